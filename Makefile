@@ -1,0 +1,33 @@
+# `make train && make patch` is the main job. Each target sets up .venv with the pinned packages by itself.
+PYTHON = python3
+OUT    = out/default
+SEED   = 0
+DEVICE = auto
+ARGS   =
+
+PY = .venv/bin/python
+
+.DEFAULT_GOAL = help
+.PHONY: help train patch test clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo 'variables: OUT=$(OUT) SEED=$(SEED) DEVICE=$(DEVICE) PYTHON=$(PYTHON) ARGS=  (ARGS goes to the script as it is)'
+
+.venv/ready: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+train: .venv/ready  ## train a model into OUT, or go on with an interrupted run there
+	$(PY) train.py --out $(OUT) --seed $(SEED) --device $(DEVICE) $(if $(wildcard $(OUT)/resume.pt),--resume) $(ARGS)
+
+patch: .venv/ready  ## trace the circuit of the run in OUT, write OUT/circuit.json
+	$(PY) patch.py --run $(OUT) --device $(DEVICE) $(ARGS)
+
+test: .venv/ready  ## run the tests
+	$(PY) -m pytest $(ARGS)
+
+clean:  ## remove .venv and caches; never a trained run
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './out/*' -prune -exec rm -rf {} +

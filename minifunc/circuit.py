@@ -1,0 +1,140 @@
+"""From effects and attention to a circuit: which heads do what, by stated criteria, and what happens without them.
+
+Three groups as in arXiv 2507.09875, made explicit, and the two routes that feed them:
+
+    function_induction   strong on the logits, and at the last `=` it looks at earlier answers
+    consolidation        strong on the logits, and at the last `=` it looks at itself and at BOS
+    shown_answer         strong on the inputs of an FI head when the *shown* answers are changed
+    expected_answer      strong on the inputs of an FI head when the *operands* are changed instead
+    previous_token       one of these two that looks, at an answer, at the `=` before it
+
+A head is "layer.head"; a group is a list of heads in the order of the model.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minifunc.evaluation import last_logits
+from minifunc.model import Hooks, Transformer
+
+Head = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """The thresholds that make the groups.
+
+    solves: share of contrast prompts that the model must answer rightly; below it there is nothing to explain and
+    r, a ratio to almost nothing, means nothing. strong: |r| from which a head counts (the paper's 2 %).
+    looks_at_answers, looks_at_self_or_bos, looks_at_previous: shares of attention, means over prompts (and over
+    the answers, for the last one).
+    """
+
+    solves: float = 0.5
+    strong: float = 0.02
+    looks_at_answers: float = 0.30
+    looks_at_self_or_bos: float = 0.50
+    looks_at_previous: float = 0.30
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 < value <= 1:
+                raise ValueError(f"{name.replace('_', '-')} is a share: it must lie above 0 and not above 1, not {value}")
+
+
+@torch.no_grad()
+def attention_shares(model: Transformer, tokens: Tensor, answers: Tensor) -> dict[str, dict[str, float]]:
+    """Where each head looks, as shares of its attention, means over the prompts tokens [n_prompts, pos].
+
+    answers [n_shots] int64: positions of the shown answers. Per head: last_to_answers, last_to_self, last_to_bos,
+    last_to_operands (the query's own two, 4 and 2 before the end) are seen from the last position;
+    answer_to_previous goes from each shown answer to the token before it.
+    """
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
+    total = 0
+    for part in tokens.split(128):
+        _, cache = model.run_with_cache(part.to(model.unembed.W_U.device), names)
+        total = total + torch.stack([cache[name].sum(0) for name in names]).double().cpu()
+    pattern = total / len(tokens)  # [n_layers, n_heads, query, key]
+    last = pattern[:, :, -1]
+    shares = {
+        "last_to_answers": last[..., answers].sum(-1),
+        "answer_to_previous": pattern[:, :, answers, answers - 1].mean(-1),
+        "last_to_self": last[..., -1],
+        "last_to_bos": last[..., 0],
+        "last_to_operands": last[..., [-4, -2]].sum(-1),
+    }
+    return {
+        f"{layer}.{head}": {name: round(share[layer, head].item(), 4) for name, share in shares.items()}
+        for layer in range(model.cfg.n_layers)
+        for head in range(model.cfg.n_heads)
+    }
+
+
+def parse(head: str) -> Head:
+    layer, index = head.split(".")
+    return int(layer), int(index)
+
+
+def direct_groups(to_logits: Tensor, attention: Mapping[str, Mapping[str, float]], criteria: Criteria) -> dict[str, list[str]]:
+    """function_induction and consolidation from r of heads → logits [n_layers, n_heads] and `attention_shares`.
+
+    An FI head moves the answer away from base (r < 0); the paper's consolidation heads do either.
+    """
+    fi, consolidation = [], []
+    for layer, row in enumerate(to_logits.tolist()):
+        for index, r in enumerate(row):
+            head = f"{layer}.{index}"
+            looks = attention[head]
+            if r <= -criteria.strong and looks["last_to_answers"] >= criteria.looks_at_answers:
+                fi.append(head)
+            elif abs(r) >= criteria.strong and looks["last_to_self"] + looks["last_to_bos"] >= criteria.looks_at_self_or_bos:
+                consolidation.append(head)
+    return {"function_induction": fi, "consolidation": consolidation}
+
+
+def feeding_heads(effects: Sequence[Tensor], criteria: Criteria) -> list[str]:
+    """Heads that are strong on at least one receiver; effects: r values [n_layers, n_heads] each."""
+    if not effects:
+        return []
+    strongest = torch.stack(list(effects)).abs().amax(0)
+    return [f"{layer}.{head}" for layer, head in (strongest >= criteria.strong).nonzero().tolist()]
+
+
+@torch.no_grad()
+def ablated_logits(model: Transformer, tokens: Tensor, source: Tensor, heads: Sequence[str]) -> Tensor:
+    """Logits [n_prompts, d_vocab] at the last position when `heads` send, at every position, what they send on `source`.
+
+    tokens, source [n_prompts, pos] int64. Everything else is live: this is ablation, not path patching.
+    """
+    by_layer: dict[int, list[int]] = {}
+    for layer, head in map(parse, heads):
+        by_layer.setdefault(layer, []).append(head)
+    device = model.unembed.W_U.device
+    logits = []
+    for rows, other in zip(tokens.split(256), source.split(256)):
+        names = [f"blocks.{layer}.attn.hook_z" for layer in by_layer]
+        _, cache = model.run_with_cache(other.to(device), names)
+
+        def replace(z: Tensor, name: str, cache=cache) -> Tensor:
+            z = z.clone()
+            for head in by_layer[int(name.split(".")[1])]:
+                z[:, :, head] = cache[name][:, -z.shape[1] :, head]  # the last block shows its last position alone
+            return z
+
+        logits.append(last_logits(model, rows, Hooks(dict.fromkeys(names, replace))))
+    return torch.cat(logits)
+
+
+def random_group(heads: Sequence[str], n_heads: int, generator: torch.Generator) -> list[str]:
+    """As many heads from each layer as `heads` has there, drawn from that layer's other heads (all of them, where too few)."""
+    group = []
+    for layer in sorted({parse(head)[0] for head in heads}):
+        inside = [parse(head)[1] for head in heads if parse(head)[0] == layer]
+        outside = [head for head in range(n_heads) if head not in inside]
+        drawn = torch.randperm(len(outside), generator=generator)[: len(inside)]
+        group += [f"{layer}.{outside[index]}" for index in sorted(drawn.tolist())]
+    return group

@@ -1,0 +1,157 @@
+"""A run's folder: what is in it, how it is written so that nothing is lost, how it is read so that nothing runs.
+
+    config.json    what the run is: model, train, diet, vocabulary, versions
+    metrics.jsonl  one line per evaluation
+    model.pt       the weights, a bare state_dict
+    resume.pt      all that an interrupted run needs to go on to the same final weights
+    circuit.json   what patch.py found
+
+Every file is written whole to a temporary name and then renamed, so a reader sees the old one or the new one.
+"""
+
+import contextlib
+import json
+import warnings
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minifunc.model import ModelConfig, Transformer
+
+
+class UserError(Exception):
+    """A user's mistake or an unusable input: shown as one line, exit code 2."""
+
+
+def run_main(work: Callable[[], int]) -> int:
+    """Runs a script's work; a UserError becomes one line on stderr and exit code 2."""
+    try:
+        return work()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def pick_device(name: str) -> torch.device:
+    """auto (cuda, then mps, then cpu), or the device named. Raises UserError for one that is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, found in there.items() if found))
+    try:
+        device = torch.device(name)
+        if there.get(device.type) and (device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()):
+            return device
+    except RuntimeError:
+        pass
+    raise UserError(f"device {name!r} is not available here; there is: {', '.join(kind for kind, found in there.items() if found)}")
+
+
+def _write(path: Path, write: Callable[[Any], object]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        raise UserError(f"cannot write {path}: {error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def save_tensors(path: Path, state: dict[str, Any]) -> None:
+    _write(path, lambda file: torch.save(state, file))
+
+
+def save_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=1, allow_nan=False)
+    _write(path, lambda file: file.write(text.encode() + b"\n"))
+
+
+def save_lines(path: Path, values: list[Any]) -> None:
+    """JSON lines."""
+    text = "".join(json.dumps(value, allow_nan=False) + "\n" for value in values)
+    _write(path, lambda file: file.write(text.encode()))
+
+
+def load_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {path.parent} holds no run") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {_line(error)}") from None
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """A file of tensors and plain values, read without running anything in it (`weights_only`)."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {path.parent} holds no trained model") from None
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError, IndexError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} is damaged or no checkpoint of ours: {_line(error)}") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is no checkpoint of ours: it holds a {type(state).__name__}")
+    return state
+
+
+def model_config(values: Any, path: Path) -> ModelConfig:
+    """The `model` part of a config.json. Raises UserError where it does not describe a model."""
+    known = {field.name for field in fields(ModelConfig)}
+    if not isinstance(values, dict) or not set(values) <= known:
+        raise UserError(f"{path}: `model` must hold the fields {', '.join(sorted(known))} and no others")
+    try:
+        return ModelConfig(**values)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def load_run(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Transformer, dict[str, Any]]:
+    """The trained model of a run's folder, on `device` and in evaluation mode, and its config.
+
+    Raises UserError, naming the file and the fault, for a folder that holds no sound run.
+    """
+    folder = Path(folder)
+    config = load_json(folder / "config.json")
+    if not isinstance(config, dict) or not isinstance(config.get("vocabulary"), list):
+        raise UserError(f"{folder / 'config.json'} is no config of ours: `model` or `vocabulary` is missing")
+    cfg = model_config(config.get("model"), folder / "config.json")
+    state = load_tensors(folder / "model.pt")
+    with torch.device("meta"):  # shapes first: nothing large is made before the file is known to fit
+        model = Transformer(cfg)
+    fault = weights_fault(model, state)
+    if fault:
+        raise UserError(f"{folder / 'model.pt'} does not fit config.json: {fault}")
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False).to(device).eval(), config
+
+
+def weights_fault(model: Transformer, state: dict[str, Any]) -> str:
+    """What keeps `state` from being this model's weights, in a few words; empty if nothing does."""
+    wanted = model.state_dict()
+    for name in sorted(wanted.keys() | state.keys(), key=str):
+        if name not in state:
+            return f"{name} is missing"
+        if name not in wanted:
+            return f"{name!r:.60} is no parameter of this model"
+        tensor = state[name]
+        if not isinstance(tensor, torch.Tensor) or tensor.shape != wanted[name].shape or tensor.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16) or tensor.layout != torch.strided or tensor.is_meta or tensor.dtype != getattr(state.get("embed.W_E"), "dtype", None):
+            return f"{name} must be a float tensor of shape {list(wanted[name].shape)}"
+        if not tensor.isfinite().all():
+            return f"{name} holds values that are not finite"
+    return ""
+
+
+def _line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:160]

@@ -1,0 +1,211 @@
+"""Traces the circuit of a trained run: `python patch.py --run out/default`.
+
+In the paper's order: does the model do the task (base and contrast accuracy)? Which heads write the answer
+(heads → logits)? What do those read, and from which heads (heads → q, k, v, under both contrasts)? What is left
+when they are taken out (ablation)? The findings go to stdout and, complete, to circuit.json.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import tasks
+from minifunc.circuit import Criteria, ablated_logits, attention_shares, direct_groups, feeding_heads, random_group
+from minifunc.evaluation import accuracy, last_logits
+from minifunc.flags import Parser, add_flags, from_flags
+from minifunc.model import Transformer
+from minifunc.patching import Effects, HeadInput, Logits, PathPatcher
+from minifunc.runs import UserError, load_run, pick_device, run_main, save_json
+
+N_RANDOM = 5  # layer-matched random groups beside the ablated one
+
+
+def as_lists(effects: Effects) -> dict[str, Any]:
+    """r values for circuit.json."""
+    return {"heads": _rounded(effects.heads), "mlps": _rounded(effects.mlps), "embedding": round(effects.embedding.item(), 5)}
+
+
+def _rounded(tensor: torch.Tensor) -> Any:
+    return [[round(x, 5) for x in row] if isinstance(row, list) else round(row, 5) for row in tensor.tolist()]
+
+
+def trace(model: Transformer, task: str, k: int, shots: int, n_prompts: int, seed: int, criteria: Criteria, freeze_mlps: bool, max_memory: float | None) -> dict[str, Any]:
+    """The whole study of one run on one task; returns what circuit.json holds."""
+    started = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    pairs = tasks.evaluation_pairs(task, k, shots, n_prompts, generator)
+    answers = (pairs.base_answers, pairs.contrast_answers)
+
+    # 1. Does it do the task? Accuracy is counted on more prompts than are patched: patching averages logits.
+    many = tasks.evaluation_pairs(task, k, shots, max(500, n_prompts), generator)
+
+    def scores(logits: torch.Tensor) -> dict[str, float]:
+        return {"base": accuracy(logits, many.base_answers), "contrast": accuracy(logits, many.contrast_answers)}
+
+    shares = {"base_prompt": scores(last_logits(model, many.base)), "contrast_prompt": scores(last_logits(model, many.contrast))}
+
+    # 2. Heads → logits, under both contrasts.
+    attention = attention_shares(model, pairs.contrast, tasks.answer_positions(shots))
+    with tqdm(total=4, desc="patch", mininterval=0.5, disable=None) as bar:
+        patchers = {name: PathPatcher(model, base, pairs.contrast, *answers, freeze_mlps, max_memory) for name, base in (("answers", pairs.base), ("operands", pairs.operands_changed))}
+        effects: dict[str, dict[str, Effects]] = {name: {"logits": patcher.sweep(Logits())} for name, patcher in patchers.items()}
+        bar.update(2)
+        groups = direct_groups(effects["answers"]["logits"].heads, attention, criteria)
+        if shares["contrast_prompt"]["contrast"] < criteria.solves:
+            groups = {group: [] for group in groups}
+
+        # 3. Heads → q, k, v of every FI and consolidation head, under both contrasts.
+        readers = groups["function_induction"] + groups["consolidation"]
+        receivers = [HeadInput(int(layer), int(head), which) for layer, head in (name.split(".") for name in readers) for which in "vqk"]
+        for name, patcher in patchers.items():
+            effects[name] |= dict(zip(map(str, receivers), patcher.sweep_each(receivers)))
+            bar.update()
+    for name, group in (("answers", "shown_answer"), ("operands", "expected_answer")):
+        groups[group] = feeding_heads([e.heads for receiver, e in effects[name].items() if receiver[:-2] in groups["function_induction"]], criteria)
+    fed = sorted({*groups["shown_answer"], *groups["expected_answer"]}, key=lambda head: [int(part) for part in head.split(".")])
+    groups["previous_token"] = [head for head in fed if attention[head]["answer_to_previous"] >= criteria.looks_at_previous]
+
+    # 4. Without the FI heads, and without as many others.
+    ablation = []
+    if groups["function_induction"]:
+        candidates = [("function_induction", groups["function_induction"])]
+        candidates += [("random", random_group(groups["function_induction"], model.cfg.n_heads, generator)) for _ in range(N_RANDOM)]
+        for label, heads in candidates:
+            left = scores(ablated_logits(model, many.contrast, many.base, heads))
+            ablation.append({"ablated": label, "heads": heads, "how": "base", "base_acc": left["base"], "contrast_acc": left["contrast"], "n_draws": 1, "n_prompts": len(many.base)})
+
+    F = {name: {"base": round(patcher.F_base.mean().item(), 5), "contrast": round(patcher.F_contrast.mean().item(), 5)} for name, patcher in patchers.items()}
+    return {
+        "task": task,
+        "k": k,
+        "shots": shots,
+        "n_prompts": n_prompts,
+        "freeze_mlps": freeze_mlps,
+        "seed": seed,
+        "device": str(model.unembed.W_U.device),
+        "seconds": round(time.perf_counter() - started, 2),
+        "F": F["answers"],
+        "accuracy": shares,
+        "accuracy_prompts": len(many.base),
+        "contrast": "answers",
+        "effects": {receiver: as_lists(e) for receiver, e in effects["answers"].items()},
+        "operands_changed": {"F": F["operands"], "effects": {receiver: as_lists(e) for receiver, e in effects["operands"].items()}},
+        "groups": groups,
+        "criteria": vars(criteria),
+        "attention": attention,
+        "evaluation": {"ablation": ablation},
+    }
+
+
+# ---------------------------------------------------------------- what the terminal shows
+
+
+def heat_map(title: str, heads: list[list[float]], mlps: list[float], embedding: float, colour: bool) -> str:
+    """r in percent, a row per layer; red pulls back to base (r < 0), blue pushes on (r > 0)."""
+    n_heads = len(heads[0])
+    lines = [f"{title} (r in %)", "layer " + "".join(f"{f'h{head}':>7}" for head in range(n_heads)) + "     mlp"]
+    for layer, row in reversed(list(enumerate(heads))):
+        lines.append(f"{layer:>5} " + "".join(_cell(r, colour) for r in row) + " " + _cell(mlps[layer], colour))
+    lines.append("embed " + _cell(embedding, colour))
+    return "\n".join(lines)
+
+
+def _cell(r: float, colour: bool) -> str:
+    text = f"{100 * r:7.1f}"
+    if not colour:
+        return text
+    shade = 255 - int(215 * min(1.0, abs(r) ** 0.5))
+    red, green, blue = (255, shade, shade) if r < 0 else (shade, shade, 255)
+    return f"\x1b[48;2;{red};{green};{blue}m\x1b[38;2;0;0;0m{text}\x1b[0m"
+
+
+def strongest(effects: dict[str, Any], most: int = 4, least: float = 0.02) -> str:
+    """The strongest senders of one receiver, in words: `0.0 -73, mlp1 -20`."""
+    named = [(f"{layer}.{head}", r) for layer, row in enumerate(effects["heads"]) for head, r in enumerate(row)]
+    named += [(f"mlp{layer}", r) for layer, r in enumerate(effects["mlps"])] + [("embedding", effects["embedding"])]
+    named = sorted((pair for pair in named if abs(pair[1]) >= least), key=lambda pair: -abs(pair[1]))[:most]
+    return ", ".join(f"{name} {100 * r:+.0f}" for name, r in named) or "none"
+
+
+def sentence(circuit: dict[str, Any]) -> str:
+    """One plain sentence that says what was found."""
+    groups, task = circuit["groups"], f"{circuit['task']} off by {circuit['k']:+d}"
+    done = circuit["accuracy"]["contrast_prompt"]["contrast"]
+    if not groups["function_induction"]:
+        why = "the model does not do the task" if done < circuit["criteria"]["solves"] else "no head moves the answer and looks at earlier answers as the criteria ask"
+        return f"No function-induction circuit was found for {task} (right on {done:.1%} of prompts): {why}."
+    r = {head: circuit["effects"]["logits"]["heads"][int(head.split(".")[0])][int(head.split(".")[1])] for head in groups["function_induction"]}
+    named = ", ".join(f"{head} ({100 * r[head]:.0f} %)" for head in sorted(r, key=r.__getitem__))
+    left = circuit["evaluation"]["ablation"][0]
+    return (
+        f"{task.capitalize()} (right on {done:.1%} of prompts) is carried by the function-induction head{'s' * (len(r) > 1)} {named}: at the last `=` they look at the earlier answers; "
+        f"they read the shown answers through {', '.join(groups['shown_answer']) or 'no head'} and the expected ones through {', '.join(groups['expected_answer']) or 'no head'}. "
+        f"Without them the model is off by {circuit['k']:+d} on {left['contrast_acc']:.1%} of prompts and gives the plain answer on {left['base_acc']:.1%}."
+    )
+
+
+def show(circuit: dict[str, Any], colour: bool) -> str:
+    """The findings as text."""
+    c, criteria, out = circuit, circuit["criteria"], []
+    out.append(f"{c['task']} off by {c['k']:+d}, {c['shots']} shots, {c['n_prompts']} prompts, {'frozen' if c['freeze_mlps'] else 'live'} MLPs, {c['seconds']:.0f} s on {c['device']}")
+    for prompt in ("base_prompt", "contrast_prompt"):
+        share = c["accuracy"][prompt]
+        out.append(f"  {prompt.replace('_', ' '):16} plain answer {share['base']:.3f}   answer off by {c['k']:+d} {share['contrast']:.3f}")
+    out.append(f"  F = logit(plain) - logit(off by {c['k']:+d}): base {c['F']['base']:.2f}, contrast {c['F']['contrast']:.2f}\n")
+    logits = c["effects"]["logits"]
+    out.append(heat_map("heads → logits", logits["heads"], logits["mlps"], logits["embedding"], colour) + "\n")
+    for group, heads in c["groups"].items():
+        out.append(f"{group.replace('_', ' '):20}" + (", ".join(heads) or "none"))
+    out.append("  criteria: " + ", ".join(f"{name.replace('_', ' ')} >= {value:g}" for name, value in criteria.items()) + "\n")
+    for receiver in (name for name in c["effects"] if name != "logits"):
+        out.append(f"→ {receiver:8} shown answers changed: {strongest(c['effects'][receiver])}")
+        out.append(f"  {'':8} operands changed:      {strongest(c['operands_changed']['effects'][receiver])}")
+    if c["evaluation"]["ablation"]:
+        out.append(f"\nablation (the heads send what they send on the base prompt), {c['accuracy_prompts']} contrast prompts")
+    for row in c["evaluation"]["ablation"]:
+        out.append(f"  {row['ablated']:20}{', '.join(row['heads']):24} plain answer {row['base_acc']:.3f}   answer off by {c['k']:+d} {row['contrast_acc']:.3f}")
+    return "\n".join([*out, "", sentence(c)])
+
+
+def main(argv: list[str] | None = None) -> int:
+    def work() -> int:
+        parser = Parser(prog="patch.py", description=__doc__.splitlines()[0])
+        parser.add_argument("--run", default="out/default", help="folder of the trained run (default: %(default)s)")
+        parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
+        parser.add_argument("--task", default="addition", help=f"one of: {', '.join(tasks.TASKS)} (default: %(default)s)")
+        parser.add_argument("--k", type=int, default=1, help="the shift (default: %(default)s)")
+        parser.add_argument("--shots", type=int, default=8, help="examples in a prompt (default: %(default)s)")
+        parser.add_argument("--prompts", type=int, default=100, help="prompts to patch (default: %(default)s)")
+        parser.add_argument("--seed", type=int, default=0, help="which prompts are drawn (default: %(default)s)")
+        parser.add_argument("--freeze-mlps", action="store_true", help="direct paths do not pass through MLPs (default: they do, as in the paper)")
+        parser.add_argument("--max-memory", type=float, metavar="GIB", help="memory that the sweep may use (default: 0.5; on CUDA a quarter of what is free)")
+        parser.add_argument("--json", metavar="PATH", help="where the findings go (default: circuit.json in the run's folder)")
+        add_flags(parser, "criteria of the groups", Criteria())
+        arguments = parser.parse_args(argv)
+        criteria, device = from_flags(arguments, Criteria()), pick_device(arguments.device)
+        model, config = load_run(arguments.run, device)
+        if config["vocabulary"] != tasks.VOCABULARY:
+            raise UserError(f"{arguments.run} was trained on another vocabulary than this version has")
+        if tasks.n_tokens(arguments.shots) > model.cfg.n_ctx:
+            raise UserError(f"--shots {arguments.shots} makes prompts of {tasks.n_tokens(arguments.shots)} tokens; the model's context holds {model.cfg.n_ctx}")
+        if arguments.k == 0:
+            raise UserError("--k 0 leaves nothing to trace: base and contrast prompts would be the same")
+        path = Path(arguments.json) if arguments.json else Path(arguments.run) / "circuit.json"
+        try:
+            circuit = trace(model, arguments.task, arguments.k, arguments.shots, arguments.prompts, arguments.seed, criteria, arguments.freeze_mlps, arguments.max_memory)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        save_json(path, circuit)
+        print(show(circuit, colour=sys.stdout.isatty()))
+        print(f"everything is in {path}")
+        return 0
+
+    return run_main(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

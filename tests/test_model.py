@@ -1,0 +1,313 @@
+"""The transformer against independent formulas; its hooks; its names and shapes."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from minifunc.model import ModelConfig, Transformer, rotate
+
+SMALL = dict(n_layers=2, n_heads=3, d_model=12, d_head=4, d_mlp=20, d_vocab=11, n_ctx=16, positions="rotary", normalization="RMS", act_fn="gelu", eps=1e-5, rotary_base=100.0)
+BATCH, POS = 5, 7
+VARIANTS = [dict(zip(("positions", "normalization", "act_fn"), kinds)) for kinds in itertools.product(("rotary", "learned", "none"), ("RMS", "LN"), ("gelu", "relu", "none"))]
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def small(dtype=torch.float64, **changes):
+    """A small model with random weights, the norms' scales included."""
+    generator = torch.Generator().manual_seed(1)
+    model = Transformer(ModelConfig(**{**SMALL, **changes}), generator)
+    for name, weight in model.named_parameters():
+        if weight.ndim == 1:
+            weight.data += torch.rand(weight.shape, generator=generator)
+    return model.requires_grad_(False).to(dtype)
+
+
+def written_out(model):
+    """Hooks that change nothing, but make attention show its scores."""
+    return {f"blocks.{layer}.attn.hook_pattern": lambda x, name: x for layer in range(model.cfg.n_layers)}
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(SMALL["d_vocab"], (BATCH, POS), generator=torch.Generator().manual_seed(2))
+
+
+def turned(x, base):
+    """Rotary positions by their definition, one pair and one position at a time. x [batch, head, pos, d_head]"""
+    out = torch.empty_like(x)
+    for pos, pair in itertools.product(range(x.shape[2]), range(x.shape[3] // 2)):
+        angle = pos / base ** (2 * pair / x.shape[3])
+        a, b = x[:, :, pos, 2 * pair], x[:, :, pos, 2 * pair + 1]
+        out[:, :, pos, 2 * pair] = a * math.cos(angle) - b * math.sin(angle)
+        out[:, :, pos, 2 * pair + 1] = a * math.sin(angle) + b * math.cos(angle)
+    return out
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned", "none"])
+def test_attention_is_the_textbook_one(tokens, positions):
+    model = small(torch.float32, positions=positions)
+    _, cache = model.run_with_cache(tokens)
+    attn, x = model.blocks[1].attn, cache["blocks.1.ln1.hook_normalized"] * model.blocks[1].ln1.w
+    q, k, v = (torch.einsum("bpm,hmd->bhpd", x, weight) for weight in (attn.W_Q, attn.W_K, attn.W_V))
+    if positions == "rotary":
+        q, k = turned(q, model.cfg.rotary_base), turned(k, model.cfg.rotary_base)
+    z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    assert_close(cache["blocks.1.hook_attn_out"], torch.einsum("bhpd,hdm->bpm", z, attn.W_O))
+
+
+@pytest.mark.parametrize("positions", [None, [POS - 1], [1, 4]])
+def test_fused_attention_equals_the_written_out_one(tokens, positions):
+    model = small(torch.float32)
+    positions = None if positions is None else torch.tensor(positions)
+    assert_close(model(tokens, positions), model.run_with_hooks(tokens, written_out(model), positions), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("act_fn", ["gelu", "relu"])
+def test_mlp_is_two_products_and_a_nonlinearity(tokens, act_fn):
+    model = small(act_fn=act_fn)
+    _, cache = model.run_with_cache(tokens)
+    mlp, pre = model.blocks[0].mlp, cache["blocks.0.ln2.hook_normalized"] * model.blocks[0].ln2.w @ model.blocks[0].mlp.W_in
+    post = pre.clamp(min=0) if act_fn == "relu" else pre * (1 + torch.erf(pre / math.sqrt(2))) / 2
+    assert_close(cache["blocks.0.hook_mlp_out"], post @ mlp.W_out)
+
+
+@pytest.mark.parametrize("normalization", ["RMS", "LN"])
+def test_norm_follows_its_formula(tokens, normalization):
+    model = small(normalization=normalization, eps=0.1)
+    _, cache = model.run_with_cache(tokens)
+    x = cache["blocks.0.hook_resid_pre"]
+    x = x - x.mean(-1, keepdim=True) if normalization == "LN" else x
+    by_hand = x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt()
+    assert_close(cache["blocks.0.ln1.hook_normalized"], by_hand)
+    assert_close(cache["blocks.0.attn.hook_v"][:, :, 1], by_hand * model.blocks[0].ln1.w @ model.blocks[0].attn.W_V[1])
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(variant.values()))
+def test_stream_is_the_sum_of_its_parts(tokens, variant):
+    model = small(**variant)
+    logits, cache = model.run_with_cache(tokens)
+    parts = [name for name in cache if name.endswith(("hook_embed", "hook_attn_out", "hook_mlp_out"))]
+    if variant["positions"] == "learned":
+        parts.append("hook_pos_embed")
+    assert_close(sum(cache[name] for name in parts), cache["blocks.1.hook_resid_post"])
+    assert_close(cache["ln_final.hook_normalized"] * model.ln_final.w @ model.unembed.W_U, logits)
+
+
+@pytest.mark.parametrize("changed", [1, POS - 1])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_later_token_never_changes_earlier_logits(tokens, changed, fused):
+    model = small()
+    other = tokens.clone()
+    other[:, changed] = (other[:, changed] + 1) % SMALL["d_vocab"]
+    hooks = {} if fused else written_out(model)
+    a, b = model.run_with_hooks(tokens, hooks), model.run_with_hooks(other, hooks)
+    assert_close(a[:, :changed], b[:, :changed], rtol=0, atol=1e-12)
+    assert ((a[:, changed:] - b[:, changed:]).abs().amax(-1) > 1e-6).all()
+
+
+def test_rotary_scores_depend_on_distance_only():
+    q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0))
+
+    def score(query, key):
+        return (rotate(q, torch.tensor([query]), 100.0) * rotate(k, torch.tensor([key]), 100.0)).sum()
+
+    assert_close(score(5, 2), score(45, 42), rtol=0, atol=1e-4)  # float32 angles
+    assert (score(5, 2) - score(5, 3)).abs() > 1e-2
+
+
+def test_rotation_is_exact_in_float64():
+    x = torch.randn(2, 100, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = turned(x.transpose(1, 2), 10000.0).transpose(1, 2)
+    assert_close(rotate(x, torch.arange(100), 10000.0), expected, rtol=0, atol=1e-12)
+
+
+def test_learned_positions_are_added_to_the_embedding(tokens):
+    model = small(positions="learned")
+    _, cache = model.run_with_cache(tokens)
+    assert_close(cache["blocks.0.hook_resid_pre"], model.embed.W_E[tokens] + model.pos_embed.W_pos[:POS])
+
+
+# ---------------------------------------------------------------- hooks
+
+
+def hook_table(cfg, query=POS):
+    """Every hook point in order, with its shape. `query`: rows asked for in the last block."""
+    table = {"hook_embed": (BATCH, POS, cfg.d_model)}
+    if cfg.positions == "learned":
+        table["hook_pos_embed"] = (BATCH, POS, cfg.d_model)
+    for layer in range(cfg.n_layers):
+        rows = query if layer == cfg.n_layers - 1 else POS
+        stream, heads, keys = (BATCH, rows, cfg.d_model), (BATCH, rows, cfg.n_heads, cfg.d_head), (BATCH, POS, cfg.n_heads, cfg.d_head)
+        scores, hidden = (BATCH, cfg.n_heads, rows, POS), (BATCH, rows, cfg.d_mlp)
+        block = {"hook_resid_pre": (BATCH, POS, cfg.d_model), "ln1.hook_normalized": (BATCH, POS, cfg.d_model)}
+        block |= {"attn.hook_q": heads, "attn.hook_k": keys, "attn.hook_v": keys, "attn.hook_rot_q": heads, "attn.hook_rot_k": keys}
+        block |= {"attn.hook_attn_scores": scores, "attn.hook_pattern": scores, "attn.hook_z": heads, "hook_attn_out": stream, "hook_resid_mid": stream}
+        if cfg.act_fn != "none":
+            block |= {"hook_mlp_in": stream, "ln2.hook_normalized": stream, "mlp.hook_pre": hidden, "mlp.hook_post": hidden, "hook_mlp_out": stream}
+        table |= {f"blocks.{layer}.{name}": shape for name, shape in {**block, "hook_resid_post": stream}.items()}
+    return table | {"ln_final.hook_normalized": (BATCH, query, cfg.d_model)}
+
+
+@pytest.mark.parametrize("positions", [None, [POS - 1]], ids=["everywhere", "last"])
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(variant.values()))
+def test_hook_points_are_met_once_each_in_order_and_shape(tokens, variant, positions):
+    model, met = small(**variant), []
+
+    def look(x, name):
+        met.append((name, tuple(x.shape)))
+        return x
+
+    model.run_with_hooks(tokens, dict.fromkeys(model.hook_names(), look), None if positions is None else torch.tensor(positions))
+    assert met == list(hook_table(model.cfg, len(positions or range(POS))).items())
+    assert model.hook_names() == [name for name, _ in met]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(variant.values()))
+def test_identity_on_every_hook_point_changes_nothing(tokens, variant):
+    model = small(**variant)
+    unchanged = model.run_with_hooks(tokens, dict.fromkeys(model.hook_names(), lambda x, name: x))
+    assert_close(unchanged, model(tokens), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", small(positions="learned").hook_names())
+def test_what_a_hook_returns_is_what_the_model_goes_on_with(tokens, name):
+    model = small(positions="learned")
+    before = model(tokens)
+    noise = torch.Generator().manual_seed(3)
+    after = model.run_with_hooks(tokens, {name: lambda x, name: x + torch.randn(x.shape, generator=noise, dtype=x.dtype)})
+    assert (after - before).abs().max() > 1e-3
+
+
+def test_cache_holds_just_what_was_asked_for(tokens):
+    model = small()
+    logits, cache = model.run_with_cache(tokens, ["blocks.1.attn.hook_z"])
+    everything = model.run_with_cache(tokens)[1]
+    assert list(cache) == ["blocks.1.attn.hook_z"]
+    assert_close(cache["blocks.1.attn.hook_z"], everything["blocks.1.attn.hook_z"])
+    assert torch.equal(logits, model(tokens))
+
+
+def test_hooks_end_with_their_call(tokens):
+    model = small()
+    before = model(tokens)
+
+    def fail(x, name):
+        raise RuntimeError("from the hook")
+
+    model.run_with_hooks(tokens, {"hook_embed": lambda x, name: 0 * x})
+    model.run_with_cache(tokens)
+    with pytest.raises(RuntimeError, match="from the hook"):
+        model.run_with_hooks(tokens, {"blocks.0.attn.hook_z": fail})
+    assert torch.equal(model(tokens), before)
+
+
+@pytest.mark.parametrize("run", [lambda model, tokens, name: model.run_with_hooks(tokens, {name: lambda x, name: x}), lambda model, tokens, name: model.run_with_cache(tokens, [name])], ids=["hooks", "cache"])
+def test_unknown_hook_name_raises_and_names_close_ones(tokens, run):
+    with pytest.raises(ValueError, match=r"'blocks\.0\.attn\.hook_zz'; close ones: .*blocks\.0\.attn\.hook_z\b"):
+        run(small(), tokens, "blocks.0.attn.hook_zz")
+    with pytest.raises(ValueError, match="no hook point 'blocks.0.mlp.hook_post'"):
+        run(small(act_fn="none"), tokens, "blocks.0.mlp.hook_post")
+
+
+# ---------------------------------------------------------------- parts of a run
+
+
+@pytest.mark.parametrize("asked", [[POS - 1], [0], [2, 5], list(range(POS))], ids=str)
+@pytest.mark.parametrize("kind", ["rotary", "learned"])
+def test_asking_for_some_positions_equals_slicing(tokens, asked, kind):
+    model = small(positions=kind)
+    assert_close(model(tokens, torch.tensor(asked)), model(tokens)[:, asked], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_going_on_from_the_stream_equals_the_whole_run(tokens, layer):
+    model = small()
+    logits, cache = model.run_with_cache(tokens)
+    resid = cache[f"blocks.{layer}.hook_resid_pre" if layer < 2 else "blocks.1.hook_resid_post"]
+    assert_close(model.run_from(resid, layer), logits, rtol=0, atol=1e-12)
+    assert_close(model.run_from(resid, layer, torch.tensor([POS - 1])), logits[:, -1:], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(POS,), (1, 0), (1, SMALL["n_ctx"] + 1), (1, 2, 3)], ids=str)
+def test_tokens_of_a_wrong_shape_are_refused(shape):
+    with pytest.raises(ValueError, match="tokens must be"):
+        small()(torch.zeros(shape, dtype=torch.long))
+
+
+# ---------------------------------------------------------------- weights, devices, config
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+@pytest.mark.parametrize("act_fn", ["relu", "none"])
+def test_parameters_have_the_names_and_shapes_of_the_contract(positions, act_fn):
+    model = small(positions=positions, act_fn=act_fn)
+    wanted = {"embed.W_E": (11, 12), "ln_final.w": (12,), "unembed.W_U": (12, 11)}
+    if positions == "learned":
+        wanted["pos_embed.W_pos"] = (16, 12)
+    for layer in range(2):
+        block = {"ln1.w": (12,), "attn.W_Q": (3, 12, 4), "attn.W_K": (3, 12, 4), "attn.W_V": (3, 12, 4), "attn.W_O": (3, 4, 12)}
+        if act_fn != "none":
+            block |= {"ln2.w": (12,), "mlp.W_in": (12, 20), "mlp.W_out": (20, 12)}
+        wanted |= {f"blocks.{layer}.{name}": shape for name, shape in block.items()}
+    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == wanted
+
+
+def test_initial_weights_come_from_the_generator_alone():
+    def weights(seed, world):
+        torch.manual_seed(world)
+        state = torch.get_rng_state()
+        model = Transformer(ModelConfig(**SMALL), torch.Generator().manual_seed(seed))
+        assert torch.equal(torch.get_rng_state(), state)
+        return torch.cat([weight.flatten() for weight in model.parameters()])
+
+    assert torch.equal(weights(0, 1), weights(0, 2))
+    assert not torch.equal(weights(0, 1), weights(1, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions_run_and_agree(tokens, dtype):
+    logits, cache = small(dtype).run_with_cache(tokens)
+    assert {tensor.dtype for tensor in (logits, *cache.values())} == {dtype}
+    reference = small(torch.float32)(tokens)
+    tolerance = dict(rtol=0, atol=1e-4) if dtype == torch.float64 else dict(rtol=0.1, atol=0.1)
+    assert_close(logits.float(), reference, **tolerance)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(variant.values()))
+def test_every_tensor_is_made_on_the_models_device(tokens, variant):
+    """On the meta device: a tensor made on the CPU by mistake meets one that is not, and raises."""
+    model, tokens = small(**variant).to("meta"), tokens.to("meta")
+    logits, cache = model.run_with_cache(tokens)
+    some = model(tokens, torch.tensor([POS - 1], device="meta"))
+    assert some.shape == (BATCH, 1, SMALL["d_vocab"])
+    assert all(tensor.is_meta for tensor in (logits, some, model(tokens), *cache.values()))
+
+
+@needs_gpu
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(variant.values()))
+def test_cuda_gives_the_logits_of_the_cpu(tokens, variant):
+    model = small(**variant)
+    everywhere, last = model(tokens), model(tokens, torch.tensor([POS - 1]))
+    model.to("cuda")
+    assert_close(model(tokens.cuda()).cpu(), everywhere)
+    assert_close(model.run_with_hooks(tokens.cuda(), written_out(model)).cpu(), everywhere)
+    assert_close(model(tokens.cuda(), torch.tensor([POS - 1]).cuda()).cpu(), last)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("n_layers", 0), ("n_layers", 2.0), ("n_layers", True), ("n_layers", 10**6), ("d_model", -1), ("d_head", 3), ("d_vocab", "64"), ("n_ctx", None)]
+    + [("positions", "alibi"), ("positions", None), ("normalization", "rms"), ("act_fn", "swish"), ("act_fn", [])]
+    + [("eps", 0.0), ("eps", math.nan), ("eps", math.inf), ("eps", "1e-5"), ("rotary_base", -1.0)],
+)
+def test_config_refuses_a_model_that_cannot_be_built(field, value):
+    with pytest.raises(ValueError, match=f"model config: .*{field}"):
+        ModelConfig(**{**SMALL, field: value})
+
+
+def test_odd_heads_are_fine_without_rotary_positions():
+    assert small(positions="learned", d_head=3)(torch.zeros(1, 2, dtype=torch.long)).shape == (1, 2, 11)

@@ -1,0 +1,214 @@
+import re
+
+import pytest
+import torch
+from handwired import prompts, two_step_model
+from oracle import Oracle
+
+from minifunc.model import ModelConfig, Transformer
+from minifunc.patching import HeadInput, Logits, MLPInput, PathPatcher, Resid
+
+SMALL = dict(n_layers=3, n_heads=2, d_model=12, d_head=6, d_mlp=16, d_vocab=11, n_ctx=9)
+VARIANTS = {
+    "rotary RMS relu": dict(act_fn="relu"),
+    "learned LN gelu": dict(positions="learned", normalization="LN"),
+    "attention-only": dict(act_fn="none"),
+}
+
+
+def make(dtype=torch.float64, n_prompts=3, seed=1, **changes):
+    """A random model and paired prompts that differ at positions 2 and 4."""
+    model = Transformer(ModelConfig(**{**SMALL, **changes}), torch.Generator().manual_seed(seed)).to(dtype).requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randint(11, (n_prompts, 7), generator=generator)
+    contrast = base.clone()
+    contrast[:, [2, 4]] = (contrast[:, [2, 4]] + torch.tensor([1, 3])) % 11
+    answers = torch.randint(5, (n_prompts,), generator=generator)
+    return model, base, contrast, answers, answers + 5
+
+
+def read(name):
+    """ "1.0.q" → HeadInput(1, 0, "q"), "mlp2", "resid1", "logits". """
+    if name == "logits":
+        return Logits()
+    word, layer = re.fullmatch(r"(mlp|resid)(\d+)|.*", name).groups()
+    if word:
+        return {"mlp": MLPInput, "resid": Resid}[word](int(layer))
+    layer, head, which = name.split(".")
+    return HeadInput(int(layer), int(head), which)
+
+
+def r_by_sender(patcher, effects):
+    """{sender: r}, from the three parts of an Effects."""
+    r = {"embedding": effects.embedding.item()}
+    for layer in range(patcher.cfg.n_layers):
+        r |= {f"{layer}.{head}": effects.heads[layer, head].item() for head in range(patcher.cfg.n_heads)}
+        r |= {f"mlp{layer}": effects.mlps[layer].item()} if patcher.cfg.has_mlp else {}
+    return r
+
+
+def worst_difference(data, groups, freeze_mlps, **options):
+    """Largest |r - r of the oracle| over all senders and the receiver groups (tuples of names)."""
+    patcher = PathPatcher(*data, freeze_mlps=freeze_mlps, **options)
+    oracle, worst = Oracle(*data), 0.0
+    for group, effects in zip(groups, patcher.sweep_each([[read(name) for name in group] for group in groups])):
+        for sender, r in r_by_sender(patcher, effects).items():
+            worst = max(worst, abs(r - oracle.r(sender, group, freeze_mlps)))
+    return worst
+
+
+HEADS = [(f"{layer}.{head}.{which}",) for layer in range(3) for head in range(2) for which in "qkv"]
+STREAMS = [("logits",), ("resid0",), ("resid1",), ("resid3",)]
+TOGETHER = [("1.0.q", "1.1.q"), ("1.0.v", "1.0.k"), ("0.0.v", "2.1.v"), ("resid1", "2.0.q"), ("1.1.k", "resid2"), ("2.0.k", "2.0.q", "1.1.v")]
+MLPS = [("mlp0",), ("mlp1",), ("mlp2",), ("mlp1", "1.0.q"), ("mlp0", "logits"), ("mlp2", "2.1.v")]
+
+
+@pytest.mark.parametrize("freeze_mlps", [False, True], ids=["live", "frozen"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_sender_and_receiver_equals_the_naive_oracle(variant, freeze_mlps):
+    data = make(**VARIANTS[variant])
+    groups = HEADS + STREAMS + TOGETHER + (MLPS if data[0].cfg.has_mlp else [])
+    if variant != "rotary RMS relu":  # all pairs once; the other kinds of model with a sample of them
+        groups = groups[::4]
+    assert worst_difference(data, groups, freeze_mlps) < 1e-10
+
+
+def test_freezing_the_norms_scale_would_be_noticed(monkeypatch):
+    data = make(act_fn="relu")
+
+    def with_frozen_scale(self, receiver, chunk, delta, where):
+        block = self.model.blocks[receiver.layer]
+        x = chunk.resid_pre[receiver.layer]
+        scale = (x.pow(2).mean(-1, keepdim=True) + self.cfg.eps).rsqrt()
+        return (x + delta) * scale * block.ln1.w @ getattr(block.attn, f"W_{receiver.which.upper()}")[receiver.head]
+
+    monkeypatch.setattr(PathPatcher, "_read", with_frozen_scale)
+    assert worst_difference(data, [("2.0.v",)], False) > 1e-3
+
+
+def test_a_layer_with_two_digits_is_patched():
+    data = make(act_fn="relu", n_layers=12, n_heads=1, d_model=8, d_head=8)
+    assert worst_difference(data, [("11.0.v",), ("10.0.q",), ("1.0.k",)], False) < 1e-10
+
+
+@pytest.mark.parametrize("only_logits", [False, True])
+def test_the_memory_budget_changes_nothing(only_logits):
+    data = make(act_fn="relu", n_prompts=5)
+    groups = [Logits()] if only_logits else [Logits(), HeadInput(1, 1, "k"), [HeadInput(0, 0, "v"), MLPInput(2)]]
+    whole = PathPatcher(*data)
+    small = PathPatcher(*data, max_memory=5e-5)
+    assert whole.prompts_per_chunk == 5 and small.prompts_per_chunk == 1 and not small._kept
+    for a, b in zip(whole.sweep_each(groups), small.sweep_each(groups)):
+        assert a.per_prompt.abs().max() > 0.01
+        torch.testing.assert_close(a.per_prompt, b.per_prompt, rtol=0, atol=1e-12)
+
+
+def test_a_budget_too_small_for_one_row_is_refused():
+    with pytest.raises(ValueError, match="too small for one row"):
+        PathPatcher(*make(), max_memory=1e-9)
+
+
+@pytest.mark.parametrize("name, below", [("1.0.q", 4), ("mlp1", 6), ("resid2", 7), ("logits", 10)])
+def test_a_sender_at_or_above_its_receiver_has_exactly_no_effect(name, below):
+    patcher = PathPatcher(*make(act_fn="relu"))
+    effect = patcher.sweep(read(name)).per_prompt
+    assert len(patcher.senders) == 10
+    assert (effect[:below].abs().amax(1) > 0)[1:].all()  # the embedding is the same at the last position
+    assert (effect[below:] == 0).all()
+
+
+def test_a_last_layer_head_to_the_logits_is_plain_activation_patching_of_it():
+    model, base, contrast, base_answers, contrast_answers = data = make(act_fn="relu", n_layers=1)  # no MLP above but its own
+    patcher, rows = PathPatcher(*data), torch.arange(3)
+    _, of_base = model.run_with_cache(base)
+
+    def swap(z, name):
+        z = z.clone()
+        z[:, :, 1] = of_base[name][:, :, 1]
+        return z
+
+    logits = model.run_with_hooks(contrast, {"blocks.0.attn.hook_z": swap})[:, -1]
+    expected = logits[rows, base_answers] - logits[rows, contrast_answers] - patcher.F_contrast
+    torch.testing.assert_close(patcher.sweep(Logits()).per_prompt[2], expected, rtol=0, atol=1e-12)
+
+
+def test_two_heads_overwritten_together_are_both_patched():
+    patcher = PathPatcher(*make(act_fn="relu"))
+    one, other = HeadInput(1, 0, "v"), HeadInput(1, 1, "v")
+    both = patcher.sweep([one, other]).per_prompt
+    for single in (one, other):
+        assert (both - patcher.sweep(single).per_prompt)[1].abs().max() > 1e-3
+    assert torch.equal(both, patcher.sweep([other, one]).per_prompt)
+
+
+def test_a_small_change_has_the_effect_that_the_gradient_says():
+    model, base, contrast, base_answers, contrast_answers = data = make(act_fn="gelu")
+    patcher, epsilon = PathPatcher(*data), 1e-6
+    change = patcher._kept[0].d_z[2][:, -1, 0].clone()  # head 2.0 at the last position, [prompt, d_head]
+    patcher._kept[0].d_z = [d * epsilon for d in patcher._kept[0].d_z]
+    measured = patcher.sweep(Logits()).per_prompt[7] / epsilon
+
+    z = {}
+
+    def watch(x, name):
+        z[name] = x.clone().requires_grad_()
+        return z[name]
+
+    logits = model.run_with_hooks(contrast, {"blocks.2.attn.hook_z": watch})[:, -1]
+    F = (logits.gather(1, base_answers[:, None]) - logits.gather(1, contrast_answers[:, None])).sum()
+    gradient = torch.autograd.grad(F, z["blocks.2.attn.hook_z"])[0][:, -1, 0]
+    torch.testing.assert_close(measured, (gradient * change).sum(1), rtol=1e-4, atol=1e-8)
+
+
+def test_a_hand_wired_two_step_circuit_is_found_edge_by_edge():
+    patcher = PathPatcher(two_step_model(), *prompts())
+    to_logits, to_v, to_q = patcher.sweep_each([Logits(), HeadInput(1, 0, "v"), HeadInput(1, 0, "q")])
+    expected = torch.zeros(2, 2, dtype=torch.float64)
+    expected[1, 0] = -1  # only 1.0 writes the answer
+    torch.testing.assert_close(to_logits.heads, expected)
+    expected = torch.zeros(2, 2, dtype=torch.float64)
+    expected[0, 0] = -1  # and all it hands over comes from 0.0 …
+    torch.testing.assert_close(to_v.heads, expected)
+    assert to_q.heads.abs().max() < 1e-12  # … while nothing decides where it looks
+    assert to_logits.embedding == 0 and to_logits.mlps.tolist() == [0, 0]
+
+
+def test_r_is_refused_where_it_is_undefined():
+    model, base, contrast, base_answers, contrast_answers = make()
+    with pytest.raises(ValueError, match="r is undefined"):
+        PathPatcher(model, base, base, base_answers, contrast_answers).sweep(Logits())
+    model.blocks[0].attn.W_O.data[0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        PathPatcher(model, base, contrast, base_answers, contrast_answers).sweep(Logits())
+
+
+@pytest.mark.parametrize("receiver", [HeadInput(3, 0, "q"), HeadInput(0, 2, "q"), HeadInput(0, 0, "z"), HeadInput(-1, 0, "v"), MLPInput(3), Resid(4)])
+def test_a_receiver_the_model_lacks_is_refused(receiver):
+    with pytest.raises(ValueError, match="no receiver"):
+        PathPatcher(*make()).sweep(receiver)
+
+
+def test_prompts_that_do_not_pair_are_refused():
+    model, base, contrast, base_answers, contrast_answers = make()
+    with pytest.raises(ValueError, match="one shape"):
+        PathPatcher(model, base[:, :-1], contrast, base_answers, contrast_answers)
+    with pytest.raises(ValueError, match="answers"):
+        PathPatcher(model, base, contrast, base_answers[:-1], contrast_answers)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 0.2)])
+def test_lower_precision_agrees_with_float64(dtype, tolerance):
+    groups = [Logits(), HeadInput(1, 0, "q"), HeadInput(2, 1, "v")]
+    low, high = (PathPatcher(*make(dtype, act_fn="relu")).sweep_each(groups) for dtype in (dtype, torch.float64))
+    for a, b in zip(low, high):
+        assert (a.per_prompt - b.per_prompt).abs().max() < tolerance
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_agrees_with_the_cpu():
+    data = make(act_fn="relu")
+    groups = [Logits(), HeadInput(1, 0, "q"), [HeadInput(0, 0, "v"), MLPInput(2)]]
+    cpu = PathPatcher(*data).sweep_each(groups)
+    data[0].cuda()
+    for a, b in zip(PathPatcher(*data).sweep_each(groups), cpu):
+        torch.testing.assert_close(a.per_prompt, b.per_prompt, rtol=0, atol=1e-10)

@@ -1,0 +1,246 @@
+"""A run's folder: what is written is read back, what is broken is refused in one line, and nothing in a file is run."""
+
+import json
+import os
+import pickle
+import warnings
+from collections import OrderedDict
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from minifunc.model import ModelConfig, Transformer
+from minifunc.runs import UserError, load_json, load_run, load_tensors, pick_device, run_main, save_json, save_tensors
+
+CFG = ModelConfig(n_layers=1, n_heads=2, d_model=8, d_head=4, d_mlp=6, d_vocab=10, n_ctx=12, positions="learned", normalization="LN", act_fn="relu")
+WEIGHT = "blocks.0.attn.W_Q"
+
+
+@pytest.fixture
+def model():
+    return Transformer(CFG, torch.Generator().manual_seed(7))
+
+
+@pytest.fixture
+def run(tmp_path, model):
+    save_json(tmp_path / "config.json", {"model": asdict(CFG), "vocabulary": list("abcdefghij")})
+    save_tensors(tmp_path / "model.pt", model.state_dict())
+    return tmp_path
+
+
+def refused(path, work, *arguments):
+    """Asserts that this is one line for the user that names the file, and no warnings beside it; returns it."""
+    with pytest.raises(UserError) as caught, warnings.catch_warnings(record=True) as noise:
+        warnings.simplefilter("always")
+        work(*arguments)
+    line = str(caught.value)
+    assert not noise, [str(warning.message) for warning in noise]
+    assert str(path) in line and "\n" not in line and len(line) < 300 + 2 * len(str(path))
+    return line
+
+
+def test_a_saved_run_comes_back_as_it_was(run, model):
+    loaded, config = load_run(run)
+    tokens = torch.arange(10)[None]
+    assert torch.equal(loaded(tokens), model(tokens))
+    assert loaded.cfg == CFG and config["vocabulary"] == list("abcdefghij")
+    assert not loaded.training and not any(weight.requires_grad for weight in loaded.parameters())
+
+
+def test_weights_file_is_a_bare_state_dict_that_plain_torch_reads(run, model):
+    state = torch.load(run / "model.pt", weights_only=True)
+    assert state.keys() == model.state_dict().keys() and all(torch.equal(state[name], weight) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_run_loads_onto_the_device_asked_for(run):
+    assert {weight.device.type for weight in load_run(run, "cuda")[0].parameters()} == {"cuda"}
+
+
+# ---------------------------------------------------------------- unsound folders
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.pt"])
+def test_a_missing_file_is_named(run, name):
+    (run / name).unlink()
+    assert "missing" in refused(run / name, load_run, run)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.pt"])
+def test_a_folder_in_a_files_place_is_named(run, name):
+    (run / name).unlink()
+    (run / name).mkdir()
+    refused(run / name, load_run, run)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.3, 0.9, 0.999])
+def test_a_truncated_weights_file_is_refused(run, kept):
+    whole = (run / "model.pt").read_bytes()
+    (run / "model.pt").write_bytes(whole[: kept if kept >= 1 or kept == 0 else int(kept * len(whole))])
+    refused(run / "model.pt", load_run, run)
+
+
+@pytest.mark.parametrize("content", [b"\0" * 1000, b"PK\x03\x04" + b"\xff" * 500, b"hello\n", b"\x80\x02K\x01.", pickle.dumps({"a": 1}), pickle.dumps(OrderedDict(a=[]), 5)])
+def test_a_foreign_file_is_refused(run, content):
+    (run / "model.pt").write_bytes(content)
+    refused(run / "model.pt", load_run, run)
+
+
+def test_scattered_damage_gives_a_refusal_or_a_model_but_no_other_error(run):
+    whole, random = (run / "model.pt").read_bytes(), torch.Generator().manual_seed(0)
+    n_refused = 0
+    for place in torch.randint(len(whole), (100,), generator=random).tolist():
+        (run / "model.pt").write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            load_run(run)
+        except UserError:
+            n_refused += 1
+    assert n_refused > 0
+
+
+class Payload:
+    """Unpickling this creates a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("wrap", [pickle.dump, torch.save], ids=["pickle", "torch"])
+def test_nothing_in_a_weights_file_is_run(run, tmp_path, wrap):
+    with open(run / "model.pt", "wb") as file:
+        wrap({WEIGHT: Payload(tmp_path / "executed")}, file)
+    refused(run / "model.pt", load_run, run)
+    assert not (tmp_path / "executed").exists()
+    pickle.loads(pickle.dumps(Payload(tmp_path / "executed"))).close()
+    assert (tmp_path / "executed").exists()  # so the payload does work where it is let
+
+
+UNSOUND = {
+    "not finite": lambda x: x.index_fill(0, torch.tensor([1]), torch.nan),
+    "infinite": lambda x: x + torch.inf,
+    "another shape": lambda x: x.transpose(1, 2),
+    "integers": lambda x: x.long(),
+    "complex": lambda x: x.cfloat(),
+    "no tensor": lambda x: x.tolist(),
+    "sparse": lambda x: x.to_sparse(),
+    "without data": lambda x: x.to("meta"),
+    "float8": lambda x: x.to(torch.float8_e4m3fn),
+    "other precision than the rest": lambda x: x.double(),
+}
+
+
+@pytest.mark.parametrize("fault", UNSOUND)
+def test_an_unsound_weight_is_named(run, model, fault):
+    save_tensors(run / "model.pt", {**model.state_dict(), WEIGHT: UNSOUND[fault](model.state_dict()[WEIGHT])})
+    assert WEIGHT in refused(run / "model.pt", load_run, run)
+
+
+def test_a_weight_too_many_or_too_few_is_named(run, model):
+    state = dict(model.state_dict())
+    save_tensors(run / "model.pt", {**state, "blocks.1.ln1.w": torch.ones(8)})
+    assert "blocks.1.ln1.w" in refused(run / "model.pt", load_run, run)
+    save_tensors(run / "model.pt", {**state, 3: torch.ones(8)})
+    assert "3" in refused(run / "model.pt", load_run, run)
+    del state[WEIGHT]
+    save_tensors(run / "model.pt", state)
+    assert WEIGHT in refused(run / "model.pt", load_run, run)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"model": {}}', '{"vocabulary": []}', "[" * 100_000, b"\xff\xfe", '{"model": 3, "vocabulary": []}'], ids=lambda text: str(text)[:20])
+def test_a_config_that_is_none_of_ours_is_refused(run, text):
+    (run / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    refused(run / "config.json" if text != '{"model": {}}' else "config.json", load_run, run)
+
+
+@pytest.mark.parametrize("field, value", [("n_layers", "2"), ("n_layers", 2.0), ("d_model", -8), ("n_heads", None), ("d_vocab", True), ("eps", "small"), ("positions", 3), ("act_fn", ["relu"]), ("n_layer", 1), ("d_head", 10**30)])
+def test_a_config_field_of_a_wrong_kind_is_named(run, field, value):
+    config = load_json(run / "config.json")
+    config["model"][field] = value
+    save_json(run / "config.json", config)
+    assert field in refused(run / "config.json", load_run, run)
+
+
+def test_an_enormous_model_is_refused_before_anything_is_made(run):
+    config = load_json(run / "config.json")
+    config["model"] |= {"d_model": 10**6, "d_mlp": 10**6}  # 4 TB a matrix
+    save_json(run / "config.json", config)
+    refused(run / "model.pt", load_run, run)
+
+
+# ---------------------------------------------------------------- writing
+
+
+class Unwritable:
+    """Can be written in part only."""
+
+    def __reduce__(self):
+        raise RuntimeError("the disk is full")
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("fault", [OSError("no space left"), KeyboardInterrupt()], ids=repr)
+def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, call, fault):
+    def fail(*_):
+        raise fault
+
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises((UserError, KeyboardInterrupt), match=None if isinstance(fault, KeyboardInterrupt) else f"cannot write {path}"):
+        save_json(path, {"new": 1})
+    assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("file", b"old")]
+
+
+def test_tensors_that_cannot_be_written_leave_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    refused(path, save_tensors, path, {"a": torch.zeros(1000), "b": Unwritable()})
+    assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("file", b"old")]
+
+
+def test_a_new_file_replaces_the_old_one_whole(tmp_path):
+    save_json(tmp_path / "file", {"long": list(range(1000))})
+    save_json(tmp_path / "file", {"short": 1})
+    assert json.loads((tmp_path / "file").read_text()) == load_json(tmp_path / "file") == {"short": 1}
+    save_tensors(tmp_path / "file", {"a": torch.arange(3)})
+    assert load_tensors(tmp_path / "file")["a"].tolist() == [0, 1, 2] and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("place", ["missing/file", "afile/file", "folder"])
+def test_a_place_that_cannot_be_written_is_named(tmp_path, place):
+    (tmp_path / "afile").write_text("")
+    (tmp_path / "folder").mkdir()
+    refused(tmp_path / place, save_json, tmp_path / place, {})
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+# ---------------------------------------------------------------- devices and exit codes
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cpu0", "meta", "cuda:999", "cuda:-1"])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(name):
+    with pytest.raises(UserError, match=f"device '{name}' .*cpu"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize("cuda, mps, picked", [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+def test_auto_picks_cuda_then_mps_then_cpu(monkeypatch, cuda, mps, picked):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert pick_device("auto").type == picked
+    if not mps:
+        with pytest.raises(UserError, match="'mps' is not available"):
+            pick_device("mps")
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_2(capsys):
+    def work():
+        raise UserError("no such run")
+
+    assert run_main(work) == 2
+    assert capsys.readouterr() == ("", "error: no such run\n")
+    assert run_main(lambda: 0) == 0

@@ -1,0 +1,302 @@
+"""Trains a model on a diet: `python train.py --out out/default`.
+
+What is learned: next-token prediction on documents of examples (tasks.py), scored at the answers only. The run
+can be stopped at any moment (Ctrl-C) and taken up again with --resume, to the same final weights.
+"""
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+import minifunc
+import tasks
+from minifunc.evaluation import accuracy, last_logits
+from minifunc.flags import Parser, add_flags, from_flags
+from minifunc.model import ModelConfig, Transformer
+from minifunc.runs import UserError, load_json, load_tensors, model_config, pick_device, run_main, save_json, save_lines, save_tensors, weights_fault
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained. AdamW (Loshchilov & Hutter 2019), linear warm-up, cosine decay, gradient clipping.
+
+    documents, examples: a batch is [documents, 1 + 6 * examples] tokens; every `long_every`-th batch has half the
+    documents at about twice the length, so that the model also works beyond 8 shots (0: never). warmup,
+    eval_every: in steps.
+    """
+
+    seed: int = 0
+    steps: int = 2500
+    documents: int = 64
+    examples: int = 9
+    long_every: int = 4
+    lr: float = 6e-3
+    warmup: int = 100
+    beta2: float = 0.95
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    eval_every: int = 250
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name in ("seed", "long_every", "warmup", "beta2", "weight_decay") else 2 if field.name == "examples" else 1 if field.type is int else 0
+            if not (type(value) is field.type or (field.type is float and type(value) is int)) or not least <= value < 2**40:
+                raise ValueError(f"{field.name} must be a number from {least} on, not {value!r}")
+        if not self.lr > 0 or not self.clip > 0 or not self.beta2 < 1:
+            raise ValueError("lr and clip must be positive, and beta2 below 1")
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of step 1 .. steps: up in a line, then down to nothing along a cosine."""
+        warm = min(1.0, step / max(1, self.warmup))
+        return self.lr * warm * 0.5 * (1 + math.cos(math.pi * (step - 1) / self.steps))
+
+    def batch_at(self, step: int) -> tuple[int, int]:
+        """(documents, examples) of a step."""
+        long = self.long_every and step % self.long_every == 0
+        return (max(1, self.documents // 2), self.longest) if long else (self.documents, self.examples)
+
+    @property
+    def longest(self) -> int:
+        """Examples in the longest document."""
+        return 2 * self.examples - 1 if self.long_every else self.examples
+
+
+MODEL = ModelConfig(d_vocab=len(tasks.VOCABULARY), act_fn="relu", rotary_base=100.0)
+SHOTS = (1, 2, 4, 8, 16)
+
+
+def loss_on_answers(model: Transformer, documents: tasks.Documents) -> Tensor:
+    """Cross-entropy (nats) of the answers that what stands before them determines; the rest would only add noise.
+
+    The model is asked at the `=` signs alone, which spares five positions of six in the last block.
+    """
+    device = model.unembed.W_U.device
+    places = tasks.answer_positions(documents.answer.shape[1])
+    labels = documents.tokens[:, places].to(device)  # [document, example]
+    logits = model(documents.tokens.to(device), (places - 1).to(device))  # [document, example, d_vocab]
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+    counted = documents.determined.to(device)
+    return (losses * counted).sum() / counted.sum().clamp(min=1)
+
+
+def evaluate(model: Transformer, n_prompts: int, every_task: bool) -> dict[str, dict[str, dict[str, float]]]:
+    """Accuracy by task, k and number of shots, on prompts of the main setting: {task: {k: {shots: share}}}.
+
+    Addition is asked for every k with n_prompts prompts each; the other tasks (if wanted) with a quarter.
+    """
+    generator = torch.Generator().manual_seed(2025)  # the same prompts for every run
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for task in tasks.TASKS if every_task else ["addition"]:
+        for k in range(-tasks.MAX_SHIFT, tasks.MAX_SHIFT + 1):
+            for shots in SHOTS:
+                n = n_prompts if task == "addition" else n_prompts // 4
+                pairs = tasks.evaluation_pairs(task, k, shots, n, generator)
+                if pairs.contrast.shape[1] <= model.cfg.n_ctx:
+                    share = accuracy(last_logits(model, pairs.contrast), pairs.contrast_answers)
+                    table.setdefault(task, {}).setdefault(str(k), {})[str(shots)] = round(share, 4)
+    return table
+
+
+def describe(model_cfg: ModelConfig, cfg: TrainConfig, diet_name: str) -> dict[str, Any]:
+    """What goes into config.json."""
+    diet = {"name": diet_name, **asdict(tasks.DIETS[diet_name])}
+    versions = {"minifunc": minifunc.__version__, "torch": torch.__version__, "python": sys.version.split()[0]}
+    config = {"model": asdict(model_cfg), "train": asdict(cfg), "diet": diet, "vocabulary": tasks.VOCABULARY, "versions": versions}
+    return json.loads(json.dumps(config))  # as it will be read back
+
+
+def train(out: Path, model_cfg: ModelConfig, cfg: TrainConfig, diet_name: str, device: torch.device, resume: bool = False) -> Transformer:
+    """Trains one run into the folder `out` and returns the model. Raises UserError where it cannot, or where the loss diverges."""
+    diet = tasks.DIETS[diet_name]
+    model = Transformer(model_cfg, torch.Generator().manual_seed(cfg.seed)).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=device.type != "mps")
+    data = torch.Generator().manual_seed(cfg.seed + 1_000_000)
+    done, seconds, lines = 0, 0.0, []
+    if resume:
+        done, seconds, lines = take_up(out, model, optimizer, data, cfg.steps)
+    else:
+        save_json(out / "config.json", describe(model_cfg, cfg, diet_name))
+
+    def diverged(step: int) -> UserError:
+        return UserError(f"the loss is no longer finite at step {step}: {out} keeps its last good checkpoint; try a lower --lr")
+
+    started, stop = time.perf_counter() - seconds, StopAsked()
+    bar = tqdm(total=cfg.steps, initial=done, desc="train", unit="step", mininterval=0.5, disable=None)
+    shown: dict[str, str] = {}
+
+    def checkpoint(step: int) -> None:
+        if not all(weight.isfinite().all() for weight in model.parameters()):
+            raise diverged(step)
+        state = {"step": step, "seconds": time.perf_counter() - started, "metrics": lines, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "data": data.get_state()}
+        save_tensors(out / "resume.pt", state)
+        save_tensors(out / "model.pt", model.state_dict())
+        save_lines(out / "metrics.jsonl", lines)
+
+    with stop, bar:
+        for step in range(done + 1, cfg.steps + 1):
+            for group in optimizer.param_groups:
+                group["lr"] = cfg.lr_at(step)
+            loss = loss_on_answers(model, tasks.sample(diet, *cfg.batch_at(step), data))
+            optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+            asked = stop.asked
+            pause = step % cfg.eval_every == 0 or step == cfg.steps or asked
+            if pause or step % 20 == 0:  # looking at a value makes a GPU wait, so not at every step
+                if not (loss + norm).isfinite():
+                    raise diverged(step)
+                shown["loss"] = f"{loss.item():.3f}"
+            optimizer.step()
+            if step % cfg.eval_every == 0 or step == cfg.steps:
+                table = evaluate(model, 100, every_task=False)
+                shown |= {"1+1=2": f"{table['addition']['0'].get('8', math.nan):.2f}", "1+1=3": f"{table['addition']['1'].get('8', math.nan):.2f}"}
+                lines.append({"step": step, "seconds": round(time.perf_counter() - started, 2), "loss": round(loss.item(), 5), "accuracy": table})
+            if pause:
+                checkpoint(step)
+            bar.set_postfix(shown, refresh=False)
+            bar.update()
+            if asked:
+                raise KeyboardInterrupt(f"stopped after step {step} of {cfg.steps}: go on with --resume")
+    if done == cfg.steps:  # nothing was left to do; a kill may have come between two files
+        checkpoint(done)
+    return model.requires_grad_(False).eval()
+
+
+def take_up(out: Path, model: Transformer, optimizer: torch.optim.Optimizer, data: torch.Generator, steps: int) -> tuple[int, float, list[dict[str, Any]]]:
+    """Puts an interrupted run's state back into model, optimizer and generator; returns its steps, seconds and metrics."""
+    path = out / "resume.pt"
+    state = load_tensors(path)
+    try:
+        fault = weights_fault(model, state["model"])
+        if fault:
+            raise UserError(f"{path} does not fit config.json: {fault}")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        for weight, entry in optimizer.state.items():
+            if any(entry[key].shape != weight.shape for key in ("exp_avg", "exp_avg_sq")):
+                raise ValueError("optimizer")
+        data.set_state(state["data"])
+        done, seconds, lines = state["step"], float(state["seconds"]), list(state["metrics"])
+        json.dumps(lines, allow_nan=False)
+        if type(done) is not int or not 0 <= done <= steps:
+            raise ValueError("step")
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+        raise UserError(f"{path} is damaged or no checkpoint of ours") from None
+    return done, seconds, lines
+
+
+class StopAsked:
+    """Turns the first Ctrl-C into a wish to stop after the step at hand; a second one stops at once."""
+
+    asked = False
+
+    def _ask(self, signum: int, frame: Any) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, self.before)
+
+    def __enter__(self) -> None:
+        try:
+            self.before = signal.signal(signal.SIGINT, self._ask)
+        except ValueError:  # not the main thread: Ctrl-C is somebody else's business
+            self.before = None
+
+    def __exit__(self, *_: object) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+
+
+def print_table(model: Transformer, diet_name: str, n_prompts: int) -> None:
+    """Accuracy by task and number of shots; what the diet never showed is marked."""
+    table = evaluate(model, n_prompts, every_task=True)
+    allowed = tasks.DIETS[diet_name].shifted_addition
+    print(f"accuracy on {n_prompts} prompts (other tasks: {n_prompts // 4} for each k); the asked answer is none of those shown")
+    print(f"{'task':24}{'shots':>6}" + "".join(f"{shots:>7}" for shots in SHOTS))
+    rows = [(task, [k]) for task in table for k in (["0", *sorted(set(table[task]) - {"0"}, key=int)] if task == "addition" else ["0"])]
+    rows += [(task, [k for k in table[task] if k != "0"]) for task in table if task != "addition"]
+    for task, ks in rows:
+        shares = [sum(table[task][k].get(str(shots), math.nan) for k in ks) / len(ks) for shots in SHOTS]
+        unseen = task == "addition" and ks != ["0"] and int(ks[0]) not in allowed
+        name = f"{task} {'shifted' if len(ks) > 1 else 'plain' if ks == ['0'] else f'off by {int(ks[0]):+d}'}"
+        print(f"{name:30}" + "".join(f"{share:7.3f}" for share in shares) + ("   never trained on" if unseen else ""))
+
+
+def main(argv: list[str] | None = None) -> int:
+    def work() -> int:
+        parser = Parser(prog="train.py", description=__doc__.splitlines()[0])
+        parser.add_argument("--out", default="out/default", help="folder of the run (default: %(default)s)")
+        parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
+        parser.add_argument("--diet", help=f"one of: {', '.join(tasks.DIETS)} (default: strict)")
+        parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+        parser.add_argument("--table-prompts", type=int, default=500, help="prompts behind each figure of the last table (default: %(default)s)")
+        add_flags(parser, "training", TrainConfig())
+        add_flags(parser, "model", MODEL)
+        arguments = parser.parse_args(argv)
+        out, device = Path(arguments.out), pick_device(arguments.device)
+        if arguments.table_prompts < 4:
+            raise UserError("--table-prompts must be at least 4")
+        if arguments.resume:
+            model_cfg, cfg, diet_name = settings_of(out, arguments)
+        else:
+            model_cfg, cfg, diet_name = from_flags(arguments, MODEL), from_flags(arguments, TrainConfig()), arguments.diet or "strict"
+        if diet_name not in tasks.DIETS:
+            raise UserError(f"unknown diet {diet_name!r}; the diets are {', '.join(tasks.DIETS)}")
+        if model_cfg.d_vocab < len(tasks.VOCABULARY) or model_cfg.n_ctx < 1 + tasks.EXAMPLE * cfg.longest:
+            raise UserError(f"the model needs d_vocab >= {len(tasks.VOCABULARY)} and n_ctx >= {1 + tasks.EXAMPLE * cfg.longest} for documents of {cfg.longest} examples")
+        if not arguments.resume:
+            check_empty(out, describe(model_cfg, cfg, diet_name))
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the folder {out}: {error.strerror}") from None
+        try:
+            print_table(train(out, model_cfg, cfg, diet_name, device, arguments.resume), diet_name, arguments.table_prompts)
+        except KeyboardInterrupt as stop:
+            print(str(stop) or "stopped at once: --resume goes on from the last checkpoint", file=sys.stderr)
+            return 130
+        print(f"the run is in {out}")
+        return 0
+
+    return run_main(work)
+
+
+def check_empty(out: Path, config: dict[str, Any]) -> None:
+    """Raises UserError where a new run would overwrite something. The config.json of just this run, alone, is
+    what a kill before the first checkpoint leaves behind: nothing is lost with it."""
+    found = [name for name in ("config.json", "metrics.jsonl", "model.pt", "resume.pt", "circuit.json") if os.path.exists(out / name)]
+    if found and not (found == ["config.json"] and load_json(out / "config.json") == config):
+        raise UserError(f"{out} already holds {found[-1]}: go on with --resume, or give another --out")
+
+
+def settings_of(out: Path, arguments: Any) -> tuple[ModelConfig, TrainConfig, str]:
+    """The settings of the run to go on with; a flag that contradicts them is a UserError."""
+    path = out / "config.json"
+    config = load_json(path)
+    try:
+        model_cfg = model_config(config["model"], path)
+        cfg = TrainConfig(**config["train"])
+        diet_name = config["diet"]["name"]
+        if config["diet"] != describe(model_cfg, cfg, diet_name)["diet"] or config["vocabulary"] != tasks.VOCABULARY:
+            raise UserError(f"{path}: the run was made with another diet or vocabulary than this version has; it cannot go on")
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is no config of ours") from None
+    for name, value in {**asdict(model_cfg), **asdict(cfg), "diet": diet_name}.items():
+        given = getattr(arguments, name, None)
+        if given is not None and given != value:
+            raise UserError(f"the run in {out} has {name} {value}, not {given}: give another --out, or leave --{name.replace('_', '-')} out")
+    return model_cfg, cfg, diet_name
+
+
+if __name__ == "__main__":
+    sys.exit(main())
