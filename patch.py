@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 import tasks
-from minifunc.circuit import Criteria, ablated_logits, attention_shares, direct_groups, feeding_heads, random_group
+from minifunc.circuit import Criteria, ablated_logits, attention_shares, direct_groups, feeding, heads_of, parse, random_group
 from minifunc.evaluation import accuracy, last_logits
 from minifunc.flags import Parser, add_flags, from_flags
 from minifunc.model import Transformer
@@ -27,6 +27,11 @@ N_RANDOM = 5  # layer-matched random groups beside the ablated one
 def as_lists(effects: Effects) -> dict[str, Any]:
     """r values for circuit.json."""
     return {"heads": _rounded(effects.heads), "mlps": _rounded(effects.mlps), "embedding": round(effects.embedding.item(), 5)}
+
+
+def as_effects(lists: dict[str, Any]) -> Effects:
+    """The way back from `as_lists`; the values of single prompts are not kept."""
+    return Effects(torch.tensor(lists["heads"]), torch.tensor(lists["mlps"]), torch.tensor(lists["embedding"]), torch.empty(0))
 
 
 def _rounded(tensor: torch.Tensor) -> Any:
@@ -60,13 +65,15 @@ def trace(model: Transformer, task: str, k: int, shots: int, n_prompts: int, see
 
         # 3. Heads → q, k, v of every FI and consolidation head, under both contrasts.
         readers = groups["function_induction"] + groups["consolidation"]
-        receivers = [HeadInput(int(layer), int(head), which) for layer, head in (name.split(".") for name in readers) for which in "vqk"]
+        receivers = [HeadInput(*parse(head), which) for head in readers for which in "vqk"]
         for name, patcher in patchers.items():
             effects[name] |= dict(zip(map(str, receivers), patcher.sweep_each(receivers)))
             bar.update()
+    routes = {}
     for name, group in (("answers", "shown_answer"), ("operands", "expected_answer")):
-        groups[group] = feeding_heads([e.heads for receiver, e in effects[name].items() if receiver[:-2] in groups["function_induction"]], criteria)
-    fed = sorted({*groups["shown_answer"], *groups["expected_answer"]}, key=lambda head: [int(part) for part in head.split(".")])
+        routes[group] = feeding([e for receiver, e in effects[name].items() if receiver[:-2] in groups["function_induction"]], criteria)
+        groups[group] = heads_of(routes[group])
+    fed = heads_of(groups["shown_answer"] + groups["expected_answer"])
     groups["previous_token"] = [head for head in fed if attention[head]["answer_to_previous"] >= criteria.looks_at_previous]
 
     # 4. Without the FI heads, and without as many others.
@@ -95,6 +102,7 @@ def trace(model: Transformer, task: str, k: int, shots: int, n_prompts: int, see
         "effects": {receiver: as_lists(e) for receiver, e in effects["answers"].items()},
         "operands_changed": {"F": F["operands"], "effects": {receiver: as_lists(e) for receiver, e in effects["operands"].items()}},
         "groups": groups,
+        "routes": {name: {node: round(r, 5) for node, r in route.items()} for name, route in routes.items()},
         "criteria": vars(criteria),
         "attention": attention,
         "evaluation": {"ablation": ablation},
@@ -123,12 +131,15 @@ def _cell(r: float, colour: bool) -> str:
     return f"\x1b[48;2;{red};{green};{blue}m\x1b[38;2;0;0;0m{text}\x1b[0m"
 
 
-def strongest(effects: dict[str, Any], most: int = 4, least: float = 0.02) -> str:
-    """The strongest senders of one receiver, in words: `0.0 -73, mlp1 -20`."""
-    named = [(f"{layer}.{head}", r) for layer, row in enumerate(effects["heads"]) for head, r in enumerate(row)]
-    named += [(f"mlp{layer}", r) for layer, r in enumerate(effects["mlps"])] + [("embedding", effects["embedding"])]
-    named = sorted((pair for pair in named if abs(pair[1]) >= least), key=lambda pair: -abs(pair[1]))[:most]
-    return ", ".join(f"{name} {100 * r:+.0f}" for name, r in named) or "none"
+def named(effects: dict[str, float], most: int = 4) -> str:
+    """Nodes with their r in percent: `0.0 -73, mlp1 -20`."""
+    return ", ".join(f"{name} {100 * r:+.0f}" for name, r in list(effects.items())[:most]) or "none"
+
+
+def in_words(route: dict[str, float]) -> str:
+    """A route's strongest nodes: `the embedding (-34 %) and mlp0 (-29 %)`."""
+    parts = [f"{'the ' * (name == 'embedding')}{name} ({100 * r:.0f} %)" for name, r in list(route.items())[:4]]
+    return " and ".join([", ".join(parts[:-1])] * (len(parts) > 1) + parts[-1:]) or "no single node"
 
 
 def sentence(circuit: dict[str, Any]) -> str:
@@ -138,12 +149,12 @@ def sentence(circuit: dict[str, Any]) -> str:
     if not groups["function_induction"]:
         why = "the model does not do the task" if done < circuit["criteria"]["solves"] else "no head moves the answer and looks at earlier answers as the criteria ask"
         return f"No function-induction circuit was found for {task} (right on {done:.1%} of prompts): {why}."
-    r = {head: circuit["effects"]["logits"]["heads"][int(head.split(".")[0])][int(head.split(".")[1])] for head in groups["function_induction"]}
-    named = ", ".join(f"{head} ({100 * r[head]:.0f} %)" for head in sorted(r, key=r.__getitem__))
-    left = circuit["evaluation"]["ablation"][0]
+    heads, left = groups["function_induction"], circuit["evaluation"]["ablation"][0]
+    r = {head: circuit["effects"]["logits"]["heads"][parse(head)[0]][parse(head)[1]] for head in heads}
+    strongest = dict(sorted(r.items(), key=lambda pair: pair[1]))
     return (
-        f"{task.capitalize()} (right on {done:.1%} of prompts) is carried by the function-induction head{'s' * (len(r) > 1)} {named}: at the last `=` they look at the earlier answers; "
-        f"they read the shown answers through {', '.join(groups['shown_answer']) or 'no head'} and the expected ones through {', '.join(groups['expected_answer']) or 'no head'}. "
+        f"{task.capitalize()} (right on {done:.1%} of prompts) is carried by the function-induction head{'s' * (len(r) > 1)} {in_words(strongest)}, which at the last `=` look at the earlier answers. "
+        f"What was shown there reaches them from {in_words(circuit['routes']['shown_answer'])}; what was to be expected there, from {in_words(circuit['routes']['expected_answer'])}. "
         f"Without them the model is off by {circuit['k']:+d} on {left['contrast_acc']:.1%} of prompts and gives the plain answer on {left['base_acc']:.1%}."
     )
 
@@ -151,6 +162,10 @@ def sentence(circuit: dict[str, Any]) -> str:
 def show(circuit: dict[str, Any], colour: bool) -> str:
     """The findings as text."""
     c, criteria, out = circuit, circuit["criteria"], []
+
+    def fed(effects: dict[str, Any]) -> str:
+        return named(feeding([as_effects(effects)], Criteria(**criteria)))
+
     out.append(f"{c['task']} off by {c['k']:+d}, {c['shots']} shots, {c['n_prompts']} prompts, {'frozen' if c['freeze_mlps'] else 'live'} MLPs, {c['seconds']:.0f} s on {c['device']}")
     for prompt in ("base_prompt", "contrast_prompt"):
         share = c["accuracy"][prompt]
@@ -162,8 +177,8 @@ def show(circuit: dict[str, Any], colour: bool) -> str:
         out.append(f"{group.replace('_', ' '):20}" + (", ".join(heads) or "none"))
     out.append("  criteria: " + ", ".join(f"{name.replace('_', ' ')} >= {value:g}" for name, value in criteria.items()) + "\n")
     for receiver in (name for name in c["effects"] if name != "logits"):
-        out.append(f"→ {receiver:8} shown answers changed: {strongest(c['effects'][receiver])}")
-        out.append(f"  {'':8} operands changed:      {strongest(c['operands_changed']['effects'][receiver])}")
+        out.append(f"→ {receiver:8} shown answers changed: {fed(c['effects'][receiver])}")
+        out.append(f"  {'':8} operands changed:      {fed(c['operands_changed']['effects'][receiver])}")
     if c["evaluation"]["ablation"]:
         out.append(f"\nablation (the heads send what they send on the base prompt), {c['accuracy_prompts']} contrast prompts")
     for row in c["evaluation"]["ablation"]:

@@ -127,9 +127,9 @@ class Diet:
     the shifts k with which `+` may be shown; () is the strict rule.
     """
 
-    plain: float = 0.15
-    shift: float = 0.25
-    relabel: float = 0.25
+    plain: float = 0.12
+    shift: float = 0.33
+    relabel: float = 0.20
     reflect: float = 0.30
     copy: float = 0.05
     mixed: float = 0.8

@@ -4,14 +4,14 @@ Three groups as in arXiv 2507.09875, made explicit, and the two routes that feed
 
     function_induction   strong on the logits, and at the last `=` it looks at earlier answers
     consolidation        strong on the logits, and at the last `=` it looks at itself and at BOS
-    shown_answer         strong on the inputs of an FI head when the *shown* answers are changed
-    expected_answer      strong on the inputs of an FI head when the *operands* are changed instead
+    shown_answer         feeds an FI head's q, k or v when the *shown* answers are changed
+    expected_answer      feeds an FI head's q, k or v when the *operands* are changed instead
     previous_token       one of these two that looks, at an answer, at the `=` before it
 
 A head is "layer.head"; a group is a list of heads in the order of the model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from minifunc.evaluation import last_logits
 from minifunc.model import Hooks, Transformer
+from minifunc.patching import Effects
 
 Head = tuple[int, int]
 
@@ -28,13 +29,15 @@ class Criteria:
     """The thresholds that make the groups.
 
     solves: share of contrast prompts that the model must answer rightly; below it there is nothing to explain and
-    r, a ratio to almost nothing, means nothing. strong: |r| from which a head counts (the paper's 2 %).
+    r, a ratio to almost nothing, means nothing. strong: |r| on the logits from which a head counts; feeds: |r| on
+    another head's q, k or v from which a node counts (the paper takes 2 % for both, among 672 heads).
     looks_at_answers, looks_at_self_or_bos, looks_at_previous: shares of attention, means over prompts (and over
     the answers, for the last one).
     """
 
     solves: float = 0.5
-    strong: float = 0.02
+    strong: float = 0.05
+    feeds: float = 0.02
     looks_at_answers: float = 0.30
     looks_at_self_or_bos: float = 0.50
     looks_at_previous: float = 0.30
@@ -96,12 +99,26 @@ def direct_groups(to_logits: Tensor, attention: Mapping[str, Mapping[str, float]
     return {"function_induction": fi, "consolidation": consolidation}
 
 
-def feeding_heads(effects: Sequence[Tensor], criteria: Criteria) -> list[str]:
-    """Heads that are strong on at least one receiver; effects: r values [n_layers, n_heads] each."""
-    if not effects:
-        return []
-    strongest = torch.stack(list(effects)).abs().amax(0)
-    return [f"{layer}.{head}" for layer, head in (strongest >= criteria.strong).nonzero().tolist()]
+def nodes(effects: Effects) -> dict[str, float]:
+    """r by name of node, in the order of the model: embedding, 0.0, 0.1, …, mlp0, 1.0, …"""
+    named = {"embedding": effects.embedding.item()}
+    for layer, row in enumerate(effects.heads.tolist()):
+        named |= {f"{layer}.{head}": r for head, r in enumerate(row)} | {f"mlp{layer}": effects.mlps[layer].item()}
+    return named
+
+
+def feeding(effects: Sequence[Effects], criteria: Criteria) -> dict[str, float]:
+    """The nodes that count on at least one of some receivers, each with its r of largest size, the strongest first."""
+    strongest: dict[str, float] = {}
+    for named in map(nodes, effects):
+        strongest |= {name: r for name, r in named.items() if abs(r) > abs(strongest.get(name, 0.0))}
+    kept = {name: r for name, r in strongest.items() if abs(r) >= criteria.feeds}
+    return dict(sorted(kept.items(), key=lambda pair: -abs(pair[1])))
+
+
+def heads_of(names: Iterable[str]) -> list[str]:
+    """The heads among some nodes, in the order of the model."""
+    return sorted({name for name in names if "." in name}, key=parse)
 
 
 @torch.no_grad()
@@ -130,7 +147,7 @@ def ablated_logits(model: Transformer, tokens: Tensor, source: Tensor, heads: Se
 
 
 def random_group(heads: Sequence[str], n_heads: int, generator: torch.Generator) -> list[str]:
-    """As many heads from each layer as `heads` has there, drawn from that layer's other heads (all of them, where too few)."""
+    """As many heads from each layer as `heads` has there, drawn from that layer's other heads (all of those, where they are fewer)."""
     group = []
     for layer in sorted({parse(head)[0] for head in heads}):
         inside = [parse(head)[1] for head in heads if parse(head)[0] == layer]

@@ -2,8 +2,9 @@ import pytest
 import torch
 from handwired import prompts, two_step_model
 
-from minifunc.circuit import Criteria, ablated_logits, attention_shares, direct_groups, feeding_heads, random_group
+from minifunc.circuit import Criteria, ablated_logits, attention_shares, direct_groups, feeding, heads_of, random_group
 from minifunc.model import ModelConfig, Transformer
+from minifunc.patching import Effects
 
 LOOKS = {"last_to_answers": 0.0, "answer_to_previous": 0.0, "last_to_self": 0.0, "last_to_bos": 0.0, "last_to_operands": 0.0}
 
@@ -47,11 +48,15 @@ def test_groups_follow_the_stated_criteria(r, share, group):
     assert groups == {name: ["1.1"] if name == group else [] for name in ("function_induction", "consolidation")}
 
 
-def test_a_head_feeds_if_it_is_strong_on_any_receiver_with_either_sign():
-    effects = [torch.tensor([[0.0, -0.3], [0.01, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 0.05]])]
-    assert feeding_heads(effects, Criteria()) == ["0.1", "1.1"]
-    assert feeding_heads(effects, Criteria(strong=0.1)) == ["0.1"]
-    assert feeding_heads([], Criteria()) == []
+def test_a_node_feeds_if_it_counts_on_any_receiver_with_either_sign():
+    def effects(heads, mlps, embedding):
+        return Effects(torch.tensor(heads), torch.tensor(mlps), torch.tensor(embedding), torch.empty(0))
+
+    receivers = [effects([[0.0, -0.3], [0.01, 0.0]], [0.0, 0.25], 0.0), effects([[0.0, 0.1], [0.0, 0.05]], [0.0, 0.0], -0.5)]
+    route = feeding(receivers, Criteria())
+    assert list(route) == ["embedding", "0.1", "mlp1", "1.1"] and route["0.1"] == pytest.approx(-0.3)
+    assert list(feeding(receivers, Criteria(feeds=0.1))) == ["embedding", "0.1", "mlp1"] and feeding([], Criteria()) == {}
+    assert heads_of([*route, "0.1", "10.0", "2.0"]) == ["0.1", "1.1", "2.0", "10.0"]
 
 
 def test_ablating_the_carrying_head_brings_the_base_answer_and_ablating_an_idle_one_nothing():
@@ -82,7 +87,7 @@ def test_random_groups_match_layer_by_layer_and_avoid_the_group():
     assert {head for group in groups for head in group} == {f"1.{h}" for h in (1, 2, 3, 4, 5)} | {f"2.{h}" for h in (0, 2, 4, 5)}
 
 
-@pytest.mark.parametrize("field", ["solves", "strong", "looks_at_answers", "looks_at_self_or_bos", "looks_at_previous"])
+@pytest.mark.parametrize("field", ["solves", "strong", "feeds", "looks_at_answers", "looks_at_self_or_bos", "looks_at_previous"])
 def test_a_threshold_that_is_no_share_is_refused(field):
     for value in (0.0, 1.5, float("nan")):
         with pytest.raises(ValueError, match=field.replace("_", "-")):

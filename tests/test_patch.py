@@ -23,7 +23,7 @@ def run(trained, tmp_path):
 
 
 FAST = ["--device", "cpu", "--prompts", "6"]
-ANY_MODEL = ["--solves", "1e-9", "--strong", "1e-9", "--looks-at-answers", "1e-9"]  # so that a poor model has groups too
+ANY_MODEL = ["--solves", "1e-9", "--strong", "1e-9", "--feeds", "1e-9", "--looks-at-answers", "1e-9"]  # so that a poor model has groups too
 
 
 @pytest.fixture
@@ -46,6 +46,7 @@ def test_circuit_json_has_the_promised_layout(run, solved, capsys):
     assert c["F"].keys() == {"base", "contrast"} and c["accuracy"]["contrast_prompt"].keys() == {"base", "contrast"}
     assert c["groups"].keys() == {"function_induction", "previous_token", "consolidation", "shown_answer", "expected_answer"}
     fi = c["groups"]["function_induction"]
+    assert c["routes"].keys() == {"shown_answer", "expected_answer"} and c["routes"]["shown_answer"]
     assert fi and c["evaluation"]["ablation"][0]["heads"] == fi and len(c["evaluation"]["ablation"]) == 1 + patch.N_RANDOM
     for contrast in (c, c["operands_changed"]):
         assert {"logits", *(f"{head}.{which}" for head in fi for which in "qkv")} <= contrast["effects"].keys()
