@@ -94,14 +94,14 @@ def loss_on_answers(model: Transformer, documents: tasks.Documents) -> Tensor:
 def evaluate(model: Transformer, n_prompts: int, every_task: bool) -> dict[str, dict[str, dict[str, float]]]:
     """Accuracy by task, k and number of shots, on prompts of the main setting: {task: {k: {shots: share}}}.
 
-    Addition is asked for every k with n_prompts prompts each; the other tasks (if wanted) with a quarter.
+    Addition is asked for every k with n_prompts prompts each; the other tasks (if wanted) with an eighth.
     """
     generator = torch.Generator().manual_seed(2025)  # the same prompts for every run
     table: dict[str, dict[str, dict[str, float]]] = {}
     for task in tasks.TASKS if every_task else ["addition"]:
         for k in range(-tasks.MAX_SHIFT, tasks.MAX_SHIFT + 1):
             for shots in SHOTS:
-                n = n_prompts if task == "addition" else n_prompts // 4
+                n = n_prompts if task == "addition" else n_prompts // 8
                 pairs = tasks.evaluation_pairs(task, k, shots, n, generator)
                 if pairs.contrast.shape[1] <= model.cfg.n_ctx:
                     share = accuracy(last_logits(model, pairs.contrast), pairs.contrast_answers)
@@ -221,7 +221,7 @@ def print_table(model: Transformer, diet_name: str, n_prompts: int) -> None:
     """Accuracy by task and number of shots; what the diet never showed is marked."""
     table = evaluate(model, n_prompts, every_task=True)
     allowed = tasks.DIETS[diet_name].shifted_addition
-    print(f"accuracy on {n_prompts} prompts (other tasks: {n_prompts // 4} for each k); the asked answer is none of those shown")
+    print(f"accuracy on {n_prompts} prompts (other tasks: {n_prompts // 8} for each k); the asked answer is none of those shown")
     print(f"{'task':24}{'shots':>6}" + "".join(f"{shots:>7}" for shots in SHOTS))
     rows = [(task, [k]) for task in table for k in (["0", *sorted(set(table[task]) - {"0"}, key=int)] if task == "addition" else ["0"])]
     rows += [(task, [k for k in table[task] if k != "0"]) for task in table if task != "addition"]
@@ -244,8 +244,8 @@ def main(argv: list[str] | None = None) -> int:
         add_flags(parser, "model", MODEL)
         arguments = parser.parse_args(argv)
         out, device = Path(arguments.out), pick_device(arguments.device)
-        if arguments.table_prompts < 4:
-            raise UserError("--table-prompts must be at least 4")
+        if arguments.table_prompts < 8:
+            raise UserError("--table-prompts must be at least 8")
         if arguments.resume:
             model_cfg, cfg, diet_name = settings_of(out, arguments)
         else:

@@ -28,7 +28,7 @@ on x + delta under both. Several receivers given as a list are overwritten toget
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor

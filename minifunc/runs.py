@@ -11,10 +11,10 @@ Every file is written whole to a temporary name and then renamed, so a reader se
 
 import contextlib
 import json
-import warnings
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path

@@ -6,7 +6,7 @@ import pytest
 import patch
 import train
 
-TINY = ["--n-layers", "2", "--n-heads", "2", "--d-model", "16", "--d-head", "8", "--d-mlp", "16", "--steps", "4", "--documents", "4", "--eval-every", "4", "--table-prompts", "4"]
+TINY = ["--n-layers", "2", "--n-heads", "2", "--d-model", "16", "--d-head", "8", "--d-mlp", "16", "--steps", "4", "--documents", "4", "--eval-every", "4", "--table-prompts", "8"]
 
 
 @pytest.fixture(scope="module")
