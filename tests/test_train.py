@@ -18,7 +18,7 @@ from train import TrainConfig
 
 TRAIN = TrainConfig(seed=3, steps=6, documents=4, examples=9, long_every=2, lr=0.01, warmup=2, eval_every=3)
 MODEL = ModelConfig(n_layers=2, n_heads=2, d_model=16, d_head=8, d_mlp=16, d_vocab=len(tasks.VOCABULARY), n_ctx=1 + 6 * TRAIN.longest, act_fn="relu")
-TINY = [word for name, value in {**asdict(MODEL), **asdict(TRAIN), "device": "cpu", "table_prompts": 4}.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+TINY = [word for name, value in {**asdict(MODEL), **asdict(TRAIN), "device": "cpu", "table_prompts": 8}.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -27,7 +27,7 @@ def quick_evaluation():
     evaluate = train.evaluate
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "SHOTS", (1, 8))
-        patch.setattr(train, "evaluate", lambda model, n_prompts, every_task: evaluate(model, 4, every_task))
+        patch.setattr(train, "evaluate", lambda model, n_prompts, every_task: evaluate(model, 8, every_task))
         yield
 
 
@@ -280,7 +280,7 @@ def test_settings_that_make_no_sense_are_refused(field, value):
 
 @pytest.mark.parametrize("every_task", [True, False])
 def test_evaluation_is_a_table_by_task_k_and_shots(every_task):
-    table = train.evaluate(Transformer(MODEL), 4, every_task)
+    table = train.evaluate(Transformer(MODEL), 8, every_task)
     assert list(table) == (list(tasks.TASKS) if every_task else ["addition"])
     for by_k in table.values():
         assert list(by_k) == [str(k) for k in range(-4, 5)]
@@ -310,7 +310,7 @@ def test_a_run_writes_the_files_of_the_contract(whole):
 
 
 def test_results_go_to_stdout_and_mark_what_was_never_trained_on(whole, capsys):
-    assert main(whole, "--resume", "--device", "cpu", "--table-prompts", 4) == 0
+    assert main(whole, "--resume", "--device", "cpu", "--table-prompts", 8) == 0
     lines = capsys.readouterr().out.splitlines()
     marked = [line.split("  ")[0] for line in lines if line.endswith("never trained on")]
     assert marked == [f"addition off by {k:+d}" for k in range(-4, 5) if k]
