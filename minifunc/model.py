@@ -112,12 +112,14 @@ class Norm(nn.Module):
 
     def __init__(self, cfg: ModelConfig, name: str) -> None:
         super().__init__()
-        self.name, self.eps = name, cfg.eps
-        self.normalize = F.layer_norm if cfg.normalization == "LN" else F.rms_norm
+        self.name, self.center, self.eps = name, cfg.normalization == "LN", cfg.eps
         self.w = nn.Parameter(torch.empty(cfg.d_model))
 
     def forward(self, x: Tensor, hooks: Hooks) -> Tensor:
-        return hooks(self.normalize(x, self.w.shape, eps=self.eps), f"{self.name}.hook_normalized") * self.w
+        name = f"{self.name}.hook_normalized"  # as in TransformerLens, after the scale w for LN and before it for RMS
+        if self.center:
+            return hooks(F.layer_norm(x, self.w.shape, self.w, eps=self.eps), name)
+        return hooks(F.rms_norm(x, self.w.shape, eps=self.eps), name) * self.w
 
 
 def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:

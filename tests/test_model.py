@@ -82,7 +82,8 @@ def test_norm_follows_its_formula(tokens, normalization):
     x = cache["blocks.0.hook_resid_pre"]
     x = x - x.mean(-1, keepdim=True) if normalization == "LN" else x
     by_hand = x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt()
-    assert_close(cache["blocks.0.ln1.hook_normalized"], by_hand)
+    shown = by_hand if normalization == "RMS" else by_hand * model.blocks[0].ln1.w  # where TransformerLens has this hook
+    assert_close(cache["blocks.0.ln1.hook_normalized"], shown)
     assert_close(cache["blocks.0.attn.hook_v"][:, :, 1], by_hand * model.blocks[0].ln1.w @ model.blocks[0].attn.W_V[1])
 
 
@@ -94,7 +95,8 @@ def test_stream_is_the_sum_of_its_parts(tokens, variant):
     if variant["positions"] == "learned":
         parts.append("hook_pos_embed")
     assert_close(sum(cache[name] for name in parts), cache["blocks.1.hook_resid_post"])
-    assert_close(cache["ln_final.hook_normalized"] * model.ln_final.w @ model.unembed.W_U, logits)
+    scale = model.ln_final.w if variant["normalization"] == "RMS" else 1
+    assert_close(cache["ln_final.hook_normalized"] * scale @ model.unembed.W_U, logits)
 
 
 @pytest.mark.parametrize("changed", [1, POS - 1])

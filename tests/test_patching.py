@@ -212,3 +212,17 @@ def test_cuda_agrees_with_the_cpu():
     data[0].cuda()
     for a, b in zip(PathPatcher(*data).sweep_each(groups), cpu):
         torch.testing.assert_close(a.per_prompt, b.per_prompt, rtol=0, atol=1e-10)
+
+
+def test_both_passes_make_every_tensor_on_the_models_device():
+    """On the meta device an operation that mixes in a CPU tensor raises, as it would on a GPU."""
+    model, *rest = make(act_fn="relu")
+    patcher = PathPatcher(model, *rest)
+    model.to("meta")
+    for name, value in vars(patcher).items():
+        if isinstance(value, torch.Tensor):
+            setattr(patcher, name, value.to("meta"))
+    groups = [(read(name),) for name in ("logits", "1.0.q", "2.1.v", "mlp1", "resid2")] + [(HeadInput(0, 1, "k"), MLPInput(2), HeadInput(2, 0, "q"))]
+    for chunk in patcher._chunks():
+        changes = list(patcher._sweep_chunk(chunk, range(len(patcher.senders)), groups, only_logits=False))
+        assert sorted(index for index, _ in changes) == list(range(len(groups))) and all(change.is_meta for _, change in changes)
