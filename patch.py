@@ -63,24 +63,26 @@ def trace(model: Transformer, task: str, k: int, shots: int, n_prompts: int, see
         if shares["contrast_prompt"]["contrast"] < criteria.solves:
             groups = {group: [] for group in groups}
 
-        # 3. Heads → q, k, v of every FI and consolidation head, under both contrasts.
-        readers = groups["function_induction"] + groups["consolidation"]
-        receivers = [HeadInput(*parse(head), which) for head in readers for which in "vqk"]
+        # 3. Heads → q, k, v of every FI and consolidation head, and of all FI heads together, under both contrasts.
+        fi, receivers = groups["function_induction"], {}
+        for which in "vqk":
+            receivers |= {f"function_induction.{which}": [HeadInput(*parse(head), which) for head in fi]} if fi else {}
+            receivers |= {f"{head}.{which}": [HeadInput(*parse(head), which)] for head in fi + groups["consolidation"]}
         for name, patcher in patchers.items():
-            effects[name] |= dict(zip(map(str, receivers), patcher.sweep_each(receivers)))
+            effects[name] |= dict(zip(receivers, patcher.sweep_each(list(receivers.values()))))
             bar.update()
     routes = {}
     for name, group in (("answers", "shown_answer"), ("operands", "expected_answer")):
-        routes[group] = feeding([e for receiver, e in effects[name].items() if receiver[:-2] in groups["function_induction"]], criteria)
+        routes[group] = feeding([e for receiver, e in effects[name].items() if receiver[:-2] in [*fi, "function_induction"]], criteria)
         groups[group] = heads_of(routes[group])
     fed = heads_of(groups["shown_answer"] + groups["expected_answer"])
     groups["previous_token"] = [head for head in fed if attention[head]["answer_to_previous"] >= criteria.looks_at_previous]
 
     # 4. Without the FI heads, and without as many others.
     ablation = []
-    if groups["function_induction"]:
-        candidates = [("function_induction", groups["function_induction"])]
-        candidates += [("random", random_group(groups["function_induction"], model.cfg.n_heads, generator)) for _ in range(N_RANDOM)]
+    if fi:
+        candidates = [("function_induction", fi)]
+        candidates += [("random", random_group(fi, model.cfg.n_heads, generator)) for _ in range(N_RANDOM)]
         for label, heads in candidates:
             left = scores(ablated_logits(model, many.contrast, many.base, heads))
             ablation.append({"ablated": label, "heads": heads, "how": "base", "base_acc": left["base"], "contrast_acc": left["contrast"], "n_draws": 1, "n_prompts": len(many.base)})
@@ -136,9 +138,9 @@ def named(effects: dict[str, float], most: int = 4) -> str:
     return ", ".join(f"{name} {100 * r:+.0f}" for name, r in list(effects.items())[:most]) or "none"
 
 
-def in_words(route: dict[str, float]) -> str:
+def in_words(route: dict[str, float], most: int = 4) -> str:
     """A route's strongest nodes: `the embedding (-34 %) and mlp0 (-29 %)`."""
-    parts = [f"{'the ' * (name == 'embedding')}{name} ({100 * r:.0f} %)" for name, r in list(route.items())[:4]]
+    parts = [f"{'the ' * (name == 'embedding')}{name} ({100 * r:.0f} %)" for name, r in list(route.items())[:most]]
     return " and ".join([", ".join(parts[:-1])] * (len(parts) > 1) + parts[-1:]) or "no single node"
 
 
@@ -153,7 +155,7 @@ def sentence(circuit: dict[str, Any]) -> str:
     r = {head: circuit["effects"]["logits"]["heads"][parse(head)[0]][parse(head)[1]] for head in heads}
     strongest = dict(sorted(r.items(), key=lambda pair: pair[1]))
     return (
-        f"{task.capitalize()} (right on {done:.1%} of prompts) is carried by the function-induction head{'s' * (len(r) > 1)} {in_words(strongest)}, which at the last `=` look at the earlier answers. "
+        f"{task.capitalize()} (right on {done:.1%} of prompts) is carried by the function-induction head{'s' * (len(r) > 1)} {in_words(strongest, len(strongest))}, which at the last `=` look at the earlier answers. "
         f"What was shown there reaches them from {in_words(circuit['routes']['shown_answer'])}; what was to be expected there, from {in_words(circuit['routes']['expected_answer'])}. "
         f"Without them the model is off by {circuit['k']:+d} on {left['contrast_acc']:.1%} of prompts and gives the plain answer on {left['base_acc']:.1%}."
     )
@@ -176,9 +178,16 @@ def show(circuit: dict[str, Any], colour: bool) -> str:
     for group, heads in c["groups"].items():
         out.append(f"{group.replace('_', ' '):20}" + (", ".join(heads) or "none"))
     out.append("  criteria: " + ", ".join(f"{name.replace('_', ' ')} >= {value:g}" for name, value in criteria.items()) + "\n")
+    shown = heads_of(head for heads in c["groups"].values() for head in heads)
+    if shown:
+        out.append(f"{'head':8}{'r in %':>8}" + "".join(f"{name.replace('_', ' '):>20}" for name in c["attention"][shown[0]]) + "   (shares of attention)")
+    for head in shown:
+        layer, index = parse(head)
+        out.append(f"{head:8}{100 * logits['heads'][layer][index]:8.1f}" + "".join(f"{share:20.2f}" for share in c["attention"][head].values()))
+    out.append("")
     for receiver in (name for name in c["effects"] if name != "logits"):
-        out.append(f"→ {receiver:8} shown answers changed: {fed(c['effects'][receiver])}")
-        out.append(f"  {'':8} operands changed:      {fed(c['operands_changed']['effects'][receiver])}")
+        out.append(f"→ {receiver:20} shown answers changed: {fed(c['effects'][receiver])}")
+        out.append(f"  {'':20} operands changed:      {fed(c['operands_changed']['effects'][receiver])}")
     if c["evaluation"]["ablation"]:
         out.append(f"\nablation (the heads send what they send on the base prompt), {c['accuracy_prompts']} contrast prompts")
     for row in c["evaluation"]["ablation"]:

@@ -44,7 +44,7 @@ class TrainConfig:
     lr: float = 6e-3
     warmup: int = 100
     beta2: float = 0.95
-    weight_decay: float = 0.0
+    weight_decay: float = 0.3
     clip: float = 1.0
     eval_every: int = 250
 

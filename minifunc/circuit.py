@@ -30,7 +30,8 @@ class Criteria:
 
     solves: share of contrast prompts that the model must answer rightly; below it there is nothing to explain and
     r, a ratio to almost nothing, means nothing. strong: |r| on the logits from which a head counts; feeds: |r| on
-    another head's q, k or v from which a node counts (the paper takes 2 % for both, among 672 heads).
+    the q, k or v of an FI head, or of all of them together, from which a node counts (the paper takes 2 % for
+    both, among 672 heads).
     looks_at_answers, looks_at_self_or_bos, looks_at_previous: shares of attention, means over prompts (and over
     the answers, for the last one).
     """
@@ -53,8 +54,9 @@ def attention_shares(model: Transformer, tokens: Tensor, answers: Tensor) -> dic
     """Where each head looks, as shares of its attention, means over the prompts tokens [n_prompts, pos].
 
     answers [n_shots] int64: positions of the shown answers. Per head: last_to_answers, last_to_self, last_to_bos,
-    last_to_operands (the query's own two, 4 and 2 before the end) are seen from the last position;
-    answer_to_previous goes from each shown answer to the token before it.
+    last_to_operands (the query's own two) are seen from the last position, which is an `=`; answer_to_previous and
+    answer_to_operands go from each shown answer to the `=` before it and to its own two operands. In `x op y = c`
+    the operands stand 3 and 1 before the `=`, and 4 and 2 before the answer.
     """
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
     total = 0
@@ -66,6 +68,7 @@ def attention_shares(model: Transformer, tokens: Tensor, answers: Tensor) -> dic
     shares = {
         "last_to_answers": last[..., answers].sum(-1),
         "answer_to_previous": pattern[:, :, answers, answers - 1].mean(-1),
+        "answer_to_operands": (pattern[:, :, answers, answers - 4] + pattern[:, :, answers, answers - 2]).mean(-1),
         "last_to_self": last[..., -1],
         "last_to_bos": last[..., 0],
         "last_to_operands": last[..., [-4, -2]].sum(-1),

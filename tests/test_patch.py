@@ -52,7 +52,7 @@ def test_circuit_json_has_the_promised_layout(run, solved, capsys):
         assert {"logits", *(f"{head}.{which}" for head in fi for which in "qkv")} <= contrast["effects"].keys()
         for effects in contrast["effects"].values():
             assert [len(row) for row in effects["heads"]] == [2, 2] and len(effects["mlps"]) == 2 and isinstance(effects["embedding"], float)
-    assert c["attention"]["1.1"].keys() == {"last_to_answers", "answer_to_previous", "last_to_self", "last_to_bos", "last_to_operands"}
+    assert c["attention"]["1.1"].keys() == {"last_to_answers", "answer_to_previous", "answer_to_operands", "last_to_self", "last_to_bos", "last_to_operands"}
     out = capsys.readouterr().out
     assert "heads → logits" in out and "function induction" in out and "\x1b[" not in out
 
