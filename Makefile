@@ -8,7 +8,7 @@ ARGS   =
 PY = .venv/bin/python
 
 .DEFAULT_GOAL = help
-.PHONY: help train patch test clean
+.PHONY: help train patch test parity clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,15 @@ patch: .venv/ready  ## trace the circuit of the run in OUT, write OUT/circuit.js
 test: .venv/ready  ## run the tests
 	$(PY) -m pytest $(ARGS)
 
-clean:  ## remove .venv and caches; never a trained run
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+.venv-parity/ready: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep ^torch== constraints.txt)" pytest tqdm \
+	    'transformer-lens==2.18.0' 'numpy<2' 'pyarrow<21' 'datasets<4.5' 'transformers<5'
+	@touch $@
+
+parity: .venv-parity/ready  ## compare with TransformerLens 2.18 (in an environment of its own)
+	.venv-parity/bin/python -m pytest tests/test_parity.py $(ARGS)
+
+clean:  ## remove the environments and caches; never a trained run
+	rm -rf .venv .venv-parity build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './out/*' -prune -exec rm -rf {} +

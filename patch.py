@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 import tasks
+from minifunc.attribution import attribute, rank_correlation
 from minifunc.circuit import Criteria, ablated_logits, attention_shares, direct_groups, feeding, heads_of, parse, random_group
 from minifunc.evaluation import accuracy, last_logits
 from minifunc.flags import Parser, add_flags, from_flags
@@ -58,6 +59,7 @@ def trace(model: Transformer, task: str, k: int, shots: int, n_prompts: int, see
     with tqdm(total=4, desc="patch", mininterval=0.5, disable=None) as bar:
         patchers = {name: PathPatcher(model, base, pairs.contrast, *answers, freeze_mlps, max_memory) for name, base in (("answers", pairs.base), ("operands", pairs.operands_changed))}
         effects: dict[str, dict[str, Effects]] = {name: {"logits": patcher.sweep(Logits())} for name, patcher in patchers.items()}
+        estimate = attribute(patchers["answers"])
         bar.update(2)
         groups = direct_groups(effects["answers"]["logits"].heads, attention, criteria)
         if shares["contrast_prompt"]["contrast"] < criteria.solves:
@@ -103,6 +105,7 @@ def trace(model: Transformer, task: str, k: int, shots: int, n_prompts: int, see
         "contrast": "answers",
         "effects": {receiver: as_lists(e) for receiver, e in effects["answers"].items()},
         "operands_changed": {"F": F["operands"], "effects": {receiver: as_lists(e) for receiver, e in effects["operands"].items()}},
+        "attribution": as_lists(estimate) | {"rank_correlation": round(rank_correlation(estimate.heads, effects["answers"]["logits"].heads), 4)},
         "groups": groups,
         "routes": {name: {node: round(r, 5) for node, r in route.items()} for name, route in routes.items()},
         "criteria": vars(criteria),
@@ -174,7 +177,9 @@ def show(circuit: dict[str, Any], colour: bool) -> str:
         out.append(f"  {prompt.replace('_', ' '):16} plain answer {share['base']:.3f}   answer off by {c['k']:+d} {share['contrast']:.3f}")
     out.append(f"  F = logit(plain) - logit(off by {c['k']:+d}): base {c['F']['base']:.2f}, contrast {c['F']['contrast']:.2f}\n")
     logits = c["effects"]["logits"]
-    out.append(heat_map("heads → logits", logits["heads"], logits["mlps"], logits["embedding"], colour) + "\n")
+    worst = (torch.tensor(logits["heads"]) - torch.tensor(c["attribution"]["heads"])).abs().max().item()
+    out.append(heat_map("heads → logits", logits["heads"], logits["mlps"], logits["embedding"], colour))
+    out.append(f"attribution patching, the linear estimate of the same, ranks the heads with a correlation of {c['attribution']['rank_correlation']:.2f}; largest error {100 * worst:.0f} % points\n")
     for group, heads in c["groups"].items():
         out.append(f"{group.replace('_', ' '):20}" + (", ".join(heads) or "none"))
     out.append("  criteria: " + ", ".join(f"{name.replace('_', ' ')} >= {value:g}" for name, value in criteria.items()) + "\n")

@@ -27,7 +27,7 @@ on x + delta under both. Several receivers given as a list are overwritten toget
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -157,10 +157,9 @@ class PathPatcher:
         keep = self._cache_bytes() * self.n_prompts < self.max_memory * 2**30 / 2
         self._kept: list[Chunk] = []
         scores = []
-        with torch.no_grad():
-            for chunk in self._chunks():
-                scores.append((self._score(chunk.base_logits, chunk.prompts), self._score(chunk.contrast_logits, chunk.prompts)))
-                self._kept += [chunk] if keep else []
+        for chunk in self._chunks():
+            scores.append((self.score(chunk.base_logits, chunk.prompts), self.score(chunk.contrast_logits, chunk.prompts)))
+            self._kept += [chunk] if keep else []
         self.F_base, self.F_contrast = (torch.cat(F) for F in zip(*scores))  # [n_prompts] each
         self.F_range = float(self.F_contrast.double().mean() - self.F_base.double().mean())
 
@@ -181,13 +180,13 @@ class PathPatcher:
         totals = [torch.zeros(len(self.senders), self.n_prompts, dtype=torch.float64) for _ in groups]
         only_logits = all(group == (Logits(),) for group in groups)
         rows = self._rows_in_budget(1 if only_logits else self.n_pos)
-        for chunk in self._kept or self._chunks():
+        for chunk in self.chunks():
             step = max(1, rows // len(chunk.contrast_logits))
             for start in range(0, len(self.senders), step):
                 senders = range(start, min(start + step, len(self.senders)))
                 for index, change in self._sweep_chunk(chunk, senders, groups, only_logits):
                     totals[index][start : start + len(change), chunk.prompts] = change.double().cpu()
-        return [self._effects(total) for total in totals]
+        return [self.effects(total) for total in totals]
 
     # ------------------------------------------------------------ pass 1
 
@@ -259,7 +258,7 @@ class PathPatcher:
             layer += 1
         logits = self.model.run_from(resid, layer, None if layer == n_layers else self.last, hooks)[:, -1]
         logits = logits.unflatten(0, (n_senders, -1))  # [sender, p, d_vocab]
-        return self._score(logits, chunk.prompts) - self.F_contrast[chunk.prompts]
+        return self.score(logits, chunk.prompts) - self.F_contrast[chunk.prompts]
 
     def _changed_head(self, chunk: Chunk, layer: int, head: int, values: dict[Receiver, Tensor], queries: Tensor) -> Tensor:
         """What head (layer, head) adds to its contrast output when its overwritten inputs are used: [sender, p, query, d_model]."""
@@ -315,13 +314,13 @@ class PathPatcher:
         layer, after_heads = divmod(stage, 2)
         return 1 + layer * (self.cfg.n_heads + self.cfg.has_mlp) + after_heads * self.cfg.n_heads
 
-    def _score(self, logits: Tensor, prompts: slice) -> Tensor:
+    def score(self, logits: Tensor, prompts: slice) -> Tensor:
         """F = logit(base answer) - logit(contrast answer) of logits [..., p, d_vocab]: [..., p]."""
         answers = self.answers[prompts].expand(*logits.shape[:-1], 2)
         picked = logits.gather(-1, answers)
         return picked[..., 0] - picked[..., 1]
 
-    def _effects(self, total: Tensor) -> Effects:
+    def effects(self, total: Tensor) -> Effects:
         """Sums per sender and prompt, [n_senders, n_prompts] float64 in logits → r values."""
         r = total.mean(dim=1) / self.F_range
         layers = r[1:].unflatten(0, (self.cfg.n_layers, -1))  # [n_layers, n_heads (+ 1)]
@@ -341,6 +340,11 @@ class PathPatcher:
             return
         raise ValueError(f"this model of {layers} layers × {self.cfg.n_heads} heads has no receiver {receiver!r}")
 
+    def chunks(self) -> Iterable[Chunk]:
+        """The cached runs: kept from the start where they fit the budget, made anew where they do not."""
+        return self._kept or self._chunks()
+
+    @torch.no_grad()
     def _chunks(self) -> Iterator[Chunk]:
         """Runs both prompts of some pairs at a time and keeps what the sweep needs."""
         for start in range(0, self.n_prompts, self.prompts_per_chunk):

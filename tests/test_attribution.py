@@ -1,0 +1,30 @@
+import pytest
+import torch
+from test_patching import VARIANTS, make
+
+from minifunc.attribution import attribute, rank_correlation
+from minifunc.patching import Logits, PathPatcher
+
+
+@pytest.mark.parametrize("freeze_mlps", [False, True], ids=["live", "frozen"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_it_is_the_limit_of_path_patching_for_small_changes(variant, freeze_mlps):
+    patcher, epsilon = PathPatcher(*make(**VARIANTS[variant]), freeze_mlps=freeze_mlps), 1e-7
+    estimate = attribute(patcher).per_prompt
+    for chunk in patcher._kept:
+        chunk.d_embed = chunk.d_embed * epsilon
+        chunk.d_z, chunk.d_mlp = ([change * epsilon for change in changes] for changes in (chunk.d_z, chunk.d_mlp))
+    torch.testing.assert_close(patcher.sweep(Logits()).per_prompt / epsilon, estimate, rtol=1e-3, atol=1e-5)
+    assert estimate.abs().max() > 0.01
+
+
+def test_chunks_change_nothing_and_no_gradient_stays_behind():
+    data = make(act_fn="relu", n_prompts=5)
+    whole, small = attribute(PathPatcher(*data)), attribute(PathPatcher(*data, max_memory=5e-5))
+    torch.testing.assert_close(whole.per_prompt, small.per_prompt, rtol=0, atol=1e-12)
+    assert all(parameter.grad is None for parameter in data[0].parameters())
+
+
+@pytest.mark.parametrize("a, b, expected", [([1, 2, 3, 4], [10, 20, 30, 99], 1), ([1, 2, 3, 4], [4, 3, 2, 1], -1), ([1, 1, 2, 3], [5, 5, 6, 7], 1), ([1, 2, 3], [1, 3, 2], 0.5)])
+def test_rank_correlation_of_known_cases(a, b, expected):
+    assert rank_correlation(torch.tensor(a), torch.tensor(b)) == pytest.approx(expected)
