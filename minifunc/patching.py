@@ -33,21 +33,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minifunc.model import Hooks, Transformer
+from minifunc.model import Hook, Hooks, Transformer
 
 
 @dataclass(frozen=True)
 class Logits:
     """The final residual stream at the last position, as the unembedding reads it."""
 
+    def __str__(self) -> str:
+        return "logits"
+
 
 @dataclass(frozen=True)
 class HeadInput:
-    """The q, k or v of one head, at all positions."""
+    """The q, k or v of one head, at all positions or only at some (a tuple of them, from 0)."""
 
     layer: int
     head: int
     which: str
+    positions: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
         return f"{self.layer}.{self.head}.{self.which}"
@@ -55,9 +59,10 @@ class HeadInput:
 
 @dataclass(frozen=True)
 class MLPInput:
-    """What an MLP reads (its norm's input), not the stream that passes it by."""
+    """What an MLP reads (its norm's input), not the stream that passes it by; at all positions or only at some."""
 
     layer: int
+    positions: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
         return f"mlp{self.layer}"
@@ -65,9 +70,10 @@ class MLPInput:
 
 @dataclass(frozen=True)
 class Resid:
-    """The whole residual stream that enters a block (`hook_resid_pre`)."""
+    """The whole residual stream that enters a block (`hook_resid_pre`), at all positions or only at some."""
 
     layer: int
+    positions: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
         return f"resid{self.layer}"
@@ -118,7 +124,10 @@ class PathPatcher:
 
     base_tokens, contrast_tokens: [n_prompts, pos] int64, scored at the last position. base_answers,
     contrast_answers: [n_prompts] int64, the two tokens whose logits F compares. freeze_mlps: see the module's
-    docstring. max_memory: GiB that the sweep may use beside the weights (default: a quarter of what is free on
+    docstring. source: what senders send in place of their contrast values. "base" (the paired base run), "mean" (the
+    mean over the base prompts, position by position), "zero", or tokens [n_prompts, pos] of other prompts whose
+    activations are sent. sender_positions: the positions at which senders are changed (default: all). r is always measured against
+    F of the paired base run. max_memory: GiB that the sweep may use beside the weights (default: a quarter of what is free on
     CUDA, 0.5 elsewhere); it sets the size of the chunks, never the results.
 
     F_base, F_contrast [n_prompts]: F of the two runs, in logits. Raises ValueError where shapes or answers do
@@ -135,6 +144,8 @@ class PathPatcher:
         contrast_answers: Tensor,
         freeze_mlps: bool = False,
         max_memory: float | None = None,
+        source: str | Tensor = "base",
+        sender_positions: Sequence[int] | None = None,
     ) -> None:
         cfg, device = model.cfg, model.unembed.W_U.device
         if base_tokens.shape != contrast_tokens.shape or base_tokens.ndim != 2 or 0 in base_tokens.shape:
@@ -147,15 +158,24 @@ class PathPatcher:
         self.n_prompts, self.n_pos = base_tokens.shape
         self.everywhere = torch.arange(self.n_pos, device=device)
         self.last = self.everywhere[-1:]
+        self.sender_positions = self._mask(sender_positions)  # [pos, 1] bool
+        if not isinstance(source, Tensor) and source not in ("base", "mean", "zero"):
+            raise ValueError(f"source must be 'base', 'mean', 'zero' or tokens, not {source!r}")
+        if isinstance(source, Tensor) and source.shape != base_tokens.shape:
+            raise ValueError(f"source tokens must be {list(base_tokens.shape)} like the prompts, not {list(source.shape)}")
+        self.source = source.to(device) if isinstance(source, Tensor) else source
         # Senders, in the order in which they write to the stream: embedding, heads of layer 0, MLP 0, heads of layer 1 …
         self.senders = ["embedding"]
         for layer in range(cfg.n_layers):
             self.senders += [f"{layer}.{head}" for head in range(cfg.n_heads)] + ([f"mlp{layer}"] if cfg.has_mlp else [])
+        self._sent = ["hook_embed", *(f"blocks.{layer}.attn.hook_z" for layer in range(cfg.n_layers))]
+        self._sent += [f"blocks.{layer}.hook_mlp_out" for layer in range(cfg.n_layers) if cfg.has_mlp]
         self.max_memory = _default_memory(device) if max_memory is None else max_memory
         rows = self._rows_in_budget(self.n_pos)
         self.prompts_per_chunk = min(self.n_prompts, max(1, rows // len(self.senders)))
         keep = self._cache_bytes() * self.n_prompts < self.max_memory * 2**30 / 2
         self._kept: list[Chunk] = []
+        self._mean = self._mean_of_base() if isinstance(source, str) and source == "mean" else {}
         scores = []
         for chunk in self._chunks():
             scores.append((self.score(chunk.base_logits, chunk.prompts), self.score(chunk.contrast_logits, chunk.prompts)))
@@ -173,8 +193,12 @@ class PathPatcher:
     def sweep_each(self, receivers: Sequence[Receiver | Sequence[Receiver]]) -> list[Effects]:
         """One `Effects` for each entry of `receivers`, all from a single pass 1. Raises ValueError for a receiver the model lacks."""
         groups = [tuple(entry) if isinstance(entry, Sequence) else (entry,) for entry in receivers]
-        for receiver in (receiver for group in groups for receiver in group):
-            self._check(receiver)
+        for group in groups:
+            for receiver in group:
+                self._check(receiver)
+            places = [str(receiver) for receiver in set(group)]
+            if not group or len(set(places)) < len(places):
+                raise ValueError(f"a list of receivers must name each place once, with all its positions, not {sorted(places)}")
         if not abs(self.F_range) > 1e-6:  # also where it is NaN
             raise ValueError(f"F_contrast - F_base is {self.F_range:.2g}, so r is undefined: the model does not tell these prompts apart, or a weight is not finite")
         totals = [torch.zeros(len(self.senders), self.n_prompts, dtype=torch.float64) for _ in groups]
@@ -228,6 +252,8 @@ class PathPatcher:
 
     def _read(self, receiver: Receiver, chunk: Chunk, delta: Tensor, where: slice) -> Tensor:
         """What `receiver` reads when the stream is the contrast run's plus delta: [sender, p, pos, d_head or d_model]."""
+        if not isinstance(receiver, Logits) and receiver.positions is not None:
+            delta = delta * self._mask(receiver.positions)
         if isinstance(receiver, HeadInput):
             block = self.model.blocks[receiver.layer]
             weight = getattr(block.attn, f"W_{receiver.which.upper()}")[receiver.head]  # [d_model, d_head]
@@ -264,7 +290,8 @@ class PathPatcher:
         """What head (layer, head) adds to its contrast output when its overwritten inputs are used: [sender, p, query, d_model]."""
         attn = self.model.blocks[layer].attn
         q, k, v = (x[layer][:, :, head : head + 1] for x in (chunk.q, chunk.k, chunk.v))  # [p, pos, 1, d_head]
-        new = {which: values.get(HeadInput(layer, head, which)) for which in "qkv"}
+        new: dict[str, Tensor | None] = dict.fromkeys("qkv")
+        new |= {receiver.which: value for receiver, value in values.items() if isinstance(receiver, HeadInput) and (receiver.layer, receiver.head) == (layer, head)}
 
         def turned(x: Tensor) -> Tensor:  # [sender, p, pos, d_head] → the same as rows, positions worked in
             return attn.position(x.flatten(0, 1)[:, :, None], self.everywhere).unflatten(0, x.shape[:2])
@@ -281,24 +308,25 @@ class PathPatcher:
         return (z - chunk.z[layer][:, queries, head]) @ attn.W_O[head]
 
     def _overwrite(self, values: dict[Receiver, Tensor]) -> Hooks:
-        """Hooks that overwrite the receivers above the lowest layer (and any MLP input) in pass 2."""
-        functions = {}
+        """Hooks that overwrite, in pass 2, the receivers above the lowest layer and the inputs of MLPs."""
+        functions: dict[str, Hook] = {}
         for receiver, value in values.items():
-            rows = value.flatten(0, 1)  # [sender * p, pos, …]
-            if isinstance(receiver, MLPInput):
-                functions[f"blocks.{receiver.layer}.hook_mlp_in"] = lambda x, name, rows=rows: rows[:, -x.shape[1] :]
-            elif isinstance(receiver, Resid):
-                functions[f"blocks.{receiver.layer}.hook_resid_pre"] = lambda x, name, rows=rows: rows
-            elif isinstance(receiver, HeadInput):
-                name = f"blocks.{receiver.layer}.attn.hook_{receiver.which}"
-                before = functions.get(name, lambda x, name: x)  # another head of the same block may be overwritten too
+            if isinstance(receiver, Logits):
+                continue
+            place = f"attn.hook_{receiver.which}" if isinstance(receiver, HeadInput) else "hook_mlp_in" if isinstance(receiver, MLPInput) else "hook_resid_pre"
+            name = f"blocks.{receiver.layer}.{place}"
+            before = functions.get(name, lambda x, name: x)  # another head of the same block may be overwritten too
 
-                def put(x: Tensor, name: str, head=receiver.head, rows=rows, before=before) -> Tensor:
-                    x = before(x, name).clone()
-                    x[:, :, head] = rows[:, -x.shape[1] :]  # the last block computes q for the last position alone
-                    return x
+            def put(x: Tensor, name: str, receiver=receiver, rows=value.flatten(0, 1), before=before) -> Tensor:
+                x, there = before(x, name), self._mask(receiver.positions)
+                rows, there = rows[:, -x.shape[1] :], there[-x.shape[1] :]  # the last block may compute its last position alone
+                if not isinstance(receiver, HeadInput):
+                    return torch.where(there, rows, x)
+                x = x.clone()
+                x[:, :, receiver.head] = torch.where(there, rows, x[:, :, receiver.head])
+                return x
 
-                functions[name] = put
+            functions[name] = put
         return Hooks(functions)
 
     # ------------------------------------------------------------ small parts
@@ -332,11 +360,12 @@ class PathPatcher:
         layers = self.cfg.n_layers
         if isinstance(receiver, Logits):
             return
+        self._mask(receiver.positions)
         if isinstance(receiver, HeadInput) and 0 <= receiver.layer < layers and 0 <= receiver.head < self.cfg.n_heads and receiver.which in ("q", "k", "v"):
             return
         if isinstance(receiver, MLPInput) and 0 <= receiver.layer < layers and self.cfg.has_mlp:
             return
-        if isinstance(receiver, Resid) and 0 <= receiver.layer <= layers:
+        if isinstance(receiver, Resid) and (0 <= receiver.layer < layers or receiver == Resid(layers)):
             return
         raise ValueError(f"this model of {layers} layers × {self.cfg.n_heads} heads has no receiver {receiver!r}")
 
@@ -350,13 +379,15 @@ class PathPatcher:
         for start in range(0, self.n_prompts, self.prompts_per_chunk):
             prompts = slice(start, start + self.prompts_per_chunk)
             layers = range(self.cfg.n_layers)
-            sent = ["hook_embed", *(f"blocks.{layer}.attn.hook_z" for layer in layers)]
-            sent += [f"blocks.{layer}.hook_mlp_out" for layer in layers if self.cfg.has_mlp]
             read = [f"blocks.{layer}.{name}" for layer in layers for name in ("hook_resid_pre", "hook_resid_mid", "attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_v")]
-            base_logits, base = self.model.run_with_cache(self.base_tokens[prompts], sent)
-            logits, contrast = self.model.run_with_cache(self.contrast_tokens[prompts], [*sent, *read, f"blocks.{layers[-1]}.hook_resid_post"])
+            logits, contrast = self.model.run_with_cache(self.contrast_tokens[prompts], [*self._sent, *read, f"blocks.{layers[-1]}.hook_resid_post"])
+            base_logits, base = self.model.run_with_cache(self.base_tokens[prompts], self._sent)
+            if isinstance(self.source, Tensor):
+                _, base = self.model.run_with_cache(self.source[prompts], self._sent)
+            elif self.source != "base":
+                base = {name: self._mean.get(name, torch.zeros_like(x)) for name, x in base.items()}
             at = lambda name: [contrast[f"blocks.{layer}.{name}"] for layer in layers]  # noqa: E731
-            change = lambda name: [base[f"blocks.{layer}.{name}"] - contrast[f"blocks.{layer}.{name}"] for layer in layers]  # noqa: E731
+            change = lambda name: self._change(base[name], contrast[name])  # noqa: E731
             yield Chunk(
                 prompts=prompts,
                 resid_pre=[*at("hook_resid_pre"), contrast[f"blocks.{layers[-1]}.hook_resid_post"]],
@@ -365,12 +396,34 @@ class PathPatcher:
                 k=at("attn.hook_rot_k"),
                 v=at("attn.hook_v"),
                 z=at("attn.hook_z"),
-                d_embed=base["hook_embed"] - contrast["hook_embed"],
-                d_z=change("attn.hook_z"),
-                d_mlp=change("hook_mlp_out") if self.cfg.has_mlp else [],
+                d_embed=change("hook_embed"),
+                d_z=[change(f"blocks.{layer}.attn.hook_z") for layer in layers],
+                d_mlp=[change(f"blocks.{layer}.hook_mlp_out") for layer in layers if self.cfg.has_mlp],
                 base_logits=base_logits[:, -1],
                 contrast_logits=logits[:, -1],
             )
+
+    def _change(self, source: Tensor, contrast: Tensor) -> Tensor:
+        """source - contrast, [p, pos, …], at the positions at which senders are changed."""
+        mask = self.sender_positions.view(-1, *[1] * (contrast.ndim - 2))
+        return (source - contrast) * mask
+
+    def _mask(self, positions: Sequence[int] | None) -> Tensor:
+        """[pos, 1] bool, true at the positions (None: everywhere). Raises ValueError for one out of range."""
+        wrong = [position for position in positions or () if not 0 <= position < self.n_pos]
+        if wrong:
+            raise ValueError(f"position {wrong[0]} is out of range: the prompts have positions 0 to {self.n_pos - 1}")
+        chosen = [positions is None or position in positions for position in range(self.n_pos)]
+        return torch.tensor(chosen, device=self.everywhere.device)[:, None]
+
+    @torch.no_grad()
+    def _mean_of_base(self) -> dict[str, Tensor]:
+        """Mean over the base prompts of all that senders send, by hook point: [1, pos, …]."""
+        total: dict[str, Tensor] = {}
+        for tokens in self.base_tokens.split(self.prompts_per_chunk):
+            _, cache = self.model.run_with_cache(tokens, self._sent)
+            total = {name: total.get(name, 0) + x.sum(0, keepdim=True) for name, x in cache.items()}
+        return {name: x / self.n_prompts for name, x in total.items()}
 
     def _cache_bytes(self) -> int:
         """Bytes of one prompt in a `Chunk`."""

@@ -6,54 +6,70 @@ import torch
 class Oracle:
     """Pass 0, once: both runs as they are."""
 
-    def __init__(self, model, base, contrast, base_answers, contrast_answers):
+    def __init__(self, model, base, contrast, base_answers, contrast_answers, source="base", sender_positions=None):
         self.model, self.contrast, self.answers = model, contrast, (base_answers, contrast_answers)
-        base_logits, self.of_base = model.run_with_cache(base)
+        base_logits, self.of_source = model.run_with_cache(base)
         contrast_logits, self.of_contrast = model.run_with_cache(contrast)
         self.F_base, self.F_contrast = self.F(base_logits), self.F(contrast_logits)
+        if isinstance(source, torch.Tensor):
+            _, self.of_source = model.run_with_cache(source)
+        elif source == "mean":
+            self.of_source = {name: x.mean(0, keepdim=True).expand_as(x) for name, x in self.of_source.items()}
+        elif source == "zero":
+            self.of_source = {name: torch.zeros_like(x) for name, x in self.of_source.items()}
+        for position in set(range(base.shape[1])) - set(sender_positions or range(base.shape[1])):
+            for name, x in self.of_source.items():
+                if "scores" not in name and "pattern" not in name:
+                    self.of_source[name] = x = x.clone()
+                    x[:, position] = self.of_contrast[name][:, position]
 
     def F(self, logits):
         rows = torch.arange(len(logits))
         return (logits[rows, -1, self.answers[0]] - logits[rows, -1, self.answers[1]]).mean()
 
     def r(self, sender, receivers, freeze_mlps=False):
-        """r of one sender ("embedding", "mlp2", "1.3") on receivers overwritten together ("logits", "2.1.q", "mlp1", "resid2")."""
-        model, of_base, of_contrast = self.model, self.of_base, self.of_contrast
+        """r of one sender ("embedding", "mlp2", "1.3") on receivers overwritten together.
+
+        A receiver is "logits", "2.1.q", "mlp1" or "resid2", with "@1,4" behind it if it is limited to positions.
+        """
+        model, of_source, of_contrast = self.model, self.of_source, self.of_contrast
         n_layers = model.cfg.n_layers
 
-        # Pass 1: the contrast run, heads (and MLPs) frozen, the sender's output from the base run.
+        # Pass 1: the contrast run, heads (and MLPs) frozen, the sender's output from the source.
         hooks = {}
         for layer in range(n_layers):
             hooks[f"blocks.{layer}.attn.hook_z"] = lambda x, name: of_contrast[name]
             if freeze_mlps and model.cfg.has_mlp:
                 hooks[f"blocks.{layer}.hook_mlp_out"] = lambda x, name: of_contrast[name]
         if sender == "embedding":
-            hooks["hook_embed"] = lambda x, name: of_base[name]
+            hooks["hook_embed"] = lambda x, name: of_source[name]
         elif sender.startswith("mlp"):
-            hooks[f"blocks.{sender[3:]}.hook_mlp_out"] = lambda x, name: of_base[name]
+            hooks[f"blocks.{sender[3:]}.hook_mlp_out"] = lambda x, name: of_source[name]
         else:
             sender_layer, sender_head = map(int, sender.split("."))
 
             def one_head(x, name):
                 x = of_contrast[name].clone()
-                x[:, :, sender_head] = of_base[name][:, :, sender_head]
+                x[:, :, sender_head] = of_source[name][:, :, sender_head]
                 return x
 
             hooks[f"blocks.{sender_layer}.attn.hook_z"] = one_head
 
         seen = {}
         places = {"mlp": "hook_mlp_in", "resid": "hook_resid_pre"}
-        targets = []  # (hook name, head or None)
+        targets = []  # (hook name, head or None, positions)
         for receiver in receivers:
+            receiver, _, where = receiver.partition("@")
+            where = [int(position) for position in where.split(",")] if where else slice(None)
             if receiver in ("logits", f"resid{n_layers}"):
-                targets.append((f"blocks.{n_layers - 1}.hook_resid_post", None))
+                targets.append((f"blocks.{n_layers - 1}.hook_resid_post", None, where))
             elif receiver[0].isdigit():
                 layer, head, which = receiver.split(".")
-                targets.append((f"blocks.{layer}.attn.hook_{which}", int(head)))
+                targets.append((f"blocks.{layer}.attn.hook_{which}", int(head), where))
             else:
                 word = receiver.rstrip("0123456789")
-                targets.append((f"blocks.{receiver[len(word):]}.{places[word]}", None))
-        for name, _ in targets:
+                targets.append((f"blocks.{receiver[len(word):]}.{places[word]}", None, where))
+        for name, _, _ in targets:
             def record(x, name, frozen=hooks.get(name, lambda x, name: x)):
                 seen[name] = frozen(x, name)
                 return seen[name]
@@ -64,17 +80,18 @@ class Oracle:
         model.run_with_hooks(self.contrast, hooks)
 
         # Pass 2: the contrast run again, everything live, the receivers overwritten by what pass 1 recorded.
-        def overwrite(heads):
+        def overwrite(parts):
             def fn(x, name):
-                if None in heads:
-                    return seen[name]
                 x = x.clone()
-                for head in heads:
-                    x[:, :, head] = seen[name][:, :, head]
+                for head, where in parts:
+                    if head is None:
+                        x[:, where] = seen[name][:, where]
+                    else:
+                        x[:, where, head] = seen[name][:, where, head]
                 return x
 
             return fn
 
-        again = {name: overwrite([head for other, head in targets if other == name]) for name, _ in targets}
+        again = {name: overwrite([(head, where) for other, head, where in targets if other == name]) for name, _, _ in targets}
         patched = model.run_with_hooks(self.contrast, again)
         return ((self.F(patched) - self.F_contrast) / (self.F_contrast - self.F_base)).item()

@@ -28,14 +28,16 @@ def make(dtype=torch.float64, n_prompts=3, seed=1, **changes):
 
 
 def read(name):
-    """ "1.0.q" → HeadInput(1, 0, "q"), "mlp2", "resid1", "logits". """
+    """ "1.0.q" → HeadInput(1, 0, "q"), "mlp2", "resid1@1,4" (only at these positions), "logits". """
     if name == "logits":
         return Logits()
+    name, _, where = name.partition("@")
+    where = tuple(int(position) for position in where.split(",")) if where else None
     word, layer = re.fullmatch(r"(mlp|resid)(\d+)|.*", name).groups()
     if word:
-        return {"mlp": MLPInput, "resid": Resid}[word](int(layer))
+        return {"mlp": MLPInput, "resid": Resid}[word](int(layer), where)
     layer, head, which = name.split(".")
-    return HeadInput(int(layer), int(head), which)
+    return HeadInput(int(layer), int(head), which, where)
 
 
 def r_by_sender(patcher, effects):
@@ -50,7 +52,7 @@ def r_by_sender(patcher, effects):
 def worst_difference(data, groups, freeze_mlps, **options):
     """Largest |r - r of the oracle| over all senders and the receiver groups (tuples of names)."""
     patcher = PathPatcher(*data, freeze_mlps=freeze_mlps, **options)
-    oracle, worst = Oracle(*data), 0.0
+    oracle, worst = Oracle(*data, **options), 0.0
     for group, effects in zip(groups, patcher.sweep_each([[read(name) for name in group] for group in groups])):
         for sender, r in r_by_sender(patcher, effects).items():
             worst = max(worst, abs(r - oracle.r(sender, group, freeze_mlps)))
@@ -71,6 +73,27 @@ def test_every_sender_and_receiver_equals_the_naive_oracle(variant, freeze_mlps)
     if variant != "rotary RMS relu":  # all pairs once; the other kinds of model with a sample of them
         groups = groups[::4]
     assert worst_difference(data, groups, freeze_mlps) < 1e-10
+
+
+@pytest.mark.parametrize("freeze_mlps", [False, True], ids=["live", "frozen"])
+def test_receivers_limited_to_positions_equal_the_oracle(freeze_mlps):
+    groups = [("1.0.v@2,4",), ("2.1.q@6",), ("1.1.k@3",), ("mlp1@4,6",), ("resid2@2",), ("1.0.v@2", "2.0.k@2,5"), ("0.1.v@3", "mlp2@6"), ("mlp0@4", "resid2@3,4")]
+    assert worst_difference(make(act_fn="relu"), groups, freeze_mlps) < 1e-10
+
+
+@pytest.mark.parametrize("source", ["mean", "zero", torch.randint(11, (3, 7), generator=torch.Generator().manual_seed(9))], ids=["mean", "zero", "unrelated"])
+def test_other_sources_equal_the_oracle(source):
+    assert worst_difference(make(act_fn="relu"), [("logits",), ("2.0.v",), ("mlp1", "1.0.q")], False, source=source) < 1e-10
+
+
+def test_senders_limited_to_positions_equal_the_oracle():
+    assert worst_difference(make(act_fn="relu"), [("logits",), ("2.0.v",), ("mlp1", "1.0.q")], False, sender_positions=[4, 6]) < 1e-10
+
+
+def test_the_mean_does_not_depend_on_chunks():
+    data = make(act_fn="relu", n_prompts=5)
+    whole, small = (PathPatcher(*data, source="mean", max_memory=budget).sweep(Logits()).per_prompt for budget in (None, 5e-5))
+    torch.testing.assert_close(whole, small, rtol=0, atol=1e-12)
 
 
 def test_freezing_the_norms_scale_would_be_noticed(monkeypatch):
@@ -182,10 +205,24 @@ def test_r_is_refused_where_it_is_undefined():
         PathPatcher(model, base, contrast, base_answers, contrast_answers).sweep(Logits())
 
 
-@pytest.mark.parametrize("receiver", [HeadInput(3, 0, "q"), HeadInput(0, 2, "q"), HeadInput(0, 0, "z"), HeadInput(-1, 0, "v"), MLPInput(3), Resid(4)])
+@pytest.mark.parametrize("receiver", [HeadInput(3, 0, "q"), HeadInput(0, 2, "q"), HeadInput(0, 0, "z"), HeadInput(-1, 0, "v"), MLPInput(3), Resid(4), Resid(3, (0,))])
 def test_a_receiver_the_model_lacks_is_refused(receiver):
     with pytest.raises(ValueError, match="no receiver"):
         PathPatcher(*make()).sweep(receiver)
+
+
+def test_a_position_or_source_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="positions 0 to 6"):
+        PathPatcher(*make()).sweep(MLPInput(0, (7,)))
+    with pytest.raises(ValueError, match="positions 0 to 6"):
+        PathPatcher(*make(), sender_positions=[-1])
+    for group in ([HeadInput(1, 0, "v", (2,)), HeadInput(1, 0, "v", (4,))], []):
+        with pytest.raises(ValueError, match="each place once"):
+            PathPatcher(*make()).sweep(group)
+    with pytest.raises(ValueError, match="source"):
+        PathPatcher(*make(), source="median")
+    with pytest.raises(ValueError, match="source tokens"):
+        PathPatcher(*make(), source=torch.zeros(3, 6, dtype=torch.long))
 
 
 def test_prompts_that_do_not_pair_are_refused():
