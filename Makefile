@@ -8,7 +8,7 @@ ARGS   =
 PY = .venv/bin/python
 
 .DEFAULT_GOAL = help
-.PHONY: help train patch test parity clean
+.PHONY: help train patch test parity bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test: .venv/ready  ## run the tests
 
 parity: .venv-parity/ready  ## compare with TransformerLens 2.18 (in an environment of its own)
 	.venv-parity/bin/python -m pytest tests/test_parity.py $(ARGS)
+
+bench: .venv-parity/ready  ## time the patcher against the two-pass loop, write results/bench.json
+	PYTHONPATH=. .venv-parity/bin/python experiments/bench.py --device $(DEVICE) $(ARGS)
 
 clean:  ## remove the environments and caches; never a trained run
 	rm -rf .venv .venv-parity build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

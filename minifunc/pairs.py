@@ -1,0 +1,180 @@
+"""The two runs that path patching compares, cached chunk by chunk within a memory budget.
+
+Base and contrast prompts are paired and scored by F = logit(base answer) - logit(contrast answer) at the last
+position. `PairedRuns` holds the prompts, makes the cached runs, and knows how much fits into memory.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minifunc.model import Transformer
+
+
+@dataclass
+class Chunk:
+    """The two cached runs on some of the prompts; p = prompts in this chunk.
+
+    Of the contrast run: the stream around each attention and MLP, and each head's q, k (positions worked in), v, z.
+    As differences base - contrast: what the embedding, each head's z and each MLP would send.
+    """
+
+    prompts: slice
+    resid_pre: list[Tensor]  # n_layers + 1 of [p, pos, d_model]; the last one enters the final norm
+    resid_mid: list[Tensor]  # n_layers of [p, pos, d_model]
+    q: list[Tensor]  # n_layers of [p, pos, head, d_head]
+    k: list[Tensor]
+    v: list[Tensor]
+    z: list[Tensor]
+    d_embed: Tensor  # [p, pos, d_model]
+    d_z: list[Tensor]  # n_layers of [p, pos, head, d_head]
+    d_mlp: list[Tensor]  # n_layers of [p, pos, d_model]
+    base_logits: Tensor  # [p, d_vocab], last position
+    contrast_logits: Tensor
+
+
+class PairedRuns:
+    """Two sets of paired prompts and their runs.
+
+    base_tokens, contrast_tokens: [n_prompts, pos] int64, scored at the last position. base_answers,
+    contrast_answers: [n_prompts] int64, the two tokens whose logits F compares. source: what senders send in place of their contrast values. "base" (the paired base run), "mean" (the
+    mean over the base prompts, position by position), "zero", or tokens [n_prompts, pos] of other prompts whose
+    activations are sent. sender_positions: the positions at which senders are changed (default: all). r is always measured against
+    F of the paired base run. max_memory: GiB that the sweep may use beside the weights (default: a quarter of what is free on
+    CUDA, 0.5 elsewhere); it sets the size of the chunks, never the results.
+
+    F_base, F_contrast [n_prompts]: F of the two runs, in logits. Raises ValueError where shapes or answers do
+    not fit, where the budget is too small for a single row, or where F_contrast and F_base do not differ (r is
+    then undefined).
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        base_tokens: Tensor,
+        contrast_tokens: Tensor,
+        base_answers: Tensor,
+        contrast_answers: Tensor,
+        max_memory: float | None = None,
+        source: str | Tensor = "base",
+        sender_positions: Sequence[int] | None = None,
+    ) -> None:
+        cfg, device = model.cfg, model.unembed.W_U.device
+        if base_tokens.shape != contrast_tokens.shape or base_tokens.ndim != 2 or 0 in base_tokens.shape:
+            raise ValueError(f"base and contrast tokens must be [n_prompts, pos] of one shape, not {list(base_tokens.shape)} and {list(contrast_tokens.shape)}")
+        if base_answers.shape != base_tokens.shape[:1] or contrast_answers.shape != base_tokens.shape[:1]:
+            raise ValueError(f"answers must be [n_prompts] = [{len(base_tokens)}], not {list(base_answers.shape)} and {list(contrast_answers.shape)}")
+        self.model, self.cfg = model, cfg
+        self.base_tokens, self.contrast_tokens = base_tokens.to(device), contrast_tokens.to(device)
+        self.answers = torch.stack([base_answers, contrast_answers], dim=1).to(device)  # [n_prompts, 2]
+        self.n_prompts, self.n_pos = base_tokens.shape
+        self.everywhere = torch.arange(self.n_pos, device=device)
+        self.last = self.everywhere[-1:]
+        self.sender_positions = self.mask(sender_positions)  # [pos, 1] bool
+        if not isinstance(source, Tensor) and source not in ("base", "mean", "zero"):
+            raise ValueError(f"source must be 'base', 'mean', 'zero' or tokens, not {source!r}")
+        if isinstance(source, Tensor) and source.shape != base_tokens.shape:
+            raise ValueError(f"source tokens must be {list(base_tokens.shape)} like the prompts, not {list(source.shape)}")
+        self.source = source.to(device) if isinstance(source, Tensor) else source
+        # Senders, in the order in which they write to the stream: embedding, heads of layer 0, MLP 0, heads of layer 1 …
+        self.senders = ["embedding"]
+        for layer in range(cfg.n_layers):
+            self.senders += [f"{layer}.{head}" for head in range(cfg.n_heads)] + ([f"mlp{layer}"] if cfg.has_mlp else [])
+        self._sent = ["hook_embed", *(f"blocks.{layer}.attn.hook_z" for layer in range(cfg.n_layers))]
+        self._sent += [f"blocks.{layer}.hook_mlp_out" for layer in range(cfg.n_layers) if cfg.has_mlp]
+        self.max_memory = _default_memory(device) if max_memory is None else max_memory
+        rows = self.rows_in_budget(self.n_pos)
+        self.prompts_per_chunk = min(self.n_prompts, max(1, rows // len(self.senders)))
+        keep = self._cache_bytes() * self.n_prompts < self.max_memory * 2**30 / 2
+        self._kept: list[Chunk] = []
+        self._mean = self._mean_of_base() if isinstance(source, str) and source == "mean" else {}
+        scores = []
+        for chunk in self._chunks():
+            scores.append((self.score(chunk.base_logits, chunk.prompts), self.score(chunk.contrast_logits, chunk.prompts)))
+            self._kept += [chunk] if keep else []
+        self.F_base, self.F_contrast = (torch.cat(F) for F in zip(*scores))  # [n_prompts] each
+        self.F_range = float(self.F_contrast.double().mean() - self.F_base.double().mean())
+
+    def score(self, logits: Tensor, prompts: slice) -> Tensor:
+        """F = logit(base answer) - logit(contrast answer) of logits [..., p, d_vocab]: [..., p]."""
+        answers = self.answers[prompts].expand(*logits.shape[:-1], 2)
+        picked = logits.gather(-1, answers)
+        return picked[..., 0] - picked[..., 1]
+
+    def chunks(self) -> Iterable[Chunk]:
+        """The cached runs: kept from the start where they fit the budget, made anew where they do not."""
+        return self._kept or self._chunks()
+
+    @torch.no_grad()
+    def _chunks(self) -> Iterator[Chunk]:
+        """Runs both prompts of some pairs at a time and keeps what the sweep needs."""
+        for start in range(0, self.n_prompts, self.prompts_per_chunk):
+            prompts = slice(start, start + self.prompts_per_chunk)
+            layers = range(self.cfg.n_layers)
+            read = [f"blocks.{layer}.{name}" for layer in layers for name in ("hook_resid_pre", "hook_resid_mid", "attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_v")]
+            logits, contrast = self.model.run_with_cache(self.contrast_tokens[prompts], [*self._sent, *read, f"blocks.{layers[-1]}.hook_resid_post"])
+            base_logits, base = self.model.run_with_cache(self.base_tokens[prompts], self._sent)
+            if isinstance(self.source, Tensor):
+                _, base = self.model.run_with_cache(self.source[prompts], self._sent)
+            elif self.source != "base":
+                base = {name: self._mean.get(name, torch.zeros_like(x)) for name, x in base.items()}
+            at = lambda name: [contrast[f"blocks.{layer}.{name}"] for layer in layers]  # noqa: E731
+            change = lambda name: self._change(base[name], contrast[name])  # noqa: E731
+            yield Chunk(
+                prompts=prompts,
+                resid_pre=[*at("hook_resid_pre"), contrast[f"blocks.{layers[-1]}.hook_resid_post"]],
+                resid_mid=at("hook_resid_mid"),
+                q=at("attn.hook_rot_q"),
+                k=at("attn.hook_rot_k"),
+                v=at("attn.hook_v"),
+                z=at("attn.hook_z"),
+                d_embed=change("hook_embed"),
+                d_z=[change(f"blocks.{layer}.attn.hook_z") for layer in layers],
+                d_mlp=[change(f"blocks.{layer}.hook_mlp_out") for layer in layers if self.cfg.has_mlp],
+                base_logits=base_logits[:, -1],
+                contrast_logits=logits[:, -1],
+            )
+
+    def _change(self, source: Tensor, contrast: Tensor) -> Tensor:
+        """source - contrast, [p, pos, …], at the positions at which senders are changed."""
+        mask = self.sender_positions.view(-1, *[1] * (contrast.ndim - 2))
+        return (source - contrast) * mask
+
+    def mask(self, positions: Sequence[int] | None) -> Tensor:
+        """[pos, 1] bool, true at the positions (None: everywhere). Raises ValueError for one out of range."""
+        wrong = [position for position in positions or () if not 0 <= position < self.n_pos]
+        if wrong:
+            raise ValueError(f"position {wrong[0]} is out of range: the prompts have positions 0 to {self.n_pos - 1}")
+        chosen = [positions is None or position in positions for position in range(self.n_pos)]
+        return torch.tensor(chosen, device=self.everywhere.device)[:, None]
+
+    @torch.no_grad()
+    def _mean_of_base(self) -> dict[str, Tensor]:
+        """Mean over the base prompts of all that senders send, by hook point: [1, pos, …]."""
+        total: dict[str, Tensor] = {}
+        for tokens in self.base_tokens.split(self.prompts_per_chunk):
+            _, cache = self.model.run_with_cache(tokens, self._sent)
+            total = {name: total.get(name, 0) + x.sum(0, keepdim=True) for name, x in cache.items()}
+        return {name: x / self.n_prompts for name, x in total.items()}
+
+    def _cache_bytes(self) -> int:
+        """Bytes of one prompt in a `Chunk`."""
+        cfg = self.cfg
+        floats = (3 * cfg.n_layers + 2) * cfg.d_model + 5 * cfg.n_layers * cfg.n_heads * cfg.d_head
+        return self.n_pos * floats * self.model.unembed.W_U.element_size()
+
+    def rows_in_budget(self, n_pos: int) -> int:
+        """How many rows (one sender on one prompt, n_pos positions each) fit the budget at pass 2's widest moment."""
+        cfg = self.cfg
+        floats = 8 * cfg.d_model + 8 * cfg.n_heads * cfg.d_head + 2 * cfg.d_mlp * cfg.has_mlp + 3 * n_pos
+        row = n_pos * floats * self.model.unembed.W_U.element_size()
+        if self.max_memory * 2**30 < row + self._cache_bytes():
+            raise ValueError(f"max_memory of {self.max_memory:.3g} GiB is too small for one row, which needs {(row + self._cache_bytes()) / 2**30:.3g} GiB: ask for more, or use shorter prompts")
+        return int(self.max_memory * 2**30 / 2 // row) or 1
+
+
+def _default_memory(device: torch.device) -> float:
+    """GiB: a quarter of what is free on a CUDA device, half a GiB elsewhere."""
+    return torch.cuda.mem_get_info(device)[0] / 2**32 if device.type == "cuda" else 0.5
