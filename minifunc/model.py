@@ -254,17 +254,22 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))
         self.ln_final = Norm(cfg, "ln_final")
         self.unembed = Unembed(cfg)
-        generator = generator or torch.Generator().manual_seed(0)
+        self._draw_weights(generator or torch.Generator().manual_seed(0))
+
+    def _draw_weights(self, generator: torch.Generator) -> None:
+        cfg = self.cfg
+        fan_in = {"W_E": 1, "W_pos": 1, "W_O": cfg.n_heads * cfg.d_head, "W_out": cfg.d_mlp}  # the others read the stream
         for name, weight in self.named_parameters():
-            with torch.no_grad():
-                if weight.is_meta:  # only the shapes are wanted
-                    continue
-                if weight.ndim == 1:  # the norms' scales
-                    weight.fill_(1.0)
-                    continue
-                fan_in = {"W_O": cfg.n_heads * cfg.d_head, "W_out": cfg.d_mlp, "W_E": 1, "W_pos": 1}.get(name.rsplit(".", 1)[-1], cfg.d_model)
-                std = fan_in**-0.5 / (math.sqrt(2 * cfg.n_layers) if name.endswith(("W_O", "W_out")) else 1)
-                weight.copy_(torch.randn(weight.shape, generator=generator) * std)
+            kind = name.rsplit(".", 1)[-1]
+            if weight.is_meta:  # only the shapes are wanted
+                continue
+            if kind == "w":  # the scale of a norm
+                weight.data.fill_(1.0)
+                continue
+            std = fan_in.get(kind, cfg.d_model) ** -0.5
+            if kind in ("W_O", "W_out"):
+                std /= math.sqrt(2 * cfg.n_layers)
+            weight.data.copy_(torch.randn(weight.shape, generator=generator) * std)
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, hooks: Hooks | None = None) -> Tensor:
         """positions [query] int64, from 0 and ascending: the only positions whose logits are wanted (default: all).

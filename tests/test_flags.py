@@ -1,0 +1,42 @@
+from dataclasses import dataclass
+
+import pytest
+
+from minifunc.flags import Parser, add_flags, from_flags
+from minifunc.runs import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    some_count: int = 3
+    share: float = 0.5
+    pair: tuple = ()
+
+    def __post_init__(self):
+        if self.share > 1:
+            raise ValueError("share must not be above 1")
+
+
+def read(*argv):
+    parser = Parser(prog="x.py")
+    add_flags(parser, "group", Config())
+    return from_flags(parser.parse_args(argv), Config())
+
+
+def test_flags_are_made_from_fields_and_what_is_not_given_keeps_its_default():
+    assert read() == Config()
+    assert read("--some-count", "7") == Config(some_count=7)
+    assert read("--share", "0.25", "--some-count", "1") == Config(1, 0.25)
+
+
+def test_help_states_the_defaults(capsys):
+    with pytest.raises(SystemExit):
+        read("--help")
+    out = capsys.readouterr().out
+    assert "--some-count" in out and "default: 3" in out and "--pair" not in out
+
+
+@pytest.mark.parametrize("argv, says", [(["--share", "2"], "above 1"), (["--share", "x"], "invalid float"), (["--nothing"], "unrecognized"), (["--some-count", "1.5"], "invalid int")])
+def test_what_cannot_be_read_or_is_refused_is_a_user_error(argv, says):
+    with pytest.raises(UserError, match=says):
+        read(*argv)
