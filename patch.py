@@ -15,14 +15,14 @@ from tqdm import tqdm
 
 import tasks
 from minifunc.attribution import attribute, rank_correlation
-from minifunc.circuit import Criteria, ablated_logits, attention_shares, direct_groups, feeding, heads_of, parse, random_group
+from minifunc.circuit import Criteria, ablated_logits, attention_shares, direct_groups, feeding, heads_of, parse, random_group, random_group_anywhere
 from minifunc.evaluation import accuracy, last_logits
 from minifunc.flags import Parser, add_flags, from_flags
 from minifunc.model import Transformer
 from minifunc.patching import Effects, HeadInput, Logits, PathPatcher
 from minifunc.runs import UserError, load_run, pick_device, run_main, save_json
 
-N_RANDOM = 5  # layer-matched random groups beside the ablated one
+N_RANDOM = 5  # random groups of each kind beside the ablated one
 
 
 def as_lists(effects: Effects) -> dict[str, Any]:
@@ -84,7 +84,8 @@ def trace(model: Transformer, task: str, k: int, shots: int, n_prompts: int, see
     ablation = []
     if fi:
         candidates = [("function_induction", fi)]
-        candidates += [("random", random_group(fi, model.cfg.n_heads, generator)) for _ in range(N_RANDOM)]
+        candidates += [("random_same_layers", random_group(fi, model.cfg.n_heads, generator)) for _ in range(N_RANDOM)]
+        candidates += [("random_any_layer", random_group_anywhere(fi, model.cfg.n_layers, model.cfg.n_heads, generator)) for _ in range(N_RANDOM)]
         for label, heads in candidates:
             left = scores(ablated_logits(model, many.contrast, many.base, heads))
             ablation.append({"ablated": label, "heads": heads, "how": "base", "base_acc": left["base"], "contrast_acc": left["contrast"], "n_draws": 1, "n_prompts": len(many.base)})
@@ -196,7 +197,10 @@ def show(circuit: dict[str, Any], colour: bool) -> str:
     if c["evaluation"]["ablation"]:
         out.append(f"\nablation (the heads send what they send on the base prompt), {c['accuracy_prompts']} contrast prompts")
     for row in c["evaluation"]["ablation"]:
-        out.append(f"  {row['ablated']:20}{', '.join(row['heads']):24} plain answer {row['base_acc']:.3f}   answer off by {c['k']:+d} {row['contrast_acc']:.3f}")
+        out.append(f"  {row['ablated'].replace('_', ' '):20}{', '.join(row['heads']):24} plain answer {row['base_acc']:.3f}   answer off by {c['k']:+d} {row['contrast_acc']:.3f}")
+    matched = {tuple(row["heads"]) for row in c["evaluation"]["ablation"] if row["ablated"] == "random_same_layers"}
+    if len(matched) == 1:
+        out.append("  (the layers of the FI heads have no more other heads than these: there is only one such group)")
     return "\n".join([*out, "", sentence(c)])
 
 

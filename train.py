@@ -73,7 +73,7 @@ class TrainConfig:
         return 2 * self.examples - 1 if self.long_every else self.examples
 
 
-MODEL = ModelConfig(n_heads=8, d_head=8, d_vocab=len(tasks.VOCABULARY), act_fn="relu", rotary_base=100.0)
+MODEL = ModelConfig(d_vocab=len(tasks.VOCABULARY), act_fn="relu", rotary_base=100.0)
 SHOTS = (1, 2, 4, 8, 16)
 
 

@@ -39,7 +39,7 @@ class Criteria:
     solves: float = 0.5
     strong: float = 0.05
     feeds: float = 0.02
-    looks_at_answers: float = 0.30
+    looks_at_answers: float = 0.50
     looks_at_self_or_bos: float = 0.50
     looks_at_previous: float = 0.30
 
@@ -147,6 +147,13 @@ def ablated_logits(model: Transformer, tokens: Tensor, source: Tensor, heads: Se
 
         logits.append(last_logits(model, rows, Hooks(dict.fromkeys(names, replace))))
     return torch.cat(logits)
+
+
+def random_group_anywhere(heads: Sequence[str], n_layers: int, n_heads: int, generator: torch.Generator) -> list[str]:
+    """As many heads as `heads` has, drawn from all others, whatever their layer."""
+    outside = [f"{layer}.{head}" for layer in range(n_layers) for head in range(n_heads) if f"{layer}.{head}" not in heads]
+    drawn = torch.randperm(len(outside), generator=generator)[: len(heads)]
+    return heads_of(outside[index] for index in drawn.tolist())
 
 
 def random_group(heads: Sequence[str], n_heads: int, generator: torch.Generator) -> list[str]:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from handwired import prompts, two_step_model
 
-from minifunc.circuit import Criteria, ablated_logits, attention_shares, direct_groups, feeding, heads_of, random_group
+from minifunc.circuit import Criteria, ablated_logits, attention_shares, direct_groups, feeding, heads_of, random_group, random_group_anywhere
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import Effects
 
@@ -86,6 +86,12 @@ def test_random_groups_match_layer_by_layer_and_avoid_the_group():
     for group in groups:
         assert [head[0] for head in group] == ["1", "2", "2"] and not {"1.0", "2.1", "2.3"} & set(group) and len(set(group)) == 3
     assert {head for group in groups for head in group} == {f"1.{h}" for h in (1, 2, 3, 4, 5)} | {f"2.{h}" for h in (0, 2, 4, 5)}
+
+
+def test_random_groups_from_any_layer_avoid_the_group_and_reach_every_other_head():
+    generator = torch.Generator().manual_seed(0)
+    groups = [random_group_anywhere(["0.1", "1.1"], 2, 3, generator) for _ in range(40)]
+    assert all(len(set(group)) == 2 for group in groups) and {head for group in groups for head in group} == {"0.0", "0.2", "1.0", "1.2"}
 
 
 @pytest.mark.parametrize("field", ["solves", "strong", "feeds", "looks_at_answers", "looks_at_self_or_bos", "looks_at_previous"])

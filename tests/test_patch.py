@@ -47,7 +47,7 @@ def test_circuit_json_has_the_promised_layout(run, solved, capsys):
     assert c["groups"].keys() == {"function_induction", "previous_token", "consolidation", "shown_answer", "expected_answer"}
     fi = c["groups"]["function_induction"]
     assert c["routes"].keys() == {"shown_answer", "expected_answer"} and c["routes"]["shown_answer"]
-    assert fi and c["evaluation"]["ablation"][0]["heads"] == fi and len(c["evaluation"]["ablation"]) == 1 + patch.N_RANDOM
+    assert fi and c["evaluation"]["ablation"][0]["heads"] == fi and len(c["evaluation"]["ablation"]) == 1 + 2 * patch.N_RANDOM
     for contrast in (c, c["operands_changed"]):
         assert {"logits", *(f"{head}.{which}" for head in fi for which in "qkv")} <= contrast["effects"].keys()
         for effects in contrast["effects"].values():
