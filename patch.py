@@ -15,14 +15,15 @@ from tqdm import tqdm
 
 import tasks
 from minifunc.attribution import attribute, rank_correlation
-from minifunc.circuit import Criteria, ablated_logits, attention_shares, direct_groups, feeding, heads_of, parse, random_group, random_group_anywhere
+from minifunc.circuit import Criteria, ablated_logits, attention_shares, direct_groups, feeding, heads_of, nodes, parse, random_group, random_group_anywhere, wilson
 from minifunc.evaluation import accuracy, last_logits
 from minifunc.flags import Parser, add_flags, from_flags
 from minifunc.model import Transformer
 from minifunc.patching import Effects, HeadInput, Logits, PathPatcher
-from minifunc.runs import UserError, load_run, pick_device, run_main, save_json
+from minifunc.runs import UserError, check_writable, load_run, pick_device, run_main, save_json
 
 N_RANDOM = 5  # random groups of each kind beside the ablated one
+MOST_PROMPTS = 100_000
 
 
 def as_lists(effects: Effects) -> dict[str, Any]:
@@ -80,15 +81,22 @@ def trace(model: Transformer, task: str, k: int, shots: int, n_prompts: int, see
     fed = heads_of(groups["shown_answer"] + groups["expected_answer"])
     groups["previous_token"] = [head for head in fed if attention[head]["answer_to_previous"] >= criteria.looks_at_previous]
 
-    # 4. Without the FI heads, and without as many others.
+    # 4. With other values in place of what the FI heads send; and the same for as many other heads.
     ablation = []
     if fi:
-        candidates = [("function_induction", fi)]
-        candidates += [("random_same_layers", random_group(fi, model.cfg.n_heads, generator)) for _ in range(N_RANDOM)]
-        candidates += [("random_any_layer", random_group_anywhere(fi, model.cfg.n_layers, model.cfg.n_heads, generator)) for _ in range(N_RANDOM)]
-        for label, heads in candidates:
-            left = scores(ablated_logits(model, many.contrast, many.base, heads))
-            ablation.append({"ablated": label, "heads": heads, "how": "base", "base_acc": left["base"], "contrast_acc": left["contrast"], "n_draws": 1, "n_prompts": len(many.base)})
+        n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
+        drawn = [("random_same_layers", random_group(fi, n_heads, generator)) for _ in range(N_RANDOM)]
+        drawn += [("random_any_layer", random_group_anywhere(fi, n_layers, n_heads, generator)) for _ in range(N_RANDOM)]
+        distinct = {label: {tuple(heads) for name, heads in drawn if name == label} for label, _ in drawn}
+        rows = [("function_induction", fi, how) for how in ("base", "mean", "unrelated")]
+        rows += [(label, list(heads), how) for label in distinct for heads in sorted(distinct[label]) for how in ("base", "mean", "unrelated")]
+        rows += [("expected_answer", groups["expected_answer"], "operands_changed")] if groups["expected_answer"] else []
+        sources = {"base": many.base, "mean": many.base, "unrelated": many.base.roll(1, 0), "operands_changed": many.operands_changed}
+        for label, heads, how in rows:
+            left = scores(ablated_logits(model, many.contrast, sources[how], heads, how == "mean"))
+            n_draws = sum(heads == other for name, other in drawn if name == label) or 1
+            ci = wilson(left["contrast"], len(many.base))
+            ablation.append({"ablated": label, "heads": heads, "how": how, "base_acc": left["base"], "contrast_acc": left["contrast"], "n_draws": n_draws, "ci": ci})
 
     F = {name: {"base": round(patcher.F_base.mean().item(), 5), "contrast": round(patcher.F_contrast.mean().item(), 5)} for name, patcher in patchers.items()}
     return {
@@ -155,13 +163,15 @@ def sentence(circuit: dict[str, Any]) -> str:
     if not groups["function_induction"]:
         why = "the model does not do the task" if done < circuit["criteria"]["solves"] else "no head moves the answer and looks at earlier answers as the criteria ask"
         return f"No function-induction circuit was found for {task} (right on {done:.1%} of prompts): {why}."
-    heads, left = groups["function_induction"], circuit["evaluation"]["ablation"][0]
-    r = {head: circuit["effects"]["logits"]["heads"][parse(head)[0]][parse(head)[1]] for head in heads}
-    strongest = dict(sorted(r.items(), key=lambda pair: pair[1]))
+    effects = circuit["effects"]["logits"]
+    direct = {name: r for name, r in nodes(as_effects(effects)).items() if abs(r) >= circuit["criteria"]["strong"]}
+    fi, others = ({name: r for name, r in sorted(direct.items(), key=lambda pair: -abs(pair[1])) if (name in groups["function_induction"]) == wanted} for wanted in (True, False))
+    left = circuit["evaluation"]["ablation"][0]
     return (
-        f"{task.capitalize()} (right on {done:.1%} of prompts) is carried by the function-induction head{'s' * (len(r) > 1)} {in_words(strongest, len(strongest))}, which at the last `=` look at the earlier answers. "
-        f"What was shown there reaches them from {in_words(circuit['routes']['shown_answer'])}; what was to be expected there, from {in_words(circuit['routes']['expected_answer'])}. "
-        f"Without them the model is off by {circuit['k']:+d} on {left['contrast_acc']:.1%} of prompts and gives the plain answer on {left['base_acc']:.1%}."
+        f"{task.capitalize()} (right on {done:.1%} of prompts) is carried to the answer by the function-induction head{'s' * (len(fi) > 1)} {in_words(fi, len(fi))}, which at the last `=` look at the earlier answers; "
+        f"other direct writers are {in_words(others, len(others))}. "
+        f"What was shown reaches the inputs of these heads from {in_words(circuit['routes']['shown_answer'])}; what was to be expected, from {in_words(circuit['routes']['expected_answer'])}. "
+        f"With their values from the base prompt put in, the model is off by {circuit['k']:+d} on {left['contrast_acc']:.1%} of prompts and gives the plain answer on {left['base_acc']:.1%}."
     )
 
 
@@ -195,12 +205,13 @@ def show(circuit: dict[str, Any], colour: bool) -> str:
         out.append(f"→ {receiver:20} shown answers changed: {fed(c['effects'][receiver])}")
         out.append(f"  {'':20} operands changed:      {fed(c['operands_changed']['effects'][receiver])}")
     if c["evaluation"]["ablation"]:
-        out.append(f"\nablation (the heads send what they send on the base prompt), {c['accuracy_prompts']} contrast prompts")
+        out.append(f"\nablation: other values in place of what some heads send, {c['accuracy_prompts']} contrast prompts; [95 % interval over prompts]")
+        out.append("  values from: base = the paired base prompt, mean = the mean over base prompts, unrelated = another pair's base prompt")
     for row in c["evaluation"]["ablation"]:
-        out.append(f"  {row['ablated'].replace('_', ' '):20}{', '.join(row['heads']):24} plain answer {row['base_acc']:.3f}   answer off by {c['k']:+d} {row['contrast_acc']:.3f}")
-    matched = {tuple(row["heads"]) for row in c["evaluation"]["ablation"] if row["ablated"] == "random_same_layers"}
-    if len(matched) == 1:
-        out.append("  (the layers of the FI heads have no more other heads than these: there is only one such group)")
+        low, high = row["ci"]
+        out.append(
+            f"  {row['ablated'].replace('_', ' '):20}{', '.join(row['heads']):30}{row['how'].replace('_', ' '):18}plain answer {row['base_acc']:.3f}   answer off by {c['k']:+d} {row['contrast_acc']:.3f} [{low:.2f}, {high:.2f}]"
+        )
     return "\n".join([*out, "", sentence(c)])
 
 
@@ -215,8 +226,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument("--prompts", type=int, default=100, help="prompts to patch (default: %(default)s)")
         parser.add_argument("--seed", type=int, default=0, help="which prompts are drawn (default: %(default)s)")
         parser.add_argument("--freeze-mlps", action="store_true", help="direct paths do not pass through MLPs (default: they do, as in the paper)")
-        parser.add_argument("--max-memory", type=float, metavar="GIB", help="memory that the sweep may use (default: 0.5; on CUDA a quarter of what is free)")
-        parser.add_argument("--json", metavar="PATH", help="where the findings go (default: circuit.json in the run's folder)")
+        parser.add_argument("--max-memory", type=float, metavar="GIB", help="memory that the sweep may use (default: 0.2; on CUDA a quarter of what is free)")
+        parser.add_argument("--json", metavar="PATH", help="where the findings go (default: circuit.json in the run's folder, which every trace replaces)")
         add_flags(parser, "criteria of the groups", Criteria())
         arguments = parser.parse_args(argv)
         criteria, device = from_flags(arguments, Criteria()), pick_device(arguments.device)
@@ -228,6 +239,9 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.k == 0:
             raise UserError("--k 0 leaves nothing to trace: base and contrast prompts would be the same")
         path = Path(arguments.json) if arguments.json else Path(arguments.run) / "circuit.json"
+        check_writable(path)
+        if not 0 <= arguments.seed < 2**63 or arguments.prompts > MOST_PROMPTS:
+            raise UserError(f"--seed must be from 0 to 2^63 - 1, and --prompts at most {MOST_PROMPTS}")
         try:
             circuit = trace(model, arguments.task, arguments.k, arguments.shots, arguments.prompts, arguments.seed, criteria, arguments.freeze_mlps, arguments.max_memory)
         except ValueError as error:

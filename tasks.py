@@ -19,7 +19,8 @@ Base functions (FUNCTIONS) work on numbers (`+` on 0..9) or on letters; answers 
     copy      a few problems with random answers, repeated; nothing but the repetition can be learned from them
 
 A **diet** says how often each (function, wrapper) cell is met. In the default diet, `strict`, the cell
-(+, shift) is never met: off-by-k addition is not in the training data, whatever the seed (see `sample`).
+(+, shift) is never met, whatever the seed: no shifted document holds a `+` example, and no document, and no beginning
+of one, shows two or more `+` examples that are all off by one and the same k != 0 (see `sample`).
 
 Everything here is a pure function of an explicit torch.Generator; nothing seeds or reads a global one.
 """
@@ -200,7 +201,7 @@ def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Gener
     answer = answers.gather(0, wrapper[None, :, None].expand(1, *shape))[0]  # [n_documents, n_examples]
 
     # Strictness, also by chance: if the first two `+` examples are off by the same, the document becomes a plain one.
-    # So no document, and no beginning of one, shows two or more `+` examples all off by one and the same k.
+    # So no document, and no beginning of one, shows two or more `+` examples that are all off by one and the same k.
     difference = answer - value
     rank = (function == PLUS).cumsum(1) * (function == PLUS)  # 1 at the first `+` example, 2 at the second, …
     first, second = ((difference * (rank == n)).sum(1) for n in (1, 2))  # how much these two are off, [n_documents]
@@ -258,6 +259,9 @@ def _neighbours(rows: Tensor, k: int, letters: bool) -> Tensor:
 def evaluation_pairs(task: str, k: int, shots: int, n_prompts: int, generator: torch.Generator) -> Pairs:
     """Prompts whose demonstrations are all off by k, in the main setting: the asked answer is none of the shown ones.
 
+    Problems are drawn at random and kept where that holds, so with many shots rare answers are asked more often
+    than they are shown. Demonstrations are those that have a neighbour k away (for `operands_changed`).
+
     Raises ValueError for an unknown task, a k outside the vocabulary, or numbers below one.
     """
     if task not in TASKS:
@@ -273,6 +277,8 @@ def evaluation_pairs(task: str, k: int, shots: int, n_prompts: int, generator: t
     usable = (neighbour >= 0).nonzero()[:, 0]  # as a demonstration, under both contrasts
     kept: list[Tensor] = []  # each [some, shots + 1]
     while sum(map(len, kept)) < n_prompts:
+        if len(kept) >= 200 and sum(map(len, kept)) * 1000 < n_prompts * len(kept):
+            raise ValueError(f"with {shots} shots of {task} hardly any prompt asks for an answer that is not among the shown ones; take fewer")
         demos = usable[torch.randint(len(usable), (2 * n_prompts, shots), generator=generator)]
         query = torch.randint(len(rows), (2 * n_prompts, 1), generator=generator)
         kept.append(torch.cat([demos, query], dim=1)[(value[demos] != value[query]).all(1)])

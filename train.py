@@ -50,10 +50,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name in ("seed", "long_every", "warmup", "beta2", "weight_decay") else 2 if field.name == "examples" else 1 if field.type is int else 0
-            if not (type(value) is field.type or (field.type is float and type(value) is int)) or not least <= value < 2**40:
-                raise ValueError(f"{field.name} must be a number from {least} on, not {value!r}")
+            value, least = getattr(self, field.name), {"examples": 2, "steps": 1, "documents": 1, "eval_every": 1}.get(field.name, 0)
+            most = 100_000 if field.name in ("documents", "examples") else 2**40
+            is_number = type(value) is field.type or (field.type is float and type(value) is int)
+            if not is_number or not least <= value <= most:
+                raise ValueError(f"{field.name} must be a number from {least} to {most}, not {value!r}")
         if not self.lr > 0 or not self.clip > 0 or not self.beta2 < 1:
             raise ValueError("lr and clip must be positive, and beta2 below 1")
 
@@ -75,6 +76,7 @@ class TrainConfig:
 
 MODEL = ModelConfig(d_vocab=len(tasks.VOCABULARY), act_fn="relu", rotary_base=100.0)
 SHOTS = (1, 2, 4, 8, 16)
+MOST_PROMPTS = 100_000
 
 
 def loss_on_answers(model: Transformer, documents: tasks.Documents) -> Tensor:
@@ -124,13 +126,15 @@ def train(out: Path, model_cfg: ModelConfig, cfg: TrainConfig, diet_name: str, d
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=device.type != "mps")
     data = torch.Generator().manual_seed(cfg.seed + 1_000_000)
     done, seconds, lines = 0, 0.0, []
+    config = describe(model_cfg, cfg, diet_name)
     if resume:
-        done, seconds, lines = take_up(out, model, optimizer, data, cfg.steps)
+        done, seconds, lines = take_up(out, model, optimizer, data, config)
     else:
-        save_json(out / "config.json", describe(model_cfg, cfg, diet_name))
+        save_json(out / "config.json", config)
 
     def diverged(step: int) -> UserError:
-        return UserError(f"the loss is no longer finite at step {step}: {out} keeps its last good checkpoint; try a lower --lr")
+        kept = f"{out} keeps its last good checkpoint" if (out / "resume.pt").exists() else "no checkpoint had been made yet"
+        return UserError(f"the loss is no longer finite at step {step}: {kept}; try a lower --lr")
 
     started, stop = time.perf_counter() - seconds, StopAsked()
     bar = tqdm(total=cfg.steps, initial=done, desc="train", unit="step", mininterval=0.5, disable=None)
@@ -139,7 +143,7 @@ def train(out: Path, model_cfg: ModelConfig, cfg: TrainConfig, diet_name: str, d
     def checkpoint(step: int) -> None:
         if not all(weight.isfinite().all() for weight in model.parameters()):
             raise diverged(step)
-        state = {"step": step, "seconds": time.perf_counter() - started, "metrics": lines, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "data": data.get_state()}
+        state = {"config": config, "step": step, "seconds": time.perf_counter() - started, "metrics": lines, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "data": data.get_state()}
         save_tensors(out / "resume.pt", state)
         save_tensors(out / "model.pt", model.state_dict())
         save_lines(out / "metrics.jsonl", lines)
@@ -174,23 +178,26 @@ def train(out: Path, model_cfg: ModelConfig, cfg: TrainConfig, diet_name: str, d
     return model.requires_grad_(False).eval()
 
 
-def take_up(out: Path, model: Transformer, optimizer: torch.optim.Optimizer, data: torch.Generator, steps: int) -> tuple[int, float, list[dict[str, Any]]]:
+def take_up(out: Path, model: Transformer, optimizer: torch.optim.Optimizer, data: torch.Generator, config: dict[str, Any]) -> tuple[int, float, list[dict[str, Any]]]:
     """Puts an interrupted run's state back into model, optimizer and generator; returns its steps, seconds and metrics."""
     path = out / "resume.pt"
     state = load_tensors(path)
     try:
+        if any(state["config"][part] != config[part] for part in ("model", "train", "diet")):
+            raise UserError(f"{path} belongs to another run than {out / 'config.json'}")
         fault = weights_fault(model, state["model"])
         if fault:
             raise UserError(f"{path} does not fit config.json: {fault}")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        for weight, entry in optimizer.state.items():
-            if any(entry[key].shape != weight.shape for key in ("exp_avg", "exp_avg_sq")):
+        for weight in model.parameters():
+            entry = optimizer.state[weight]
+            if any(entry[key].shape != weight.shape or entry[key].dtype != weight.dtype for key in ("exp_avg", "exp_avg_sq")):
                 raise ValueError("optimizer")
         data.set_state(state["data"])
         done, seconds, lines = state["step"], float(state["seconds"]), list(state["metrics"])
         json.dumps(lines, allow_nan=False)
-        if type(done) is not int or not 0 <= done <= steps:
+        if type(done) is not int or not 0 < done <= config["train"]["steps"] or not all(isinstance(line, dict) for line in lines):
             raise ValueError("step")
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError):
         raise UserError(f"{path} is damaged or no checkpoint of ours") from None
@@ -244,8 +251,8 @@ def main(argv: list[str] | None = None) -> int:
         add_flags(parser, "model", MODEL)
         arguments = parser.parse_args(argv)
         out, device = Path(arguments.out), pick_device(arguments.device)
-        if arguments.table_prompts < 8:
-            raise UserError("--table-prompts must be at least 8")
+        if not 8 <= arguments.table_prompts <= MOST_PROMPTS:
+            raise UserError(f"--table-prompts must be from 8 to {MOST_PROMPTS}")
         if arguments.resume:
             model_cfg, cfg, diet_name = settings_of(out, arguments)
         else:
@@ -272,10 +279,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_empty(out: Path, config: dict[str, Any]) -> None:
-    """Raises UserError where a new run would overwrite something. The config.json of just this run, alone, is
-    what a kill before the first checkpoint leaves behind: nothing is lost with it."""
+    """Raises UserError where a new run would overwrite something. A config.json of ours, alone, is what a run
+    leaves behind that ended before its first checkpoint: nothing is lost with it."""
     found = [name for name in ("config.json", "metrics.jsonl", "model.pt", "resume.pt", "circuit.json") if os.path.exists(out / name)]
-    if found and not (found == ["config.json"] and load_json(out / "config.json") == config):
+    ours = found == ["config.json"] and isinstance(load_json(out / "config.json"), dict) and load_json(out / "config.json").keys() == config.keys()
+    if found and not ours:
         raise UserError(f"{out} already holds {found[-1]}: go on with --resume, or give another --out")
 
 

@@ -11,6 +11,7 @@ Three groups as in arXiv 2507.09875, made explicit, and the two routes that feed
 A head is "layer.head"; a group is a list of heads in the order of the model.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -125,28 +126,43 @@ def heads_of(names: Iterable[str]) -> list[str]:
 
 
 @torch.no_grad()
-def ablated_logits(model: Transformer, tokens: Tensor, source: Tensor, heads: Sequence[str]) -> Tensor:
+def ablated_logits(model: Transformer, tokens: Tensor, source: Tensor, heads: Sequence[str], mean: bool = False) -> Tensor:
     """Logits [n_prompts, d_vocab] at the last position when `heads` send, at every position, what they send on `source`.
 
-    tokens, source [n_prompts, pos] int64. Everything else is live: this is ablation, not path patching.
+    tokens, source [n_prompts, pos] int64; mean: they send their mean over all source prompts instead. Everything
+    else is live: this is ablation, not path patching. What is put in decides what comes out as much as what is
+    taken away: a base run's values carry the base answer along.
     """
     by_layer: dict[int, list[int]] = {}
     for layer, head in map(parse, heads):
         by_layer.setdefault(layer, []).append(head)
-    device = model.unembed.W_U.device
-    logits = []
-    for rows, other in zip(tokens.split(256), source.split(256)):
-        names = [f"blocks.{layer}.attn.hook_z" for layer in by_layer]
-        _, cache = model.run_with_cache(other.to(device), names)
+    names = [f"blocks.{layer}.attn.hook_z" for layer in by_layer]
+    device, logits = model.unembed.W_U.device, []
 
-        def replace(z: Tensor, name: str, cache=cache) -> Tensor:
+    def sent(rows: Tensor) -> dict[str, Tensor]:
+        return model.run_with_cache(rows.to(device), names)[1]
+
+    means: dict[str, Tensor] = {}
+    for rows in source.split(256) if mean else ():
+        means = {name: means.get(name, 0) + z.sum(0, keepdim=True) / len(source) for name, z in sent(rows).items()}
+    for rows, other in zip(tokens.split(256), source.split(256)):
+        values = means or sent(other)
+
+        def replace(z: Tensor, name: str, values=values) -> Tensor:
             z = z.clone()
             for head in by_layer[int(name.split(".")[1])]:
-                z[:, :, head] = cache[name][:, -z.shape[1] :, head]  # the last block shows its last position alone
+                z[:, :, head] = values[name][:, -z.shape[1] :, head]  # the last block shows its last position alone
             return z
 
         logits.append(last_logits(model, rows, Hooks(dict.fromkeys(names, replace))))
     return torch.cat(logits)
+
+
+def wilson(share: float, n: int) -> list[float]:
+    """95 % interval of a share seen in n trials (Wilson 1927)."""
+    z = 1.96
+    centre, half = (share + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return [round(max(0.0, centre - half), 4), round(min(1.0, centre + half), 4)]
 
 
 def random_group_anywhere(heads: Sequence[str], n_layers: int, n_heads: int, generator: torch.Generator) -> list[str]:

@@ -43,7 +43,7 @@ class PairedRuns:
     mean over the base prompts, position by position), "zero", or tokens [n_prompts, pos] of other prompts whose
     activations are sent. sender_positions: the positions at which senders are changed (default: all). r is always measured against
     F of the paired base run. max_memory: GiB that the sweep may use beside the weights (default: a quarter of what is free on
-    CUDA, 0.5 elsewhere); it sets the size of the chunks, never the results.
+    CUDA, 0.2 elsewhere); it sets the size of the chunks, never the results.
 
     F_base, F_contrast [n_prompts]: F of the two runs, in logits. Raises ValueError where shapes or answers do
     not fit, where the budget is too small for a single row, or where F_contrast and F_base do not differ (r is
@@ -85,9 +85,11 @@ class PairedRuns:
         self._sent = ["hook_embed", *(f"blocks.{layer}.attn.hook_z" for layer in range(cfg.n_layers))]
         self._sent += [f"blocks.{layer}.hook_mlp_out" for layer in range(cfg.n_layers) if cfg.has_mlp]
         self.max_memory = _default_memory(device) if max_memory is None else max_memory
-        rows = self.rows_in_budget(self.n_pos)
-        self.prompts_per_chunk = min(self.n_prompts, max(1, rows // len(self.senders)))
-        keep = self._cache_bytes() * self.n_prompts < self.max_memory * 2**30 / 2
+        if not 0 < self.max_memory < 2**20:
+            raise ValueError(f"max_memory must be a positive number of GiB, not {max_memory}")
+        in_cache = int(self.max_memory * 2**30 / 2 // self._cache_bytes())  # prompts whose cached runs fit half the budget
+        self.prompts_per_chunk = max(1, min(self.n_prompts, in_cache, self.rows_in_budget(self.n_pos)))
+        keep = in_cache >= self.n_prompts
         self._kept: list[Chunk] = []
         self._mean = self._mean_of_base() if isinstance(source, str) and source == "mean" else {}
         scores = []
@@ -176,5 +178,5 @@ class PairedRuns:
 
 
 def _default_memory(device: torch.device) -> float:
-    """GiB: a quarter of what is free on a CUDA device, half a GiB elsewhere."""
-    return torch.cuda.mem_get_info(device)[0] / 2**32 if device.type == "cuda" else 0.5
+    """GiB: a quarter of what is free on a CUDA device; elsewhere little, since chunks that stay near the caches run faster."""
+    return torch.cuda.mem_get_info(device)[0] / 2**32 if device.type == "cuda" else 0.2

@@ -139,8 +139,8 @@ class PathPatcher(PairedRuns):
             if block.mlp is not None:
                 sent = delta[: max(0, self._n_below(2 * layer + 1) - senders.start)]
                 if not self.freeze_mlps and len(sent):
-                    resid = chunk.resid_mid[layer][:, where]
-                    sent += block.mlp(block.ln2(resid + sent, none), none) - block.mlp(block.ln2(resid, none), none)
+                    resid, after = chunk.resid_mid[layer][:, where], chunk.resid_pre[layer + 1][:, where]
+                    sent += block.mlp(block.ln2(resid + sent, none), none) - (after - resid)  # after - resid: the MLP's output at delta = 0
                 send(self._n_below(2 * layer + 1), chunk.d_mlp[layer][:, where])
         yield from note(2 * self.cfg.n_layers)
 

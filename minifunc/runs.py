@@ -35,7 +35,11 @@ def run_main(work: Callable[[], int]) -> int:
         return work()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (MemoryError, RuntimeError) as error:  # torch's CPU allocator raises a plain RuntimeError
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+            raise
+        print("error: out of memory: ask for fewer prompts or documents, or a smaller model", file=sys.stderr)
+    return 2
 
 
 def pick_device(name: str) -> torch.device:
@@ -52,7 +56,16 @@ def pick_device(name: str) -> torch.device:
     raise UserError(f"device {name!r} is not available here; there is: {', '.join(kind for kind, found in there.items() if found)}")
 
 
+def check_writable(path: Path) -> None:
+    """Raises UserError where a file could not be put: no such folder, no permission, or something there that is no plain file."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"cannot write {path}: it is there already and is no plain file")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write {path}: {path.parent} is no folder that one can write to")
+
+
 def _write(path: Path, write: Callable[[Any], object]) -> None:
+    check_writable(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
@@ -86,7 +99,7 @@ def load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: {path.parent} holds no run") from None
+        raise UserError(f"{path} is missing: {path.parent} holds no run (train.py makes one)") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {_line(error)}") from None
 
@@ -98,7 +111,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: {path.parent} holds no trained model") from None
+        raise UserError(f"{path} is missing: {path.parent} holds no trained model (train.py makes one)") from None
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError, IndexError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} is damaged or no checkpoint of ours: {_line(error)}") from None
     if not isinstance(state, dict):

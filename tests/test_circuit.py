@@ -2,7 +2,7 @@ import pytest
 import torch
 from handwired import prompts, two_step_model
 
-from minifunc.circuit import Criteria, ablated_logits, attention_shares, direct_groups, feeding, heads_of, random_group, random_group_anywhere
+from minifunc.circuit import Criteria, ablated_logits, attention_shares, direct_groups, feeding, heads_of, random_group, random_group_anywhere, wilson
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import Effects
 
@@ -72,6 +72,26 @@ def test_ablating_every_head_of_a_model_without_mlps_gives_the_base_run():
     model = two_step_model()
     base, contrast, *_ = prompts()
     torch.testing.assert_close(ablated_logits(model, contrast, base, ["0.0", "0.1", "1.0", "1.1"]), model(base)[:, -1])
+
+
+def test_mean_ablation_sends_the_mean_of_the_source_prompts():
+    model = two_step_model()
+    base, contrast, *_ = prompts()
+    _, cache = model.run_with_cache(base)
+
+    def put_mean(z, name):
+        z = z.clone()
+        z[:, :, 0] = cache[name].mean(0)[:, 0]
+        return z
+
+    expected = model.run_with_hooks(contrast, {"blocks.1.attn.hook_z": put_mean})[:, -1]
+    torch.testing.assert_close(ablated_logits(model, contrast, base, ["1.0"], mean=True), expected)
+    assert not torch.allclose(expected, ablated_logits(model, contrast, base, ["1.0"]))
+
+
+@pytest.mark.parametrize("share, n, low, high", [(0.5, 100, 0.4038, 0.5962), (0.0, 10, 0.0, 0.2775), (1.0, 500, 0.9924, 1.0)])
+def test_wilson_interval_of_known_cases(share, n, low, high):
+    assert wilson(share, n) == pytest.approx([low, high], abs=2e-4)
 
 
 def test_ablation_of_more_prompts_than_one_pass_holds_pairs_each_with_its_own_source():

@@ -47,7 +47,11 @@ def test_circuit_json_has_the_promised_layout(run, solved, capsys):
     assert c["groups"].keys() == {"function_induction", "previous_token", "consolidation", "shown_answer", "expected_answer"}
     fi = c["groups"]["function_induction"]
     assert c["routes"].keys() == {"shown_answer", "expected_answer"} and c["routes"]["shown_answer"]
-    assert fi and c["evaluation"]["ablation"][0]["heads"] == fi and len(c["evaluation"]["ablation"]) == 1 + 2 * patch.N_RANDOM
+    assert fi and c["evaluation"]["ablation"][0]["heads"] == fi
+    rows = c["evaluation"]["ablation"]
+    assert [row["how"] for row in rows[:3]] == ["base", "mean", "unrelated"] and all({"base_acc", "contrast_acc", "n_draws", "ci"} <= row.keys() for row in rows)
+    for kind in ("random_same_layers", "random_any_layer"):
+        assert sum(row["n_draws"] for row in rows if row["ablated"] == kind and row["how"] == "base") == patch.N_RANDOM
     for contrast in (c, c["operands_changed"]):
         assert {"logits", *(f"{head}.{which}" for head in fi for which in "qkv")} <= contrast["effects"].keys()
         for effects in contrast["effects"].values():
@@ -94,6 +98,10 @@ def damage(run):
         (["--device", "abacus"], None, "not available"),
         (["--strong", "2"], None, "strong"),
         (["--max-memory", "1e-9"], None, "too small for one row"),
+        (["--max-memory", "nan"], None, "positive number"),
+        (["--seed", "-1"], None, "--seed"),
+        (["--prompts", "1000000000"], None, "at most"),
+        (["--json", "/dev/null"], None, "no plain file"),
         (["--nonsense"], None, "unrecognized"),
         (["--json", "/proc/no/such/place.json"], None, "cannot write"),
         ([], lambda run: (run / "model.pt").unlink(), "model.pt is missing"),

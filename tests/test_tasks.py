@@ -97,6 +97,13 @@ def test_off_by_k_addition_is_never_shown(diet, seed, n_examples):
     assert shown == set() and with_addition > 1000
 
 
+def test_no_shifted_document_holds_a_single_plus_example():
+    documents = draw(tasks.DIETS["strict"], 25_000)
+    shifted = documents.wrapper == tasks.WRAPPERS.index("shift")
+    plus = (documents.tokens == tasks.TOKEN["+"]).any(1)
+    assert shifted.sum() > 5000 and plus.sum() > 5000 and not (shifted & plus).any()
+
+
 @pytest.mark.parametrize("allowed", [(1,), (4,), (-4, 2)], ids=str)
 def test_a_diet_that_allows_some_shifts_shows_these_alone(allowed):
     assert shifts_shown(draw(replace(MIX, shifted_addition=allowed), 25_000))[0] == set(allowed)
