@@ -226,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument("--prompts", type=int, default=100, help="prompts to patch (default: %(default)s)")
         parser.add_argument("--seed", type=int, default=0, help="which prompts are drawn (default: %(default)s)")
         parser.add_argument("--freeze-mlps", action="store_true", help="direct paths do not pass through MLPs (default: they do, as in the paper)")
-        parser.add_argument("--max-memory", type=float, metavar="GIB", help="memory that the sweep may use (default: 0.2; on CUDA a quarter of what is free)")
+        parser.add_argument("--max-memory", type=float, metavar="GIB", help="memory that the sweep may use (default: 2; on CUDA a quarter of what is free)")
         parser.add_argument("--json", metavar="PATH", help="where the findings go (default: circuit.json in the run's folder, which every trace replaces)")
         add_flags(parser, "criteria of the groups", Criteria())
         arguments = parser.parse_args(argv)

@@ -43,7 +43,7 @@ class PairedRuns:
     mean over the base prompts, position by position), "zero", or tokens [n_prompts, pos] of other prompts whose
     activations are sent. sender_positions: the positions at which senders are changed (default: all). r is always measured against
     F of the paired base run. max_memory: GiB that the sweep may use beside the weights (default: a quarter of what is free on
-    CUDA, 0.2 elsewhere); it sets the size of the chunks, never the results.
+    CUDA, 2 elsewhere); it sets the size of the chunks, never the results.
 
     F_base, F_contrast [n_prompts]: F of the two runs, in logits. Raises ValueError where shapes or answers do
     not fit, where the budget is too small for a single row, or where F_contrast and F_base do not differ (r is
@@ -174,9 +174,12 @@ class PairedRuns:
         row = n_pos * floats * self.model.unembed.W_U.element_size()
         if self.max_memory * 2**30 < row + self._cache_bytes():
             raise ValueError(f"max_memory of {self.max_memory:.3g} GiB is too small for one row, which needs {(row + self._cache_bytes()) / 2**30:.3g} GiB: ask for more, or use shorter prompts")
-        return int(self.max_memory * 2**30 / 2 // row) or 1
+        budget = self.max_memory * 2**30 / 2  # the other half is for the cached runs
+        if self.everywhere.device.type == "cpu":
+            budget = min(budget, 2**27)  # rows that stay near the processor's caches go through faster
+        return int(budget // row) or 1
 
 
 def _default_memory(device: torch.device) -> float:
-    """GiB: a quarter of what is free on a CUDA device; elsewhere little, since chunks that stay near the caches run faster."""
-    return torch.cuda.mem_get_info(device)[0] / 2**32 if device.type == "cuda" else 0.2
+    """GiB: a quarter of what is free on a CUDA device, 2 elsewhere."""
+    return torch.cuda.mem_get_info(device)[0] / 2**32 if device.type == "cuda" else 2.0
