@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pytest
@@ -82,6 +83,13 @@ def test_colour_marks_sign_and_size():
     assert len({strong, weak, positive}) == 3 and "255;" in strong and patch._cell(-0.9, colour=False) == "  -90.0"
 
 
+def test_findings_are_not_put_over_something_that_is_no_plain_file(run, tmp_path, capsys):
+    pipe = tmp_path / "pipe"  # stands for a device, which a test must not put at risk
+    os.mkfifo(pipe)
+    assert patch.main(["--run", str(run), *FAST, "--json", str(pipe)]) == 2
+    assert "no plain file" in capsys.readouterr().err and pipe.is_fifo()
+
+
 def damage(run):
     (run / "model.pt").write_bytes((run / "model.pt").read_bytes()[:1000])
 
@@ -101,7 +109,6 @@ def damage(run):
         (["--max-memory", "nan"], None, "positive number"),
         (["--seed", "-1"], None, "--seed"),
         (["--prompts", "1000000000"], None, "at most"),
-        (["--json", "/dev/null"], None, "no plain file"),
         (["--nonsense"], None, "unrecognized"),
         (["--json", "/proc/no/such/place.json"], None, "cannot write"),
         ([], lambda run: (run / "model.pt").unlink(), "model.pt is missing"),

@@ -1,6 +1,7 @@
 """Tiny runs: interrupted and taken up again, refused, diverged; what the loss counts; what is written."""
 
 import json
+import shutil
 import math
 import signal
 from dataclasses import asdict, replace
@@ -323,3 +324,15 @@ def test_a_run_on_cuda_is_resumed_and_loads_on_the_cpu(tmp_path, monkeypatch):
     train.train(tmp_path, MODEL, replace(TRAIN, steps=3), "strict", cuda)
     train.train(tmp_path, MODEL, TRAIN, "strict", cuda, resume=True)
     assert [line["step"] for line in metrics(tmp_path)] == [3, 6] and load_run(tmp_path)[0](torch.zeros(1, 4, dtype=torch.long)).isfinite().all()
+
+
+def test_a_resume_file_of_another_run_is_refused_and_nothing_is_overwritten(tmp_path, whole, capsys):
+    mine = tmp_path / "mine"
+    shutil.copytree(whole, mine)
+    config = json.loads((mine / "config.json").read_text())
+    config["train"]["seed"] += 1
+    (mine / "config.json").write_text(json.dumps(config))
+    before = {path.name: path.read_bytes() for path in mine.iterdir()}
+    assert train.main(["--out", str(mine), "--resume", "--device", "cpu"]) == 2
+    assert "belongs to another run" in capsys.readouterr().err
+    assert before == {path.name: path.read_bytes() for path in mine.iterdir()}
