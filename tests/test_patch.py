@@ -34,7 +34,7 @@ def solved(monkeypatch):
 
 
 def test_a_model_that_cannot_do_the_task_has_no_circuit_and_is_told_so(run, capsys):
-    assert patch.main(["--run", str(run), *FAST]) == 0
+    assert patch.main(["--run", str(run), *FAST, *ANY_MODEL, "--solves", "0.5"]) == 0  # every other threshold would be passed
     circuit = json.loads((run / "circuit.json").read_text())
     assert all(group == [] for group in circuit["groups"].values()) and circuit["evaluation"]["ablation"] == []
     assert "No function-induction circuit was found" in capsys.readouterr().out
@@ -60,6 +60,20 @@ def test_circuit_json_has_the_promised_layout(run, solved, capsys):
     assert c["attention"]["1.1"].keys() == {"last_to_answers", "answer_to_previous", "answer_to_operands", "last_to_self", "last_to_bos", "last_to_operands"}
     out = capsys.readouterr().out
     assert "heads → logits" in out and "function induction" in out and "\x1b[" not in out
+
+
+def test_each_replacement_takes_its_values_from_where_it_says(run, solved, monkeypatch):
+    sources, true = {}, patch.ablated_logits
+
+    def watch(model, tokens, source, heads, mean=False):
+        sources.setdefault(len(sources), (source, mean))
+        return true(model, tokens, source, heads, mean)
+
+    monkeypatch.setattr(patch, "ablated_logits", watch)
+    assert patch.main(["--run", str(run), *FAST, *ANY_MODEL]) == 0
+    (base, no), (mean, yes), (unrelated, not_mean) = (sources[index] for index in range(3))
+    assert (no, yes, not_mean) == (False, True, False) and base.equal(mean)
+    assert unrelated[1:].equal(base[:-1]) and not unrelated.equal(base)
 
 
 def test_the_same_call_finds_the_same_circuit(run, solved, tmp_path):
