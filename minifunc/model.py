@@ -195,12 +195,14 @@ class MLP(nn.Module):
     def __init__(self, cfg: ModelConfig, name: str) -> None:
         super().__init__()
         self.name, self.act = name, F.gelu if cfg.act_fn == "gelu" else F.relu
+        self.relu = cfg.act_fn == "relu"
         self.W_in = nn.Parameter(torch.empty(cfg.d_model, cfg.d_mlp))
         self.W_out = nn.Parameter(torch.empty(cfg.d_mlp, cfg.d_model))
 
     def forward(self, x: Tensor, hooks: Hooks) -> Tensor:
         pre = hooks(x @ self.W_in, f"{self.name}.hook_pre")  # [batch, pos, d_mlp]
-        post = hooks(self.act(pre), f"{self.name}.hook_post")  # [batch, pos, d_mlp]
+        unseen = self.relu and not hooks.wants(f"{self.name}.hook_pre")  # then it need not be kept
+        post = hooks(pre.relu_() if unseen else self.act(pre), f"{self.name}.hook_post")  # [batch, pos, d_mlp]
         return post @ self.W_out
 
 

@@ -171,7 +171,7 @@ class PairedRuns:
             raise ValueError(f"max_memory of {self.max_memory:.3g} GiB is too small for one row, which needs {(row + self._cache_bytes()) / 2**30:.3g} GiB: ask for more, or use shorter prompts")
         budget = self.max_memory * 2**30 / 2  # the other half is for the cached runs
         if self.everywhere.device.type == "cpu":
-            budget = min(budget, 2**27)  # rows that stay near the processor's caches go through faster
+            budget = min(budget, 2**25)  # rows that stay near the processor's caches go through faster
         return int(budget // row) or 1
 
 

@@ -29,7 +29,7 @@ on x + delta under both. Several receivers given as a list are overwritten toget
 import bisect
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class Effects:
     mlps: Tensor
     embedding: Tensor
     per_prompt: Tensor
-    r: Tensor
+    r: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 class PathPatcher(PairedRuns):
