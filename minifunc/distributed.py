@@ -124,11 +124,8 @@ def _started() -> int:
 
 
 def _first_to_fail() -> bool:
-    """Whether no other process has come here before."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    """Whether no other process under this torchrun has come here before; with no torchrun every process speaks for itself."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
-    try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=10)))
-        return store.add("failed", 1) == 1
-    except (RuntimeError, ValueError):  # no meeting place, or gone with the first process
-        return os.environ.get("RANK") == "0"
+    store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=10)))  # torchrun's own, which outlives the processes
+    return store.add("failed", 1) == 1
