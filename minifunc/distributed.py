@@ -127,5 +127,8 @@ def _first_to_fail() -> bool:
     """Whether no other process under this torchrun has come here before; with no torchrun every process speaks for itself."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
-    store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=10)))  # torchrun's own, which outlives the processes
-    return store.add("failed", 1) == 1
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=10)))  # torchrun's own, which outlives the processes
+        return store.add("failed", 1) == 1
+    except RuntimeError:
+        return True
