@@ -16,11 +16,12 @@ from tqdm import tqdm
 import tasks
 from minifunc.attribution import attribute, rank_correlation
 from minifunc.circuit import Criteria, ablated_logits, attention_shares, direct_groups, feeding, heads_of, nodes, parse, random_group, random_group_anywhere, wilson
+from minifunc.distributed import is_main, join, run_together
 from minifunc.evaluation import accuracy, last_logits
 from minifunc.flags import Parser, add_flags, from_flags
 from minifunc.model import Transformer
 from minifunc.patching import Effects, HeadInput, Logits, PathPatcher
-from minifunc.runs import UserError, check_writable, load_run, pick_device, run_main, save_json
+from minifunc.runs import UserError, check_writable, load_run, pick_device, save_json
 
 N_RANDOM = 5  # random groups of each kind beside the ablated one
 MOST_PROMPTS = 100_000
@@ -230,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument("--json", metavar="PATH", help="where the findings go (default: circuit.json in the run's folder, which every trace replaces)")
         add_flags(parser, "criteria of the groups", Criteria())
         arguments = parser.parse_args(argv)
-        criteria, device = from_flags(arguments, Criteria()), pick_device(arguments.device)
+        criteria, device = from_flags(arguments, Criteria()), join(pick_device(arguments.device))
         model, config = load_run(arguments.run, device)
         if config["vocabulary"] != tasks.VOCABULARY:
             raise UserError(f"{arguments.run} was trained on another vocabulary than this version has")
@@ -246,12 +247,13 @@ def main(argv: list[str] | None = None) -> int:
             circuit = trace(model, arguments.task, arguments.k, arguments.shots, arguments.prompts, arguments.seed, criteria, arguments.freeze_mlps, arguments.max_memory)
         except ValueError as error:
             raise UserError(str(error)) from None
-        save_json(path, circuit)
+        if is_main():
+            save_json(path, circuit)
         print(show(circuit, colour=sys.stdout.isatty()))
         print(f"everything is in {path}")
         return 0
 
-    return run_main(work)
+    return run_together(work)
 
 
 if __name__ == "__main__":

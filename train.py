@@ -2,8 +2,10 @@
 
 What is learned: next-token prediction on documents of examples (tasks.py), scored at the answers only. The run
 can be stopped at any moment (Ctrl-C) and taken up again with --resume, to the same final weights.
+`torchrun --nproc-per-node=4 train.py` shares out every batch and every evaluation among four processes.
 """
 
+import itertools
 import json
 import math
 import os
@@ -21,10 +23,11 @@ from tqdm import tqdm
 
 import minifunc
 import tasks
+from minifunc.distributed import all_sum, any_process, is_main, join, rank, run_together, share, world_size
 from minifunc.evaluation import accuracy, last_logits
 from minifunc.flags import Parser, add_flags, from_flags
 from minifunc.model import ModelConfig, Transformer
-from minifunc.runs import UserError, load_json, load_tensors, model_config, pick_device, run_main, save_json, save_lines, save_tensors, weights_fault
+from minifunc.runs import UserError, load_json, load_tensors, model_config, pick_device, save_json, save_lines, save_tensors, weights_fault
 
 
 @dataclass(frozen=True)
@@ -82,32 +85,41 @@ MOST_PROMPTS = 100_000
 def loss_on_answers(model: Transformer, documents: tasks.Documents) -> Tensor:
     """Cross-entropy (nats) of the answers that what stands before them determines; the rest would only add noise.
 
-    The model is asked at the `=` signs alone, which spares five positions of six in the last block.
+    The model is asked at the `=` signs alone, which spares five positions of six in the last block. With several
+    processes: the sum over this one's share of the documents, divided by the count over all of them.
     """
     device = model.unembed.W_U.device
     places = tasks.answer_positions(documents.answer.shape[1])
-    labels = documents.tokens[:, places].to(device)  # [document, example]
-    logits = model(documents.tokens.to(device), (places - 1).to(device))  # [document, example, d_vocab]
+    tokens = share(documents.tokens).to(device)
+    labels = tokens[:, places.to(device)]  # [document, example]
+    logits = model(tokens, (places - 1).to(device))  # [document, example, d_vocab]
     losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
-    counted = documents.determined.to(device)
-    return (losses * counted).sum() / counted.sum().clamp(min=1)
+    counted = share(documents.determined).to(device)
+    return (losses * counted).sum() / documents.determined.sum().clamp(min=1)
 
 
 def evaluate(model: Transformer, n_prompts: int, every_task: bool) -> dict[str, dict[str, dict[str, float]]]:
     """Accuracy by task, k and number of shots, on prompts of the main setting: {task: {k: {shots: share}}}.
 
-    Addition is asked for every k with n_prompts prompts each; the other tasks (if wanted) with an eighth.
+    Addition is asked for every k with n_prompts prompts each; the other tasks (if wanted) with an eighth. Several
+    processes take turns at the entries of the table.
     """
     generator = torch.Generator().manual_seed(2025)  # the same prompts for every run
+    entries, shares = [], []
+    rows = itertools.product(tasks.TASKS if every_task else ["addition"], range(-tasks.MAX_SHIFT, tasks.MAX_SHIFT + 1))
+    for row, (task, k) in enumerate(rows):
+        for column, shots in enumerate(SHOTS):
+            n = n_prompts if task == "addition" else n_prompts // 8
+            pairs = tasks.evaluation_pairs(task, k, shots, n, generator)
+            if pairs.contrast.shape[1] <= model.cfg.n_ctx:
+                mine = (row + column) % world_size() == rank()  # long prompts and short ones for everybody
+                entries.append((task, str(k), str(shots)))
+                shares.append(accuracy(last_logits(model, pairs.contrast), pairs.contrast_answers) if mine else 0.0)
+    known = torch.tensor(shares, dtype=torch.float64)
+    all_sum(known)
     table: dict[str, dict[str, dict[str, float]]] = {}
-    for task in tasks.TASKS if every_task else ["addition"]:
-        for k in range(-tasks.MAX_SHIFT, tasks.MAX_SHIFT + 1):
-            for shots in SHOTS:
-                n = n_prompts if task == "addition" else n_prompts // 8
-                pairs = tasks.evaluation_pairs(task, k, shots, n, generator)
-                if pairs.contrast.shape[1] <= model.cfg.n_ctx:
-                    share = accuracy(last_logits(model, pairs.contrast), pairs.contrast_answers)
-                    table.setdefault(task, {}).setdefault(str(k), {})[str(shots)] = round(share, 4)
+    for (task, k, shots), right in zip(entries, known.tolist()):
+        table.setdefault(task, {}).setdefault(k, {})[shots] = round(right, 4)
     return table
 
 
@@ -129,7 +141,7 @@ def train(out: Path, model_cfg: ModelConfig, cfg: TrainConfig, diet_name: str, d
     config = describe(model_cfg, cfg, diet_name)
     if resume:
         done, seconds, lines = take_up(out, model, optimizer, data, config)
-    else:
+    elif is_main():
         save_json(out / "config.json", config)
 
     def diverged(step: int) -> UserError:
@@ -143,6 +155,8 @@ def train(out: Path, model_cfg: ModelConfig, cfg: TrainConfig, diet_name: str, d
     def checkpoint(step: int) -> None:
         if not all(weight.isfinite().all() for weight in model.parameters()):
             raise diverged(step)
+        if not is_main():
+            return
         state = {"config": config, "step": step, "seconds": time.perf_counter() - started, "metrics": lines, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "data": data.get_state()}
         save_tensors(out / "resume.pt", state)
         save_tensors(out / "model.pt", model.state_dict())
@@ -155,8 +169,9 @@ def train(out: Path, model_cfg: ModelConfig, cfg: TrainConfig, diet_name: str, d
             loss = loss_on_answers(model, tasks.sample(diet, *cfg.batch_at(step), data))
             optimizer.zero_grad()
             loss.backward()
+            all_sum(loss, *(weight.grad for weight in model.parameters() if weight.grad is not None))
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
-            asked = stop.asked
+            asked = any_process(stop.asked)
             pause = step % cfg.eval_every == 0 or step == cfg.steps or asked
             if pause or step % 20 == 0:  # looking at a value makes a GPU wait, so not at every step
                 if not (loss + norm).isfinite():
@@ -263,8 +278,10 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"the model needs d_vocab >= {len(tasks.VOCABULARY)} and n_ctx >= {1 + tasks.EXAMPLE * cfg.longest} for documents of {cfg.longest} examples")
         if not arguments.resume:
             check_empty(out, describe(model_cfg, cfg, diet_name))
+        device = join(device)
         try:
-            out.mkdir(parents=True, exist_ok=True)
+            if is_main():
+                out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make the folder {out}: {error.strerror}") from None
         try:
@@ -275,7 +292,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"the run is in {out}")
         return 0
 
-    return run_main(work)
+    return run_together(work)
 
 
 def check_empty(out: Path, config: dict[str, Any]) -> None:

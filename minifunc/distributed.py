@@ -1,0 +1,134 @@
+"""Several processes as one: `torchrun --nproc-per-node=4 train.py`, or patch.py; on one machine or many.
+
+Every process runs the whole script and draws the same documents and prompts. Each computes its `share` of the
+work, and `all_sum` puts the parts together. The first process (`is_main`) alone writes files, and what the others print is
+dropped. Processes talk through torch.distributed: nccl between GPUs, one for each process of a machine, otherwise
+gloo. Without torchrun there is one process, and nothing here does anything. Machines must see the same files.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from minifunc.runs import UserError, _line, run_main
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files."""
+    return rank() == 0
+
+
+def share(items: Any) -> Any:
+    """This process's part of a list, range or tensor (its first axis): every item is in the share of one process."""
+    return items[rank() :: world_size()]
+
+
+def all_sum(*tensors: Tensor) -> None:
+    """Replaces each tensor by its sum over all processes: one exchange, the same bits everywhere.
+
+    The tensors have one dtype and one device, and the same shapes in every process. Raises UserError where another process is gone.
+    """
+    if world_size() == 1:
+        return
+    flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
+    try:
+        dist.all_reduce(flat)
+    except RuntimeError as error:
+        raise UserError(f"process {rank()} lost the others: one has ended, or cannot be reached ({_line(error)})") from None
+    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+        tensor.detach().copy_(total.view_as(tensor))
+
+
+def any_process(flag: bool) -> bool:
+    """Whether `flag` is true in one process at least."""
+    count = torch.tensor([int(flag)])
+    all_sum(count)
+    return count.item() > 0
+
+
+def join(device: torch.device) -> torch.device:
+    """Waits for the other processes and returns this one's device: with CUDA, the GPU of its local rank.
+
+    Raises UserError where the processes cannot meet, or are more than the GPUs.
+    """
+    if _started() == 1:
+        return device
+    local = _number("LOCAL_RANK")
+    if device.type == "cuda":
+        if device.index is not None or local >= torch.cuda.device_count():
+            raise UserError(f"process {local} of this machine has no GPU of its own ({torch.cuda.device_count()} there): start at most one process for each, with --device cuda or cpu")
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    elif device.type != "cpu":
+        raise UserError(f"several processes run on cpu or cuda, not on {device.type}")
+    try:
+        store, number, size = next(dist.rendezvous("env://", timeout=timedelta(minutes=2)))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=number, world_size=size)
+    except (RuntimeError, ValueError) as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(f"the processes cannot meet at MASTER_ADDR:MASTER_PORT {place}: {_line(error)}") from None
+    return device
+
+
+def run_together(work: Callable[[], int]) -> int:
+    """`run_main` for a script that torchrun may have started: a mistake that all processes meet is shown once."""
+
+    def one_of_them() -> int:
+        try:
+            if _started() == 1:
+                return work()
+            with contextlib.ExitStack() as silence:
+                if _number("RANK"):
+                    nowhere = silence.enter_context(open(os.devnull, "w"))
+                    silence.enter_context(contextlib.redirect_stdout(nowhere))
+                    silence.enter_context(contextlib.redirect_stderr(nowhere))
+                code = work()
+        except UserError:
+            if not _first_to_fail():
+                return 2
+            raise
+        if world_size() > 1:
+            dist.destroy_process_group()
+        return code
+
+    return run_main(one_of_them)
+
+
+def _number(name: str, default: str = "") -> int:
+    """The number that torchrun put into an environment variable."""
+    text = os.environ.get(name, default)
+    if not text.isdecimal():
+        raise UserError(f"{name} is {text!r} in the environment of one process among several: torchrun sets it to a number")
+    return int(text)
+
+
+def _started() -> int:
+    """Number of processes that were started, met or not."""
+    return _number("WORLD_SIZE", "1")
+
+
+def _first_to_fail() -> bool:
+    """Whether no other process under this torchrun has come here before; with no torchrun every process speaks for itself."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=10)))  # torchrun's own, which outlives the processes
+        return store.add("failed", 1) == 1
+    except RuntimeError:
+        return True

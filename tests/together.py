@@ -1,0 +1,72 @@
+"""What one of several processes does: test_distributed.py starts it under torchrun, and calls `study` itself for comparison."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+import patch
+import tasks
+import train
+from minifunc import runs
+from minifunc.distributed import all_sum, any_process, is_main, join, rank, run_together, share
+
+MODEL = {"n_layers": 2, "n_heads": 2, "d_model": 16, "d_head": 8, "d_mlp": 16, "n_ctx": 103}
+TRAIN = {"seed": 3, "steps": 6, "documents": 5, "long_every": 2, "lr": 0.01, "warmup": 2, "eval_every": 3}
+FLAGS = [word for name, value in {**MODEL, **TRAIN, "device": "cpu", "table_prompts": 8}.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def study(out: Path) -> list[int]:
+    """Trains one run in peace and one with an interruption, and traces the first; returns the exit codes."""
+    codes = [train.main(["--out", str(out / "whole"), *FLAGS])]
+    sample, calls = tasks.sample, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 2 and rank() in (1, int(os.environ.get("WORLD_SIZE", 1)) - 1):  # one process alone is told to stop
+            signal.raise_signal(signal.SIGINT)
+        return sample(*arguments)
+
+    tasks.sample = interrupted
+    codes.append(train.main(["--out", str(out / "resumed"), *FLAGS]))
+    tasks.sample = sample
+    any_process(False)  # wait until the files are there
+    codes.append(train.main(["--out", str(out / "resumed"), "--resume", "--device", "cpu", "--table-prompts", "8"]))
+    any_process(False)
+    codes.append(patch.main(["--run", str(out / "whole"), "--device", "cpu", "--prompts", "6", "--shots", "2"]))
+    return codes
+
+
+def quick() -> None:
+    """A small closing table from few prompts, in float64: what processes compute may differ by rounding alone."""
+    evaluate = train.evaluate
+    train.evaluate = lambda model, n_prompts, every_task: evaluate(model, 8, every_task=False)
+    torch.set_default_dtype(torch.float64)
+
+
+def work() -> int:
+    what, out = sys.argv[1], Path(sys.argv[2])
+    join(torch.device("cpu"))
+    if what == "die" and rank() == 1:
+        os._exit(7)
+    count = torch.tensor([[1.0, 10.0 ** rank()]], dtype=torch.float64)
+    number = torch.tensor(rank() + 0.5, dtype=torch.float64)
+    all_sum(count, number)
+    quick()
+    train.join = patch.join = lambda device: device  # they have met already
+    train.run_together = patch.run_together = runs.run_main
+    if not is_main():
+        runs._write = lambda path, write: sys.exit(f"a second process writes {path}")
+    facts = {"share": list(share(range(5))), "sum": count.tolist(), "number": number.item(), "any": any_process(rank() == 1), "none": any_process(False)}
+    facts["codes"] = study(out)
+    (out / f"facts{rank()}.json").write_text(json.dumps(facts))
+    print("the end")
+    train.run_together = lambda work: work()
+    return train.main(["--out", str(out / "new"), "--device", "cpu", "--diet", "keto"])  # a user's mistake
+
+
+if __name__ == "__main__":
+    sys.exit(run_together(work))
