@@ -8,6 +8,7 @@ screen, printed beside the exact values and never in their place.
 import torch
 from torch import Tensor
 
+from minifunc.distributed import all_sum
 from minifunc.model import Hooks
 from minifunc.pairs import Chunk
 from minifunc.patching import Effects, PathPatcher
@@ -51,6 +52,7 @@ def attribute(patcher: PathPatcher) -> Effects:
             rows += [along(chunk, watched, f"blocks.{layer}.attn.hook_z", head) for head in range(patcher.cfg.n_heads)]
             rows += [along(chunk, watched, f"blocks.{layer}.hook_mlp_out")] if patcher.cfg.has_mlp else []
         total[:, chunk.prompts] = torch.stack(rows).double().cpu()
+    all_sum(total)
     return patcher.effects(total)
 
 

@@ -44,7 +44,7 @@ def all_sum(*tensors: Tensor) -> None:
 
     The tensors have one dtype and one device, and the same shapes in every process. Raises UserError where another process is gone.
     """
-    if world_size() == 1:
+    if world_size() == 1 or not tensors:
         return
     flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
     try:

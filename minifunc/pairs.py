@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minifunc.distributed import all_sum, rank, world_size
 from minifunc.model import Transformer
 
 
@@ -43,7 +44,9 @@ class PairedRuns:
     F of the paired base run. max_memory: GiB that the sweep may use beside the weights (default: a quarter of what is free on
     CUDA, 2 elsewhere); it sets the size of the chunks, never the results.
 
-    F_base, F_contrast [n_prompts]: F of the two runs, in logits. Raises ValueError where shapes or answers do
+    With several processes (minifunc/distributed.py) each runs its own part of the prompts, and all get the same results.
+
+    F_base, F_contrast [n_prompts] float64: F of the two runs, in logits. Raises ValueError where shapes or answers do
     not fit, where the budget is too small for a single row, or where F_contrast and F_base do not differ (r is
     then undefined).
     """
@@ -87,16 +90,18 @@ class PairedRuns:
         if not 0 < self.max_memory < 2**20:
             raise ValueError(f"max_memory must be a positive number of GiB, not {max_memory}")
         in_cache = int(self.max_memory * 2**30 / 2 // self._cache_bytes())  # prompts whose cached runs fit half the budget
-        self.prompts_per_chunk = max(1, min(self.n_prompts, in_cache, self.rows_in_budget(self.n_pos)))
-        keep = in_cache >= self.n_prompts
+        self.own = range(rank() * self.n_prompts // world_size(), (rank() + 1) * self.n_prompts // world_size())  # this process's prompts
+        self.prompts_per_chunk = max(1, min(len(self.own), in_cache, self.rows_in_budget(self.n_pos)))
+        keep = in_cache >= len(self.own)
         self._kept: list[Chunk] = []
         self._mean = self._mean_of_base() if isinstance(source, str) and source == "mean" else {}
-        scores = []
+        self.F_base, self.F_contrast = torch.zeros(2, self.n_prompts, dtype=torch.float64, device=device)
         for chunk in self._chunks():
-            scores.append((self.score(chunk.base_logits, chunk.prompts), self.score(chunk.contrast_logits, chunk.prompts)))
+            for F, logits in ((self.F_base, chunk.base_logits), (self.F_contrast, chunk.contrast_logits)):
+                F[chunk.prompts] = self.score(logits, chunk.prompts).double()
             self._kept += [chunk] if keep else []
-        self.F_base, self.F_contrast = (torch.cat(F) for F in zip(*scores))  # [n_prompts] each
-        self.F_range = float(self.F_contrast.double().mean() - self.F_base.double().mean())
+        all_sum(self.F_base, self.F_contrast)
+        self.F_range = float(self.F_contrast.mean() - self.F_base.mean())
 
     def score(self, logits: Tensor, prompts: slice) -> Tensor:
         """F = logit(base answer) - logit(contrast answer) of logits [..., p, d_vocab]: [..., p]."""
@@ -113,8 +118,8 @@ class PairedRuns:
         """Runs both prompts of some pairs at a time and keeps what the sweep needs. What is alike is run once."""
         layers, first = range(self.cfg.n_layers), self.first
         read = [f"blocks.{layer}.{name}" for layer in layers for name in ("hook_resid_pre", "hook_resid_mid", "attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_v")]
-        for start in range(0, self.n_prompts, self.prompts_per_chunk):
-            prompts = slice(start, start + self.prompts_per_chunk)
+        for start in self.own[:: self.prompts_per_chunk]:
+            prompts = slice(start, min(start + self.prompts_per_chunk, self.own.stop))
             logits, contrast = self.model.run_with_cache(self.contrast_tokens[prompts], [*self._sent, *read, f"blocks.{layers[-1]}.hook_resid_post"], self.last)
             past = [tuple(contrast[f"blocks.{layer}.attn.{name}"][:, :first] for name in ("hook_rot_k", "hook_v")) for layer in layers] if first else None
             base_logits, source = self.model.run_with_cache(self.base_tokens[prompts, first:], self._sent, self.last, past)

@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from minifunc.distributed import all_sum
 from minifunc.model import Hook, Hooks, Past, Transformer
 from minifunc.nodes import HeadInput, Logits, MLPInput, Receiver, Resid
 from minifunc.pairs import Chunk, PairedRuns
@@ -114,6 +115,7 @@ class PathPatcher(PairedRuns):
             for some in torch.tensor(order).split(max(1, in_budget // len(chunk.contrast_logits))):
                 for index, change in self._sweep_chunk(chunk, [rows[row] for row in some], groups, only_logits):
                     totals[index][some[: len(change)], chunk.prompts] = change.double().cpu()
+        all_sum(*totals)
         return [self.effects(total, rows) for total in totals]
 
     # ------------------------------------------------------------ pass 1
@@ -198,7 +200,7 @@ class PathPatcher(PairedRuns):
             resid = self.model.blocks[layer].add_mlp(resid.flatten(0, 1), hooks)  # [sender * p, query, d_model]
             logits = self._continue(chunk, resid, layer + 1, hooks)
         logits = logits.unflatten(0, (n_senders, -1))  # [sender, p, d_vocab]
-        return self.score(logits, chunk.prompts) - self.F_contrast[chunk.prompts]
+        return self.score(logits, chunk.prompts) - self.score(chunk.contrast_logits, chunk.prompts)
 
     def _continue(self, chunk: Chunk, resid: Tensor, layer: int, hooks: Hooks) -> Tensor:
         """Runs rows of the stream that enters block `layer`, [row, pos, d_model], to the last position's logits, [row, d_vocab]."""
