@@ -18,18 +18,19 @@ import tasks
 from minifunc import function_vectors, reading
 from minifunc.flags import Parser
 from minifunc.model import Transformer
-from minifunc.probe import fit, halves, largest_step, one_hot, r2, readable, writers
+from minifunc.probe import correlation, fit, halves, largest_step, r2, readable, stream, writers
 from minifunc.runs import UserError, check_writable, load_json, load_run, pick_device, run_main, save_json
 
 N_INPUTS = 10  # inputs 0..9 of the naive prompts
-SHIFTS = range(-tasks.MAX_SHIFT, tasks.MAX_SHIFT + 1)
-NUMERIC = [name for name, symbol in tasks.TASKS.items() if symbol not in tasks.ON_LETTERS]
+SHIFTS = range(tasks.NUMBERS[0], 1 - tasks.NUMBERS[0])  # -4..4
+OTHERS = ("subtraction", "maximum", "minimum", "first", "second", "same")  # the other functions on numbers
+N_EXAMPLES = 4000  # at least so many examples stand behind the shares of variance, so that every pair of labels occurs
 
 
 def naive_prompts() -> Tensor:
     """`2 same _ = 2 ; 5 same _ =`: [N_INPUTS, N_INPUTS - 1, pos], row x asks for x after each demonstration but that of x itself."""
-    ask = [[tasks.encode(f"{demo} same _ = {demo}; {x} same _ =") for demo in range(N_INPUTS) if demo != x] for x in range(N_INPUTS)]
-    return torch.stack([torch.stack(row) for row in ask])
+    ask = [[f"<bos> {demo} same _ = {demo} ; {x} same _ =".split() for demo in range(N_INPUTS) if demo != x] for x in range(N_INPUTS)]
+    return torch.tensor([[[tasks.TOKEN[string] for string in prompt] for prompt in row] for row in ask])
 
 
 def numbers_at(tokens: Tensor, positions: Tensor) -> Tensor:
@@ -46,11 +47,11 @@ def documents(task: str, shots: int, n_prompts: int, generator: torch.Generator)
 
 def dealt(tokens: Tensor, expected: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """The same examples dealt anew over all prompts, so that one example's difference tells nothing of the next one's; queries stay."""
-    n_prompts, shots = expected.shape
-    examples = tokens[:, 1 : 1 + tasks.EXAMPLE * shots].reshape(-1, tasks.EXAMPLE)
-    order = torch.randperm(len(examples), generator=generator)
-    mixed = examples[order].reshape(n_prompts, -1)
-    return torch.cat([tokens[:, :1], mixed, tokens[:, 1 + mixed.shape[1] :]], dim=1), expected.flatten()[order].reshape(n_prompts, shots)
+    places = tasks.answer_positions(expected.shape[1])[:, None] + torch.arange(-4, 1)  # [shots, 5]: x op y = c
+    order = torch.randperm(expected.numel(), generator=generator)
+    tokens = tokens.clone()
+    tokens[:, places] = tokens[:, places].flatten(0, 1)[order].reshape(len(tokens), *places.shape)
+    return tokens, expected.flatten()[order].reshape(expected.shape)
 
 
 def probes(model: Transformer, task: str, shots: int, n_prompts: int, generator: torch.Generator) -> dict[str, Any]:
@@ -60,30 +61,37 @@ def probes(model: Transformer, task: str, shots: int, n_prompts: int, generator:
         answer          the shown answers
         equals, y       the `=` before them and the second operand: before c is shown, the difference can only come from earlier examples
     consistent: one k in a prompt. dealt: the examples dealt anew, so nothing but the example itself tells its difference.
-    from_shown_alone: what one table over c achieves, no stream at all. other_functions: probes fitted at the answers of all other numeric
-    functions, scored on this one. made_by: what wrote into the stream where the difference's R² rises most, in dealt documents.
+    from_shown_alone: what one table over c achieves, no stream at all. other_functions: probes fitted at the answers of the other functions
+    on numbers (dealt), scored on this one. made_by: what wrote into the stream where the difference's R² rises most, in dealt documents.
     """
-    places = tasks.answer_positions(shots)
+    answers = tasks.answer_positions(shots)
+    places = {"answer": 0, "equals": -1, "y": -2}
+    where = torch.cat([answers + offset for offset in places.values()])
     tokens, expected, _ = documents(task, shots, n_prompts, generator)
     kinds = {"consistent": (tokens, expected), "dealt": dealt(tokens, expected, generator)}
     found: dict[str, Any] = {"sites": writers(model), "n_prompts": len(tokens), "consistent": {}, "dealt": {}}
 
     def targets(rows: Tensor, plain: Tensor) -> dict[str, Tensor]:
-        shown = numbers_at(rows, places)
+        shown = numbers_at(rows, answers)
         return {"difference": shown - plain, "shown": shown, "expected": plain}
 
+    def part(streams: dict[str, Tensor], rows: Tensor | slice, index: int) -> dict[str, Tensor]:  # at the index-th place alone
+        return {site: x[rows, shots * index : shots * (index + 1)] for site, x in streams.items()}
+
     for kind, (rows, plain) in kinds.items():
-        numbers = targets(rows, plain)
+        streams, numbers = stream(model, rows, where), targets(rows, plain)
         numbers["shuffled"] = numbers["difference"].flatten()[torch.randperm(plain.numel(), generator=generator)].reshape(plain.shape)
-        train, test = ((rows[part], {name: values[part] for name, values in numbers.items()}) for part in halves(rows, generator))
-        for place, offset in (("answer", 0), ("equals", -1), ("y", -2)):
-            found[kind][place] = readable(model, train, test, places + offset)
-        table, y = ([one_hot_numbers(part[1]["shown"].flatten()) for part in (train, test)], [part[1]["difference"].flatten()[:, None] for part in (train, test)])
+        train, test = halves(rows, generator)
+        fitted, scored = ({name: values[half] for name, values in numbers.items()} for half in (train, test))
+        for index, place in enumerate(places):
+            found[kind][place] = readable(part(streams, train, index), fitted, part(streams, test, index), scored)
+        table, y = zip(*((one_hot_numbers(some["shown"].flatten()), some["difference"].flatten()[:, None]) for some in (fitted, scored)))
         found[kind]["from_shown_alone"] = round(r2(fit(table[0], y[0]), table[1], y[1]).item(), 4)
-    others = [documents(other, shots, max(1, n_prompts // 3), generator)[:2] for other in NUMERIC if other != task]
-    there, plain = (torch.cat(parts) for parts in zip(*others))
-    mixed = dealt(there, plain, generator)
-    found["other_functions"] = readable(model, (mixed[0], targets(*mixed)), (kinds["dealt"][0], targets(*kinds["dealt"])), places)
+    others = [documents(other, shots, max(1, n_prompts // 5), generator)[:2] for other in OTHERS if other != task]
+    mixed = dealt(*(torch.cat(some) for some in zip(*others)), generator)
+    there, here = stream(model, mixed[0], answers), part(streams, slice(None), 0)  # here: the dealt documents of this task
+    for name, measure in (("r2", r2), ("correlation", correlation)):
+        found["other_functions"] = found.get("other_functions", {}) | {name: readable(there, targets(*mixed), here, targets(*kinds["dealt"]), measure)}
     found["made_by"], found["step"] = largest_step(found["dealt"]["answer"]["difference"], found["sites"])
     return found
 
@@ -93,7 +101,7 @@ def one_hot_numbers(values: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(values - tasks.NUMBERS[0], len(tasks.NUMBERS)).double()
 
 
-def analyse(model: Transformer, heads: Sequence[str], readers: Sequence[str], task: str = "addition", k: int = 1, shots: int = 8, n_prompts: int = 200, seed: int = 0) -> dict[str, Any]:
+def analyse(model: Transformer, heads: Sequence[str], readers: Sequence[str], task: str = "addition", k: int = 1, shots: int = 8, n_prompts: int = 100, seed: int = 0) -> dict[str, Any]:
     """All three, for the FI heads `heads` and the heads `readers` that gather the expected answer; keys to add to circuit.json.
 
     function_vectors, function_vectors_by_k, function_vector_scores; reading: inputs, looks_for, hands_over, wrote; probe.
@@ -101,17 +109,17 @@ def analyse(model: Transformer, heads: Sequence[str], readers: Sequence[str], ta
     """
     if not heads:
         raise ValueError("there is no function-induction head to analyse")
-    if task not in NUMERIC:
-        raise ValueError(f"the difference of shown and expected answers needs numbers; {task} has none")
+    if task not in ("addition", *OTHERS):
+        raise ValueError(f"these analyses are for a function on numbers, shifted: one of addition, {', '.join(OTHERS)}, not {task}")
     started, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
     numbers, zero = torch.tensor([tasks.TOKEN[str(n)] for n in tasks.NUMBERS]), -tasks.NUMBERS[0]
-    pairs = {shift: tasks.evaluation_pairs(task, shift, shots, 2 * n_prompts, generator) for shift in SHIFTS}
+    pairs = {shift: tasks.evaluation_pairs(task, shift, shots, 3 * n_prompts, generator) for shift in SHIFTS}
     asked = {shift: p.base_answers - tasks.ZERO for shift, p in pairs.items()}
     found = function_vectors.study(model, {shift: p.contrast for shift, p in pairs.items()}, asked, naive_prompts(), heads, numbers, zero, k)
 
-    p, answers = tasks.evaluation_pairs(task, k, shots, n_prompts, generator), tasks.answer_positions(shots)
+    p, answers = tasks.evaluation_pairs(task, k, shots, 2 * n_prompts, generator), tasks.answer_positions(shots)
     sources = {"base": p.base, "operands_changed": p.operands_changed, "unrelated": p.contrast.roll(1, 0)}
-    tokens, expected, query = documents(task, shots, n_prompts, generator)
+    tokens, expected, query = documents(task, shots, max(n_prompts, -(-N_EXAMPLES // (len(SHIFTS) * shots))), generator)
     order = torch.randperm(len(tokens), generator=generator)
     tokens, expected, query = tokens[order], expected[order], query[order]
     shown, x, y = (numbers_at(tokens, answers + offset) for offset in (0, -4, -2))
@@ -137,7 +145,8 @@ def show(found: dict[str, Any], k: int) -> str:
     rows = [(kind, place, target) for kind in ("dealt", "consistent") for place in ("answer", "equals") for target in ("difference", "expected", "shuffled")]
     for kind, place, target in rows:
         lines.append(f"  {kind + ' documents, at ' + place:34}{target:38}" + "".join(f"{value:{width}.3f}" for value in probe[kind][place][target]))
-    lines.append(f"  {'fitted on other functions, at answer':34}{'  difference':36}" + "".join(f"{value:{width}.3f}" for value in probe["other_functions"]["difference"]))
+    for measure, text in (("r2", "difference"), ("correlation", "difference, correlation instead of R²")):
+        lines.append(f"  {'fitted on other functions':34}{text:38}" + "".join(f"{value:{width}.3f}" for value in probe["other_functions"][measure]["difference"]))
     lines.append(f"  from the shown answer alone: {probe['dealt']['from_shown_alone']:.3f}. The difference becomes readable at the answers by {probe['made_by']} ({probe['step']:+.3f}).")
     return "\n".join(lines)
 
@@ -147,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
         parser = Parser(prog="analyses.py", description=__doc__.splitlines()[0])
         parser.add_argument("--run", default="out/default", help="folder of a traced run (default: %(default)s)")
         parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
-        parser.add_argument("--prompts", type=int, default=200, help="prompts for each k (default: %(default)s)")
+        parser.add_argument("--prompts", type=int, default=100, help="prompts for each k (default: %(default)s)")
         parser.add_argument("--seed", type=int, default=0, help="which prompts are drawn (default: %(default)s)")
         parser.add_argument("--json", metavar="PATH", help="where circuit.json with the findings goes (default: circuit.json in the run's folder)")
         arguments = parser.parse_args(argv)

@@ -135,6 +135,7 @@ def study(
         variance[head]  share of z's variance over all prompts by k, by what is asked, and by both (one mean per k and s)
         put[k]          hits of all heads together, by WAYS: `mean` with FV(k), `own` with FV(k, x), the vector of the prompts that ask for x
         reach[k]        replaced by FV(k, s) in naive prompts of input x: hits by s - x, {distance: hits}
+        others[k]       the same, answered s + k instead, over all s other than x: near 0 if what is handed over is a shift and not an answer
         turns[k]        mean cosine of FV(k, s) - FV(0, s) and FV(k, t) - FV(0, t), heads side by side, by t - s = 0, 1, 2, …
     Raises ValueError where k or 0 is not among the prompts, or x + k is no number.
     """
@@ -154,14 +155,14 @@ def study(
     def grid(values: Tensor) -> Tensor:  # logits of all tokens → those of numbers, mean over demonstrations: [n_inputs, n_numbers]
         return values[:, numbers].unflatten(0, (n_inputs, n_demos)).mean(1)
 
-    def hits(values: Tensor, shift: int, of: Tensor | None = None) -> float:
-        right = values.argmax(-1) == numbers[zero + inputs + shift]
+    def hits(values: Tensor, shift: int, of: Tensor | None = None, start: Tensor = inputs) -> float:
+        right = values.argmax(-1) == numbers[zero + start + shift]
         return round((right if of is None else right[of]).double().mean().item(), 4)
 
     before = logits(torch.zeros_like(mean[0]), heads)
     plain = {part: grid(logits(mean[0], which)) - grid(before) for part, which in parts.items()}
     maps: dict[int, dict[str, Tensor]] = {}
-    scores: dict[str, Any] = {"naive_accuracy": hits(before, 0), "parts": {}, "adds_up": {}, "variance": {}, "put": {}, "reach": {}, "turns": {}}
+    scores: dict[str, Any] = {"naive_accuracy": hits(before, 0), "parts": {}, "adds_up": {}, "variance": {}, "put": {}, "reach": {}, "others": {}, "turns": {}}
     for shift in sorted(prompts):
         after = {part: logits(mean[shift], which) for part, which in parts.items()}
         maps[shift] = {part: grid(values) - grid(before) for part, values in after.items()}
@@ -197,11 +198,14 @@ def study(
             ways["own"][way] = hits(logits(rows[inputs], heads, way == "replaced"), shift, there) if own else None
         scores["put"][str(shift)] = ways
         by_distance: dict[int, list[float]] = {}
+        others: list[float] = []
         for s in [s for s in range(n_inputs) if s in local[shift]]:
             after_s = logits(local[shift][s][None], heads, True)
             for x in range(n_inputs):
                 by_distance.setdefault(s - x, []).append(hits(after_s, shift, inputs == x))
+            others.append(hits(after_s, shift, inputs != s, torch.full_like(inputs, s)))
         scores["reach"][str(shift)] = {str(distance): round(sum(found) / len(found), 4) for distance, found in sorted(by_distance.items())}
+        scores["others"][str(shift)] = round(sum(others) / len(others), 4) if others else None
         common = sorted(set(local[shift]) & set(local[0]))
         cosines: dict[int, list[float]] = {}
         if common:
@@ -233,6 +237,8 @@ def show(found: Mapping[str, Any], k: int = 1) -> str:
     for shift, ways in scores["put"].items():
         texts = [f"{name} " + " ".join(f"{way} {'–' if hits is None else format(hits, '.2f')}" for way, hits in ways[name].items()) for name in ("mean", "own")]
         lines.append(f"  answered x{int(shift):+d} with the vector of all prompts: {texts[0][5:]}; of those that ask for x: {texts[1][4:]}")
+    others = scores["others"][str(k)]
+    lines.append(f"  replaced by the vector of prompts that ask for another value s, the model answers s{k:+d} on {'–' if others is None else format(others, '.1%')} of naive prompts")
     for name, text in (("reach", "answered x%+d when replaced by the vector of prompts that ask for s, by s - x"), ("turns", "cosine of the %+d vectors of two asked values, by their distance")):
         lines.append(f"  {text % k}: " + ", ".join(f"{int(distance):+d} {value:.2f}" if name == "reach" else f"{distance} {value:.2f}" for distance, value in scores[name][str(k)].items()))
     return "\n".join(lines)

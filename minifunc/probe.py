@@ -5,8 +5,9 @@ fitted by least squares with a small ridge; R² on other prompts says how much o
 that the model uses it, nor that it holds it as one thing: where c and f(x, y) can both be read, so can their difference.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -44,6 +45,13 @@ def r2(probe: Probe, x: Tensor, y: Tensor) -> Tensor:
     return 1 - (y - probe(x)).square().sum(0) / (y - y.mean(0)).square().sum(0).clamp(min=1e-12)
 
 
+def correlation(probe: Probe, x: Tensor, y: Tensor) -> Tensor:
+    """Correlation of a probe's readings with y [n, n_targets]: [n_targets]. Unlike R² it forgives a wrong zero and a wrong scale."""
+    read, y = probe(x), y.double()
+    read, y = read - read.mean(0), y - y.mean(0)
+    return (read * y).sum(0) / (read.norm(dim=0) * y.norm(dim=0)).clamp(min=1e-12)
+
+
 def one_hot(labels: Tensor) -> Tensor:
     """Whole numbers [n] → [n, max - min + 1] float64, one column per value."""
     return torch.nn.functional.one_hot(labels - labels.min(), int(labels.max() - labels.min()) + 1).double()
@@ -62,32 +70,36 @@ def writers(model: Transformer) -> list[str]:
 
 @torch.no_grad()
 def stream(model: Transformer, tokens: Tensor, positions: Tensor, rows: int = 256) -> dict[str, Tensor]:
-    """The stream at some positions [m] of tokens [n, pos], by site: each [n * m, d_model], prompt by prompt."""
-    device, found = model.unembed.W_U.device, {name: [] for name in sites(model)}  # type: ignore[var-annotated]
+    """The stream at some positions [m] of tokens [n, pos], by site: each [n, m, d_model]."""
+    device, names = model.unembed.W_U.device, sites(model)
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def keep(x: Tensor, name: str) -> Tensor:
-        found[name].append(x[:, positions.to(device)].flatten(0, 1))
+        found[name].append(x[:, positions.to(device)])
         return x
 
     for part in tokens.split(rows):
-        model(part.to(device), None, Hooks(dict.fromkeys(found, keep)))
+        model(part.to(device), None, Hooks(dict.fromkeys(names, keep)))
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def readable(model: Transformer, train: tuple[Tensor, Mapping[str, Tensor]], test: tuple[Tensor, Mapping[str, Tensor]], positions: Tensor) -> dict[str, list[float]]:
-    """R² of each target on the test prompts at every site, for probes fitted on the training prompts: {target: [n_sites]}.
+Measure = Callable[[Probe, Tensor, Tensor], Tensor]
 
-    train, test: tokens [n, pos] int64, and targets {name: [n, m]}, a number for each of `positions` [m]; that no prompt is
-    in both is the caller's to see to (`halves`). Raises ValueError where a shape does not fit.
+
+def readable(train: Mapping[str, Tensor], train_targets: Mapping[str, Tensor], test: Mapping[str, Tensor], test_targets: Mapping[str, Tensor], measure: Measure = r2) -> dict[str, list[float]]:
+    """How well each target is read on the test prompts, for probes fitted on the training prompts: {target: one value per site}.
+
+    train, test: {site: [n, m, d_model]} as `stream` gives them; targets {name: [n, m]}, a number for each prompt and position. That no prompt
+    is in both is the caller's to see to (`halves`). Raises ValueError for targets of another shape.
     """
-    device, names = model.unembed.W_U.device, list(train[1])
-    for tokens, targets in (train, test):
+    names, y = list(train_targets), []
+    for streams, targets in ((train, train_targets), (test, test_targets)):
+        x = next(iter(streams.values()))
         for name in names:
-            if targets[name].shape != (len(tokens), len(positions)):
-                raise ValueError(f"target {name!r} must be [{len(tokens)}, {len(positions)}], one number for each prompt and position, not {list(targets[name].shape)}")
-    y_train, y_test = (torch.stack([targets[name].flatten() for name in names], dim=1).to(device) for _, targets in (train, test))
-    x_train, x_test = (stream(model, tokens, positions) for tokens, _ in (train, test))
-    found = torch.stack([r2(fit(x_train[site], y_train), x_test[site], y_test) for site in x_train])  # [n_sites, n_targets]
+            if targets[name].shape != x.shape[:2]:
+                raise ValueError(f"target {name!r} must be {list(x.shape[:2])}, one number for each prompt and position, not {list(targets[name].shape)}")
+        y.append(torch.stack([targets[name].flatten() for name in names], dim=1).to(x.device))
+    found = torch.stack([measure(fit(train[site].flatten(0, 1), y[0]), test[site].flatten(0, 1), y[1]) for site in train])  # [n_sites, n_targets]
     return {name: [round(value, 4) for value in column] for name, column in zip(names, found.T.tolist())}
 
 
@@ -101,6 +113,6 @@ def halves(tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 def largest_step(values: Sequence[float], names: Sequence[str]) -> tuple[str, float]:
     """The name at which a series rises most above the value before it, and by how much. The first value has nothing before it."""
-    steps = [after - before for before, after in zip(values, values[1:])]
+    steps = [after - before for before, after in pairwise(values)]
     best = max(range(len(steps)), key=steps.__getitem__)
     return names[best + 1], round(steps[best], 4)

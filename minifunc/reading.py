@@ -60,7 +60,7 @@ def inputs_apart(model: Transformer, base: Tensor, contrast: Tensor, base_answer
     prompts' shape}. Everything after is live: this is ablation, not path patching. → {head or "all": {input: {source: {r,
     base_acc, contrast_acc}}}}, r as in `patching` (-1: fully back to base), "all" = these heads together.
     """
-    cfg, device = model.cfg, model.unembed.W_U.device
+    device = model.unembed.W_U.device
     places = {head: [parse(head)] for head in heads} | {"all": [parse(head) for head in heads]}
     lowest = min(layer for layer, _ in places["all"])
     names = [f"blocks.{layer}.attn.hook_{which}" for layer in sorted({layer for layer, _ in places["all"]}) for which in "qkv"]
@@ -165,7 +165,7 @@ def hands_over(model: Transformer, tokens: Tensor, answers: Tensor, expected: Te
         copies           share of the values of c, and of f(x, y), whose mean written logits are highest at that value itself
     Raises ValueError where no c occurs with every d.
     """
-    device, cfg = model.unembed.W_U.device, model.cfg
+    device = model.unembed.W_U.device
     c, e = shown.flatten().to(device), expected.flatten().to(device)
     d = c - e
     every = d.unique()
