@@ -159,8 +159,8 @@ def hands_over(model: Transformer, tokens: Tensor, answers: Tensor, expected: Te
     first_number. Per head:
         stream, logits   shares of the variance of what is written, into the stream or on the logits of numbers (the final norm's scale left out,
                          each row centred), by shown c (first), difference d (second), both, rest; over those c that occur with every d
-        separately       R² of g(c) + h(f(x, y)) on the stream, two tables fitted on one half of the prompts and scored on the other. Near 1: the
-                         head hands over the shown and the expected answer side by side; a head that writes d itself needs no more either
+        separately       R² of g(c) + h(f(x, y)) on the stream, two tables fitted on one half of the prompts and scored on the other. Near 1 with a small
+                         share of d: the shown and the expected answer are handed over side by side (`both` is then h, for f(x, y) = c - d)
         difference_alone the same for one table g(d)
         copies           share of the values of c, and of f(x, y), whose mean written logits are highest at that value itself
     Raises ValueError where no c occurs with every d.

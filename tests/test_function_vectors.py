@@ -64,13 +64,14 @@ def test_vectors_that_depend_on_k_alone_are_told_from_vectors_that_depend_on_wha
 
 def test_hits_count_the_naive_prompts_that_are_then_answered_off_by_k():
     what = torch.zeros(3, D, dtype=torch.float64)
-    what[2, 2 - FIRST] = 100.0  # with the marker of +1, everything is answered 2
+    what[2, 1 - FIRST] = 100.0  # with the marker of +1, everything is answered 1
     tokens, asked, naive = prompts()
     scores = study(shift_model(what), tokens, asked, naive, ["0.0"], torch.arange(N_NUMBERS), -FIRST, at_least=1)["function_vector_scores"]
     assert scores["naive_accuracy"] == 1.0
-    assert scores["parts"]["1"]["0.0"]["hits"] == pytest.approx(1 / 3, abs=1e-4) and scores["parts"]["0"]["0.0"]["hits"] == 1.0  # of the inputs 0, 1, 2 only 1 + 1 is 2
-    assert scores["reach"]["1"]["0"] == pytest.approx(1 / 3, abs=1e-4) and scores["put"]["1"]["mean"]["added"] == pytest.approx(1 / 3, abs=1e-4)
-    assert scores["others"]["1"] == pytest.approx(1 / 3, abs=1e-4)  # s = 1 is answered 2 whatever x is; s = 0 and s = 2 never
+    assert scores["parts"]["1"]["0.0"]["hits"] == pytest.approx(1 / 3, abs=1e-4) and scores["parts"]["0"]["0.0"]["hits"] == 1.0  # of the inputs 0, 1, 2 only 0 + 1 is 1
+    assert scores["put"]["1"]["mean"]["added"] == pytest.approx(1 / 3, abs=1e-4)
+    assert scores["reach"]["1"] == pytest.approx({"-2": 0, "-1": 0, "0": 1 / 3, "1": 1 / 2, "2": 1}, abs=1e-4)  # x = 0 alone is hit, whatever s is
+    assert scores["others"]["1"] == pytest.approx(1 / 3, abs=1e-4)  # s = 0 is answered 1 whatever x is; s = 1 and s = 2 never
 
 
 def test_promotes_and_moves_of_a_map_written_by_hand():

@@ -129,6 +129,11 @@ def test_a_head_that_looks_for_answers_near_the_asked_one():
     assert near == sorted(near, reverse=True) and near[0] > 3 * near[2] > 0
 
 
+def test_attention_by_distance_counts_answers_below_and_above_the_asked_one():
+    found = looks(lambda key, position, query: 20.0 * key if position is None else 300.0 * (position % 6 == 4))  # the largest answer
+    assert found["by_distance"][7] == pytest.approx(0.45, abs=0.2)  # all of it on 7 seen from 0 (shared where there are two), none on 0 seen from 7
+
+
 # ---------------------------------------------------------------- of the weights
 
 
