@@ -98,6 +98,22 @@ def loss_on_answers(model: Transformer, documents: tasks.Documents) -> Tensor:
     return (losses * counted).sum() / documents.determined.sum().clamp(min=1)
 
 
+def make_optimizer(model: Transformer, cfg: TrainConfig) -> torch.optim.AdamW:
+    on_mps = model.unembed.W_U.device.type == "mps"
+    return torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=not on_mps)
+
+
+def train_step(model: Transformer, optimizer: torch.optim.Optimizer, cfg: TrainConfig, documents: tasks.Documents) -> tuple[Tensor, Tensor]:
+    """One step on one batch; returns the loss and the norm of the gradient before clipping, both [] on the device."""
+    loss = loss_on_answers(model, documents)
+    optimizer.zero_grad()
+    loss.backward()
+    all_sum(loss, *(weight.grad for weight in model.parameters() if weight.grad is not None))
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+    optimizer.step()
+    return loss.detach(), norm
+
+
 def evaluate(model: Transformer, n_prompts: int, every_task: bool) -> dict[str, dict[str, dict[str, float]]]:
     """Accuracy by task, k and number of shots, on prompts of the main setting: {task: {k: {shots: share}}}.
 
@@ -135,7 +151,7 @@ def train(out: Path, model_cfg: ModelConfig, cfg: TrainConfig, diet_name: str, d
     """Trains one run into the folder `out` and returns the model. Raises UserError where it cannot, or where the loss diverges."""
     diet = tasks.DIETS[diet_name]
     model = Transformer(model_cfg, torch.Generator().manual_seed(cfg.seed)).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=device.type != "mps")
+    optimizer = make_optimizer(model, cfg)
     data = torch.Generator().manual_seed(cfg.seed + 1_000_000)
     done, seconds, lines = 0, 0.0, []
     config = describe(model_cfg, cfg, diet_name)
@@ -166,18 +182,13 @@ def train(out: Path, model_cfg: ModelConfig, cfg: TrainConfig, diet_name: str, d
         for step in range(done + 1, cfg.steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = cfg.lr_at(step)
-            loss = loss_on_answers(model, tasks.sample(diet, *cfg.batch_at(step), data))
-            optimizer.zero_grad()
-            loss.backward()
-            all_sum(loss, *(weight.grad for weight in model.parameters() if weight.grad is not None))
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+            loss, norm = train_step(model, optimizer, cfg, tasks.sample(diet, *cfg.batch_at(step), data))
             asked = any_process(stop.asked)
             pause = step % cfg.eval_every == 0 or step == cfg.steps or asked
             if pause or step % 20 == 0:  # looking at a value makes a GPU wait, so not at every step
                 if not (loss + norm).isfinite():
                     raise diverged(step)
                 shown["loss"] = f"{loss.item():.3f}"
-            optimizer.step()
             if step % cfg.eval_every == 0 or step == cfg.steps:
                 table = evaluate(model, 100, every_task=False)
                 shown |= {"1+1=2": f"{table['addition']['0'].get('8', math.nan):.2f}", "1+1=3": f"{table['addition']['1'].get('8', math.nan):.2f}"}
