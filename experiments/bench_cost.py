@@ -34,9 +34,9 @@ def interleaved(works: Mapping[str, Callable[[], object]], device: torch.device,
     return {name: statistics.median(of_work[1:]) for name, of_work in times.items()}
 
 
-def product_rate(device: torch.device) -> float:
-    """The machine's rate in large square float32 matrix products, in FLOP/s: the best of several."""
-    size, best = (8192 if device.type == "cuda" else 2048), 0.0
+def product_rate(device: torch.device, size: int) -> float:
+    """The machine's rate in square float32 matrix products of this size, in FLOP/s: the best of several."""
+    best = 0.0
     a, b = (torch.randn(size, size, device=device, generator=torch.Generator(device).manual_seed(seed)) for seed in (0, 1))
     for _ in range(8):
         best = max(best, 2 * size**3 / interleaved({"": lambda: a @ b}, device, 1)[""])
@@ -46,14 +46,14 @@ def product_rate(device: torch.device) -> float:
 def sweep_flops(cfg: ModelConfig, n_prompts: int, n_pos: int, first: int, receivers: Sequence[HeadInput | Logits]) -> float:
     """Floating-point operations of the matrix products that the algorithm needs, counted by hand (a multiply-add is two).
 
-    The cached runs, pass 1 for all senders (live MLPs), and for each q, k or v its pass 2. `first`: the first position at which base and
-    contrast prompts differ: nothing changes before it. A count of what must be done, not of what the code does.
+    The cached runs, pass 1 for all heads as senders (live MLPs), and for each q, k or v its pass 2. `first`: the first position at which
+    base and contrast prompts differ: nothing changes before it. A count of what must be done, not of what the code does.
     """
     width, last_layer = cfg.n_heads * cfg.d_head, cfg.n_layers - 1
     project, mlp, unembed = 2 * cfg.d_model * width, 4 * cfg.d_model * cfg.d_mlp, 2 * cfg.d_model * cfg.d_vocab
     changed = n_pos - first
     visible = (n_pos * (n_pos + 1) - first * (first + 1)) / 2  # (query, key) pairs of a causal pattern, queries that change
-    senders = lambda layer: 1 + layer * (cfg.n_heads + 1)  # noqa: E731  that write below this layer's attention
+    senders = lambda layer: layer * cfg.n_heads  # noqa: E731  that write below this layer's attention
 
     def blocks(start: int, positions: int, pairs: float) -> float:
         """Of one prompt: the blocks from `start` up, the last of them for the last position alone."""
@@ -108,7 +108,8 @@ def _measure_peak() -> None:
     def sweep(cfg: ModelConfig, n_prompts: int, max_memory: float | None) -> Callable[[], object]:
         model = Transformer(cfg).to(device).requires_grad_(False)
         pairs = tasks.evaluation_pairs("addition", 1, asked["shots"], n_prompts, torch.Generator().manual_seed(0))
-        return lambda: PathPatcher(model, pairs.base, pairs.contrast, pairs.base_answers, pairs.contrast_answers, max_memory=max_memory).sweep_each(receivers)
+        heads = [f"{layer}.{head}" for layer in range(cfg.n_layers) for head in range(cfg.n_heads)]
+        return lambda: PathPatcher(model, pairs.base, pairs.contrast, pairs.base_answers, pairs.contrast_answers, max_memory=max_memory).sweep_each(receivers, heads)
 
     cfg = ModelConfig(**asked["model"])
     work = sweep(cfg, asked["prompts"], asked["max_memory"])
