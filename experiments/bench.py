@@ -28,7 +28,7 @@ from tqdm import tqdm
 import tasks
 import train
 from experiments import bench_loops, bench_train
-from experiments.bench_cost import interleaved, peak_memory, product_rate, sweep_flops
+from experiments.bench_cost import interleaved, peak_memory, square_product, sweep_flops
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import HeadInput, Logits, PathPatcher
 from minifunc.runs import pick_device, run_main, save_json
@@ -47,7 +47,7 @@ GROWTH: dict[str, list[ModelConfig | int]] = {  # what varies → models, or sho
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison. timed: the receivers that are really swept, the first half of them spread over the layers like all (default: all of them)."""
+    """One comparison. timed: the receivers that are really swept, the last of them in the last layer (default: all)."""
 
     work: str
     name: str
@@ -81,12 +81,12 @@ def all_cases() -> list[Case]:
 
 
 def two_of_each_layer(cfg: ModelConfig) -> list[HeadInput]:
-    """Two receivers of each layer, v, q and k in turn; the first half holds one of each layer."""
+    """Two receivers of each layer, v, q and k in turn."""
     return [HeadInput(layer, head, "vqk"[(layer + head) % 3]) for head in (0, 1) for layer in range(1, cfg.n_layers)]
 
 
-def compare(case: Case, device: torch.device, repeats: int, rate: float) -> list[dict[str, Any]]:
-    """The rows of one case, one for each other side that is there."""
+def compare(case: Case, device: torch.device, repeats: int, product_size: int) -> list[dict[str, Any]]:
+    """The rows of one case, one for each other side that is there. The machine's rate is taken in the same rounds, from products of this size."""
     cfg, timed = case.cfg, list(case.timed or case.receivers)
     model = Transformer(cfg, torch.Generator().manual_seed(0)).to(device).requires_grad_(False)
     pairs = tasks.evaluation_pairs("addition", 1, case.shots, case.prompts, torch.Generator().manual_seed(0))
@@ -111,9 +111,9 @@ def compare(case: Case, device: torch.device, repeats: int, rate: float) -> list
     def ask(label: str, side: bench_loops.Side) -> None:
         changes[label] = [side.change(heads[row], timed[index]) for row, index in sampled]
 
-    works: dict[str, Callable[[], object]] = {"ours": lambda: sweep(timed)}
+    works: dict[str, Callable[[], object]] = {"ours": lambda: sweep(timed), "product": square_product(product_size, device)}
     if case.timed:
-        works["half"] = lambda: sweep(timed[: len(timed) // 2])
+        works["one"] = lambda: sweep(timed[-1:])
     for label, side in sides.items():
         works |= {f"{label}: start": side.start, f"{label}: pairs": lambda label=label, side=side: ask(label, side)}
     times = interleaved(works, device, repeats)
@@ -121,10 +121,14 @@ def compare(case: Case, device: torch.device, repeats: int, rate: float) -> list
     for side in sides.values():
         side.close()
     ours_s, n_pairs = times["ours"], len(sender_and_receiver(case.receivers))
-    if case.timed:  # along the line through half of the timed receivers and all of them, so that what all share is counted once
-        ours_s += (times["ours"] - times["half"]) * (len(case.receivers) - len(timed)) / (len(timed) - len(timed) // 2)
     first = int((pairs.base != pairs.contrast).any(dim=0).nonzero()[0])
-    gflop = sweep_flops(cfg, case.prompts, pairs.base.shape[1], first, timed) / 1e9
+
+    def gflop(receivers: Sequence[HeadInput | Logits]) -> float:
+        return sweep_flops(cfg, case.prompts, pairs.base.shape[1], first, receivers) / 1e9
+
+    if case.timed:  # the cached runs and pass 1, which one receiver of the last layer needs as well, count once; pass 2 is scaled by its operations
+        ours_s = times["one"] + max(0.0, ours_s - times["one"]) * (gflop(case.receivers) - gflop(timed[-1:])) / (gflop(timed) - gflop(timed[-1:]))
+    rate = 2e-9 * product_size**3 / times["product"]
     peak = peak_memory(cfg, case.prompts, case.shots, timed, None, device)
     shape = {"name": case.name, **{name: getattr(cfg, name) for name in ("n_layers", "n_heads", "d_model", "d_head", "d_mlp")}, "prompts": case.prompts, "tokens": pairs.base.shape[1]}
     largest = max(effects[index][row].abs().max().item() for row, index in sampled)
@@ -134,7 +138,7 @@ def compare(case: Case, device: torch.device, repeats: int, rate: float) -> list
         worst = max((effects[index][row] - change.double().cpu()).abs().max().item() for (row, index), change in zip(sampled, changes[label]))
         row = {"work": case.work, "model": shape, "ours_s": ours_s, "other": label, "other_s": other_s, "ratio": other_s / ours_s, "max_abs_diff": worst, "peak_gib": peak}
         row |= {"largest_effect": largest, "pairs": n_pairs, "pairs_timed": case.pairs, "receivers": len(case.receivers), "receivers_timed": len(timed)}
-        row |= {} if case.frozen_mlps else {"gflop_timed": gflop, "share_of_product_rate": gflop * 1e9 / times["ours"] / rate}
+        row |= {} if case.frozen_mlps else {"gflop_timed": gflop(timed), "product_gflop_per_s": rate, "share_of_product_rate": gflop(timed) / times["ours"] / rate}
         rows.append(row | ({"varies": case.varies} if case.varies else {}))
     return rows
 
@@ -158,12 +162,12 @@ def memory_rows(cases: Sequence[Case], budgets: Sequence[float], device: torch.d
     return rows
 
 
-def hardware(device: torch.device, rate: float) -> dict[str, Any]:
+def hardware(device: torch.device) -> dict[str, Any]:
     name = platform.processor()
     if os.path.exists("/proc/cpuinfo"):
         name = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), name)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else name
-    return {"processor": name, "threads": torch.get_num_threads(), "device": str(device), "product_gflop_per_s": rate / 1e9}
+    return {"processor": name, "threads": torch.get_num_threads(), "device": str(device)}
 
 
 def versions() -> dict[str, str | None]:
@@ -183,9 +187,9 @@ def rounded(value: Any) -> Any:
 
 def show(result: dict[str, Any]) -> None:
     machine = result["hardware"]
-    print(f"{machine['processor']}, {machine['device']}, {machine['threads']} threads: {machine['product_gflop_per_s']:.0f} GFLOP/s in a matrix product")
+    print(f"{machine['processor']}, {machine['device']}, {machine['threads']} threads")
     for row in result["rows"]:
-        share = f"  {row['share_of_product_rate']:4.0%} of the product rate" if "share_of_product_rate" in row else f"  {row['ours_tokens_per_s']:.0f} tokens/s against {row['other_tokens_per_s']:.0f}" if "ours_tokens_per_s" in row else ""
+        share = f"  {row['share_of_product_rate']:4.0%} of the {row['product_gflop_per_s']:.0f} GFLOP/s of a matrix product" if "share_of_product_rate" in row else f"  {row['ours_tokens_per_s']:.0f} tokens/s against {row['other_tokens_per_s']:.0f}" if "ours_tokens_per_s" in row else ""
         peak = f"  peak {row['peak_gib']:6.3f} GiB" if row["peak_gib"] is not None else ""
         print(f"{row['model']['name']:12} {row['work']:48} ours {row['ours_s']:8.3f} s  {row['other']:40} {row['other_s']:9.2f} s  ratio {row['ratio']:6.1f}  max diff {row['max_abs_diff']:.0e}{peak}{share}")
     for row in result["memory"]:
@@ -206,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument("--json", default="results/bench.json", help="where the results go (default: %(default)s)")
         arguments = parser.parse_args(argv)
         device, quick = pick_device(arguments.device), arguments.quick
-        rate = product_rate(device, 64 if quick else 8192 if device.type == "cuda" else 2048)
+        product_size = 64 if quick else 8192 if device.type == "cuda" else 2048
         cases, model_cfg, cfg, budgets = all_cases(), train.MODEL, train.TrainConfig(), [0.125, 0.25, 0.5, 1.0]
         in_memory = [cases[0], cases[2], replace(cases[2], work="all heads → v, q, k of two heads", receivers=every_input(LARGE, [0, 1])[:6], prompts=25)]
         if quick:
@@ -215,10 +219,10 @@ def main(argv: list[str] | None = None) -> int:
             in_memory, model_cfg, cfg, budgets = [], TINY, train.TrainConfig(documents=2, examples=3), []
         rows = []
         for case in tqdm([case for case in cases if arguments.only in f"{case.work} {case.name}"], desc="bench", disable=None):
-            rows += compare(case, device, arguments.repeats, rate)
+            rows += compare(case, device, arguments.repeats, product_size)
         if arguments.only in "training step":
             rows.append(training_row(model_cfg, cfg, device, 5 * arguments.repeats))
-        result = {"hardware": hardware(device, rate), "versions": versions(), "rows": rows}
+        result = {"hardware": hardware(device), "versions": versions(), "rows": rows}
         result["memory"] = memory_rows([case for case in in_memory if arguments.only in f"memory {case.work} {case.name}"], budgets, device)
         result["road"] = [bench_train.road(seed, device) for seed in (0, 1, 2)] if arguments.road else []
         result = rounded(result)

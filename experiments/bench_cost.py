@@ -34,13 +34,10 @@ def interleaved(works: Mapping[str, Callable[[], object]], device: torch.device,
     return {name: statistics.median(of_work[1:]) for name, of_work in times.items()}
 
 
-def product_rate(device: torch.device, size: int) -> float:
-    """The machine's rate in square float32 matrix products of this size, in FLOP/s: the best of several."""
-    best = 0.0
+def square_product(size: int, device: torch.device) -> Callable[[], object]:
+    """A square float32 matrix product, 2 size^3 operations: what the machine can do at best."""
     a, b = (torch.randn(size, size, device=device, generator=torch.Generator(device).manual_seed(seed)) for seed in (0, 1))
-    for _ in range(8):
-        best = max(best, 2 * size**3 / interleaved({"": lambda: a @ b}, device, 1)[""])
-    return best
+    return lambda: a @ b
 
 
 def sweep_flops(cfg: ModelConfig, n_prompts: int, n_pos: int, first: int, receivers: Sequence[HeadInput | Logits]) -> float:
@@ -53,7 +50,9 @@ def sweep_flops(cfg: ModelConfig, n_prompts: int, n_pos: int, first: int, receiv
     project, mlp, unembed = 2 * cfg.d_model * width, 4 * cfg.d_model * cfg.d_mlp, 2 * cfg.d_model * cfg.d_vocab
     changed = n_pos - first
     visible = (n_pos * (n_pos + 1) - first * (first + 1)) / 2  # (query, key) pairs of a causal pattern, queries that change
-    senders = lambda layer: layer * cfg.n_heads  # noqa: E731  that write below this layer's attention
+
+    def senders(layer: int) -> int:  # heads below this layer
+        return layer * cfg.n_heads
 
     def blocks(start: int, positions: int, pairs: float) -> float:
         """Of one prompt: the blocks from `start` up, the last of them for the last position alone."""

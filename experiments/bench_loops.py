@@ -36,7 +36,7 @@ def hooked_transformer(model: Transformer) -> "lens.HookedTransformer":
     """Our weights in TransformerLens, on the same device. The model must have rotary positions, RMSNorm and MLPs."""
     cfg = model.cfg
     shape = {name: getattr(cfg, name) for name in ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "d_vocab", "n_ctx", "eps", "act_fn")}
-    rotary = dict(positional_embedding_type="rotary", rotary_dim=cfg.d_head, rotary_base=int(cfg.rotary_base), rotary_adjacent_pairs=True)
+    rotary = {"positional_embedding_type": "rotary", "rotary_dim": cfg.d_head, "rotary_base": int(cfg.rotary_base), "rotary_adjacent_pairs": True}
     device = str(model.unembed.W_U.device)
     other = lens.HookedTransformer(lens.HookedTransformerConfig(**shape, **rotary, normalization_type="RMS", init_weights=False, device=device))
     for parameter in other.parameters():
