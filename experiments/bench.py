@@ -35,7 +35,7 @@ from minifunc.patching import HeadInput, Logits, PathPatcher
 from minifunc.runs import UserError, pick_device, run_main, save_json
 
 TOLERANCE = 1e-4  # float32: logits of the patcher, loss and gradients of the training step
-SMALL = replace(train.MODEL, n_heads=4, d_head=16)
+SMALL = replace(train.MODEL, n_heads=4, d_head=16)  # what growth starts from
 LARGE = replace(train.MODEL, n_layers=6, n_heads=8, d_model=512, d_head=64, d_mlp=2048)
 TINY = replace(train.MODEL, n_layers=2, n_heads=2, d_model=16, d_head=8, d_mlp=32)
 GROWTH: dict[str, list[ModelConfig | int]] = {  # what varies → models, or shots
