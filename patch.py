@@ -30,10 +30,10 @@ from minifunc.runs import UserError, check_writable, load_run, pick_device, run_
 from minifunc.text import show
 
 N_DRAWS = 50  # random groups of each kind beside an ablated one
-N_CIRCUITS = 20  # random circuits beside the one found
-N_REUSE_DRAWS = 10
-N_EVALUATED = 100  # prompts on which circuits, random groups and reuse are measured; single ablations have at least 500
-N_SEARCH = 50  # prompts on which circuits and worst subsets are looked for; they are then measured on others
+N_OTHER_DRAWS = 10  # random circuits beside one that was found, and random groups for each reused task
+N_EVALUATED = 100  # prompts on which circuits and reuse are measured; single ablations have at least 500
+N_SEARCH = 50  # prompts on which circuits and worst subsets are looked for, to be measured on others; and those for more than FEW_GROUPS random groups
+FEW_GROUPS = 5
 REUSED = [(task, k) for task in ("addition", "caesar") for k in range(-tasks.MAX_SHIFT, tasks.MAX_SHIFT + 1) if k]
 MOST_PROMPTS = 100_000
 
@@ -138,11 +138,22 @@ def replacements(model: Transformer, pairs: tasks.Pairs) -> Ablator:
     """The contrast prompts, with all that is put in place of what a head sends there.
 
     base: what it sends on the paired base prompt; mean: its mean over base prompts; unrelated: what it sends on another
-    pair's base prompt; same_k: on another pair's contrast prompt, which is off by the same k; operands_changed: on
-    the prompt with the same shown answers, made plain by other operands.
+    pair's base prompt; same_k: on another pair's contrast prompt, which is off by the same k; same_answer: on one that
+    asks for the same answer as well; operands_changed: on the prompt with the same shown answers, made plain by other
+    operands.
     """
     sources = {"base": pairs.base, "unrelated": pairs.base.roll(1, 0), "same_k": pairs.contrast.roll(1, 0), "operands_changed": pairs.operands_changed}
+    sources["same_answer"] = donors(pairs)
     return Ablator(model, pairs.contrast, sources, means={"mean": pairs.base})
+
+
+def donors(pairs: tasks.Pairs) -> Tensor:
+    """For each contrast prompt, another one with the same k and the same right answer, [n_prompts, pos]; some other prompt where none is found."""
+    n = len(pairs.contrast)
+    pool = tasks.evaluation_pairs(pairs.task, pairs.k, pairs.shots, 20 * n, torch.Generator().manual_seed(n))
+    same = pairs.contrast_answers[:, None] == pool.contrast_answers  # [n_prompts, 20 * n_prompts]
+    nth = torch.arange(n)[:, None] % same.sum(1, keepdim=True).clamp(min=1) + 1  # so that not all take the same donor
+    return pool.contrast[((same.cumsum(1) == nth) & same).int().argmax(1)]
 
 
 def evaluate_circuits(search: Ablator, few: Ablator, search_pairs: tasks.Pairs, few_pairs: tasks.Pairs, groups: dict[str, list[str]], criteria: Criteria, generator: torch.Generator) -> dict[str, Any]:
@@ -158,12 +169,12 @@ def evaluate_circuits(search: Ablator, few: Ablator, search_pairs: tasks.Pairs, 
     }
     rows = []
     for name, heads in circuits.items():
-        drawn = [random_group(heads, few.cfg.n_heads, generator, avoid=False) for _ in range(N_CIRCUITS)]
+        drawn = [random_group(heads, few.cfg.n_heads, generator, avoid=False) for _ in range(N_OTHER_DRAWS)]
         for how, score in scores.items():
             got, faithfulness = score.scores([heads])[0], score.faithfulness([heads, *drawn])
             row = {"circuit": name, "heads": heads, "replaced_by": how, "faithfulness": round(faithfulness[0], 4), "circuit_accuracy": round(got.contrast_acc, 4), "base_acc": round(got.base_acc, 4)}
             row |= {"F": {"circuit": round(got.F, 4), "none": round(score.none.F, 4), "full": round(score.full.F, 4)}, "n_prompts": few.n_prompts}
-            rows.append(row | {"random_circuits": {"n_draws": N_CIRCUITS, "mean": round(sum(faithfulness[1:]) / N_CIRCUITS, 4), "highest": round(max(faithfulness[1:]), 4)}})
+            rows.append(row | {"random_circuits": {"n_draws": N_OTHER_DRAWS, "mean": round(sum(faithfulness[1:]) / N_OTHER_DRAWS, 4), "highest": round(max(faithfulness[1:]), 4)}})
     union, eliminated = list(circuits.values())[:2]
     main = evaluate(scores["base"], union, groups, looking["base"], generator)
     return main | {
@@ -177,7 +188,7 @@ def evaluate_circuits(search: Ablator, few: Ablator, search_pairs: tasks.Pairs, 
 def readers(few: Ablator, pairs: tasks.Pairs, found: Discovery, criteria: Criteria) -> dict[str, Any]:
     """`reader_roles` of the heads below the FI heads: each is replaced, alone, over the shown examples; the query stays."""
     direct = {head for group in ("function_induction", "consolidation") for head in found.groups[group]}
-    heads = [head for head in heads_of(sum(found.groups.values(), [])) if head not in direct]
+    heads = [head for head in heads_of(sum((found.groups[group] for group in ("shown_answer", "expected_answer", "upstream")), [])) if head not in direct]
     shown = range(int(tasks.answer_positions(pairs.shots)[-1]) + 1)
     replaced: dict[str, dict[str, dict[str, float]]] = {head: {} for head in heads}
     for name, how in (("answers", "base"), ("operands", "operands_changed"), ("unrelated", "unrelated")):
@@ -191,23 +202,21 @@ def readers(few: Ablator, pairs: tasks.Pairs, found: Discovery, criteria: Criter
 
 def ablations(model: Transformer, pairs: tasks.Pairs, few: Ablator, found: Discovery, roles: dict[str, Any], criteria: Criteria, generator: torch.Generator) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of `evaluation.ablation` (groups and their controls) and of `evaluation.sensitivity` (groups by other thresholds)."""
-    cfg, many = model.cfg, replacements(model, pairs)
-    few_answers = answers_of(first(pairs, few.n_prompts))
-    kinds = {f"{kind}s": [head for head, role in roles.items() if role["kind"] == kind] for kind in ("operand_reader", "previous_token")}
+    cfg, many, answers = model.cfg, replacements(model, pairs), answers_of(pairs)
+    fewer, fewer_answers = replacements(model, first(pairs, N_SEARCH)), answers_of(first(pairs, N_SEARCH))
     rows = []
-    for label, heads, hows in (
-        ("function_induction", found.groups["function_induction"], ("base", "mean", "unrelated", "same_k")),
-        ("expected_answer", found.groups["expected_answer"], ("operands_changed",)),
-        ("operand_readers", kinds["operand_readers"], ("operands_changed", "base")),
-        ("previous_tokens", kinds["previous_tokens"], ("operands_changed", "base")),
-    ):
-        if not heads:
-            continue
-        rows += [ablation_row(many, answers_of(pairs), label, heads, how) for how in hows]
-        drawn = {"random_same_layers": [random_group(heads, cfg.n_heads, generator) for _ in range(N_DRAWS)]}
-        drawn |= {"random_any_layer": [random_group_anywhere(heads, cfg.n_layers, cfg.n_heads, generator) for _ in range(N_DRAWS)]}
-        rows += [control_row(few, few_answers, kind, groups, how) | {"beside": label} for kind, groups in drawn.items() for how in hows]
-    sensitivity = []
+    for label, heads, hows in (("function_induction", found.groups["function_induction"], ("base", "mean", "unrelated", "same_k", "same_answer")), ("expected_answer", found.groups["expected_answer"], ("operands_changed",))):
+        if heads:
+            rows += [ablation_row(many, answers, label, heads, how) for how in hows]
+            drawn = {"random_same_layers": [random_group(heads, cfg.n_heads, generator) for _ in range(N_DRAWS)]}
+            drawn |= {"random_any_layer": [random_group_anywhere(heads, cfg.n_layers, cfg.n_heads, generator) for _ in range(N_DRAWS)]}
+            for kind, groups in drawn.items():
+                on = (many, answers) if len(set(map(tuple, groups))) <= FEW_GROUPS else (fewer, fewer_answers)
+                rows += [control_row(*on, kind, groups, how) | {"beside": label} for how in hows]
+    for kind in ("operand_reader", "previous_token"):
+        heads = [head for head, role in roles.items() if role["kind"] == kind]
+        rows += [ablation_row(many, answers, f"{kind}s", heads, how) for how in ("base", "operands_changed")] if heads else []
+    sensitivity, few_answers = [], answers_of(first(pairs, few.n_prompts))
     for row in other_thresholds(found, criteria):
         how = "operands_changed" if row["group"] in ("expected_answer", "previous_token") else "base"
         left = ablation_row(few, few_answers, row["group"], row["heads"], how)
@@ -222,7 +231,7 @@ def reuse(model: Transformer, heads: Sequence[str], questions: Sequence[tuple[st
     A task that has no such prompts (see `evaluation_pairs`) has no rows.
     """
     rows = []
-    drawn = [random_group(heads, model.cfg.n_heads, generator) for _ in range(N_REUSE_DRAWS)]
+    drawn = [random_group(heads, model.cfg.n_heads, generator) for _ in range(N_OTHER_DRAWS)]
     for task, k in questions:
         try:
             pairs = tasks.evaluation_pairs(task, k, shots, N_EVALUATED, generator)

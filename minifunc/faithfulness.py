@@ -78,11 +78,11 @@ class CircuitScores:
         return [abs(self.share(a.F - b.F)) for a, b in zip(alone, in_model)]
 
 
-def greedy_subsets(scores: CircuitScores, circuit: Iterable[str], most: int | None = None) -> list[list[str]]:
-    """Subsets K of a circuit, each one head larger than the one before: always the head that makes the completeness gap largest."""
+def greedy_subsets(scores: CircuitScores, circuit: Iterable[str], most: int = 10) -> list[list[str]]:
+    """Subsets K of a circuit, each one head larger than the one before, up to `most`: always by the head that makes the completeness gap largest."""
     circuit, K = heads_of(circuit), []
     found = []
-    for _ in range(len(circuit) if most is None else min(most, len(circuit))):
+    for _ in range(min(most, len(circuit))):
         left = [head for head in circuit if head not in K]
         gaps = scores.gaps(circuit, [[*K, head] for head in left])
         K = [*K, left[gaps.index(max(gaps))]]
@@ -131,7 +131,7 @@ def eliminate(criteria: Sequence[CircuitScores], level: float) -> list[str]:
     return heads_of(kept)
 
 
-def evaluate(scores: CircuitScores, circuit: Iterable[str], groups: Mapping[str, Sequence[str]], search: CircuitScores, generator: torch.Generator, n_random: int = 20) -> dict[str, Any]:
+def evaluate(scores: CircuitScores, circuit: Iterable[str], groups: Mapping[str, Sequence[str]], search: CircuitScores, generator: torch.Generator, n_random: int = 10) -> dict[str, Any]:
     """The keys of circuit.json's `evaluation` for one circuit.
 
     search: scores on (fewer) prompts, on which greedy subsets are looked for; their gaps are then measured by `scores`.

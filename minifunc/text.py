@@ -139,20 +139,24 @@ def evaluated(c: dict[str, Any]) -> list[str]:
 
 def ablated(c: dict[str, Any]) -> list[str]:
     """Groups replaced in the whole model, and their controls."""
-    out = ["ablation: other values in place of what some heads send on contrast prompts", "  base = from the paired base prompt, mean = mean over base prompts, unrelated = from another pair's base prompt, same k = from another contrast prompt"]
-    out.append(f"  {'heads':32}{'values from':18}{'prompts':>8}{'plain':>8}{'off by k':>10}  [95 % over prompts; random groups: over draws]")
+    out = ["ablation: other values in place of what some heads send on contrast prompts", "  base = from the paired base prompt, mean = mean over base prompts, unrelated = from another pair's base prompt, same k = from another contrast prompt, same answer = from one that asks for the same answer too"]
+    out.append(f"  {'heads':46}{'values from':18}{'prompts':>8}{'plain':>8}{'off by k':>10}  [95 % over prompts; random groups: over draws]")
     for row in c["evaluation"]["ablation"]:
         drawn = f"   {row['n_draws']} draws, {row['n_groups']} groups; worst {row['worst']['contrast_acc']:.3f} ({', '.join(row['worst']['heads'])})" if "worst" in row else ""
         label = f"{row['ablated'].replace('_', ' ')} {'(' * bool(row['heads'])}{', '.join(row['heads'])}{')' * bool(row['heads'])}"
         low, high = row["ci"]
-        out.append(f"  {label:32}{row['how'].replace('_', ' '):18}{row['n_prompts']:>8}{row['base_acc']:8.3f}{row['contrast_acc']:10.3f}  [{low:.2f}, {high:.2f}]{drawn}")
+        out.append(f"  {label:46}{row['how'].replace('_', ' '):18}{row['n_prompts']:>8}{row['base_acc']:8.3f}{row['contrast_acc']:10.3f}  [{low:.2f}, {high:.2f}]{drawn}")
     return out
 
 
 def thresholds(c: dict[str, Any]) -> list[str]:
     """The groups that other thresholds would make."""
-    out = ["other thresholds (* in force): the group, and the accuracy off by k that is left without it"]
-    for row in c["evaluation"]["sensitivity"]:
+    out = ["other thresholds (* in force; those that change nothing are left out): the group, and the accuracy off by k that is left without it"]
+    rows = c["evaluation"]["sensitivity"]
+    in_force = {(row["criterion"], row["group"]): row["heads"] for row in rows if row["in_force"]}
+    for row in rows:
+        if row["heads"] == in_force[row["criterion"], row["group"]] and not (row["in_force"] and row["heads"]):
+            continue
         mark = "*" if row["in_force"] else " "
         out.append(f" {mark}{row['criterion'].replace('_', ' '):20}{row['value']:6.2f}  {row['group'].replace('_', ' '):20}{row['contrast_acc']:6.2f}  {', '.join(row['heads']) or 'none'}")
     return out
