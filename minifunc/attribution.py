@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minifunc.model import Hooks
+from minifunc.pairs import Chunk
 from minifunc.patching import Effects, PathPatcher
 
 
@@ -19,6 +20,13 @@ def attribute(patcher: PathPatcher) -> Effects:
     patching freezes it; with frozen MLPs their outputs are cut off as well.
     """
     total = torch.zeros(len(patcher.senders), patcher.n_prompts, dtype=torch.float64)
+
+    def along(chunk: Chunk, watched: dict[str, Tensor], name: str, head: int | None = None) -> Tensor:
+        """Gradient times what the sender would change, [p]."""
+        change, gradient = patcher.change(chunk, name, slice(None), head), watched[name].grad
+        gradient = (gradient if head is None else gradient[:, :, head])[:, -change.shape[1] :]
+        return (gradient * change).flatten(1).sum(1)
+
     for chunk in patcher.chunks():
         watched: dict[str, Tensor] = {}
 
@@ -38,20 +46,12 @@ def attribute(patcher: PathPatcher) -> Effects:
         with torch.enable_grad():
             logits = patcher.model(patcher.contrast_tokens[chunk.prompts], patcher.last, Hooks(hooks))[:, -1]
             patcher.score(logits, chunk.prompts).sum().backward()
-        rows = [_along(watched["hook_embed"], chunk.d_embed)]
+        rows = [along(chunk, watched, "hook_embed")]
         for layer in layers:
-            z = watched[f"blocks.{layer}.attn.hook_z"]
-            rows += [_along(z, chunk.d_z[layer], head) for head in range(patcher.cfg.n_heads)]
-            if patcher.cfg.has_mlp:
-                rows.append(_along(watched[f"blocks.{layer}.hook_mlp_out"], chunk.d_mlp[layer]))
+            rows += [along(chunk, watched, f"blocks.{layer}.attn.hook_z", head) for head in range(patcher.cfg.n_heads)]
+            rows += [along(chunk, watched, f"blocks.{layer}.hook_mlp_out")] if patcher.cfg.has_mlp else []
         total[:, chunk.prompts] = torch.stack(rows).double().cpu()
     return patcher.effects(total)
-
-
-def _along(x: Tensor, change: Tensor, head: int | None = None) -> Tensor:
-    """Gradient at x times change, [p]. In the last block x has its last position alone: [p, query, (head,) width]."""
-    product = x.grad * change[:, -x.shape[1] :]
-    return (product if head is None else product[:, :, head]).flatten(1).sum(1)
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Hook = Callable[[Tensor, str], Tensor]
+Past = tuple[Tensor, Tensor]  # k and v of the positions already run, [batch, key, head, d_head] each
 
 
 @dataclass(frozen=True)
@@ -162,15 +163,21 @@ class Attention(nn.Module):
         scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) / math.sqrt(self.cfg.d_head)
         return scores.masked_fill(keys > queries[:, None], -torch.inf)
 
-    def forward(self, x: Tensor, queries: Tensor, hooks: Hooks) -> Tensor:
-        """Normalized stream x [batch, pos, d_model] → attention output at the positions `queries`, [batch, query, d_model]."""
-        name, keys = self.name, torch.arange(x.shape[1], device=x.device)
+    def forward(self, x: Tensor, queries: Tensor, hooks: Hooks, past: Past | None = None) -> Tensor:
+        """Normalized stream x [batch, pos, d_model] → attention output at the positions `queries`, [batch, query, d_model].
+
+        past: k (positions worked in) and v of the positions before x, which then only has what follows them.
+        """
+        n_past = 0 if past is None else past[0].shape[1]
+        name, keys = self.name, torch.arange(n_past + x.shape[1], device=x.device)
         whole = len(queries) == len(keys)
-        q = hooks(self.project(x if whole else x[:, queries], self.W_Q), f"{name}.hook_q")  # [batch, query, head, d_head]
+        q = hooks(self.project(x if len(queries) == x.shape[1] else x[:, queries - n_past], self.W_Q), f"{name}.hook_q")  # [batch, query, head, d_head]
         k = hooks(self.project(x, self.W_K), f"{name}.hook_k")  # [batch, key, head, d_head]
         v = hooks(self.project(x, self.W_V), f"{name}.hook_v")  # [batch, key, head, d_head]
         q = hooks(self.position(q, queries), f"{name}.hook_rot_q")
-        k = hooks(self.position(k, keys), f"{name}.hook_rot_k")
+        k = hooks(self.position(k, keys[n_past:]), f"{name}.hook_rot_k")
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
         if hooks.wants(f"{name}.hook_attn_scores", f"{name}.hook_pattern"):
             scores = hooks(self.scores(q, k, queries, keys), f"{name}.hook_attn_scores")  # [batch, head, query, key]
             pattern = hooks(scores.softmax(dim=-1), f"{name}.hook_pattern")  # [batch, head, query, key]
@@ -208,11 +215,12 @@ class Block(nn.Module):
         if self.mlp is not None:
             self.ln2 = Norm(cfg, f"{self.name}.ln2")
 
-    def add_attention(self, resid: Tensor, queries: Tensor, hooks: Hooks) -> Tensor:
+    def add_attention(self, resid: Tensor, queries: Tensor, hooks: Hooks, past: Past | None = None) -> Tensor:
         """resid_pre [batch, pos, d_model] → resid_mid at the positions `queries`, [batch, query, d_model]."""
         resid = hooks(resid, f"{self.name}.hook_resid_pre")
-        attn_out = hooks(self.attn(self.ln1(resid, hooks), queries, hooks), f"{self.name}.hook_attn_out")
-        kept = resid if len(queries) == resid.shape[1] else resid[:, queries]
+        attn_out = hooks(self.attn(self.ln1(resid, hooks), queries, hooks, past), f"{self.name}.hook_attn_out")
+        n_past = 0 if past is None else past[0].shape[1]
+        kept = resid if len(queries) == resid.shape[1] else resid[:, queries - n_past]
         return hooks(kept + attn_out, f"{self.name}.hook_resid_mid")
 
     def add_mlp(self, resid: Tensor, hooks: Hooks) -> Tensor:
@@ -222,9 +230,9 @@ class Block(nn.Module):
             resid = resid + hooks(self.mlp(self.ln2(mlp_in, hooks), hooks), f"{self.name}.hook_mlp_out")
         return hooks(resid, f"{self.name}.hook_resid_post")
 
-    def forward(self, resid: Tensor, queries: Tensor, hooks: Hooks) -> Tensor:
+    def forward(self, resid: Tensor, queries: Tensor, hooks: Hooks, past: Past | None = None) -> Tensor:
         """resid_pre [batch, pos, d_model] → resid_post at the positions `queries`, [batch, query, d_model]."""
-        return self.add_mlp(self.add_attention(resid, queries, hooks), hooks)
+        return self.add_mlp(self.add_attention(resid, queries, hooks, past), hooks)
 
 
 class Unembed(nn.Module):
@@ -271,30 +279,33 @@ class Transformer(nn.Module):
                 std /= math.sqrt(2 * cfg.n_layers)
             weight.data.copy_(torch.randn(weight.shape, generator=generator) * std)
 
-    def forward(self, tokens: Tensor, positions: Tensor | None = None, hooks: Hooks | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor | None = None, hooks: Hooks | None = None, past: Sequence[Past] | None = None) -> Tensor:
         """positions [query] int64, from 0 and ascending: the only positions whose logits are wanted (default: all).
 
         The last block then works for these alone: logits [batch, query, d_vocab]; in that block q, pattern, z
-        and everything after have `query` rows. Raises ValueError for tokens of a wrong shape or length.
+        and everything after have `query` rows. past: one `Past` for each block; the tokens are those that follow
+        it. Raises ValueError for tokens of a wrong shape or length.
         """
-        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.cfg.n_ctx:
-            raise ValueError(f"tokens must be [batch, pos] with 1 to {self.cfg.n_ctx} positions, not {list(tokens.shape)}")
+        n_past = past[0][0].shape[1] if past else 0
+        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.cfg.n_ctx - n_past:
+            raise ValueError(f"tokens must be [batch, pos] with 1 to {self.cfg.n_ctx - n_past} positions, not {list(tokens.shape)}")
         hooks = hooks or Hooks()
         resid = hooks(self.embed(tokens), "hook_embed")  # [batch, pos, d_model]
         if self.cfg.positions == "learned":
-            resid = resid + hooks(self.pos_embed(tokens.shape[1]).expand_as(resid), "hook_pos_embed")
-        return self.run_from(resid, 0, positions, hooks)
+            resid = resid + hooks(self.pos_embed(n_past + tokens.shape[1])[n_past:].expand_as(resid), "hook_pos_embed")
+        return self.run_from(resid, 0, positions, hooks, past)
 
-    def run_from(self, resid: Tensor, layer: int, positions: Tensor | None = None, hooks: Hooks | None = None) -> Tensor:
+    def run_from(self, resid: Tensor, layer: int, positions: Tensor | None = None, hooks: Hooks | None = None, past: Sequence[Past] | None = None) -> Tensor:
         """The upper part of the model: from the stream that enters block `layer`, [batch, pos, d_model], to the logits."""
         hooks = hooks or Hooks()
-        everywhere = torch.arange(resid.shape[1], device=resid.device)
+        n_past = past[0][0].shape[1] if past else 0
+        everywhere = torch.arange(n_past, n_past + resid.shape[1], device=resid.device)
         positions = everywhere if positions is None else positions
-        for block in self.blocks[layer:]:
+        for index, block in enumerate(self.blocks[layer:], layer):
             last = block is self.blocks[-1]
-            resid = block(resid, positions if last else everywhere, hooks)
+            resid = block(resid, positions if last else everywhere, hooks, past[index] if past else None)
         if layer == self.cfg.n_layers and len(positions) != len(everywhere):
-            resid = resid[:, positions]
+            resid = resid[:, positions - n_past]
         return self.unembed(self.ln_final(resid, hooks))
 
     def hook_names(self) -> list[str]:
@@ -319,8 +330,8 @@ class Transformer(nn.Module):
         self.check_hook_names(list(hooks))
         return self(tokens, positions, Hooks(hooks))
 
-    def run_with_cache(self, tokens: Tensor, names: Sequence[str] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits, and the activations at `names` (default: every hook point), as they are in the run."""
+    def run_with_cache(self, tokens: Tensor, names: Sequence[str] | None = None, positions: Tensor | None = None, past: Sequence[Past] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits, and the activations at `names` (default: every hook point), as they are in the run. The rest as in `forward`."""
         names = self.hook_names() if names is None else names
         self.check_hook_names(names)
         cache: dict[str, Tensor] = {}
@@ -329,5 +340,5 @@ class Transformer(nn.Module):
             cache[name] = activation
             return activation
 
-        logits = self(tokens, None, Hooks(dict.fromkeys(names, store)))
+        logits = self(tokens, positions, Hooks(dict.fromkeys(names, store)), past)
         return logits, cache

@@ -15,24 +15,22 @@ from minifunc.model import Transformer
 
 @dataclass
 class Chunk:
-    """The two cached runs on some of the prompts; p = prompts in this chunk.
+    """The cached runs on some of the prompts; p = prompts in this chunk.
 
-    Of the contrast run: the stream around each attention and MLP, and each head's q, k (positions worked in), v, z.
-    As differences base - contrast: what the embedding, each head's z and each MLP would send.
+    contrast, source: activations by hook point, from position `PairedRuns.first` on (rotated k and v: all
+    positions; in the last block: the last position, for nothing else there reaches the answer). source is what
+    senders send instead of their contrast values.
     """
 
     prompts: slice
-    resid_pre: list[Tensor]  # n_layers + 1 of [p, pos, d_model]; the last one enters the final norm
-    resid_mid: list[Tensor]  # n_layers of [p, pos, d_model]
-    q: list[Tensor]  # n_layers of [p, pos, head, d_head]
-    k: list[Tensor]
-    v: list[Tensor]
-    z: list[Tensor]
-    d_embed: Tensor  # [p, pos, d_model]
-    d_z: list[Tensor]  # n_layers of [p, pos, head, d_head]
-    d_mlp: list[Tensor]  # n_layers of [p, pos, d_model]
+    contrast: dict[str, Tensor]  # [p, pos, …]
+    source: dict[str, Tensor]  # hook_embed, and each block's hook_z and hook_mlp_out
     base_logits: Tensor  # [p, d_vocab], last position
     contrast_logits: Tensor
+
+    def at(self, layer: int, name: str) -> Tensor:
+        """An activation of the contrast run in one block."""
+        return self.contrast[f"blocks.{layer}.{name}"]
 
 
 class PairedRuns:
@@ -72,7 +70,7 @@ class PairedRuns:
         self.n_prompts, self.n_pos = base_tokens.shape
         self.everywhere = torch.arange(self.n_pos, device=device)
         self.last = self.everywhere[-1:]
-        self.sender_positions = self.mask(sender_positions)  # [pos, 1] bool
+        self.sender_positions = None if sender_positions is None else self.mask(sender_positions)  # [pos, 1] bool
         if not isinstance(source, Tensor) and source not in ("base", "mean", "zero"):
             raise ValueError(f"source must be 'base', 'mean', 'zero' or tokens, not {source!r}")
         if isinstance(source, Tensor) and source.shape != base_tokens.shape:
@@ -84,6 +82,7 @@ class PairedRuns:
             self.senders += [f"{layer}.{head}" for head in range(cfg.n_heads)] + ([f"mlp{layer}"] if cfg.has_mlp else [])
         self._sent = ["hook_embed", *(f"blocks.{layer}.attn.hook_z" for layer in range(cfg.n_layers))]
         self._sent += [f"blocks.{layer}.hook_mlp_out" for layer in range(cfg.n_layers) if cfg.has_mlp]
+        self.first = self._first_change()  # the runs are alike before this position, so the sweep starts here
         self.max_memory = _default_memory(device) if max_memory is None else max_memory
         if not 0 < self.max_memory < 2**20:
             raise ValueError(f"max_memory must be a positive number of GiB, not {max_memory}")
@@ -111,38 +110,34 @@ class PairedRuns:
 
     @torch.no_grad()
     def _chunks(self) -> Iterator[Chunk]:
-        """Runs both prompts of some pairs at a time and keeps what the sweep needs."""
+        """Runs both prompts of some pairs at a time and keeps what the sweep needs. What is alike is run once."""
+        layers, first = range(self.cfg.n_layers), self.first
+        read = [f"blocks.{layer}.{name}" for layer in layers for name in ("hook_resid_pre", "hook_resid_mid", "attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_v")]
         for start in range(0, self.n_prompts, self.prompts_per_chunk):
             prompts = slice(start, start + self.prompts_per_chunk)
-            layers = range(self.cfg.n_layers)
-            read = [f"blocks.{layer}.{name}" for layer in layers for name in ("hook_resid_pre", "hook_resid_mid", "attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_v")]
-            logits, contrast = self.model.run_with_cache(self.contrast_tokens[prompts], [*self._sent, *read, f"blocks.{layers[-1]}.hook_resid_post"])
-            base_logits, base = self.model.run_with_cache(self.base_tokens[prompts], self._sent)
+            logits, contrast = self.model.run_with_cache(self.contrast_tokens[prompts], [*self._sent, *read, f"blocks.{layers[-1]}.hook_resid_post"], self.last)
+            past = [tuple(contrast[f"blocks.{layer}.attn.{name}"][:, :first] for name in ("hook_rot_k", "hook_v")) for layer in layers] if first else None
+            base_logits, source = self.model.run_with_cache(self.base_tokens[prompts, first:], self._sent, self.last, past)
             if isinstance(self.source, Tensor):
-                _, base = self.model.run_with_cache(self.source[prompts], self._sent)
+                _, source = self.model.run_with_cache(self.source[prompts, first:], self._sent, self.last, past)
             elif self.source != "base":
-                base = {name: self._mean.get(name, torch.zeros_like(x)) for name, x in base.items()}
-            at = lambda name: [contrast[f"blocks.{layer}.{name}"] for layer in layers]  # noqa: E731
-            change = lambda name: self._change(base[name], contrast[name])  # noqa: E731
-            yield Chunk(
-                prompts=prompts,
-                resid_pre=[*at("hook_resid_pre"), contrast[f"blocks.{layers[-1]}.hook_resid_post"]],
-                resid_mid=at("hook_resid_mid"),
-                q=at("attn.hook_rot_q"),
-                k=at("attn.hook_rot_k"),
-                v=at("attn.hook_v"),
-                z=at("attn.hook_z"),
-                d_embed=change("hook_embed"),
-                d_z=[change(f"blocks.{layer}.attn.hook_z") for layer in layers],
-                d_mlp=[change(f"blocks.{layer}.hook_mlp_out") for layer in layers if self.cfg.has_mlp],
-                base_logits=base_logits[:, -1],
-                contrast_logits=logits[:, -1],
-            )
+                source = {name: self._mean.get(name, torch.zeros_like(x)) for name, x in source.items()}
+            contrast = {name: x[:, first:] if x.shape[1] == self.n_pos and not name.endswith(("_k", "_v")) else x for name, x in contrast.items()}
+            yield Chunk(prompts, contrast, source, base_logits[:, -1], logits[:, -1])
 
-    def _change(self, source: Tensor, contrast: Tensor) -> Tensor:
-        """source - contrast, [p, pos, …], at the positions at which senders are changed."""
-        mask = self.sender_positions.view(-1, *[1] * (contrast.ndim - 2))
-        return (source - contrast) * mask
+    def _first_change(self) -> int:
+        """The first position from which on anything differs between the contrast run and what is sent."""
+        if not isinstance(self.source, Tensor) and self.source != "base":
+            return 0  # a mean differs from the very start
+        others = [self.base_tokens, *([self.source] if isinstance(self.source, Tensor) else [])]
+        differs = torch.stack([(other != self.contrast_tokens).any(0) for other in others]).any(0)  # [pos]
+        return int(differs.int().argmax()) if differs.any() else self.n_pos - 1
+
+    def change(self, chunk: Chunk, name: str, where: slice, head: int | None = None) -> Tensor:
+        """What a sender would send, source - contrast, at the positions `where` and at which senders are changed: [p, pos, d_head or d_model]."""
+        source, contrast = (x if head is None else x[:, :, head] for x in (chunk.source[name], chunk.contrast[name]))
+        change = source[:, where] - contrast[:, where]
+        return change if self.sender_positions is None else change * self.sender_positions[-change.shape[1] :]
 
     def mask(self, positions: Sequence[int] | None) -> Tensor:
         """[pos, 1] bool, true at the positions (None: everywhere). Raises ValueError for one out of range."""
@@ -157,14 +152,14 @@ class PairedRuns:
         """Mean over the base prompts of all that senders send, by hook point: [1, pos, …]."""
         total: dict[str, Tensor] = {}
         for tokens in self.base_tokens.split(self.prompts_per_chunk):
-            _, cache = self.model.run_with_cache(tokens, self._sent)
+            _, cache = self.model.run_with_cache(tokens, self._sent, self.last)
             total = {name: total.get(name, 0) + x.sum(0, keepdim=True) for name, x in cache.items()}
         return {name: x / self.n_prompts for name, x in total.items()}
 
     def _cache_bytes(self) -> int:
         """Bytes of one prompt in a `Chunk`."""
         cfg = self.cfg
-        floats = (3 * cfg.n_layers + 2) * cfg.d_model + 5 * cfg.n_layers * cfg.n_heads * cfg.d_head
+        floats = (4 * cfg.n_layers + 3) * cfg.d_model + 5 * cfg.n_layers * cfg.n_heads * cfg.d_head
         return self.n_pos * floats * self.model.unembed.W_U.element_size()
 
     def rows_in_budget(self, n_pos: int) -> int:

@@ -26,6 +26,7 @@ are re-run in pass 1; with **frozen** MLPs (True, "edge" patching) delta stays a
 on x + delta under both. Several receivers given as a list are overwritten together, each with its pass-1 value.
 """
 
+import bisect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,26 +34,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minifunc.model import Hook, Hooks, Transformer
+from minifunc.model import Hook, Hooks, Past, Transformer
 from minifunc.nodes import HeadInput, Logits, MLPInput, Receiver, Resid
 from minifunc.pairs import Chunk, PairedRuns
 
 __all__ = ["Effects", "HeadInput", "Logits", "MLPInput", "PathPatcher", "Receiver", "Resid"]
 
 
+Senders = Sequence[str | Sequence[str]]
+
+
 @dataclass(frozen=True)
 class Effects:
     """r of every sender on one receiver, float64 on the CPU; -1 = fully back to base, 0 = nothing.
 
-    heads [n_layers, n_heads], mlps [n_layers] (zeros in an attention-only model), embedding [].
-    per_prompt [n_senders, n_prompts]: each prompt's F_patched - F_contrast in logits, rows in the order of
-    `PathPatcher.senders`. A sender at or above its receiver has no path to it: its effect is exactly 0.
+    heads [n_layers, n_heads], mlps [n_layers] (zeros in an attention-only model), embedding []; NaN where a sender
+    was not asked for. per_prompt [n_senders, n_prompts]: each prompt's F_patched - F_contrast in logits, and
+    r [n_senders]: rows in the order of the `senders` asked for, by default `PathPatcher.senders`. A sender at or
+    above its receiver has no path to it: its effect is exactly 0.
     """
 
     heads: Tensor
     mlps: Tensor
     embedding: Tensor
     per_prompt: Tensor
+    r: Tensor
 
 
 class PathPatcher(PairedRuns):
@@ -79,13 +85,17 @@ class PathPatcher(PairedRuns):
 
     # ------------------------------------------------------------ what a caller uses
 
-    def sweep(self, receiver: Receiver | Sequence[Receiver]) -> Effects:
+    def sweep(self, receiver: Receiver | Sequence[Receiver], senders: Senders | None = None) -> Effects:
         """The effect of every sender on one receiver, or on a list of receivers overwritten together."""
-        return self.sweep_each([receiver])[0]
+        return self.sweep_each([receiver], senders)[0]
 
     @torch.no_grad()
-    def sweep_each(self, receivers: Sequence[Receiver | Sequence[Receiver]]) -> list[Effects]:
-        """One `Effects` for each entry of `receivers`, all from a single pass 1. Raises ValueError for a receiver the model lacks."""
+    def sweep_each(self, receivers: Sequence[Receiver | Sequence[Receiver]], senders: Senders | None = None) -> list[Effects]:
+        """One `Effects` for each entry of `receivers`, all from a single pass 1.
+
+        senders: which ones, by name, in place of all; an entry that is a list of names is a joint sender, whose
+        members send together. Raises ValueError for a receiver or a sender that the model lacks.
+        """
         groups = [tuple(entry) if isinstance(entry, Sequence) else (entry,) for entry in receivers]
         for group in groups:
             for receiver in group:
@@ -93,68 +103,81 @@ class PathPatcher(PairedRuns):
             places = [str(receiver) for receiver in set(group)]
             if not group or len(set(places)) < len(places):
                 raise ValueError(f"a list of receivers must name each place once, with all its positions, not {sorted(places)}")
+        rows = self._rows(self.senders if senders is None else senders)
         if not abs(self.F_range) > 1e-6:  # also where it is NaN
             raise ValueError(f"F_contrast - F_base is {self.F_range:.2g}, so r is undefined: the model does not tell these prompts apart, or a weight is not finite")
-        totals = [torch.zeros(len(self.senders), self.n_prompts, dtype=torch.float64) for _ in groups]
+        totals = [torch.zeros(len(rows), self.n_prompts, dtype=torch.float64) for _ in groups]
         only_logits = all(group == (Logits(),) for group in groups)
-        rows = self.rows_in_budget(1 if only_logits else self.n_pos)
+        in_budget = self.rows_in_budget(1 if only_logits else self.n_pos - self.first)
+        order = sorted(range(len(rows)), key=lambda row: rows[row])  # the lowest ones first: those below a receiver are then a beginning
         for chunk in self.chunks():
-            step = max(1, rows // len(chunk.contrast_logits))
-            for start in range(0, len(self.senders), step):
-                senders = range(start, min(start + step, len(self.senders)))
-                for index, change in self._sweep_chunk(chunk, senders, groups, only_logits):
-                    totals[index][start : start + len(change), chunk.prompts] = change.double().cpu()
-        return [self.effects(total) for total in totals]
+            for some in torch.tensor(order).split(max(1, in_budget // len(chunk.contrast_logits))):
+                for index, change in self._sweep_chunk(chunk, [rows[row] for row in some], groups, only_logits):
+                    totals[index][some[: len(change)], chunk.prompts] = change.double().cpu()
+        return [self.effects(total, rows) for total in totals]
 
     # ------------------------------------------------------------ pass 1
 
-    def _sweep_chunk(self, chunk: Chunk, senders: range, groups: list[tuple[Receiver, ...]], only_logits: bool) -> Iterator[tuple[int, Tensor]]:
-        """Carries the deltas of `senders` up the layers; yields (group, F_patched - F_contrast [sender, p]) as groups complete."""
+    def _sweep_chunk(self, chunk: Chunk, rows: list[tuple[int, ...]], groups: list[tuple[Receiver, ...]], only_logits: bool) -> Iterator[tuple[int, Tensor]]:
+        """Carries the deltas of some senders up the layers; yields (group, F_patched - F_contrast [sender, p]) as groups complete."""
         where = slice(-1, None) if only_logits else slice(None)
-        delta = chunk.d_embed.new_zeros(len(senders), *chunk.d_embed[:, where].shape)  # [sender, p, pos, d_model]
+        delta = torch.zeros_like(chunk.at(0, "hook_resid_pre")[:, where]).repeat(len(rows), 1, 1, 1)  # [sender, p, pos, d_model]
         values: list[dict[Receiver, Tensor]] = [{} for _ in groups]  # what each group's receivers would read, noted so far
 
-        def send(sender: int, change: Tensor) -> None:
-            if sender in senders:
-                delta[sender - senders.start] = change
+        def send(sender: int, name: str, layer: int, head: int | None = None) -> None:
+            for row, members in enumerate(rows):
+                if sender in members:
+                    change = self.change(chunk, name, where, head)
+                    delta[row] += change if head is None else change @ self.model.blocks[layer].attn.W_O[head]
+
+        def below(stage: int) -> int:
+            return bisect.bisect_left(rows, (self._n_below(stage),))
 
         def note(stage: int) -> Iterator[tuple[int, Tensor]]:
             """Notes what the receivers of this stage would read; runs pass 2 for the groups that are then complete."""
+            read: dict[object, Tensor] = {}  # the normalized stream that all heads of the layer read
             for index, group in enumerate(groups):
                 here = [receiver for receiver in group if self._stage(receiver) == stage]
-                n_senders = min(self._n_below(max(map(self._stage, group))), senders.stop) - senders.start
-                if here and n_senders > 0:
-                    values[index] |= {receiver: self._read(receiver, chunk, delta[:n_senders], where) for receiver in here}
+                n_senders = below(max(map(self._stage, group)))
+                if here and n_senders:
+                    values[index] |= {receiver: self._read(receiver, chunk, delta[:n_senders], where, read) for receiver in here}
                     if len(values[index]) == len(set(group)):
                         yield index, self._second_pass(chunk, values[index])
                         values[index] = {}
 
-        none = Hooks()
-        send(0, chunk.d_embed[:, where])
+        none, last = Hooks(), self.cfg.n_layers - 1
+        send(0, "hook_embed", 0)
         for layer, block in enumerate(self.model.blocks):
             yield from note(2 * layer)
+            where, delta = (slice(-1, None), delta[:, :, -1:]) if layer == last else (where, delta)
             for head in range(self.cfg.n_heads):
-                send(self._n_below(2 * layer) + head, chunk.d_z[layer][:, where, head] @ block.attn.W_O[head])
+                send(self._n_below(2 * layer) + head, f"{block.name}.attn.hook_z", layer, head)
             yield from note(2 * layer + 1)
             if block.mlp is not None:
-                sent = delta[: max(0, self._n_below(2 * layer + 1) - senders.start)]
+                sent = delta[: below(2 * layer + 1)]
                 if not self.freeze_mlps and len(sent):
-                    resid, after = chunk.resid_mid[layer][:, where], chunk.resid_pre[layer + 1][:, where]
-                    sent += block.mlp(block.ln2(resid + sent, none), none) - (after - resid)  # after - resid: the MLP's output at delta = 0
-                send(self._n_below(2 * layer + 1), chunk.d_mlp[layer][:, where])
+                    resid, after = chunk.at(layer, "hook_resid_mid")[:, where], chunk.at(layer, "hook_mlp_out")[:, where]
+                    sent += block.mlp(block.ln2(resid + sent, none), none) - after
+                send(self._n_below(2 * layer + 1), f"{block.name}.hook_mlp_out", layer)
         yield from note(2 * self.cfg.n_layers)
 
-    def _read(self, receiver: Receiver, chunk: Chunk, delta: Tensor, where: slice) -> Tensor:
+    def _read(self, receiver: Receiver, chunk: Chunk, delta: Tensor, where: slice, read: dict[object, Tensor]) -> Tensor:
         """What `receiver` reads when the stream is the contrast run's plus delta: [sender, p, pos, d_head or d_model]."""
         if not isinstance(receiver, Logits) and receiver.positions is not None:
-            delta = delta * self.mask(receiver.positions)
+            delta = delta * self.mask(receiver.positions)[-delta.shape[2] :]
         if isinstance(receiver, HeadInput):
             block = self.model.blocks[receiver.layer]
-            weight = getattr(block.attn, f"W_{receiver.which.upper()}")[receiver.head]  # [d_model, d_head]
-            return block.ln1(chunk.resid_pre[receiver.layer] + delta, Hooks()) @ weight
+            same = (receiver.positions, len(delta))  # receivers for which the normalized stream is the same
+            if same not in read:
+                read[same] = block.ln1(chunk.at(receiver.layer, "hook_resid_pre") + delta, Hooks())
+            return read[same] @ getattr(block.attn, f"W_{receiver.which.upper()}")[receiver.head]
         if isinstance(receiver, MLPInput):
-            return chunk.resid_mid[receiver.layer] + delta
-        return chunk.resid_pre[receiver.layer if isinstance(receiver, Resid) else -1][:, where] + delta
+            return chunk.at(receiver.layer, "hook_resid_mid") + delta
+        return self._stream(chunk, receiver.layer if isinstance(receiver, Resid) else self.cfg.n_layers)[:, where] + delta
+
+    def _stream(self, chunk: Chunk, layer: int) -> Tensor:
+        """The contrast run's stream that enters a block, or leaves the last one."""
+        return chunk.at(layer - 1, "hook_resid_post") if layer == self.cfg.n_layers else chunk.at(layer, "hook_resid_pre")
 
     # ------------------------------------------------------------ pass 2
 
@@ -165,40 +188,48 @@ class PathPatcher(PairedRuns):
         layer = lowest // 2
         streams = {self._stage(receiver): value.flatten(0, 1) for receiver, value in values.items() if isinstance(receiver, (Logits, Resid))}
         if 2 * n_layers in streams:  # the final stream is overwritten: nothing below it matters
-            logits = self.model.run_from(streams[2 * n_layers][:, -1:], n_layers)
+            logits = self._continue(chunk, streams[2 * n_layers], n_layers, hooks)
         elif lowest in streams:
-            logits = self.model.run_from(streams[lowest], layer, self.last, hooks)
+            logits = self._continue(chunk, streams[lowest], layer, hooks)
         else:  # heads of the lowest layer are recomputed one by one; what stands beside them is the contrast run's
-            in_last = layer == n_layers - 1
-            queries = self.last if in_last else self.everywhere
-            resid = chunk.resid_mid[layer][:, queries].expand(n_senders, -1, -1, -1)  # [sender, p, query, d_model]
+            resid = chunk.at(layer, "hook_resid_mid").expand(n_senders, -1, -1, -1)  # [sender, p, query, d_model]
             for head in sorted({receiver.head for receiver in values if isinstance(receiver, HeadInput) and receiver.layer == layer}):
-                resid = resid + self._changed_head(chunk, layer, head, values, queries)
+                resid = resid + self._changed_head(chunk, layer, head, values)
             resid = self.model.blocks[layer].add_mlp(resid.flatten(0, 1), hooks)  # [sender * p, query, d_model]
-            logits = self.model.run_from(resid, layer + 1, None if in_last else self.last, hooks)
-        logits = logits[:, -1].unflatten(0, (n_senders, -1))  # [sender, p, d_vocab]
+            logits = self._continue(chunk, resid, layer + 1, hooks)
+        logits = logits.unflatten(0, (n_senders, -1))  # [sender, p, d_vocab]
         return self.score(logits, chunk.prompts) - self.F_contrast[chunk.prompts]
 
-    def _changed_head(self, chunk: Chunk, layer: int, head: int, values: dict[Receiver, Tensor], queries: Tensor) -> Tensor:
+    def _continue(self, chunk: Chunk, resid: Tensor, layer: int, hooks: Hooks) -> Tensor:
+        """Runs rows of the stream that enters block `layer`, [row, pos, d_model], to the last position's logits, [row, d_vocab]."""
+        if layer == self.cfg.n_layers:
+            return self.model.run_from(resid[:, -1:], layer)[:, 0]
+        rows = len(resid) // len(chunk.contrast_logits)
+        past = [tuple(chunk.at(i, f"attn.{name}")[:, : self.first].repeat(rows, 1, 1, 1) for name in ("hook_rot_k", "hook_v")) for i in range(self.cfg.n_layers)]
+        return self.model.run_from(resid, layer, self.last, hooks, past if self.first else None)[:, 0]
+
+    def _changed_head(self, chunk: Chunk, layer: int, head: int, values: dict[Receiver, Tensor]) -> Tensor:
         """What head (layer, head) adds to its contrast output when its overwritten inputs are used: [sender, p, query, d_model]."""
         attn = self.model.blocks[layer].attn
-        q, k, v = (x[layer][:, :, head : head + 1] for x in (chunk.q, chunk.k, chunk.v))  # [p, pos, 1, d_head]
-        new: dict[str, Tensor | None] = dict.fromkeys("qkv")
-        new |= {receiver.which: value for receiver, value in values.items() if isinstance(receiver, HeadInput) and (receiver.layer, receiver.head) == (layer, head)}
+        q, k, v = (chunk.at(layer, f"attn.{name}")[:, :, head] for name in ("hook_rot_q", "hook_rot_k", "hook_v"))  # [p, query or key, d_head]
+        new = {receiver.which: value for receiver, value in values.items() if isinstance(receiver, HeadInput) and (receiver.layer, receiver.head) == (layer, head)}
+        keys, queries = torch.arange(self.n_pos, device=q.device), torch.arange(self.n_pos - q.shape[1], self.n_pos, device=q.device)
 
-        def turned(x: Tensor) -> Tensor:  # [sender, p, pos, d_head] → the same as rows, positions worked in
-            return attn.position(x.flatten(0, 1)[:, :, None], self.everywhere).unflatten(0, x.shape[:2])
+        def turned(x: Tensor, positions: Tensor) -> Tensor:  # [sender, p, pos, d_head], positions worked in
+            return attn.position(x.flatten(0, 1)[:, :, None], positions)[:, :, 0].unflatten(0, x.shape[:2])
 
-        if new["q"] is None and new["k"] is None:  # the contrast run's pattern serves every sender
-            pattern = attn.scores(q[:, queries], k, queries, self.everywhere).softmax(-1)  # [p, 1, query, key]
-        else:
-            q = q if new["q"] is None else turned(new["q"])  # [(sender,) p, pos, 1, d_head]
-            k = k if new["k"] is None else turned(new["k"])
-            scores = q[..., queries, 0, :] @ k[..., 0, :].mT / math.sqrt(self.cfg.d_head)  # [sender, p, query, key]
-            pattern = scores.masked_fill(self.everywhere > queries[:, None], -torch.inf).softmax(-1)
-        pattern = pattern[:, 0] if new["q"] is None and new["k"] is None else pattern
-        z = pattern @ (v[:, :, 0] if new["v"] is None else new["v"])  # [sender, p, query, d_head]
-        return (z - chunk.z[layer][:, queries, head]) @ attn.W_O[head]
+        def after_past(old: Tensor, x: Tensor) -> Tensor:  # [p, key, d_head], [sender, p, pos, d_head] → [sender, p, key, d_head]
+            return torch.cat([old[:, : self.first].expand(len(x), -1, -1, -1), x], dim=2) if self.first else x
+
+        if "q" in new:
+            q = turned(new["q"][:, :, -len(queries) :], queries)
+        if "k" in new:
+            k = after_past(k, turned(new["k"], keys[self.first :]))
+        if "v" in new:
+            v = after_past(v, new["v"])
+        scores = q @ k.mT / math.sqrt(self.cfg.d_head)  # [(sender,) p, query, key]: where only v is new, one pattern serves every sender
+        pattern = scores.masked_fill(keys > queries[:, None], -torch.inf).softmax(-1)
+        return (pattern @ v - chunk.at(layer, "attn.hook_z")[:, :, head]) @ attn.W_O[head]
 
     def _overwrite(self, values: dict[Receiver, Tensor]) -> Hooks:
         """Hooks that overwrite, in pass 2, the receivers above the lowest layer and the inputs of MLPs."""
@@ -232,13 +263,28 @@ class PathPatcher(PairedRuns):
         layer, after_heads = divmod(stage, 2)
         return 1 + layer * (self.cfg.n_heads + self.cfg.has_mlp) + after_heads * self.cfg.n_heads
 
-    def effects(self, total: Tensor) -> Effects:
+    def _rows(self, senders: Senders) -> list[tuple[int, ...]]:
+        """Each entry of `senders` as the places of its members in `self.senders`, ascending."""
+        rows = []
+        for entry in senders:
+            names = [entry] if isinstance(entry, str) else list(entry)
+            unknown = [name for name in names if name not in self.senders]
+            if unknown or not names:
+                raise ValueError(f"no sender {unknown[0]!r}: there is embedding, 0.0 (a head), …, mlp0, …" if unknown else "a joint sender needs at least one member")
+            rows.append(tuple(sorted({self.senders.index(name) for name in names})))
+        return rows
+
+    def effects(self, total: Tensor, rows: Sequence[tuple[int, ...]] | None = None) -> Effects:
         """Sums per sender and prompt, [n_senders, n_prompts] float64 in logits → r values."""
-        r = total.mean(dim=1) / self.F_range
+        each = total.mean(dim=1) / self.F_range
+        r = torch.full([len(self.senders)], torch.nan, dtype=each.dtype)
+        for row, members in enumerate([(sender,) for sender in range(len(r))] if rows is None else rows):
+            if len(members) == 1:
+                r[members[0]] = each[row]
         layers = r[1:].unflatten(0, (self.cfg.n_layers, -1))  # [n_layers, n_heads (+ 1)]
         n_heads = self.cfg.n_heads
         mlps = layers[:, n_heads] if self.cfg.has_mlp else torch.zeros(self.cfg.n_layers, dtype=r.dtype)
-        return Effects(layers[:, :n_heads], mlps, r[0], total)
+        return Effects(layers[:, :n_heads], mlps, r[0], total, each)
 
     def _check(self, receiver: Receiver) -> None:
         layers = self.cfg.n_layers

@@ -11,9 +11,7 @@ from minifunc.patching import Logits, PathPatcher
 def test_it_is_the_limit_of_path_patching_for_small_changes(variant, freeze_mlps):
     patcher, epsilon = PathPatcher(*make(**VARIANTS[variant]), freeze_mlps=freeze_mlps), 1e-7
     estimate = attribute(patcher).per_prompt
-    for chunk in patcher._kept:
-        chunk.d_embed = chunk.d_embed * epsilon
-        chunk.d_z, chunk.d_mlp = ([change * epsilon for change in changes] for changes in (chunk.d_z, chunk.d_mlp))
+    patcher.change = lambda *sender: epsilon * PathPatcher.change(patcher, *sender)
     torch.testing.assert_close(patcher.sweep(Logits()).per_prompt / epsilon, estimate, rtol=1e-3, atol=1e-5)
     assert estimate.abs().max() > 0.01
 

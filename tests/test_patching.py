@@ -90,6 +90,45 @@ def test_senders_limited_to_positions_equal_the_oracle():
     assert worst_difference(make(act_fn="relu"), [("logits",), ("2.0.v",), ("mlp1", "1.0.q")], False, sender_positions=[4, 6]) < 1e-10
 
 
+def test_what_both_runs_share_is_run_once_and_changes_nothing():
+    model, base, contrast, *answers = make(act_fn="relu")
+    assert PathPatcher(model, base, contrast, *answers).first == 2
+    late = contrast.clone()
+    late[:, :6] = base[:, :6]
+    late[:, 6] = (base[:, 6] + 1) % 11  # they differ at the last position alone
+    data = (model, base, late, *answers)
+    assert PathPatcher(*data).first == 6
+    assert worst_difference(data, [("logits",), ("1.0.q",), ("2.1.v",), ("mlp1", "2.0.k"), ("resid2",)], False) < 1e-10
+
+
+def test_all_senders_together_bring_back_the_base_run():
+    """Tests 2 and 3 of the definition: nothing of the contrast run is left where everything that writes is changed."""
+    for variant in VARIANTS.values():
+        patcher = PathPatcher(*make(**variant), freeze_mlps=True)
+        assert patcher.sweep(Logits(), [patcher.senders]).r.tolist() == pytest.approx([-1], abs=1e-10)
+        patcher = PathPatcher(*make(**variant))
+        no_mlps = [sender for sender in patcher.senders if not sender.startswith("mlp")]
+        together = patcher.sweep(Logits(), [no_mlps, "0.1", ["1.0"]])
+        assert together.r[0].item() == pytest.approx(-1, abs=1e-10)
+        torch.testing.assert_close(together.per_prompt[0], patcher.F_base.double() - patcher.F_contrast.double(), rtol=0, atol=1e-10)
+
+
+def test_senders_may_be_picked_in_any_order():
+    patcher = PathPatcher(*make(act_fn="relu"))
+    picked = ["mlp1", "embedding", "2.1", "0.1"]
+    for receiver in (Logits(), HeadInput(2, 0, "k"), [HeadInput(0, 1, "v"), MLPInput(2)]):
+        every, some = patcher.sweep(receiver), patcher.sweep(receiver, picked)
+        torch.testing.assert_close(some.per_prompt, every.per_prompt[[patcher.senders.index(name) for name in picked]], rtol=0, atol=1e-12)
+        assert some.heads[0, 1] == some.r[3] and some.mlps[1] == some.r[0] and some.heads[0, 0].isnan() and some.mlps[0].isnan()
+    assert patcher.sweep(HeadInput(1, 0, "v"), [["0.0", "2.1"]]).r == patcher.sweep(HeadInput(1, 0, "v"), ["0.0"]).r  # 2.1 lies above
+
+
+@pytest.mark.parametrize("senders, fault", [(["0.7"], "no sender '0.7'"), (["logits"], "no sender"), ([["0.1", "x"]], "no sender 'x'"), ([[]], "at least one")])
+def test_an_unknown_sender_is_refused(senders, fault):
+    with pytest.raises(ValueError, match=fault):
+        PathPatcher(*make()).sweep(Logits(), senders)
+
+
 def test_the_mean_does_not_depend_on_chunks():
     data = make(act_fn="relu", n_prompts=5)
     whole, small = (PathPatcher(*data, source="mean", max_memory=budget).sweep(Logits()).per_prompt for budget in (None, 5e-5))
@@ -99,9 +138,9 @@ def test_the_mean_does_not_depend_on_chunks():
 def test_freezing_the_norms_scale_would_be_noticed(monkeypatch):
     data = make(act_fn="relu")
 
-    def with_frozen_scale(self, receiver, chunk, delta, where):
+    def with_frozen_scale(self, receiver, chunk, delta, where, read):
         block = self.model.blocks[receiver.layer]
-        x = chunk.resid_pre[receiver.layer]
+        x = chunk.at(receiver.layer, "hook_resid_pre")
         scale = (x.pow(2).mean(-1, keepdim=True) + self.cfg.eps).rsqrt()
         return (x + delta) * scale * block.ln1.w @ getattr(block.attn, f"W_{receiver.which.upper()}")[receiver.head]
 
@@ -167,8 +206,8 @@ def test_two_heads_overwritten_together_are_both_patched():
 def test_a_small_change_has_the_effect_that_the_gradient_says():
     model, base, contrast, base_answers, contrast_answers = data = make(act_fn="gelu")
     patcher, epsilon = PathPatcher(*data), 1e-6
-    change = patcher._kept[0].d_z[2][:, -1, 0].clone()  # head 2.0 at the last position, [prompt, d_head]
-    patcher._kept[0].d_z = [d * epsilon for d in patcher._kept[0].d_z]
+    change = patcher.change(patcher._kept[0], "blocks.2.attn.hook_z", slice(-1, None), 0)[:, 0]  # head 2.0 at the last position, [prompt, d_head]
+    patcher.change = lambda *sender: epsilon * PathPatcher.change(patcher, *sender)
     measured = patcher.sweep(Logits()).per_prompt[7] / epsilon
 
     z = {}
@@ -261,5 +300,5 @@ def test_both_passes_make_every_tensor_on_the_models_device():
             setattr(patcher, name, value.to("meta"))
     groups = [(read(name),) for name in ("logits", "1.0.q", "2.1.v", "mlp1", "resid2")] + [(HeadInput(0, 1, "k"), MLPInput(2), HeadInput(2, 0, "q"))]
     for chunk in patcher._chunks():
-        changes = list(patcher._sweep_chunk(chunk, range(len(patcher.senders)), groups, only_logits=False))
+        changes = list(patcher._sweep_chunk(chunk, [(sender,) for sender in range(len(patcher.senders))], groups, only_logits=False))
         assert sorted(index for index, _ in changes) == list(range(len(groups))) and all(change.is_meta for _, change in changes)
