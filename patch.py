@@ -31,7 +31,8 @@ from minifunc.text import show
 
 N_DRAWS = 50  # random groups of each kind beside an ablated one
 N_OTHER_DRAWS = 10  # random circuits beside one that was found, and random groups for each reused task
-N_EVALUATED = 100  # prompts on which circuits and reuse are measured; single ablations have at least 500
+N_COUNTED = 500  # prompts on which right answers are counted, as they are and without some heads; at least
+N_EVALUATED = 100  # prompts on which circuits, single readers and reuse are measured
 N_SEARCH = 50  # prompts on which circuits and worst subsets are looked for, to be measured on others; and those for more than FEW_GROUPS random groups
 FEW_GROUPS = 5
 REUSED = [(task, k) for task in ("addition", "caesar") for k in range(-tasks.MAX_SHIFT, tasks.MAX_SHIFT + 1) if k]
@@ -43,7 +44,7 @@ def trace(model: Transformer, task: str, k: int, shots: int, n_prompts: int, see
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     pairs = tasks.evaluation_pairs(task, k, shots, n_prompts, generator)  # to trace with: patching averages logits
-    many = tasks.evaluation_pairs(task, k, shots, max(500, n_prompts), generator)  # to count right answers on
+    many = tasks.evaluation_pairs(task, k, shots, max(N_COUNTED, n_prompts), generator)  # to count right answers on
     with tqdm(total=6, desc="patch", mininterval=0.5, disable=None) as bar:
         # 1. Does it do the task?
         shares = solving(model, many)
@@ -71,7 +72,7 @@ def trace(model: Transformer, task: str, k: int, shots: int, n_prompts: int, see
             evaluation["ablation"], evaluation["sensitivity"] = ablations(model, many, few, found, roles, criteria, generator)
         bar.update()
 
-        # 5. What the FI heads write: function vectors and readings of their weights.
+        # 5. function_vectors and reading, what the FI heads write and read, belong here.
         bar.update()
 
         # 6. Do the same heads serve other tasks?

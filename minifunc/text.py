@@ -10,7 +10,7 @@ from minifunc.patching import Effects
 
 def as_effects(lists: dict[str, Any]) -> Effects:
     """r values as they stand in circuit.json → Effects; the values of single prompts are not kept there."""
-    return Effects(torch.tensor(lists["heads"]), torch.tensor(lists["mlps"]), torch.tensor(lists["embedding"]), torch.empty(0))
+    return Effects(torch.tensor(lists["heads"]), torch.tensor(lists["mlps"]), torch.tensor(lists["embedding"]), torch.empty(0), torch.empty(0))
 
 
 def heat_map(title: str, heads: list[list[float]], mlps: list[float], embedding: float, colour: bool) -> str:

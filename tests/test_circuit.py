@@ -51,7 +51,7 @@ def test_groups_follow_the_stated_criteria(r, share, group):
 
 def test_a_node_feeds_if_it_counts_on_any_receiver_with_either_sign():
     def effects(heads, mlps, embedding):
-        return Effects(torch.tensor(heads), torch.tensor(mlps), torch.tensor(embedding), torch.empty(0))
+        return Effects(torch.tensor(heads), torch.tensor(mlps), torch.tensor(embedding), torch.empty(0), torch.empty(0))
 
     receivers = [effects([[0.0, -0.3], [0.01, 0.0]], [0.0, 0.25], 0.0), effects([[0.0, 0.1], [0.0, 0.05]], [0.0, 0.0], -0.5)]
     route = feeding(receivers, Criteria())
