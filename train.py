@@ -96,18 +96,23 @@ def loss_on_answers(model: Transformer, documents: tasks.Documents) -> Tensor:
 def evaluate(model: Transformer, n_prompts: int, every_task: bool) -> dict[str, dict[str, dict[str, float]]]:
     """Accuracy by task, k and number of shots, on prompts of the main setting: {task: {k: {shots: share}}}.
 
-    Addition is asked for every k with n_prompts prompts each; the other tasks (if wanted) with an eighth.
+    Addition is asked for every k with n_prompts prompts each; the other tasks (if wanted) with about n_prompts for all
+    their k together. Base-k addition stands in two rows: `base_addition`, where the query carries, and `base_addition_no_carry`.
     """
     generator = torch.Generator().manual_seed(2025)  # the same prompts for every run
     table: dict[str, dict[str, dict[str, float]]] = {}
-    for task in tasks.TASKS if every_task else ["addition"]:
-        for k in range(-tasks.MAX_SHIFT, tasks.MAX_SHIFT + 1):
+    for task, asked in tasks.TASKS.items() if every_task else [("addition", tasks.TASKS["addition"])]:
+        for k in asked.ks:
             for shots in SHOTS:
-                n = n_prompts if task == "addition" else n_prompts // 8
+                n = n_prompts if task == "addition" else n_prompts // (len(asked.ks) - 1)
                 pairs = tasks.evaluation_pairs(task, k, shots, n, generator)
-                if pairs.contrast.shape[1] <= model.cfg.n_ctx:
-                    share = accuracy(last_logits(model, pairs.contrast), pairs.contrast_answers)
-                    table.setdefault(task, {}).setdefault(str(k), {})[str(shots)] = round(share, 4)
+                if pairs.contrast.shape[1] > model.cfg.n_ctx:
+                    continue
+                logits = last_logits(model, pairs.contrast)
+                parts = {task: pairs.carry, f"{task}_no_carry": ~pairs.carry} if asked.wrapper == "base" else {task: torch.ones(n, dtype=torch.bool)}
+                for name, part in parts.items():
+                    share = accuracy(logits[part.to(logits.device)], pairs.contrast_answers[part]) if part.any() else math.nan
+                    table.setdefault(name, {}).setdefault(str(k), {})[str(shots)] = round(share, 4)
     return table
 
 
