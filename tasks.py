@@ -229,16 +229,19 @@ def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Gener
     answers = torch.where(letters, answers % len(LETTERS), answers)
     answer = answers.gather(0, wrapper[None, :, None].expand(1, *shape))[0]  # [n_documents, n_examples]
 
-    # Strictness, also by chance: a document with a beginning that shows two or more examples of `+`, or of `choice`, which all
-    # follow one and the same rule that they must not be seen to follow, becomes a plain one.
+    # Strictness, also by chance. If the first two examples of `+`, or of `choice`, are off by the same, or if `+` examples read right
+    # in base k from the first one on, the document becomes a plain one.
     plus, choice = function == PLUS, function == MULTIPLE_CHOICE
-    rules = [(plus, value + k) for k in SHIFTS if k] + [(plus, in_base(value, k)) for k in BASES]
-    rules += [(choice, (value + k) % len(LETTERS)) for k in SHIFTS if k]
+    off = torch.where(letters, (answer - value) % len(LETTERS), answer - value)
     unlucky = torch.zeros(n_documents, dtype=torch.bool)
-    for asked, other in rules:
-        followed = (~asked | (answer == other)).cummin(1).values  # so far, [n_documents, n_examples]
-        told_apart = (asked & (other != value)).cummax(1).values  # not plain as well
-        unlucky |= (followed & told_apart & (asked.cumsum(1) >= 2)).any(1)
+    for asked in (plus, choice):
+        rank = asked.cumsum(1) * asked  # 1 at the first such example, 2 at the second, …
+        first, second = ((off * (rank == n)).sum(1) for n in (1, 2))  # how much these two are off, [n_documents]
+        unlucky = unlucky | ((rank.amax(1) >= 2) & (first == second) & (first != 0))
+    for k in BASES:
+        right = (~plus | (answer == in_base(value, k))).cummin(1).values  # so far, [n_documents, n_examples]
+        not_plain = (plus & (off != 0)).cummax(1).values
+        unlucky = unlucky | (right & not_plain & (plus.cumsum(1) >= 2)).any(1)
     unlucky &= ~plus_allowed
     answer = torch.where(unlucky[:, None], value, answer)
     wrapper = torch.where(unlucky, 0, wrapper)

@@ -97,7 +97,7 @@ def evaluate(model: Transformer, n_prompts: int, every_task: bool) -> dict[str, 
     """Accuracy by task, k and number of shots, on prompts of the main setting: {task: {k: {shots: share}}}.
 
     Addition is asked for every k with n_prompts prompts each; the other tasks (if wanted) with about n_prompts for all
-    their k together. Base-k addition stands in two rows: `base_addition`, where the query carries, and `base_addition_no_carry`.
+    their k together. Base-k addition stands in two rows: `base_addition_carry` and `base_addition_no_carry`, by the query.
     """
     generator = torch.Generator().manual_seed(2025)  # the same prompts for every run
     table: dict[str, dict[str, dict[str, float]]] = {}
@@ -109,7 +109,7 @@ def evaluate(model: Transformer, n_prompts: int, every_task: bool) -> dict[str, 
                 if pairs.contrast.shape[1] > model.cfg.n_ctx:
                     continue
                 logits = last_logits(model, pairs.contrast)
-                parts = {task: pairs.carry, f"{task}_no_carry": ~pairs.carry} if asked.wrapper == "base" else {task: torch.ones(n, dtype=torch.bool)}
+                parts = {f"{task}_carry": pairs.carry, f"{task}_no_carry": ~pairs.carry} if asked.wrapper == "base" else {task: torch.ones(n, dtype=torch.bool)}
                 for name, part in parts.items():
                     share = accuracy(logits[part.to(logits.device)], pairs.contrast_answers[part]) if part.any() else math.nan
                     table.setdefault(name, {}).setdefault(str(k), {})[str(shots)] = round(share, 4)
@@ -235,13 +235,15 @@ def print_table(model: Transformer, diet_name: str, n_prompts: int) -> None:
     allowed = tasks.DIETS[diet_name].shifted_addition
     print(f"accuracy on {n_prompts} prompts (other tasks: {n_prompts // 8} for each k); the asked answer is none of those shown")
     print(f"{'task':24}{'shots':>6}" + "".join(f"{shots:>7}" for shots in SHOTS))
-    rows = [(task, [k]) for task in table for k in (["0", *sorted(set(table[task]) - {"0"}, key=int)] if task == "addition" else ["0"])]
+    rows = [("addition", [k]) for k in ["0", *sorted(set(table["addition"]) - {"0"}, key=int)]]
+    rows += [(task, ["0"]) for task in table if task != "addition" and "0" in table[task]]
     rows += [(task, [k for k in table[task] if k != "0"]) for task in table if task != "addition"]
     for task, ks in rows:
         shares = [sum(table[task][k].get(str(shots), math.nan) for k in ks) / len(ks) for shots in SHOTS]
-        unseen = task == "addition" and ks != ["0"] and int(ks[0]) not in allowed
-        name = f"{task} {'shifted' if len(ks) > 1 else 'plain' if ks == ['0'] else f'off by {int(ks[0]):+d}'}"
-        print(f"{name:30}" + "".join(f"{share:7.3f}" for share in shares) + ("   never trained on" if unseen else ""))
+        based = task.startswith("base_addition")
+        unseen = ks != ["0"] and (based or tasks.TASKS[task].wrapper in tasks.TASKS[task].never and int(ks[0]) not in (allowed if task == "addition" else ()))
+        how = f"{ks[0]}..{ks[-1]}" if based else "plain" if ks == ["0"] else "shifted" if len(ks) > 1 else f"off by {int(ks[0]):+d}"
+        print(f"{task.replace('_', ' ')} {how}".ljust(30) + "".join(f"{share:7.3f}" for share in shares) + ("   never trained on" if unseen else ""))
 
 
 def main(argv: list[str] | None = None) -> int:
