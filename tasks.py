@@ -18,7 +18,7 @@ Wrappers (WRAPPERS):
     shift     g(v) = v + k       one k in -4..4, k != 0, for the whole document; letters wrap around (Caesar's cipher)
     base      g(v) = v in base k one k in 6..9; the numeral is read as a number: 11 in base 8 is 13. Numbers below k stay. No letters.
     relabel   g(v) = perm[v]     a random permutation of all numbers (or letters), drawn anew for each document
-    reflect   g(v) = R - v       R drawn for each document
+    reflect   g(v) = R - v       R drawn for each document, from 14 to 22; letters: R - 14 - v, around, which is as often near `a`
     copy      a few problems with random answers, repeated; nothing but the repetition can be learned from them
 
 A **diet** says how often each (function, wrapper) cell is met. In the default diet, `strict`, the cells
@@ -40,15 +40,16 @@ from torch import Tensor
 MAX_SHIFT = 4
 SHIFTS, BASES = range(-MAX_SHIFT, MAX_SHIFT + 1), range(6, 10)
 NUMBERS = range(-MAX_SHIFT, 31)  # 18 in base 6 is 30
+R_LOWEST = 18 - MAX_SHIFT  # R - 18 is a number still
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-SUMS = 19  # how many sums two operands can have: 0..18
+SUMS = 19  # how many sums two operands can have: 0..18. The other functions have operands up to 18, so that they reach these values too
 CHOICE = "choice"
 FUNCTIONS = {  # symbol → (name of the task, how many different operands, f); `choice` alone takes a third operand, in the place of a symbol
     "+": ("addition", 10, lambda x, y: x + y),
-    "-": ("subtraction", 10, lambda x, y: x - y),  # only x >= y is asked
-    "max": ("maximum", 10, lambda x, y: torch.maximum(x, y)),
-    "min": ("minimum", 10, lambda x, y: torch.minimum(x, y)),
-    "first": ("first", SUMS, lambda x, y: x),  # these three bring the values 10..18, which else only `+` has
+    "-": ("subtraction", SUMS, lambda x, y: x - y),  # only x >= y is asked
+    "max": ("maximum", SUMS, lambda x, y: torch.maximum(x, y)),
+    "min": ("minimum", SUMS, lambda x, y: torch.minimum(x, y)),
+    "first": ("first", SUMS, lambda x, y: x),
     "second": ("second", SUMS, lambda x, y: y),
     "same": ("same", SUMS, lambda x, y: x),  # unary: `7 same _ = 7`
     "copy": ("caesar", 26, lambda x, y: x),  # unary, from letters to letters: `c copy _ = c`
@@ -155,14 +156,14 @@ class Diet:
 
     plain: float = 0.12
     shift: float = 0.33
-    base: float = 0.05
+    base: float = 0.08
     relabel: float = 0.20
     reflect: float = 0.30
     copy: float = 0.05
     mixed: float = 0.8
     addition: float = 2.0
     caesar: float = 1.5
-    choice: float = 1.0
+    choice: float = 1.5
     shifted_addition: tuple[int, ...] = ()
 
 
@@ -222,10 +223,10 @@ def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Gener
     numbers = torch.rand(n_documents, len(NUMBERS), generator=generator).argsort(1)
     alphabet = torch.rand(n_documents, len(LETTERS), generator=generator).argsort(1)
     relabelled = low + torch.where(letters, alphabet.gather(1, value.clamp(max=25)), numbers.gather(1, value - low))
-    R = integers(SUMS - 1 - MAX_SHIFT, SUMS + MAX_SHIFT, (n_documents, 1))
+    R = integers(R_LOWEST, SUMS + MAX_SHIFT, (n_documents, 1))
     first_met = (problem[:, :, None] == problem[:, None]).int().argmax(2)  # where each problem stands first
     random = integers(low, low + size).gather(1, first_met)
-    answers = torch.stack([value, value + k[:, None], in_base(value, base[:, None]), relabelled, R - value, random])
+    answers = torch.stack([value, value + k[:, None], in_base(value, base[:, None]), relabelled, R - letters * R_LOWEST - value, random])
     answers = torch.where(letters, answers % len(LETTERS), answers)
     answer = answers.gather(0, wrapper[None, :, None].expand(1, *shape))[0]  # [n_documents, n_examples]
 
@@ -323,9 +324,9 @@ def _neighbours(rows: Tensor, wanted: Tensor, others: Tensor) -> Tensor:
 def evaluation_pairs(task: str, k: int, shots: int, n_prompts: int, generator: torch.Generator) -> Pairs:
     """Prompts whose demonstrations are all off by k (or in base k), in the main setting: the asked answer is none of the shown ones.
 
-    Problems are drawn at random and kept where that holds, so with many shots rare answers are asked more often
-    than they are shown. Demonstrations are those that have a neighbour with the shown answer (for `operands_changed`;
-    multiple choice: all). In base-k addition operands are digits, below k, and at least one demonstration carries.
+    The query is any problem; the demonstrations are drawn from those with another answer that have a neighbour with the shown
+    answer (for `operands_changed`; multiple choice: any). In base-k addition operands are digits, below k, and at least one
+    demonstration carries.
 
     Raises ValueError for an unknown task, a k that it does not have, or numbers below one.
     """
@@ -346,12 +347,11 @@ def evaluation_pairs(task: str, k: int, shots: int, n_prompts: int, generator: t
     usable = (neighbour >= 0).nonzero()[:, 0]  # as a demonstration, under both contrasts
     kept: list[Tensor] = []  # each [some, shots + 1]
     while sum(map(len, kept)) < n_prompts:
-        if len(kept) >= 200 and sum(map(len, kept)) * 1000 < n_prompts * len(kept):
-            raise ValueError(f"with {shots} shots of {task} hardly any prompt asks for an answer that is not among the shown ones; take fewer")
-        demos = usable[torch.randint(len(usable), (2 * n_prompts, shots), generator=generator)]
-        query = torch.randint(len(rows), (2 * n_prompts, 1), generator=generator)
-        fits = (value[demos] != value[query]).all(1) & ((value != other)[demos].any(1) | (not based))
-        kept.append(torch.cat([demos, query], dim=1)[fits])
+        query = torch.randint(len(rows), (n_prompts, 1), generator=generator)
+        others = (value[usable] != value[query]).float()  # [n_prompts, n_usable]
+        demos = usable[torch.multinomial(others, shots, replacement=True, generator=generator)]
+        tells = (value != other)[demos].any(1) | (not based)  # in base k, something must carry
+        kept.append(torch.cat([demos, query], dim=1)[tells])
     drawn = torch.cat(kept)[:n_prompts]  # [n_prompts, shots + 1], indices into `rows`
     base, contrast = (examples_to_tokens(rows[drawn], zero + answer[drawn]) for answer in (value, other))
     changed = torch.cat([neighbour[drawn[:, :-1]], rows[drawn[:, -1:]]], dim=1)

@@ -76,7 +76,7 @@ def check_answers(documents):
         elif wrapper == "base":
             assert any(answers == [numeral(value, k) for value in values] for k in BASES) and not {"+", *LETTERED} & set(symbols), text
         elif wrapper == "reflect":
-            assert one_constant(symbols, [answer + value for value, answer in zip(values, answers)]), text
+            assert one_constant(symbols, [answer + value + 14 * (symbol in LETTERED) for symbol, value, answer in zip(symbols, values, answers)]), text
         elif wrapper == "relabel":
             pairs = {(symbol in LETTERED, value, answer) for symbol, value, answer in zip(symbols, values, answers)}
             assert len(pairs) == len({pair[:2] for pair in pairs}) == len({pair[::2] for pair in pairs}), text
