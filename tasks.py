@@ -18,7 +18,7 @@ Wrappers (WRAPPERS):
     shift     g(v) = v + k       one k in -4..4, k != 0, for the whole document; letters wrap around (Caesar's cipher)
     base      g(v) = v in base k one k in 6..9; the numeral is read as a number: 11 in base 8 is 13. Numbers below k stay. No letters.
     relabel   g(v) = perm[v]     a random permutation of all numbers (or letters), drawn anew for each document
-    reflect   g(v) = R - v       R drawn for each document, from 14 to 22; letters: R - 14 - v, around, which is as often near `a`
+    reflect   g(v) = R - v       R drawn for each document, for numbers and for letters apart
     copy      a few problems with random answers, repeated; nothing but the repetition can be learned from them
 
 A **diet** says how often each (function, wrapper) cell is met. In the default diet, `strict`, the cells
@@ -40,22 +40,22 @@ from torch import Tensor
 MAX_SHIFT = 4
 SHIFTS, BASES = range(-MAX_SHIFT, MAX_SHIFT + 1), range(6, 10)
 NUMBERS = range(-MAX_SHIFT, 31)  # 18 in base 6 is 30
-R_LOWEST = 18 - MAX_SHIFT  # R - 18 is a number still
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-SUMS = 19  # how many sums two operands can have: 0..18. The other functions have operands up to 18, so that they reach these values too
+SUMS = 19  # how many sums two operands can have: 0..18
 CHOICE = "choice"
 FUNCTIONS = {  # symbol → (name of the task, how many different operands, f); `choice` alone takes a third operand, in the place of a symbol
     "+": ("addition", 10, lambda x, y: x + y),
-    "-": ("subtraction", SUMS, lambda x, y: x - y),  # only x >= y is asked
-    "max": ("maximum", SUMS, lambda x, y: torch.maximum(x, y)),
-    "min": ("minimum", SUMS, lambda x, y: torch.minimum(x, y)),
-    "first": ("first", SUMS, lambda x, y: x),
+    "-": ("subtraction", 10, lambda x, y: x - y),  # only x >= y is asked
+    "max": ("maximum", 10, lambda x, y: torch.maximum(x, y)),
+    "min": ("minimum", 10, lambda x, y: torch.minimum(x, y)),
+    "first": ("first", SUMS, lambda x, y: x),  # this one and the next two bring the values 10..18, which else only `+` has
     "second": ("second", SUMS, lambda x, y: y),
     "same": ("same", SUMS, lambda x, y: x),  # unary: `7 same _ = 7`
     "copy": ("caesar", 26, lambda x, y: x),  # unary, from letters to letters: `c copy _ = c`
+    "letter": ("letter", SUMS, lambda x, y: x),  # unary, from numbers to letters: `2 letter _ = c`
     CHOICE: ("choice", 10, lambda x, z, y: torch.stack([x, z, y]).argmax(0)),  # from three different numbers to a letter: `3 7 5 = b`
 }
-UNARY, ON_LETTERS, TO_LETTERS = ("same", "copy"), ("copy",), ("copy", CHOICE)
+UNARY, ON_LETTERS, TO_LETTERS = ("same", "copy", "letter"), ("copy",), ("copy", "letter", CHOICE)
 VOCABULARY = ["<bos>", "=", ";", "_", *(symbol for symbol in FUNCTIONS if symbol != CHOICE), *map(str, NUMBERS), *LETTERS]  # token strings by id
 TOKEN = {string: index for index, string in enumerate(VOCABULARY)}
 BOS, EQUALS, END, BLANK = (TOKEN[string] for string in ("<bos>", "=", ";", "_"))
@@ -125,6 +125,7 @@ def _all_problems() -> Problems:
 
 PROBLEMS = _all_problems()
 PLUS, CAESAR, MULTIPLE_CHOICE = (list(FUNCTIONS).index(symbol) for symbol in ("+", "copy", CHOICE))
+LETTERED = torch.tensor([symbol in TO_LETTERS for symbol in FUNCTIONS])  # [n_functions]
 
 
 def in_base(value: Tensor, k: Tensor | int) -> Tensor:
@@ -142,7 +143,7 @@ def examples_to_tokens(problem: Tensor, answer: Tensor) -> Tensor:
 # ---------------------------------------------------------------- training documents
 
 WRAPPERS = ("plain", "shift", "base", "relabel", "reflect", "copy")
-NEVER = {"shift": ("+", CHOICE), "base": ("+", CHOICE, "copy")}  # wrapper → functions that no document shows under it
+NEVER = {"shift": ("+", CHOICE), "base": ("+", *TO_LETTERS)}  # wrapper → functions that no document shows under it
 
 
 @dataclass(frozen=True)
@@ -156,14 +157,14 @@ class Diet:
 
     plain: float = 0.12
     shift: float = 0.33
-    base: float = 0.08
+    base: float = 0.06
     relabel: float = 0.20
     reflect: float = 0.30
     copy: float = 0.05
     mixed: float = 0.8
-    addition: float = 2.0
-    caesar: float = 1.5
-    choice: float = 1.5
+    addition: float = 2.5
+    caesar: float = 1.2
+    choice: float = 1.0
     shifted_addition: tuple[int, ...] = ()
 
 
@@ -215,7 +216,7 @@ def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Gener
     copying = (wrapper == WRAPPERS.index("copy"))[:, None]  # [n_documents, 1]
     slot = torch.where(copying, again, torch.arange(n_examples))
     problem, function = problem.gather(1, slot), function.gather(1, slot)
-    value, letters = PROBLEMS.value[problem], (function == CAESAR) | (function == MULTIPLE_CHOICE)
+    value, letters = PROBLEMS.value[problem], LETTERED[function]
 
     # The answers under each wrapper, as offsets into the alphabet; the document's own wrapper is picked below.
     low = torch.where(letters, 0, -MAX_SHIFT)
@@ -223,10 +224,10 @@ def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Gener
     numbers = torch.rand(n_documents, len(NUMBERS), generator=generator).argsort(1)
     alphabet = torch.rand(n_documents, len(LETTERS), generator=generator).argsort(1)
     relabelled = low + torch.where(letters, alphabet.gather(1, value.clamp(max=25)), numbers.gather(1, value - low))
-    R = integers(R_LOWEST, SUMS + MAX_SHIFT, (n_documents, 1))
+    R = torch.where(letters, integers(0, len(LETTERS), (n_documents, 1)), integers(SUMS - 1 - MAX_SHIFT, SUMS + MAX_SHIFT, (n_documents, 1)))
     first_met = (problem[:, :, None] == problem[:, None]).int().argmax(2)  # where each problem stands first
     random = integers(low, low + size).gather(1, first_met)
-    answers = torch.stack([value, value + k[:, None], in_base(value, base[:, None]), relabelled, R - letters * R_LOWEST - value, random])
+    answers = torch.stack([value, value + k[:, None], in_base(value, base[:, None]), relabelled, R - value, random])
     answers = torch.where(letters, answers % len(LETTERS), answers)
     answer = answers.gather(0, wrapper[None, :, None].expand(1, *shape))[0]  # [n_documents, n_examples]
 
@@ -247,13 +248,15 @@ def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Gener
     answer = torch.where(unlucky[:, None], value, answer)
     wrapper = torch.where(unlucky, 0, wrapper)
 
-    # What can be known: after one example of a plain, shifted or reflected document; in base k, what is not plain only after
-    # something that was not; in the others only what came before.
+    # What can be known: after one example of a plain or shifted document; of a reflected one, after one of the same kind; in base k,
+    # what is not plain only after something that was not; in the others only what came before.
     value_of_its_kind = value + len(NUMBERS) * letters  # tells the number 3 from the letter d
     shown = torch.where(copying, problem, value_of_its_kind)  # what a copied or relabelled answer depends on
     repeated = (shown[:, :, None] == shown[:, None]).tril(-1).any(2)
     by_rule = (wrapper != WRAPPERS.index("relabel")) & (wrapper != WRAPPERS.index("copy"))
     determined = torch.where(by_rule[:, None], torch.arange(n_examples) >= 1, repeated)
+    same_kind = (letters[:, :, None] == letters[:, None]).tril(-1).any(2)
+    determined &= (wrapper != WRAPPERS.index("reflect"))[:, None] | same_kind
     carry = answer != value
     determined &= (wrapper != WRAPPERS.index("base"))[:, None] | ~carry | (carry.cumsum(1) >= 2)
 
