@@ -233,15 +233,15 @@ def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Gener
 
     # Strictness, also by chance. If the first two examples of `+`, or of `choice`, are off by the same, or if `+` examples read right
     # in base k from the first one on, the document becomes a plain one.
-    plus, choice = function == PLUS, function == MULTIPLE_CHOICE
+    plus = function == PLUS
     off = torch.where(letters, (answer - value) % len(LETTERS), answer - value)
     unlucky = torch.zeros(n_documents, dtype=torch.bool)
-    for asked in (plus, choice):
+    for asked in (plus, function == MULTIPLE_CHOICE):
         rank = asked.cumsum(1) * asked  # 1 at the first such example, 2 at the second, …
         first, second = ((off * (rank == n)).sum(1) for n in (1, 2))  # how much these two are off, [n_documents]
         unlucky = unlucky | ((rank.amax(1) >= 2) & (first == second) & (first != 0))
-    for k in BASES:
-        right = (~plus | (answer == in_base(value, k))).cummin(1).values  # so far, [n_documents, n_examples]
+    for some_base in BASES:
+        right = (~plus | (answer == in_base(value, some_base))).cummin(1).values  # so far, [n_documents, n_examples]
         not_plain = (plus & (off != 0)).cummax(1).values
         unlucky = unlucky | (right & not_plain & (plus.cumsum(1) >= 2)).any(1)
     unlucky &= ~plus_allowed
@@ -253,12 +253,11 @@ def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Gener
     value_of_its_kind = value + len(NUMBERS) * letters  # tells the number 3 from the letter d
     shown = torch.where(copying, problem, value_of_its_kind)  # what a copied or relabelled answer depends on
     repeated = (shown[:, :, None] == shown[:, None]).tril(-1).any(2)
-    by_rule = (wrapper != WRAPPERS.index("relabel")) & (wrapper != WRAPPERS.index("copy"))
-    determined = torch.where(by_rule[:, None], torch.arange(n_examples) >= 1, repeated)
     same_kind = (letters[:, :, None] == letters[:, None]).tril(-1).any(2)
-    determined &= (wrapper != WRAPPERS.index("reflect"))[:, None] | same_kind
-    carry = answer != value
-    determined &= (wrapper != WRAPPERS.index("base"))[:, None] | ~carry | (carry.cumsum(1) >= 2)
+    anything = torch.arange(n_examples).expand(shape) >= 1
+    in_its_base = anything & ((answer == value) | ((answer != value).cumsum(1) >= 2))
+    known = torch.stack([anything, anything, in_its_base, repeated, same_kind, repeated])  # in the order of WRAPPERS
+    determined = known.gather(0, wrapper[None, :, None].expand(1, *shape))[0]
 
     tokens = examples_to_tokens(problem, torch.where(letters, A, ZERO) + answer)
     return Documents(tokens, determined, wrapper, function, value, answer)
