@@ -18,13 +18,13 @@ Wrappers (WRAPPERS):
     shift     g(v) = v + k       one k in -4..4, k != 0, for the whole document; letters wrap around (Caesar's cipher)
     base      g(v) = v in base k one k in 6..9; the numeral is read as a number: 11 in base 8 is 13. Numbers below k stay. No letters.
     relabel   g(v) = perm[v]     a random permutation of all numbers (or letters), drawn anew for each document
-    reflect   g(v) = R - v       R drawn for each document, for numbers and for letters apart
+    reflect   g(v) = R - v       R in 14..22, drawn for each document; letters wrap around
     copy      a few problems with random answers, repeated; nothing but the repetition can be learned from them
 
-A **diet** says how often each (function, wrapper) cell is met. In the default diet, `strict`, the cells
-(+, shift), (+, base), (choice, shift) are never met, whatever the seed: no document of these wrappers holds an example of
-these functions, and no document, and no beginning of one, shows two or more examples of `+`, or of `choice`, that are all off by
-one and the same k != 0; nor two or more of `+` that are all right in one base and not all plain (see `sample`).
+A **diet** says how often each (function, wrapper) cell is met. In the default diet, `strict`, the cells of NEVER are never met,
+whatever the seed: no document shifted by k, or in base k, holds an example of `+` or `choice`. And by chance neither: no document,
+and no beginning of one, shows two or more `+` examples that are all off by one and the same k != 0, or that all read right in one
+base and not all in base 10; or two or more `choice` examples that are all off by one and the same k in -4..4, k != 0 (see `sample`).
 
 Everything here is a pure function of an explicit torch.Generator; nothing seeds or reads a global one.
 """
@@ -52,10 +52,9 @@ FUNCTIONS = {  # symbol → (name of the task, how many different operands, f); 
     "second": ("second", SUMS, lambda x, y: y),
     "same": ("same", SUMS, lambda x, y: x),  # unary: `7 same _ = 7`
     "copy": ("caesar", 26, lambda x, y: x),  # unary, from letters to letters: `c copy _ = c`
-    "letter": ("letter", SUMS, lambda x, y: x),  # unary, from numbers to letters: `2 letter _ = c`
     CHOICE: ("choice", 10, lambda x, z, y: torch.stack([x, z, y]).argmax(0)),  # from three different numbers to a letter: `3 7 5 = b`
 }
-UNARY, ON_LETTERS, TO_LETTERS = ("same", "copy", "letter"), ("copy",), ("copy", "letter", CHOICE)
+UNARY, ON_LETTERS, TO_LETTERS = ("same", "copy"), ("copy",), ("copy", CHOICE)
 VOCABULARY = ["<bos>", "=", ";", "_", *(symbol for symbol in FUNCTIONS if symbol != CHOICE), *map(str, NUMBERS), *LETTERS]  # token strings by id
 TOKEN = {string: index for index, string in enumerate(VOCABULARY)}
 BOS, EQUALS, END, BLANK = (TOKEN[string] for string in ("<bos>", "=", ";", "_"))
@@ -157,13 +156,13 @@ class Diet:
 
     plain: float = 0.12
     shift: float = 0.33
-    base: float = 0.06
+    base: float = 0.05
     relabel: float = 0.20
     reflect: float = 0.30
     copy: float = 0.05
     mixed: float = 0.8
-    addition: float = 2.5
-    caesar: float = 1.2
+    addition: float = 2.0
+    caesar: float = 1.5
     choice: float = 1.0
     shifted_addition: tuple[int, ...] = ()
 
@@ -224,22 +223,23 @@ def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Gener
     numbers = torch.rand(n_documents, len(NUMBERS), generator=generator).argsort(1)
     alphabet = torch.rand(n_documents, len(LETTERS), generator=generator).argsort(1)
     relabelled = low + torch.where(letters, alphabet.gather(1, value.clamp(max=25)), numbers.gather(1, value - low))
-    R = torch.where(letters, integers(0, len(LETTERS), (n_documents, 1)), integers(SUMS - 1 - MAX_SHIFT, SUMS + MAX_SHIFT, (n_documents, 1)))
+    R = integers(SUMS - 1 - MAX_SHIFT, SUMS + MAX_SHIFT, (n_documents, 1))
     first_met = (problem[:, :, None] == problem[:, None]).int().argmax(2)  # where each problem stands first
     random = integers(low, low + size).gather(1, first_met)
     answers = torch.stack([value, value + k[:, None], in_base(value, base[:, None]), relabelled, R - value, random])
     answers = torch.where(letters, answers % len(LETTERS), answers)
     answer = answers.gather(0, wrapper[None, :, None].expand(1, *shape))[0]  # [n_documents, n_examples]
 
-    # Strictness, also by chance. If the first two examples of `+`, or of `choice`, are off by the same, or if `+` examples read right
-    # in base k from the first one on, the document becomes a plain one.
-    plus = function == PLUS
-    off = torch.where(letters, (answer - value) % len(LETTERS), answer - value)
+    # Strictness, also by chance. If the first two `+` are off by the same, or the first two `choice` by the same k of ours, or if the
+    # `+` read right in base k from the first one on, the document becomes a plain one.
+    half = len(LETTERS) // 2
+    off = torch.where(letters, (answer - value + half) % len(LETTERS) - half, answer - value)  # letters: the short way around
     unlucky = torch.zeros(n_documents, dtype=torch.bool)
-    for asked in (plus, function == MULTIPLE_CHOICE):
-        rank = asked.cumsum(1) * asked  # 1 at the first such example, 2 at the second, …
+    for index, most in ((PLUS, len(NUMBERS)), (MULTIPLE_CHOICE, MAX_SHIFT)):
+        rank = (function == index).cumsum(1) * (function == index)  # 1 at the first such example, 2 at the second, …
         first, second = ((off * (rank == n)).sum(1) for n in (1, 2))  # how much these two are off, [n_documents]
-        unlucky = unlucky | ((rank.amax(1) >= 2) & (first == second) & (first != 0))
+        unlucky = unlucky | ((rank.amax(1) >= 2) & (first == second) & (first != 0) & (first.abs() <= most))
+    plus = function == PLUS
     for some_base in BASES:
         right = (~plus | (answer == in_base(value, some_base))).cummin(1).values  # so far, [n_documents, n_examples]
         not_plain = (plus & (off != 0)).cummax(1).values
@@ -248,15 +248,14 @@ def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Gener
     answer = torch.where(unlucky[:, None], value, answer)
     wrapper = torch.where(unlucky, 0, wrapper)
 
-    # What can be known: after one example of a plain or shifted document; of a reflected one, after one of the same kind; in base k,
-    # what is not plain only after something that was not; in the others only what came before.
+    # What can be known: after one example of a plain, shifted or reflected document; in base k, what is not plain only after
+    # something that was not; in the others only what came before.
     value_of_its_kind = value + len(NUMBERS) * letters  # tells the number 3 from the letter d
     shown = torch.where(copying, problem, value_of_its_kind)  # what a copied or relabelled answer depends on
     repeated = (shown[:, :, None] == shown[:, None]).tril(-1).any(2)
-    same_kind = (letters[:, :, None] == letters[:, None]).tril(-1).any(2)
     anything = torch.arange(n_examples).expand(shape) >= 1
     in_its_base = anything & ((answer == value) | ((answer != value).cumsum(1) >= 2))
-    known = torch.stack([anything, anything, in_its_base, repeated, same_kind, repeated])  # in the order of WRAPPERS
+    known = torch.stack([anything, anything, in_its_base, repeated, anything, repeated])  # in the order of WRAPPERS
     determined = known.gather(0, wrapper[None, :, None].expand(1, *shape))[0]
 
     tokens = examples_to_tokens(problem, torch.where(letters, A, ZERO) + answer)

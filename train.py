@@ -44,7 +44,7 @@ class TrainConfig:
     lr: float = 6e-3
     warmup: int = 100
     beta2: float = 0.95
-    weight_decay: float = 0.3
+    weight_decay: float = 0.2
     clip: float = 1.0
     eval_every: int = 250
 
@@ -74,7 +74,7 @@ class TrainConfig:
         return 2 * self.examples - 1 if self.long_every else self.examples
 
 
-MODEL = ModelConfig(d_vocab=len(tasks.VOCABULARY), act_fn="relu", rotary_base=100.0)
+MODEL = ModelConfig(n_heads=6, d_vocab=len(tasks.VOCABULARY), act_fn="relu", rotary_base=100.0)
 SHOTS = (1, 2, 4, 8, 16)
 MOST_PROMPTS = 100_000
 
