@@ -30,6 +30,7 @@ Everything here is a pure function of an explicit torch.Generator; nothing seeds
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +44,7 @@ NUMBERS = range(-MAX_SHIFT, 31)  # 18 in base 6 is 30
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SUMS = 19  # how many sums two operands can have: 0..18
 CHOICE = "choice"
-FUNCTIONS = {  # symbol → (name of the task, how many different operands, f); `choice` alone takes a third operand, in the place of a symbol
+FUNCTIONS: dict[str, tuple[str, int, Callable[..., Tensor]]] = {  # symbol → (name of the task, how many different operands, f); `choice` alone takes a third operand, in the place of a symbol
     "+": ("addition", 10, lambda x, y: x + y),
     "-": ("subtraction", 10, lambda x, y: x - y),  # only x >= y is asked
     "max": ("maximum", 10, lambda x, y: torch.maximum(x, y)),
