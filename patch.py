@@ -38,7 +38,7 @@ N_COUNTED = 500  # prompts on which right answers are counted, as they are and w
 N_EVALUATED = 100  # prompts on which circuits, single readers and reuse are measured
 N_SEARCH = 50  # prompts on which circuits and worst subsets are looked for, to be measured on others; and those for more than FEW_GROUPS random groups
 FEW_GROUPS = 5
-REUSED = [(task, k) for task in ("addition", "caesar") for k in range(-tasks.MAX_SHIFT, tasks.MAX_SHIFT + 1) if k]
+REUSED = [(task, k) for task in ("addition", "caesar", "base_addition", "choice") for k in tasks.TASKS[task].ks if k]
 N_INPUTS = 10  # inputs 0..9 of function vectors
 N_EXAMPLES = 4000  # at least so many examples stand behind shares of variance, so that every pair of labels occurs
 MOST_PROMPTS = 100_000
@@ -49,6 +49,8 @@ def trace(model: Transformer, task: str, k: int, shots: int, n_prompts: int, see
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     pairs = tasks.evaluation_pairs(task, k, shots, n_prompts, generator)  # to trace with: patching averages logits
+    if pairs.operands_changed is None:
+        raise ValueError(f"{task} cannot be traced: it has no second contrast, with other operands")
     many = tasks.evaluation_pairs(task, k, shots, max(N_COUNTED, n_prompts), generator)  # to count right answers on
     with tqdm(total=6, desc="patch", mininterval=0.5, disable=None) as bar:
         # 1. Does it do the task?
@@ -129,7 +131,12 @@ def _rounded(tensor: Tensor) -> Any:
 
 def first(pairs: tasks.Pairs, n: int) -> tasks.Pairs:
     """The first n pairs."""
-    return replace(pairs, **{name: value[:n] for name, value in vars(pairs).items() if isinstance(value, Tensor)})
+    return some(pairs, slice(n))
+
+
+def some(pairs: tasks.Pairs, which: slice | Tensor) -> tasks.Pairs:
+    """Some of the pairs, by a slice or by a mask [n_prompts]."""
+    return replace(pairs, **{name: value[which] for name, value in vars(pairs).items() if isinstance(value, Tensor)})
 
 
 def answers_of(pairs: tasks.Pairs) -> tuple[Tensor, Tensor]:
@@ -236,7 +243,7 @@ def reuse(model: Transformer, heads: Sequence[str], questions: Sequence[tuple[st
     """Four rows for each (task, k): the base prompt, the contrast prompt, that without `heads`, and that without random heads.
 
     What is taken out is replaced by its base-run values. The random rows are means over groups from the same layers.
-    A task that has no such prompts (see `evaluation_pairs`) has no rows.
+    Sums in base k stand apart by whether the asked one carries. A task that has no such prompts (see `evaluation_pairs`) has no rows.
     """
     rows = []
     drawn = [random_group(heads, model.cfg.n_heads, generator) for _ in range(N_OTHER_DRAWS)]
@@ -245,12 +252,17 @@ def reuse(model: Transformer, heads: Sequence[str], questions: Sequence[tuple[st
             pairs = tasks.evaluation_pairs(task, k, shots, N_EVALUATED, generator)
         except ValueError:
             continue
-        ablator, answers = Ablator(model, pairs.contrast, {"base": pairs.base}), answers_of(pairs)
-        plain = last_logits(model, pairs.base)
-        four = [("base", "none", {"base_acc": round(accuracy(plain, answers[0]), 4), "contrast_acc": round(accuracy(plain, answers[1]), 4)})]
-        four += [("contrast", label, ablation_row(ablator, answers, label, group, "base")) for label, group in (("none", []), ("function_induction", heads))]
-        four += [("contrast", "random_same_layers", control_row(ablator, answers, "random_same_layers", drawn, "base"))]
-        rows += [{"task": task, "k": k, "prompt": prompt, "ablated": ablated, "base_acc": row["base_acc"], "contrast_acc": row["contrast_acc"], "n_prompts": N_EVALUATED} for prompt, ablated, row in four]
+        kinds = {"carry": pairs.carry, "no carry": ~pairs.carry} if tasks.TASKS[task].wrapper == "base" else {"all": pairs.carry}
+        for kind, which in kinds.items():
+            asked = some(pairs, which)
+            if not len(asked.base):
+                continue
+            ablator, answers = Ablator(model, asked.contrast, {"base": asked.base}), answers_of(asked)
+            plain = last_logits(model, asked.base)
+            four = [("base", "none", {"base_acc": round(accuracy(plain, answers[0]), 4), "contrast_acc": round(accuracy(plain, answers[1]), 4)})]
+            four += [("contrast", label, ablation_row(ablator, answers, label, group, "base")) for label, group in (("none", []), ("function_induction", heads))]
+            four += [("contrast", "random_same_layers", control_row(ablator, answers, "random_same_layers", drawn, "base"))]
+            rows += [{"task": task, "k": k, "items": kind, "prompt": prompt, "ablated": ablated, "base_acc": row["base_acc"], "contrast_acc": row["contrast_acc"], "n_prompts": len(asked.base)} for prompt, ablated, row in four]
     return rows
 
 

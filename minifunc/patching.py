@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from minifunc.distributed import all_sum
-from minifunc.model import Hook, Hooks, Past, Transformer
+from minifunc.model import Hook, Hooks, Transformer
 from minifunc.nodes import HeadInput, Logits, MLPInput, Receiver, Resid
 from minifunc.pairs import Chunk, PairedRuns
 

@@ -167,11 +167,12 @@ def reused(c: dict[str, Any]) -> list[str]:
     """The four accuracies of each task: plain / shifted answers."""
     columns = [("base", "none"), ("contrast", "none"), ("contrast", "function_induction"), ("contrast", "random_same_layers")]
     out = ["the same heads on other tasks: shares of plain / shifted answers", f"  {'task':18}{'base prompt':>16}{'contrast prompt':>18}{'without FI':>16}{'without random':>18}"]
-    by_task: dict[tuple[str, int], dict[tuple[str, str], str]] = {}
+    by_task: dict[tuple[str, int, str], dict[tuple[str, str], str]] = {}
     for row in c["reuse"]:
-        by_task.setdefault((row["task"], row["k"]), {})[row["prompt"], row["ablated"]] = f"{row['base_acc']:.2f} / {row['contrast_acc']:.2f}"
-    for (task, k), cells in by_task.items():
-        out.append(f"  {task + f' {k:+d}':18}" + "".join(f"{cells.get(column, ''):>{width}}" for column, width in zip(columns, (16, 18, 16, 18))))
+        by_task.setdefault((row["task"], row["k"], row["items"]), {})[row["prompt"], row["ablated"]] = f"{row['base_acc']:.2f} / {row['contrast_acc']:.2f}"
+    for (task, k, items), cells in by_task.items():
+        name = f"{task} {k:+d}" if items == "all" else f"base {k}, {items}"
+        out.append(f"  {name:18}" + "".join(f"{cells.get(column, ''):>{width}}" for column, width in zip(columns, (16, 18, 16, 18))))
     return out if by_task else []
 
 
