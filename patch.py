@@ -203,7 +203,7 @@ def evaluate_circuits(search: Ablator, few: Ablator, search_pairs: tasks.Pairs, 
 def readers(few: Ablator, pairs: tasks.Pairs, found: Discovery, criteria: Criteria) -> dict[str, Any]:
     """`reader_roles` of the heads below the FI heads: each is replaced, alone, over the shown examples; the query stays."""
     direct = {head for group in ("function_induction", "consolidation") for head in found.groups[group]}
-    heads = [head for head in heads_of(sum((found.groups[group] for group in ("shown_answer", "expected_answer", "upstream")), [])) if head not in direct]
+    heads = [head for head in heads_of(head for group in ("shown_answer", "expected_answer", "upstream") for head in found.groups[group]) if head not in direct]
     shown = range(int(tasks.answer_positions(pairs.shots)[-1]) + 1)
     replaced: dict[str, dict[str, dict[str, float]]] = {head: {} for head in heads}
     for name, how in (("answers", "base"), ("operands", "operands_changed"), ("unrelated", "unrelated")):
