@@ -156,11 +156,13 @@ class PathPatcher(PairedRuns):
                 send(self._n_below(2 * layer) + head, f"{block.name}.attn.hook_z", layer, head)
             yield from note(2 * layer + 1)
             if block.mlp is not None:
-                sent = delta[: below(2 * layer + 1)]
+                sent, sender = delta[: below(2 * layer + 1)], self._n_below(2 * layer + 1)
                 if not self.freeze_mlps and len(sent):
                     resid, after = chunk.at(layer, "hook_resid_mid")[:, where], chunk.at(layer, "hook_mlp_out")[:, where]
-                    sent += block.mlp(block.ln2(resid + sent, none), none) - after
-                send(self._n_below(2 * layer + 1), f"{block.name}.hook_mlp_out", layer)
+                    through = block.mlp(block.ln2(resid + sent, none), none) - after
+                    through[[sender in row for row in rows[: len(sent)]]] = 0  # what it sends does not depend on what joint senders below make it read
+                    sent += through
+                send(sender, f"{block.name}.hook_mlp_out", layer)
         yield from note(2 * self.cfg.n_layers)
 
     def _read(self, receiver: Receiver, chunk: Chunk, delta: Tensor, where: slice, read: dict[object, Tensor]) -> Tensor:

@@ -28,7 +28,7 @@ class Oracle:
         return (logits[rows, -1, self.answers[0]] - logits[rows, -1, self.answers[1]]).mean()
 
     def r(self, sender, receivers, freeze_mlps=False):
-        """r of one sender ("embedding", "mlp2", "1.3") on receivers overwritten together.
+        """r of one sender ("embedding", "mlp2", "1.3"), or of a list of them that send together, on receivers overwritten together.
 
         A receiver is "logits", "2.1.q", "mlp1" or "resid2", with "@1,4" behind it if it is limited to positions.
         """
@@ -41,19 +41,17 @@ class Oracle:
             hooks[f"blocks.{layer}.attn.hook_z"] = lambda x, name: of_contrast[name]
             if freeze_mlps and model.cfg.has_mlp:
                 hooks[f"blocks.{layer}.hook_mlp_out"] = lambda x, name: of_contrast[name]
-        if sender == "embedding":
-            hooks["hook_embed"] = lambda x, name: of_source[name]
-        elif sender.startswith("mlp"):
-            hooks[f"blocks.{sender[3:]}.hook_mlp_out"] = lambda x, name: of_source[name]
-        else:
-            sender_layer, sender_head = map(int, sender.split("."))
+        for one in [sender] if isinstance(sender, str) else sender:
+            name = "hook_embed" if one == "embedding" else f"blocks.{one[3:]}.hook_mlp_out" if one.startswith("mlp") else f"blocks.{one.split('.')[0]}.attn.hook_z"
 
-            def one_head(x, name):
-                x = of_contrast[name].clone()
-                x[:, :, sender_head] = of_source[name][:, :, sender_head]
+            def send(x, name, head=None if one[0] in "em" else int(one.split(".")[1]), before=hooks.get(name)):
+                if head is None:
+                    return of_source[name]
+                x = before(x, name).clone()  # what heads of the same layer send with it
+                x[:, :, head] = of_source[name][:, :, head]
                 return x
 
-            hooks[f"blocks.{sender_layer}.attn.hook_z"] = one_head
+            hooks[name] = send
 
         seen = {}
         places = {"mlp": "hook_mlp_in", "resid": "hook_resid_pre"}

@@ -108,8 +108,8 @@ def test_all_senders_together_bring_back_the_base_run():
         assert patcher.sweep(Logits(), [patcher.senders]).r.tolist() == pytest.approx([-1], abs=1e-10)
         patcher = PathPatcher(*make(**variant))
         no_mlps = [sender for sender in patcher.senders if not sender.startswith("mlp")]
-        together = patcher.sweep(Logits(), [no_mlps, "0.1", ["1.0"]])
-        assert together.r[0].item() == pytest.approx(-1, abs=1e-10)
+        together = patcher.sweep(Logits(), [no_mlps, patcher.senders])
+        assert together.r.tolist() == pytest.approx([-1, -1], abs=1e-10)
         torch.testing.assert_close(together.per_prompt[0], patcher.F_base.double() - patcher.F_contrast.double(), rtol=0, atol=1e-10)
 
 
