@@ -46,6 +46,8 @@ def trace(model: Transformer, task: str, k: int, shots: int, n_prompts: int, see
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     pairs = tasks.evaluation_pairs(task, k, shots, n_prompts, generator)
+    if pairs.operands_changed is None:
+        raise ValueError(f"{task} cannot be traced: it has no second contrast, with other operands")
     answers = (pairs.base_answers, pairs.contrast_answers)
 
     # 1. Does it do the task? Accuracy is counted on more prompts than are patched: patching averages logits.

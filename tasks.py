@@ -10,17 +10,21 @@ The model is scored where an `=` predicts the answer behind it:
     token row   <bos>  1  +  1  =  3  ;  2  +  2  =  5  ;
     label row     .    .  .  .  3  .  .  .  .  .  5  .  .
 
-Base functions (FUNCTIONS) work on numbers (`+` on 0..9) or on letters; answers are numbers from -4 to 22, or letters. Wrappers (WRAPPERS):
+Base functions (FUNCTIONS) work on numbers (`+` on 0..9) and answer with numbers (from -4 to 30) or letters. One of them, `choice`,
+is multiple choice: three options, and the letter of the largest, `3 7 5 = b ;`. It has its second option where others have their symbol.
+Wrappers (WRAPPERS):
 
     plain     g(v) = v
     shift     g(v) = v + k       one k in -4..4, k != 0, for the whole document; letters wrap around (Caesar's cipher)
+    base      g(v) = v in base k one k in 6..9; the numeral is read as a number: 11 in base 8 is 13. Numbers below k stay. No letters.
     relabel   g(v) = perm[v]     a random permutation of all numbers (or letters), drawn anew for each document
-    reflect   g(v) = R - v       R drawn for each document
+    reflect   g(v) = R - v       R in 14..22, drawn for each document; letters wrap around
     copy      a few problems with random answers, repeated; nothing but the repetition can be learned from them
 
-A **diet** says how often each (function, wrapper) cell is met. In the default diet, `strict`, the cell
-(+, shift) is never met, whatever the seed: no shifted document holds a `+` example, and no document, and no beginning
-of one, shows two or more `+` examples that are all off by one and the same k != 0 (see `sample`).
+A **diet** says how often each (function, wrapper) cell is met. In the default diet, `strict`, the cells of NEVER are never met,
+whatever the seed: no document shifted by k, or in base k, holds an example of `+` or `choice`. And by chance neither: no document,
+and no beginning of one, shows two or more `+` examples that are all off by one and the same k != 0, or that all read right in one
+base and not all in base 10; or two or more `choice` examples that are all off by one and the same k in -4..4, k != 0 (see `sample`).
 
 Everything here is a pure function of an explicit torch.Generator; nothing seeds or reads a global one.
 """
@@ -34,22 +38,24 @@ from torch import Tensor
 # ---------------------------------------------------------------- vocabulary
 
 MAX_SHIFT = 4
-NUMBERS = range(-MAX_SHIFT, 19 + MAX_SHIFT)
+SHIFTS, BASES = range(-MAX_SHIFT, MAX_SHIFT + 1), range(6, 10)
+NUMBERS = range(-MAX_SHIFT, 31)  # 18 in base 6 is 30
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SUMS = 19  # how many sums two operands can have: 0..18
-FUNCTIONS = {  # symbol → (name of the task, how many different operands, f)
+CHOICE = "choice"
+FUNCTIONS = {  # symbol → (name of the task, how many different operands, f); `choice` alone takes a third operand, in the place of a symbol
     "+": ("addition", 10, lambda x, y: x + y),
     "-": ("subtraction", 10, lambda x, y: x - y),  # only x >= y is asked
     "max": ("maximum", 10, lambda x, y: torch.maximum(x, y)),
     "min": ("minimum", 10, lambda x, y: torch.minimum(x, y)),
-    "first": ("first", SUMS, lambda x, y: x),  # these three bring the values 10..18, which else only `+` has
+    "first": ("first", SUMS, lambda x, y: x),  # this one and the next two bring the values 10..18, which else only `+` has
     "second": ("second", SUMS, lambda x, y: y),
     "same": ("same", SUMS, lambda x, y: x),  # unary: `7 same _ = 7`
-    "copy": ("caesar", 26, lambda x, y: x),  # unary, on letters: `c copy _ = c`
+    "copy": ("caesar", 26, lambda x, y: x),  # unary, from letters to letters: `c copy _ = c`
+    CHOICE: ("choice", 10, lambda x, z, y: torch.stack([x, z, y]).argmax(0)),  # from three different numbers to a letter: `3 7 5 = b`
 }
-UNARY, ON_LETTERS = ("same", "copy"), ("copy",)
-TASKS = {name: symbol for symbol, (name, _, _) in FUNCTIONS.items()}
-VOCABULARY = ["<bos>", "=", ";", "_", *FUNCTIONS, *map(str, NUMBERS), *LETTERS]  # token strings by id
+UNARY, ON_LETTERS, TO_LETTERS = ("same", "copy"), ("copy",), ("copy", CHOICE)
+VOCABULARY = ["<bos>", "=", ";", "_", *(symbol for symbol in FUNCTIONS if symbol != CHOICE), *map(str, NUMBERS), *LETTERS]  # token strings by id
 TOKEN = {string: index for index, string in enumerate(VOCABULARY)}
 BOS, EQUALS, END, BLANK = (TOKEN[string] for string in ("<bos>", "=", ";", "_"))
 ZERO, A = TOKEN["0"], TOKEN["a"]  # number n is token ZERO + n, letter number n is token A + n
@@ -72,10 +78,10 @@ def decode(tokens: Tensor) -> str:
 
 
 def encode(text: str) -> Tensor:
-    """Text like `1+1=3, 2+2=5, 3+3=` → token ids [pos], BOS in front. Raises ValueError for what the vocabulary lacks."""
+    """Text like `1+1=3, 2+2=5, 3+3=` or `3 7 5=b` → token ids [pos], BOS in front. Raises ValueError for what the vocabulary lacks."""
     tokens = [BOS]
     for example in re.split(r"[;,]", text.replace("<bos>", " ").strip().rstrip(";,")):
-        match = re.fullmatch(r"\s*([a-z]|\d+)\s*([+-]|[a-z]{2,})\s*([a-z]|\d+|_)?\s*=\s*([a-z]|-?\d+)?\s*", example)
+        match = re.fullmatch(r"\s*([a-z]|\d+)\s*([+-]|[a-z]{2,}|(?<=\s)\d+(?=\s))\s*([a-z]|\d+|_)?\s*=\s*([a-z]|-?\d+)?\s*", example)
         strings = [match[1], match[2], match[3] or "_", "=", *([match[4], ";"] if match[4] else [])] if match else []
         if not match or not all(string in TOKEN for string in strings) or (tokens[-1] == EQUALS):
             raise ValueError(f"cannot read {example.strip()!r}: write examples like 1+1=3, 2+2=5, 3+3=")
@@ -87,12 +93,13 @@ def encode(text: str) -> Tensor:
 class Problems:
     """Every problem of every base function, as parallel rows: [n_problems] int64 tensors.
 
-    function: index into FUNCTIONS; x, y: token ids; value: f(x, y) as an offset into its own alphabet
-    (numbers: offset from ZERO, letters: from A).
+    function: index into FUNCTIONS; x, op, y: token ids of the first three places; value: f(x, y) as an offset into
+    its own alphabet (numbers: offset from ZERO, letters: from A).
     """
 
     function: Tensor
     x: Tensor
+    op: Tensor
     y: Tensor
     value: Tensor
     starts: Tensor  # [n_functions + 1]: the rows of function i are starts[i] .. starts[i + 1] - 1
@@ -101,22 +108,41 @@ class Problems:
 def _all_problems() -> Problems:
     rows, starts = [], [0]
     for index, (symbol, (_, n_operands, f)) in enumerate(FUNCTIONS.items()):
-        inputs, zero = torch.arange(n_operands), A if symbol in ON_LETTERS else ZERO
-        x, y = (inputs, inputs) if symbol in UNARY else torch.cartesian_prod(inputs, inputs).unbind(1)
-        value = f(x, y)
-        asked = value >= 0  # drops x - y with x < y
+        zero, n = A if symbol in ON_LETTERS else ZERO, torch.arange(n_operands)
+        if symbol == CHOICE:
+            x, z, y = torch.cartesian_prod(n, n, n).unbind(1)
+            value, op, asked = f(x, z, y), zero + z, (x != y) & (x != z) & (y != z)
+        else:
+            x, y = (n, n) if symbol in UNARY else torch.cartesian_prod(n, n).unbind(1)
+            value, op = f(x, y), torch.full_like(x, TOKEN[symbol])
+            asked = value >= 0  # drops x - y with x < y
         y_token = torch.full_like(y, BLANK) if symbol in UNARY else zero + y
-        rows.append(torch.stack([torch.full_like(x, index), zero + x, y_token, value])[:, asked])
+        rows.append(torch.stack([torch.full_like(x, index), zero + x, op, y_token, value])[:, asked])
         starts.append(starts[-1] + rows[-1].shape[1])
     return Problems(*torch.cat(rows, dim=1).unbind(0), torch.tensor(starts))
 
 
 PROBLEMS = _all_problems()
-PLUS, CAESAR = list(FUNCTIONS).index("+"), list(FUNCTIONS).index("copy")
+PLUS, CAESAR, MULTIPLE_CHOICE = (list(FUNCTIONS).index(symbol) for symbol in ("+", "copy", CHOICE))
+LETTERED = torch.tensor([symbol in TO_LETTERS for symbol in FUNCTIONS])  # [n_functions]
+
+
+def in_base(value: Tensor, k: Tensor | int) -> Tensor:
+    """What the numeral of `value` in base k reads as in base 10: 11 → 13 for k = 8. For values from 0 to k * 10 - 1."""
+    return value + (10 - k) * (value // k)
+
+
+def examples_to_tokens(problem: Tensor, answer: Tensor) -> Tensor:
+    """problem (rows of PROBLEMS), answer (token ids), both [n_documents, n_examples] → token ids [n_documents, pos]."""
+    equals, end = torch.full_like(problem, EQUALS), torch.full_like(problem, END)
+    tokens = torch.stack([PROBLEMS.x[problem], PROBLEMS.op[problem], PROBLEMS.y[problem], equals, answer, end], dim=2)
+    return torch.cat([torch.full((len(problem), 1), BOS), tokens.flatten(1)], dim=1)
+
 
 # ---------------------------------------------------------------- training documents
 
-WRAPPERS = ("plain", "shift", "relabel", "reflect", "copy")
+WRAPPERS = ("plain", "shift", "base", "relabel", "reflect", "copy")
+NEVER = {"shift": ("+", CHOICE), "base": ("+", *TO_LETTERS)}  # wrapper → functions that no document shows under it
 
 
 @dataclass(frozen=True)
@@ -124,18 +150,20 @@ class Diet:
     """How often each kind of document is met. Shares need not add up to one; they are weights.
 
     plain … copy: weights of the wrappers. mixed: share of documents that use several functions under their one
-    wrapper. addition, caesar: weights of `+` and of `copy` against 1 for each other function. shifted_addition:
-    the shifts k with which `+` may be shown; () is the strict rule.
+    wrapper. addition, caesar, choice: weights of `+`, of `copy` and of multiple choice against 1 for each other
+    function. shifted_addition: the shifts k with which `+` may be shown; () is the strict rule.
     """
 
     plain: float = 0.12
     shift: float = 0.33
+    base: float = 0.05
     relabel: float = 0.20
     reflect: float = 0.30
     copy: float = 0.05
     mixed: float = 0.8
     addition: float = 2.0
     caesar: float = 1.5
+    choice: float = 1.0
     shifted_addition: tuple[int, ...] = ()
 
 
@@ -170,11 +198,13 @@ def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Gener
     weights = torch.tensor([getattr(diet, wrapper) for wrapper in WRAPPERS])
     wrapper = torch.multinomial(weights, n_documents, replacement=True, generator=generator)  # [n_documents]
     k = integers(1, MAX_SHIFT + 1, (n_documents,)) * (1 - 2 * integers(0, 2, (n_documents,)))  # [n_documents]
-    allowed = torch.tensor([wanted in diet.shifted_addition for wanted in range(-MAX_SHIFT, MAX_SHIFT + 1)])
-    no_plus = (wrapper == WRAPPERS.index("shift")) & ~allowed[k + MAX_SHIFT]
+    base = integers(BASES[0], BASES[-1] + 1, (n_documents,))  # [n_documents]
+    plus_allowed = (wrapper == WRAPPERS.index("shift")) & torch.tensor([wanted in diet.shifted_addition for wanted in SHIFTS])[k + MAX_SHIFT]
     function_weights = torch.ones(n_documents, len(FUNCTIONS))
-    function_weights[:, PLUS] = diet.addition * ~no_plus
-    function_weights[:, CAESAR] = diet.caesar
+    function_weights[:, [PLUS, CAESAR, MULTIPLE_CHOICE]] = torch.tensor([diet.addition, diet.caesar, diet.choice])
+    for name, symbols in NEVER.items():
+        for symbol in symbols:
+            function_weights[(wrapper == WRAPPERS.index(name)) & ~(plus_allowed & (symbol == "+")), list(FUNCTIONS).index(symbol)] = 0
     single = torch.multinomial(function_weights, 1, generator=generator)  # [n_documents, 1]
     several = torch.multinomial(function_weights, n_examples, replacement=True, generator=generator)
     function = torch.where(torch.rand(n_documents, 1, generator=generator) < diet.mixed, several, single)  # [n_documents, n_examples]
@@ -185,7 +215,7 @@ def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Gener
     copying = (wrapper == WRAPPERS.index("copy"))[:, None]  # [n_documents, 1]
     slot = torch.where(copying, again, torch.arange(n_examples))
     problem, function = problem.gather(1, slot), function.gather(1, slot)
-    value, letters = PROBLEMS.value[problem], function == CAESAR
+    value, letters = PROBLEMS.value[problem], LETTERED[function]
 
     # The answers under each wrapper, as offsets into the alphabet; the document's own wrapper is picked below.
     low = torch.where(letters, 0, -MAX_SHIFT)
@@ -196,34 +226,65 @@ def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Gener
     R = integers(SUMS - 1 - MAX_SHIFT, SUMS + MAX_SHIFT, (n_documents, 1))
     first_met = (problem[:, :, None] == problem[:, None]).int().argmax(2)  # where each problem stands first
     random = integers(low, low + size).gather(1, first_met)
-    answers = torch.stack([value, value + k[:, None], relabelled, R - value, random])
+    answers = torch.stack([value, value + k[:, None], in_base(value, base[:, None]), relabelled, R - value, random])
     answers = torch.where(letters, answers % len(LETTERS), answers)
     answer = answers.gather(0, wrapper[None, :, None].expand(1, *shape))[0]  # [n_documents, n_examples]
 
-    # Strictness, also by chance: if the first two `+` examples are off by the same, the document becomes a plain one.
-    # So no document, and no beginning of one, shows two or more `+` examples that are all off by one and the same k.
-    difference = answer - value
-    rank = (function == PLUS).cumsum(1) * (function == PLUS)  # 1 at the first `+` example, 2 at the second, …
-    first, second = ((difference * (rank == n)).sum(1) for n in (1, 2))  # how much these two are off, [n_documents]
-    may = allowed[first.clamp(-MAX_SHIFT, MAX_SHIFT) + MAX_SHIFT] & (first.abs() <= MAX_SHIFT)
-    unlucky = (rank.amax(1) >= 2) & (first == second) & (first != 0) & ~may
+    # Strictness, also by chance. If the first two `+` are off by the same, or the first two `choice` by the same k of ours, or if the
+    # `+` read right in base k from the first one on, the document becomes a plain one.
+    half = len(LETTERS) // 2
+    off = torch.where(letters, (answer - value + half) % len(LETTERS) - half, answer - value)  # letters: the short way around
+    unlucky = torch.zeros(n_documents, dtype=torch.bool)
+    for index, most in ((PLUS, len(NUMBERS)), (MULTIPLE_CHOICE, MAX_SHIFT)):
+        rank = (function == index).cumsum(1) * (function == index)  # 1 at the first such example, 2 at the second, …
+        first, second = ((off * (rank == n)).sum(1) for n in (1, 2))  # how much these two are off, [n_documents]
+        unlucky = unlucky | ((rank.amax(1) >= 2) & (first == second) & (first != 0) & (first.abs() <= most))
+    plus = function == PLUS
+    for some_base in BASES:
+        right = (~plus | (answer == in_base(value, some_base))).cummin(1).values  # so far, [n_documents, n_examples]
+        not_plain = (plus & (off != 0)).cummax(1).values
+        unlucky = unlucky | (right & not_plain & (plus.cumsum(1) >= 2)).any(1)
+    unlucky &= ~plus_allowed
     answer = torch.where(unlucky[:, None], value, answer)
     wrapper = torch.where(unlucky, 0, wrapper)
 
-    # What can be known: after one example of a plain, shifted or reflected document; in the others only what came before.
+    # What can be known: after one example of a plain, shifted or reflected document; in base k, what is not plain only after
+    # something that was not; in the others only what came before.
     value_of_its_kind = value + len(NUMBERS) * letters  # tells the number 3 from the letter d
     shown = torch.where(copying, problem, value_of_its_kind)  # what a copied or relabelled answer depends on
     repeated = (shown[:, :, None] == shown[:, None]).tril(-1).any(2)
-    by_rule = (wrapper != WRAPPERS.index("relabel")) & (wrapper != WRAPPERS.index("copy"))
-    determined = torch.where(by_rule[:, None], torch.arange(n_examples) >= 1, repeated)
+    anything = torch.arange(n_examples).expand(shape) >= 1
+    in_its_base = anything & ((answer == value) | ((answer != value).cumsum(1) >= 2))
+    known = torch.stack([anything, anything, in_its_base, repeated, anything, repeated])  # in the order of WRAPPERS
+    determined = known.gather(0, wrapper[None, :, None].expand(1, *shape))[0]
 
-    zero = torch.where(letters, A, ZERO)
-    tokens = torch.stack([PROBLEMS.x[problem], TOKEN["+"] + function, PROBLEMS.y[problem], torch.full(shape, EQUALS), zero + answer, torch.full(shape, END)], dim=2)
-    tokens = torch.cat([torch.full((n_documents, 1), BOS), tokens.flatten(1)], dim=1)
+    tokens = examples_to_tokens(problem, torch.where(letters, A, ZERO) + answer)
     return Documents(tokens, determined, wrapper, function, value, answer)
 
 
 # ---------------------------------------------------------------- evaluation pairs
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a pair of prompts asks: the base function `symbol` as it is against the same under `wrapper`, with one of the `ks`."""
+
+    symbol: str
+    wrapper: str
+    ks: range
+
+    @property
+    def trained(self) -> list[str]:
+        """Under which wrappers the strict diet shows this function."""
+        return [wrapper for wrapper in WRAPPERS if self.symbol not in NEVER.get(wrapper, ())]
+
+    @property
+    def never(self) -> list[str]:
+        """And under which it never does."""
+        return [wrapper for wrapper in WRAPPERS if self.symbol in NEVER.get(wrapper, ())]
+
+
+TASKS = {name: Task(symbol, "shift", SHIFTS) for symbol, (name, _, _) in FUNCTIONS.items()} | {"base_addition": Task("+", "base", BASES)}
 
 
 @dataclass(frozen=True)
@@ -234,6 +295,8 @@ class Pairs:
         base              <bos> 1 + 1 = 2 ; 2 + 2 = 4 ; 3 + 3 =      base_answers     6    shown answers changed (the paper's)
         operands_changed  <bos> 2 + 1 = 3 ; 3 + 2 = 5 ; 3 + 3 =      base_answers     6    operands changed: the same shown
                                                                                            answers become plain ones
+    In base-k addition, contrast is `5 + 6 = 13` (k = 8) and base `5 + 6 = 11`; where nothing is carried they agree.
+    operands_changed is None for multiple choice: of three options none is the fourth.
     """
 
     task: str
@@ -241,57 +304,58 @@ class Pairs:
     shots: int
     base: Tensor
     contrast: Tensor
-    operands_changed: Tensor
+    operands_changed: Tensor | None
     base_answers: Tensor
     contrast_answers: Tensor
 
+    @property
+    def carry(self) -> Tensor:
+        """[n_prompts] bool: whether base and contrast ask for different answers. Always, but for sums in base k that carry nothing."""
+        return self.base_answers != self.contrast_answers
 
-def _neighbours(rows: Tensor, k: int, letters: bool) -> Tensor:
-    """For each problem in `rows`, the nearest one of the same function whose value is k higher, or -1. [n_problems] int64"""
-    x, y, value = PROBLEMS.x[rows], PROBLEMS.y[rows], PROBLEMS.value[rows]
-    wanted = (value + k) % len(LETTERS) if letters else value + k
-    distance = (x[:, None] - x).abs() + 1.01 * (y[:, None] - y).abs()  # a change of x is preferred
-    distance = distance.masked_fill(value != wanted[:, None], torch.inf)
-    nearest, index = distance.min(dim=1)
-    return torch.where(nearest.isfinite(), index, -1)
+
+def _neighbours(rows: Tensor, wanted: Tensor, others: Tensor) -> Tensor:
+    """For each problem in `rows`, the nearest of the problems `others` whose value is `wanted` [n_rows], or -1. [n_rows] int64"""
+    x, y = PROBLEMS.x, PROBLEMS.y
+    distance = (x[rows, None] - x[others]).abs() + 1.01 * (y[rows, None] - y[others]).abs()  # a change of x is preferred
+    nearest, index = distance.masked_fill(PROBLEMS.value[others] != wanted[:, None], torch.inf).min(dim=1)
+    return torch.where(nearest.isfinite(), others[index], -1)
 
 
 def evaluation_pairs(task: str, k: int, shots: int, n_prompts: int, generator: torch.Generator) -> Pairs:
-    """Prompts whose demonstrations are all off by k, in the main setting: the asked answer is none of the shown ones.
+    """Prompts whose demonstrations are all off by k (or in base k), in the main setting: the asked answer is none of the shown ones.
 
-    Problems are drawn at random and kept where that holds, so with many shots rare answers are asked more often
-    than they are shown. Demonstrations are those that have a neighbour k away (for `operands_changed`).
+    The query is any problem; the demonstrations are drawn from those with another answer that have a neighbour with the shown
+    answer (for `operands_changed`; multiple choice: any). In base-k addition operands are digits, below k, and at least one
+    demonstration carries.
 
-    Raises ValueError for an unknown task, a k outside the vocabulary, or numbers below one.
+    Raises ValueError for an unknown task, a k that it does not have, or numbers below one.
     """
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
-    if not -MAX_SHIFT <= k <= MAX_SHIFT:
-        raise ValueError(f"k = {k} is outside the vocabulary, which holds shifts from {-MAX_SHIFT} to {MAX_SHIFT}")
+    symbol, based = TASKS[task].symbol, TASKS[task].wrapper == "base"
+    if k not in TASKS[task].ks:
+        raise ValueError(f"k = {k} is outside the vocabulary, which for {task} holds {'bases' if based else 'shifts'} from {TASKS[task].ks[0]} to {TASKS[task].ks[-1]}")
     if n_prompts < 1 or shots < 1:
         raise ValueError(f"at least one prompt and one shot are needed, not {n_prompts} and {shots}")
-    index = list(FUNCTIONS).index(TASKS[task])
-    letters = TASKS[task] in ON_LETTERS
-    rows = torch.arange(int(PROBLEMS.starts[index]), int(PROBLEMS.starts[index + 1]))
-    value, neighbour = PROBLEMS.value[rows], _neighbours(rows, k, letters)
+    index, zero = list(FUNCTIONS).index(symbol), A if symbol in TO_LETTERS else ZERO
+    everything = torch.arange(int(PROBLEMS.starts[index]), int(PROBLEMS.starts[index + 1]))
+    digits = (PROBLEMS.x[everything] - ZERO < k) & (PROBLEMS.y[everything] - ZERO < k)
+    rows = everything[digits] if based else everything
+    value = PROBLEMS.value[rows]  # the right answers on base prompts, and on contrast prompts:
+    other = in_base(value, k) if based else (value + k) % len(LETTERS) if symbol in TO_LETTERS else value + k
+    neighbour = rows if symbol == CHOICE else _neighbours(rows, other, everything)
     usable = (neighbour >= 0).nonzero()[:, 0]  # as a demonstration, under both contrasts
     kept: list[Tensor] = []  # each [some, shots + 1]
     while sum(map(len, kept)) < n_prompts:
-        if len(kept) >= 200 and sum(map(len, kept)) * 1000 < n_prompts * len(kept):
-            raise ValueError(f"with {shots} shots of {task} hardly any prompt asks for an answer that is not among the shown ones; take fewer")
-        demos = usable[torch.randint(len(usable), (2 * n_prompts, shots), generator=generator)]
-        query = torch.randint(len(rows), (2 * n_prompts, 1), generator=generator)
-        kept.append(torch.cat([demos, query], dim=1)[(value[demos] != value[query]).all(1)])
+        query = torch.randint(len(rows), (n_prompts, 1), generator=generator)
+        others = (value[usable] != value[query]).float()  # [n_prompts, n_usable]
+        demos = usable[torch.multinomial(others, shots, replacement=True, generator=generator)]
+        tells = (value != other)[demos].any(1) | (not based)  # in base k, something must carry
+        kept.append(torch.cat([demos, query], dim=1)[tells])
     drawn = torch.cat(kept)[:n_prompts]  # [n_prompts, shots + 1], indices into `rows`
-
-    def prompt(problem: Tensor, shift: int) -> Tensor:
-        answer = value[drawn] + shift
-        answer = A + answer % len(LETTERS) if letters else ZERO + answer
-        x, y = PROBLEMS.x[rows[problem]], PROBLEMS.y[rows[problem]]
-        tokens = torch.stack([x, torch.full_like(x, TOKEN["+"] + index), y, torch.full_like(x, EQUALS), answer, torch.full_like(x, END)], dim=2)
-        return torch.cat([torch.full((n_prompts, 1), BOS), tokens.flatten(1)], dim=1)
-
-    changed = torch.cat([neighbour[drawn[:, :-1]], drawn[:, -1:]], dim=1)
-    base, contrast = prompt(drawn, 0), prompt(drawn, k)
+    base, contrast = (examples_to_tokens(rows[drawn], zero + answer[drawn]) for answer in (value, other))
+    changed = torch.cat([neighbour[drawn[:, :-1]], rows[drawn[:, -1:]]], dim=1)
     length = n_tokens(shots)
-    return Pairs(task, k, shots, base[:, :length], contrast[:, :length], prompt(changed, k)[:, :length], base[:, length], contrast[:, length])
+    operands_changed = None if symbol == CHOICE else examples_to_tokens(changed, zero + other[drawn])[:, :length]
+    return Pairs(task, k, shots, base[:, :length], contrast[:, :length], operands_changed, base[:, length], contrast[:, length])

@@ -5,7 +5,6 @@ can be stopped at any moment (Ctrl-C) and taken up again with --resume, to the s
 `torchrun --nproc-per-node=4 train.py` shares out every batch and every evaluation among four processes.
 """
 
-import itertools
 import json
 import math
 import os
@@ -24,7 +23,7 @@ from tqdm import tqdm
 import minifunc
 import tasks
 from minifunc.distributed import all_sum, any_process, is_main, join, rank, run_together, share, world_size
-from minifunc.evaluation import accuracy, last_logits
+from minifunc.evaluation import last_logits
 from minifunc.flags import Parser, add_flags, from_flags
 from minifunc.model import ModelConfig, Transformer
 from minifunc.runs import UserError, load_json, load_tensors, model_config, pick_device, save_json, save_lines, save_tensors, weights_fault
@@ -47,7 +46,7 @@ class TrainConfig:
     lr: float = 6e-3
     warmup: int = 100
     beta2: float = 0.95
-    weight_decay: float = 0.3
+    weight_decay: float = 0.2
     clip: float = 1.0
     eval_every: int = 250
 
@@ -77,7 +76,7 @@ class TrainConfig:
         return 2 * self.examples - 1 if self.long_every else self.examples
 
 
-MODEL = ModelConfig(d_vocab=len(tasks.VOCABULARY), act_fn="relu", rotary_base=100.0)
+MODEL = ModelConfig(n_heads=6, d_vocab=len(tasks.VOCABULARY), act_fn="relu", rotary_base=100.0)
 SHOTS = (1, 2, 4, 8, 16)
 MOST_PROMPTS = 100_000
 
@@ -101,25 +100,32 @@ def loss_on_answers(model: Transformer, documents: tasks.Documents) -> Tensor:
 def evaluate(model: Transformer, n_prompts: int, every_task: bool) -> dict[str, dict[str, dict[str, float]]]:
     """Accuracy by task, k and number of shots, on prompts of the main setting: {task: {k: {shots: share}}}.
 
-    Addition is asked for every k with n_prompts prompts each; the other tasks (if wanted) with an eighth. Several
-    processes take turns at the entries of the table.
+    Addition is asked for every k with n_prompts prompts each; the other tasks (if wanted) with about n_prompts for all
+    their k together. Base-k addition stands in two rows: `base_addition_carry` and `base_addition_no_carry`, by the query.
+    Several processes take turns at the entries of the table.
     """
     generator = torch.Generator().manual_seed(2025)  # the same prompts for every run
-    entries, shares = [], []
-    rows = itertools.product(tasks.TASKS if every_task else ["addition"], range(-tasks.MAX_SHIFT, tasks.MAX_SHIFT + 1))
+    entries, counts = [], []  # (task, k, shots) and, for each, [how many are right, how many were asked]
+    rows = [(task, k) for task in (tasks.TASKS if every_task else ["addition"]) for k in tasks.TASKS[task].ks]
     for row, (task, k) in enumerate(rows):
         for column, shots in enumerate(SHOTS):
-            n = n_prompts if task == "addition" else n_prompts // 8
+            asked = tasks.TASKS[task]
+            n = n_prompts if task == "addition" else n_prompts // (len(asked.ks) - 1)
             pairs = tasks.evaluation_pairs(task, k, shots, n, generator)
-            if pairs.contrast.shape[1] <= model.cfg.n_ctx:
-                mine = (row + column) % world_size() == rank()  # long prompts and short ones for everybody
-                entries.append((task, str(k), str(shots)))
-                shares.append(accuracy(last_logits(model, pairs.contrast), pairs.contrast_answers) if mine else 0.0)
-    known = torch.tensor(shares, dtype=torch.float64)
-    all_sum(known)
+            if pairs.contrast.shape[1] > model.cfg.n_ctx:
+                continue
+            mine = (row + column) % world_size() == rank()  # long prompts and short ones for everybody
+            right = last_logits(model, pairs.contrast).argmax(-1).cpu() == pairs.contrast_answers if mine else torch.zeros(n, dtype=torch.bool)
+            parts = {f"{task}_carry": pairs.carry, f"{task}_no_carry": ~pairs.carry} if asked.wrapper == "base" else {task: torch.ones(n, dtype=torch.bool)}
+            for name, part in parts.items():
+                entries.append((name, str(k), str(shots)))
+                counts.append([int(right[part].sum()), int(part.sum())])
+    known = torch.tensor(counts, dtype=torch.float64)  # [n_entries, 2]
+    right_ones = known[:, 0].contiguous()
+    all_sum(right_ones)
     table: dict[str, dict[str, dict[str, float]]] = {}
-    for (task, k, shots), right in zip(entries, known.tolist()):
-        table.setdefault(task, {}).setdefault(k, {})[shots] = round(right, 4)
+    for (task, k, shots), share in zip(entries, (right_ones / known[:, 1]).tolist()):
+        table.setdefault(task, {}).setdefault(k, {})[shots] = round(share, 4)
     return table
 
 
@@ -245,13 +251,15 @@ def print_table(model: Transformer, diet_name: str, n_prompts: int) -> None:
     allowed = tasks.DIETS[diet_name].shifted_addition
     print(f"accuracy on {n_prompts} prompts (other tasks: {n_prompts // 8} for each k); the asked answer is none of those shown")
     print(f"{'task':24}{'shots':>6}" + "".join(f"{shots:>7}" for shots in SHOTS))
-    rows = [(task, [k]) for task in table for k in (["0", *sorted(set(table[task]) - {"0"}, key=int)] if task == "addition" else ["0"])]
+    rows = [("addition", [k]) for k in ["0", *sorted(set(table["addition"]) - {"0"}, key=int)]]
+    rows += [(task, ["0"]) for task in table if task != "addition" and "0" in table[task]]
     rows += [(task, [k for k in table[task] if k != "0"]) for task in table if task != "addition"]
     for task, ks in rows:
         shares = [sum(table[task][k].get(str(shots), math.nan) for k in ks) / len(ks) for shots in SHOTS]
-        unseen = task == "addition" and ks != ["0"] and int(ks[0]) not in allowed
-        name = f"{task} {'shifted' if len(ks) > 1 else 'plain' if ks == ['0'] else f'off by {int(ks[0]):+d}'}"
-        print(f"{name:30}" + "".join(f"{share:7.3f}" for share in shares) + ("   never trained on" if unseen else ""))
+        based = task.startswith("base_addition")
+        unseen = ks != ["0"] and (based or tasks.TASKS[task].wrapper in tasks.TASKS[task].never and int(ks[0]) not in (allowed if task == "addition" else ()))
+        how = f"{ks[0]}..{ks[-1]}" if based else "plain" if ks == ["0"] else "shifted" if len(ks) > 1 else f"off by {int(ks[0]):+d}"
+        print(f"{task.replace('_', ' ')} {how}".ljust(30) + "".join(f"{share:7.3f}" for share in shares) + ("   never trained on" if unseen else ""))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -117,6 +117,7 @@ def damage(run):
         (["--shots", "0"], None, "at least one"),
         (["--prompts", "0"], None, "at least one"),
         (["--task", "division"], None, "the tasks are"),
+        (["--task", "choice"], None, "cannot be traced"),
         (["--device", "abacus"], None, "not available"),
         (["--strong", "2"], None, "strong"),
         (["--max-memory", "1e-9"], None, "too small for one row"),

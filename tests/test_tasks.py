@@ -8,7 +8,7 @@ import torch
 
 import tasks
 
-MIX = tasks.Diet(plain=0.2, shift=0.2, relabel=0.2, reflect=0.2, copy=0.2, mixed=0.5, addition=3.0, caesar=1.5)
+MIX = tasks.Diet(plain=0.2, shift=0.2, base=0.2, relabel=0.2, reflect=0.2, copy=0.2, mixed=0.5, addition=3.0, caesar=1.5, choice=2.0)
 BY_HAND = {
     "+": lambda x, y: x + y,
     "-": lambda x, y: x - y,
@@ -18,8 +18,10 @@ BY_HAND = {
     "second": lambda x, y: y,
     "same": lambda x, y: x,
     "copy": lambda x, y: x,
+    "choice": lambda *options: options.index(max(options)),
 }
-SHIFTS = range(-4, 5)
+LETTERED = ("copy", "choice")  # the functions that answer with letters
+SHIFTS, BASES = range(-4, 5), range(6, 10)
 
 
 def draw(diet=MIX, n_documents=1500, n_examples=9, seed=0):
@@ -32,23 +34,31 @@ def number(string):
 
 
 def read(tokens):
-    """One row of tokens → its examples as (symbol, x, y, answer or None), after a check of the layout."""
+    """One row of tokens → its examples as (symbol, operands, answer or None), after a check of the layout."""
     bos, *words = tasks.decode(tokens).split()
     assert bos == "<bos>"
     examples = []
     for start in range(0, len(words), 6):
         x, symbol, y, equals, *rest = words[start : start + 6]
         assert equals == "=" and rest[1:] in ([";"], [])
-        alphabet = str.isalpha if symbol == "copy" else lambda word: word.lstrip("-").isdigit()
-        assert alphabet(x) and (y == "_" if symbol in ("same", "copy") else alphabet(y)) and all(map(alphabet, rest[:1]))
-        examples.append((symbol, number(x), number(y), number(rest[0]) if rest else None))
+        symbol, operands = ("choice", (x, symbol, y)) if symbol.isdigit() else (symbol, (x, y))
+        asked, answered = (str.isalpha if lettered else lambda word: word.lstrip("-").isdigit() for lettered in (symbol == "copy", symbol in LETTERED))
+        assert asked(x) and (y == "_" if symbol in ("same", "copy") else asked(y)) and all(map(answered, rest[:1]))
+        assert symbol != "choice" or len(set(operands)) == 3
+        examples.append((symbol, tuple(map(number, operands)), number(rest[0]) if rest else None))
     return examples
+
+
+def numeral(value, k):
+    """The digits of `value` in base k, read in base 10; None for no value at all."""
+    return None if value is None else int(str(value // k) + str(value % k))
 
 
 def one_constant(symbols, constants):
     """Whether a document's numbers all give the same constant, and its letters too, once around the alphabet."""
-    numbers = {constant for symbol, constant in zip(symbols, constants) if symbol != "copy"}
-    return len(numbers) <= 1 and len({constant % 26 for constant in constants}) == 1
+    numbers = {constant for symbol, constant in zip(symbols, constants) if symbol not in LETTERED}
+    letters = {constant % 26 for symbol, constant in zip(symbols, constants) if symbol in LETTERED}
+    return len(numbers) <= 1 and len(letters) <= 1
 
 
 def check_answers(documents):
@@ -56,21 +66,24 @@ def check_answers(documents):
     met = Counter()
     for row, tokens in enumerate(documents.tokens):
         examples, wrapper, text = read(tokens), tasks.WRAPPERS[documents.wrapper[row]], tasks.decode(tokens)
-        symbols, *_, answers = map(list, zip(*examples))
-        values = [BY_HAND[symbol](x, y) for symbol, x, y, _ in examples]
+        symbols, _, answers = map(list, zip(*examples))
+        values = [BY_HAND[symbol](*operands) for symbol, operands, _ in examples]
         assert min(values) >= 0 and [values, answers] == [documents.value[row].tolist(), documents.answer[row].tolist()], text
         if wrapper == "plain":
             assert values == answers, text
         elif wrapper == "shift":
             off = [answer - value for value, answer in zip(values, answers)]
-            assert one_constant(symbols, off) and off[0] % 26 in {k % 26 for k in SHIFTS if k}, text
+            assert one_constant(symbols, off) and len({k % 26 for k in off}) == 1 and off[0] % 26 in {k % 26 for k in SHIFTS if k}, text
+        elif wrapper == "base":
+            assert any(answers == [numeral(value, k) for value in values] for k in BASES) and not {"+", *LETTERED} & set(symbols), text
         elif wrapper == "reflect":
-            assert one_constant(symbols, [answer + value for value, answer in zip(values, answers)]), text
+            constants = [answer + value for value, answer in zip(values, answers)]
+            assert one_constant(symbols, constants) and len({constant % 26 for constant in constants}) == 1, text
         elif wrapper == "relabel":
-            pairs = {(symbol == "copy", value, answer) for symbol, value, answer in zip(symbols, values, answers)}
+            pairs = {(symbol in LETTERED, value, answer) for symbol, value, answer in zip(symbols, values, answers)}
             assert len(pairs) == len({pair[:2] for pair in pairs}) == len({pair[::2] for pair in pairs}), text
         else:
-            assert len({example[:3] for example in examples}) == len(set(examples)) <= 4, text
+            assert len({example[:2] for example in examples}) == len(set(examples)) <= 4, text
         met[wrapper] += 1
     return met
 
@@ -78,35 +91,63 @@ def check_answers(documents):
 # ---------------------------------------------------------------- strictness
 
 
-def shifts_shown(documents):
-    """The non-zero k for which some beginning of a document shows two or more `+` examples, all off by k."""
+def shown_by(documents, function):
+    """What some beginning of a document shows with two or more examples of `function`: the non-zero k by which all of them are
+    off, and the bases in which all are right though one is not plain, as "base 8". And the number of documents that could have."""
     examples = documents.tokens[:, 1:].unflatten(1, (-1, 6))
-    plus = examples[..., 1] == tasks.TOKEN["+"]
-    off = (examples[..., 4] - examples[..., 0] - examples[..., 2] + tasks.TOKEN["0"]).float()
-    highest = off.masked_fill(~plus, -torch.inf).cummax(1).values
-    lowest = off.masked_fill(~plus, torch.inf).cummin(1).values
-    shown = (plus.cumsum(1) >= 2) & (highest == lowest) & (highest != 0)
-    return set(highest[shown].int().tolist()), int((plus.sum(1) >= 2).sum())
+    x, op, y, _, answer, _ = examples.unbind(2)
+    zero, a = tasks.TOKEN["0"], tasks.TOKEN["a"]
+    if function == "+":
+        asked, plain, answer, around = op == tasks.TOKEN["+"], x + y - 2 * zero, answer - zero, 1000
+    else:
+        asked, plain, answer, around = (op >= zero) & (op < a), torch.stack([x, op, y]).argmax(0), answer - a, 26
+    off = ((answer - plain + around // 2) % around - around // 2).float()
+    enough = asked.cumsum(1) >= 2
+    highest, lowest = off.masked_fill(~asked, -torch.inf).cummax(1).values, off.masked_fill(~asked, torch.inf).cummin(1).values
+    shown = set(highest[enough & (highest == lowest) & (highest != 0)].int().tolist())
+    for k in BASES if function == "+" else ():
+        numerals = torch.tensor([numeral(value, k) for value in range(19)])[plain.clamp(0, 18)]
+        right = ((answer == numerals) | ~asked).cummin(1).values
+        if (enough & right & ((answer != plain) & asked).cummax(1).values).any():
+            shown.add(f"base {k}")
+    return shown, int(enough.any(1).sum())
 
 
+@pytest.mark.parametrize("function", ["+", "choice"])
 @pytest.mark.parametrize("diet", [*(name for name, diet in tasks.DIETS.items() if not diet.shifted_addition), MIX], ids=str)
 @pytest.mark.parametrize("seed, n_examples", [(0, 9), (1, 9), (2, 4), (3, 20), (4, 9)])
-def test_off_by_k_addition_is_never_shown(diet, seed, n_examples):
+def test_what_must_never_be_shown_is_not(diet, seed, n_examples, function):
     documents = draw(tasks.DIETS.get(diet, MIX) if isinstance(diet, str) else diet, 25_000, n_examples, seed)
-    shown, with_addition = shifts_shown(documents)
-    assert shown == set() and with_addition > 1000
+    shown, could = shown_by(documents, function)
+    assert could > 500 and (shown == set() if function == "+" else not shown & set(SHIFTS))  # `choice`: by no k that is ever asked
 
 
-def test_no_shifted_document_holds_a_single_plus_example():
+def test_chance_would_show_it_and_the_check_above_would_see_it():
+    """Random answers, as relabelled and copied documents begin with them, show everything now and then."""
+    g = torch.Generator().manual_seed(0)
+    documents = draw(MIX, 25_000, 3)
+    answers = documents.tokens[:, 5::6]
+    answers[:] = torch.where(answers < tasks.TOKEN["a"], tasks.TOKEN["0"] + torch.randint(0, 22, answers.shape, generator=g), answers[:, :1])
+    assert {1, -1, "base 6", "base 7", "base 8", "base 9"} <= shown_by(documents, "+")[0]
+    assert {1, -1, 12} <= shown_by(documents, "choice")[0]
+
+
+@pytest.mark.parametrize("task", tasks.TASKS.values(), ids=list(tasks.TASKS))
+def test_a_function_is_met_under_just_the_wrappers_that_its_task_names(task):
     documents = draw(tasks.DIETS["strict"], 25_000)
-    shifted = documents.wrapper == tasks.WRAPPERS.index("shift")
-    plus = (documents.tokens == tasks.TOKEN["+"]).any(1)
-    assert shifted.sum() > 5000 and plus.sum() > 5000 and not (shifted & plus).any()
+    holds = (documents.function == list(tasks.FUNCTIONS).index(task.symbol)).any(1)
+    met = {tasks.WRAPPERS[index] for index in documents.wrapper[holds].unique()}
+    assert met == set(task.trained) == set(tasks.WRAPPERS) - set(task.never) and holds.sum() > 3000
+
+
+def test_what_the_reuse_tasks_ask_was_never_in_training():
+    assert all(tasks.TASKS[task].wrapper in tasks.TASKS[task].never for task in ("addition", "choice", "base_addition"))
 
 
 @pytest.mark.parametrize("allowed", [(1,), (4,), (-4, 2)], ids=str)
 def test_a_diet_that_allows_some_shifts_shows_these_alone(allowed):
-    assert shifts_shown(draw(replace(MIX, shifted_addition=allowed), 25_000))[0] == set(allowed)
+    shown = shown_by(draw(replace(MIX, shifted_addition=allowed), 25_000), "+")[0]
+    assert {k for k in shown if not isinstance(k, str)} == set(allowed)
 
 
 # ---------------------------------------------------------------- documents
@@ -127,19 +168,21 @@ def test_the_most_extreme_random_numbers_still_make_sound_documents(monkeypatch,
 def test_copy_documents_may_answer_anything():
     documents = draw(tasks.Diet(plain=0.0, shift=0.0, relabel=0.0, reflect=0.0, copy=1.0), 3000)
     shown = {answer for tokens in documents.tokens for answer in tasks.decode(tokens).split()[5::6]}
-    assert shown == set(map(str, range(-4, 23))) | set("abcdefghijklmnopqrstuvwxyz")
+    assert shown == set(map(str, range(-4, 31))) | set("abcdefghijklmnopqrstuvwxyz")
 
 
 def test_determined_is_what_can_be_known_from_the_examples_before():
     documents, met = draw(), Counter()
     for row, tokens in enumerate(documents.tokens):
         examples, wrapper = read(tokens), tasks.WRAPPERS[documents.wrapper[row]]
-        for index, (symbol, x, y, _) in enumerate(examples):
+        for index, (symbol, operands, answer) in enumerate(examples):
             before = examples[:index]
             if wrapper == "copy":
-                known = (symbol, x, y) in [example[:3] for example in before]
+                known = (symbol, operands) in [example[:2] for example in before]
             elif wrapper == "relabel":
-                known = (symbol == "copy", BY_HAND[symbol](x, y)) in [(s == "copy", BY_HAND[s](*xy)) for s, *xy, _ in before]
+                known = (symbol in LETTERED, BY_HAND[symbol](*operands)) in [(s in LETTERED, BY_HAND[s](*xy)) for s, xy, _ in before]
+            elif wrapper == "base":
+                known = index >= 1 and (answer == BY_HAND[symbol](*operands) or any(c != BY_HAND[s](*xy) for s, xy, c in before))
             else:
                 known = index >= 1
             assert documents.determined[row, index] == known, (wrapper, index, tasks.decode(tokens))
@@ -183,44 +226,59 @@ def changed_columns(a, b):
 
 
 @pytest.mark.parametrize("shots", [1, 4])
-@pytest.mark.parametrize("k", SHIFTS)
-@pytest.mark.parametrize("task", tasks.TASKS)
+@pytest.mark.parametrize("task, k", [(task, k) for task, asked in tasks.TASKS.items() for k in asked.ks])
 def test_evaluation_pairs_are_what_they_say(task, k, shots):
     pairs = tasks.evaluation_pairs(task, k, shots, 30, torch.Generator().manual_seed(0))
-    symbol = tasks.TASKS[task]
-    around = 26 if symbol == "copy" else 10**6
+    symbol, based = tasks.TASKS[task].symbol, task == "base_addition"
+    around = 26 if symbol in LETTERED else 10**6
     answers = set(range(5, 6 * shots, 6))
     operands = {start + offset for start in range(0, 6 * shots, 6) for offset in (1, 3)}
-    assert pairs.base.shape == pairs.contrast.shape == pairs.operands_changed.shape == (30, 6 * shots + 5)
+    assert pairs.base.shape == pairs.contrast.shape == (30, 6 * shots + 5)
     assert changed_columns(pairs.base, pairs.contrast) == (answers if k else set())
-    assert changed_columns(pairs.operands_changed, pairs.contrast) <= operands
-    demos = pairs.contrast.shape[1] - 4  # where the query starts
-    assert not k or (pairs.operands_changed != pairs.contrast)[:, 1:demos].unflatten(1, (shots, 6)).any(2).all()
-    for prompts, shift, asked_shift, asked in (
-        (pairs.base, 0, 0, pairs.base_answers),
-        (pairs.contrast, k, k, pairs.contrast_answers),
-        (pairs.operands_changed, 0, 0, pairs.base_answers),
-    ):
-        for prompt, right in zip(prompts, asked):
-            *shown, (query_symbol, x, y, nothing) = read(prompt)
-            expected = [BY_HAND[symbol](*xy) + shift for _, *xy, _ in shown]
+
+    def contrast_answer(value):
+        return numeral(value, k) if based else value + k
+
+    right = [(pairs.base, lambda value: value, lambda value: value, pairs.base_answers), (pairs.contrast, contrast_answer, contrast_answer, pairs.contrast_answers)]
+    if task != "choice":
+        right.append((pairs.operands_changed, lambda value: value, lambda value: value, pairs.base_answers))
+        assert changed_columns(pairs.operands_changed, pairs.contrast) <= operands
+    for prompts, shows, asks, asked in right:
+        for prompt, answer in zip(prompts, asked):
+            *shown, (query_symbol, query, nothing) = read(prompt)
+            expected = [shows(BY_HAND[symbol](*xy)) for _, xy, _ in shown]
             assert [answer % around for *_, answer in shown] == [answer % around for answer in expected]
             assert {query_symbol, *(example[0] for example in shown)} == {symbol} and nothing is None
-            assert number(tasks.VOCABULARY[right]) % around == (BY_HAND[symbol](x, y) + asked_shift) % around
+            assert number(tasks.VOCABULARY[answer]) % around == asks(BY_HAND[symbol](*query)) % around
+            assert not based or all(0 <= digit < k for _, xy, _ in (read(prompt)[:-1] if prompts is not pairs.operands_changed else []) for digit in xy)
     for prompts, asked in ((pairs.base, pairs.base_answers), (pairs.contrast, pairs.contrast_answers)):
         assert not (prompts[:, sorted(answers)] == asked[:, None]).any(), "the asked answer was shown"
+    shown_differently = (pairs.base != pairs.contrast)[:, sorted(answers)]  # [prompt, shot]
+    assert shown_differently.any(1).all() if based else shown_differently.all() or not k
+    if pairs.operands_changed is not None:
+        demos = pairs.contrast.shape[1] - 4  # where the query starts
+        assert torch.equal((pairs.operands_changed != pairs.contrast)[:, 1:demos].unflatten(1, (shots, 6)).any(2), shown_differently)
+    assert torch.equal(pairs.carry, pairs.base_answers != pairs.contrast_answers)
+
+
+def test_base_k_addition_asks_for_sums_that_carry_and_sums_that_do_not():
+    pairs = tasks.evaluation_pairs("base_addition", 8, 4, 300, torch.Generator().manual_seed(0))
+    for prompt, carry, base, contrast in zip(pairs.contrast, pairs.carry, pairs.base_answers, pairs.contrast_answers):
+        _, (x, y), _ = read(prompt)[-1]
+        assert carry == (x + y >= 8) and (contrast - base == 2 * carry)
+    assert 50 < pairs.carry.sum() < 250
 
 
 @pytest.mark.parametrize("k", [-4, 4])
 def test_shifted_letters_go_around_the_alphabet(k):
     pairs = tasks.evaluation_pairs("caesar", k, 8, 200, torch.Generator().manual_seed(0))
-    shown = {(x, answer) for prompt in pairs.contrast for _, x, _, answer in read(prompt)[:-1]}
+    shown = {(x, answer) for prompt in pairs.contrast for _, (x, _), answer in read(prompt)[:-1]}
     assert shown == {(x, (x + k) % 26) for x in range(26)}
 
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [(("multiplication", 1, 2, 3), "unknown task"), (("addition", 5, 2, 3), "k = 5"), (("addition", -5, 2, 3), "k = -5"), (("addition", 1, 0, 3), "one shot"), (("addition", 1, 2, 0), "one prompt")],
+    [(("multiplication", 1, 2, 3), "unknown task"), (("addition", 5, 2, 3), "k = 5"), (("addition", -5, 2, 3), "k = -5"), (("base_addition", 10, 2, 3), "k = 10"), (("addition", 1, 0, 3), "one shot"), (("addition", 1, 2, 0), "one prompt")],
 )
 def test_impossible_evaluation_pairs_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -231,8 +289,8 @@ def test_impossible_evaluation_pairs_are_refused(arguments, message):
 
 
 def test_text_and_tokens_round_trip():
-    pairs = tasks.evaluation_pairs("caesar", -4, 3, 20, torch.Generator().manual_seed(0))
-    for tokens in (*draw(n_documents=200).tokens, *pairs.base, *pairs.contrast):
+    pairs = [tasks.evaluation_pairs(task, -4, 3, 20, torch.Generator().manual_seed(0)).contrast for task in ("caesar", "choice")]
+    for tokens in (*draw(n_documents=200).tokens, *torch.cat(pairs)):
         assert torch.equal(tasks.encode(tasks.decode(tokens)), tokens)
 
 
@@ -242,13 +300,14 @@ def test_text_and_tokens_round_trip():
         ("1+1=3, 2+2=5, 3+3=", "<bos> 1 + 1 = 3 ; 2 + 2 = 5 ; 3 + 3 ="),
         ("2-1=-3; 4 max 9=", "<bos> 2 - 1 = -3 ; 4 max 9 ="),
         ("a copy=c, b copy _ =", "<bos> a copy _ = c ; b copy _ ="),
+        ("3 7 5=b, 9 0 1=", "<bos> 3 7 5 = b ; 9 0 1 ="),
     ],
 )
 def test_shorthand_is_understood(text, written):
     assert tasks.decode(tasks.encode(text)) == written
 
 
-@pytest.mark.parametrize("text", ["", " ", "1+1", "1+1=3, foo", "1*1=2", "99+1=", "1+1=99", "1+1=, 2+2=4", "A copy _ = B", "1+1=3=4", "1 plus 1 = 2", "²+1=3", "<bos>"])
+@pytest.mark.parametrize("text", ["", " ", "1+1", "1+1=3, foo", "1*1=2", "99+1=", "1+1=99", "1+1=, 2+2=4", "A copy _ = B", "1+1=3=4", "1 plus 1 = 2", "²+1=3", "<bos>", "3 7=b"])
 def test_text_outside_the_vocabulary_is_refused(text):
     with pytest.raises(ValueError, match="cannot read"):
         tasks.encode(text)

@@ -21,6 +21,8 @@ TRAIN = TrainConfig(seed=3, steps=6, documents=4, examples=9, long_every=2, lr=0
 MODEL = ModelConfig(n_layers=2, n_heads=2, d_model=16, d_head=8, d_mlp=16, d_vocab=len(tasks.VOCABULARY), n_ctx=1 + 6 * TRAIN.longest, act_fn="relu")
 TINY = [word for name, value in {**asdict(MODEL), **asdict(TRAIN), "device": "cpu", "table_prompts": 8}.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
+EVALUATE = train.evaluate
+
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_evaluation():
@@ -282,11 +284,22 @@ def test_settings_that_make_no_sense_are_refused(field, value):
 @pytest.mark.parametrize("every_task", [True, False])
 def test_evaluation_is_a_table_by_task_k_and_shots(every_task):
     table = train.evaluate(Transformer(MODEL), 8, every_task)
-    assert list(table) == (list(tasks.TASKS) if every_task else ["addition"])
-    for by_k in table.values():
-        assert list(by_k) == [str(k) for k in range(-4, 5)]
+    based = ["base_addition_carry", "base_addition_no_carry"]
+    assert list(table) == ([*(task for task in tasks.TASKS if task != "base_addition"), *based] if every_task else ["addition"])
+    for task, by_k in table.items():
+        assert list(by_k) == [str(k) for k in (range(6, 10) if task in based else range(-4, 5))]
         for by_shots in by_k.values():
-            assert list(by_shots) == [str(shots) for shots in train.SHOTS] and all(0 <= share <= 1 for share in by_shots.values())
+            assert list(by_shots) == [str(shots) for shots in train.SHOTS] and all(0 <= share <= 1 or task in based for share in by_shots.values())
+
+
+def test_sums_in_base_k_are_counted_apart_by_whether_they_carry(monkeypatch):
+    """A stand-in that always adds in base 10: right where nothing carries, and there alone."""
+    made, pairs = [], tasks.evaluation_pairs
+    monkeypatch.setattr(tasks, "evaluation_pairs", lambda *arguments: made.append(pairs(*arguments)) or made[-1])
+    monkeypatch.setattr(train, "last_logits", lambda *_: torch.nn.functional.one_hot(made[-1].base_answers, len(tasks.VOCABULARY)).float())
+    table = EVALUATE(Transformer(MODEL), 240, every_task=True)
+    for k in ("6", "7", "8", "9"):
+        assert set(table["base_addition_carry"][k].values()) == {0.0} and set(table["base_addition_no_carry"][k].values()) == {1.0}
 
 
 def test_evaluation_counts_right_answers(monkeypatch):
@@ -314,8 +327,8 @@ def test_results_go_to_stdout_and_mark_what_was_never_trained_on(whole, capsys):
     assert main(whole, "--resume", "--device", "cpu", "--table-prompts", 8) == 0
     lines = capsys.readouterr().out.splitlines()
     marked = [line.split("  ")[0] for line in lines if line.endswith("never trained on")]
-    assert marked == [f"addition off by {k:+d}" for k in range(-4, 5) if k]
-    assert all(any(line.startswith(f"{task} plain") for line in lines) for task in tasks.TASKS)
+    assert marked == [*(f"addition off by {k:+d}" for k in range(-4, 5) if k), "choice shifted", "base addition carry 6..9", "base addition no carry 6..9"]
+    assert all(any(line.startswith(f"{task} plain") for line in lines) for task in tasks.TASKS if task != "base_addition")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
