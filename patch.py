@@ -1,107 +1,89 @@
 """Traces the circuit of a trained run: `python patch.py --run out/default`.
 
-In the paper's order: does the model do the task (base and contrast accuracy)? Which heads write the answer
-(heads → logits)? What do those read, and from which heads (heads → q, k, v, under both contrasts)? What is left
-when they are taken out (ablation)? The findings go to stdout and, complete, to circuit.json.
+In the paper's order: does the model do the task (base and contrast accuracy)? Which heads write the answer, what do
+those read and from which heads (discovery, under both contrasts)? Is that the whole story (faithfulness,
+completeness, minimality)? What is left when heads are taken out (ablation, with controls)? Do the same heads serve
+other tasks (reuse)? The findings go to stdout and, complete, to circuit.json.
 """
 
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import tasks
+from minifunc.ablation import Ablator, ablation_row, control_row, random_group, random_group_anywhere
 from minifunc.attribution import attribute, rank_correlation
-from minifunc.circuit import Criteria, ablated_logits, attention_shares, direct_groups, feeding, heads_of, nodes, parse, random_group, random_group_anywhere, wilson
+from minifunc.circuit import Criteria, Discovery, discover, heads_of, other_thresholds, reader_roles
 from minifunc.distributed import is_main, join, run_together
 from minifunc.evaluation import accuracy, last_logits
+from minifunc.faithfulness import CircuitScores, eliminate, evaluate
 from minifunc.flags import Parser, add_flags, from_flags
 from minifunc.model import Transformer
-from minifunc.patching import Effects, HeadInput, Logits, PathPatcher
+from minifunc.patching import Effects, PathPatcher
 from minifunc.runs import UserError, check_writable, load_run, pick_device, save_json
+from minifunc.text import show
 
-N_RANDOM = 5  # random groups of each kind beside the ablated one
+N_DRAWS = 50  # random groups of each kind beside an ablated one
+N_OTHER_DRAWS = 10  # random circuits beside one that was found, and random groups for each reused task
+N_COUNTED = 500  # prompts on which right answers are counted, as they are and without some heads; at least
+N_EVALUATED = 100  # prompts on which circuits, single readers and reuse are measured
+N_SEARCH = 50  # prompts on which circuits and worst subsets are looked for, to be measured on others; and those for more than FEW_GROUPS random groups
+FEW_GROUPS = 5
+REUSED = [(task, k) for task in ("addition", "caesar") for k in range(-tasks.MAX_SHIFT, tasks.MAX_SHIFT + 1) if k]
 MOST_PROMPTS = 100_000
-
-
-def as_lists(effects: Effects) -> dict[str, Any]:
-    """r values for circuit.json."""
-    return {"heads": _rounded(effects.heads), "mlps": _rounded(effects.mlps), "embedding": round(effects.embedding.item(), 5)}
-
-
-def as_effects(lists: dict[str, Any]) -> Effects:
-    """The way back from `as_lists`; the values of single prompts are not kept."""
-    return Effects(torch.tensor(lists["heads"]), torch.tensor(lists["mlps"]), torch.tensor(lists["embedding"]), torch.empty(0))
-
-
-def _rounded(tensor: torch.Tensor) -> Any:
-    return [[round(x, 5) for x in row] if isinstance(row, list) else round(row, 5) for row in tensor.tolist()]
 
 
 def trace(model: Transformer, task: str, k: int, shots: int, n_prompts: int, seed: int, criteria: Criteria, freeze_mlps: bool, max_memory: float | None) -> dict[str, Any]:
     """The whole study of one run on one task; returns what circuit.json holds."""
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
-    pairs = tasks.evaluation_pairs(task, k, shots, n_prompts, generator)
+    pairs = tasks.evaluation_pairs(task, k, shots, n_prompts, generator)  # to trace with: patching averages logits
     if pairs.operands_changed is None:
         raise ValueError(f"{task} cannot be traced: it has no second contrast, with other operands")
-    answers = (pairs.base_answers, pairs.contrast_answers)
+    many = tasks.evaluation_pairs(task, k, shots, max(N_COUNTED, n_prompts), generator)  # to count right answers on
+    with tqdm(total=6, desc="patch", mininterval=0.5, disable=None) as bar:
+        # 1. Does it do the task?
+        shares = solving(model, many)
+        bar.update()
 
-    # 1. Does it do the task? Accuracy is counted on more prompts than are patched: patching averages logits.
-    many = tasks.evaluation_pairs(task, k, shots, max(500, n_prompts), generator)
-
-    def scores(logits: torch.Tensor) -> dict[str, float]:
-        return {"base": accuracy(logits, many.base_answers), "contrast": accuracy(logits, many.contrast_answers)}
-
-    shares = {"base_prompt": scores(last_logits(model, many.base)), "contrast_prompt": scores(last_logits(model, many.contrast))}
-
-    # 2. Heads → logits, under both contrasts.
-    attention = attention_shares(model, pairs.contrast, tasks.answer_positions(shots))
-    with tqdm(total=4, desc="patch", mininterval=0.5, disable=None) as bar:
-        patchers = {name: PathPatcher(model, base, pairs.contrast, *answers, freeze_mlps, max_memory) for name, base in (("answers", pairs.base), ("operands", pairs.operands_changed))}
-        effects: dict[str, dict[str, Effects]] = {name: {"logits": patcher.sweep(Logits())} for name, patcher in patchers.items()}
+        # 2. Discovery: from the logits down, under both contrasts.
+        patchers = {name: PathPatcher(model, base, pairs.contrast, pairs.base_answers, pairs.contrast_answers, freeze_mlps, max_memory) for name, base in (("answers", pairs.base), ("operands", pairs.operands_changed))}
+        found = discover(patchers, tasks.answer_positions(shots), criteria, shares["contrast_prompt"]["contrast"] >= criteria.solves)
         estimate = attribute(patchers["answers"])
-        bar.update(2)
-        groups = direct_groups(effects["answers"]["logits"].heads, attention, criteria)
-        if shares["contrast_prompt"]["contrast"] < criteria.solves:
-            groups = {group: [] for group in groups}
+        fi = found.groups["function_induction"]
+        bar.update()
 
-        # 3. Heads → q, k, v of every FI and consolidation head, and of all FI heads together, under both contrasts.
-        fi, receivers = groups["function_induction"], {}
-        for which in "vqk":
-            receivers |= {f"function_induction.{which}": [HeadInput(*parse(head), which) for head in fi]} if fi else {}
-            receivers |= {f"{head}.{which}": [HeadInput(*parse(head), which)] for head in fi + groups["consolidation"]}
-        for name, patcher in patchers.items():
-            effects[name] |= dict(zip(receivers, patcher.sweep_each(list(receivers.values()))))
-            bar.update()
-    routes = {}
-    for name, group in (("answers", "shown_answer"), ("operands", "expected_answer")):
-        routes[group] = feeding([e for receiver, e in effects[name].items() if receiver[:-2] in [*fi, "function_induction"]], criteria)
-        groups[group] = heads_of(routes[group])
-    fed = heads_of(groups["shown_answer"] + groups["expected_answer"])
-    groups["previous_token"] = [head for head in fed if attention[head]["answer_to_previous"] >= criteria.looks_at_previous]
+        # 3. Is that the whole circuit? And which heads bring what was to be expected?
+        evaluation: dict[str, Any] = {}
+        roles: dict[str, Any] = {}
+        if fi:
+            few = replacements(model, first(many, N_EVALUATED))
+            evaluation = evaluate_circuits(replacements(model, first(pairs, N_SEARCH)), few, first(pairs, N_SEARCH), first(many, N_EVALUATED), found.groups, criteria, generator)
+            roles = readers(few, first(many, N_EVALUATED), found, criteria)
+        bar.update()
 
-    # 4. With other values in place of what the FI heads send; and the same for as many other heads.
-    ablation = []
-    if fi:
-        n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
-        drawn = [("random_same_layers", random_group(fi, n_heads, generator)) for _ in range(N_RANDOM)]
-        drawn += [("random_any_layer", random_group_anywhere(fi, n_layers, n_heads, generator)) for _ in range(N_RANDOM)]
-        distinct = {label: {tuple(heads) for name, heads in drawn if name == label} for label, _ in drawn}
-        rows = [("function_induction", fi, how) for how in ("base", "mean", "unrelated")]
-        rows += [(label, list(heads), how) for label in distinct for heads in sorted(distinct[label]) for how in ("base", "mean", "unrelated")]
-        rows += [("expected_answer", groups["expected_answer"], "operands_changed")] if groups["expected_answer"] else []
-        sources = {"base": many.base, "mean": many.base, "unrelated": many.base.roll(1, 0), "operands_changed": many.operands_changed}
-        for label, heads, how in rows:
-            left = scores(ablated_logits(model, many.contrast, sources[how], heads, how == "mean"))
-            n_draws = sum(heads == other for name, other in drawn if name == label) or 1
-            ci = wilson(left["contrast"], len(many.base))
-            ablation.append({"ablated": label, "heads": heads, "how": how, "base_acc": left["base"], "contrast_acc": left["contrast"], "n_draws": n_draws, "ci": ci})
+        # 4. Ablation, with controls and with other thresholds.
+        evaluation["ablation"], evaluation["sensitivity"] = [], []
+        if fi:
+            evaluation["ablation"], evaluation["sensitivity"] = ablations(model, many, few, found, roles, criteria, generator)
+        bar.update()
+
+        # 5. function_vectors and reading, what the FI heads write and read, belong here.
+        bar.update()
+
+        # 6. Do the same heads serve other tasks?
+        reused = reuse(model, fi, REUSED, shots, generator) if fi else []
+        bar.update()
 
     F = {name: {"base": round(patcher.F_base.mean().item(), 5), "contrast": round(patcher.F_contrast.mean().item(), 5)} for name, patcher in patchers.items()}
+    effects = {name: {receiver: as_lists(e) for receiver, e in each.items()} for name, each in found.effects.items()}
     return {
         "task": task,
         "k": k,
@@ -115,107 +97,157 @@ def trace(model: Transformer, task: str, k: int, shots: int, n_prompts: int, see
         "accuracy": shares,
         "accuracy_prompts": len(many.base),
         "contrast": "answers",
-        "effects": {receiver: as_lists(e) for receiver, e in effects["answers"].items()},
-        "operands_changed": {"F": F["operands"], "effects": {receiver: as_lists(e) for receiver, e in effects["operands"].items()}},
-        "attribution": as_lists(estimate) | {"rank_correlation": round(rank_correlation(estimate.heads, effects["answers"]["logits"].heads), 4)},
-        "groups": groups,
-        "routes": {name: {node: round(r, 5) for node, r in route.items()} for name, route in routes.items()},
+        "effects": effects["answers"],
+        "operands_changed": {"F": F["operands"], "effects": effects["operands"]},
+        "attribution": as_lists(estimate) | {"rank_correlation": round(rank_correlation(estimate.heads, found.effects["answers"]["logits"].heads), 4)},
+        "groups": found.groups,
+        "routes": {name: {node: round(r, 5) for node, r in route.items()} for name, route in found.routes.items()},
+        "graph": found.graph,
+        "readers": roles,
         "criteria": vars(criteria),
-        "attention": attention,
-        "evaluation": {"ablation": ablation},
+        "attention": found.attention,
+        "evaluation": evaluation,
+        "reuse": reused,
     }
 
 
-# ---------------------------------------------------------------- what the terminal shows
+def as_lists(effects: Effects) -> dict[str, Any]:
+    """r values for circuit.json."""
+    return {"heads": _rounded(effects.heads), "mlps": _rounded(effects.mlps), "embedding": round(effects.embedding.item(), 5)}
 
 
-def heat_map(title: str, heads: list[list[float]], mlps: list[float], embedding: float, colour: bool) -> str:
-    """r in percent, a row per layer; red pulls back to base (r < 0), blue pushes on (r > 0)."""
-    n_heads = len(heads[0])
-    lines = [f"{title} (r in %)", "layer " + "".join(f"{f'h{head}':>7}" for head in range(n_heads)) + "     mlp"]
-    for layer, row in reversed(list(enumerate(heads))):
-        lines.append(f"{layer:>5} " + "".join(_cell(r, colour) for r in row) + " " + _cell(mlps[layer], colour))
-    lines.append("embed " + _cell(embedding, colour))
-    return "\n".join(lines)
+def _rounded(tensor: Tensor) -> Any:
+    return [[round(x, 5) for x in row] if isinstance(row, list) else round(row, 5) for row in tensor.tolist()]
 
 
-def _cell(r: float, colour: bool) -> str:
-    text = f"{100 * r:7.1f}"
-    if not colour:
-        return text
-    shade = 255 - int(215 * min(1.0, abs(r) ** 0.5))
-    red, green, blue = (255, shade, shade) if r < 0 else (shade, shade, 255)
-    return f"\x1b[48;2;{red};{green};{blue}m\x1b[38;2;0;0;0m{text}\x1b[0m"
+# ---------------------------------------------------------------- the steps
 
 
-def named(effects: dict[str, float], most: int = 4) -> str:
-    """Nodes with their r in percent: `0.0 -73, mlp1 -20`."""
-    return ", ".join(f"{name} {100 * r:+.0f}" for name, r in list(effects.items())[:most]) or "none"
+def first(pairs: tasks.Pairs, n: int) -> tasks.Pairs:
+    """The first n pairs."""
+    return replace(pairs, **{name: value[:n] for name, value in vars(pairs).items() if isinstance(value, Tensor)})
 
 
-def in_words(route: dict[str, float], most: int = 4) -> str:
-    """A route's strongest nodes: `the embedding (-34 %) and mlp0 (-29 %)`."""
-    parts = [f"{'the ' * (name == 'embedding')}{name} ({100 * r:.0f} %)" for name, r in list(route.items())[:most]]
-    return " and ".join([", ".join(parts[:-1])] * (len(parts) > 1) + parts[-1:]) or "no single node"
+def answers_of(pairs: tasks.Pairs) -> tuple[Tensor, Tensor]:
+    return pairs.base_answers, pairs.contrast_answers
 
 
-def sentence(circuit: dict[str, Any]) -> str:
-    """One plain sentence that says what was found."""
-    groups, task = circuit["groups"], f"{circuit['task']} off by {circuit['k']:+d}"
-    done = circuit["accuracy"]["contrast_prompt"]["contrast"]
-    if not groups["function_induction"]:
-        why = "the model does not do the task" if done < circuit["criteria"]["solves"] else "no head moves the answer and looks at earlier answers as the criteria ask"
-        return f"No function-induction circuit was found for {task} (right on {done:.1%} of prompts): {why}."
-    effects = circuit["effects"]["logits"]
-    direct = {name: r for name, r in nodes(as_effects(effects)).items() if abs(r) >= circuit["criteria"]["strong"]}
-    fi, others = ({name: r for name, r in sorted(direct.items(), key=lambda pair: -abs(pair[1])) if (name in groups["function_induction"]) == wanted} for wanted in (True, False))
-    left = circuit["evaluation"]["ablation"][0]
-    return (
-        f"{task.capitalize()} (right on {done:.1%} of prompts) is carried to the answer by the function-induction head{'s' * (len(fi) > 1)} {in_words(fi, len(fi))}, which at the last `=` look at the earlier answers; "
-        f"other direct writers are {in_words(others, len(others))}. "
-        f"What was shown reaches the inputs of these heads from {in_words(circuit['routes']['shown_answer'])}; what was to be expected, from {in_words(circuit['routes']['expected_answer'])}. "
-        f"With their values from the base prompt put in, the model is off by {circuit['k']:+d} on {left['contrast_acc']:.1%} of prompts and gives the plain answer on {left['base_acc']:.1%}."
-    )
+def solving(model: Transformer, pairs: tasks.Pairs) -> dict[str, dict[str, float]]:
+    """Shares of the base and the contrast answer, given base and contrast prompts."""
+    logits = {"base_prompt": last_logits(model, pairs.base), "contrast_prompt": last_logits(model, pairs.contrast)}
+    return {prompt: {"base": accuracy(given, pairs.base_answers), "contrast": accuracy(given, pairs.contrast_answers)} for prompt, given in logits.items()}
 
 
-def show(circuit: dict[str, Any], colour: bool) -> str:
-    """The findings as text."""
-    c, criteria, out = circuit, circuit["criteria"], []
+def replacements(model: Transformer, pairs: tasks.Pairs) -> Ablator:
+    """The contrast prompts, with all that is put in place of what a head sends there.
 
-    def fed(effects: dict[str, Any]) -> str:
-        return named(feeding([as_effects(effects)], Criteria(**criteria)))
+    base: what it sends on the paired base prompt; mean: its mean over base prompts; unrelated: what it sends on another
+    pair's base prompt; same_k: on another pair's contrast prompt, which is off by the same k; same_answer: on one that
+    asks for the same answer as well; operands_changed: on the prompt with the same shown answers, made plain by other
+    operands.
+    """
+    sources = {"base": pairs.base, "unrelated": pairs.base.roll(1, 0), "same_k": pairs.contrast.roll(1, 0), "operands_changed": pairs.operands_changed}
+    sources["same_answer"] = donors(pairs)
+    return Ablator(model, pairs.contrast, sources, means={"mean": pairs.base})
 
-    out.append(f"{c['task']} off by {c['k']:+d}, {c['shots']} shots, {c['n_prompts']} prompts, {'frozen' if c['freeze_mlps'] else 'live'} MLPs, {c['seconds']:.0f} s on {c['device']}")
-    for prompt in ("base_prompt", "contrast_prompt"):
-        share = c["accuracy"][prompt]
-        out.append(f"  {prompt.replace('_', ' '):16} plain answer {share['base']:.3f}   answer off by {c['k']:+d} {share['contrast']:.3f}")
-    out.append(f"  F = logit(plain) - logit(off by {c['k']:+d}): base {c['F']['base']:.2f}, contrast {c['F']['contrast']:.2f}\n")
-    logits = c["effects"]["logits"]
-    worst = (torch.tensor(logits["heads"]) - torch.tensor(c["attribution"]["heads"])).abs().max().item()
-    out.append(heat_map("heads → logits", logits["heads"], logits["mlps"], logits["embedding"], colour))
-    out.append(f"attribution patching, the linear estimate of the same, ranks the heads with a correlation of {c['attribution']['rank_correlation']:.2f}; largest error {100 * worst:.0f} % points\n")
-    for group, heads in c["groups"].items():
-        out.append(f"{group.replace('_', ' '):20}" + (", ".join(heads) or "none"))
-    out.append("  criteria: " + ", ".join(f"{name.replace('_', ' ')} >= {value:g}" for name, value in criteria.items()) + "\n")
-    shown = heads_of(head for heads in c["groups"].values() for head in heads)
-    if shown:
-        out.append(f"{'head':8}{'r in %':>8}" + "".join(f"{name.replace('_', ' '):>20}" for name in c["attention"][shown[0]]) + "   (shares of attention)")
-    for head in shown:
-        layer, index = parse(head)
-        out.append(f"{head:8}{100 * logits['heads'][layer][index]:8.1f}" + "".join(f"{share:20.2f}" for share in c["attention"][head].values()))
-    out.append("")
-    for receiver in (name for name in c["effects"] if name != "logits"):
-        out.append(f"→ {receiver:20} shown answers changed: {fed(c['effects'][receiver])}")
-        out.append(f"  {'':20} operands changed:      {fed(c['operands_changed']['effects'][receiver])}")
-    if c["evaluation"]["ablation"]:
-        out.append(f"\nablation: other values in place of what some heads send, {c['accuracy_prompts']} contrast prompts; [95 % interval over prompts]")
-        out.append("  values from: base = the paired base prompt, mean = the mean over base prompts, unrelated = another pair's base prompt")
-    for row in c["evaluation"]["ablation"]:
-        low, high = row["ci"]
-        out.append(
-            f"  {row['ablated'].replace('_', ' '):20}{', '.join(row['heads']):30}{row['how'].replace('_', ' '):18}plain answer {row['base_acc']:.3f}   answer off by {c['k']:+d} {row['contrast_acc']:.3f} [{low:.2f}, {high:.2f}]"
-        )
-    return "\n".join([*out, "", sentence(c)])
+
+def donors(pairs: tasks.Pairs) -> Tensor:
+    """For each contrast prompt, another one with the same k and the same right answer, [n_prompts, pos]; some other prompt where none is found."""
+    n = len(pairs.contrast)
+    pool = tasks.evaluation_pairs(pairs.task, pairs.k, pairs.shots, 20 * n, torch.Generator().manual_seed(n))
+    same = pairs.contrast_answers[:, None] == pool.contrast_answers  # [n_prompts, 20 * n_prompts]
+    nth = torch.arange(n)[:, None] % same.sum(1, keepdim=True).clamp(min=1) + 1  # so that not all take the same donor
+    return pool.contrast[((same.cumsum(1) == nth) & same).int().argmax(1)]
+
+
+def evaluate_circuits(search: Ablator, few: Ablator, search_pairs: tasks.Pairs, few_pairs: tasks.Pairs, groups: dict[str, list[str]], criteria: Criteria, generator: torch.Generator) -> dict[str, Any]:
+    """Faithfulness, completeness and minimality of the union of all groups, and of the circuits that elimination leaves."""
+    hows = ("base", "operands_changed", "mean")
+    looking = {how: CircuitScores(search, how, *answers_of(search_pairs)) for how in hows}
+    scores = {how: CircuitScores(few, how, *answers_of(few_pairs)) for how in hows}
+    circuits = {
+        "union of groups": heads_of(head for heads in groups.values() for head in heads),
+        "eliminated, both contrasts": eliminate([looking["base"], looking["operands_changed"]], criteria.faithful),
+        "eliminated, shown answers alone": eliminate([looking["base"]], criteria.faithful),
+        "eliminated, means put in": eliminate([looking["mean"]], criteria.faithful),
+    }
+    rows = []
+    for name, heads in circuits.items():
+        drawn = [random_group(heads, few.cfg.n_heads, generator, avoid=False) for _ in range(N_OTHER_DRAWS)]
+        for how, score in scores.items():
+            got, faithfulness = score.scores([heads])[0], score.faithfulness([heads, *drawn])
+            row = {"circuit": name, "heads": heads, "replaced_by": how, "faithfulness": round(faithfulness[0], 4), "circuit_accuracy": round(got.contrast_acc, 4), "base_acc": round(got.base_acc, 4)}
+            row |= {"F": {"circuit": round(got.F, 4), "none": round(score.none.F, 4), "full": round(score.full.F, 4)}, "n_prompts": few.n_prompts}
+            rows.append(row | {"random_circuits": {"n_draws": N_OTHER_DRAWS, "mean": round(sum(faithfulness[1:]) / N_OTHER_DRAWS, 4), "highest": round(max(faithfulness[1:]), 4)}})
+    union, eliminated = list(circuits.values())[:2]
+    main = evaluate(scores["base"], union, groups, looking["base"], generator)
+    return main | {
+        "defined_as": "union of groups",
+        "operands_changed": evaluate(scores["operands_changed"], union, groups, looking["operands_changed"], generator),
+        "by_elimination": evaluate(scores["base"], eliminated, groups, looking["base"], generator),
+        "circuits": rows,
+    }
+
+
+def readers(few: Ablator, pairs: tasks.Pairs, found: Discovery, criteria: Criteria) -> dict[str, Any]:
+    """`reader_roles` of the heads below the FI heads: each is replaced, alone, over the shown examples; the query stays."""
+    direct = {head for group in ("function_induction", "consolidation") for head in found.groups[group]}
+    heads = [head for head in heads_of(sum((found.groups[group] for group in ("shown_answer", "expected_answer", "upstream")), [])) if head not in direct]
+    shown = range(int(tasks.answer_positions(pairs.shots)[-1]) + 1)
+    replaced: dict[str, dict[str, dict[str, float]]] = {head: {} for head in heads}
+    for name, how in (("answers", "base"), ("operands", "operands_changed"), ("unrelated", "unrelated")):
+        scores = CircuitScores(few, how if how != "unrelated" else "base", *answers_of(pairs))  # for the range of F
+        for head, logits in zip(heads, few.logits([[head] for head in heads], how, shown)):
+            picked = logits.gather(1, scores.answers)
+            r = scores.share((picked[:, 0] - picked[:, 1]).double().mean().item() - scores.full.F)
+            replaced[head][name] = {"r": round(r, 4), "base_acc": round(accuracy(logits, pairs.base_answers), 4), "contrast_acc": round(accuracy(logits, pairs.contrast_answers), 4)}
+    return reader_roles(heads, found.attention, replaced, criteria)
+
+
+def ablations(model: Transformer, pairs: tasks.Pairs, few: Ablator, found: Discovery, roles: dict[str, Any], criteria: Criteria, generator: torch.Generator) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of `evaluation.ablation` (groups and their controls) and of `evaluation.sensitivity` (groups by other thresholds)."""
+    cfg, many, answers = model.cfg, replacements(model, pairs), answers_of(pairs)
+    fewer, fewer_answers = replacements(model, first(pairs, N_SEARCH)), answers_of(first(pairs, N_SEARCH))
+    rows = []
+    for label, heads, hows in (("function_induction", found.groups["function_induction"], ("base", "mean", "unrelated", "same_k", "same_answer")), ("expected_answer", found.groups["expected_answer"], ("operands_changed",))):
+        if heads:
+            rows += [ablation_row(many, answers, label, heads, how) for how in hows]
+            drawn = {"random_same_layers": [random_group(heads, cfg.n_heads, generator) for _ in range(N_DRAWS)]}
+            drawn |= {"random_any_layer": [random_group_anywhere(heads, cfg.n_layers, cfg.n_heads, generator) for _ in range(N_DRAWS)]}
+            for kind, groups in drawn.items():
+                on = (many, answers) if len(set(map(tuple, groups))) <= FEW_GROUPS else (fewer, fewer_answers)
+                rows += [control_row(*on, kind, groups, how) | {"beside": label} for how in hows]
+    for kind in ("operand_reader", "previous_token"):
+        heads = [head for head, role in roles.items() if role["kind"] == kind]
+        rows += [ablation_row(many, answers, f"{kind}s", heads, how) for how in ("base", "operands_changed")] if heads else []
+    sensitivity, few_answers = [], answers_of(first(pairs, few.n_prompts))
+    for row in other_thresholds(found, criteria):
+        how = "operands_changed" if row["group"] in ("expected_answer", "previous_token") else "base"
+        left = ablation_row(few, few_answers, row["group"], row["heads"], how)
+        sensitivity.append(row | {name: left[name] for name in ("how", "base_acc", "contrast_acc", "n_prompts")})
+    return rows, sensitivity
+
+
+def reuse(model: Transformer, heads: Sequence[str], questions: Sequence[tuple[str, int]], shots: int, generator: torch.Generator) -> list[dict[str, Any]]:
+    """Four rows for each (task, k): the base prompt, the contrast prompt, that without `heads`, and that without random heads.
+
+    What is taken out is replaced by its base-run values. The random rows are means over groups from the same layers.
+    A task that has no such prompts (see `evaluation_pairs`) has no rows.
+    """
+    rows = []
+    drawn = [random_group(heads, model.cfg.n_heads, generator) for _ in range(N_OTHER_DRAWS)]
+    for task, k in questions:
+        try:
+            pairs = tasks.evaluation_pairs(task, k, shots, N_EVALUATED, generator)
+        except ValueError:
+            continue
+        ablator, answers = Ablator(model, pairs.contrast, {"base": pairs.base}), answers_of(pairs)
+        plain = last_logits(model, pairs.base)
+        four = [("base", "none", {"base_acc": round(accuracy(plain, answers[0]), 4), "contrast_acc": round(accuracy(plain, answers[1]), 4)})]
+        four += [("contrast", label, ablation_row(ablator, answers, label, group, "base")) for label, group in (("none", []), ("function_induction", heads))]
+        four += [("contrast", "random_same_layers", control_row(ablator, answers, "random_same_layers", drawn, "base"))]
+        rows += [{"task": task, "k": k, "prompt": prompt, "ablated": ablated, "base_acc": row["base_acc"], "contrast_acc": row["contrast_acc"], "n_prompts": N_EVALUATED} for prompt, ablated, row in four]
+    return rows
 
 
 def main(argv: list[str] | None = None) -> int:

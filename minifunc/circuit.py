@@ -1,26 +1,27 @@
-"""From effects and attention to a circuit: which heads do what, by stated criteria, and what happens without them.
+"""Discovery: from paired prompts to a circuit as a graph, and to groups of heads, by stated criteria.
 
-Three groups as in arXiv 2507.09875, made explicit, and the two routes that feed them:
+Three groups as in arXiv 2507.09875, made explicit, the two routes that feed them, and what is left over:
 
     function_induction   strong on the logits, and at the last `=` it looks at earlier answers
     consolidation        strong on the logits, and at the last `=` it looks at itself and at BOS
+    other_direct         strong on the logits, and neither
     shown_answer         feeds an FI head's q, k or v when the *shown* answers are changed
     expected_answer      feeds an FI head's q, k or v when the *operands* are changed instead
     previous_token       one of these two that looks, at an answer, at the `=` before it
+    upstream             found only a step further down, feeding what is named above
 
 A head is "layer.head"; a group is a list of heads in the order of the model.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from minifunc.evaluation import last_logits
-from minifunc.model import Hooks, Transformer
-from minifunc.patching import Effects
+from minifunc.model import Transformer
+from minifunc.patching import Effects, HeadInput, Logits, MLPInput, PathPatcher, Receiver
 
 Head = tuple[int, int]
 
@@ -33,8 +34,9 @@ class Criteria:
     r, a ratio to almost nothing, means nothing. strong: |r| on the logits from which a head counts; feeds: |r| on
     the q, k or v of an FI head, or of all of them together, from which a node counts (the paper takes 2 % for
     both, among 672 heads).
-    looks_at_answers, looks_at_self_or_bos, looks_at_previous: shares of attention, means over prompts (and over
-    the answers, for the last one).
+    looks_at_answers, looks_at_self_or_bos, looks_at_previous, looks_at_operands: shares of attention, means over
+    prompts (and over the answers, for the last two). faithful: how faithful (1: entirely) a circuit must stay while
+    heads are taken out of it.
     """
 
     solves: float = 0.5
@@ -43,6 +45,8 @@ class Criteria:
     looks_at_answers: float = 0.50
     looks_at_self_or_bos: float = 0.50
     looks_at_previous: float = 0.30
+    looks_at_operands: float = 0.30
+    faithful: float = 0.90
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -51,13 +55,13 @@ class Criteria:
 
 
 @torch.no_grad()
-def attention_shares(model: Transformer, tokens: Tensor, answers: Tensor) -> dict[str, dict[str, float]]:
+def attention_shares(model: Transformer, tokens: Tensor, answers: Tensor, operands: Sequence[int] = (4, 2)) -> dict[str, dict[str, float]]:
     """Where each head looks, as shares of its attention, means over the prompts tokens [n_prompts, pos].
 
-    answers [n_shots] int64: positions of the shown answers. Per head: last_to_answers, last_to_self, last_to_bos,
-    last_to_operands (the query's own two) are seen from the last position, which is an `=`; answer_to_previous and
-    answer_to_operands go from each shown answer to the `=` before it and to its own two operands. In `x op y = c`
-    the operands stand 3 and 1 before the `=`, and 4 and 2 before the answer.
+    answers [n_shots] int64: positions of the shown answers. operands: how far before an answer its operands stand
+    (in `x op y = c` 4 and 2), and so, less 1, how far before the last `=` the query's. Per head: last_to_answers,
+    last_to_self, last_to_bos, last_to_operands are seen from the last position, which is an `=`; answer_to_previous
+    and answer_to_operands go from each shown answer to the token before it (an `=`) and to its own operands.
     """
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
     total = 0
@@ -69,10 +73,10 @@ def attention_shares(model: Transformer, tokens: Tensor, answers: Tensor) -> dic
     shares = {
         "last_to_answers": last[..., answers].sum(-1),
         "answer_to_previous": pattern[:, :, answers, answers - 1].mean(-1),
-        "answer_to_operands": (pattern[:, :, answers, answers - 4] + pattern[:, :, answers, answers - 2]).mean(-1),
+        "answer_to_operands": sum(pattern[:, :, answers, answers - back] for back in operands).mean(-1),
         "last_to_self": last[..., -1],
         "last_to_bos": last[..., 0],
-        "last_to_operands": last[..., [-4, -2]].sum(-1),
+        "last_to_operands": last[..., [-back for back in operands]].sum(-1),
     }
     return {
         f"{layer}.{head}": {name: round(share[layer, head].item(), 4) for name, share in shares.items()}
@@ -87,11 +91,11 @@ def parse(head: str) -> Head:
 
 
 def direct_groups(to_logits: Tensor, attention: Mapping[str, Mapping[str, float]], criteria: Criteria) -> dict[str, list[str]]:
-    """function_induction and consolidation from r of heads → logits [n_layers, n_heads] and `attention_shares`.
+    """function_induction, consolidation and other_direct from r of heads → logits [n_layers, n_heads] and `attention_shares`.
 
     An FI head moves the answer away from base (r < 0); the paper's consolidation heads do either.
     """
-    fi, consolidation = [], []
+    fi, consolidation, other = [], [], []
     for layer, row in enumerate(to_logits.tolist()):
         for index, r in enumerate(row):
             head = f"{layer}.{index}"
@@ -100,7 +104,9 @@ def direct_groups(to_logits: Tensor, attention: Mapping[str, Mapping[str, float]
                 fi.append(head)
             elif abs(r) >= criteria.strong and looks["last_to_self"] + looks["last_to_bos"] >= criteria.looks_at_self_or_bos:
                 consolidation.append(head)
-    return {"function_induction": fi, "consolidation": consolidation}
+            elif abs(r) >= criteria.strong:
+                other.append(head)
+    return {"function_induction": fi, "consolidation": consolidation, "other_direct": other}
 
 
 def nodes(effects: Effects) -> dict[str, float]:
@@ -120,64 +126,150 @@ def feeding(effects: Sequence[Effects], criteria: Criteria) -> dict[str, float]:
     return dict(sorted(kept.items(), key=lambda pair: -abs(pair[1])))
 
 
+def route(effects: Mapping[str, Effects], fi: Sequence[str], criteria: Criteria) -> dict[str, float]:
+    """`feeding` of the q, k and v of the FI heads, each alone and all together; effects by name of receiver."""
+    return feeding([effect for receiver, effect in effects.items() if receiver[:-2] in [*fi, "function_induction"]], criteria)
+
+
 def heads_of(names: Iterable[str]) -> list[str]:
     """The heads among some nodes, in the order of the model."""
     return sorted({name for name in names if "." in name}, key=parse)
 
 
-@torch.no_grad()
-def ablated_logits(model: Transformer, tokens: Tensor, source: Tensor, heads: Sequence[str], mean: bool = False) -> Tensor:
-    """Logits [n_prompts, d_vocab] at the last position when `heads` send, at every position, what they send on `source`.
+def mlps_of(names: Iterable[str]) -> list[str]:
+    """The MLPs among some nodes, in the order of the model."""
+    return sorted({name for name in names if name.startswith("mlp")}, key=lambda name: int(name[3:]))
 
-    tokens, source [n_prompts, pos] int64; mean: they send their mean over all source prompts instead. Everything
-    else is live: this is ablation, not path patching. What is put in decides what comes out as much as what is
-    taken away: a base run's values carry the base answer along.
+
+# ---------------------------------------------------------------- the circuit as a graph
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What `discover` found.
+
+    effects: by contrast, by name of receiver (`logits`, `2.1.v`, `mlp3`, or `function_induction.v`, all of these
+    heads together). routes: by group shown_answer and expected_answer, the nodes that feed the FI heads, each with
+    its r of largest size. graph: {"nodes": [{name, kind, steps, groups}], "edges": [{sender, receiver, contrast, r}]}.
     """
-    by_layer: dict[int, list[int]] = {}
-    for layer, head in map(parse, heads):
-        by_layer.setdefault(layer, []).append(head)
-    names = [f"blocks.{layer}.attn.hook_z" for layer in by_layer]
-    device, logits = model.unembed.W_U.device, []
 
-    def sent(rows: Tensor) -> dict[str, Tensor]:
-        return model.run_with_cache(rows.to(device), names)[1]
-
-    means: dict[str, Tensor] = {}
-    for rows in source.split(256) if mean else ():
-        means = {name: means.get(name, 0) + z.sum(0, keepdim=True) / len(source) for name, z in sent(rows).items()}
-    for rows, other in zip(tokens.split(256), source.split(256)):
-        values = means or sent(other)
-
-        def replace(z: Tensor, name: str, values=values) -> Tensor:
-            z = z.clone()
-            for head in by_layer[int(name.split(".")[1])]:
-                z[:, :, head] = values[name][:, -z.shape[1] :, head]  # the last block shows its last position alone
-            return z
-
-        logits.append(last_logits(model, rows, Hooks(dict.fromkeys(names, replace))))
-    return torch.cat(logits)
+    effects: dict[str, dict[str, Effects]]
+    attention: dict[str, dict[str, float]]
+    groups: dict[str, list[str]]
+    routes: dict[str, dict[str, float]]
+    graph: dict[str, list[dict[str, Any]]]
 
 
-def wilson(share: float, n: int) -> list[float]:
-    """95 % interval of a share seen in n trials (Wilson 1927)."""
-    z = 1.96
-    centre, half = (share + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return [round(max(0.0, centre - half), 4), round(min(1.0, centre + half), 4)]
+ROUTES = {"shown_answer": "answers", "expected_answer": "operands"}  # group → the contrast under which it shows
 
 
-def random_group_anywhere(heads: Sequence[str], n_layers: int, n_heads: int, generator: torch.Generator) -> list[str]:
-    """As many heads as `heads` has, drawn from all others, whatever their layer."""
-    outside = [f"{layer}.{head}" for layer in range(n_layers) for head in range(n_heads) if f"{layer}.{head}" not in heads]
-    drawn = torch.randperm(len(outside), generator=generator)[: len(heads)]
-    return heads_of(outside[index] for index in drawn.tolist())
+def discover(patchers: Mapping[str, PathPatcher], answers: Tensor, criteria: Criteria, solved: bool = True, operands: Sequence[int] = (4, 2)) -> Discovery:
+    """Traces a circuit downwards from the logits, on any model and prompts. Deterministic.
+
+    patchers: by contrast, patchers of one model on the same contrast prompts: "answers" (shown answers changed) and,
+    for the other route, "operands" (operands changed). answers, operands: as in `attention_shares`. solved: whether
+    the model does the task; if not, only the logits are looked at, and every group stays empty.
+
+    logits → the heads that write the answer → the q, k, v of the FI and consolidation heads, each alone and all FI
+    heads together → the heads found there, under the contrast under which they were found → their q, k, v. An MLP
+    that counts is followed as well, through its input; under live MLPs a head's direct path may pass through it too,
+    so it then shows a part of what is already counted. On the logits a node counts from `criteria.strong`, further
+    down from `criteria.feeds`.
+    """
+    first = patchers["answers"]
+    attention = attention_shares(first.model, first.contrast_tokens, answers, operands)
+    effects = {name: {"logits": patcher.sweep(Logits())} for name, patcher in patchers.items()}
+    groups = direct_groups(effects["answers"]["logits"].heads, attention, criteria)
+    if not solved:
+        groups = {name: [] for name in groups}
+    fi = groups["function_induction"]
+
+    def follow(contrast: str, heads: Sequence[str], mlps: Sequence[str], together: Mapping[str, Sequence[str]]) -> list[str]:
+        """Sweeps the inputs of some nodes under one contrast; returns all that feed them."""
+        receivers: dict[str, list[Receiver]] = {}
+        for which in "vqk":
+            receivers |= {f"{name}.{which}": [HeadInput(*parse(head), which) for head in group] for name, group in together.items() if group}
+            receivers |= {f"{head}.{which}": [HeadInput(*parse(head), which)] for head in heads}
+        receivers |= {mlp: [MLPInput(int(mlp[3:]))] for mlp in mlps}
+        swept = dict(zip(receivers, patchers[contrast].sweep_each(list(receivers.values())))) if receivers else {}
+        effects[contrast] |= swept
+        return list(feeding(list(swept.values()), criteria))
+
+    writers = [node for each in effects.values() for node, r in nodes(each["logits"]).items() if abs(r) >= criteria.strong] if solved else []
+    traced = fi + groups["consolidation"]
+    steps = dict.fromkeys(writers, 1)  # of each node: edges to the logits
+    routes: dict[str, dict[str, float]] = {}
+    for group, contrast in ROUTES.items():
+        below = follow(contrast, traced, mlps_of(writers), {"function_induction": fi}) if traced and contrast in patchers else []
+        routes[group] = route(effects.get(contrast, {}), fi, criteria)
+        groups[group] = heads_of(routes[group])
+        heads = [head for head in heads_of(below) if head not in traced]
+        further = follow(contrast, heads, [mlp for mlp in mlps_of(below) if mlp not in writers], {group: groups[group]}) if below else []
+        for step, reached in ((2, below), (3, further)):
+            steps |= {node: min(step, steps.get(node, step)) for node in reached}
+    groups["previous_token"] = [head for head in heads_of(groups["shown_answer"] + groups["expected_answer"]) if attention[head]["answer_to_previous"] >= criteria.looks_at_previous]
+    named = {head for group in groups.values() for head in group}
+    groups["upstream"] = [head for head in heads_of(steps) if head not in named]
+    return Discovery(effects, attention, groups, routes, _graph(effects, groups, steps, criteria))
 
 
-def random_group(heads: Sequence[str], n_heads: int, generator: torch.Generator) -> list[str]:
-    """As many heads from each layer as `heads` has there, drawn from that layer's other heads (all of those, where they are fewer)."""
-    group = []
-    for layer in sorted({parse(head)[0] for head in heads}):
-        inside = [parse(head)[1] for head in heads if parse(head)[0] == layer]
-        outside = [head for head in range(n_heads) if head not in inside]
-        drawn = torch.randperm(len(outside), generator=generator)[: len(inside)]
-        group += [f"{layer}.{outside[index]}" for index in sorted(drawn.tolist())]
-    return group
+THRESHOLDS = {  # what `other_thresholds` tries, besides the value in force
+    "strong": (0.01, 0.02, 0.05, 0.1, 0.2),
+    "looks_at_answers": (0.3, 0.4, 0.5, 0.6, 0.7),
+    "feeds": (0.01, 0.02, 0.05, 0.1, 0.2),
+    "looks_at_previous": (0.1, 0.2, 0.3, 0.4, 0.5),
+}
+
+
+def other_thresholds(found: Discovery, criteria: Criteria) -> list[dict[str, Any]]:
+    """The groups that other thresholds would make, one criterion changed at a time: [{criterion, value, in_force, group, heads}].
+
+    `feeds` and `looks_at_previous` are changed with the FI heads as found.
+    """
+    rows = []
+    for name, values in THRESHOLDS.items():
+        for value in sorted({*values, getattr(criteria, name)}):
+            other, fi = replace(criteria, **{name: value}), found.groups["function_induction"]
+            groups = direct_groups(found.effects["answers"]["logits"].heads, found.attention, other)
+            routes = {group: heads_of(route(found.effects.get(contrast, {}), fi, other)) for group, contrast in ROUTES.items()}
+            groups |= routes | {"previous_token": [head for head in heads_of(sum(routes.values(), [])) if found.attention[head]["answer_to_previous"] >= other.looks_at_previous]}
+            concerned = {"strong": ("function_induction", "consolidation", "other_direct"), "looks_at_answers": ("function_induction",), "feeds": tuple(ROUTES), "looks_at_previous": ("previous_token",)}[name]
+            rows += [{"criterion": name, "value": value, "in_force": value == getattr(criteria, name), "group": group, "heads": groups[group]} for group in concerned]
+    return rows
+
+
+def _graph(effects: Mapping[str, Mapping[str, Effects]], groups: Mapping[str, Sequence[str]], steps: Mapping[str, int], criteria: Criteria) -> dict[str, list[dict[str, Any]]]:
+    """All edges that count, under each contrast, and the nodes at their ends, from the logits down; `steps` of a node: edges to the logits."""
+    edges = []
+    for contrast, each in effects.items():
+        for receiver, effect in each.items():
+            least = criteria.strong if receiver == "logits" else criteria.feeds
+            edges += [{"sender": sender, "receiver": receiver, "contrast": contrast, "r": round(r, 5)} for sender, r in nodes(effect).items() if abs(r) >= least and sender in steps]
+    found: list[dict[str, Any]] = [{"name": "logits", "kind": "logits", "steps": 0, "groups": []}]
+    for name, step in sorted(steps.items(), key=lambda pair: pair[1]):
+        kind = "head" if "." in name else name.rstrip("0123456789")
+        found.append({"name": name, "kind": kind, "steps": step, "groups": [group for group, heads in groups.items() if name in heads]})
+    for name in ("function_induction", *ROUTES):
+        if any(edge["receiver"].startswith(name) for edge in edges):
+            found.append({"name": name, "kind": "together", "steps": 1 if name == "function_induction" else 2, "groups": [name]})
+    return {"nodes": found, "edges": edges}
+
+
+def reader_roles(heads: Sequence[str], attention: Mapping[str, Mapping[str, float]], replaced: Mapping[str, Mapping[str, Mapping[str, float]]], criteria: Criteria) -> dict[str, dict[str, Any]]:
+    """Says of heads below the FI heads which kind they are, by where they look and by what breaks when they are replaced.
+
+    replaced: by head, by what is put in over the shown examples ("answers": the values of the run with other shown
+    answers; "operands": with other operands), {r, …}: how far F then goes to that run's (-1: all the way).
+    looks_at: "previous" or "operands" from a shown answer, the larger share if it meets its criterion. brings: "shown",
+    "expected" or both, by |r| >= `criteria.feeds`. kind: previous_token or operand_reader where it looks there
+    *and* brings what was to be expected; else other.
+    """
+    roles: dict[str, dict[str, Any]] = {}
+    for head in heads:
+        shares = {"previous": attention[head]["answer_to_previous"], "operands": attention[head]["answer_to_operands"]}
+        looks = max(shares, key=lambda name: shares[name])
+        looks = looks if shares[looks] >= getattr(criteria, f"looks_at_{looks}") else "neither"
+        brings = [route.split("_")[0] for route, contrast in ROUTES.items() if abs(replaced[head].get(contrast, {"r": 0.0})["r"]) >= criteria.feeds]
+        kind = {"previous": "previous_token", "operands": "operand_reader"}.get(looks, "other") if "expected" in brings else "other"
+        roles[head] = {"kind": kind, "looks_at": looks, "brings": brings, "replaced": replaced[head]}
+    return roles

@@ -40,3 +40,45 @@ def prompts() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     base = torch.tensor([[0, 1, 0, 3], [3, 2, 0, 0]])
     contrast = torch.tensor([[0, 2, 0, 3], [3, 1, 0, 0]])
     return base, contrast, base[:, 1], contrast[:, 1]
+
+
+# ---------------------------------------------------------------- function induction, by hand
+
+
+def difference_model(looks_at: int = 2) -> Transformer:
+    """Two routes meet: the answer is how far the *shown* answer (position 2) is off the *expected* one (position 1).
+
+    Head 0.0 looks from the shown answer at position 1 and brings the expected one; head 1.0 looks from the end at the
+    shown answer (or at another position, `looks_at`), where both now stand, and the unembedding takes their
+    difference: the logit of token 3 is shown - expected, all others are 0. Heads 0.1 and 1.1 write nothing.
+    """
+    cfg = ModelConfig(n_layers=2, n_heads=2, d_model=20, d_head=8, d_vocab=4, n_ctx=4, positions="learned", act_fn="none")
+    model = Transformer(cfg).double()  # the stream: [token | expected | shown, at the end | expected, at the end | position]
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    token, expected, end, position = slice(0, 4), slice(4, 8), slice(8, 16), slice(16, 20)
+    eye = torch.eye(4, dtype=torch.float64)
+    model.embed.W_E.data[:, token] = eye
+    model.pos_embed.W_pos.data[:, position] = eye
+    first, second = model.blocks[0].attn, model.blocks[1].attn
+    for attn, target, source in ((first, 2, 1), (second, 3, looks_at)):
+        attn.W_Q.data[0][position, 0] = 30.0  # all look at position 0, which never changes …
+        attn.W_Q.data[0][position][target, :4] = eye[source] * 30.0  # … but this one
+        attn.W_K.data[0][position, :4] = eye * 30.0
+    first.W_V.data[0][token, :4] = eye
+    first.W_O.data[0][:4, expected] = eye
+    second.W_V.data[0][slice(0, 8)] = torch.eye(8, dtype=torch.float64)
+    second.W_O.data[0][:, end] = torch.eye(8, dtype=torch.float64)
+    for norm in (model.blocks[0].ln1, model.blocks[1].ln1, model.ln_final):
+        norm.w.data.fill_(1.0)
+    value = torch.arange(4, dtype=torch.float64)
+    model.unembed.W_U.data[end, 3] = torch.cat([value, -value])
+    return model.requires_grad_(False)
+
+
+def difference_prompts() -> dict[str, torch.Tensor]:
+    """contrast: shown 2, expected 1 (and 3, 2); base: shown answer changed to the expected one; operands: the other way round. The answers 0 and 3."""
+    contrast = torch.tensor([[0, 1, 2, 0], [0, 2, 3, 0]])
+    base, operands = contrast.clone(), contrast.clone()
+    base[:, 2], operands[:, 1] = contrast[:, 1], contrast[:, 2]
+    return {"contrast": contrast, "base": base, "operands": operands, "base_answers": torch.tensor([0, 0]), "contrast_answers": torch.tensor([3, 3])}

@@ -1,11 +1,16 @@
+import dataclasses
 import json
 import os
 import shutil
 
 import pytest
+import torch
 
 import patch
+import tasks
 import train
+from minifunc import text
+from minifunc.model import Transformer
 
 TINY = ["--n-layers", "2", "--n-heads", "2", "--d-model", "16", "--d-head", "8", "--d-mlp", "16", "--steps", "4", "--documents", "4", "--eval-every", "4", "--table-prompts", "8"]
 
@@ -29,14 +34,16 @@ ANY_MODEL = ["--solves", "1e-9", "--strong", "1e-9", "--feeds", "1e-9", "--looks
 
 @pytest.fixture
 def solved(monkeypatch):
-    """Pretends that answers are right, so that an untrained model is studied to the end."""
+    """Pretends that answers are right, so that an untrained model is studied to the end, on few prompts."""
     monkeypatch.setattr(patch, "accuracy", lambda logits, answers: 1.0)
+    for name, value in {"N_COUNTED": 20, "N_EVALUATED": 10, "N_SEARCH": 5, "N_DRAWS": 7, "REUSED": [("addition", 2), ("caesar", -1)]}.items():
+        monkeypatch.setattr(patch, name, value)
 
 
 def test_a_model_that_cannot_do_the_task_has_no_circuit_and_is_told_so(run, capsys):
     assert patch.main(["--run", str(run), *FAST, *ANY_MODEL, "--solves", "0.5"]) == 0  # every other threshold would be passed
     circuit = json.loads((run / "circuit.json").read_text())
-    assert all(group == [] for group in circuit["groups"].values()) and circuit["evaluation"]["ablation"] == []
+    assert all(group == [] for group in circuit["groups"].values()) and circuit["evaluation"]["ablation"] == [] and circuit["reuse"] == []
     assert "No function-induction circuit was found" in capsys.readouterr().out
 
 
@@ -45,14 +52,21 @@ def test_circuit_json_has_the_promised_layout(run, solved, capsys):
     c = json.loads((run / "circuit.json").read_text())
     assert {"task", "k", "shots", "n_prompts", "freeze_mlps", "seed", "device", "seconds", "F", "accuracy", "contrast", "operands_changed"} <= c.keys()
     assert c["F"].keys() == {"base", "contrast"} and c["accuracy"]["contrast_prompt"].keys() == {"base", "contrast"}
-    assert c["groups"].keys() == {"function_induction", "previous_token", "consolidation", "shown_answer", "expected_answer"}
+    assert c["groups"].keys() == {"function_induction", "previous_token", "consolidation", "shown_answer", "expected_answer", "other_direct", "upstream"}
     fi = c["groups"]["function_induction"]
     assert c["routes"].keys() == {"shown_answer", "expected_answer"} and c["routes"]["shown_answer"]
     assert fi and c["evaluation"]["ablation"][0]["heads"] == fi
-    rows = c["evaluation"]["ablation"]
-    assert [row["how"] for row in rows[:3]] == ["base", "mean", "unrelated"] and all({"base_acc", "contrast_acc", "n_draws", "ci"} <= row.keys() for row in rows)
+    evaluation = c["evaluation"]
+    assert {"faithfulness", "circuit_accuracy", "completeness", "minimality", "circuits", "by_elimination", "operands_changed", "ablation", "sensitivity"} <= evaluation.keys()
+    assert evaluation["circuit"] == sorted({head for heads in c["groups"].values() for head in heads}) and evaluation["minimality"].keys() == set(evaluation["circuit"])
+    assert {row["replaced_by"] for row in evaluation["circuits"]} == {"base", "operands_changed", "mean"} and len({row["circuit"] for row in evaluation["circuits"]}) == 4
+    rows = evaluation["ablation"]
+    assert [row["how"] for row in rows[:5]] == ["base", "mean", "unrelated", "same_k", "same_answer"] and all({"base_acc", "contrast_acc", "n_draws", "ci", "n_prompts"} <= row.keys() for row in rows)
     for kind in ("random_same_layers", "random_any_layer"):
-        assert sum(row["n_draws"] for row in rows if row["ablated"] == kind and row["how"] == "base") == patch.N_RANDOM
+        assert {row["n_draws"] for row in rows if row["ablated"] == kind} == {patch.N_DRAWS}
+    assert {edge["contrast"] for edge in c["graph"]["edges"]} == {"answers", "operands"} and c["readers"].keys() <= c["attention"].keys()
+    assert [(row["prompt"], row["ablated"]) for row in c["reuse"][:4]] == [("base", "none"), ("contrast", "none"), ("contrast", "function_induction"), ("contrast", "random_same_layers")]
+    assert {(row["task"], row["k"]) for row in c["reuse"]} == set(patch.REUSED)
     for contrast in (c, c["operands_changed"]):
         assert {"logits", *(f"{head}.{which}" for head in fi for which in "qkv")} <= contrast["effects"].keys()
         for effects in contrast["effects"].values():
@@ -62,18 +76,43 @@ def test_circuit_json_has_the_promised_layout(run, solved, capsys):
     assert "heads → logits" in out and "function induction" in out and "\x1b[" not in out
 
 
-def test_each_replacement_takes_its_values_from_where_it_says(run, solved, monkeypatch):
-    sources, true = {}, patch.ablated_logits
+def test_each_replacement_takes_its_values_from_where_it_says():
+    pairs = tasks.evaluation_pairs("addition", 1, 3, 30, torch.Generator().manual_seed(0))
+    model = Transformer(dataclasses.replace(train.MODEL, n_layers=2))
+    ablator = patch.replacements(model, pairs)
+    wanted = {"base": pairs.base, "operands_changed": pairs.operands_changed, "unrelated": torch.cat([pairs.base[-1:], pairs.base[:-1]]), "same_k": torch.cat([pairs.contrast[-1:], pairs.contrast[:-1]])}
+    for how, tokens in wanted.items():
+        _, cache = model.run_with_cache(tokens, ["blocks.1.attn.hook_z"])
+        torch.testing.assert_close(torch.cat([part.z[how][1] for part in ablator._parts]), cache["blocks.1.attn.hook_z"])
+    torch.testing.assert_close(ablator._parts[0].z["mean"][1], model.run_with_cache(pairs.base)[1]["blocks.1.attn.hook_z"].mean(0, keepdim=True))
 
-    def watch(model, tokens, source, heads, mean=False):
-        sources.setdefault(len(sources), (source, mean))
-        return true(model, tokens, source, heads, mean)
 
-    monkeypatch.setattr(patch, "ablated_logits", watch)
+def test_donors_ask_for_the_same_answer_by_other_examples():
+    pairs = tasks.evaluation_pairs("addition", 2, 3, 60, torch.Generator().manual_seed(0))
+    donors, zero = patch.donors(pairs), tasks.ZERO
+    query = donors[:, -4:] - zero
+    assert ((query[:, 0] + query[:, 2] + 2) == pairs.contrast_answers - zero).all()
+    assert (donors != pairs.contrast).any(1).all()
+    for answer in tasks.answer_positions(3):  # and all are off by k
+        assert (donors[:, answer] - zero == donors[:, answer - 4] - zero + donors[:, answer - 2] - zero + 2).all()
+
+
+def test_reuse_gives_four_rows_a_task_and_none_where_there_are_no_prompts(monkeypatch):
+    monkeypatch.setattr(patch, "N_EVALUATED", 10)
+    model = Transformer(dataclasses.replace(train.MODEL, n_layers=2))
+    generator = torch.Generator().manual_seed(0)
+    rows = patch.reuse(model, ["1.0"], [("addition", 1), ("addition", 99), ("caesar", -2)], 3, generator)
+    assert [(row["task"], row["k"]) for row in rows] == [("addition", 1)] * 4 + [("caesar", -2)] * 4
+
+
+def test_every_part_of_the_text_is_shown_for_a_circuit_and_none_of_it_without(run, solved, capsys):
     assert patch.main(["--run", str(run), *FAST, *ANY_MODEL]) == 0
-    (base, no), (mean, yes), (unrelated, not_mean) = (sources[index] for index in range(3))
-    assert (no, yes, not_mean) == (False, True, False) and base.equal(mean)
-    assert unrelated[1:].equal(base[:-1]) and not unrelated.equal(base)
+    out = capsys.readouterr().out
+    for title in ("what feeds them", "circuits alone", "minimality", "ablation:", "other thresholds", "on other tasks"):
+        assert title in out
+    assert patch.main(["--run", str(run), *FAST]) == 0  # at the usual thresholds this model has no FI head
+    out = capsys.readouterr().out
+    assert "circuits alone" not in out and "heads → logits" in out
 
 
 def test_the_same_call_finds_the_same_circuit(run, solved, tmp_path):
@@ -93,8 +132,14 @@ def test_freezing_the_mlps_is_passed_on(run, solved, tmp_path):
 
 
 def test_colour_marks_sign_and_size():
-    strong, weak, positive = (patch._cell(r, colour=True) for r in (-0.9, -0.01, 0.9))
-    assert len({strong, weak, positive}) == 3 and "255;" in strong and patch._cell(-0.9, colour=False) == "  -90.0"
+    strong, weak, positive = (text._cell(r, colour=True) for r in (-0.9, -0.01, 0.9))
+    assert len({strong, weak, positive}) == 3 and "255;" in strong and text._cell(-0.9, colour=False) == "  -90.0"
+
+
+def test_readers_are_shown_with_kind_and_what_breaks():
+    replaced = {name: {"r": -0.41, "base_acc": 0.2, "contrast_acc": 0.59} for name in ("answers", "operands", "unrelated")}
+    line = text.readers({"readers": {"1.3": {"kind": "operand_reader", "looks_at": "operands", "brings": ["expected"], "replaced": replaced}}})[-1]
+    assert line.split() == ["1.3", "operand", "reader", "operands", "expected", *["-41", "%", "0.59"] * 3]
 
 
 def test_findings_are_not_put_over_something_that_is_no_plain_file(run, tmp_path, capsys):
