@@ -124,8 +124,8 @@ def evaluate(model: Transformer, n_prompts: int, every_task: bool) -> dict[str, 
     right_ones = known[:, 0].contiguous()
     all_sum(right_ones)
     table: dict[str, dict[str, dict[str, float]]] = {}
-    for (task, k, shots), share in zip(entries, (right_ones / known[:, 1]).tolist()):
-        table.setdefault(task, {}).setdefault(k, {})[shots] = round(share, 4)
+    for (task, k, shots), fraction in zip(entries, (right_ones / known[:, 1]).tolist()):
+        table.setdefault(task, {}).setdefault(k, {})[shots] = round(fraction, 4)
     return table
 
 
