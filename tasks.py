@@ -30,6 +30,7 @@ Everything here is a pure function of an explicit torch.Generator; nothing seeds
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -44,7 +45,8 @@ NUMBERS = range(-MAX_SHIFT, 31)  # 18 in base 6 is 30
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SUMS = 19  # how many sums two operands can have: 0..18
 CHOICE = "choice"
-FUNCTIONS = {  # symbol → (name of the task, how many different operands, f); `choice` alone takes a third operand, in the place of a symbol
+# symbol → (name of the task, how many different operands, f); `choice` alone takes a third operand, in the place of a symbol
+FUNCTIONS: dict[str, tuple[str, int, Callable[..., Tensor]]] = {
     "+": ("addition", 10, lambda x, y: x + y),
     "-": ("subtraction", 10, lambda x, y: x - y),  # only x >= y is asked
     "max": ("maximum", 10, lambda x, y: torch.maximum(x, y)),
@@ -407,7 +409,8 @@ def evaluation_pairs(task: str, k: int, shots: int, n_prompts: int, generator: t
         raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
     symbol, based = TASKS[task].symbol, TASKS[task].wrapper == "base"
     if k not in TASKS[task].ks:
-        raise ValueError(f"k = {k} is outside the vocabulary, which for {task} holds {'bases' if based else 'shifts'} from {TASKS[task].ks[0]} to {TASKS[task].ks[-1]}")
+        kind, (first, *_, last) = "bases" if based else "shifts", TASKS[task].ks
+        raise ValueError(f"k = {k} is outside the vocabulary, which for {task} holds {kind} from {first} to {last}")
     if n_prompts < 1 or shots < 1:
         raise ValueError(f"at least one prompt and one shot are needed, not {n_prompts} and {shots}")
     index, zero = list(FUNCTIONS).index(symbol), A if symbol in TO_LETTERS else ZERO
