@@ -54,8 +54,7 @@ def at_one_step(model: Transformer, run: Run, groups: dict[str, list[str]], quic
     answers = tasks.answer_positions(SHOTS)
     some = count.contrast[: FEW if quick else 100]
     repeated, period, queries, copied = repeated_documents(FEW if quick else 100)
-    places = torch.arange(1 + period, repeated.shape[1])[: len(queries) * tasks.EXAMPLE]
-    everywhere = places[(repeated[:, places] == repeated[:, places - period]).all(0)]
+    everywhere = torch.arange(1 + period, repeated.shape[1])
     for name, scores, group in (
         ("pt", previous_token_score(model, some, answers), "previous_token"),
         ("fi", function_induction_score(model, some, answers), "function_induction"),
@@ -124,9 +123,10 @@ EVENTS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "shifted subtraction": lambda row: row["accuracy"]["subtraction"]["shift"],
     "Caesar's cipher": lambda row: row["accuracy"]["caesar"]["shift"],
     "off-by-one addition (never shown)": lambda row: row["off_by_one_8"],
-    "PT score": lambda row: row["pt_score"],
-    "FI score": lambda row: row["fi_score"],
-    "copy-induction score": lambda row: row["copy_induction_score"],
+    "PT score of the best head": lambda row: row["pt_score"],
+    "FI score of the best head": lambda row: row["fi_score"],
+    "FI score of the finished model's FI heads": lambda row: row.get("fi_score_of_final_heads"),
+    "copy-induction score of the best head": lambda row: row["copy_induction_score"],
     "effect of the strongest FI head": lambda row: -row["fi_effect"] if row["fi_effect"] is not None else 0.0,
 }
 
@@ -148,14 +148,14 @@ def table(rows: list[dict[str, Any]]) -> str:
         for row in some[:: max(1, len(some) // 12)] + some[-1:]:
             effect = "–" if row["fi_effect"] is None else f"{row['fi_effect']:.2f}"
             out.append(f"{seed:>5}{row['step']:>6}{row['loss']:8.3f}{row['plain_8']:8.2f}{row['off_by_one_8']:9.2f}{row['pt_score']:7.2f}{row['fi_score']:7.2f}{row['copy_induction_score']:7.2f}{row['F_range']:9.2f}{effect:>11}")
-    out += ["", "order of events: the first step from which on a curve stays above half-way from its first to its last value", f"{'event':36}{'median':>8}{'from':>8}{'to':>8}   by seed"]
+    out += ["", "order of events: the first step from which on a curve stays above half-way from its first to its last value", f"{'event':44}{'median':>8}{'from':>8}{'to':>8}   by seed"]
     lines = []
     for name, value in EVENTS.items():
         steps = [event_step(some, value) for _, some in seeds]
         known = [step for step in steps if step is not None]
         median = statistics.median(known) if known else float("inf")
         spread = f"{median:>8g}{min(known):>8}{max(known):>8}" if known else f"{'–':>8}{'–':>8}{'–':>8}"
-        lines.append((median, f"{name:36}{spread}   " + ", ".join("never" if step is None else str(step) for step in steps)))
+        lines.append((median, f"{name:44}{spread}   " + ", ".join("never" if step is None else str(step) for step in steps)))
     out += [line for _, line in sorted(lines)]
     return "\n".join([*out, *(f"seed {row['seed']}: {row['message']}" for row in rows if row["diverged"])])
 
