@@ -50,11 +50,17 @@ test: .venv/ready  ## run the tests
 	    'transformer-lens==2.18.0' 'numpy<2' 'pyarrow<21' 'datasets<4.5' 'transformers<5'
 	@touch $@
 
+# auto-circuit asks for much that its patching never uses (jax, wandb, a browser to draw with), so only what it imports is installed
+.venv-parity/ready-bench: .venv-parity/ready
+	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check blobfile plotly
+	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'auto-circuit==1.0.1'
+	@touch $@
+
 parity: .venv-parity/ready  ## compare with TransformerLens 2.18 (in an environment of its own)
 	.venv-parity/bin/python -m pytest tests/test_parity.py $(ARGS)
 
-bench: .venv-parity/ready  ## time the patcher against the two-pass loop, write results/bench.json
-	PYTHONPATH=. .venv-parity/bin/python experiments/bench.py --device $(DEVICE) $(ARGS)
+bench: .venv-parity/ready-bench  ## time patcher and training against the others, write results/bench.json
+	.venv-parity/bin/python -m experiments.bench --device $(DEVICE) $(ARGS)
 
 clean:  ## remove the environments and caches; never a trained run
 	rm -rf .venv .venv-parity build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

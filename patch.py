@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import tasks
+from minifunc import function_vectors, reading
 from minifunc.ablation import Ablator, ablation_row, control_row, random_group, random_group_anywhere
 from minifunc.attribution import attribute, rank_correlation
 from minifunc.circuit import Criteria, Discovery, discover, heads_of, other_thresholds, reader_roles
@@ -27,6 +28,7 @@ from minifunc.faithfulness import CircuitScores, eliminate, evaluate
 from minifunc.flags import Parser, add_flags, from_flags
 from minifunc.model import Transformer
 from minifunc.patching import Effects, PathPatcher
+from minifunc.probe import probes
 from minifunc.runs import UserError, check_writable, load_run, pick_device, save_json
 from minifunc.text import show
 
@@ -36,7 +38,9 @@ N_COUNTED = 500  # prompts on which right answers are counted, as they are and w
 N_EVALUATED = 100  # prompts on which circuits, single readers and reuse are measured
 N_SEARCH = 50  # prompts on which circuits and worst subsets are looked for, to be measured on others; and those for more than FEW_GROUPS random groups
 FEW_GROUPS = 5
-REUSED = [(task, k) for task in ("addition", "caesar") for k in range(-tasks.MAX_SHIFT, tasks.MAX_SHIFT + 1) if k]
+REUSED = [(task, k) for task in ("addition", "caesar", "base_addition", "choice") for k in tasks.TASKS[task].ks if k]
+N_INPUTS = 10  # inputs 0..9 of function vectors
+N_EXAMPLES = 4000  # at least so many examples stand behind shares of variance, so that every pair of labels occurs
 MOST_PROMPTS = 100_000
 
 
@@ -75,7 +79,8 @@ def trace(model: Transformer, task: str, k: int, shots: int, n_prompts: int, see
             evaluation["ablation"], evaluation["sensitivity"] = ablations(model, many, few, found, roles, criteria, generator)
         bar.update()
 
-        # 5. function_vectors and reading, what the FI heads write and read, belong here.
+        # 5. What the FI heads look for, hand over and write, and where it can be read off the stream.
+        written = writings(model, fi, found.groups["expected_answer"], task, k, shots, n_prompts, generator) if fi and task in tasks.ON_NUMBERS else {}
         bar.update()
 
         # 6. Do the same heads serve other tasks?
@@ -108,6 +113,7 @@ def trace(model: Transformer, task: str, k: int, shots: int, n_prompts: int, see
         "attention": found.attention,
         "evaluation": evaluation,
         "reuse": reused,
+        **written,
     }
 
 
@@ -125,7 +131,12 @@ def _rounded(tensor: Tensor) -> Any:
 
 def first(pairs: tasks.Pairs, n: int) -> tasks.Pairs:
     """The first n pairs."""
-    return replace(pairs, **{name: value[:n] for name, value in vars(pairs).items() if isinstance(value, Tensor)})
+    return some(pairs, slice(n))
+
+
+def some(pairs: tasks.Pairs, which: slice | Tensor) -> tasks.Pairs:
+    """Some of the pairs, by a slice or by a mask [n_prompts]."""
+    return replace(pairs, **{name: value[which] for name, value in vars(pairs).items() if isinstance(value, Tensor)})
 
 
 def answers_of(pairs: tasks.Pairs) -> tuple[Tensor, Tensor]:
@@ -192,7 +203,7 @@ def evaluate_circuits(search: Ablator, few: Ablator, search_pairs: tasks.Pairs, 
 def readers(few: Ablator, pairs: tasks.Pairs, found: Discovery, criteria: Criteria) -> dict[str, Any]:
     """`reader_roles` of the heads below the FI heads: each is replaced, alone, over the shown examples; the query stays."""
     direct = {head for group in ("function_induction", "consolidation") for head in found.groups[group]}
-    heads = [head for head in heads_of(sum((found.groups[group] for group in ("shown_answer", "expected_answer", "upstream")), [])) if head not in direct]
+    heads = [head for head in heads_of(head for group in ("shown_answer", "expected_answer", "upstream") for head in found.groups[group]) if head not in direct]
     shown = range(int(tasks.answer_positions(pairs.shots)[-1]) + 1)
     replaced: dict[str, dict[str, dict[str, float]]] = {head: {} for head in heads}
     for name, how in (("answers", "base"), ("operands", "operands_changed"), ("unrelated", "unrelated")):
@@ -232,7 +243,7 @@ def reuse(model: Transformer, heads: Sequence[str], questions: Sequence[tuple[st
     """Four rows for each (task, k): the base prompt, the contrast prompt, that without `heads`, and that without random heads.
 
     What is taken out is replaced by its base-run values. The random rows are means over groups from the same layers.
-    A task that has no such prompts (see `evaluation_pairs`) has no rows.
+    Sums in base k stand apart by whether the asked one carries. A task that has no such prompts (see `evaluation_pairs`) has no rows.
     """
     rows = []
     drawn = [random_group(heads, model.cfg.n_heads, generator) for _ in range(N_OTHER_DRAWS)]
@@ -241,13 +252,48 @@ def reuse(model: Transformer, heads: Sequence[str], questions: Sequence[tuple[st
             pairs = tasks.evaluation_pairs(task, k, shots, N_EVALUATED, generator)
         except ValueError:
             continue
-        ablator, answers = Ablator(model, pairs.contrast, {"base": pairs.base}), answers_of(pairs)
-        plain = last_logits(model, pairs.base)
-        four = [("base", "none", {"base_acc": round(accuracy(plain, answers[0]), 4), "contrast_acc": round(accuracy(plain, answers[1]), 4)})]
-        four += [("contrast", label, ablation_row(ablator, answers, label, group, "base")) for label, group in (("none", []), ("function_induction", heads))]
-        four += [("contrast", "random_same_layers", control_row(ablator, answers, "random_same_layers", drawn, "base"))]
-        rows += [{"task": task, "k": k, "prompt": prompt, "ablated": ablated, "base_acc": row["base_acc"], "contrast_acc": row["contrast_acc"], "n_prompts": N_EVALUATED} for prompt, ablated, row in four]
+        kinds = {"carry": pairs.carry, "no carry": ~pairs.carry} if tasks.TASKS[task].wrapper == "base" else {"all": pairs.carry}
+        for kind, which in kinds.items():
+            asked = some(pairs, which)
+            if not len(asked.base):
+                continue
+            ablator, answers = Ablator(model, asked.contrast, {"base": asked.base}), answers_of(asked)
+            plain = last_logits(model, asked.base)
+            four = [("base", "none", {"base_acc": round(accuracy(plain, answers[0]), 4), "contrast_acc": round(accuracy(plain, answers[1]), 4)})]
+            four += [("contrast", label, ablation_row(ablator, answers, label, group, "base")) for label, group in (("none", []), ("function_induction", heads))]
+            four += [("contrast", "random_same_layers", control_row(ablator, answers, "random_same_layers", drawn, "base"))]
+            rows += [{"task": task, "k": k, "items": kind, "prompt": prompt, "ablated": ablated, "base_acc": row["base_acc"], "contrast_acc": row["contrast_acc"], "n_prompts": len(asked.base)} for prompt, ablated, row in four]
     return rows
+
+
+def writings(model: Transformer, heads: Sequence[str], readers: Sequence[str], task: str, k: int, shots: int, n_prompts: int, generator: torch.Generator) -> dict[str, Any]:
+    """Three analyses of the FI heads `heads` and the heads `readers` that gather the expected answer, for a function on numbers.
+
+    function_vectors, function_vectors_by_k, function_vector_scores: what the FI heads write (`minifunc/function_vectors.py`). reading: what their
+    q, k and v are for (`minifunc/reading.py`). probe: where numbers can be read off the stream (`minifunc/probe.py`).
+    """
+    numbers, zero = torch.tensor([tasks.TOKEN[str(n)] for n in tasks.NUMBERS]), -tasks.NUMBERS[0]
+    pairs = {shift: tasks.evaluation_pairs(task, shift, shots, 3 * n_prompts, generator) for shift in tasks.SHIFTS}
+    asked = {shift: p.base_answers - tasks.ZERO for shift, p in pairs.items()}
+    found = function_vectors.study(model, {shift: p.contrast for shift, p in pairs.items()}, asked, tasks.naive_prompts(N_INPUTS), heads, numbers, zero, k)
+
+    p, answers = tasks.evaluation_pairs(task, k, shots, 2 * n_prompts, generator), tasks.answer_positions(shots)
+    sources = {"base": p.base, "operands_changed": p.operands_changed, "unrelated": p.contrast.roll(1, 0)}
+    tokens, expected, query = tasks.off_by_every_k(task, shots, max(n_prompts, -(-N_EXAMPLES // (len(tasks.SHIFTS) * shots))), generator)
+    order = torch.randperm(len(tokens), generator=generator)
+    tokens, expected, query = tokens[order], expected[order], query[order]
+    shown, x, y = (tasks.numbers_at(tokens, answers + offset) for offset in (0, -4, -2))
+    found["reading"] = {
+        "inputs": reading.inputs_apart(model, p.base, p.contrast, p.base_answers, p.contrast_answers, sources, heads),
+        "looks_for": reading.looks_for(model, tokens, answers, expected, shown, query, heads),
+        "hands_over": reading.hands_over(model, tokens, answers, expected, shown, numbers, tasks.NUMBERS[0], heads),
+        "wrote": reading.wrote(model, tokens, answers, x, y, expected, shown, readers) if readers and task == "addition" else {},
+    }
+    others = [tasks.off_by_every_k(other, shots, max(1, n_prompts // 5), generator)[:2] for other in tasks.ON_NUMBERS if other != task]
+    shifted = tasks.off_by_every_k(task, shots, n_prompts, generator)[:2]
+    mixed = tasks.dealt(*(torch.cat(some) for some in zip(*others)), generator)
+    found["probe"] = probes(model, {"consistent": shifted, "dealt": tasks.dealt(*shifted, generator)}, mixed, answers, tasks.ZERO, generator)
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -58,6 +58,7 @@ FUNCTIONS: dict[str, tuple[str, int, Callable[..., Tensor]]] = {
     CHOICE: ("choice", 10, lambda x, z, y: torch.stack([x, z, y]).argmax(0)),  # from three different numbers to a letter: `3 7 5 = b`
 }
 UNARY, ON_LETTERS, TO_LETTERS = ("same", "copy"), ("copy",), ("copy", CHOICE)
+ON_NUMBERS = tuple(name for symbol, (name, _, _) in FUNCTIONS.items() if symbol not in TO_LETTERS)
 VOCABULARY = ["<bos>", "=", ";", "_", *(symbol for symbol in FUNCTIONS if symbol != CHOICE), *map(str, NUMBERS), *LETTERS]  # token strings by id
 TOKEN = {string: index for index, string in enumerate(VOCABULARY)}
 BOS, EQUALS, END, BLANK = (TOKEN[string] for string in ("<bos>", "=", ";", "_"))
@@ -434,3 +435,33 @@ def evaluation_pairs(task: str, k: int, shots: int, n_prompts: int, generator: t
     length = n_tokens(shots)
     operands_changed = None if symbol == CHOICE else examples_to_tokens(changed, zero + other[drawn])[:, :length]
     return Pairs(task, k, shots, base[:, :length], contrast[:, :length], operands_changed, base[:, length], contrast[:, length])
+
+
+# ---------------------------------------------------------------- prompts for the analyses of single heads
+
+
+def naive_prompts(n: int) -> Tensor:
+    """`2 same _ = 2 ; 5 same _ =`: [n, n - 1, pos], row x asks for x after each demonstration but that of x itself."""
+    ask = [[f"<bos> {demo} same _ = {demo} ; {x} same _ =".split() for demo in range(n) if demo != x] for x in range(n)]
+    return torch.tensor([[[TOKEN[string] for string in prompt] for prompt in row] for row in ask])
+
+
+def numbers_at(tokens: Tensor, positions: Tensor) -> Tensor:
+    """Number tokens [n, pos] at some positions, as numbers: [n, m]."""
+    return tokens[:, positions] - ZERO
+
+
+def off_by_every_k(task: str, shots: int, n_prompts: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompts off by every k: tokens [n_shifts * n_prompts, pos], f(x, y) of their examples [·, shots] and of their query [·], as numbers."""
+    pairs = [evaluation_pairs(task, k, shots, n_prompts, generator) for k in SHIFTS]
+    expected = torch.cat([numbers_at(p.base, answer_positions(shots)) for p in pairs])
+    return torch.cat([p.contrast for p in pairs]), expected, torch.cat([p.base_answers for p in pairs]) - ZERO
+
+
+def dealt(tokens: Tensor, expected: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The same examples dealt anew over all prompts, so that one example's difference tells nothing of the next one's; queries stay."""
+    places = answer_positions(expected.shape[1])[:, None] + torch.arange(-4, 1)  # [shots, 5]: x op y = c
+    order = torch.randperm(expected.numel(), generator=generator)
+    tokens = tokens.clone()
+    tokens[:, places] = tokens[:, places].flatten(0, 1)[order].reshape(len(tokens), *places.shape)
+    return tokens, expected.flatten()[order].reshape(expected.shape)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 import minifunc
 import tasks
 from minifunc.distributed import all_sum, any_process, is_main, join, rank, run_together, share, world_size
-from minifunc.evaluation import last_logits
+from minifunc.evaluation import accuracy, last_logits
 from minifunc.flags import Parser, add_flags, from_flags
 from minifunc.model import ModelConfig, Transformer
 from minifunc.runs import UserError, load_json, load_tensors, model_config, pick_device, save_json, save_lines, save_tensors, weights_fault
@@ -98,6 +98,22 @@ def loss_on_answers(model: Transformer, documents: tasks.Documents) -> Tensor:
     return (losses * counted).sum() / documents.determined.sum().clamp(min=1)
 
 
+def make_optimizer(model: Transformer, cfg: TrainConfig) -> torch.optim.AdamW:
+    on_mps = model.unembed.W_U.device.type == "mps"
+    return torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=not on_mps)
+
+
+def train_step(model: Transformer, optimizer: torch.optim.Optimizer, cfg: TrainConfig, documents: tasks.Documents) -> tuple[Tensor, Tensor]:
+    """One step on one batch; returns the loss and the norm of the gradient before clipping, both [] on the device."""
+    loss = loss_on_answers(model, documents)
+    optimizer.zero_grad()
+    loss.backward()
+    all_sum(loss, *(weight.grad for weight in model.parameters() if weight.grad is not None))
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+    optimizer.step()
+    return loss.detach(), norm
+
+
 def evaluate(model: Transformer, n_prompts: int, every_task: bool) -> dict[str, dict[str, dict[str, float]]]:
     """Accuracy by task, k and number of shots, on prompts of the main setting: {task: {k: {shots: share}}}.
 
@@ -106,27 +122,25 @@ def evaluate(model: Transformer, n_prompts: int, every_task: bool) -> dict[str, 
     Several processes take turns at the entries of the table.
     """
     generator = torch.Generator().manual_seed(2025)  # the same prompts for every run
-    entries, counts = [], []  # (task, k, shots) and, for each, [how many are right, how many were asked]
+    entries, shares = [], []
     rows = [(task, k) for task in (tasks.TASKS if every_task else ["addition"]) for k in tasks.TASKS[task].ks]
     for row, (task, k) in enumerate(rows):
         for column, shots in enumerate(SHOTS):
-            asked = tasks.TASKS[task]
-            n = n_prompts if task == "addition" else n_prompts // (len(asked.ks) - 1)
+            n = n_prompts if task == "addition" else n_prompts // (len(tasks.TASKS[task].ks) - 1)
             pairs = tasks.evaluation_pairs(task, k, shots, n, generator)
             if pairs.contrast.shape[1] > model.cfg.n_ctx:
                 continue
             mine = (row + column) % world_size() == rank()  # long prompts and short ones for everybody
-            right = last_logits(model, pairs.contrast).argmax(-1).cpu() == pairs.contrast_answers if mine else torch.zeros(n, dtype=torch.bool)
-            parts = {f"{task}_carry": pairs.carry, f"{task}_no_carry": ~pairs.carry} if asked.wrapper == "base" else {task: torch.ones(n, dtype=torch.bool)}
-            for name, part in parts.items():
+            logits = last_logits(model, pairs.contrast).cpu() if mine else None
+            based = tasks.TASKS[task].wrapper == "base"
+            for name, part in {f"{task}_carry": pairs.carry, f"{task}_no_carry": ~pairs.carry}.items() if based else [(task, torch.ones(n, dtype=torch.bool))]:
                 entries.append((name, str(k), str(shots)))
-                counts.append([int(right[part].sum()), int(part.sum())])
-    known = torch.tensor(counts, dtype=torch.float64)  # [n_entries, 2]
-    right_ones = known[:, 0].contiguous()
-    all_sum(right_ones)
+                shares.append(0.0 if logits is None else accuracy(logits[part], pairs.contrast_answers[part]) if part.any() else math.nan)
+    known = torch.tensor(shares, dtype=torch.float64)
+    all_sum(known)
     table: dict[str, dict[str, dict[str, float]]] = {}
-    for (task, k, shots), fraction in zip(entries, (right_ones / known[:, 1]).tolist()):
-        table.setdefault(task, {}).setdefault(k, {})[shots] = round(fraction, 4)
+    for (task, k, shots), right in zip(entries, known.tolist()):
+        table.setdefault(task, {}).setdefault(k, {})[shots] = round(right, 4)
     return table
 
 
@@ -149,7 +163,7 @@ def train(out: Path, model_cfg: ModelConfig, cfg: TrainConfig, diet_name: str, d
     """
     diet = tasks.DIETS[diet_name]
     model = Transformer(model_cfg, torch.Generator().manual_seed(cfg.seed)).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=device.type != "mps")
+    optimizer = make_optimizer(model, cfg)
     data = torch.Generator().manual_seed(cfg.seed + 1_000_000)
     done, seconds, lines = 0, 0.0, []
     config = describe(model_cfg, cfg, diet_name)
@@ -180,18 +194,13 @@ def train(out: Path, model_cfg: ModelConfig, cfg: TrainConfig, diet_name: str, d
         for step in range(done + 1, cfg.steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = cfg.lr_at(step)
-            loss = loss_on_answers(model, tasks.sample(diet, *cfg.batch_at(step), data))
-            optimizer.zero_grad()
-            loss.backward()
-            all_sum(loss, *(weight.grad for weight in model.parameters() if weight.grad is not None))
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+            loss, norm = train_step(model, optimizer, cfg, tasks.sample(diet, *cfg.batch_at(step), data))
             asked = any_process(stop.asked)
             pause = step % cfg.eval_every == 0 or step == cfg.steps or asked
             if pause or step % 20 == 0:  # looking at a value makes a GPU wait, so not at every step
                 if not (loss + norm).isfinite():
                     raise diverged(step)
                 shown["loss"] = f"{loss.item():.3f}"
-            optimizer.step()
             if after_step:
                 after_step(step, model)
             if step % cfg.eval_every == 0 or step == cfg.steps:

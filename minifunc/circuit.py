@@ -232,7 +232,7 @@ def other_thresholds(found: Discovery, criteria: Criteria) -> list[dict[str, Any
             other, fi = replace(criteria, **{name: value}), found.groups["function_induction"]
             groups = direct_groups(found.effects["answers"]["logits"].heads, found.attention, other)
             routes = {group: heads_of(route(found.effects.get(contrast, {}), fi, other)) for group, contrast in ROUTES.items()}
-            groups |= routes | {"previous_token": [head for head in heads_of(sum(routes.values(), [])) if found.attention[head]["answer_to_previous"] >= other.looks_at_previous]}
+            groups |= routes | {"previous_token": [head for head in heads_of(head for heads in routes.values() for head in heads) if found.attention[head]["answer_to_previous"] >= other.looks_at_previous]}
             concerned = {"strong": ("function_induction", "consolidation", "other_direct"), "looks_at_answers": ("function_induction",), "feeds": tuple(ROUTES), "looks_at_previous": ("previous_token",)}[name]
             rows += [{"criterion": name, "value": value, "in_force": value == getattr(criteria, name), "group": group, "heads": groups[group]} for group in concerned]
     return rows

@@ -298,12 +298,15 @@ class Transformer(nn.Module):
         return self.run_from(resid, 0, positions, hooks, past)
 
     def run_from(self, resid: Tensor, layer: int, positions: Tensor | None = None, hooks: Hooks | None = None, past: Sequence[Past] | None = None) -> Tensor:
-        """The upper part of the model: from the stream that enters block `layer`, [batch, pos, d_model], to the logits."""
+        """The upper part of the model: from the stream that enters block `layer`, [batch, pos, d_model], to the logits.
+
+        positions, past (one for each of these blocks): as in `forward`.
+        """
         hooks = hooks or Hooks()
         n_past = past[0][0].shape[1] if past else 0
         everywhere = torch.arange(n_past, n_past + resid.shape[1], device=resid.device)
         positions = everywhere if positions is None else positions
-        for index, block in enumerate(self.blocks[layer:], layer):
+        for index, block in enumerate(self.blocks[layer:]):
             last = block is self.blocks[-1]
             resid = block(resid, positions if last else everywhere, hooks, past[index] if past else None)
         if layer == self.cfg.n_layers and len(positions) != len(everywhere):

@@ -95,6 +95,8 @@ class PairedRuns:
         keep = in_cache >= len(self.own)
         self._kept: list[Chunk] = []
         self._mean = self._mean_of_base() if isinstance(source, str) and source == "mean" else {}
+        if device.type == "cpu":
+            torch.empty(31 * 2**20, dtype=torch.uint8)  # freeing one large block makes the C library keep freed memory for the next tensor (glibc, M_MMAP_THRESHOLD)
         self.F_base, self.F_contrast = torch.zeros(2, self.n_prompts, dtype=torch.float64, device=device)
         for chunk in self._chunks():
             for F, logits in ((self.F_base, chunk.base_logits), (self.F_contrast, chunk.contrast_logits)):

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from minifunc.distributed import all_sum
-from minifunc.model import Hook, Hooks, Past, Transformer
+from minifunc.model import Hook, Hooks, Transformer
 from minifunc.nodes import HeadInput, Logits, MLPInput, Receiver, Resid
 from minifunc.pairs import Chunk, PairedRuns
 
@@ -207,7 +207,7 @@ class PathPatcher(PairedRuns):
         if layer == self.cfg.n_layers:
             return self.model.run_from(resid[:, -1:], layer)[:, 0]
         rows = len(resid) // len(chunk.contrast_logits)
-        past = [tuple(chunk.at(i, f"attn.{name}")[:, : self.first].repeat(rows, 1, 1, 1) for name in ("hook_rot_k", "hook_v")) for i in range(self.cfg.n_layers)]
+        past = [tuple(chunk.at(above, f"attn.{name}")[:, : self.first].repeat(rows, 1, 1, 1) for name in ("hook_rot_k", "hook_v")) for above in range(layer, self.cfg.n_layers)]
         return self.model.run_from(resid, layer, self.last, hooks, past if self.first else None)[:, 0]
 
     def _changed_head(self, chunk: Chunk, layer: int, head: int, values: dict[Receiver, Tensor]) -> Tensor:

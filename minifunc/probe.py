@@ -8,12 +8,14 @@ that the model uses it, nor that it holds it as one thing: where c and f(x, y) c
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from minifunc.model import Hooks, Transformer
 
+Rows = tuple[Tensor, Tensor]  # prompts [n, pos] int64 and what their examples should answer, [n, shots]
 PENALTY = 1e-4  # of the mean variance of an input: enough where inputs are dependent, too little to matter elsewhere
 
 
@@ -52,9 +54,10 @@ def correlation(probe: Probe, x: Tensor, y: Tensor) -> Tensor:
     return (read * y).sum(0) / (read.norm(dim=0) * y.norm(dim=0)).clamp(min=1e-12)
 
 
-def one_hot(labels: Tensor) -> Tensor:
-    """Whole numbers [n] → [n, max - min + 1] float64, one column per value."""
-    return torch.nn.functional.one_hot(labels - labels.min(), int(labels.max() - labels.min()) + 1).double()
+def one_hot(labels: Tensor, among: Tensor | None = None) -> Tensor:
+    """Whole numbers [n] → [n, max - min + 1] float64, one column per value (of `among`)."""
+    among = labels if among is None else among
+    return torch.nn.functional.one_hot(labels - among.min(), int(among.max() - among.min()) + 1).double()
 
 
 def sites(model: Transformer) -> list[str]:
@@ -116,3 +119,41 @@ def largest_step(values: Sequence[float], names: Sequence[str]) -> tuple[str, fl
     steps = [after - before for before, after in pairwise(values)]
     best = max(range(len(steps)), key=steps.__getitem__)
     return names[best + 1], round(steps[best], 4)
+
+
+def probes(model: Transformer, kinds: Mapping[str, Rows], others: Rows, answers: Tensor, zero: int, generator: torch.Generator) -> dict[str, Any]:
+    """R² of linear probes along the residual stream, on prompts that were not fitted.
+
+    difference = c - f(x, y), shown = c, expected = f(x, y), shuffled = the differences of other examples (must come to about 0), at
+        answer          the shown answers
+        equals, y       the `=` before them and the second operand: before c is shown, the difference can only come from earlier examples
+    kinds: {"consistent": one k in a prompt, "dealt": the examples dealt anew, so nothing but the example itself tells its difference};
+    others: dealt prompts of other functions. Each is tokens [n, pos] and the expected answers [n, shots] as numbers; number n is token zero + n.
+    from_shown_alone: what one table over c achieves, no stream at all. other_functions: probes fitted at the answers of the other functions
+    on numbers (dealt), scored on this one. made_by: what wrote into the stream where the difference's R² rises most, in dealt documents.
+    """
+    shots, places = len(answers), {"answer": 0, "equals": -1, "y": -2}
+    where = torch.cat([answers + offset for offset in places.values()])
+    found: dict[str, Any] = {"sites": writers(model), "n_prompts": len(kinds["dealt"][0]), **{kind: {} for kind in kinds}}
+
+    def targets(rows: Tensor, plain: Tensor) -> dict[str, Tensor]:
+        shown = rows[:, answers] - zero
+        return {"difference": shown - plain, "shown": shown, "expected": plain}
+
+    def part(streams: dict[str, Tensor], rows: Tensor | slice, index: int) -> dict[str, Tensor]:  # at the index-th place alone
+        return {site: x[rows, shots * index : shots * (index + 1)] for site, x in streams.items()}
+
+    for kind, (rows, plain) in kinds.items():
+        streams, numbers = stream(model, rows, where), targets(rows, plain)
+        numbers["shuffled"] = numbers["difference"].flatten()[torch.randperm(plain.numel(), generator=generator)].reshape(plain.shape)
+        train, test = halves(rows, generator)
+        fitted, scored = ({name: values[half] for name, values in numbers.items()} for half in (train, test))
+        for index, place in enumerate(places):
+            found[kind][place] = readable(part(streams, train, index), fitted, part(streams, test, index), scored)
+        table, y = zip(*((one_hot(some["shown"].flatten(), numbers["shown"]), some["difference"].flatten()[:, None]) for some in (fitted, scored)))
+        found[kind]["from_shown_alone"] = round(r2(fit(table[0], y[0]), table[1], y[1]).item(), 4)
+    there, here = stream(model, others[0], answers), part(streams, slice(None), 0)  # here: the dealt documents of this task
+    for name, measure in (("r2", r2), ("correlation", correlation)):
+        found["other_functions"] = found.get("other_functions", {}) | {name: readable(there, targets(*others), here, targets(*kinds["dealt"]), measure)}
+    found["made_by"], found["step"] = largest_step(found["dealt"]["answer"]["difference"], found["sites"])
+    return found

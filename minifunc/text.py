@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from minifunc import function_vectors, reading
 from minifunc.circuit import Criteria, feeding, heads_of, nodes, parse
 from minifunc.patching import Effects
 
@@ -68,7 +69,7 @@ def show(circuit: dict[str, Any], colour: bool) -> str:
     c, found = circuit, bool(circuit["groups"]["function_induction"])
     parts = [solved(c), direct(c, colour), groups(c)]
     if found:
-        parts += [inputs(c), readers(c), evaluated(c), ablated(c), thresholds(c), reused(c)]
+        parts += [inputs(c), readers(c), evaluated(c), ablated(c), thresholds(c), written(c), reused(c)]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n\n" + sentence(c)
 
 
@@ -166,9 +167,26 @@ def reused(c: dict[str, Any]) -> list[str]:
     """The four accuracies of each task: plain / shifted answers."""
     columns = [("base", "none"), ("contrast", "none"), ("contrast", "function_induction"), ("contrast", "random_same_layers")]
     out = ["the same heads on other tasks: shares of plain / shifted answers", f"  {'task':18}{'base prompt':>16}{'contrast prompt':>18}{'without FI':>16}{'without random':>18}"]
-    by_task: dict[tuple[str, int], dict[tuple[str, str], str]] = {}
+    by_task: dict[tuple[str, int, str], dict[tuple[str, str], str]] = {}
     for row in c["reuse"]:
-        by_task.setdefault((row["task"], row["k"]), {})[row["prompt"], row["ablated"]] = f"{row['base_acc']:.2f} / {row['contrast_acc']:.2f}"
-    for (task, k), cells in by_task.items():
-        out.append(f"  {task + f' {k:+d}':18}" + "".join(f"{cells.get(column, ''):>{width}}" for column, width in zip(columns, (16, 18, 16, 18))))
+        by_task.setdefault((row["task"], row["k"], row["items"]), {})[row["prompt"], row["ablated"]] = f"{row['base_acc']:.2f} / {row['contrast_acc']:.2f}"
+    for (task, k, items), cells in by_task.items():
+        name = f"{task} {k:+d}" if items == "all" else f"base {k}, {items}"
+        out.append(f"  {name:18}" + "".join(f"{cells.get(column, ''):>{width}}" for column, width in zip(columns, (16, 18, 16, 18))))
     return out if by_task else []
+
+
+def written(c: dict[str, Any]) -> list[str]:
+    """What the FI heads write and read, and the probes."""
+    if "probe" not in c:
+        return []
+    lines, probe = [function_vectors.show(c, c["k"]), "", reading.show(c["reading"]), ""], c["probe"]
+    width = max(map(len, probe["sites"])) + 3
+    lines.append(f"linear probes, R² on prompts not fitted, after each writer{'':15}" + "".join(f"{site:>{width}}" for site in probe["sites"]))
+    rows = [(kind, place, target) for kind in ("dealt", "consistent") for place in ("answer", "equals") for target in ("difference", "expected", "shuffled")]
+    for kind, place, target in rows:
+        lines.append(f"  {kind + ' documents, at ' + place:34}{target:38}" + "".join(f"{value:{width}.3f}" for value in probe[kind][place][target]))
+    for measure, text in (("r2", "difference"), ("correlation", "difference, correlation instead of R²")):
+        lines.append(f"  {'fitted on other functions':34}{text:38}" + "".join(f"{value:{width}.3f}" for value in probe["other_functions"][measure]["difference"]))
+    lines.append(f"  from the shown answer alone: {probe['dealt']['from_shown_alone']:.3f}. The difference becomes readable at the answers by {probe['made_by']} ({probe['step']:+.3f}).")
+    return lines

@@ -3,8 +3,9 @@ import json
 import pytest
 import torch
 
-import analyses
+import patch
 import tasks
+from minifunc import text
 from minifunc.model import ModelConfig, Transformer
 
 
@@ -13,24 +14,24 @@ def model():
 
 
 def test_naive_prompts_ask_for_each_input_after_every_other_demonstration():
-    naive = analyses.naive_prompts()
+    naive = tasks.naive_prompts(10)
     assert naive.shape[:2] == (10, 9)
     assert tasks.decode(naive[3, 0]) == "<bos> 0 same _ = 0 ; 3 same _ =" and tasks.decode(naive[3, 8]) == "<bos> 9 same _ = 9 ; 3 same _ ="
 
 
 def test_documents_hold_every_k_and_know_what_was_to_be_expected():
-    tokens, expected, asked = analyses.documents("addition", 3, 20, torch.Generator().manual_seed(0))
-    x, y, c = (analyses.numbers_at(tokens, tasks.answer_positions(3) + offset) for offset in (-4, -2, 0))
+    tokens, expected, asked = tasks.off_by_every_k("addition", 3, 20, torch.Generator().manual_seed(0))
+    x, y, c = (tasks.numbers_at(tokens, tasks.answer_positions(3) + offset) for offset in (-4, -2, 0))
     assert torch.equal(x + y, expected) and torch.equal(tokens[:, -4] + tokens[:, -2] - 2 * tasks.ZERO, asked)
     assert torch.equal(c - expected, torch.arange(-4, 5).repeat_interleave(20)[:, None].expand(-1, 3))
 
 
 def test_dealing_keeps_every_example_whole_and_makes_differences_independent():
-    tokens, expected, _ = analyses.documents("addition", 4, 50, torch.Generator().manual_seed(0))
+    tokens, expected, _ = tasks.off_by_every_k("addition", 4, 50, torch.Generator().manual_seed(0))
     before, plain = tokens.clone(), expected.clone()
-    mixed, known = analyses.dealt(tokens, expected, torch.Generator().manual_seed(1))
+    mixed, known = tasks.dealt(tokens, expected, torch.Generator().manual_seed(1))
     assert torch.equal(tokens, before) and torch.equal(expected, plain)
-    x, y, c = (analyses.numbers_at(mixed, tasks.answer_positions(4) + offset) for offset in (-4, -2, 0))
+    x, y, c = (tasks.numbers_at(mixed, tasks.answer_positions(4) + offset) for offset in (-4, -2, 0))
     assert torch.equal(x + y, known)
 
     def examples(rows):
@@ -42,7 +43,7 @@ def test_dealing_keeps_every_example_whole_and_makes_differences_independent():
 
 
 def test_the_analyses_have_the_promised_layout_and_fit_into_circuit_json():
-    found = json.loads(json.dumps(analyses.analyse(model(), ["0.1", "1.2"], ["0.0"], shots=4, n_prompts=24), allow_nan=False))
+    found = json.loads(json.dumps(patch.writings(model(), ["0.1", "1.2"], ["0.0"], "addition", 1, 4, 24, torch.Generator().manual_seed(0)), allow_nan=False))
     vectors = found["function_vectors"]
     assert vectors.keys() == {"0.1", "1.2", "all"} and all(len(rows) == 10 and all(len(row) == 10 for row in rows) for rows in vectors.values())
     assert found["function_vectors_by_k"].keys() == set(map(str, range(-4, 5)))
@@ -55,35 +56,5 @@ def test_the_analyses_have_the_promised_layout_and_fit_into_circuit_json():
         assert probe[kind]["answer"]["shown"][0] > 0.999  # the embedding alone tells which number is shown
         assert max(probe[kind]["answer"]["shuffled"]) < 0.05 and max(probe[kind]["equals"]["shown"][:1]) < 0.05
         assert probe[kind]["answer"]["difference"][0] == pytest.approx(probe[kind]["from_shown_alone"], abs=0.02)
-    text = analyses.show(found, 1)
-    assert "linear probes" in text and probe["made_by"] in text
-
-
-def test_the_same_seed_gives_the_same_findings():
-    first, second = (analyses.analyse(model(), ["1.2"], [], shots=4, n_prompts=4, seed=3) for _ in range(2))
-    assert {name: value for name, value in first.items() if "seconds" not in name} == {name: value for name, value in second.items() if "seconds" not in name}
-
-
-@pytest.mark.parametrize("arguments, fault", [(([], []), "no function-induction head"), ((["1.0"], [], "caesar"), "not caesar")])
-def test_what_cannot_be_analysed_is_refused(arguments, fault):
-    with pytest.raises(ValueError, match=fault):
-        analyses.analyse(model(), *arguments)
-
-
-def test_a_users_mistakes_are_one_line_each(tmp_path, capsys):
-    from minifunc.runs import save_json, save_tensors
-
-    assert analyses.main(["--run", str(tmp_path / "nowhere")]) == 2
-    small = model()
-    save_json(tmp_path / "config.json", {"model": vars(small.cfg), "vocabulary": tasks.VOCABULARY})
-    save_tensors(tmp_path / "model.pt", small.state_dict())
-    run = ["--run", str(tmp_path), "--device", "cpu", "--prompts", "2"]
-    assert analyses.main(run) == 2  # no circuit.json yet
-    save_json(tmp_path / "circuit.json", {"task": "addition"})
-    assert analyses.main(run) == 2
-    save_json(tmp_path / "circuit.json", {"task": "addition", "k": 1, "shots": 2, "groups": {"function_induction": [], "expected_answer": []}})
-    assert analyses.main(run) == 2
-    assert all(len(line) < 300 for line in capsys.readouterr().err.splitlines()) and json.loads((tmp_path / "circuit.json").read_text())["k"] == 1
-    save_json(tmp_path / "circuit.json", {"task": "addition", "k": 1, "shots": 2, "groups": {"function_induction": ["1.0"], "expected_answer": []}})
-    assert analyses.main(run) == 0 and json.loads((tmp_path / "circuit.json").read_text())["function_vectors"].keys() == {"1.0", "all"}
-    assert analyses.main([*run, "--prompts", "0"]) == 2
+    shown = "\n".join(text.written(found | {"k": 1}))
+    assert "linear probes" in shown and probe["made_by"] in shown

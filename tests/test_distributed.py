@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import together
 import torch
 from torch.testing import assert_close
 
 import tasks
-import together
 import train
 from minifunc import distributed
 from minifunc.distributed import all_sum, any_process, is_main, join, run_together, share

@@ -1,8 +1,8 @@
 """Tiny runs: interrupted and taken up again, refused, diverged; what the loss counts; what is written."""
 
 import json
-import shutil
 import math
+import shutil
 import signal
 from dataclasses import asdict, replace
 
