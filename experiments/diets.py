@@ -5,6 +5,7 @@ A ladder of diets that ends at the default, the default without one ingredient, 
 enough, another what the accuracy on the unseen cell depends on.
 """
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ WITHOUT = {"relabelling": "no_relabel", "reflection": "relabelled", "mixing": "n
 
 
 def make(name: str, seed: int, steps: int) -> Run:
-    return Run(f"diet_{name}", name, train=replace(train.TrainConfig(), seed=seed, steps=steps))
+    return Run(f"diet_{name}", name, train=replace(train.TrainConfig(), seed=seed, steps=steps, eval_every=max(1, steps // 2)))
 
 
 def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def verdict(grouped: dict[str, list[dict[str, Any]]]) -> list[str]:
         if name in grouped:
             mean, half = mean_ci(column(grouped[name], "off_by_one_8"))
             apart = mean + half < full[0] - full[1]
-            word = "necessary" if apart and mean < 0.5 else "a help" if apart else "not shown to be needed" if mean == mean and half == half else "undecided (one seed)"
+            word = "necessary" if apart and mean < 0.5 else "a help" if apart else "undecided (too few seeds)" if math.isnan(half) else "not shown to be needed"
             lines.append(f"without {what:12} off by one {in_words(column(grouped[name], 'off_by_one_8'))} (with it {in_words(column(grouped['strict'], 'off_by_one_8'))}): {word}")
     enough = [name for name in SECTIONS["ladder: each adds to the one above"] if name in grouped and all(share is not None and share >= 0.5 for share in column(grouped[name], "off_by_one_8"))]
     lines.append(f"rungs of the ladder on which every seed is right on at least half: {', '.join(enough) or 'none'}")

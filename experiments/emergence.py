@@ -5,7 +5,7 @@ effects of the heads of the circuit that the finished model has.
 
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def effects(model: Transformer, groups: dict[str, list[str]], n_prompts: int) ->
     fi, heads = groups.get("function_induction", []), heads_of(head for some in groups.values() for head in some)
     patchers = patchers_of(model, pairs)
     row: dict[str, Any] = {"F_range": round(patchers["answers"].F_range, 4), "r": dict.fromkeys(heads), "r_on_fi_heads": dict.fromkeys(heads)}
-    receivers: list[list[Receiver]] = [[Logits()], *([[HeadInput(*parse(head), which) for head in fi] for which in "qkv"] if fi else [])]
+    receivers: list[Sequence[Receiver]] = [[Logits()], *([[HeadInput(*parse(head), which) for head in fi] for which in "qkv"] if fi else [])]
     for name, patcher in patchers.items():
         if not heads or not abs(patcher.F_range) > 1e-3:
             continue

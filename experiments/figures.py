@@ -1,6 +1,7 @@
 """Draws the figures of docs/figures/ (PNG and SVG) from results/*.json alone (`make figures`; needs matplotlib, an optional extra)."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ def bars(axes: Any, names: list[str], values: list[list[float | None]], shift: f
     means = [mean_ci(some) for some in values]
     places = [-index + shift for index in range(len(names))]
     axes.barh(places, [mean for mean, _ in means], height=0.36, color=colour, alpha=0.45, label=label)
-    axes.errorbar([mean for mean, _ in means], places, xerr=[0.0 if half != half else half for _, half in means], fmt="none", ecolor="black", elinewidth=0.8, capsize=2)
+    axes.errorbar([mean for mean, _ in means], places, xerr=[0.0 if math.isnan(half) else half for _, half in means], fmt="none", ecolor="black", elinewidth=0.8, capsize=2)
     for place, some in zip(places, values):
         known = [value for value in some if value is not None]
         axes.plot(known, [place] * len(known), "o", color=colour, markersize=3)
@@ -41,7 +42,7 @@ def draw_diets(rows: Rows, plt: Any) -> Any:
         points = sorted((grouped[name][0][key], name) for name in wanted if name in grouped)
         for label, value, colour in (("off by one", lambda some: diets.column(some, "off_by_one_8"), BLUE), ("all k", diets.mean_of_k, RED)):
             found = [mean_ci(value(grouped[name])) for _, name in points]
-            axis.errorbar([x for x, _ in points], [mean for mean, _ in found], yerr=[0.0 if half != half else half for _, half in found], fmt="o", color=colour, capsize=2, markersize=4, label=label)
+            axis.errorbar([x for x, _ in points], [mean for mean, _ in found], yerr=[0.0 if math.isnan(half) else half for _, half in found], fmt="o", color=colour, capsize=2, markersize=4, label=label)
         axis.set(xlabel=title, ylabel="unseen cell", ylim=(-0.05, 1.05))
         axis.legend(fontsize=7)
     return figure
@@ -91,7 +92,7 @@ def draw_dependability(rows: Rows, plt: Any) -> Any:
         values = [row["plain_8"] if k == "0" else row["off_by_k_8"][k] for row in good]
         mean, half = mean_ci(values)
         axes.plot([int(k)] * len(values), values, "o", color=GREY if k == "0" else BLUE, markersize=3, alpha=0.6)
-        axes.errorbar([int(k) + 0.15], [mean], yerr=[0.0 if half != half else half], fmt="_", color="black", capsize=2)
+        axes.errorbar([int(k) + 0.15], [mean], yerr=[0.0 if math.isnan(half) else half], fmt="_", color="black", capsize=2)
     axes.set(xlabel="k (0: plain addition)", ylabel="accuracy at 8 shots", ylim=(0, 1.03), title=f"{len(good)} of {len(rows)} seeds (the rest diverged)" if len(good) < len(rows) else f"{len(rows)} seeds, 95 % intervals")
     return figure
 

@@ -322,3 +322,23 @@ def test_every_kind_of_run_that_the_lists_name_can_be_made():
     assert len(universality.CONFIGS) >= 12 and sum(run.name == "default" for run in universality.EXPERIMENT.runs(universality.EXPERIMENT.names, None, 2000)) >= 5
     assert len(dependability.EXPERIMENT.runs(("default",), None, 2000)) >= 10
     assert {name for names in (*diets.SECTIONS.values(), *(names for _, names in diets.LAW.values()), diets.OTHER_CELLS) for name in names} == set(tasks.DIETS)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_figure_is_drawn_from_the_rows_alone(tmp_path, capsys, monkeypatch, small, name):
+    pytest.importorskip("matplotlib")
+    from experiments import figures
+
+    assert runs.main(MODULES[name].EXPERIMENT, ["--quick", "--steps", "3", "--jobs", "1", "--out", str(tmp_path), "--results", str(tmp_path / f"{name}.json"), *SOME[name]]) == 0
+    for attempt in ("one", "two"):
+        assert figures.main(["--results", str(tmp_path), "--out", str(tmp_path / attempt)]) == 0
+    drawn = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert drawn == [f"{name}.png", f"{name}.svg"] and all((tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes() for file in drawn)
+
+
+def test_figures_without_results_are_refused(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    from experiments import figures
+
+    assert figures.main(["--results", str(tmp_path)]) == 2
+    assert "holds none of diets.json" in capsys.readouterr().err
