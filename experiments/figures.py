@@ -36,7 +36,8 @@ def draw_diets(rows: Rows, plt: Any) -> Any:
     axes = left.subplots()
     bars(axes, names, [diets.column(grouped[name], "plain_8") for name in names], 0.2, GREY, "plain addition")
     bars(axes, names, [diets.column(grouped[name], "off_by_one_8") for name in names], -0.2, BLUE, "off by one")
-    axes.set(yticks=[-index for index in range(len(names))], yticklabels=names, xlim=(0, 1.02), xlabel="accuracy at 8 shots", title="diets (dots: runs; lines: 95 %)")
+    axes.set(yticks=[-index for index in range(len(names))], yticklabels=[name + " *" * (1 in grouped[name][0]["shifts_of_plus_shown"]) for name in names], xlim=(0, 1.02), title="diets (dots: runs; lines: 95 %)")
+    axes.set_xlabel("accuracy at 8 shots (*: off-by-one addition was trained on, another cell is held out)")
     axes.legend(loc="lower right", fontsize=8)
     for axis, (title, (key, wanted)) in zip(right.subplots(len(diets.LAW), 1), diets.LAW.items()):
         points = sorted((grouped[name][0][key], name) for name in wanted if name in grouped)
