@@ -102,8 +102,8 @@ def effects(model: Transformer, groups: dict[str, list[str]], n_prompts: int) ->
                 row["r"][head] = round(to_logits.heads[parse(head)].item(), 4)
             strongest = max([row["r_on_fi_heads"][head] or 0.0, *(each.heads[parse(head)].item() for each in to_fi)], key=abs)
             row["r_on_fi_heads"][head] = round(strongest, 4)
-    known = [row["r"][head] for head in fi if row["r"][head] is not None]
-    row["fi_effect"] = round(min(known) * row["F_range"], 4) if known else None  # of the strongest FI head, in logits
+    known = [row["r"][head] * row["F_range"] for head in fi if row["r"][head] is not None]
+    row["fi_effect"] = round(max(known), 4) if known else None  # how far F goes back, in logits, without the strongest FI head's shift
     return row
 
 
@@ -127,7 +127,7 @@ EVENTS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "FI score of the best head": lambda row: row["fi_score"],
     "FI score of the finished model's FI heads": lambda row: row.get("fi_score_of_final_heads"),
     "copy-induction score of the best head": lambda row: row["copy_induction_score"],
-    "effect of the strongest FI head": lambda row: -row["fi_effect"] if row["fi_effect"] is not None else 0.0,
+    "effect of the strongest FI head": lambda row: row["fi_effect"],
 }
 
 

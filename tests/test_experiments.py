@@ -18,6 +18,7 @@ import train
 from experiments import dependability, diets, emergence, measure, runs, universality
 from experiments.runs import Run, carry_out, finished, log_spaced, mean_ci, run_all
 from minifunc.model import ModelConfig
+from minifunc.patching import Logits
 from minifunc.runs import UserError, load_run
 from train import TrainConfig
 
@@ -342,3 +343,14 @@ def test_figures_without_results_are_refused(tmp_path, capsys):
 
     assert figures.main(["--results", str(tmp_path)]) == 2
     assert "holds none of diets.json" in capsys.readouterr().err
+
+
+def test_the_effect_of_a_head_is_how_far_it_takes_F_back():
+    model = runs.Transformer(TINY, torch.Generator().manual_seed(1)).requires_grad_(False)
+    row = emergence.effects(model, {"function_induction": ["1.0", "1.1"], "previous_token": ["0.1"]}, 8)
+    assert set(row["r"]) == set(row["r_on_fi_heads"]) == {"0.1", "1.0", "1.1"} and abs(row["F_range"]) > 1e-3
+    assert row["fi_effect"] == pytest.approx(max(row["r"][head] * row["F_range"] for head in ("1.0", "1.1")), abs=1e-3)
+    pairs = tasks.evaluation_pairs("addition", 1, 8, 8, torch.Generator().manual_seed(measure.SEED + 1))
+    effect = measure.patchers_of(model, pairs)["answers"].sweep(Logits())
+    assert row["r"]["1.1"] == pytest.approx(effect.heads[1, 1].item(), abs=1e-3)
+    assert row["r_on_fi_heads"]["1.0"] == 0 and row["r_on_fi_heads"]["0.1"] != 0  # what stands beside an FI head cannot feed it
