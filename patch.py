@@ -149,8 +149,8 @@ def solving(model: Transformer, pairs: tasks.Pairs) -> dict[str, dict[str, float
     return {prompt: {"base": accuracy(given, pairs.base_answers), "contrast": accuracy(given, pairs.contrast_answers)} for prompt, given in logits.items()}
 
 
-def replacements(model: Transformer, pairs: tasks.Pairs) -> Ablator:
-    """The contrast prompts, with all that is put in place of what a head sends there.
+def replacements(model: Transformer, pairs: tasks.Pairs, prompts: Tensor | None = None) -> Ablator:
+    """The contrast prompts (or the `prompts` given), with all that is put in place of what a head sends there.
 
     base: what it sends on the paired base prompt; mean: its mean over base prompts; unrelated: what it sends on another
     pair's base prompt; same_k: on another pair's contrast prompt, which is off by the same k; same_answer: on one that
@@ -159,7 +159,7 @@ def replacements(model: Transformer, pairs: tasks.Pairs) -> Ablator:
     """
     sources = {"base": pairs.base, "unrelated": pairs.base.roll(1, 0), "same_k": pairs.contrast.roll(1, 0), "operands_changed": pairs.operands_changed}
     sources["same_answer"] = donors(pairs)
-    return Ablator(model, pairs.contrast, sources, means={"mean": pairs.base})
+    return Ablator(model, pairs.contrast if prompts is None else prompts, sources, means={"mean": pairs.base})
 
 
 def donors(pairs: tasks.Pairs) -> Tensor:
@@ -218,11 +218,15 @@ def readers(few: Ablator, pairs: tasks.Pairs, found: Discovery, criteria: Criter
 def ablations(model: Transformer, pairs: tasks.Pairs, few: Ablator, found: Discovery, roles: dict[str, Any], criteria: Criteria, generator: torch.Generator) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of `evaluation.ablation` (groups and their controls) and of `evaluation.sensitivity` (groups by other thresholds)."""
     cfg, many, answers = model.cfg, replacements(model, pairs), answers_of(pairs)
+    plain = replacements(model, pairs, pairs.base)
     fewer, fewer_answers = replacements(model, first(pairs, N_SEARCH)), answers_of(first(pairs, N_SEARCH))
     rows = []
     for label, heads, hows in (("function_induction", found.groups["function_induction"], ("base", "mean", "unrelated", "same_k", "same_answer")), ("expected_answer", found.groups["expected_answer"], ("operands_changed",))):
         if heads:
-            rows += [ablation_row(many, answers, label, heads, how) for how in hows]
+            of_group = [ablation_row(many, answers, label, heads, how) for how in hows]
+            for row in of_group:  # how often the answer off by k is given, without these heads, to prompts that never show it
+                row["floor"] = ablation_row(plain, answers, label, heads, row["how"])["contrast_acc"]
+            rows += of_group
             drawn = {"random_same_layers": [random_group(heads, cfg.n_heads, generator) for _ in range(N_DRAWS)]}
             drawn |= {"random_any_layer": [random_group_anywhere(heads, cfg.n_layers, cfg.n_heads, generator) for _ in range(N_DRAWS)]}
             for kind, groups in drawn.items():

@@ -35,14 +35,15 @@ class Criteria:
     the q, k or v of an FI head, or of all of them together, from which a node counts (the paper takes 2 % for
     both, among 672 heads).
     looks_at_answers, looks_at_self_or_bos, looks_at_previous, looks_at_operands: shares of attention, means over
-    prompts (and over the answers, for the last two). faithful: how faithful (1: entirely) a circuit must stay while
+    prompts (and over the answers, for the last two). With 8 shots an even look at all positions would give .15 to the
+    earlier answers; the first threshold is twice that. faithful: how faithful (1: entirely) a circuit must stay while
     heads are taken out of it.
     """
 
     solves: float = 0.5
     strong: float = 0.05
     feeds: float = 0.02
-    looks_at_answers: float = 0.50
+    looks_at_answers: float = 0.30
     looks_at_self_or_bos: float = 0.50
     looks_at_previous: float = 0.30
     looks_at_operands: float = 0.30
