@@ -27,6 +27,7 @@ import torch
 from tqdm import tqdm
 
 import train
+from minifunc.circuit import Criteria
 from minifunc.flags import Parser
 from minifunc.model import ModelConfig, Transformer
 from minifunc.runs import UserError, check_writable, load_json, run_main, save_json, save_tensors
@@ -79,6 +80,11 @@ def log_spaced(last: int, n: int = N_SNAPSHOTS) -> tuple[int, ...]:
 Measure = Callable[[Transformer, Run, Path, bool], dict[str, Any]]  # (model, run, folder, quick) → what was measured
 
 
+def measuring(quick: bool) -> dict[str, Any]:
+    """How it was measured: with other criteria, trained runs are measured again."""
+    return {"quick": quick, "criteria": vars(Criteria())}
+
+
 def finished(run: Run, out: Path, experiment: str, quick: bool) -> dict[str, Any] | None:
     """What was measured, or that it diverged; None where the run is not finished. Raises UserError where the folder
     belongs to another run: nothing is overwritten."""
@@ -90,7 +96,7 @@ def finished(run: Run, out: Path, experiment: str, quick: bool) -> dict[str, Any
     for name in ("diverged", experiment):
         if (folder / f"{name}.json").exists():
             kept = load_json(folder / f"{name}.json")
-            if isinstance(kept, dict) and kept.get("settings") == run.settings() | ({"quick": quick} if name == experiment else {}) and isinstance(kept.get("row"), dict):
+            if isinstance(kept, dict) and kept.get("settings") == run.settings() | (measuring(quick) if name == experiment else {}) and isinstance(kept.get("row"), dict):
                 return kept["row"]
     return None
 
@@ -125,7 +131,7 @@ def carry_out(run: Run, out: Path, experiment: str, measure: Measure, quick: boo
         save_json(folder / "diverged.json", {"settings": same, "row": row})
     else:
         row = {"diverged": False} | row
-        save_json(folder / f"{experiment}.json", {"settings": same | {"quick": quick}, "row": row})
+        save_json(folder / f"{experiment}.json", {"settings": same | measuring(quick), "row": row})
     _progress.tell(run.train.steps - told)  # those that had been made before
     return row
 
@@ -230,7 +236,7 @@ def provenance(run: Run) -> dict[str, Any]:
     except OSError:
         pass
     versions = train.describe(run.model, run.train, run.diet)["versions"]
-    return {"steps": run.train.steps, "versions": versions, "hardware": {"processor": processor, "cores": os.cpu_count(), "threads": 1, "device": "cpu"}}
+    return {"steps": run.train.steps, "criteria": vars(Criteria()), "versions": versions, "hardware": {"processor": processor, "cores": os.cpu_count(), "threads": 1, "device": "cpu"}}
 
 
 def mean_ci(values: Sequence[float | None]) -> tuple[float, float]:

@@ -17,7 +17,7 @@ WIDTH = M.n_heads * M.d_head  # all heads together: as wide, however many there 
 CONFIGS: dict[str, ModelConfig] = {
     "default": M,
     **{f"{n}_layers": replace(M, n_layers=n) for n in (2, 3, 5, 6)},
-    **{f"{n}_head{'s' * (n > 1)}": replace(M, n_heads=n, d_head=WIDTH // n) for n in (1, 2, 4, 8)},
+    **{f"{n}_head{'s' * (n > 1)}": replace(M, n_heads=n, d_head=WIDTH // n) for n in (1, 2, 8)},
     **{f"width_{d}": replace(M, d_model=d, d_mlp=4 * d) for d in (32, 128)},
     "learned_positions": replace(M, positions="learned"),
     "attention_only": replace(M, act_fn="none"),
