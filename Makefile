@@ -31,7 +31,7 @@ diets: .venv/ready  ## train 20 diets, write results/diets.json (ARGS=--quick: m
 emergence: .venv/ready  ## follow three default runs step by step, write results/emergence.json
 	$(PY) -m experiments.emergence $(ARGS)
 
-universality: .venv/ready  ## other seeds and other models, write results/universality.json
+universality: .venv/ready  ## twelve models, several seeds each, write results/universality.json
 	$(PY) -m experiments.universality $(ARGS)
 
 dependability: .venv/ready  ## ten seeds of the default, write results/dependability.json

@@ -59,7 +59,7 @@ class Run:
 
 
 def default_run(seed: int, steps: int) -> Run:
-    """The default, as dependability, emergence, universality and (with their number of steps) the diets share it."""
+    """The default, as dependability and emergence share it."""
     return Run(train=replace(TrainConfig(), seed=seed, steps=steps), snapshots=log_spaced(steps) if seed < SNAPSHOT_SEEDS else ())
 
 

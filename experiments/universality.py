@@ -9,7 +9,7 @@ from typing import Any
 
 import train
 from experiments.measure import FEW, addition, circuit
-from experiments.runs import Experiment, Run, by, default_run, in_words, main, provenance
+from experiments.runs import Experiment, Run, by, in_words, main, provenance
 from minifunc.model import ModelConfig, Transformer
 
 M = train.MODEL
@@ -25,9 +25,7 @@ CONFIGS: dict[str, ModelConfig] = {
 
 
 def make(name: str, seed: int, steps: int) -> Run:
-    if name == "default":
-        return default_run(seed, steps)
-    return Run(f"model_{name}", model=CONFIGS[name], train=replace(train.TrainConfig(), seed=seed, steps=steps))
+    return Run(f"model_{name}", model=CONFIGS[name], train=replace(train.TrainConfig(), seed=seed, steps=steps, eval_every=max(1, steps // 2)))
 
 
 def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> dict[str, Any]:
@@ -64,7 +62,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(out)
 
 
-EXPERIMENT = Experiment("universality", __doc__, tuple(CONFIGS), 3, 2000, make, measure, rows, table, more={"default": 5})
+EXPERIMENT = Experiment("universality", __doc__, tuple(CONFIGS), 3, 1600, make, measure, rows, table, more={"default": 5})
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

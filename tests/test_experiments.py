@@ -262,7 +262,7 @@ def small(monkeypatch):
     monkeypatch.setattr(universality, "CONFIGS", {name: replace(TINY, n_heads=1 if name == "1_head" else 2, d_head=8, act_fn="none" if name == "attention_only" else "relu", positions="learned" if "learned" in name else "rotary", d_mlp=16 + index) for index, name in enumerate(universality.CONFIGS)})
     default, made = universality.CONFIGS["default"], runs.Run
     monkeypatch.setattr(diets, "Run", lambda *arguments, **more: replace(made(*arguments, **more), model=default))
-    for module in (emergence, universality, dependability):
+    for module in (emergence, dependability):
         monkeypatch.setattr(module, "default_run", lambda seed, steps: replace(runs.default_run(seed, steps), model=default))
 
 
@@ -320,7 +320,7 @@ def test_every_kind_of_run_that_the_lists_name_can_be_made():
         made = experiment.runs(experiment.names, None, experiment.steps)
         folders = {run.folder(Path()) for run in made}
         assert len(folders) == len(made) >= 3 and len({run.train.seed for run in made}) >= 3
-    assert len(universality.CONFIGS) >= 12 and sum(run.name == "default" for run in universality.EXPERIMENT.runs(universality.EXPERIMENT.names, None, 2000)) >= 5
+    assert len(universality.CONFIGS) >= 12 and sum(run.name == "model_default" for run in universality.EXPERIMENT.runs(universality.EXPERIMENT.names, None, 2000)) >= 5
     assert len(dependability.EXPERIMENT.runs(("default",), None, 2000)) >= 10
     assert {name for names in (*diets.SECTIONS.values(), *(names for _, names in diets.LAW.values()), diets.OTHER_CELLS) for name in names} == set(tasks.DIETS)
 
