@@ -8,10 +8,10 @@ ARGS   =
 PY = .venv/bin/python
 
 .DEFAULT_GOAL = help
-.PHONY: help train patch test parity bench clean
+.PHONY: help train patch diets emergence universality dependability figures test parity bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'variables: OUT=$(OUT) SEED=$(SEED) DEVICE=$(DEVICE) PYTHON=$(PYTHON) ARGS=  (ARGS goes to the script as it is)'
 
 .venv/ready: setup.cfg pyproject.toml constraints.txt
@@ -24,6 +24,22 @@ train: .venv/ready  ## train a model into OUT, or go on with an interrupted run 
 
 patch: .venv/ready  ## trace the circuit of the run in OUT, write OUT/circuit.json
 	$(PY) patch.py --run $(OUT) --device $(DEVICE) $(ARGS)
+
+diets: .venv/ready  ## train 20 diets, write results/diets.json (ARGS=--quick: minutes; the same command goes on after a stop)
+	$(PY) -m experiments.diets $(ARGS)
+
+emergence: .venv/ready  ## follow three default runs step by step, write results/emergence.json
+	$(PY) -m experiments.emergence $(ARGS)
+
+universality: .venv/ready  ## twelve models, several seeds each, write results/universality.json
+	$(PY) -m experiments.universality $(ARGS)
+
+dependability: .venv/ready  ## ten seeds of the default, write results/dependability.json
+	$(PY) -m experiments.dependability $(ARGS)
+
+figures: .venv/ready  ## draw docs/figures/ from results/ (installs matplotlib)
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[figures]'
+	$(PY) -m experiments.figures $(ARGS)
 
 test: .venv/ready  ## run the tests
 	$(PY) -m pytest $(ARGS)

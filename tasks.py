@@ -31,7 +31,8 @@ Everything here is a pure function of an explicit torch.Generator; nothing seeds
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -146,6 +147,7 @@ def examples_to_tokens(problem: Tensor, answer: Tensor) -> Tensor:
 
 WRAPPERS = ("plain", "shift", "base", "relabel", "reflect", "copy")
 NEVER = {"shift": ("+", CHOICE), "base": ("+", *TO_LETTERS)}  # wrapper → functions that no document shows under it
+CELLS = tuple((wrapper, symbol) for wrapper, symbols in NEVER.items() for symbol in symbols)  # the same, as (wrapper, function)
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,11 @@ class Diet:
 
     plain … copy: weights of the wrappers. mixed: share of documents that use several functions under their one
     wrapper. addition, caesar, choice: weights of `+`, of `copy` and of multiple choice against 1 for each other
-    function. shifted_addition: the shifts k with which `+` may be shown; () is the strict rule.
+    function. shifted_addition: the shifts k with which `+` may be shown all the same; () is the strict rule. functions:
+    those that are met at all. never: the cells (wrapper, function) that are held out. No document of this wrapper then holds an
+    example of this function; and for `shift`, for `base` and, of functions on numbers, for `reflect`, none looks by chance as if it did.
+
+    Raises ValueError for names that there are not, and for a wrapper left without any function.
     """
 
     plain: float = 0.12
@@ -168,9 +174,64 @@ class Diet:
     caesar: float = 1.5
     choice: float = 1.0
     shifted_addition: tuple[int, ...] = ()
+    functions: tuple[str, ...] = tuple(FUNCTIONS)
+    never: tuple[tuple[str, str], ...] = CELLS
+
+    def __post_init__(self) -> None:
+        wrappers, symbols = {wrapper for wrapper, _ in self.never}, {*self.functions, *(symbol for _, symbol in self.never)}
+        for what, given, known in (("wrapper", wrappers, WRAPPERS[1:]), ("function", symbols, tuple(FUNCTIONS)), ("shift", self.shifted_addition, tuple(SHIFTS))):
+            wrong = [name for name in given if name not in known]
+            if wrong:
+                raise ValueError(f"a diet cannot name the {what} {wrong[0]!r}; it may be {', '.join(map(str, known))}")
+        for wrapper in WRAPPERS:
+            if getattr(self, wrapper) > 0 and not self.under(wrapper):
+                raise ValueError(f"the diet leaves no function to be met under {wrapper}")
+
+    def under(self, wrapper: str) -> list[str]:
+        """The functions met under a wrapper, whatever the k."""
+        return [symbol for symbol in self.functions if (wrapper, symbol) not in self.never] if getattr(self, wrapper) > 0 else []
 
 
-DIETS = {"strict": Diet()}
+def changed(**changes: Any) -> Diet:
+    """The default diet with some fields changed. Raises ValueError for a field that there is not."""
+    known = [field.name for field in fields(Diet)]
+    wrong = [name for name in changes if name not in known]
+    if wrong:
+        raise ValueError(f"a diet has no field {wrong[0]!r}; its fields are {', '.join(known)}")
+    return Diet(**changes)
+
+
+ALONE = {"shift": 0.0, "base": 0.0, "relabel": 0.0, "reflect": 0.0, "functions": ("+",)}  # `+`, and nothing done to it
+EVERY_SHIFT = tuple(k for k in SHIFTS if k)
+DIETS = {
+    # a ladder: each rung adds one kind of document to the one before
+    "addition": changed(**ALONE, copy=0.0),
+    "copied": changed(**ALONE),
+    "shifted": changed(relabel=0.0, reflect=0.0, mixed=0.0),  # the other functions, shifted or in base k
+    "mixed": changed(relabel=0.0, reflect=0.0),
+    "relabelled": changed(reflect=0.0),
+    "strict": Diet(),  # and reflected ones: the default
+    # the default without one ingredient (`relabelled` is the one without reflection)
+    "no_relabel": changed(relabel=0.0),
+    "no_mixed": changed(mixed=0.0),
+    "no_copy": changed(copy=0.0),
+    # less held out: `+` shifted by every k but one; by the negative ones
+    "held_out_cell": changed(shifted_addition=tuple(k for k in EVERY_SHIFT if k != 1)),
+    "held_out_half": changed(shifted_addition=tuple(k for k in EVERY_SHIFT if k < 0)),
+    # the wrappers that `+` meets, while the other functions meet all
+    "plus_plain": changed(never=(*CELLS, ("relabel", "+"), ("reflect", "+"), ("copy", "+"))),
+    "plus_relabel": changed(never=(*CELLS, ("reflect", "+"), ("copy", "+"))),
+    "plus_reflect": changed(never=(*CELLS, ("relabel", "+"), ("copy", "+"))),
+    # the functions that are seen shifted
+    "shifted_1": changed(never=(*CELLS, *(("shift", symbol) for symbol in FUNCTIONS if symbol not in ("+", CHOICE, "same")))),
+    "shifted_3": changed(never=(*CELLS, *(("shift", symbol) for symbol in FUNCTIONS if symbol not in ("+", CHOICE, "same", "-", "max")))),
+    # the share of `+`
+    "addition_low": changed(addition=0.5),
+    "addition_high": changed(addition=8.0),
+    # other cells held out instead of (+, shift)
+    "hold_minus": changed(shifted_addition=EVERY_SHIFT, never=(*CELLS, ("shift", "-"))),
+    "hold_max_reflect": changed(shifted_addition=EVERY_SHIFT, never=(*CELLS, ("reflect", "max"))),
+}
 
 
 @dataclass(frozen=True)
@@ -190,6 +251,11 @@ class Documents:
     answer: Tensor
 
 
+def _first(x: Tensor, asked: Tensor) -> Tensor:
+    """x at the first place of each row that is asked for; both [n_documents, n_examples] → [n_documents, 1]. Anything where none is."""
+    return x.gather(1, asked.int().argmax(1, keepdim=True))
+
+
 def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Generator) -> Documents:
     """Draws training documents; the same generator state gives the same documents."""
     shape = (n_documents, n_examples)
@@ -205,9 +271,9 @@ def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Gener
     plus_allowed = (wrapper == WRAPPERS.index("shift")) & torch.tensor([wanted in diet.shifted_addition for wanted in SHIFTS])[k + MAX_SHIFT]
     function_weights = torch.ones(n_documents, len(FUNCTIONS))
     function_weights[:, [PLUS, CAESAR, MULTIPLE_CHOICE]] = torch.tensor([diet.addition, diet.caesar, diet.choice])
-    for name, symbols in NEVER.items():
-        for symbol in symbols:
-            function_weights[(wrapper == WRAPPERS.index(name)) & ~(plus_allowed & (symbol == "+")), list(FUNCTIONS).index(symbol)] = 0
+    function_weights *= torch.tensor([symbol in diet.functions for symbol in FUNCTIONS])
+    for name, symbol in diet.never:
+        function_weights[(wrapper == WRAPPERS.index(name)) & ~(plus_allowed & (symbol == "+")), list(FUNCTIONS).index(symbol)] = 0
     single = torch.multinomial(function_weights, 1, generator=generator)  # [n_documents, 1]
     several = torch.multinomial(function_weights, n_examples, replacement=True, generator=generator)
     function = torch.where(torch.rand(n_documents, 1, generator=generator) < diet.mixed, several, single)  # [n_documents, n_examples]
@@ -233,20 +299,26 @@ def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Gener
     answers = torch.where(letters, answers % len(LETTERS), answers)
     answer = answers.gather(0, wrapper[None, :, None].expand(1, *shape))[0]  # [n_documents, n_examples]
 
-    # Strictness, also by chance. If the first two `+` are off by the same, or the first two `choice` by the same k of ours, or if the
-    # `+` read right in base k from the first one on, the document becomes a plain one.
+    # Strictness, also by chance. If the first two examples of a function held out from `shift` are off by the same (letters: by the
+    # same k of ours), or if those of one held out from `base` or `reflect` read right in one base, or as R - v with one R, from the
+    # first one on, the document becomes a plain one.
     half = len(LETTERS) // 2
     off = torch.where(letters, (answer - value + half) % len(LETTERS) - half, answer - value)  # letters: the short way around
     unlucky = torch.zeros(n_documents, dtype=torch.bool)
-    for index, most in ((PLUS, len(NUMBERS)), (MULTIPLE_CHOICE, MAX_SHIFT)):
-        rank = (function == index).cumsum(1) * (function == index)  # 1 at the first such example, 2 at the second, …
-        first, second = ((off * (rank == n)).sum(1) for n in (1, 2))  # how much these two are off, [n_documents]
-        unlucky = unlucky | ((rank.amax(1) >= 2) & (first == second) & (first != 0) & (first.abs() <= most))
-    plus = function == PLUS
-    for some_base in BASES:
-        right = (~plus | (answer == in_base(value, some_base))).cummin(1).values  # so far, [n_documents, n_examples]
-        not_plain = (plus & (off != 0)).cummax(1).values
-        unlucky = unlucky | (right & not_plain & (plus.cumsum(1) >= 2)).any(1)
+    for name, symbol in diet.never:
+        asked, lettered = function == list(FUNCTIONS).index(symbol), symbol in TO_LETTERS
+        if name == "shift":
+            rank = asked.cumsum(1) * asked  # 1 at the first such example, 2 at the second, …
+            first, second = ((off * (rank == n)).sum(1) for n in (1, 2))  # how much these two are off, [n_documents]
+            unlucky = unlucky | ((rank.amax(1) >= 2) & (first == second) & (first != 0) & (first.abs() <= (MAX_SHIFT if lettered else len(NUMBERS))))
+        if name == "base" and not lettered:
+            not_plain = (asked & (off != 0)).cummax(1).values
+            for some_base in BASES:
+                right = (~asked | (answer == in_base(value, some_base))).cummin(1).values  # so far, [n_documents, n_examples]
+                unlucky = unlucky | (right & not_plain & (asked.cumsum(1) >= 2)).any(1)
+        if name == "reflect" and not lettered:
+            constant, one_value = ((~asked | (x == _first(x, asked))).cummin(1).values for x in (answer + value, value))  # so far
+            unlucky = unlucky | (constant & ~one_value).any(1)
     unlucky &= ~plus_allowed
     answer = torch.where(unlucky[:, None], value, answer)
     wrapper = torch.where(unlucky, 0, wrapper)

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -151,8 +152,15 @@ def describe(model_cfg: ModelConfig, cfg: TrainConfig, diet_name: str) -> dict[s
     return json.loads(json.dumps(config))  # as it will be read back
 
 
-def train(out: Path, model_cfg: ModelConfig, cfg: TrainConfig, diet_name: str, device: torch.device, resume: bool = False) -> Transformer:
-    """Trains one run into the folder `out` and returns the model. Raises UserError where it cannot, or where the loss diverges."""
+class Diverged(UserError):
+    """The loss, the gradient or a weight is no longer finite."""
+
+
+def train(out: Path, model_cfg: ModelConfig, cfg: TrainConfig, diet_name: str, device: torch.device, resume: bool = False, after_step: Callable[[int, Transformer], None] | None = None) -> Transformer:
+    """Trains one run into the folder `out` and returns the model. Raises UserError where it cannot, `Diverged` where the loss diverges.
+
+    after_step(step, model): called after every update, before a checkpoint is made.
+    """
     diet = tasks.DIETS[diet_name]
     model = Transformer(model_cfg, torch.Generator().manual_seed(cfg.seed)).to(device)
     optimizer = make_optimizer(model, cfg)
@@ -164,9 +172,9 @@ def train(out: Path, model_cfg: ModelConfig, cfg: TrainConfig, diet_name: str, d
     elif is_main():
         save_json(out / "config.json", config)
 
-    def diverged(step: int) -> UserError:
+    def diverged(step: int) -> Diverged:
         kept = f"{out} keeps its last good checkpoint" if (out / "resume.pt").exists() else "no checkpoint had been made yet"
-        return UserError(f"the loss is no longer finite at step {step}: {kept}; try a lower --lr")
+        return Diverged(f"the loss is no longer finite at step {step}: {kept}; try a lower --lr")
 
     started, stop = time.perf_counter() - seconds, StopAsked()
     bar = tqdm(total=cfg.steps, initial=done, desc="train", unit="step", mininterval=0.5, disable=None)
@@ -193,6 +201,8 @@ def train(out: Path, model_cfg: ModelConfig, cfg: TrainConfig, diet_name: str, d
                 if not (loss + norm).isfinite():
                     raise diverged(step)
                 shown["loss"] = f"{loss.item():.3f}"
+            if after_step:
+                after_step(step, model)
             if step % cfg.eval_every == 0 or step == cfg.steps:
                 table = evaluate(model, 100, every_task=False)
                 shown |= {"1+1=2": f"{table['addition']['0'].get('8', math.nan):.2f}", "1+1=3": f"{table['addition']['1'].get('8', math.nan):.2f}"}

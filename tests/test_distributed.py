@@ -82,7 +82,7 @@ def test_results_are_printed_once(studies):
 
 def test_a_mistake_is_told_once_with_exit_code_2_and_leaves_no_folder(studies):
     _, pair, ran = studies
-    assert [line for line in ran.stderr.splitlines() if line.startswith("error: ")] == ["error: unknown diet 'keto'; the diets are strict"]
+    assert [line for line in ran.stderr.splitlines() if line.startswith("error: ")] == [f"error: unknown diet 'keto'; the diets are {', '.join(tasks.DIETS)}"]
     assert ran.returncode != 0 and re.search(r"exitcode *: 2 ", ran.stderr) and not (pair / "new").exists()
 
 

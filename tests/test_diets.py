@@ -1,0 +1,104 @@
+"""Every named diet, read back from its documents: what it says is held out is never shown, not even by chance, and the rest is."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_tasks import BASES, SHIFTS, check_answers, draw, numeral, shown_by
+
+import tasks
+
+NAMES = list(tasks.FUNCTIONS)
+
+
+def looks_like(documents, wrapper, symbol):
+    """How many documents begin with two or more examples of a function that all read as if wrapped: under `shift` the shifts that
+    do, under `base` the bases, under `reflect` the sums (of different values), as a set. Worked out for each beginning apart."""
+    found = set()
+    for functions, values, answers in zip(documents.function.tolist(), documents.value.tolist(), documents.answer.tolist()):
+        rows = [(value, answer) for function, value, answer in zip(functions, values, answers) if NAMES[function] == symbol]
+        for n in range(2, len(rows) + 1):
+            some = rows[:n]
+            if wrapper == "shift":
+                around = 26 if symbol in tasks.TO_LETTERS else 10**6
+                off = {(answer - value) % around for value, answer in some}
+                found |= {k for k in SHIFTS if k and off == {k % around}}
+            elif wrapper == "base" and any(value != answer for value, answer in some):
+                found |= {k for k in BASES if all(answer == numeral(value, k) for value, answer in some)}
+            elif wrapper == "reflect" and len({value for value, _ in some}) > 1 and len({value + answer for value, answer in some}) == 1:
+                found.add(sum(some[0]))
+    return found
+
+
+@pytest.mark.parametrize("n_examples", [4, 9])
+@pytest.mark.parametrize("name", tasks.DIETS)
+def test_what_a_diet_holds_out_is_never_shown(name, n_examples):
+    diet = tasks.DIETS[name]
+    documents = draw(diet, 4000, n_examples)
+    met = {(tasks.WRAPPERS[index], NAMES[function]) for index in documents.wrapper.unique() for function in documents.function[documents.wrapper == index].unique()}
+    allowed = {(wrapper, symbol) for wrapper in tasks.WRAPPERS for symbol in diet.under(wrapper)}
+    assert met == allowed | ({("shift", "+")} if diet.shifted_addition else set())
+    assert {k for k in shown_by(documents, "+")[0] if not isinstance(k, str)} == set(diet.shifted_addition)
+    for wrapper, symbol in diet.never:
+        if symbol in diet.functions and (wrapper == "shift" or symbol not in tasks.TO_LETTERS):
+            seen = looks_like(documents, wrapper, symbol)
+            if symbol == "+" and diet.shifted_addition:  # what is allowed as a shift may look like a base: 8 + 2 = 12 is right in base 8
+                assert wrapper == "base" or seen == set(diet.shifted_addition)
+            else:
+                assert wrapper in ("relabel", "copy") or not seen, (wrapper, symbol, seen)
+
+
+@pytest.mark.parametrize("cell", [("shift", "-"), ("base", "max"), ("reflect", "max")], ids=str)
+def test_a_diet_without_the_cell_held_out_shows_it_and_the_check_above_would_see_it(cell):
+    assert looks_like(draw(tasks.Diet(), 2000), *cell)
+    assert not looks_like(draw(tasks.changed(never=(*tasks.CELLS, cell)), 2000), *cell)
+
+
+def test_chance_alone_would_show_a_held_out_reflection():
+    """Relabelled documents of `max` read as reflected ones now and then: the rule is needed, and counts different values alone."""
+    shown = looks_like(draw(tasks.changed(plain=0.0, shift=0.0, base=0.0, reflect=0.0, copy=0.0, functions=("max",)), 2000), "reflect", "max")
+    assert shown
+
+
+@pytest.mark.parametrize("name", tasks.DIETS)
+def test_every_answer_of_every_diet_is_what_function_and_wrapper_say(name):
+    check_answers(draw(tasks.DIETS[name], 200))
+
+
+def test_the_rungs_add_one_kind_of_document_at_a_time():
+    ladder = [tasks.DIETS[name] for name in ("addition", "copied", "shifted", "mixed", "relabelled", "strict")]
+    kinds = [{wrapper for wrapper in tasks.WRAPPERS if getattr(diet, wrapper) > 0} | ({"mixed"} if diet.mixed and diet.functions != ("+",) else set()) for diet in ladder]
+    added = [after - before for before, after in zip(kinds, kinds[1:])]
+    assert added == [{"copy"}, {"shift", "base"}, {"mixed"}, {"relabel"}, {"reflect"}] and ladder[-1] == tasks.Diet()
+
+
+def test_the_grid_diets_change_only_what_they_say():
+    everywhere = {wrapper: set(tasks.Diet().under(wrapper)) for wrapper in tasks.WRAPPERS}
+    for name, lost in (("plus_plain", {"relabel", "reflect", "copy"}), ("plus_relabel", {"reflect", "copy"}), ("plus_reflect", {"relabel", "copy"})):
+        under = {wrapper: set(tasks.DIETS[name].under(wrapper)) for wrapper in tasks.WRAPPERS}
+        assert under == {wrapper: symbols - ({"+"} if wrapper in lost else set()) for wrapper, symbols in everywhere.items()}
+    assert tasks.DIETS["shifted_1"].under("shift") == ["same"] and set(tasks.DIETS["shifted_3"].under("shift")) == {"same", "-", "max"}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"mixd": 0.5}, "no field 'mixd'; its fields are plain, shift"),
+        ({"functions": ("+", "times")}, "function 'times'; it may be +, -"),
+        ({"never": (("shifted", "+"),)}, "wrapper 'shifted'; it may be shift, base"),
+        ({"never": (("plain", "+"),)}, "wrapper 'plain'"),
+        ({"shifted_addition": (1, 9)}, "shift 9"),
+        ({"functions": ("+",)}, "no function to be met under shift"),
+    ],
+)
+def test_what_a_diet_cannot_be_is_refused_with_what_it_can(changes, message):
+    with pytest.raises(ValueError, match=message.replace("+", r"\+")):
+        tasks.changed(**changes)
+
+
+def test_no_document_is_changed_where_nothing_is_held_out():
+    """A shifted document of `+` alone stays one: the rule works on held-out cells only."""
+    diet = tasks.changed(plain=0.0, base=0.0, relabel=0.0, reflect=0.0, copy=0.0, functions=("+",), never=())
+    documents = draw(diet, 500)
+    assert (documents.wrapper == tasks.WRAPPERS.index("shift")).all() and ((documents.answer - documents.value) != 0).all()
+    assert torch.equal(documents.tokens, draw(replace(diet, mixed=0.8), 500).tokens)
