@@ -19,7 +19,8 @@ that, everything after it live. Two observations make it cheap without making it
   writes, and going up it changes only at MLPs: delta += MLP(x + delta) - MLP(x). One sweep serves every
   receiver; for the logits it is needed at the last position alone.
 * **Pass 2 starts at the receiver.** Below it nothing changed, so the cached contrast run is continued from the
-  receiver's layer, with senders folded into the batch. In the last block only the last position is computed.
+  receiver's layer, with senders folded into the batch. In the last block only the last position is computed, and
+  positions before the first one at which the two runs differ are not computed again: their k and v are a `past`.
 
 Semantics (`freeze_mlps`): with **live** MLPs (False, the paper's) a direct path may pass through MLPs, which
 are re-run in pass 1; with **frozen** MLPs (True, "edge" patching) delta stays as it was sent. Norms are re-run
