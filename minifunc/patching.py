@@ -109,7 +109,7 @@ class PathPatcher(PairedRuns):
             raise ValueError(f"F_contrast - F_base is {self.F_range:.2g}, so r is undefined: the model does not tell these prompts apart, or a weight is not finite")
         totals = [torch.zeros(len(rows), self.n_prompts, dtype=torch.float64) for _ in groups]
         only_logits = all(group == (Logits(),) for group in groups)
-        in_budget = self.rows_in_budget(1 if only_logits else self.n_pos - self.first)
+        in_budget = self.rows_in_budget(1) if only_logits else self.rows_in_budget(self.n_pos - self.first, self.first)
         order = sorted(range(len(rows)), key=lambda row: rows[row])  # the lowest ones first: those below a receiver are then a beginning
         for chunk in self.chunks():
             for some in torch.tensor(order).split(max(1, in_budget // len(chunk.contrast_logits))):
@@ -173,6 +173,7 @@ class PathPatcher(PairedRuns):
             block = self.model.blocks[receiver.layer]
             same = (receiver.positions, len(delta))  # receivers for which the normalized stream is the same
             if same not in read:
+                read.clear()  # no more than one is held
                 read[same] = block.ln1(chunk.at(receiver.layer, "hook_resid_pre") + delta, Hooks())
             return read[same] @ getattr(block.attn, f"W_{receiver.which.upper()}")[receiver.head]
         if isinstance(receiver, MLPInput):
@@ -208,9 +209,7 @@ class PathPatcher(PairedRuns):
         """Runs rows of the stream that enters block `layer`, [row, pos, d_model], to the last position's logits, [row, d_vocab]."""
         if layer == self.cfg.n_layers:
             return self.model.run_from(resid[:, -1:], layer)[:, 0]
-        rows = len(resid) // len(chunk.contrast_logits)
-        past = [tuple(chunk.at(above, f"attn.{name}")[:, : self.first].repeat(rows, 1, 1, 1) for name in ("hook_rot_k", "hook_v")) for above in range(layer, self.cfg.n_layers)]
-        return self.model.run_from(resid, layer, self.last, hooks, past if self.first else None)[:, 0]
+        return self.model.run_from(resid, layer, self.last, hooks, chunk.past[layer:])[:, 0]
 
     def _changed_head(self, chunk: Chunk, layer: int, head: int, values: dict[Receiver, Tensor]) -> Tensor:
         """What head (layer, head) adds to its contrast output when its overwritten inputs are used: [sender, p, query, d_model]."""
