@@ -48,10 +48,10 @@ def trace(model: Transformer, task: str, k: int, shots: int, n_prompts: int, see
     """The whole study of one run on one task; returns what circuit.json holds."""
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
-    pairs = tasks.evaluation_pairs(task, k, shots, n_prompts, generator)  # to trace with: patching averages logits
+    pairs = tasks.evaluation_pairs(task, k, shots, n_prompts, generator, carry=True)  # to trace with: patching averages logits
     if pairs.operands_changed is None:
         raise ValueError(f"{task} cannot be traced: it has no second contrast, with other operands")
-    many = tasks.evaluation_pairs(task, k, shots, max(N_COUNTED, n_prompts), generator)  # to count right answers on
+    many = tasks.evaluation_pairs(task, k, shots, max(N_COUNTED, n_prompts), generator, carry=True)  # to count right answers on
     with tqdm(total=6, desc="patch", mininterval=0.5, disable=None) as bar:
         # 1. Does it do the task?
         shares = solving(model, many)
@@ -92,6 +92,7 @@ def trace(model: Transformer, task: str, k: int, shots: int, n_prompts: int, see
     return {
         "task": task,
         "k": k,
+        "asked": f"in base {k}" if tasks.TASKS[task].wrapper == "base" else f"off by {k:+d}",
         "shots": shots,
         "n_prompts": n_prompts,
         "freeze_mlps": freeze_mlps,
@@ -282,7 +283,7 @@ def writings(model: Transformer, heads: Sequence[str], readers: Sequence[str], t
     found = function_vectors.study(model, {shift: p.contrast for shift, p in pairs.items()}, asked, tasks.naive_prompts(N_INPUTS), heads, numbers, zero, k)
 
     p, answers = tasks.evaluation_pairs(task, k, shots, 2 * n_prompts, generator), tasks.answer_positions(shots)
-    sources = {"base": p.base, "operands_changed": p.operands_changed, "unrelated": p.contrast.roll(1, 0)}
+    sources = {"base": p.base, "operands_changed": p.operands_changed, "same_k": p.contrast.roll(1, 0)}
     tokens, expected, query = tasks.off_by_every_k(task, shots, max(n_prompts, -(-N_EXAMPLES // (len(tasks.SHIFTS) * shots))), generator)
     order = torch.randperm(len(tokens), generator=generator)
     tokens, expected, query = tokens[order], expected[order], query[order]
