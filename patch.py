@@ -305,7 +305,7 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         parser = Parser(prog="patch.py", description=__doc__.splitlines()[0])
         parser.add_argument("--run", default="out/default", help="folder of the trained run (default: %(default)s)")
-        parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
+        parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
         parser.add_argument("--task", default="addition", help=f"one of: {', '.join(tasks.TASKS)} (default: %(default)s)")
         parser.add_argument("--k", type=int, default=1, help="the shift (default: %(default)s)")
         parser.add_argument("--shots", type=int, default=8, help="examples in a prompt (default: %(default)s)")
@@ -316,7 +316,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument("--json", metavar="PATH", help="where the findings go (default: circuit.json in the run's folder, which every trace replaces)")
         add_flags(parser, "criteria of the groups", Criteria())
         arguments = parser.parse_args(argv)
-        criteria, device = from_flags(arguments, Criteria()), join(pick_device(arguments.device))
+        criteria, device = from_flags(arguments, Criteria()), join(pick_device(arguments.device, float64=True))
         model, config = load_run(arguments.run, device)
         if config["vocabulary"] != tasks.VOCABULARY:
             raise UserError(f"{arguments.run} was trained on another vocabulary than this version has")

@@ -162,8 +162,8 @@ class PairedRuns:
         total: dict[str, Tensor] = {}
         for tokens in self.base_tokens.split(self.prompts_per_chunk):
             _, cache = self.model.run_with_cache(tokens, self._sent, self.last)
-            total = {name: total.get(name, 0) + x.sum(0, keepdim=True) for name, x in cache.items()}
-        return {name: x / self.n_prompts for name, x in total.items()}
+            total = {name: total.get(name, 0) + x.sum(0, keepdim=True, dtype=torch.float64) for name, x in cache.items()}
+        return {name: (x / self.n_prompts).to(self.model.unembed.W_U.dtype) for name, x in total.items()}
 
     def _cache_bytes(self) -> int:
         """Bytes of one prompt in a `Chunk`."""

@@ -293,7 +293,7 @@ class PathPatcher(PairedRuns):
         layers = self.cfg.n_layers
         if isinstance(receiver, Logits):
             return
-        self.mask(receiver.positions)
+        self.mask(getattr(receiver, "positions", None))
         if isinstance(receiver, HeadInput) and 0 <= receiver.layer < layers and 0 <= receiver.head < self.cfg.n_heads and receiver.which in ("q", "k", "v"):
             return
         if isinstance(receiver, MLPInput) and 0 <= receiver.layer < layers and self.cfg.has_mlp:
