@@ -190,12 +190,11 @@ class PathPatcher(PairedRuns):
         """Continues the contrast run with each receiver overwritten by its value [sender, p, pos, …] → F_patched - F_contrast [sender, p]."""
         n_layers, n_senders = self.cfg.n_layers, len(next(iter(values.values())))
         lowest, hooks = min(map(self._stage, values)), self._overwrite(values)
-        layer = lowest // 2
         streams = {self._stage(receiver): value.flatten(0, 1) for receiver, value in values.items() if isinstance(receiver, (Logits, Resid))}
-        if 2 * n_layers in streams:  # the final stream is overwritten: nothing below it matters
-            logits = self._continue(chunk, streams[2 * n_layers], n_layers, hooks)
-        elif lowest in streams:
-            logits = self._continue(chunk, streams[lowest], layer, hooks)
+        start = 2 * n_layers if 2 * n_layers in streams else lowest  # where the final stream is overwritten, nothing below it matters
+        layer = start // 2
+        if start in streams:
+            logits = self._continue(chunk, streams[start], layer, hooks)
         else:  # heads of the lowest layer are recomputed one by one; what stands beside them is the contrast run's
             resid = chunk.at(layer, "hook_resid_mid").expand(n_senders, -1, -1, -1)  # [sender, p, query, d_model]
             for head in sorted({receiver.head for receiver in values if isinstance(receiver, HeadInput) and receiver.layer == layer}):
