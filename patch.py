@@ -167,9 +167,12 @@ def donors(pairs: tasks.Pairs) -> Tensor:
     """For each contrast prompt, another one with the same k and the same right answer, [n_prompts, pos]; some other prompt where none is found."""
     n = len(pairs.contrast)
     pool = tasks.evaluation_pairs(pairs.task, pairs.k, pairs.shots, 20 * n, torch.Generator().manual_seed(n))
-    same = pairs.contrast_answers[:, None] == pool.contrast_answers  # [n_prompts, 20 * n_prompts]
-    nth = torch.arange(n)[:, None] % same.sum(1, keepdim=True).clamp(min=1) + 1  # so that not all take the same donor
-    return pool.contrast[((same.cumsum(1) == nth) & same).int().argmax(1)]
+    chosen = torch.zeros(n, dtype=torch.int64)
+    for answer in pairs.contrast_answers.unique():
+        mine, theirs = ((some.contrast_answers == answer).nonzero()[:, 0] for some in (pairs, pool))
+        if len(theirs):
+            chosen[mine] = theirs[mine % len(theirs)]  # so that not all take the same donor
+    return pool.contrast[chosen]
 
 
 def evaluate_circuits(search: Ablator, few: Ablator, search_pairs: tasks.Pairs, few_pairs: tasks.Pairs, groups: dict[str, list[str]], criteria: Criteria, generator: torch.Generator) -> dict[str, Any]:
