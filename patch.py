@@ -310,7 +310,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument("--run", default="out/default", help="folder of the trained run (default: %(default)s)")
         parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
         parser.add_argument("--task", default="addition", help=f"one of: {', '.join(tasks.TASKS)} (default: %(default)s)")
-        parser.add_argument("--k", type=int, default=1, help="the shift (default: %(default)s)")
+        parser.add_argument("--k", type=int, default=1, help="the shift, or the base of base_addition (default: %(default)s)")
         parser.add_argument("--shots", type=int, default=8, help="examples in a prompt (default: %(default)s)")
         parser.add_argument("--prompts", type=int, default=100, help="prompts to patch (default: %(default)s)")
         parser.add_argument("--seed", type=int, default=0, help="which prompts are drawn (default: %(default)s)")

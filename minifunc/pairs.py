@@ -102,15 +102,15 @@ class PairedRuns:
         self.F_base, self.F_contrast = torch.zeros(2, self.n_prompts, dtype=torch.float64, device=device)
         for chunk in self._chunks():
             for F, logits in ((self.F_base, chunk.base_logits), (self.F_contrast, chunk.contrast_logits)):
-                F[chunk.prompts] = self.score(logits, chunk.prompts).double()
+                F[chunk.prompts] = self.score(logits, chunk.prompts)
             self._kept += [chunk] if keep else []
         all_sum(self.F_base, self.F_contrast)
         self.F_range = float(self.F_contrast.mean() - self.F_base.mean())
 
     def score(self, logits: Tensor, prompts: slice) -> Tensor:
-        """F = logit(base answer) - logit(contrast answer) of logits [..., p, d_vocab]: [..., p]."""
+        """F = logit(base answer) - logit(contrast answer) of logits [..., p, d_vocab]: [..., p] float64."""
         answers = self.answers[prompts].expand(*logits.shape[:-1], 2)
-        picked = logits.gather(-1, answers)
+        picked = logits.gather(-1, answers).double()  # few numbers, and small differences of large ones
         return picked[..., 0] - picked[..., 1]
 
     def chunks(self) -> Iterable[Chunk]:

@@ -114,7 +114,7 @@ class PathPatcher(PairedRuns):
         for chunk in self.chunks():
             for some in torch.tensor(order).split(max(1, in_budget // len(chunk.contrast_logits))):
                 for index, change in self._sweep_chunk(chunk, [rows[row] for row in some], groups, only_logits):
-                    totals[index][some[: len(change)], chunk.prompts] = change.double().cpu()
+                    totals[index][some[: len(change)], chunk.prompts] = change.cpu()
         all_sum(*totals)
         return [self.effects(total, rows) for total in totals]
 
