@@ -146,10 +146,10 @@ def ablated(c: dict[str, Any]) -> list[str]:
     out.append(f"  {'heads':46}{'values from':18}{'prompts':>8}{'plain':>8}{c['asked']:>10}  [95 % over prompts; random groups: over draws]")
     for row in c["evaluation"]["ablation"]:
         drawn = f"   {row['n_draws']} draws of {row['n_heads']:g} heads, {row['n_groups']} groups; worst {row['worst']['contrast_acc']:.3f} ({', '.join(row['worst']['heads'])})" if "worst" in row else ""
-        drawn = f"   floor: {row['floor']:.3f} on base prompts" if "floor" in row else drawn
+        drawn = f"   the same put into base prompts: {row['floor']:.3f}" if "floor" in row else drawn
         label = f"{row['ablated'].replace('_', ' ')} {'(' * bool(row['heads'])}{', '.join(row['heads'])}{')' * bool(row['heads'])}"
         low, high = row["ci"]
-        out.append(f"  {label:46}{row['how'].replace('_', ' '):18}{row['n_prompts']:>8}{row['base_acc']:8.3f}{row['contrast_acc']:10.3f}  [{low:.2f}, {high:.2f}]{drawn}")
+        out.append(f"  {label:45} {row['how'].replace('_', ' '):18}{row['n_prompts']:>8}{row['base_acc']:8.3f}{row['contrast_acc']:10.3f}  [{low:.2f}, {high:.2f}]{drawn}")
     return out
 
 
