@@ -48,10 +48,10 @@ def trace(model: Transformer, task: str, k: int, shots: int, n_prompts: int, see
     """The whole study of one run on one task; returns what circuit.json holds."""
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
-    pairs = tasks.evaluation_pairs(task, k, shots, n_prompts, generator)  # to trace with: patching averages logits
+    pairs = tasks.evaluation_pairs(task, k, shots, n_prompts, generator, carry=True)  # to trace with: patching averages logits
     if pairs.operands_changed is None:
         raise ValueError(f"{task} cannot be traced: it has no second contrast, with other operands")
-    many = tasks.evaluation_pairs(task, k, shots, max(N_COUNTED, n_prompts), generator)  # to count right answers on
+    many = tasks.evaluation_pairs(task, k, shots, max(N_COUNTED, n_prompts), generator, carry=True)  # to count right answers on
     with tqdm(total=6, desc="patch", mininterval=0.5, disable=None) as bar:
         # 1. Does it do the task?
         shares = solving(model, many)
@@ -92,6 +92,7 @@ def trace(model: Transformer, task: str, k: int, shots: int, n_prompts: int, see
     return {
         "task": task,
         "k": k,
+        "asked": f"in base {k}" if tasks.TASKS[task].wrapper == "base" else f"off by {k:+d}",
         "shots": shots,
         "n_prompts": n_prompts,
         "freeze_mlps": freeze_mlps,
@@ -166,9 +167,12 @@ def donors(pairs: tasks.Pairs) -> Tensor:
     """For each contrast prompt, another one with the same k and the same right answer, [n_prompts, pos]; some other prompt where none is found."""
     n = len(pairs.contrast)
     pool = tasks.evaluation_pairs(pairs.task, pairs.k, pairs.shots, 20 * n, torch.Generator().manual_seed(n))
-    same = pairs.contrast_answers[:, None] == pool.contrast_answers  # [n_prompts, 20 * n_prompts]
-    nth = torch.arange(n)[:, None] % same.sum(1, keepdim=True).clamp(min=1) + 1  # so that not all take the same donor
-    return pool.contrast[((same.cumsum(1) == nth) & same).int().argmax(1)]
+    chosen = torch.zeros(n, dtype=torch.int64)
+    for answer in pairs.contrast_answers.unique():
+        mine, theirs = ((some.contrast_answers == answer).nonzero()[:, 0] for some in (pairs, pool))
+        if len(theirs):
+            chosen[mine] = theirs[mine % len(theirs)]  # so that not all take the same donor
+    return pool.contrast[chosen]
 
 
 def evaluate_circuits(search: Ablator, few: Ablator, search_pairs: tasks.Pairs, few_pairs: tasks.Pairs, groups: dict[str, list[str]], criteria: Criteria, generator: torch.Generator) -> dict[str, Any]:
@@ -282,7 +286,7 @@ def writings(model: Transformer, heads: Sequence[str], readers: Sequence[str], t
     found = function_vectors.study(model, {shift: p.contrast for shift, p in pairs.items()}, asked, tasks.naive_prompts(N_INPUTS), heads, numbers, zero, k)
 
     p, answers = tasks.evaluation_pairs(task, k, shots, 2 * n_prompts, generator), tasks.answer_positions(shots)
-    sources = {"base": p.base, "operands_changed": p.operands_changed, "unrelated": p.contrast.roll(1, 0)}
+    sources = {"base": p.base, "operands_changed": p.operands_changed, "same_k": p.contrast.roll(1, 0)}
     tokens, expected, query = tasks.off_by_every_k(task, shots, max(n_prompts, -(-N_EXAMPLES // (len(tasks.SHIFTS) * shots))), generator)
     order = torch.randperm(len(tokens), generator=generator)
     tokens, expected, query = tokens[order], expected[order], query[order]
@@ -304,9 +308,9 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         parser = Parser(prog="patch.py", description=__doc__.splitlines()[0])
         parser.add_argument("--run", default="out/default", help="folder of the trained run (default: %(default)s)")
-        parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
+        parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
         parser.add_argument("--task", default="addition", help=f"one of: {', '.join(tasks.TASKS)} (default: %(default)s)")
-        parser.add_argument("--k", type=int, default=1, help="the shift (default: %(default)s)")
+        parser.add_argument("--k", type=int, default=1, help="the shift, or the base of base_addition (default: %(default)s)")
         parser.add_argument("--shots", type=int, default=8, help="examples in a prompt (default: %(default)s)")
         parser.add_argument("--prompts", type=int, default=100, help="prompts to patch (default: %(default)s)")
         parser.add_argument("--seed", type=int, default=0, help="which prompts are drawn (default: %(default)s)")
@@ -315,7 +319,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument("--json", metavar="PATH", help="where the findings go (default: circuit.json in the run's folder, which every trace replaces)")
         add_flags(parser, "criteria of the groups", Criteria())
         arguments = parser.parse_args(argv)
-        criteria, device = from_flags(arguments, Criteria()), join(pick_device(arguments.device))
+        criteria, device = from_flags(arguments, Criteria()), join(pick_device(arguments.device, float64=True))
         model, config = load_run(arguments.run, device)
         if config["vocabulary"] != tasks.VOCABULARY:
             raise UserError(f"{arguments.run} was trained on another vocabulary than this version has")

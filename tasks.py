@@ -397,12 +397,12 @@ def _neighbours(rows: Tensor, wanted: Tensor, others: Tensor) -> Tensor:
     return torch.where(nearest.isfinite(), others[index], -1)
 
 
-def evaluation_pairs(task: str, k: int, shots: int, n_prompts: int, generator: torch.Generator) -> Pairs:
+def evaluation_pairs(task: str, k: int, shots: int, n_prompts: int, generator: torch.Generator, carry: bool = False) -> Pairs:
     """Prompts whose demonstrations are all off by k (or in base k), in the main setting: the asked answer is none of the shown ones.
 
     The query is any problem; the demonstrations are drawn from those with another answer that have a neighbour with the shown
     answer (for `operands_changed`; multiple choice: any). In base-k addition operands are digits, below k, and at least one
-    demonstration carries.
+    demonstration carries; so does the query if `carry` is set.
 
     Raises ValueError for an unknown task, a k that it does not have, or numbers below one.
     """
@@ -422,9 +422,10 @@ def evaluation_pairs(task: str, k: int, shots: int, n_prompts: int, generator: t
     other = in_base(value, k) if based else (value + k) % len(LETTERS) if symbol in TO_LETTERS else value + k
     neighbour = rows if symbol == CHOICE else _neighbours(rows, other, everything)
     usable = (neighbour >= 0).nonzero()[:, 0]  # as a demonstration, under both contrasts
+    queries = (value != other).nonzero()[:, 0] if carry and based else torch.arange(len(rows))
     kept: list[Tensor] = []  # each [some, shots + 1]
     while sum(map(len, kept)) < n_prompts:
-        query = torch.randint(len(rows), (n_prompts, 1), generator=generator)
+        query = queries[torch.randint(len(queries), (n_prompts, 1), generator=generator)]
         others = (value[usable] != value[query]).float()  # [n_prompts, n_usable]
         demos = usable[torch.multinomial(others, shots, replacement=True, generator=generator)]
         tells = (value != other)[demos].any(1) | (not based)  # in base k, something must carry

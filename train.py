@@ -268,7 +268,7 @@ def print_table(model: Transformer, diet_name: str, n_prompts: int) -> None:
     """Accuracy by task and number of shots; what the diet never showed is marked."""
     table = evaluate(model, n_prompts, every_task=True)
     allowed = tasks.DIETS[diet_name].shifted_addition
-    print(f"accuracy on {n_prompts} prompts (other tasks: {n_prompts // 8} for each k); the asked answer is none of those shown")
+    print(f"accuracy on {n_prompts} prompts (other tasks: about as many for all their k together); the asked answer is none of those shown")
     print(f"{'task':24}{'shots':>6}" + "".join(f"{shots:>7}" for shots in SHOTS))
     rows = [("addition", [k]) for k in ["0", *sorted(set(table["addition"]) - {"0"}, key=int)]]
     rows += [(task, ["0"]) for task in table if task != "addition" and "0" in table[task]]

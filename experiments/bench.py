@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument("--quick", action="store_true", help="a tiny model, to see that everything runs; the times mean nothing")
         parser.add_argument("--json", help="where the results go (default: results/bench.json, and nowhere with --only or --quick)")
         arguments = parser.parse_args(argv)
-        device, quick = pick_device(arguments.device), arguments.quick
+        device, quick = pick_device(arguments.device, float64=True), arguments.quick
         if arguments.repeats < 1:
             raise UserError("--repeats must be at least 1")
         product_size = 64 if quick else 8192 if device.type == "cuda" else 2048

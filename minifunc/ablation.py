@@ -126,7 +126,7 @@ def ablation_row(ablator: Ablator, answers: tuple[Tensor, Tensor], label: str, h
 
 
 def control_row(ablator: Ablator, answers: tuple[Tensor, Tensor], label: str, draws: Sequence[Sequence[str]], how: str) -> dict[str, Any]:
-    """Many drawn groups as one row: means over draws, sd and `ci` (2.5 % to 97.5 %) of the contrast share over draws, the worst group.
+    """Many drawn groups as one row: means over draws, sd and `ci` (2.5 % to 97.5 %; of a single group: over prompts) of the contrast share over draws, the worst group.
 
     A group that was drawn several times is run once and counted as often as it was drawn.
     """
@@ -135,7 +135,7 @@ def control_row(ablator: Ablator, answers: tuple[Tensor, Tensor], label: str, dr
     times = torch.tensor(list(counts.values()))
     base, contrast = (torch.tensor([accuracy(one, wanted) for one in logits], dtype=torch.float64) for wanted in answers)
     over_draws = contrast.repeat_interleave(times)
-    ends = over_draws.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    ends = over_draws.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist() if len(counts) > 1 else wilson(contrast.item(), ablator.n_prompts)
     worst = int(contrast.argmin())
     return {
         "ablated": label,
@@ -144,7 +144,7 @@ def control_row(ablator: Ablator, answers: tuple[Tensor, Tensor], label: str, dr
         "base_acc": round((base @ times.double() / times.sum()).item(), 4),
         "contrast_acc": round(over_draws.mean().item(), 4),
         "n_draws": len(draws),
-        "ci": [round(end, 4) for end in ends.tolist()],
+        "ci": [round(end, 4) for end in ends],
         "n_prompts": ablator.n_prompts,
         "n_groups": len(counts),
         "n_heads": round(sum(map(len, draws)) / len(draws), 2),

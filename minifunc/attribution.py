@@ -22,9 +22,9 @@ def attribute(patcher: PathPatcher) -> Effects:
     """
     total = torch.zeros(len(patcher.senders), patcher.n_prompts, dtype=torch.float64)
 
-    def along(chunk: Chunk, watched: dict[str, Tensor], name: str, head: int | None = None) -> Tensor:
+    def along(chunk: Chunk, gradients: dict[str, Tensor], name: str, head: int | None = None) -> Tensor:
         """Gradient times what the sender would change, [p]."""
-        change, gradient = patcher.change(chunk, name, slice(None), head), watched[name].grad
+        change, gradient = patcher.change(chunk, name, slice(None), head), gradients[name]
         gradient = (gradient if head is None else gradient[:, :, head])[:, -change.shape[1] :]
         return (gradient * change).flatten(1).sum(1)
 
@@ -36,7 +36,6 @@ def attribute(patcher: PathPatcher) -> Effects:
             return watched[name]
 
         def watch(x: Tensor, name: str, watched=watched) -> Tensor:
-            x.retain_grad()
             watched[name] = x
             return x
 
@@ -46,11 +45,12 @@ def attribute(patcher: PathPatcher) -> Effects:
             hooks |= {f"blocks.{layer}.hook_mlp_out": cut if patcher.freeze_mlps else watch for layer in layers}
         with torch.enable_grad():
             logits = patcher.model(patcher.contrast_tokens[chunk.prompts], patcher.last, Hooks(hooks))[:, -1]
-            patcher.score(logits, chunk.prompts).sum().backward()
-        rows = [along(chunk, watched, "hook_embed")]
+            found = torch.autograd.grad(patcher.score(logits, chunk.prompts).sum(), list(watched.values()))
+        gradients = dict(zip(watched, found))
+        rows = [along(chunk, gradients, "hook_embed")]
         for layer in layers:
-            rows += [along(chunk, watched, f"blocks.{layer}.attn.hook_z", head) for head in range(patcher.cfg.n_heads)]
-            rows += [along(chunk, watched, f"blocks.{layer}.hook_mlp_out")] if patcher.cfg.has_mlp else []
+            rows += [along(chunk, gradients, f"blocks.{layer}.attn.hook_z", head) for head in range(patcher.cfg.n_heads)]
+            rows += [along(chunk, gradients, f"blocks.{layer}.hook_mlp_out")] if patcher.cfg.has_mlp else []
         total[:, chunk.prompts] = torch.stack(rows).double().cpu()
     all_sum(total)
     return patcher.effects(total)

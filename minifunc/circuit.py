@@ -216,7 +216,7 @@ def discover(patchers: Mapping[str, PathPatcher], answers: Tensor, criteria: Cri
 
 THRESHOLDS = {  # what `other_thresholds` tries, besides the value in force
     "strong": (0.01, 0.02, 0.05, 0.1, 0.2),
-    "looks_at_answers": (0.3, 0.4, 0.5, 0.6, 0.7),
+    "looks_at_answers": (0.15, 0.2, 0.3, 0.4, 0.5, 0.6),
     "feeds": (0.01, 0.02, 0.05, 0.1, 0.2),
     "looks_at_previous": (0.1, 0.2, 0.3, 0.4, 0.5),
 }

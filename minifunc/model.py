@@ -166,7 +166,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, queries: Tensor, hooks: Hooks, past: Past | None = None) -> Tensor:
         """Normalized stream x [batch, pos, d_model] → attention output at the positions `queries`, [batch, query, d_model].
 
-        past: k (positions worked in) and v of the positions before x, which then only has what follows them.
+        past: k (positions worked in) and v of the positions before x, which then only has what follows them. Where it has fewer
+        rows than x, these serve again for the next ones.
         """
         n_past = 0 if past is None else past[0].shape[1]
         name, keys = self.name, torch.arange(n_past + x.shape[1], device=x.device)
@@ -177,7 +178,7 @@ class Attention(nn.Module):
         q = hooks(self.position(q, queries), f"{name}.hook_rot_q")
         k = hooks(self.position(k, keys[n_past:]), f"{name}.hook_rot_k")
         if past is not None:
-            k, v = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
+            k, v = (torch.cat([old.repeat(len(x) // len(old), 1, 1, 1), new], dim=1) for old, new in zip(past, (k, v)))
         if hooks.wants(f"{name}.hook_attn_scores", f"{name}.hook_pattern"):
             scores = hooks(self.scores(q, k, queries, keys), f"{name}.hook_attn_scores")  # [batch, head, query, key]
             pattern = hooks(scores.softmax(dim=-1), f"{name}.hook_pattern")  # [batch, head, query, key]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from minifunc.distributed import all_sum, rank, world_size
-from minifunc.model import Transformer
+from minifunc.model import Past, Transformer
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Chunk:
     source: dict[str, Tensor]  # hook_embed, and each block's hook_z and hook_mlp_out
     base_logits: Tensor  # [p, d_vocab], last position
     contrast_logits: Tensor
+    past: list[Past]  # by layer, what both runs share: k and v of the positions before `PairedRuns.first`; empty if there are none
 
     def at(self, layer: int, name: str) -> Tensor:
         """An activation of the contrast run in one block."""
@@ -91,8 +92,9 @@ class PairedRuns:
             raise ValueError(f"max_memory must be a positive number of GiB, not {max_memory}")
         in_cache = int(self.max_memory * 2**30 / 2 // self._cache_bytes())  # prompts whose cached runs fit half the budget
         self.own = range(rank() * self.n_prompts // world_size(), (rank() + 1) * self.n_prompts // world_size())  # this process's prompts
-        self.prompts_per_chunk = max(1, min(len(self.own), in_cache, self.rows_in_budget(self.n_pos)))
         keep = in_cache >= len(self.own)
+        in_chunk = in_cache if keep else in_cache // 2  # while a chunk is made anew, the one before it is still there
+        self.prompts_per_chunk = max(1, min(len(self.own), in_chunk, self.rows_in_budget(self.n_pos)))
         self._kept: list[Chunk] = []
         self._mean = self._mean_of_base() if isinstance(source, str) and source == "mean" else {}
         if device.type == "cpu":
@@ -100,15 +102,15 @@ class PairedRuns:
         self.F_base, self.F_contrast = torch.zeros(2, self.n_prompts, dtype=torch.float64, device=device)
         for chunk in self._chunks():
             for F, logits in ((self.F_base, chunk.base_logits), (self.F_contrast, chunk.contrast_logits)):
-                F[chunk.prompts] = self.score(logits, chunk.prompts).double()
+                F[chunk.prompts] = self.score(logits, chunk.prompts)
             self._kept += [chunk] if keep else []
         all_sum(self.F_base, self.F_contrast)
         self.F_range = float(self.F_contrast.mean() - self.F_base.mean())
 
     def score(self, logits: Tensor, prompts: slice) -> Tensor:
-        """F = logit(base answer) - logit(contrast answer) of logits [..., p, d_vocab]: [..., p]."""
+        """F = logit(base answer) - logit(contrast answer) of logits [..., p, d_vocab]: [..., p] float64."""
         answers = self.answers[prompts].expand(*logits.shape[:-1], 2)
-        picked = logits.gather(-1, answers)
+        picked = logits.gather(-1, answers).double()  # few numbers, and small differences of large ones
         return picked[..., 0] - picked[..., 1]
 
     def chunks(self) -> Iterable[Chunk]:
@@ -123,14 +125,14 @@ class PairedRuns:
         for start in self.own[:: self.prompts_per_chunk]:
             prompts = slice(start, min(start + self.prompts_per_chunk, self.own.stop))
             logits, contrast = self.model.run_with_cache(self.contrast_tokens[prompts], [*self._sent, *read, f"blocks.{layers[-1]}.hook_resid_post"], self.last)
-            past = [tuple(contrast[f"blocks.{layer}.attn.{name}"][:, :first] for name in ("hook_rot_k", "hook_v")) for layer in layers] if first else None
+            past = [tuple(contrast[f"blocks.{layer}.attn.{name}"][:, :first] for name in ("hook_rot_k", "hook_v")) for layer in layers] if first else []
             base_logits, source = self.model.run_with_cache(self.base_tokens[prompts, first:], self._sent, self.last, past)
             if isinstance(self.source, Tensor):
                 _, source = self.model.run_with_cache(self.source[prompts, first:], self._sent, self.last, past)
             elif self.source != "base":
                 source = {name: self._mean.get(name, torch.zeros_like(x)) for name, x in source.items()}
             contrast = {name: x[:, first:] if x.shape[1] == self.n_pos and not name.endswith(("_k", "_v")) else x for name, x in contrast.items()}
-            yield Chunk(prompts, contrast, source, base_logits[:, -1], logits[:, -1])
+            yield Chunk(prompts, contrast, source, base_logits[:, -1], logits[:, -1], past)
 
     def _first_change(self) -> int:
         """The first position from which on anything differs between the contrast run and what is sent."""
@@ -160,20 +162,21 @@ class PairedRuns:
         total: dict[str, Tensor] = {}
         for tokens in self.base_tokens.split(self.prompts_per_chunk):
             _, cache = self.model.run_with_cache(tokens, self._sent, self.last)
-            total = {name: total.get(name, 0) + x.sum(0, keepdim=True) for name, x in cache.items()}
-        return {name: x / self.n_prompts for name, x in total.items()}
+            total = {name: total.get(name, 0) + x.sum(0, keepdim=True, dtype=torch.float64) for name, x in cache.items()}
+        return {name: (x / self.n_prompts).to(self.model.unembed.W_U.dtype) for name, x in total.items()}
 
     def _cache_bytes(self) -> int:
         """Bytes of one prompt in a `Chunk`."""
         cfg = self.cfg
         floats = (4 * cfg.n_layers + 3) * cfg.d_model + 5 * cfg.n_layers * cfg.n_heads * cfg.d_head
-        return self.n_pos * floats * self.model.unembed.W_U.element_size()
+        return (self.n_pos * floats + 2 * cfg.d_vocab) * self.model.unembed.W_U.element_size()
 
-    def rows_in_budget(self, n_pos: int) -> int:
-        """How many rows (one sender on one prompt, n_pos positions each) fit the budget at pass 2's widest moment."""
+    def rows_in_budget(self, n_pos: int, n_past: int = 0) -> int:
+        """How many rows (one sender on one prompt, n_pos positions each, n_past before them) fit the budget at pass 2's widest moment."""
         cfg = self.cfg
-        floats = 8 * cfg.d_model + 8 * cfg.n_heads * cfg.d_head + 2 * cfg.d_mlp * cfg.has_mlp + 3 * n_pos
-        row = n_pos * floats * self.model.unembed.W_U.element_size()
+        floats = 8 * cfg.d_model + 8 * cfg.n_heads * cfg.d_head + 2 * cfg.d_mlp * cfg.has_mlp + 3 * (n_pos + n_past)
+        floats = n_pos * floats + 4 * n_past * cfg.n_heads * cfg.d_head + 2 * cfg.d_vocab
+        row = floats * self.model.unembed.W_U.element_size()
         if self.max_memory * 2**30 < row + self._cache_bytes():
             raise ValueError(f"max_memory of {self.max_memory:.3g} GiB is too small for one row, which needs {(row + self._cache_bytes()) / 2**30:.3g} GiB: ask for more, or use shorter prompts")
         budget = self.max_memory * 2**30 / 2  # the other half is for the cached runs

@@ -110,12 +110,12 @@ class PathPatcher(PairedRuns):
             raise ValueError(f"F_contrast - F_base is {self.F_range:.2g}, so r is undefined: the model does not tell these prompts apart, or a weight is not finite")
         totals = [torch.zeros(len(rows), self.n_prompts, dtype=torch.float64) for _ in groups]
         only_logits = all(group == (Logits(),) for group in groups)
-        in_budget = self.rows_in_budget(1 if only_logits else self.n_pos - self.first)
+        in_budget = self.rows_in_budget(1) if only_logits else self.rows_in_budget(self.n_pos - self.first, self.first)
         order = sorted(range(len(rows)), key=lambda row: rows[row])  # the lowest ones first: those below a receiver are then a beginning
         for chunk in self.chunks():
             for some in torch.tensor(order).split(max(1, in_budget // len(chunk.contrast_logits))):
                 for index, change in self._sweep_chunk(chunk, [rows[row] for row in some], groups, only_logits):
-                    totals[index][some[: len(change)], chunk.prompts] = change.double().cpu()
+                    totals[index][some[: len(change)], chunk.prompts] = change.cpu()
         all_sum(*totals)
         return [self.effects(total, rows) for total in totals]
 
@@ -174,6 +174,7 @@ class PathPatcher(PairedRuns):
             block = self.model.blocks[receiver.layer]
             same = (receiver.positions, len(delta))  # receivers for which the normalized stream is the same
             if same not in read:
+                read.clear()  # no more than one is held
                 read[same] = block.ln1(chunk.at(receiver.layer, "hook_resid_pre") + delta, Hooks())
             return read[same] @ getattr(block.attn, f"W_{receiver.which.upper()}")[receiver.head]
         if isinstance(receiver, MLPInput):
@@ -190,12 +191,11 @@ class PathPatcher(PairedRuns):
         """Continues the contrast run with each receiver overwritten by its value [sender, p, pos, …] → F_patched - F_contrast [sender, p]."""
         n_layers, n_senders = self.cfg.n_layers, len(next(iter(values.values())))
         lowest, hooks = min(map(self._stage, values)), self._overwrite(values)
-        layer = lowest // 2
         streams = {self._stage(receiver): value.flatten(0, 1) for receiver, value in values.items() if isinstance(receiver, (Logits, Resid))}
-        if 2 * n_layers in streams:  # the final stream is overwritten: nothing below it matters
-            logits = self._continue(chunk, streams[2 * n_layers], n_layers, hooks)
-        elif lowest in streams:
-            logits = self._continue(chunk, streams[lowest], layer, hooks)
+        start = 2 * n_layers if 2 * n_layers in streams else lowest  # where the final stream is overwritten, nothing below it matters
+        layer = start // 2
+        if start in streams:
+            logits = self._continue(chunk, streams[start], layer, hooks)
         else:  # heads of the lowest layer are recomputed one by one; what stands beside them is the contrast run's
             resid = chunk.at(layer, "hook_resid_mid").expand(n_senders, -1, -1, -1)  # [sender, p, query, d_model]
             for head in sorted({receiver.head for receiver in values if isinstance(receiver, HeadInput) and receiver.layer == layer}):
@@ -209,9 +209,7 @@ class PathPatcher(PairedRuns):
         """Runs rows of the stream that enters block `layer`, [row, pos, d_model], to the last position's logits, [row, d_vocab]."""
         if layer == self.cfg.n_layers:
             return self.model.run_from(resid[:, -1:], layer)[:, 0]
-        rows = len(resid) // len(chunk.contrast_logits)
-        past = [tuple(chunk.at(above, f"attn.{name}")[:, : self.first].repeat(rows, 1, 1, 1) for name in ("hook_rot_k", "hook_v")) for above in range(layer, self.cfg.n_layers)]
-        return self.model.run_from(resid, layer, self.last, hooks, past if self.first else None)[:, 0]
+        return self.model.run_from(resid, layer, self.last, hooks, chunk.past[layer:])[:, 0]
 
     def _changed_head(self, chunk: Chunk, layer: int, head: int, values: dict[Receiver, Tensor]) -> Tensor:
         """What head (layer, head) adds to its contrast output when its overwritten inputs are used: [sender, p, query, d_model]."""
@@ -295,7 +293,7 @@ class PathPatcher(PairedRuns):
         layers = self.cfg.n_layers
         if isinstance(receiver, Logits):
             return
-        self.mask(receiver.positions)
+        self.mask(getattr(receiver, "positions", None))
         if isinstance(receiver, HeadInput) and 0 <= receiver.layer < layers and 0 <= receiver.head < self.cfg.n_heads and receiver.which in ("q", "k", "v"):
             return
         if isinstance(receiver, MLPInput) and 0 <= receiver.layer < layers and self.cfg.has_mlp:

@@ -42,9 +42,12 @@ def run_main(work: Callable[[], int]) -> int:
     return 2
 
 
-def pick_device(name: str) -> torch.device:
-    """auto (cuda, then mps, then cpu), or the device named. Raises UserError for one that is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+def pick_device(name: str, float64: bool = False) -> torch.device:
+    """auto (cuda, then mps, then cpu), or the device named. float64: one that has these numbers, which mps has not.
+
+    Raises UserError for one that is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available() and not float64, "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, found in there.items() if found))
     try:

@@ -46,7 +46,8 @@ def in_words(route: dict[str, float], most: int = 4) -> str:
 
 def sentence(circuit: dict[str, Any]) -> str:
     """One plain sentence that says what was found."""
-    groups, task = circuit["groups"], f"{circuit['task']} off by {circuit['k']:+d}"
+    groups, asked = circuit["groups"], circuit["asked"]
+    task = f"{circuit['task'].removeprefix('base_')} {asked}"
     done = circuit["accuracy"]["contrast_prompt"]["contrast"]
     if not groups["function_induction"]:
         why = "the model does not do the task" if done < circuit["criteria"]["solves"] else "no head moves the answer and looks at earlier answers as the criteria ask"
@@ -54,13 +55,14 @@ def sentence(circuit: dict[str, Any]) -> str:
     effects = circuit["effects"]["logits"]
     direct = {name: r for name, r in nodes(as_effects(effects)).items() if abs(r) >= circuit["criteria"]["strong"]}
     fi, others = ({name: r for name, r in sorted(direct.items(), key=lambda pair: -abs(pair[1])) if (name in groups["function_induction"]) == wanted} for wanted in (True, False))
-    left = circuit["evaluation"]["ablation"][0]
+    left, alone = circuit["evaluation"]["ablation"][0], circuit["evaluation"]["circuits"][0]  # both with values from the base prompt
     return (
         f"{task.capitalize()} (right on {done:.1%} of prompts) is carried to the answer by the function-induction head{'s' * (len(fi) > 1)} {in_words(fi, len(fi))}, which at the last `=` look at the earlier answers; "
         f"other direct writers are {in_words(others, len(others))}. "
         f"What was shown reaches the inputs of these heads from {in_words(circuit['routes']['shown_answer'])}; what was to be expected, from {in_words(circuit['routes']['expected_answer'])}. "
-        f"With their values from the base prompt put in, the model is off by {circuit['k']:+d} on {left['contrast_acc']:.1%} of prompts and gives the plain answer on {left['base_acc']:.1%}. "
-        f"Alone, the {len(circuit['evaluation']['circuit'])} heads of all groups are off by {circuit['k']:+d} on {circuit['evaluation']['circuit_accuracy']:.1%} (faithfulness {circuit['evaluation']['faithfulness']:.2f})."
+        f"With their values from the base prompt put in, the model answers {asked} on {left['contrast_acc']:.1%} of prompts and gives the plain answer on {left['base_acc']:.1%}. "
+        f"With those of all heads but the {len(alone['heads'])} of these groups put in, it answers {asked} on {alone['circuit_accuracy']:.1%} "
+        f"(faithfulness {alone['faithfulness']:.2f}; as many random heads of the same layers: {alone['random_circuits']['mean']:.2f})."
     )
 
 
@@ -74,11 +76,11 @@ def show(circuit: dict[str, Any], colour: bool) -> str:
 
 
 def solved(c: dict[str, Any]) -> list[str]:
-    out = [f"{c['task']} off by {c['k']:+d}, {c['shots']} shots, {c['n_prompts']} prompts, {'frozen' if c['freeze_mlps'] else 'live'} MLPs, {c['seconds']:.0f} s on {c['device']}"]
+    out = [f"{c['task'].removeprefix('base_')} {c['asked']}, {c['shots']} shots, {c['n_prompts']} prompts, {'frozen' if c['freeze_mlps'] else 'live'} MLPs, {c['seconds']:.0f} s on {c['device']}"]
     for prompt in ("base_prompt", "contrast_prompt"):
         share = c["accuracy"][prompt]
-        out.append(f"  {prompt.replace('_', ' '):16} plain answer {share['base']:.3f}   answer off by {c['k']:+d} {share['contrast']:.3f}")
-    return [*out, f"  F = logit(plain) - logit(off by {c['k']:+d}): base {c['F']['base']:.2f}, contrast {c['F']['contrast']:.2f}"]
+        out.append(f"  {prompt.replace('_', ' '):16} plain answer {share['base']:.3f}   answer {c['asked']} {share['contrast']:.3f}")
+    return [*out, f"  F = logit(plain) - logit({c['asked']}): base {c['F']['base']:.2f}, contrast {c['F']['contrast']:.2f}"]
 
 
 def direct(c: dict[str, Any], colour: bool) -> list[str]:
@@ -114,7 +116,7 @@ def inputs(c: dict[str, Any]) -> list[str]:
 
 def readers(c: dict[str, Any]) -> list[str]:
     """The heads below the FI heads."""
-    out = ["heads below: where they look from a shown answer, and r and accuracy (off by k) when each is replaced over the examples by values from"]
+    out = [f"heads below: where they look from a shown answer, and r and accuracy ({c['asked']}) when each is replaced over the examples by values from"]
     out.append(f"{'head':8}{'kind':18}{'looks at':12}{'brings':18}{'other shown answers':>22}{'other operands':>22}{'unrelated examples':>22}")
     for head, role in c["readers"].items():
         cells = "".join(f"{100 * role['replaced'][name]['r']:12.0f} % {role['replaced'][name]['contrast_acc']:7.2f}" for name in ("answers", "operands", "unrelated"))
@@ -126,7 +128,7 @@ def evaluated(c: dict[str, Any]) -> list[str]:
     """Circuits run alone: all heads outside replaced."""
     e = c["evaluation"]
     out = [f"circuits alone, {e['n_prompts']} other prompts: heads outside send what they send on the base prompt, on the one with other operands, or their mean"]
-    out.append(f"{'circuit':34}{'heads':>6}  {'outside':18}{'faithfulness':>14}{'off by k':>10}{'plain':>8}   as many random heads of the same layers: mean, highest")
+    out.append(f"{'circuit':34}{'heads':>6}  {'outside':18}{'faithfulness':>14}{c['asked']:>10}{'plain':>8}   as many random heads of the same layers: mean, highest")
     for row in e["circuits"]:
         drawn = row["random_circuits"]
         out.append(f"{row['circuit']:34}{len(row['heads']):>6}  {row['replaced_by'].replace('_', ' '):18}{row['faithfulness']:14.3f}{row['circuit_accuracy']:10.3f}{row['base_acc']:8.3f}   {drawn['mean']:8.3f}{drawn['highest']:8.3f}")
@@ -141,19 +143,19 @@ def evaluated(c: dict[str, Any]) -> list[str]:
 def ablated(c: dict[str, Any]) -> list[str]:
     """Groups replaced in the whole model, and their controls."""
     out = ["ablation: other values in place of what some heads send on contrast prompts", "  base = from the paired base prompt, mean = mean over base prompts, unrelated = from another pair's base prompt, same k = from another contrast prompt, same answer = from one that asks for the same answer too"]
-    out.append(f"  {'heads':46}{'values from':18}{'prompts':>8}{'plain':>8}{'off by k':>10}  [95 % over prompts; random groups: over draws]")
+    out.append(f"  {'heads':46}{'values from':18}{'prompts':>8}{'plain':>8}{c['asked']:>10}  [95 % over prompts; random groups: over draws]")
     for row in c["evaluation"]["ablation"]:
-        drawn = f"   {row['n_draws']} draws, {row['n_groups']} groups; worst {row['worst']['contrast_acc']:.3f} ({', '.join(row['worst']['heads'])})" if "worst" in row else ""
-        drawn = f"   floor: {row['floor']:.3f} on base prompts" if "floor" in row else drawn
+        drawn = f"   {row['n_draws']} draws of {row['n_heads']:g} heads, {row['n_groups']} groups; worst {row['worst']['contrast_acc']:.3f} ({', '.join(row['worst']['heads'])})" if "worst" in row else ""
+        drawn = f"   the same put into base prompts: {row['floor']:.3f}" if "floor" in row else drawn
         label = f"{row['ablated'].replace('_', ' ')} {'(' * bool(row['heads'])}{', '.join(row['heads'])}{')' * bool(row['heads'])}"
         low, high = row["ci"]
-        out.append(f"  {label:46}{row['how'].replace('_', ' '):18}{row['n_prompts']:>8}{row['base_acc']:8.3f}{row['contrast_acc']:10.3f}  [{low:.2f}, {high:.2f}]{drawn}")
+        out.append(f"  {label:45} {row['how'].replace('_', ' '):18}{row['n_prompts']:>8}{row['base_acc']:8.3f}{row['contrast_acc']:10.3f}  [{low:.2f}, {high:.2f}]{drawn}")
     return out
 
 
 def thresholds(c: dict[str, Any]) -> list[str]:
     """The groups that other thresholds would make."""
-    out = ["other thresholds (* in force; those that change nothing are left out): the group, and the accuracy off by k that is left without it"]
+    out = [f"other thresholds (* in force; those that change nothing are left out): the group, and the accuracy {c['asked']} that is left without it"]
     rows = c["evaluation"]["sensitivity"]
     in_force = {(row["criterion"], row["group"]): row["heads"] for row in rows if row["in_force"]}
     for row in rows:

@@ -140,6 +140,8 @@ def test_a_group_drawn_several_times_is_counted_as_often_but_run_once(monkeypatc
 
 def test_the_interval_is_over_draws():
     base, contrast, *answers = prompts()
+    row = control_row(Ablator(two_step_model(), contrast, {"base": base}), answers, "random", [["1.1"]] * 40, "base")
+    assert row["ci"] == wilson(1.0, len(contrast))  # a single group tells nothing of draws
     row = control_row(Ablator(two_step_model(), contrast, {"base": base}), answers, "random", [["1.1"]] * 39 + [["1.0"]], "base")
     assert row["ci"] == pytest.approx([0.975, 1.0]) and row["contrast_acc"] == 0.975  # 2.5 % of 40 draws is one of them: between the lowest two
 

@@ -49,7 +49,7 @@ def test_the_analyses_have_the_promised_layout_and_fit_into_circuit_json():
     assert found["function_vectors_by_k"].keys() == set(map(str, range(-4, 5)))
     reading, probe = found["reading"], found["probe"]
     assert reading["inputs"].keys() == {"0.1", "1.2", "all"} and reading["wrote"].keys() == {"0.0"} and reading["looks_for"].keys() == reading["hands_over"].keys() == {"0.1", "1.2"}
-    assert reading["inputs"]["all"]["v"].keys() == {"base", "operands_changed", "unrelated"}
+    assert reading["inputs"]["all"]["v"].keys() == {"base", "operands_changed", "same_k"}
     assert probe["sites"] == ["embed", "attn0", "mlp0", "attn1", "mlp1"] and probe["made_by"] in probe["sites"]
     for kind in ("consistent", "dealt"):
         assert all(len(values) == 5 for place in ("answer", "equals", "y") for values in probe[kind][place].values())

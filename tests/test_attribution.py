@@ -18,6 +18,7 @@ def test_it_is_the_limit_of_path_patching_for_small_changes(variant, freeze_mlps
 
 def test_chunks_change_nothing_and_no_gradient_stays_behind():
     data = make(act_fn="relu", n_prompts=5)
+    data[0].requires_grad_(True)
     whole, small = attribute(PathPatcher(*data)), attribute(PathPatcher(*data, max_memory=5e-5))
     torch.testing.assert_close(whole.per_prompt, small.per_prompt, rtol=0, atol=1e-12)
     assert all(parameter.grad is None for parameter in data[0].parameters())

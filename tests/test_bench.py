@@ -70,3 +70,8 @@ def test_a_sweep_is_seen_in_the_peak_memory():
     cfg = replace(train.MODEL, n_layers=2)
     stream = 200 * 53 * cfg.d_model * 4 / 2**30  # GiB of one residual stream, of which several are kept
     assert 3 * stream < bench_cost.peak_memory(cfg, 200, 8, [Logits()], None, torch.device("cpu")) < 100 * stream
+
+
+def test_the_memory_budget_is_kept_where_the_vocabulary_is_large():
+    cfg = replace(train.MODEL, n_layers=2, d_vocab=20_000)
+    assert bench_cost.peak_memory(cfg, 300, 2, [Logits()], 0.1, torch.device("cpu")) < 0.1

@@ -136,6 +136,8 @@ def test_a_run_can_go_on_from_a_past(tokens, variant):
         assert_close(model(tokens[:, n_past:], None, Hooks(hooks), past), logits[:, n_past:], rtol=0, atol=1e-12)
         assert_close(model(tokens[:, n_past:], asked, Hooks(hooks), past), logits[:, asked], rtol=0, atol=1e-12)
     assert_close(model.run_from(cache["blocks.1.hook_resid_pre"][:, n_past:], 1, asked, None, past[1:]), logits[:, asked], rtol=0, atol=1e-12)
+    twice = cache["blocks.1.hook_resid_pre"][:, n_past:].repeat(2, 1, 1)  # one past serves both copies
+    assert_close(model.run_from(twice, 1, asked, None, past[1:]), logits[:, asked].repeat(2, 1, 1), rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match="13 positions"):
         model(torch.zeros(BATCH, 14, dtype=torch.int64), None, None, past)
 

@@ -115,6 +115,15 @@ def test_every_part_of_the_text_is_shown_for_a_circuit_and_none_of_it_without(ru
     assert "circuits alone" not in out and "heads → logits" in out
 
 
+def test_sums_in_base_k_are_called_so_and_only_those_that_carry_are_traced(run, solved, monkeypatch, capsys):
+    asked, drawn = [], tasks.evaluation_pairs
+    monkeypatch.setattr(tasks, "evaluation_pairs", lambda *a, **b: asked.append(drawn(*a, **b)) or asked[-1])
+    assert patch.main(["--run", str(run), *FAST, *ANY_MODEL, "--task", "base_addition", "--k", "8"]) == 0
+    out = capsys.readouterr().out
+    assert "off by" not in out and "Addition in base 8 (right on" in out
+    assert all(pairs.carry.all() for pairs in asked[:2])  # those to trace with, and those to count on
+
+
 def test_the_same_call_finds_the_same_circuit(run, solved, tmp_path):
     found = []
     for name in ("one.json", "two.json"):
@@ -138,7 +147,7 @@ def test_colour_marks_sign_and_size():
 
 def test_readers_are_shown_with_kind_and_what_breaks():
     replaced = {name: {"r": -0.41, "base_acc": 0.2, "contrast_acc": 0.59} for name in ("answers", "operands", "unrelated")}
-    line = text.readers({"readers": {"1.3": {"kind": "operand_reader", "looks_at": "operands", "brings": ["expected"], "replaced": replaced}}})[-1]
+    line = text.readers({"asked": "off by +1", "readers": {"1.3": {"kind": "operand_reader", "looks_at": "operands", "brings": ["expected"], "replaced": replaced}}})[-1]
     assert line.split() == ["1.3", "operand", "reader", "operands", "expected", *["-41", "%", "0.59"] * 3]
 
 

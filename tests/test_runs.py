@@ -232,6 +232,7 @@ def test_auto_picks_cuda_then_mps_then_cpu(monkeypatch, cuda, mps, picked):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert pick_device("auto").type == picked
+    assert pick_device("auto", float64=True).type == ("cuda" if cuda else "cpu")
     if not mps:
         with pytest.raises(UserError, match="'mps' is not available"):
             pick_device("mps")

@@ -267,6 +267,7 @@ def test_base_k_addition_asks_for_sums_that_carry_and_sums_that_do_not():
         _, (x, y), _ = read(prompt)[-1]
         assert carry == (x + y >= 8) and (contrast - base == 2 * carry)
     assert 50 < pairs.carry.sum() < 250
+    assert tasks.evaluation_pairs("base_addition", 8, 4, 300, torch.Generator().manual_seed(0), carry=True).carry.all()
 
 
 @pytest.mark.parametrize("k", [-4, 4])
