@@ -7,8 +7,8 @@ Three groups as in arXiv 2507.09875, made explicit, the two routes that feed the
     other_direct         strong on the logits, and neither
     shown_answer         feeds an FI head's q, k or v when the *shown* answers are changed
     expected_answer      feeds an FI head's q, k or v when the *operands* are changed instead
-    previous_token       one of these two that looks, at an answer, at the `=` before it
     upstream             found only a step further down, feeding what is named above
+    previous_token       one of these three that looks, at an answer, at the `=` before it
 
 A head is "layer.head"; a group is a list of heads in the order of the model.
 """
@@ -208,9 +208,10 @@ def discover(patchers: Mapping[str, PathPatcher], answers: Tensor, criteria: Cri
         further = follow(contrast, heads, [mlp for mlp in mlps_of(below) if mlp not in writers], {group: groups[group]}) if below else []
         for step, reached in ((2, below), (3, further)):
             steps |= {node: min(step, steps.get(node, step)) for node in reached}
-    groups["previous_token"] = [head for head in heads_of(groups["shown_answer"] + groups["expected_answer"]) if attention[head]["answer_to_previous"] >= criteria.looks_at_previous]
     named = {head for group in groups.values() for head in group}
     groups["upstream"] = [head for head in heads_of(steps) if head not in named]
+    lower = heads_of(groups["shown_answer"] + groups["expected_answer"] + groups["upstream"])
+    groups["previous_token"] = [head for head in lower if attention[head]["answer_to_previous"] >= criteria.looks_at_previous]
     return Discovery(effects, attention, groups, routes, _graph(effects, groups, steps, criteria))
 
 
@@ -233,7 +234,7 @@ def other_thresholds(found: Discovery, criteria: Criteria) -> list[dict[str, Any
             other, fi = replace(criteria, **{name: value}), found.groups["function_induction"]
             groups = direct_groups(found.effects["answers"]["logits"].heads, found.attention, other)
             routes = {group: heads_of(route(found.effects.get(contrast, {}), fi, other)) for group, contrast in ROUTES.items()}
-            groups |= routes | {"previous_token": [head for head in heads_of(head for heads in routes.values() for head in heads) if found.attention[head]["answer_to_previous"] >= other.looks_at_previous]}
+            groups |= routes | {"previous_token": [head for head in heads_of(sum(routes.values(), found.groups["upstream"])) if found.attention[head]["answer_to_previous"] >= other.looks_at_previous]}
             concerned = {"strong": ("function_induction", "consolidation", "other_direct"), "looks_at_answers": ("function_induction",), "feeds": tuple(ROUTES), "looks_at_previous": ("previous_token",)}[name]
             rows += [{"criterion": name, "value": value, "in_force": value == getattr(criteria, name), "group": group, "heads": groups[group]} for group in concerned]
     return rows

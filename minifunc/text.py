@@ -169,7 +169,7 @@ def thresholds(c: dict[str, Any]) -> list[str]:
 def reused(c: dict[str, Any]) -> list[str]:
     """The four accuracies of each task: plain / shifted answers."""
     columns = [("base", "none"), ("contrast", "none"), ("contrast", "function_induction"), ("contrast", "random_same_layers")]
-    out = ["the same heads on other tasks: shares of plain / shifted answers", f"  {'task':18}{'base prompt':>16}{'contrast prompt':>18}{'without FI':>16}{'without random':>18}"]
+    out = ["the same heads on other tasks: shares of plain / shifted answers (random: as many heads of the same layers, or all others where they are fewer)", f"  {'task':18}{'base prompt':>16}{'contrast prompt':>18}{'without FI':>16}{'without random':>18}"]
     by_task: dict[tuple[str, int, str], dict[tuple[str, str], str]] = {}
     for row in c["reuse"]:
         by_task.setdefault((row["task"], row["k"], row["items"]), {})[row["prompt"], row["ablated"]] = f"{row['base_acc']:.2f} / {row['contrast_acc']:.2f}"
