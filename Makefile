@@ -8,7 +8,7 @@ ARGS   =
 PY = .venv/bin/python
 
 .DEFAULT_GOAL = help
-.PHONY: help train patch diets emergence universality dependability figures test parity bench clean
+.PHONY: help train patch ask check report diets emergence universality dependability figures test test-matrix lint parity bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
