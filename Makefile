@@ -28,8 +28,9 @@ patch: .venv/ready  ## trace the circuit of the run in OUT, write OUT/circuit.js
 diets: .venv/ready  ## train 20 diets, write results/diets.json (ARGS=--quick: minutes; the same command goes on after a stop)
 	$(PY) -m experiments.diets $(ARGS)
 
-emergence: .venv/ready  ## follow three default runs step by step, write results/emergence.json
+emergence: .venv/ready  ## follow three default runs step by step, and train with parts kept from forming; write results/{emergence,interventions}.json
 	$(PY) -m experiments.emergence $(ARGS)
+	$(PY) -m experiments.interventions $(ARGS)
 
 universality: .venv/ready  ## twelve models, several seeds each, write results/universality.json
 	$(PY) -m experiments.universality $(ARGS)

@@ -41,13 +41,14 @@ T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run. name: its folder; snapshots: the steps after which the weights are kept."""
+    """One training run. name: its folder; snapshots: the steps after which the weights are kept; intervention: what is done to the model after every step."""
 
     name: str = "default"
     diet: str = "strict"
     model: ModelConfig = train.MODEL
     train: TrainConfig = TrainConfig()
     snapshots: tuple[int, ...] = ()
+    intervention: "Intervention | None" = None
 
     def folder(self, out: Path) -> Path:
         return out / self.name / f"seed{self.train.seed}"
@@ -56,6 +57,9 @@ class Run:
         """All that makes the run what it is, as config.json holds it, but for the versions."""
         config = train.describe(self.model, self.train, self.diet)
         return {part: config[part] for part in ("model", "train", "diet", "vocabulary")}
+
+
+Intervention = Callable[[int, Transformer, Run, Path], None]  # (step, model, run, folder): changes the weights in place
 
 
 def default_run(seed: int, steps: int) -> Run:
@@ -116,6 +120,8 @@ def carry_out(run: Run, out: Path, experiment: str, measure: Measure, quick: boo
     def after_step(step: int, model: Transformer) -> None:
         nonlocal told
         told += 1
+        if run.intervention:
+            run.intervention(step, model, run, folder)
         if step in run.snapshots:
             save_tensors(folder / "steps" / f"{step:05}.pt", model.state_dict())
         _progress.tell(1)

@@ -15,7 +15,7 @@ import torch
 
 import tasks
 import train
-from experiments import dependability, diets, emergence, measure, runs, universality
+from experiments import dependability, diets, emergence, interventions, measure, runs, universality
 from experiments.runs import Run, carry_out, finished, log_spaced, mean_ci, run_all
 from minifunc.model import ModelConfig
 from minifunc.patching import Logits
@@ -33,7 +33,7 @@ def quick_evaluation(monkeypatch):
     evaluate = train.evaluate
     monkeypatch.setattr(train, "evaluate", lambda model, n_prompts, every_task: evaluate(model, 4, every_task))
     monkeypatch.setattr(measure, "FEW", 4)
-    for module in (diets, emergence, universality, dependability):
+    for module in (diets, emergence, interventions, universality, dependability):
         monkeypatch.setattr(module, "FEW", 4)
 
 
@@ -126,6 +126,34 @@ def test_snapshots_are_the_weights_after_their_steps(tmp_path):
     first, last = (torch.load(folder / "steps" / name, weights_only=True) for name in ("00001.pt", "00006.pt"))
     final = load_run(folder)[0].state_dict()
     assert all(torch.equal(last[name], final[name]) for name in final) and not torch.equal(first["embed.W_E"], last["embed.W_E"])
+
+
+def test_a_silenced_head_stays_silent_also_over_a_kill(tmp_path, monkeypatch):
+    """Heads are silenced at step 2 or 4, by a score that depends on the weights; the run killed in between goes the same way."""
+    monkeypatch.setattr(interventions, "EVERY", 2)
+    monkeypatch.setattr(interventions, "CRITERIA", replace(interventions.CRITERIA, looks_at_previous=0.055))
+    run, left = tiny(seed=3, intervention=interventions.no_previous_token), []
+    for name, kill in (("whole", None), ("killed", 4)):
+        with monkeypatch.context() as patch:
+            if kill:
+                stop_at(patch, kill, OSError)
+                with pytest.raises(OSError):
+                    carry_out(run, tmp_path / name, "x", norm, False)
+        carry_out(run, tmp_path / name, "x", norm, False)
+        left.append(load_run(run.folder(tmp_path / name))[0].state_dict())
+    silent = json.loads((run.folder(tmp_path / "whole") / "silenced.json").read_text())
+    assert silent and len(silent) < 4 and silent == json.loads((run.folder(tmp_path / "killed") / "silenced.json").read_text())
+    for layer in range(2):
+        for head in range(2):
+            assert (left[0][f"blocks.{layer}.attn.W_O"][head] == 0).all().item() == (f"{layer}.{head}" in silent)
+    assert all(torch.equal(left[0][name], left[1][name]) for name in left[0])
+
+
+def test_a_frozen_block_stays_as_it_was_drawn(tmp_path):
+    run = tiny(seed=3, intervention=interventions.frozen_1)
+    carry_out(run, tmp_path, "x", norm, False)
+    drawn, trained = runs.Transformer(TINY, torch.Generator().manual_seed(3)).state_dict(), load_run(run.folder(tmp_path))[0].state_dict()
+    assert {name for name in drawn if torch.equal(drawn[name], trained[name])} == {name for name in drawn if name.startswith("blocks.1.")}
 
 
 # ---------------------------------------------------------------- several runs
@@ -251,9 +279,10 @@ CONTRACT = {
     "emergence": "seed step loss off_by_one_8 plain_8 pt_score fi_score copy_induction_score",
     "universality": "config seed plain_8 off_by_one_8 fi_heads pt_heads consolidation_heads",
     "dependability": "seed off_by_one_8 off_by_k_8",
+    "interventions": "intervention seed silenced plain_8 off_by_one_8 off_by_k_8 fi_heads",
 }
-SOME = {"diets": ["--only", "strict,addition,hold_minus"], "emergence": [], "universality": ["--only", "default,1_head,attention_only"], "dependability": []}
-MODULES = {"diets": diets, "emergence": emergence, "universality": universality, "dependability": dependability}
+SOME = {"diets": ["--only", "strict,addition,hold_minus"], "emergence": [], "universality": ["--only", "default,1_head,attention_only"], "dependability": [], "interventions": ["--only", "none,no_previous_token,frozen_0"]}
+MODULES = {"diets": diets, "emergence": emergence, "universality": universality, "dependability": dependability, "interventions": interventions}
 
 
 @pytest.fixture
@@ -262,7 +291,7 @@ def small(monkeypatch):
     monkeypatch.setattr(universality, "CONFIGS", {name: replace(TINY, n_heads=1 if name == "1_head" else 2, d_head=8, act_fn="none" if name == "attention_only" else "relu", positions="learned" if "learned" in name else "rotary", d_mlp=16 + index) for index, name in enumerate(universality.CONFIGS)})
     default, made = universality.CONFIGS["default"], runs.Run
     monkeypatch.setattr(diets, "Run", lambda *arguments, **more: replace(made(*arguments, **more), model=default))
-    for module in (emergence, dependability):
+    for module in (emergence, interventions, dependability):
         monkeypatch.setattr(module, "default_run", lambda seed, steps: replace(runs.default_run(seed, steps), model=default))
 
 
