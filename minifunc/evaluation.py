@@ -19,4 +19,4 @@ def last_logits(model: Transformer, tokens: Tensor, hooks: Hooks | None = None) 
 
 def accuracy(logits: Tensor, answers: Tensor) -> float:
     """Share of prompts on which the largest of logits [n_prompts, d_vocab] is at answers [n_prompts]."""
-    return (logits.argmax(-1) == answers.to(logits.device)).float().mean().item()
+    return (logits.argmax(-1) == answers.to(logits.device)).cpu().double().mean().item()
