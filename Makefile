@@ -25,6 +25,17 @@ train: .venv/ready  ## train a model into OUT, or go on with an interrupted run 
 patch: .venv/ready  ## trace the circuit of the run in OUT, write OUT/circuit.json
 	$(PY) patch.py --run $(OUT) --device $(DEVICE) $(ARGS)
 
+report: .venv/ready  ## make OUT/report.html: the findings to look at, and the model to play with
+	$(PY) -m minifunc.report --run $(OUT) $(ARGS)
+
+PROMPT = 1+1=3, 2+2=5, 3+3=
+
+ask: .venv/ready  ## answer PROMPT with the run in OUT, and say which heads carried the answer
+	@$(PY) patch.py --run $(OUT) --device $(DEVICE) --ask '$(subst ','\'',$(PROMPT))' $(ARGS)
+
+check: .venv/ready  ## run the checklist on the run in OUT, write OUT/check.json
+	$(PY) patch.py --run $(OUT) --device $(DEVICE) --check $(ARGS)
+
 diets: .venv/ready  ## train 20 diets, write results/diets.json (ARGS=--quick: minutes; the same command goes on after a stop)
 	$(PY) -m experiments.diets $(ARGS)
 

@@ -48,7 +48,7 @@ def build(f: Findings) -> dict[str, str]:
     page = h("script", asset("page.js"))
     sections = [h("section", h("h2", title), content(f, make), id=name, aria_label=title) for name, title, make in SECTIONS]
     opening = h("section", h("h1", "Function induction, seen from inside"), content(f, claim), id="claim", aria_label="The claim")
-    links = [("#playground", "Playground"), *((f"#{name}", title) for name, title, _ in SECTIONS)]
+    links = [(f"#{name}", name.capitalize()) for name in ("playground", *(name for name, _, _ in SECTIONS))]
     size = sum(weight.numel() for weight in f.model.parameters())
     if size > MOST_WEIGHTS:
         away = h("section", h("h2", "Playground"), h("p", h("b", "Not here: "), f"this model has {size:,} weights, too many for a page.", class_="missing"), id="playground")

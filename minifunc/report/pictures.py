@@ -27,9 +27,9 @@ def heat_map(title: str, rows: Sequence[tuple[str, Sequence[float | None]]], col
     def cell(row: str, column: str, value: float | None) -> Markup:
         if value is None:
             return h("td", class_="empty")
-        look = shade(value, most, root)
-        look["class_"] += " marked" * marked(row, column)
-        return h("td", show(value), data_tip=tip(row, column, value), tabindex="-1", **look)
+        look, shown = shade(value, most, root), show(value)
+        look["class_"] += " marked" * marked(row, column) + " zero" * (shown == "0")
+        return h("td", shown, data_tip=tip(row, column, value), tabindex="-1", **look)
 
     head = h("thead", h("tr", h("td", corner), [h("th", column, scope="col") for column in columns]))
     body = h("tbody", [h("tr", h("th", name, scope="row"), [cell(name, column, value) for column, value in zip(columns, values)]) for name, values in rows])
@@ -78,18 +78,24 @@ def text(x: float, y: float, words: Any, class_: str = "", anchor: str = "start"
     return h("text", words, x=f"{x:g}", y=f"{y:g}", class_=class_ or None, text_anchor=anchor if anchor != "start" else None, **attributes)
 
 
+def shorter(token: str) -> str:
+    return "bos" if token == "<bos>" else token
+
+
 def attention(head: str, pattern: Sequence[Sequence[float]], tokens: Sequence[str], answers: Sequence[int], size: int = 15) -> Markup:
     """One head's attention on one prompt: a row per query token, a column per key token; shown answers are set off."""
     left, top, n = 34, 30, len(tokens)
     cells = []
     for query, row in enumerate(pattern):
         for key, share in enumerate(row[: query + 1]):
-            if share >= 0.02:
-                cells.append(h("rect", x=left + key * size, y=top + query * size, width=size - 1, height=size - 1, style=f"--v:{100 * min(1.0, share):.0f}%", class_="look", data_tip=f"{head}: {tokens[query]} (place {query}) looks at {tokens[key]} (place {key}): {percent(share)}"))
-    names = [text(left - 5, top + at * size + size - 4, token, "answer" if at in answers else "", "end") for at, token in enumerate(tokens)]
-    names += [text(left + at * size + size / 2, top - 5, token, "answer" if at in answers else "", "middle") for at, token in enumerate(tokens)]
+            if share >= 0.03:
+                cells.append(h("rect", x=left + key * size, y=top + query * size, width=size - 1, height=size - 1, style=f"--v:{100 * min(1.0, share):.0f}%", class_="look", data_tip=f"{tokens[query]} ({query}) looks at {tokens[key]} ({key}): {percent(share)}"))
+    names = [text(left - 5, top + at * size + size - 4, shorter(token), "answer" if at in answers else "", "end") for at, token in enumerate(tokens)]
+    names += [text(left + at * size + size / 2, top - 5, shorter(token), "answer" if at in answers else "", "middle") for at, token in enumerate(tokens)]
     bands = [h("rect", x=left + at * size - 0.5, y=top, width=size, height=n * size, class_="band") for at in answers]
-    return svg(left + n * size + 4, top + n * size + 4, f"Attention of head {head}: rows look at columns", bands, cells, names, class_="attention")
+    steps = "".join(f"h{size}v{size}" for _ in tokens)
+    seen = h("path", d=f"M{left} {top}{steps}H{left}Z", class_="floor")  # what a token can see
+    return svg(left + n * size + 4, top + n * size + 4, f"Attention of head {head}: rows look at columns", seen, bands, cells, names, class_="attention")
 
 
 BARS = {("base", "none"): "old rule shown", ("contrast", "none"): "new rule shown", ("contrast", "function_induction"): "… FI heads swapped", ("contrast", "random_same_layers"): "… others swapped"}
@@ -156,7 +162,7 @@ def spread(wanted: Sequence[tuple[float, str]], least: float) -> dict[str, float
 
 # ---------------------------------------------------------------- the circuit as a graph
 
-COLUMNS = ("further up the prompt", "brings answers", "function induction", "also writes", "answer")
+COLUMNS = ("from", "bring the answers", "function induction", "also write", "answer")
 KINDS = ("function_induction", "consolidation", "previous_token", "expected_answer", "shown_answer", "other_direct", "upstream")  # the first that fits colours a node
 
 
@@ -206,7 +212,8 @@ def graph_picture(graph: Mapping[str, Any]) -> Markup:
     drawn = [edge for edge in edges if edge["sender"] in at and edge["receiver"] in at and at[edge["sender"]][2] < at[edge["receiver"]][2] and not (edge["receiver"] == "logits" and edge["contrast"] != "answers")]
     for edge in sorted(drawn, key=lambda edge: -abs(edge["r"])):
         (x1, y1, _), (x2, y2, _) = at[edge["sender"]], at[edge["receiver"]]
-        x1, y1, y2 = x1 + wide, y1 + tall / 2, y2 + tall / 2
+        aside = {"answers": -3, "operands": 3}.get(edge["contrast"], 0) * (edge["receiver"] != "logits")  # so that the two routes don't hide each other
+        x1, y1, y2 = x1 + wide, y1 + tall / 2 + aside, y2 + tall / 2 + aside
         bend = (x2 - x1) * 0.5
         via = f" ({', '.join(edge['inputs'])})" if edge["inputs"] else ""
         changed = "shown answers changed" if edge["contrast"] == "answers" else "operands changed"

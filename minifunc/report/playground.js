@@ -120,12 +120,12 @@
     grid.style.setProperty("--columns", width);
     const row = [element("span", "")];
     tokens.forEach((token, place) => {
-      const button = element("button", token, { type: "button", className: "token" + (place === query ? " chosen" : "") });
+      const button = element("button", token === "<bos>" ? "bos" : token, { type: "button", className: "token" + (place === query ? " chosen" : "") });
       button.setAttribute("aria-label", `${token}, place ${place}`);
       for (const event of ["pointerenter", "focus", "click"]) button.addEventListener(event, () => { if (query !== place) { query = place; paint(); } });
       row.push(button);
     });
-    for (const name of [...heads].sort((a, b) => parseFloat(b) - parseFloat(a) || b.localeCompare(a)).reverse()) {
+    for (const name of [...heads].sort((a, b) => parseInt(b) - parseInt(a))) { // the last layer on top
       row.push(element("span", name, { className: `name ${groupOf(name)}` }));
       for (let key = 0; key < width; key++) row.push(element("span", undefined, { className: "cell" }));
     }

@@ -276,11 +276,11 @@ def about(f: Findings) -> list[Any]:
 
 SECTIONS: tuple[tuple[str, str, Callable[[Findings], list[Any]]], ...] = (
     ("circuit", "The circuit", graph),
-    ("checks", "Checklist", check),
+    ("checklist", "Checklist", check),
     ("effects", "Who writes to whom", effects),
     ("attention", "Where heads look", attention),
     ("vectors", "What they write", vectors),
-    ("bars", "Switched off, and reused", bars),
+    ("ablations", "Switched off, and reused", bars),
     ("accuracy", "How well it does", accuracy),
     ("training", "How it came about", training),
     ("about", "About", about),
