@@ -82,15 +82,15 @@ def shorter(token: str) -> str:
     return "bos" if token == "<bos>" else token
 
 
-def attention(head: str, pattern: Sequence[Sequence[float]], tokens: Sequence[str], answers: Sequence[int], size: int = 15) -> Markup:
+def attention(head: str, pattern: Sequence[Sequence[float]], tokens: Sequence[str], answers: Sequence[int], size: int = 11) -> Markup:
     """One head's attention on one prompt: a row per query token, a column per key token; shown answers are set off."""
-    left, top, n = 34, 30, len(tokens)
+    left, top, n = 28, 18, len(tokens)
     cells = []
     for query, row in enumerate(pattern):
         for key, share in enumerate(row[: query + 1]):
             if share >= 0.03:
                 cells.append(h("rect", x=left + key * size, y=top + query * size, width=size - 1, height=size - 1, style=f"--v:{100 * min(1.0, share):.0f}%", class_="look", data_tip=f"{tokens[query]} ({query}) looks at {tokens[key]} ({key}): {percent(share)}"))
-    names = [text(left - 5, top + at * size + size - 4, shorter(token), "answer" if at in answers else "", "end") for at, token in enumerate(tokens)]
+    names = [text(left - 5, top + at * size + size - 2.5, shorter(token), "answer" if at in answers else "", "end") for at, token in enumerate(tokens)]
     names += [text(left + at * size + size / 2, top - 5, shorter(token), "answer" if at in answers else "", "middle") for at, token in enumerate(tokens)]
     bands = [h("rect", x=left + at * size - 0.5, y=top, width=size, height=n * size, class_="band") for at in answers]
     steps = "".join(f"h{size}v{size}" for _ in tokens)
@@ -193,7 +193,7 @@ def merged(graph: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def graph_picture(graph: Mapping[str, Any]) -> Markup:
     """The circuit from left to right; an edge is as wide as |r|, dashed where r > 0, and coloured by the contrast under which it shows."""
-    gap, step, top, wide, tall = 206, 46, 58, 92, 30
+    gap, step, top, wide, tall = 240, 46, 58, 92, 30
     columns: list[list[Mapping[str, Any]]] = [[], [], [], [], []]
     for node in graph["nodes"]:
         if node["kind"] != "together":

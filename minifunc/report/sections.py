@@ -130,16 +130,20 @@ def attention(f: Findings) -> list[Any]:
     tokens, patterns = [f.vocabulary[token] for token in ids], f.patterns(ids)
     answers = [at for at in range(5, len(ids) - 1, 6)]
     out: list[Any] = [h("p", "The prompt: ", h("code", " ".join(tokens)), ". A row is a token that looks, a column one that is looked at; shown answers are set off.")]
+    pictured: set[str] = set()
     for group, title in GROUPS.items():
-        heads = c["groups"].get(group, [])
+        heads = list(c["groups"].get(group, []))
         if not heads:
             continue
+        route = list(c.get("routes", {}).get(group, {}))  # the strongest first
+        fresh = sorted((head for head in heads if head not in pictured), key=lambda head: route.index(head) if head in route else len(route))[: 6 if group == "function_induction" else 3]
+        pictured.update(fresh)
         rows = []
         for head in heads:
             ranked = sorted(enumerate(patterns[head][-1]), key=lambda pair: -pair[1])[:4]
             rows.append([head, ", ".join(f"{tokens[at]} at {at} ({percent(share)})" for at, share in ranked)])
-        drawn = [h("div", h("h4", f"Head {head}"), h("div", pictures.attention(head, patterns[head], tokens, answers), class_="scroll"), class_="pattern") for head in heads[:6]]
-        more = f" {len(heads) - 6} more are in the table." if len(heads) > 6 else ""
+        drawn = [h("div", h("h4", f"Head {head}"), h("div", pictures.attention(head, patterns[head], tokens, answers), class_="scroll"), class_="pattern") for head in fresh]
+        more = "" if len(fresh) == len(heads) else " The others are drawn above, or weaker; all are in the table."
         out += [h("h3", title), figure(h("div", drawn, class_="patterns"), f"{len(heads)} head{'s' * (len(heads) > 1)} of this group on the prompt above.{more}", "model.pt", f.makes("report"), wide=True)]
         out.append(details("Where the last token looks, as a table", table(["head", "looks most at"], rows, title, numbers=False)))
     return out
@@ -149,13 +153,10 @@ def vectors(f: Findings) -> list[Any]:
     c = traced(f)
     maps, k = c["function_vectors"], int(c["k"])
     most = max(abs(float(value)) for rows in maps.values() for row in rows for value in row)
-    most_alone = max([abs(float(value)) for name, rows in maps.items() if name != "all" for row in rows for value in row] or [most])
-    single = [pictures.vector_map(f"head {name}", rows, most_alone, k) for name, rows in maps.items() if name != "all"]
-    words = ["The mean of what a head holds at the last = of contrast prompts, added to it on prompts like ", h("code", "2 same _ = 2, 5 same _ ="), f", which ask for x. Row: x; column: y; the cell says by how many logits y rises. Outlined: y = x {signed(k)}. ", f"A head that carried the rule as one direction would raise the outlined cells alone. Scale: ± {most_alone:.1f} logits."]
-    out: list[Any] = []
-    if "all" in maps:
-        out.append(figure([pictures.legend(most, "logits", False, "suppressed", "raised"), pictures.vector_map("all heads together", maps["all"], most, k)], f"All function-induction heads at once. Scale: ± {most:.1f} logits.", "circuit.json (function_vectors)", f.makes("patch")))
-    return [*out, figure([pictures.legend(most_alone, "logits", False, "suppressed", "raised"), h("div", single, class_="maps")], words, "circuit.json (function_vectors)", f.makes("patch"), wide=True)]
+    names = ["all"] * ("all" in maps) + [name for name in maps if name != "all"]
+    drawn = [pictures.vector_map("all of them at once" if name == "all" else f"head {name}", maps[name], most, k) for name in names]
+    words = ["The mean of what a head holds at the last = of contrast prompts, added to it on prompts like ", h("code", "2 same _ = 2, 5 same _ ="), f", which ask for x. Row: x; column: y; a cell says by how many logits y rises. Outlined: y = x {signed(k)}. A head that carried the rule as one direction would raise the outlined cells alone."]
+    return [pictures.legend(most, "logits", False, "suppressed", "raised"), figure(h("div", drawn, class_="maps"), words, "circuit.json (function_vectors)", f.makes("patch"), wide=True)]
 
 
 def accuracy(f: Findings) -> list[Any]:
