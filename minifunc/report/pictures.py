@@ -103,7 +103,7 @@ BARS = {("base", "none"): "old rule shown", ("contrast", "none"): "new rule show
 
 def four_bars(title: str, rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> Markup:
     """Shares of plain and shifted answers in four settings, with 95 % intervals over prompts."""
-    left, width, step, top = 118, 150, 30, 24
+    left, width, step, top = 132, 186, 30, 24
     parts = [text(0, 12, title, "title")]
     parts += [[h("line", x1=left + width * at, x2=left + width * at, y1=top - 4, y2=top + 4 * step - 4, class_="grid"), text(left + width * at, top + 4 * step + 9, percent(at), "tick", "middle")] for at in (0, 0.5, 1)]
     for index, (key, name) in enumerate(BARS.items()):
