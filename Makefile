@@ -50,7 +50,7 @@ dependability: .venv/ready  ## ten seeds of the default, write results/dependabi
 	$(PY) -m experiments.dependability $(ARGS)
 
 figures: .venv/ready  ## draw docs/figures/ from results/ (installs matplotlib)
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[figures]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[figures]'
 	$(PY) -m experiments.figures $(ARGS)
 
 test: .venv/ready  ## run the tests

@@ -49,9 +49,9 @@ CHOICE = "choice"
 FUNCTIONS: dict[str, tuple[str, int, Callable[..., Tensor]]] = {
     "+": ("addition", 10, lambda x, y: x + y),
     "-": ("subtraction", 10, lambda x, y: x - y),  # only x >= y is asked
-    "max": ("maximum", 10, lambda x, y: torch.maximum(x, y)),
+    "max": ("maximum", SUMS, lambda x, y: torch.maximum(x, y)),
     "min": ("minimum", 10, lambda x, y: torch.minimum(x, y)),
-    "first": ("first", SUMS, lambda x, y: x),  # this one and the next two bring the values 10..18, which else only `+` has
+    "first": ("first", SUMS, lambda x, y: x),  # `max`, this one and the next two bring the values 10..18, which else only `+` has
     "second": ("second", SUMS, lambda x, y: y),
     "same": ("same", SUMS, lambda x, y: x),  # unary: `7 same _ = 7`
     "copy": ("caesar", 26, lambda x, y: x),  # unary, from letters to letters: `c copy _ = c`

@@ -40,11 +40,11 @@ class TrainConfig:
     """
 
     seed: int = 0
-    steps: int = 2000
+    steps: int = 1700
     documents: int = 64
     examples: int = 9
-    long_every: int = 4
-    lr: float = 6e-3
+    long_every: int = 3
+    lr: float = 1e-2
     warmup: int = 100
     beta2: float = 0.95
     weight_decay: float = 0.2

@@ -4,6 +4,7 @@
                                        own model; with frozen MLPs against auto-circuit (bench_loops.py)
     growth                             the same with layers, heads, width and prompt length, one at a time
     memory                             peak of a sweep in a fresh process against the budget it was given (bench_cost.py)
+    two processes                      of one thread each against one (bench_processes.py)
     training step                      against a plain eager step that scores every position (bench_train.py)
     --road                             seconds of training until off-by-one addition, never trained on, passes .95
 
@@ -28,7 +29,7 @@ from tqdm import tqdm
 
 import tasks
 import train
-from experiments import bench_loops, bench_train
+from experiments import bench_loops, bench_processes, bench_train
 from experiments.bench_cost import interleaved, peak_memory, square_product, sweep_flops
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import HeadInput, Logits, PathPatcher
@@ -225,6 +226,8 @@ def main(argv: list[str] | None = None) -> int:
             rows += compare(case, device, arguments.repeats, product_size)
         if arguments.only in "training step":
             rows.append(training_row(model_cfg, cfg, device, 5 * arguments.repeats))
+        if arguments.only in "two processes" and device.type == "cpu" and not quick:
+            rows.append(bench_processes.row(model_cfg, arguments.repeats))
         result = {"hardware": hardware(device), "versions": versions(), "rows": rows}
         result["memory"] = memory_rows([case for case in in_memory if arguments.only in f"memory {case.work} {case.name}"], budgets, device)
         result["road"] = [bench_train.road(seed, device) for seed in (0, 1, 2)] if arguments.road else []

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import train
 from experiments.measure import FEW, addition
 from experiments.runs import Experiment, Run, default_run, in_words, main, provenance
 from minifunc.model import Transformer
@@ -32,7 +33,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(out)
 
 
-EXPERIMENT = Experiment("dependability", __doc__, ("default",), 10, 2000, make, measure, rows, table)
+EXPERIMENT = Experiment("dependability", __doc__, ("default",), 10, train.TrainConfig.steps, make, measure, rows, table)
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

@@ -147,7 +147,7 @@ def verdict(grouped: dict[str, list[dict[str, Any]]]) -> list[str]:
     return lines
 
 
-EXPERIMENT = Experiment("diets", __doc__, tuple(tasks.DIETS), 3, 1100, make, measure, rows, table)
+EXPERIMENT = Experiment("diets", __doc__, tuple(tasks.DIETS), 3, 700, make, measure, rows, table)
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

@@ -1,4 +1,4 @@
-"""What comes first? Three runs of the default, looked at after 1, 2, 3, … 2000 steps (`make emergence` writes results/emergence.json):
+"""What comes first? Three runs of the default, looked at after 1, 2, 3, … steps up to the last (`make emergence` writes results/emergence.json):
 loss, accuracy on every task, the scores of previous-token, function-induction and copy-induction heads, and the
 effects of the heads of the circuit that the finished model has.
 """
@@ -160,7 +160,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*out, *(f"seed {row['seed']}: {row['message']}" for row in rows if row["diverged"])])
 
 
-EXPERIMENT = Experiment("emergence", __doc__, ("default",), SNAPSHOT_SEEDS, 2000, make, measure, rows, table)
+EXPERIMENT = Experiment("emergence", __doc__, ("default",), SNAPSHOT_SEEDS, train.TrainConfig.steps, make, measure, rows, table)
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

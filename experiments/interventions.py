@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import tasks
+import train
 from experiments.measure import CRITERIA, FEW, SEED, SHOTS, addition, circuit, repeated_documents
 from experiments.runs import Experiment, Run, by, default_run, in_words, main, provenance
 from minifunc.circuit import parse
@@ -107,7 +108,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(out)
 
 
-EXPERIMENT = Experiment("interventions", __doc__, ("none", *INTERVENTIONS), 3, 2000, make, measure, rows, table)
+EXPERIMENT = Experiment("interventions", __doc__, ("none", *INTERVENTIONS), 3, train.TrainConfig.steps, make, measure, rows, table)
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

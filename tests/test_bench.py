@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tasks
 import train
-from experiments import bench, bench_cost, bench_train
+from experiments import bench, bench_cost, bench_processes, bench_train
 from minifunc.model import Transformer
 from minifunc.patching import HeadInput, Logits, PathPatcher
 
@@ -75,3 +75,8 @@ def test_a_sweep_is_seen_in_the_peak_memory():
 def test_the_memory_budget_is_kept_where_the_vocabulary_is_large():
     cfg = replace(train.MODEL, n_layers=2, d_vocab=20_000)
     assert bench_cost.peak_memory(cfg, 300, 2, [Logits()], 0.1, torch.device("cpu")) < 0.1
+
+
+def test_two_processes_find_what_one_finds():
+    row = bench_processes.row(bench.TINY, repeats=1)
+    assert row["max_abs_diff"] <= 1e-6 and row["ours_s"] > 0 and row["other_s"] > 0
