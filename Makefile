@@ -49,8 +49,9 @@ universality: .venv/ready  ## twelve models, several seeds each, write results/u
 dependability: .venv/ready  ## ten seeds of the default, write results/dependability.json
 	$(PY) -m experiments.dependability $(ARGS)
 
-figures: .venv/ready  ## draw docs/figures/ from results/ (installs matplotlib)
+figures: .venv/ready  ## draw docs/figures/ from results/ and from OUT/circuit.json (installs matplotlib)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[figures]'
+	$(if $(wildcard $(OUT)/circuit.json),$(PY) -m experiments.run_figures --run $(OUT))
 	$(PY) -m experiments.figures $(ARGS)
 
 test: .venv/ready  ## run the tests
