@@ -47,6 +47,10 @@
   for (const map of document.querySelectorAll("table.heat, svg.bars, svg.curves, svg.attention")) {
     const items = [...map.querySelectorAll("[data-tip]")];
     items.forEach((item, index) => item.setAttribute("tabindex", index ? "-1" : "0"));
+    if (map.tagName !== "TABLE") {
+      map.setAttribute("role", "group"); // what is inside an image is hidden from screen readers
+      items.forEach((item) => { item.setAttribute("role", "img"); item.setAttribute("aria-label", item.dataset.tip); });
+    }
     map.addEventListener("keydown", (event) => {
       const step = STEPS[event.key], index = items.indexOf(document.activeElement);
       if (!step || index < 0) return;

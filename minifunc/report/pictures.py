@@ -71,7 +71,7 @@ def vector_map(title: str, rows: Sequence[Sequence[float]], most: float, k: int)
 
 
 def svg(width: float, height: float, label: str, *children: Any, **attributes: Any) -> Markup:
-    return h("svg", h("title", label), *children, viewBox=f"0 0 {width:g} {height:g}", width=f"{width:g}", height=f"{height:g}", role="img", aria_label=label, **attributes)
+    return h("svg", *children, **{"viewBox": f"0 0 {width:g} {height:g}", "width": f"{width:g}", "height": f"{height:g}", "role": "img", "aria_label": label} | attributes)
 
 
 def text(x: float, y: float, words: Any, class_: str = "", anchor: str = "start", **attributes: Any) -> Markup:
@@ -229,4 +229,4 @@ def graph_picture(graph: Mapping[str, Any]) -> Markup:
             look = {"class_": f"node {kind_of(node)}", "data_tip": tip}
             parts.append(h("a", box, href=f"#head-{name}", aria_label=tip, **look) if node["kind"] == "head" else h("g", box, **look))
     width = (len(used) - 1) * gap + wide + 16
-    return svg(width, height, "The circuit: which nodes write to which", parts, class_="graph")
+    return svg(width, height, "The circuit: which nodes write to which", parts, class_="graph", role="group")
