@@ -115,10 +115,10 @@ def four_bars(title: str, rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> 
         for offset, (answer, which) in enumerate((("base_acc", "plain answer"), ("contrast_acc", "shifted answer"))):
             share = float(rows[key][answer])
             low, high = wilson(share, n)
-            bar_y = y + 1 + offset * 11
+            bar_y = y + 2 + offset * 9
             tip = f"{title}, {name}: {which} on {percent(share)} of {n} prompts (95 % interval {percent(low)} to {percent(high)})"
-            whisker = f"M{left + width * low:.1f} {bar_y + 5}H{left + width * high:.1f}"
-            parts.append(h("g", h("rect", x=left, y=bar_y, width=f"{max(width * share, 1):.1f}", height=10), h("path", d=whisker), h("rect", x=left, y=bar_y, width=width, height=10, class_="hit"), class_=which.replace(" ", "-"), data_tip=tip))
+            whisker = f"M{left + width * low:.1f} {bar_y + 4}H{left + width * high:.1f}"
+            parts.append(h("g", h("rect", x=left, y=bar_y, width=f"{max(width * share, 1):.1f}", height=8), h("path", d=whisker), h("rect", x=left, y=bar_y, width=width, height=8, class_="hit"), class_=which.replace(" ", "-"), data_tip=tip))
     return svg(left + width + 22, top + 4 * step + 16, f"{title}: shares of plain and shifted answers", parts, class_="bars")
 
 
