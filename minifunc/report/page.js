@@ -90,7 +90,7 @@
     table.caption?.append(" ", copier);
   }
 
-  // A link into something folded opens it; printing opens all; the section at hand is marked in the navigation.
+  // A link into something folded opens it; the section at hand is marked in the navigation.
   function unfold() {
     const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
     if (!target) return;
@@ -99,7 +99,6 @@
   }
   addEventListener("hashchange", unfold);
   unfold();
-  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => (part.open = true)));
   const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.getAttribute("href"), link]));
   const watcher = new IntersectionObserver((entries) => {
     for (const entry of entries) {
