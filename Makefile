@@ -25,6 +25,17 @@ train: .venv/ready  ## train a model into OUT, or go on with an interrupted run 
 patch: .venv/ready  ## trace the circuit of the run in OUT, write OUT/circuit.json
 	$(PY) patch.py --run $(OUT) --device $(DEVICE) $(ARGS)
 
+report: .venv/ready  ## make OUT/report.html: the findings to look at, and the model to play with
+	$(PY) -m minifunc.report --run $(OUT) $(ARGS)
+
+PROMPT = 1+1=3, 2+2=5, 3+3=
+
+ask: .venv/ready  ## answer PROMPT with the run in OUT, and say which heads carried the answer
+	@$(PY) patch.py --run $(OUT) --device $(DEVICE) --ask '$(subst ','\'',$(PROMPT))' $(ARGS)
+
+check: .venv/ready  ## run the checklist on the run in OUT, write OUT/check.json
+	$(PY) patch.py --run $(OUT) --device $(DEVICE) --check $(ARGS)
+
 diets: .venv/ready  ## train 20 diets, write results/diets.json (ARGS=--quick: minutes; the same command goes on after a stop)
 	$(PY) -m experiments.diets $(ARGS)
 
@@ -38,8 +49,9 @@ universality: .venv/ready  ## twelve models, several seeds each, write results/u
 dependability: .venv/ready  ## ten seeds of the default, write results/dependability.json
 	$(PY) -m experiments.dependability $(ARGS)
 
-figures: .venv/ready  ## draw docs/figures/ from results/ (installs matplotlib)
+figures: .venv/ready  ## draw docs/figures/ from results/ and from OUT/circuit.json (installs matplotlib)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[figures]'
+	$(if $(wildcard $(OUT)/circuit.json),$(PY) -m experiments.run_figures --run $(OUT))
 	$(PY) -m experiments.figures $(ARGS)
 
 test: .venv/ready  ## run the tests

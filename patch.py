@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import ask
+import check
 import tasks
 from minifunc import function_vectors, reading
 from minifunc.ablation import Ablator, ablation_row, control_row, random_group, random_group_anywhere
@@ -107,6 +109,7 @@ def trace(model: Transformer, task: str, k: int, shots: int, n_prompts: int, see
         "operands_changed": {"F": F["operands"], "effects": effects["operands"]},
         "attribution": as_lists(estimate) | {"rank_correlation": round(rank_correlation(estimate.heads, found.effects["answers"]["logits"].heads), 4)},
         "groups": found.groups,
+        "example": {name: tasks.decode(torch.cat([tokens[0, : tasks.n_tokens(min(shots, 4)) - 4], tokens[0, -4:]])) for name, tokens in (("base", pairs.base), ("contrast", pairs.contrast))},
         "routes": {name: {node: round(r, 5) for node, r in route.items()} for name, route in found.routes.items()},
         "graph": found.graph,
         "readers": roles,
@@ -317,12 +320,19 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument("--freeze-mlps", action="store_true", help="direct paths do not pass through MLPs (default: they do, as in the paper)")
         parser.add_argument("--max-memory", type=float, metavar="GIB", help="memory that the sweep may use (default: 2; on CUDA a quarter of what is free)")
         parser.add_argument("--json", metavar="PATH", help="where the findings go (default: circuit.json in the run's folder, which every trace replaces)")
+        parser.add_argument("--ask", metavar="PROMPT", help="answer one prompt instead, like '1+1=3, 2+2=5, 3+3=', and say which heads carried the answer")
+        parser.add_argument("--check", action="store_true", help="run the checklist instead, write check.json into the run's folder; exit code 1 if a check fails")
         add_flags(parser, "criteria of the groups", Criteria())
         arguments = parser.parse_args(argv)
         criteria, device = from_flags(arguments, Criteria()), join(pick_device(arguments.device, float64=True))
         model, config = load_run(arguments.run, device)
         if config["vocabulary"] != tasks.VOCABULARY:
             raise UserError(f"{arguments.run} was trained on another vocabulary than this version has")
+        if arguments.ask is not None:
+            print(ask.answer(model, arguments.ask, criteria))
+            return 0
+        if arguments.check:
+            return check.run(model, config, Path(arguments.run), arguments.k, arguments.seed)
         if tasks.n_tokens(arguments.shots) > model.cfg.n_ctx:
             raise UserError(f"--shots {arguments.shots} makes prompts of {tasks.n_tokens(arguments.shots)} tokens; the model's context holds {model.cfg.n_ctx}")
         if arguments.k == 0:

@@ -5,6 +5,8 @@
     model.pt       the weights, a bare state_dict
     resume.pt      all that an interrupted run needs to go on to the same final weights
     circuit.json   what patch.py found
+    check.json     what `patch.py --check` measured
+    report.html    all of it to look at (`python -m minifunc.report`)
 
 Every file is written whole to a temporary name and then renamed, so a reader sees the old one or the new one.
 """
@@ -96,6 +98,10 @@ def save_lines(path: Path, values: list[Any]) -> None:
     """JSON lines."""
     text = "".join(json.dumps(value, allow_nan=False) + "\n" for value in values)
     _write(path, lambda file: file.write(text.encode()))
+
+
+def save_text(path: Path, text: str) -> None:
+    _write(path, lambda file: file.write(text.encode("utf-8", "replace")))
 
 
 def load_json(path: Path) -> Any:

@@ -82,3 +82,31 @@ def difference_prompts() -> dict[str, torch.Tensor]:
     base, operands = contrast.clone(), contrast.clone()
     base[:, 2], operands[:, 1] = contrast[:, 1], contrast[:, 2]
     return {"contrast": contrast, "base": base, "operands": operands, "base_answers": torch.tensor([0, 0]), "contrast_answers": torch.tensor([3, 3])}
+
+
+# ---------------------------------------------------------------- the headline, by hand
+
+
+def headline_model(d_vocab: int) -> Transformer:
+    """One layer of two heads that answers `1+1=3, 2+2=5, 3+3=` with 7 and `1+1=2, 2+2=4, 3+3=` with 6, in float32.
+
+    Head 0.0 looks from the last `=` (position 16) at the last shown answer (position 11) and says: that, and two more. For this
+    prompt no one could tell it from a model that adds. Head 0.1 writes nothing.
+    """
+    cfg = ModelConfig(n_layers=1, n_heads=2, d_model=2 * d_vocab + 32, d_head=d_vocab, d_vocab=d_vocab, n_ctx=32, positions="learned", act_fn="none")
+    model = Transformer(cfg)  # the stream: [token | what head 0.0 brought | position]
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    token, brought, position = slice(0, d_vocab), slice(d_vocab, 2 * d_vocab), slice(2 * d_vocab, 2 * d_vocab + 32)
+    eye = torch.eye(d_vocab)
+    model.embed.W_E.data[:, token] = eye
+    model.pos_embed.W_pos.data[:, position] = torch.eye(32)
+    attn = model.blocks[0].attn
+    attn.W_Q.data[0][position][16, 11] = 30.0
+    attn.W_K.data[0][position, :32] = torch.eye(32) * 30.0
+    attn.W_V.data[0][token] = eye
+    attn.W_O.data[0][:, brought] = eye
+    model.blocks[0].ln1.w.data.fill_(1.0)
+    model.ln_final.w.data.fill_(1.0)
+    model.unembed.W_U.data[brought] = eye.roll(2, 1)  # number n stands two tokens before number n + 2
+    return model.requires_grad_(False)
