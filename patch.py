@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import ask
-import check
 import tasks
+from experiments import ask, check
 from minifunc import function_vectors, reading
 from minifunc.ablation import Ablator, ablation_row, control_row, random_group, random_group_anywhere
 from minifunc.attribution import attribute, rank_correlation

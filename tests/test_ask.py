@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-import ask
 import patch
 import tasks
+from experiments import ask
 from minifunc.circuit import Criteria
 from minifunc.runs import save_json, save_tensors
 from tests.handwired import headline_model

@@ -4,10 +4,9 @@ import json
 import pytest
 import torch
 
-import ask
-import check
 import patch
 import tasks
+from experiments import ask, check
 from minifunc.model import ModelConfig, Transformer
 from minifunc.runs import UserError, save_json, save_tensors
 

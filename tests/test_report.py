@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-import check
 import patch
 import tasks
 import train
+from experiments import check
 from minifunc.model import ModelConfig, Transformer
 from minifunc.report import page, pictures, sections
 from minifunc.report.findings import read

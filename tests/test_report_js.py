@@ -11,8 +11,8 @@ import subprocess
 import pytest
 import torch
 
-import ask
 import tasks
+from experiments import ask
 from minifunc.model import ModelConfig, Transformer
 from minifunc.report import page
 from minifunc.runs import save_json, save_tensors
