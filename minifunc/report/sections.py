@@ -213,7 +213,7 @@ def training(f: Findings) -> list[Any]:
     loss_ticks = [(tick, f"{tick:g}") for tick in (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0) if low / 2 <= tick <= high * 2] or [(low, f"{low:g}")]
     loss = pictures.curves("Loss while training", [("loss", "k0", losses)], marks, loss_ticks, "step", lambda name, x, y: f"step {x:g}: {y:.3f} nats", log_y=low > 0)
     rows = [[f"{line['step']}", f"{float(line['seconds']):.0f}", f"{float(line['loss']):.3f}", *(percent(dict(points).get(float(line["step"]), float("nan"))) for points in at_8.values() if points)] for line in f.metrics]
-    words: list[Any] = ["Addition off by +1 rises with addition off by the other amounts, all of them unseen, soon after plain addition. "]
+    words: list[Any] = ["Addition, plain and off by other amounts, as training goes on. "]
     words += ["The upright lines are means over the seeds of ", h("code", "results/emergence.json"), "."] if appear(f) else ["When previous-token and function-induction heads form is followed by ", h("code", "make emergence"), ", and drawn here once its results are there."]
     columns = ["step", "seconds", "loss", *(name for name, _, _ in lines)]
     return [
