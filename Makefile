@@ -8,7 +8,7 @@ ARGS   =
 PY = .venv/bin/python
 
 .DEFAULT_GOAL = help
-.PHONY: help train patch ask check report diets emergence universality dependability figures test test-matrix lint parity bench clean
+.PHONY: help train patch ask check report diets emergence universality dependability figures test mutations test-matrix lint coverage parity bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ figures: .venv/ready  ## draw docs/figures/ from results/ (installs matplotlib)
 
 test: .venv/ready  ## run the tests
 	$(PY) -m pytest $(ARGS)
+
+mutations: .venv/ready  ## put 55 faults into a copy of the source, one at a time: do the tests notice? (half an hour)
+	$(PY) -m tests.mutations $(ARGS)
 
 .venv-parity/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-parity
