@@ -11,7 +11,6 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = sorted((ROOT / "minifunc").rglob("*.py"))
 MAIN = [*PACKAGE, ROOT / "tasks.py", ROOT / "train.py", ROOT / "patch.py"]
 OURS = {"minifunc", "tasks", "train", "patch", "experiments", "tests"}
-OPTIONAL = {"minifunc/export.py": {"safetensors", "transformer_lens"}}  # imported only when asked for
 
 
 def imported(source: str, package: str = "") -> set[str]:
@@ -78,9 +77,8 @@ def test_tasks_knows_nothing_else_of_ours():
 
 @pytest.mark.parametrize("path", MAIN, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_but_torch_numpy_tqdm_and_the_standard_library_is_imported(path):
-    name = str(path.relative_to(ROOT))
     taken = {module.split(".")[0] for module in imported(path.read_text(), ".".join(path.relative_to(ROOT).parts[:-1]))}
-    assert taken <= sys.stdlib_module_names | OURS | {"torch", "numpy", "tqdm"} | OPTIONAL.get(name, set())
+    assert taken <= sys.stdlib_module_names | OURS | {"torch", "numpy", "tqdm"}
 
 
 def test_every_module_has_a_layer_and_imports_from_none_above_its_own():

@@ -20,7 +20,7 @@ def small(dtype=torch.float64, **changes):
     """A small model with random weights, the norms' scales included."""
     generator = torch.Generator().manual_seed(1)
     model = Transformer(ModelConfig(**{**SMALL, **changes}), generator)
-    for name, weight in model.named_parameters():
+    for weight in model.parameters():
         if weight.ndim == 1:
             weight.data += torch.rand(weight.shape, generator=generator)
     return model.requires_grad_(False).to(dtype)

@@ -1,5 +1,4 @@
 import pytest
-
 from mutations import FAULTS, LEAST, ROOT
 
 
