@@ -74,7 +74,7 @@ def attention_shares(model: Transformer, tokens: Tensor, answers: Tensor, operan
     shares = {
         "last_to_answers": last[..., answers].sum(-1),
         "answer_to_previous": pattern[:, :, answers, answers - 1].mean(-1),
-        "answer_to_operands": sum(pattern[:, :, answers, answers - back] for back in operands).mean(-1),
+        "answer_to_operands": torch.stack([pattern[:, :, answers, answers - back] for back in operands]).sum(0).mean(-1),
         "last_to_self": last[..., -1],
         "last_to_bos": last[..., 0],
         "last_to_operands": last[..., [-back for back in operands]].sum(-1),
