@@ -85,11 +85,11 @@ def import_run(path: Path, folder: Path) -> None:
     if (folder / "config.json").exists() or (folder / "model.pt").exists():
         raise UserError(f"{folder} holds a run already: name another folder")
     with tempfile.TemporaryDirectory() as place:
-        save_json(Path(place) / "config.json", config)
-        save_tensors(Path(place) / "model.pt", state)
         try:
+            save_json(Path(place) / "config.json", config)
+            save_tensors(Path(place) / "model.pt", state)
             load_run(place)
-        except UserError as error:
+        except (UserError, ValueError) as error:  # a NaN in the header is a ValueError
             raise UserError(f"{path} holds no sound run: {str(error).replace(f'{place}/', '')}") from None
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -45,6 +45,7 @@ def test_a_file_that_holds_no_sound_run_is_refused_and_makes_no_folder(tmp_path,
         (safetensors.save(state), "holds no config"),
         (safetensors.save(state, {"config": "{"}), "cannot be read"),
         (safetensors.save(state, {"config": "[]"}), "no sound run"),
+        (safetensors.save(state, {"config": '{"vocabulary": [NaN]}'}), "no sound run"),
         (safetensors.save(state | {"unembed.W_U": torch.ones(2)}, {"config": json.dumps(config)}), "unembed.W_U"),
     ):
         path.write_bytes(data)
