@@ -8,7 +8,7 @@ ARGS   =
 PY = .venv/bin/python
 
 .DEFAULT_GOAL = help
-.PHONY: help train patch ask check report diets emergence universality dependability figures test test-matrix lint parity bench clean
+.PHONY: help train patch ask check report diets emergence universality dependability figures test mutations test-matrix lint coverage parity bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,10 +57,27 @@ figures: .venv/ready  ## draw docs/figures/ from results/ and from OUT/circuit.j
 test: .venv/ready  ## run the tests
 	$(PY) -m pytest $(ARGS)
 
+.venv/ready-dev: .venv/ready
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev]'
+	@touch $@
+
+lint: .venv/ready-dev  ## ruff, and mypy on minifunc/ (strict) and tasks.py
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+coverage: .venv/ready-dev  ## run the tests and print which lines of minifunc/ and tasks.py they reach; exit code 1 below 95 %
+	$(PY) -m coverage erase
+	$(PY) -m coverage run -m pytest $(ARGS)
+	$(PY) -m coverage combine --quiet
+	$(PY) -m coverage report --show-missing --skip-covered --fail-under=95
+
+mutations: .venv/ready  ## put 55 faults into a copy of the source, one at a time: do the tests notice? (half an hour)
+	$(PY) -m tests.mutations $(ARGS)
+
 .venv-parity/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-parity
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep ^torch== constraints.txt)" pytest tqdm \
-	    'transformer-lens==2.18.0' 'numpy<2' 'pyarrow<21' 'datasets<4.5' 'transformers<5'
+	    'transformer-lens==2.18.0' 'numpy<2' safetensors 'pyarrow<21' 'datasets<4.5' 'transformers<5'
 	@touch $@
 
 # auto-circuit asks for much that its patching never uses (jax, wandb, a browser to draw with), so only what it imports is installed
@@ -69,12 +86,12 @@ test: .venv/ready  ## run the tests
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'auto-circuit==1.0.1'
 	@touch $@
 
-parity: .venv-parity/ready  ## compare with TransformerLens 2.18 (in an environment of its own)
-	.venv-parity/bin/python -m pytest tests/test_parity.py $(ARGS)
+parity: .venv-parity/ready  ## compare with TransformerLens 2.18, and export to it and to safetensors (in an environment of its own)
+	.venv-parity/bin/python -m pytest tests/test_parity.py tests/test_export.py $(ARGS)
 
 bench: .venv-parity/ready-bench  ## time patcher and training against the others, write results/bench.json
 	.venv-parity/bin/python -m experiments.bench --device $(DEVICE) $(ARGS)
 
 clean:  ## remove the environments and caches; never a trained run
-	rm -rf .venv .venv-parity build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-parity build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*
 	find . -name __pycache__ -type d -not -path './out/*' -prune -exec rm -rf {} +

@@ -123,7 +123,8 @@ def _all_problems() -> Problems:
         y_token = torch.full_like(y, BLANK) if symbol in UNARY else zero + y
         rows.append(torch.stack([torch.full_like(x, index), zero + x, op, y_token, value])[:, asked])
         starts.append(starts[-1] + rows[-1].shape[1])
-    return Problems(*torch.cat(rows, dim=1).unbind(0), torch.tensor(starts))
+    function, x, op, y, value = torch.cat(rows, dim=1)
+    return Problems(function, x, op, y, value, torch.tensor(starts))
 
 
 PROBLEMS = _all_problems()

@@ -31,11 +31,11 @@ def attribute(patcher: PathPatcher) -> Effects:
     for chunk in patcher.chunks():
         watched: dict[str, Tensor] = {}
 
-        def cut(x: Tensor, name: str, watched=watched) -> Tensor:
+        def cut(x: Tensor, name: str, watched: dict[str, Tensor] = watched) -> Tensor:
             watched[name] = x.detach().requires_grad_()
             return watched[name]
 
-        def watch(x: Tensor, name: str, watched=watched) -> Tensor:
+        def watch(x: Tensor, name: str, watched: dict[str, Tensor] = watched) -> Tensor:
             watched[name] = x
             return x
 

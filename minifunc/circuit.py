@@ -65,7 +65,7 @@ def attention_shares(model: Transformer, tokens: Tensor, answers: Tensor, operan
     and answer_to_operands go from each shown answer to the token before it (an `=`) and to its own operands.
     """
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
-    total = 0
+    total: Any = 0
     for part in tokens.split(128):
         _, cache = model.run_with_cache(part.to(model.unembed.W_U.device), names)
         total = total + torch.stack([cache[name].sum(0) for name in names]).double().cpu()
@@ -74,7 +74,7 @@ def attention_shares(model: Transformer, tokens: Tensor, answers: Tensor, operan
     shares = {
         "last_to_answers": last[..., answers].sum(-1),
         "answer_to_previous": pattern[:, :, answers, answers - 1].mean(-1),
-        "answer_to_operands": sum(pattern[:, :, answers, answers - back] for back in operands).mean(-1),
+        "answer_to_operands": torch.stack([pattern[:, :, answers, answers - back] for back in operands]).sum(0).mean(-1),
         "last_to_self": last[..., -1],
         "last_to_bos": last[..., 0],
         "last_to_operands": last[..., [-back for back in operands]].sum(-1),
@@ -242,7 +242,7 @@ def other_thresholds(found: Discovery, criteria: Criteria) -> list[dict[str, Any
 
 def _graph(effects: Mapping[str, Mapping[str, Effects]], groups: Mapping[str, Sequence[str]], steps: Mapping[str, int], criteria: Criteria) -> dict[str, list[dict[str, Any]]]:
     """All edges that count, under each contrast, and the nodes at their ends, from the logits down; `steps` of a node: edges to the logits."""
-    edges = []
+    edges: list[dict[str, Any]] = []
     for contrast, each in effects.items():
         for receiver, effect in each.items():
             least = criteria.strong if receiver == "logits" else criteria.feeds

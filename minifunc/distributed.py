@@ -78,7 +78,7 @@ def join(device: torch.device) -> torch.device:
     elif device.type != "cpu":
         raise UserError(f"several processes run on cpu or cuda, not on {device.type}")
     try:
-        store, number, size = next(dist.rendezvous("env://", timeout=timedelta(minutes=2)))
+        store, number, size = next(dist.rendezvous("env://", timeout=timedelta(minutes=2)))  # type: ignore[attr-defined]
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=number, world_size=size)
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -128,7 +128,7 @@ def _first_to_fail() -> bool:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
     try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=10)))  # torchrun's own, which outlives the processes
+        store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=10)))  # type: ignore[attr-defined]  # torchrun's own, which outlives the processes
         return store.add("failed", 1) == 1
     except RuntimeError:
         return True

@@ -80,7 +80,8 @@ class CircuitScores:
 
 def greedy_subsets(scores: CircuitScores, circuit: Iterable[str], most: int = 10) -> list[list[str]]:
     """Subsets K of a circuit, each one head larger than the one before, up to `most`: always by the head that makes the completeness gap largest."""
-    circuit, K = heads_of(circuit), []
+    circuit = heads_of(circuit)
+    K: list[str] = []
     found = []
     for _ in range(min(most, len(circuit))):
         left = [head for head in circuit if head not in K]

@@ -20,7 +20,7 @@ def add_flags(parser: argparse.ArgumentParser, title: str, default: Any) -> None
     """One flag per field of the dataclass instance `default`; a flag that is not given stays None."""
     group = parser.add_argument_group(title)
     for field in fields(default):
-        kind = {"int": int, "float": float, "str": str}.get(getattr(field.type, "__name__", field.type))
+        kind = {"int": int, "float": float, "str": str}.get(getattr(field.type, "__name__", str(field.type)))
         if kind is not None:
             group.add_argument(f"--{field.name.replace('_', '-')}", type=kind, metavar=field.name.split("_")[-1].upper(), help=f"default: {getattr(default, field.name)}")
 

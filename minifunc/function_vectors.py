@@ -32,7 +32,7 @@ def last_z(model: Transformer, tokens: Tensor) -> Tensor:
     for rows in tokens.split(ROWS):
         kept: list[Tensor] = []
 
-        def keep(z: Tensor, name: str, kept=kept) -> Tensor:
+        def keep(z: Tensor, name: str, kept: list[Tensor] = kept) -> Tensor:
             kept.append(z[:, -1])
             return z
 
@@ -59,7 +59,7 @@ def put(model: Transformer, tokens: Tensor, vectors: Tensor, heads: Sequence[str
     last = torch.tensor([tokens.shape[1] - 1], device=device)
     for rows, new in zip(tokens.split(ROWS), vectors.expand(len(tokens), -1, -1, -1).split(ROWS)):
 
-        def change(z: Tensor, name: str, new=new) -> Tensor:
+        def change(z: Tensor, name: str, new: Tensor = new) -> Tensor:
             layer, here = int(name.split(".")[1]), z[:, -1]  # [row, head, d_head]
             value = new[:, layer] if replace else here + new[:, layer]
             return torch.cat([z[:, :-1], torch.where(chosen[layer], value, here)[:, None]], dim=1)

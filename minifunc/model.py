@@ -256,13 +256,15 @@ class Transformer(nn.Module):
     start at standard deviation 1/sqrt(fan in), those that write into the stream smaller by sqrt(2 n_layers).
     """
 
+    blocks: Sequence[Block]  # an nn.ModuleList
+
     def __init__(self, cfg: ModelConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.cfg = cfg
         self.embed = Embed(cfg)
         if cfg.positions == "learned":
             self.pos_embed = PosEmbed(cfg)
-        self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))
+        self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))  # type: ignore[assignment]
         self.ln_final = Norm(cfg, "ln_final")
         self.unembed = Unembed(cfg)
         self._draw_weights(generator or torch.Generator().manual_seed(0))

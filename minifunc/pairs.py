@@ -125,7 +125,7 @@ class PairedRuns:
         for start in self.own[:: self.prompts_per_chunk]:
             prompts = slice(start, min(start + self.prompts_per_chunk, self.own.stop))
             logits, contrast = self.model.run_with_cache(self.contrast_tokens[prompts], [*self._sent, *read, f"blocks.{layers[-1]}.hook_resid_post"], self.last)
-            past = [tuple(contrast[f"blocks.{layer}.attn.{name}"][:, :first] for name in ("hook_rot_k", "hook_v")) for layer in layers] if first else []
+            past = [(contrast[f"blocks.{layer}.attn.hook_rot_k"][:, :first], contrast[f"blocks.{layer}.attn.hook_v"][:, :first]) for layer in layers] if first else []
             base_logits, source = self.model.run_with_cache(self.base_tokens[prompts, first:], self._sent, self.last, past)
             if isinstance(self.source, Tensor):
                 _, source = self.model.run_with_cache(self.source[prompts, first:], self._sent, self.last, past)

@@ -244,7 +244,7 @@ class PathPatcher(PairedRuns):
             name = f"blocks.{receiver.layer}.{place}"
             before = functions.get(name, lambda x, name: x)  # another head of the same block may be overwritten too
 
-            def put(x: Tensor, name: str, receiver=receiver, rows=value.flatten(0, 1), before=before) -> Tensor:
+            def put(x: Tensor, name: str, receiver: HeadInput | MLPInput | Resid = receiver, rows: Tensor = value.flatten(0, 1), before: Hook = before) -> Tensor:
                 x, there = before(x, name), self.mask(receiver.positions)
                 rows, there = rows[:, -x.shape[1] :], there[-x.shape[1] :]  # the last block may compute its last position alone
                 if not isinstance(receiver, HeadInput):

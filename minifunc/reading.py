@@ -81,7 +81,7 @@ def inputs_apart(model: Transformer, base: Tensor, contrast: Tensor, base_answer
         for part, where in places.items():
             for which in INPUTS:
 
-                def replace(x: Tensor, name: str, where=where, other=other) -> Tensor:
+                def replace(x: Tensor, name: str, where: list[tuple[int, int]] = where, other: dict[str, Tensor] = other) -> Tensor:
                     x = x.clone()
                     for head in (head for layer, head in where if name.startswith(f"blocks.{layer}.")):
                         x[:, :, head] = other[name][:, -x.shape[1] :, head]  # the last block's q is that of the last position alone

@@ -132,7 +132,7 @@ def test_every_entry_of_the_table_is_computed_by_one_process(monkeypatch, n):
     for number in range(n):
         monkeypatch.setattr(train, "rank", lambda number=number: number)
         table = train.evaluate(model, 1, every_task=False)["addition"]
-        shares.append(torch.tensor([[share for share in by_shots.values()] for by_shots in table.values()]))
+        shares.append(torch.tensor([list(by_shots.values()) for by_shots in table.values()]))
     assert (sum(shares) == 1).all()
     by_shots = torch.stack(shares).sum(1)  # [process, number of shots]: each has its part of the long prompts
     assert (by_shots.amax(0) - by_shots.amin(0) <= 1).all()

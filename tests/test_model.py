@@ -20,7 +20,7 @@ def small(dtype=torch.float64, **changes):
     """A small model with random weights, the norms' scales included."""
     generator = torch.Generator().manual_seed(1)
     model = Transformer(ModelConfig(**{**SMALL, **changes}), generator)
-    for name, weight in model.named_parameters():
+    for weight in model.parameters():
         if weight.ndim == 1:
             weight.data += torch.rand(weight.shape, generator=generator)
     return model.requires_grad_(False).to(dtype)
@@ -71,6 +71,7 @@ def test_mlp_is_two_products_and_a_nonlinearity(tokens, act_fn):
     model = small(act_fn=act_fn)
     _, cache = model.run_with_cache(tokens)
     mlp, pre = model.blocks[0].mlp, cache["blocks.0.ln2.hook_normalized"] * model.blocks[0].ln2.w @ model.blocks[0].mlp.W_in
+    assert_close(cache["blocks.0.mlp.hook_pre"], pre)
     post = pre.clamp(min=0) if act_fn == "relu" else pre * (1 + torch.erf(pre / math.sqrt(2))) / 2
     assert_close(cache["blocks.0.hook_mlp_out"], post @ mlp.W_out)
 
@@ -283,6 +284,14 @@ def test_initial_weights_come_from_the_generator_alone():
 
     assert torch.equal(weights(0, 1), weights(0, 2))
     assert not torch.equal(weights(0, 1), weights(1, 1))
+
+
+def test_initial_weights_have_one_over_fan_in_as_variance_and_less_where_they_write_into_the_stream():
+    model = Transformer(ModelConfig(n_layers=3, n_heads=4, d_model=64, d_head=32, d_mlp=256, d_vocab=64, positions="learned"))
+    fan_in = {"W_E": 1, "W_pos": 1, "W_Q": 64, "W_K": 64, "W_V": 64, "W_O": 4 * 32 * 2 * 3, "W_in": 64, "W_out": 256 * 2 * 3, "W_U": 64}
+    for name, weight in model.named_parameters():
+        kind = name.split(".")[-1]
+        assert kind == "w" or weight.std().item() == pytest.approx(fan_in[kind] ** -0.5, rel=0.05), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

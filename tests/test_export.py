@@ -1,0 +1,89 @@
+"""Other tools read our models, and what they hold comes back bit for bit. All of it is run by `make parity`."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from minifunc import export
+from minifunc.model import ModelConfig, Transformer
+from minifunc.runs import UserError, load_run, save_json, save_tensors
+
+CFG = ModelConfig(n_layers=2, d_model=16, d_head=4, d_mlp=8, d_vocab=11, n_ctx=9, rotary_base=100.0)
+
+
+def make_run(folder, cfg=CFG):
+    folder.mkdir()
+    model = Transformer(cfg)
+    save_tensors(folder / "model.pt", model.state_dict())
+    save_json(folder / "config.json", {"model": vars(cfg), "vocabulary": list("abcdefghijk"), "train": {"seed": 3}})
+    return model
+
+
+def test_a_run_comes_back_from_safetensors_bit_for_bit(tmp_path, capsys):
+    pytest.importorskip("safetensors")
+    model = make_run(tmp_path / "run")
+    assert export.main(["--run", str(tmp_path / "run"), "--to", "safetensors", str(tmp_path / "file")]) == 0
+    assert export.main(["--run", str(tmp_path / "a" / "new"), "--from", "safetensors", str(tmp_path / "file")]) == 0
+    again, config = load_run(tmp_path / "a" / "new")
+    assert config == json.loads((tmp_path / "run" / "config.json").read_text())
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert export.main(["--run", str(tmp_path / "run"), "--from", "safetensors", str(tmp_path / "file")]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+
+
+def test_a_file_that_holds_no_sound_run_is_refused_and_makes_no_folder(tmp_path, capsys):
+    safetensors = pytest.importorskip("safetensors.torch")
+    model, path = Transformer(CFG), tmp_path / "file"
+    state, config = dict(model.state_dict()), {"model": vars(CFG), "vocabulary": ["a"]}
+    whole = export.to_safetensors(model, config)
+    for data, word in (
+        (b"", "cannot be read"),
+        (whole[:-10], "cannot be read"),
+        (safetensors.save(state), "holds no config"),
+        (safetensors.save(state, {"config": "{"}), "cannot be read"),
+        (safetensors.save(state, {"config": "[]"}), "no sound run"),
+        (safetensors.save(state, {"config": '{"vocabulary": [NaN]}'}), "no sound run"),
+        (safetensors.save(state | {"unembed.W_U": torch.ones(2)}, {"config": json.dumps(config)}), "unembed.W_U"),
+    ):
+        path.write_bytes(data)
+        assert export.main(["--run", str(tmp_path / "new"), "--from", "safetensors", str(path)]) == 2
+        message = capsys.readouterr().err
+        assert str(path) in message and word in message and message.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("cfg", [CFG, ModelConfig(n_layers=2, positions="learned", normalization="LN", d_vocab=11), ModelConfig(n_layers=1, act_fn="none", d_vocab=11)], ids=["default", "learned, LN", "attention-only"])
+def test_an_exported_file_gives_our_logits_in_transformer_lens(tmp_path, cfg):
+    lens = pytest.importorskip("transformer_lens")
+    model, path = make_run(tmp_path / "run", cfg), tmp_path / "lens.pt"
+    assert export.main(["--run", str(tmp_path / "run"), "--to", "transformer-lens", str(path)]) == 0
+    saved = torch.load(path, weights_only=True)
+    other = lens.HookedTransformer(lens.HookedTransformerConfig(**saved["config"]))
+    other.load_state_dict(saved["state_dict"])
+    tokens = torch.randint(cfg.d_vocab, (3, 9), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(tokens), other(tokens), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind, package", [("safetensors", "safetensors"), ("transformer-lens", "transformer_lens")])
+def test_a_package_that_is_missing_is_named(tmp_path, capsys, monkeypatch, kind, package):
+    make_run(tmp_path / "run")
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    assert export.main(["--run", str(tmp_path / "run"), "--to", kind, str(tmp_path / "file")]) == 2
+    assert "not installed" in capsys.readouterr().err and not (tmp_path / "file").exists()
+
+
+@pytest.mark.parametrize("changes", [dict(positions="none"), dict(rotary_base=0.5)], ids=str)
+def test_a_model_that_transformer_lens_cannot_hold_is_refused(changes):
+    with pytest.raises(UserError, match="transformer-lens has no model"):
+        export.lens_config(ModelConfig(**changes))
+
+
+def test_a_mistaken_command_is_one_line(tmp_path, capsys):
+    for flags in (["--to", "onnx", "x"], ["--from", "transformer-lens", "x"], [], ["--to", "safetensors"]):
+        assert export.main(["--run", str(tmp_path), *flags]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
