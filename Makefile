@@ -8,7 +8,7 @@ ARGS   =
 PY = .venv/bin/python
 
 .DEFAULT_GOAL = help
-.PHONY: help train patch ask check report diets emergence universality dependability figures test test-matrix lint parity bench clean
+.PHONY: help train patch ask check report diets emergence universality dependability figures test test-slow test-matrix lint parity bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ figures: .venv/ready  ## draw docs/figures/ from results/ (installs matplotlib)
 
 test: .venv/ready  ## run the tests
 	$(PY) -m pytest $(ARGS)
+
+test-slow: .venv/ready  ## kill runs and damage files many times over (minutes)
+	$(PY) -m pytest -m slow $(ARGS)
 
 .venv-parity/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-parity
