@@ -36,9 +36,12 @@ class UserError(Exception):
 
 
 def run_main(work: Callable[[], int]) -> int:
-    """Runs a script's work; a UserError becomes one line on stderr and exit code 2."""
+    """Runs a script's work; a UserError becomes one line on stderr and exit code 2, Ctrl-C a word and 130."""
     try:
         return work()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     except UserError as error:
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr)  # a path may hold anything
     except (MemoryError, RuntimeError) as error:  # torch's CPU allocator raises a plain RuntimeError
@@ -133,7 +136,7 @@ def save_lines(path: Path, values: list[Any]) -> None:
 
 def _check_plain(path: Path) -> None:
     """Raises UserError for what is there and no plain file: a pipe or a device may never come to an end."""
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path} is no plain file")
 
 

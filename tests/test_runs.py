@@ -73,6 +73,10 @@ def test_a_missing_file_is_named(run, name):
     assert "missing" in refused(run / name, load_run, run)
 
 
+def test_a_path_that_cannot_be_is_named(run):
+    refused(run / ("x" * 300), load_run, run / ("x" * 300))
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.pt"])
 def test_a_folder_in_a_files_place_is_named(run, name):
     (run / name).unlink()
@@ -301,3 +305,11 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(capsys):
     assert run_main(work) == 2
     assert capsys.readouterr() == ("", "error: no such run\n")
     assert run_main(lambda: 0) == 0
+
+
+def test_ctrl_c_is_a_word_and_a_mistake_with_a_strange_path_one_line(capsys):
+    def work(error):
+        raise error
+
+    assert run_main(lambda: work(KeyboardInterrupt())) == 130 and capsys.readouterr().err == "stopped\n"
+    assert run_main(lambda: work(UserError("no run in a\nb\u2028c"))) == 2 and capsys.readouterr().err == "error: no run in a b c\n"
