@@ -8,7 +8,7 @@ ARGS   =
 PY = .venv/bin/python
 
 .DEFAULT_GOAL = help
-.PHONY: help train patch ask check report diets emergence universality dependability figures test mutations test-matrix lint coverage parity bench clean
+.PHONY: help train patch ask check report diets emergence universality dependability figures test test-slow mutations lint coverage parity bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ figures: .venv/ready  ## draw docs/figures/ from results/ and from OUT/circuit.j
 
 test: .venv/ready  ## run the tests
 	$(PY) -m pytest $(ARGS)
+
+test-slow: .venv/ready  ## kill runs and damage files many times over (minutes)
+	$(PY) -m pytest -m slow $(ARGS)
 
 .venv/ready-dev: .venv/ready
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev]'

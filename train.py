@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from minifunc.distributed import all_sum, any_process, is_main, join, rank, run_
 from minifunc.evaluation import accuracy, last_logits
 from minifunc.flags import Parser, add_flags, from_flags
 from minifunc.model import ModelConfig, Transformer
-from minifunc.runs import UserError, load_json, load_tensors, model_config, pick_device, save_json, save_lines, save_tensors, weights_fault
+from minifunc.runs import UserError, check_writable, load_json, load_tensors, locked, model_config, pick_device, save_json, save_lines, save_tensors, weights_fault, whole
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class TrainConfig:
             most = 100_000 if field.name in ("documents", "examples") else 2**40
             is_number = type(value) is field.type or (field.type is float and type(value) is int)
             if not is_number or not least <= value <= most:
-                raise ValueError(f"{field.name} must be a number from {least} to {most}, not {value!r}")
+                raise ValueError(f"{field.name} must be a number from {least} to {most}, not {value!r:.60}")
         if not self.lr > 0 or not self.clip > 0 or not self.beta2 < 1:
             raise ValueError("lr and clip must be positive, and beta2 below 1")
 
@@ -162,13 +163,20 @@ def train(out: Path, model_cfg: ModelConfig, cfg: TrainConfig, diet_name: str, d
     after_step(step, model): called after every update, before a checkpoint is made.
     """
     diet = tasks.DIETS[diet_name]
+    config = describe(model_cfg, cfg, diet_name)
+    if is_main():
+        for name in ("resume.pt", "model.pt", "metrics.jsonl"):
+            check_writable(out / name)  # now, not after the first steps
+    state = load_checkpoint(out, config) if resume else None
     model = Transformer(model_cfg, torch.Generator().manual_seed(cfg.seed)).to(device)
     optimizer = make_optimizer(model, cfg)
     data = torch.Generator().manual_seed(cfg.seed + 1_000_000)
     done, seconds, lines = 0, 0.0, []
-    config = describe(model_cfg, cfg, diet_name)
-    if resume:
-        done, seconds, lines = take_up(out, model, optimizer, data, config)
+    if state:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict({"state": state["moments"], "param_groups": optimizer.state_dict()["param_groups"]})
+        data.set_state(state["data"])
+        done, seconds, lines = state["step"], state["seconds"], state["metrics"]
     elif is_main():
         save_json(out / "config.json", config)
 
@@ -218,30 +226,32 @@ def train(out: Path, model_cfg: ModelConfig, cfg: TrainConfig, diet_name: str, d
     return model.requires_grad_(False).eval()
 
 
-def take_up(out: Path, model: Transformer, optimizer: torch.optim.Optimizer, data: torch.Generator, config: dict[str, Any]) -> tuple[int, float, list[dict[str, Any]]]:
-    """Puts an interrupted run's state back into model, optimizer and generator; returns its steps, seconds and metrics."""
+def load_checkpoint(out: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The resume.pt of an interrupted run, with the optimizer's state by parameter as `moments`. It is checked whole
+    before anything large is made or anything changed; how the optimizer goes on is for config.json to say."""
     path = out / "resume.pt"
     state = load_tensors(path)
+    with torch.device("meta"):
+        model = Transformer(ModelConfig(**config["model"]))
     try:
         if any(state["config"][part] != config[part] for part in ("model", "train", "diet")):
             raise UserError(f"{path} belongs to another run than {out / 'config.json'}")
         fault = weights_fault(model, state["model"])
         if fault:
             raise UserError(f"{path} does not fit config.json: {fault}")
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        for weight in model.parameters():
-            entry = optimizer.state[weight]
-            if any(entry[key].shape != weight.shape or entry[key].dtype != weight.dtype for key in ("exp_avg", "exp_avg_sq")):
-                raise ValueError("optimizer")
-        data.set_state(state["data"])
-        done, seconds, lines = state["step"], float(state["seconds"]), list(state["metrics"])
+        done, seconds, lines, moments = state["step"], state["seconds"], state["metrics"], {}
+        sound = type(done) is int and 0 < done <= config["train"]["steps"] and type(seconds) is float and 0 <= seconds < math.inf
+        for index, weight in enumerate(model.parameters()):
+            moments[index] = {key: state["optimizer"]["state"][index][key] for key in ("step", "exp_avg", "exp_avg_sq")}
+            for key, value in moments[index].items():
+                sound = sound and whole(value, torch.Size() if key == "step" else weight.shape) and value.dtype == torch.float32 and bool(value.isfinite().all())
+        torch.Generator().set_state(state["data"])
         json.dumps(lines, allow_nan=False)
-        if type(done) is not int or not 0 < done <= config["train"]["steps"] or not all(isinstance(line, dict) for line in lines):
-            raise ValueError("step")
+        if not sound or type(lines) is not list or not all(type(line) is dict for line in lines) or any(entry["step"] != done for entry in moments.values()):
+            raise ValueError
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError):
         raise UserError(f"{path} is damaged or no checkpoint of ours") from None
-    return done, seconds, lines
+    return state | {"moments": moments}
 
 
 class StopAsked:
@@ -302,7 +312,8 @@ def main(argv: list[str] | None = None) -> int:
         if diet_name not in tasks.DIETS:
             raise UserError(f"unknown diet {diet_name!r}; the diets are {', '.join(tasks.DIETS)}")
         if model_cfg.d_vocab < len(tasks.VOCABULARY) or model_cfg.n_ctx < 1 + tasks.EXAMPLE * cfg.longest:
-            raise UserError(f"the model needs d_vocab >= {len(tasks.VOCABULARY)} and n_ctx >= {1 + tasks.EXAMPLE * cfg.longest} for documents of {cfg.longest} examples")
+            place = f"{out / 'config.json'}: " if arguments.resume else ""
+            raise UserError(f"{place}the model needs d_vocab >= {len(tasks.VOCABULARY)} and n_ctx >= {1 + tasks.EXAMPLE * cfg.longest} for documents of {cfg.longest} examples")
         if not arguments.resume:
             check_empty(out, describe(model_cfg, cfg, diet_name))
         device = join(device)
@@ -312,7 +323,8 @@ def main(argv: list[str] | None = None) -> int:
         except OSError as error:
             raise UserError(f"cannot make the folder {out}: {error.strerror}") from None
         try:
-            print_table(train(out, model_cfg, cfg, diet_name, device, arguments.resume), diet_name, arguments.table_prompts)
+            with locked(out) if is_main() else nullcontext():
+                print_table(train(out, model_cfg, cfg, diet_name, device, arguments.resume), diet_name, arguments.table_prompts)
         except KeyboardInterrupt as stop:
             print(str(stop) or "stopped at once: --resume goes on from the last checkpoint", file=sys.stderr)
             return 130
@@ -341,7 +353,7 @@ def settings_of(out: Path, arguments: Any) -> tuple[ModelConfig, TrainConfig, st
         diet_name = config["diet"]["name"]
         if config["diet"] != describe(model_cfg, cfg, diet_name)["diet"] or config["vocabulary"] != tasks.VOCABULARY:
             raise UserError(f"{path}: the run was made with another diet or vocabulary than this version has; it cannot go on")
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise UserError(f"{path} is no config of ours") from None
     for name, value in {**asdict(model_cfg), **asdict(cfg), "diet": diet_name}.items():
         given = getattr(arguments, name, None)

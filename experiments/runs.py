@@ -30,7 +30,7 @@ import train
 from minifunc.circuit import Criteria
 from minifunc.flags import Parser
 from minifunc.model import ModelConfig, Transformer
-from minifunc.runs import UserError, check_writable, load_json, run_main, save_json, save_tensors
+from minifunc.runs import UserError, check_writable, load_json, locked, run_main, save_json, save_tensors
 from train import TrainConfig
 
 N_SNAPSHOTS = 48  # weights kept on the way, evenly spaced on a logarithmic scale
@@ -130,7 +130,8 @@ def carry_out(run: Run, out: Path, experiment: str, measure: Measure, quick: boo
 
     same = run.settings()
     try:
-        model = train.train(folder, run.model, run.train, run.diet, torch.device("cpu"), (folder / "resume.pt").exists(), after_step)
+        with locked(folder):
+            model = train.train(folder, run.model, run.train, run.diet, torch.device("cpu"), (folder / "resume.pt").exists(), after_step)
         row = measure(model, run, folder, quick)
     except train.Diverged as error:
         row = {"diverged": True, "message": str(error)}

@@ -58,12 +58,12 @@ class ModelConfig:
             value, kind = getattr(self, field.name), field.type
             most = 1000 if field.name in ("n_layers", "n_heads") else 1_000_000
             if kind is int and (type(value) is not int or not 1 <= value <= most):
-                raise ValueError(f"model config: {field.name} must be a whole number from 1 to {most}, not {value!r}")
-            if kind is float and (type(value) not in (int, float) or not 0 < value < math.inf):
-                raise ValueError(f"model config: {field.name} must be a positive number, not {value!r}")
+                raise ValueError(f"model config: {field.name} must be a whole number from 1 to {most}, not {value!r:.60}")
+            if kind is float and (type(value) not in (int, float) or not 0 < value < 1e300):  # JSON knows whole numbers beyond every float
+                raise ValueError(f"model config: {field.name} must be a positive number, not {value!r:.60}")
         for name, known in (("positions", ("rotary", "learned", "none")), ("normalization", ("RMS", "LN")), ("act_fn", ("gelu", "relu", "none"))):
             if getattr(self, name) not in known:
-                raise ValueError(f"model config: {name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+                raise ValueError(f"model config: {name} must be one of {', '.join(known)}, not {getattr(self, name)!r:.60}")
         if self.positions == "rotary" and self.d_head % 2:
             raise ValueError(f"model config: rotary positions need an even d_head, not {self.d_head}")
 

@@ -7,6 +7,7 @@
     circuit.json   what patch.py found
     check.json     what `patch.py --check` measured
     report.html    all of it to look at (`python -m minifunc.report`)
+    lock           empty; locked while a process trains here
 
 Every file is written whole to a temporary name and then renamed, so a reader sees the old one or the new one.
 """
@@ -14,15 +15,20 @@ Every file is written whole to a temporary name and then renamed, so a reader se
 import contextlib
 import json
 import os
-import pickle
 import sys
 import warnings
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from minifunc.model import ModelConfig, Transformer
 
@@ -32,11 +38,14 @@ class UserError(Exception):
 
 
 def run_main(work: Callable[[], int]) -> int:
-    """Runs a script's work; a UserError becomes one line on stderr and exit code 2."""
+    """Runs a script's work; a UserError becomes one line on stderr and exit code 2, Ctrl-C a word and 130."""
     try:
         return work()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)  # a path may hold anything
     except (MemoryError, RuntimeError) as error:  # torch's CPU allocator raises a plain RuntimeError
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
             raise
@@ -69,17 +78,41 @@ def check_writable(path: Path) -> None:
         raise UserError(f"cannot write {path}: {path.parent} is no folder that one can write to")
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps every other process from training into `folder`. Raises UserError where one does already.
+
+    The kernel gives the lock back when the process ends, however it ends. The file stays: whoever removed it could lock
+    a new one while somebody else holds the old one. Without fcntl (Windows), or where the file system has no locks, nothing is locked.
+    """
+    check_writable(folder / "lock")
+    try:
+        file = open(folder / "lock", "a", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666))
+    except OSError as error:
+        raise UserError(f"cannot write {folder / 'lock'}: {error.strerror}") from None
+    with file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder} is in use: another process trains there") from None
+        except OSError:
+            pass
+        yield
+
+
 def _write(path: Path, write: Callable[[Any], object]) -> None:
     check_writable(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)  # what a killed process left; a link would lead elsewhere
+        with open(temporary, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        raise UserError(f"cannot write {path}: {error}") from None
+        raise UserError(f"cannot write {path}: {_line(error)}") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -90,7 +123,10 @@ def save_tensors(path: Path, state: dict[str, Any]) -> None:
 
 
 def save_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=1, allow_nan=False)
+    try:
+        text = json.dumps(value, indent=1, allow_nan=False)
+    except ValueError:
+        raise UserError(f"cannot write {path}: some of its numbers are not finite") from None
     _write(path, lambda file: file.write(text.encode() + b"\n"))
 
 
@@ -104,9 +140,16 @@ def save_text(path: Path, text: str) -> None:
     _write(path, lambda file: file.write(text.encode("utf-8", "replace")))
 
 
+def _check_plain(path: Path) -> None:
+    """Raises UserError for what is there and no plain file: a pipe or a device may never come to an end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path} is no plain file")
+
+
 def load_json(path: Path) -> Any:
+    _check_plain(path)
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {path.parent} holds no run (train.py makes one)") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -115,13 +158,17 @@ def load_json(path: Path) -> Any:
 
 def load_tensors(path: Path) -> dict[str, Any]:
     """A file of tensors and plain values, read without running anything in it (`weights_only`)."""
+    _check_plain(path)
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.save packs nothing, and torch.load makes room for whatever size is declared
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise ValueError("it declares more than it holds")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {path.parent} holds no trained model (train.py makes one)") from None
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError, IndexError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged file can make torch.load raise anything
         raise UserError(f"{path} is damaged or no checkpoint of ours: {_line(error)}") from None
     if not isinstance(state, dict):
         raise UserError(f"{path} is no checkpoint of ours: it holds a {type(state).__name__}")
@@ -135,8 +182,8 @@ def model_config(values: Any, path: Path) -> ModelConfig:
         raise UserError(f"{path}: `model` must hold the fields {', '.join(sorted(known))} and no others")
     try:
         return ModelConfig(**values)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {_line(error)}") from None
 
 
 def load_run(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Transformer, dict[str, Any]]:
@@ -149,6 +196,8 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Tr
     if not isinstance(config, dict) or not isinstance(config.get("vocabulary"), list):
         raise UserError(f"{folder / 'config.json'} is no config of ours: `model` or `vocabulary` is missing")
     cfg = model_config(config.get("model"), folder / "config.json")
+    if len(config["vocabulary"]) > cfg.d_vocab:
+        raise UserError(f"{folder / 'config.json'}: {len(config['vocabulary'])} tokens are more than d_vocab {cfg.d_vocab}")
     state = load_tensors(folder / "model.pt")
     with torch.device("meta"):  # shapes first: nothing large is made before the file is known to fit
         model = Transformer(cfg)
@@ -162,17 +211,25 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Tr
 def weights_fault(model: Transformer, state: dict[str, Any]) -> str:
     """What keeps `state` from being this model's weights, in a few words; empty if nothing does."""
     wanted = model.state_dict()
-    for name in sorted(wanted.keys() | state.keys(), key=str):
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        return "its weights go by no names"
+    for name in sorted(wanted.keys() | state.keys()):
         if name not in state:
             return f"{name} is missing"
         if name not in wanted:
             return f"{name!r:.60} is no parameter of this model"
         tensor = state[name]
-        if not isinstance(tensor, torch.Tensor) or tensor.shape != wanted[name].shape or tensor.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16) or tensor.layout != torch.strided or tensor.is_meta or tensor.dtype != getattr(state.get("embed.W_E"), "dtype", None):
+        if not whole(tensor, wanted[name].shape) or tensor.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16) or tensor.dtype != getattr(state.get("embed.W_E"), "dtype", None):
             return f"{name} must be a float tensor of shape {list(wanted[name].shape)}"
         if not tensor.isfinite().all():
             return f"{name} holds values that are not finite"
     return ""
+
+
+def whole(tensor: Any, shape: torch.Size) -> bool:
+    """Whether this is a plain tensor of that shape whose every value is in memory: one value can be stretched over any shape."""
+    plain = isinstance(tensor, torch.Tensor) and tensor.shape == shape and tensor.layout == torch.strided and not tensor.is_meta
+    return plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _line(error: BaseException) -> str:

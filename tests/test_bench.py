@@ -77,6 +77,7 @@ def test_the_memory_budget_is_kept_where_the_vocabulary_is_large():
     assert bench_cost.peak_memory(cfg, 300, 2, [Logits()], 0.1, torch.device("cpu")) < 0.1
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds():
     row = bench_processes.row(bench.TINY, repeats=1)
     assert row["max_abs_diff"] <= 1e-6 and row["ours_s"] > 0 and row["other_s"] > 0

@@ -77,7 +77,7 @@ def test_work_is_shared_out_and_summed(studies):
 def test_results_are_printed_once(studies):
     _, pair, ran = studies
     assert ran.stdout.count("the end") == 1 and ran.stdout.count(f"the run is in {pair / 'whole'}") == 1
-    assert {path.name for path in (pair / "whole").iterdir()} == {"config.json", "metrics.jsonl", "model.pt", "resume.pt", "circuit.json"}
+    assert {path.name for path in (pair / "whole").iterdir()} == {"config.json", "metrics.jsonl", "model.pt", "resume.pt", "circuit.json", "lock"}
 
 
 def test_a_mistake_is_told_once_with_exit_code_2_and_leaves_no_folder(studies):

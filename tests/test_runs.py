@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import warnings
+import zipfile
 from collections import OrderedDict
 from dataclasses import asdict
 
@@ -12,6 +13,11 @@ import torch
 
 from minifunc.model import ModelConfig, Transformer
 from minifunc.runs import UserError, load_json, load_run, load_tensors, pick_device, run_main, save_json, save_tensors
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 CFG = ModelConfig(n_layers=1, n_heads=2, d_model=8, d_head=4, d_mlp=6, d_vocab=10, n_ctx=12, positions="learned", normalization="LN", act_fn="relu")
 WEIGHT = "blocks.0.attn.W_Q"
@@ -67,6 +73,10 @@ def test_a_missing_file_is_named(run, name):
     assert "missing" in refused(run / name, load_run, run)
 
 
+def test_a_path_that_cannot_be_is_named(run):
+    refused(run / ("x" * 300), load_run, run / ("x" * 300))
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.pt"])
 def test_a_folder_in_a_files_place_is_named(run, name):
     (run / name).unlink()
@@ -97,6 +107,31 @@ def test_scattered_damage_gives_a_refusal_or_a_model_but_no_other_error(run):
         except UserError:
             n_refused += 1
     assert n_refused > 0
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.pt"])
+def test_a_pipe_in_a_files_place_is_not_waited_for(run, name):
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    assert "no plain file" in refused(run / name, load_run, run)
+
+
+def test_a_packed_weights_file_is_refused_before_it_is_unpacked(run):
+    with zipfile.ZipFile(run / "model.pt") as archive, zipfile.ZipFile(run / "packed", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in archive.namelist():
+            packed.writestr(name, archive.read(name) + bytes(10**6) * ("/data/" in name))
+    os.replace(run / "packed", run / "model.pt")
+    assert "declares more" in refused(run / "model.pt", load_run, run)
+
+
+def test_one_value_stretched_over_a_shape_is_no_weight(run, model):
+    save_tensors(run / "model.pt", {**model.state_dict(), WEIGHT: torch.zeros(1).expand(model.state_dict()[WEIGHT].shape)})
+    assert WEIGHT in refused(run / "model.pt", load_run, run)
+
+
+def test_a_vocabulary_beyond_the_embedding_is_refused(run):
+    save_json(run / "config.json", load_json(run / "config.json") | {"vocabulary": ["x"] * 11})
+    assert "d_vocab" in refused(run / "config.json", load_run, run)
 
 
 class Payload:
@@ -144,7 +179,7 @@ def test_a_weight_too_many_or_too_few_is_named(run, model):
     save_tensors(run / "model.pt", {**state, "blocks.1.ln1.w": torch.ones(8)})
     assert "blocks.1.ln1.w" in refused(run / "model.pt", load_run, run)
     save_tensors(run / "model.pt", {**state, 3: torch.ones(8)})
-    assert "3" in refused(run / "model.pt", load_run, run)
+    assert "no names" in refused(run / "model.pt", load_run, run)
     del state[WEIGHT]
     save_tensors(run / "model.pt", state)
     assert WEIGHT in refused(run / "model.pt", load_run, run)
@@ -202,6 +237,31 @@ def test_tensors_that_cannot_be_written_leave_the_old_file_and_nothing_else(tmp_
     assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("file", b"old")]
 
 
+@pytest.mark.skipif(resource is None, reason="no limits on the size of a file here")
+@pytest.mark.parametrize("save, value", [(save_tensors, {"a": torch.zeros(10**6)}), (save_json, [0] * 10**6)], ids=["tensors", "json"])
+def test_a_disk_that_takes_no_more_leaves_the_old_file_and_nothing_else(tmp_path, save, value):
+    path, limits = tmp_path / "file", resource.getrlimit(resource.RLIMIT_FSIZE)
+    path.write_bytes(b"old")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        refused(path, save, path, value)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("file", b"old")]
+
+
+def test_a_file_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "precious").write_bytes(b"precious")
+    for name in ("file", "file.tmp"):
+        (tmp_path / name).symlink_to(tmp_path / "precious")
+    save_json(tmp_path / "file", {})
+    assert (tmp_path / "precious").read_bytes() == b"precious" and not (tmp_path / "file").is_symlink()
+
+
+def test_numbers_that_are_not_finite_are_not_written(tmp_path):
+    assert "finite" in refused(tmp_path / "file", save_json, tmp_path / "file", {"a": torch.nan})
+
+
 def test_a_new_file_replaces_the_old_one_whole(tmp_path):
     save_json(tmp_path / "file", {"long": list(range(1000))})
     save_json(tmp_path / "file", {"short": 1})
@@ -245,3 +305,11 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(capsys):
     assert run_main(work) == 2
     assert capsys.readouterr() == ("", "error: no such run\n")
     assert run_main(lambda: 0) == 0
+
+
+def test_ctrl_c_is_a_word_and_a_mistake_with_a_strange_path_one_line(capsys):
+    def work(error):
+        raise error
+
+    assert run_main(lambda: work(KeyboardInterrupt())) == 130 and capsys.readouterr().err == "stopped\n"
+    assert run_main(lambda: work(UserError("no run in a\nb\u2028c"))) == 2 and capsys.readouterr().err == "error: no run in a b c\n"

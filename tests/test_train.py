@@ -1,7 +1,9 @@
 """Tiny runs: interrupted and taken up again, refused, diverged; what the loss counts; what is written."""
 
+import errno
 import json
 import math
+import os
 import shutil
 import signal
 from dataclasses import asdict, replace
@@ -61,7 +63,7 @@ def refused(capsys, out, *flags):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
 
 
 def metrics(folder):
@@ -118,6 +120,43 @@ def test_a_second_ctrl_c_stops_at_once_with_a_word_about_it(tmp_path, monkeypatc
     monkeypatch.setattr(tasks, "sample", twice)
     assert main(tmp_path, *TINY) not in (0, 2)
     assert "stopped" in capsys.readouterr().err
+
+
+def write_fails(monkeypatch, number, fault):
+    """From the `number`th write to a disk on, `fault()` is called in it."""
+    calls, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (calls.append(1), fault() if len(calls) >= number else fsync(file)))
+
+
+@pytest.mark.parametrize("number", [5, 6, 7])  # after config.json and the three files of step 3
+def test_a_second_ctrl_c_while_a_file_is_written_leaves_the_last_good_state(tmp_path, monkeypatch, capsys, no_table, whole, number):
+    with monkeypatch.context() as patch:
+        write_fails(patch, number, lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
+        assert main(tmp_path, *TINY) == 130
+    assert len(capsys.readouterr().err.splitlines()) == 1 and not list(tmp_path.glob("*.tmp"))
+    assert torch.load(tmp_path / "resume.pt", weights_only=True)["step"] == (3 if number == 5 else 6)
+    assert main(tmp_path, "--resume", "--device", "cpu") == 0
+    assert all(torch.equal(weights(tmp_path)[name], weight) for name, weight in weights(whole).items()) and metrics(tmp_path) == metrics(whole)
+
+
+@pytest.mark.parametrize("number", [5, 6, 7])
+def test_a_full_disk_is_one_line_and_leaves_the_last_good_state(tmp_path, monkeypatch, capsys, no_table, whole, number):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        write_fails(patch, number, full)
+        assert "No space left on device" in refused(capsys, tmp_path, *TINY)
+    assert not list(tmp_path.glob("*.tmp"))
+    assert main(tmp_path, "--resume", "--device", "cpu") == 0
+    assert all(torch.equal(weights(tmp_path)[name], weight) for name, weight in weights(whole).items()) and metrics(tmp_path) == metrics(whole)
+
+
+def test_a_run_in_a_read_only_folder_does_not_go_on(tmp_path, monkeypatch, capsys, whole):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # for root every folder is writable
+    assert "cannot write" in refused(capsys, folder, "--resume")
+    assert contents(folder) == contents(whole)
 
 
 def test_ctrl_c_is_given_back_after_a_run(whole, tmp_path):
@@ -345,7 +384,7 @@ def test_a_resume_file_of_another_run_is_refused_and_nothing_is_overwritten(tmp_
     config = json.loads((mine / "config.json").read_text())
     config["train"]["seed"] += 1
     (mine / "config.json").write_text(json.dumps(config))
-    before = {path.name: path.read_bytes() for path in mine.iterdir()}
+    before = contents(mine)
     assert train.main(["--out", str(mine), "--resume", "--device", "cpu"]) == 2
     assert "belongs to another run" in capsys.readouterr().err
-    assert before == {path.name: path.read_bytes() for path in mine.iterdir()}
+    assert before == contents(mine)
