@@ -244,7 +244,7 @@ def load_checkpoint(out: Path, config: dict[str, Any]) -> dict[str, Any]:
         for index, weight in enumerate(model.parameters()):
             moments[index] = {key: state["optimizer"]["state"][index][key] for key in ("step", "exp_avg", "exp_avg_sq")}
             for key, value in moments[index].items():
-                sound = sound and whole(value, torch.Size() if key == "step" else weight.shape) and value.dtype == torch.float32 and bool(value.isfinite().all())
+                sound = sound and whole(value, torch.Size() if key == "step" else weight.shape) and (key == "step" or value.dtype == weight.dtype) and bool(value.isfinite().all())
         torch.Generator().set_state(state["data"])
         json.dumps(lines, allow_nan=False)
         if not sound or type(lines) is not list or not all(type(line) is dict for line in lines) or any(entry["step"] != done for entry in moments.values()):

@@ -26,7 +26,8 @@ def test_an_example_is_short_fits_the_source_and_does_what_it_says(tmp_path, tit
     section = SECTIONS[title]
     (diff,), (check,) = (re.findall(rf"```{kind}\n(.*?)```", section, flags=re.S) for kind in ("diff", "python"))
     assert diff.count("\n") < 30 and check.count("\n") < 30
-    shutil.copytree(ROOT / "minifunc", tmp_path / "minifunc", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("minifunc", "experiments"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("tasks.py", "patch.py", "train.py"):
         shutil.copy(ROOT / name, tmp_path)
     found = list(changes(section))
