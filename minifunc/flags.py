@@ -28,6 +28,9 @@ def add_flags(parser: argparse.ArgumentParser, title: str, default: Any) -> None
 def from_flags(arguments: argparse.Namespace, default: Config) -> Config:
     """`default` with the flags that were given; a value the dataclass refuses is a UserError."""
     given = {field.name: getattr(arguments, field.name, None) for field in fields(default)}  # type: ignore[arg-type]
+    for name, value in given.items():
+        if isinstance(value, list):  # what argparse makes of `--strong=--`
+            raise UserError(f"--{name.replace('_', '-')} needs one value")
     try:
         return replace(default, **{name: value for name, value in given.items() if value is not None})  # type: ignore[type-var]
     except ValueError as error:

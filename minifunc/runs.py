@@ -45,7 +45,8 @@ def run_main(work: Callable[[], int]) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except UserError as error:
-        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)  # a path may hold anything
+        line = " ".join(str(error).splitlines())  # a path may hold anything, also what no encoding knows
+        print("error:", line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
     except (MemoryError, RuntimeError) as error:  # torch's CPU allocator raises a plain RuntimeError
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
             raise
