@@ -88,7 +88,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     check_writable(folder / "lock")
     try:
-        file = open(folder / "lock", "a", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666))
+        file = open(folder / "lock", "a", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666))  # noqa: SIM115 (closed below)
     except OSError as error:
         raise UserError(f"cannot write {folder / 'lock'}: {error.strerror}") from None
     with file:

@@ -9,10 +9,10 @@ import shutil
 import signal
 import time
 
+import crash
 import pytest
 import torch
 
-import crash
 import train
 from minifunc import runs
 from minifunc.runs import UserError, load_run, locked

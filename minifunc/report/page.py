@@ -1,7 +1,6 @@
 """The report as one file: sections, styles, scripts and weights put together, and the command that writes it."""
 
 import base64
-import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any

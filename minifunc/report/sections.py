@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from minifunc.ablation import wilson
 from minifunc.circuit import heads_of
 from minifunc.report import pictures
 from minifunc.report.findings import Findings
@@ -128,7 +127,7 @@ def attention(f: Findings) -> list[Any]:
     if not ids:
         raise Missing("there is no example prompt in this model's vocabulary", f.makes("patch"))
     tokens, patterns = [f.vocabulary[token] for token in ids], f.patterns(ids)
-    answers = [at for at in range(5, len(ids) - 1, 6)]
+    answers = list(range(5, len(ids) - 1, 6))
     out: list[Any] = [h("p", "The prompt: ", h("code", " ".join(tokens)), ". A row is a token that looks, a column one that is looked at; shown answers are set off.")]
     pictured: set[str] = set()
     for group, title in GROUPS.items():
