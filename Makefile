@@ -74,7 +74,7 @@ coverage: .venv/ready-dev  ## run the tests and print which lines of minifunc/ a
 	$(PY) -m coverage combine --quiet
 	$(PY) -m coverage report --show-missing --skip-covered --fail-under=95
 
-mutations: .venv/ready  ## put 55 faults into a copy of the source, one at a time: do the tests notice? (half an hour)
+mutations: .venv/ready  ## put 55 faults into a copy of the source, one at a time: do the tests notice? (minutes)
 	$(PY) -m tests.mutations $(ARGS)
 
 .venv-parity/ready: setup.cfg pyproject.toml constraints.txt
