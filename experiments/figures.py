@@ -112,20 +112,26 @@ def draw_interventions(rows: Rows, plt: Any) -> Any:
 FIGURES = {"diets": draw_diets, "emergence": draw_emergence, "universality": draw_universality, "dependability": draw_dependability, "interventions": draw_interventions}
 
 
+def pyplot() -> Any:
+    """matplotlib.pyplot, set up for files alone. Raises UserError where matplotlib is not installed."""
+    try:
+        import matplotlib
+
+        matplotlib.use("agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise UserError("the figures need matplotlib: pip install matplotlib (make figures does)") from None
+    matplotlib.rcParams |= {"svg.hashsalt": "minifunc", "axes.spines.top": False, "axes.spines.right": False}
+    return plt
+
+
 def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         parser = Parser(prog="experiments.figures", description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         parser.add_argument("--results", default="results", help="where the rows are")
         parser.add_argument("--out", default="docs/figures", help="where the figures go")
         arguments = parser.parse_args(argv)
-        try:
-            import matplotlib
-
-            matplotlib.use("agg")
-            import matplotlib.pyplot as plt
-        except ImportError:
-            raise UserError("the figures need matplotlib: pip install matplotlib (make figures does)") from None
-        matplotlib.rcParams |= {"svg.hashsalt": "minifunc", "axes.spines.top": False, "axes.spines.right": False}
+        plt = pyplot()
         out = Path(arguments.out)
         found = [name for name in FIGURES if (Path(arguments.results) / f"{name}.json").exists()]
         if not found:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from experiments.figures import pyplot
 from minifunc.ablation import wilson
 from minifunc.flags import Parser
 from minifunc.runs import UserError, load_json, run_main
@@ -88,14 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument("--run", default="out/default", help="folder of the traced run")
         parser.add_argument("--out", default="docs/figures", help="where the figures go")
         arguments = parser.parse_args(argv)
-        try:
-            import matplotlib
-
-            matplotlib.use("agg")
-            import matplotlib.pyplot as plt
-        except ImportError:
-            raise UserError("the figures need matplotlib: pip install matplotlib (make figures does)") from None
-        matplotlib.rcParams |= {"svg.hashsalt": "minifunc", "axes.spines.top": False, "axes.spines.right": False}
+        plt = pyplot()
         path, out = Path(arguments.run) / "circuit.json", Path(arguments.out)
         if not path.exists():
             raise UserError(f"{path} is missing: make patch makes it")
