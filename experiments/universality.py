@@ -62,7 +62,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(out)
 
 
-EXPERIMENT = Experiment("universality", __doc__, tuple(CONFIGS), 2, 700, make, measure, rows, table, more={"default": 5})
+EXPERIMENT = Experiment("universality", __doc__, tuple(CONFIGS), 3, 700, make, measure, rows, table, more={"default": 5})
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

@@ -103,8 +103,9 @@ def run_together(work: Callable[[], int]) -> int:
             if not _first_to_fail():
                 return 2
             raise
-        if world_size() > 1:
-            dist.destroy_process_group()
+        finally:
+            if world_size() > 1:
+                dist.destroy_process_group()  # left to the end of Python, gloo's threads may abort it where a partner is gone
         return code
 
     return run_main(one_of_them)
