@@ -66,12 +66,14 @@ def test_the_first_passing_evaluation_is_found():
     assert bench_train.when_passed(lines[:2], 0.95)["seconds"] is None
 
 
+@pytest.mark.slow
 def test_a_sweep_is_seen_in_the_peak_memory():
     cfg = replace(train.MODEL, n_layers=2)
     stream = 200 * 53 * cfg.d_model * 4 / 2**30  # GiB of one residual stream, of which several are kept
     assert 3 * stream < bench_cost.peak_memory(cfg, 200, 8, [Logits()], None, torch.device("cpu")) < 100 * stream
 
 
+@pytest.mark.slow
 def test_the_memory_budget_is_kept_where_the_vocabulary_is_large():
     cfg = replace(train.MODEL, n_layers=2, d_vocab=20_000)
     slack = 0.015  # GiB that libraries and the allocator take for themselves: the resident set of a fresh process is no exact measure

@@ -21,6 +21,7 @@ def changes(section):
         yield file, *("\n".join(row[1:] for row in rows if row[:1] in kinds) for kinds in (" -", " +"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", SECTIONS)
 def test_an_example_is_short_fits_the_source_and_does_what_it_says(tmp_path, title):
     section = SECTIONS[title]

@@ -159,6 +159,7 @@ def test_a_frozen_block_stays_as_it_was_drawn(tmp_path):
 # ---------------------------------------------------------------- several runs
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_are_the_runs_one_by_one(tmp_path):
     some = [tiny(seed) for seed in range(2)]
     one = run_all(some, tmp_path / "one", "x", norm, 1, False)
@@ -178,6 +179,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "setsid"), reason="POSIX alone")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["stopped", "killed"])
 def test_a_stop_of_the_parent_stops_the_workers_too(tmp_path, how):
