@@ -8,7 +8,7 @@ ARGS   =
 PY = .venv/bin/python
 
 .DEFAULT_GOAL = help
-.PHONY: help train patch ask check report diets emergence universality dependability figures test test-slow mutations lint coverage parity bench clean
+.PHONY: help train patch ask check report diets emergence universality dependability figures test test-slow test-matrix mutations lint coverage parity bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,7 +64,7 @@ test-slow: .venv/ready  ## kill runs and damage files many times over (minutes)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev]'
 	@touch $@
 
-lint: .venv/ready-dev  ## ruff, and mypy on minifunc/ (strict) and tasks.py
+lint: .venv/ready-dev  ## ruff, and mypy (strict) on minifunc/ and the three scripts
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
@@ -77,10 +77,18 @@ coverage: .venv/ready-dev  ## run the tests and print which lines of minifunc/ a
 mutations: .venv/ready  ## put 55 faults into a copy of the source, one at a time: do the tests notice? (minutes)
 	$(PY) -m tests.mutations $(ARGS)
 
+test-matrix: .venv/ready  ## install and test with Python 3.10 to 3.13 and the oldest, the pinned and the newest packages (gigabytes, an hour)
+	$(PY) -m tests.matrix $(ARGS)
+
 .venv-parity/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-parity
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep ^torch== constraints.txt)" pytest tqdm \
 	    'transformer-lens==2.18.0' 'numpy<2' safetensors 'pyarrow<21' 'datasets<4.5' 'transformers<5'
+	@touch $@
+
+.venv-parity4/ready: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-parity4
+	.venv-parity4/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch pytest tqdm 'transformer-lens==4.3.0' safetensors
 	@touch $@
 
 # auto-circuit asks for much that its patching never uses (jax, wandb, a browser to draw with), so only what it imports is installed
@@ -89,12 +97,13 @@ mutations: .venv/ready  ## put 55 faults into a copy of the source, one at a tim
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'auto-circuit==1.0.1'
 	@touch $@
 
-parity: .venv-parity/ready  ## compare with TransformerLens 2.18, and export to it and to safetensors (in an environment of its own)
+parity: .venv-parity/ready .venv-parity4/ready  ## compare with TransformerLens 2.18 and 4, and with safetensors, there and back (in environments of their own)
 	.venv-parity/bin/python -m pytest tests/test_parity.py tests/test_export.py $(ARGS)
+	.venv-parity4/bin/python -m pytest tests/test_export.py $(ARGS)
 
 bench: .venv-parity/ready-bench  ## time patcher and training against the others, write results/bench.json
 	.venv-parity/bin/python -m experiments.bench --device $(DEVICE) $(ARGS)
 
 clean:  ## remove the environments and caches; never a trained run
-	rm -rf .venv .venv-parity build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*
+	rm -rf .venv .venv-parity .venv-parity4 build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*
 	find . -name __pycache__ -type d -not -path './out/*' -prune -exec rm -rf {} +

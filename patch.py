@@ -139,7 +139,8 @@ def first(pairs: tasks.Pairs, n: int) -> tasks.Pairs:
 
 def some(pairs: tasks.Pairs, which: slice | Tensor) -> tasks.Pairs:
     """Some of the pairs, by a slice or by a mask [n_prompts]."""
-    return replace(pairs, **{name: value[which] for name, value in vars(pairs).items() if isinstance(value, Tensor)})
+    tensors: dict[str, Any] = {name: value[which] for name, value in vars(pairs).items() if isinstance(value, Tensor)}
+    return replace(pairs, **tensors)
 
 
 def answers_of(pairs: tasks.Pairs) -> tuple[Tensor, Tensor]:
@@ -160,6 +161,7 @@ def replacements(model: Transformer, pairs: tasks.Pairs, prompts: Tensor | None 
     asks for the same answer as well; operands_changed: on the prompt with the same shown answers, made plain by other
     operands.
     """
+    assert pairs.operands_changed is not None
     sources = {"base": pairs.base, "unrelated": pairs.base.roll(1, 0), "same_k": pairs.contrast.roll(1, 0), "operands_changed": pairs.operands_changed}
     sources["same_answer"] = donors(pairs)
     return Ablator(model, pairs.contrast if prompts is None else prompts, sources, means={"mean": pairs.base})
@@ -288,6 +290,7 @@ def writings(model: Transformer, heads: Sequence[str], readers: Sequence[str], t
     found = function_vectors.study(model, {shift: p.contrast for shift, p in pairs.items()}, asked, tasks.naive_prompts(N_INPUTS), heads, numbers, zero, k)
 
     p, answers = tasks.evaluation_pairs(task, k, shots, 2 * n_prompts, generator), tasks.answer_positions(shots)
+    assert p.operands_changed is not None
     sources = {"base": p.base, "operands_changed": p.operands_changed, "same_k": p.contrast.roll(1, 0)}
     tokens, expected, query = tasks.off_by_every_k(task, shots, max(n_prompts, -(-N_EXAMPLES // (len(tasks.SHIFTS) * shots))), generator)
     order = torch.randperm(len(tokens), generator=generator)
@@ -301,7 +304,8 @@ def writings(model: Transformer, heads: Sequence[str], readers: Sequence[str], t
     }
     others = [tasks.off_by_every_k(other, shots, max(1, n_prompts // 5), generator)[:2] for other in tasks.ON_NUMBERS if other != task]
     shifted = tasks.off_by_every_k(task, shots, n_prompts, generator)[:2]
-    mixed = tasks.dealt(*(torch.cat(some) for some in zip(*others)), generator)
+    other_tokens, other_expected = (torch.cat(parts) for parts in zip(*others))
+    mixed = tasks.dealt(other_tokens, other_expected, generator)
     found["probe"] = probes(model, {"consistent": shifted, "dealt": tasks.dealt(*shifted, generator)}, mixed, answers, tasks.ZERO, generator)
     return found
 

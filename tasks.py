@@ -72,12 +72,20 @@ def n_tokens(shots: int) -> int:
 
 
 def answer_positions(n_examples: int) -> Tensor:
-    """Where the answers c_i stand, [n_examples] int64: 5, 11, 17, … The `=` that predicts one is just before it."""
+    """Where the answers c_i stand, [n_examples] int64. The `=` that predicts one is just before it.
+
+    >>> answer_positions(3)
+    tensor([ 5, 11, 17])
+    """
     return 5 + EXAMPLE * torch.arange(n_examples)
 
 
 def decode(tokens: Tensor) -> str:
-    """Token ids [pos] → text, e.g. `<bos> 1 + 1 = 3 ; 2 + 2 =`."""
+    """Token ids [pos] → text.
+
+    >>> decode(encode("1+1=3, 2+2="))
+    '<bos> 1 + 1 = 3 ; 2 + 2 ='
+    """
     return " ".join(VOCABULARY[token] for token in tokens.tolist())
 
 
@@ -133,7 +141,11 @@ LETTERED = torch.tensor([symbol in TO_LETTERS for symbol in FUNCTIONS])  # [n_fu
 
 
 def in_base(value: Tensor, k: Tensor | int) -> Tensor:
-    """What the numeral of `value` in base k reads as in base 10: 11 → 13 for k = 8. For values from 0 to k * 10 - 1."""
+    """What the numeral of `value` in base k reads as in base 10. For values from 0 to k * 10 - 1.
+
+    >>> in_base(torch.tensor([7, 8, 11]), 8)  # 7, "10", "13"
+    tensor([ 7, 10, 13])
+    """
     return value + (10 - k) * (value // k)
 
 
@@ -258,7 +270,11 @@ def _first(x: Tensor, asked: Tensor) -> Tensor:
 
 
 def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Generator) -> Documents:
-    """Draws training documents; the same generator state gives the same documents."""
+    """Draws training documents; the same generator state gives the same documents.
+
+    >>> print(decode(sample(DIETS["addition"], 1, 3, torch.Generator().manual_seed(0)).tokens[0]))
+    <bos> 2 + 6 = 8 ; 9 + 3 = 12 ; 3 + 4 = 7 ;
+    """
     shape = (n_documents, n_examples)
 
     def integers(low: Tensor | int, high: Tensor | int, size: tuple[int, ...] = shape) -> Tensor:
@@ -406,6 +422,12 @@ def evaluation_pairs(task: str, k: int, shots: int, n_prompts: int, generator: t
     demonstration carries; so does the query if `carry` is set.
 
     Raises ValueError for an unknown task, a k that it does not have, or numbers below one.
+
+    >>> pairs = evaluation_pairs("addition", k=1, shots=2, n_prompts=1, generator=torch.Generator().manual_seed(0))
+    >>> for tokens, answer in ((pairs.base, pairs.base_answers), (pairs.contrast, pairs.contrast_answers)):
+    ...     print(decode(torch.cat([tokens[0], answer])))
+    <bos> 1 + 4 = 5 ; 0 + 5 = 5 ; 4 + 4 = 8
+    <bos> 1 + 4 = 6 ; 0 + 5 = 6 ; 4 + 4 = 9
     """
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")

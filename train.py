@@ -140,8 +140,8 @@ def evaluate(model: Transformer, n_prompts: int, every_task: bool) -> dict[str, 
     known = torch.tensor(shares, dtype=torch.float64)
     all_sum(known)
     table: dict[str, dict[str, dict[str, float]]] = {}
-    for (task, k, shots), right in zip(entries, known.tolist()):
-        table.setdefault(task, {}).setdefault(k, {})[shots] = round(right, 4)
+    for (name, at_k, at_shots), right in zip(entries, known.tolist()):
+        table.setdefault(name, {}).setdefault(at_k, {})[at_shots] = round(right, 4)
     return table
 
 
@@ -193,7 +193,7 @@ def train(out: Path, model_cfg: ModelConfig, cfg: TrainConfig, diet_name: str, d
             raise diverged(step)
         if not is_main():
             return
-        state = {"config": config, "step": step, "seconds": time.perf_counter() - started, "metrics": lines, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "data": data.get_state()}
+        state = {"config": config, "step": step, "seconds": time.perf_counter() - started, "metrics": json.dumps(lines), "model": model.state_dict(), "optimizer": optimizer.state_dict(), "data": data.get_state()}
         save_tensors(out / "resume.pt", state)
         save_tensors(out / "model.pt", model.state_dict())
         save_lines(out / "metrics.jsonl", lines)
@@ -239,7 +239,7 @@ def load_checkpoint(out: Path, config: dict[str, Any]) -> dict[str, Any]:
         fault = weights_fault(model, state["model"])
         if fault:
             raise UserError(f"{path} does not fit config.json: {fault}")
-        done, seconds, lines, moments = state["step"], state["seconds"], state["metrics"], {}
+        done, seconds, lines, moments = state["step"], state["seconds"], json.loads(state["metrics"]), {}
         sound = type(done) is int and 0 < done <= config["train"]["steps"] and type(seconds) is float and 0 <= seconds < math.inf
         for index, weight in enumerate(model.parameters()):
             moments[index] = {key: state["optimizer"]["state"][index][key] for key in ("step", "exp_avg", "exp_avg_sq")}
@@ -251,7 +251,7 @@ def load_checkpoint(out: Path, config: dict[str, Any]) -> dict[str, Any]:
             raise ValueError
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError):
         raise UserError(f"{path} is damaged or no checkpoint of ours") from None
-    return state | {"moments": moments}
+    return state | {"moments": moments, "metrics": lines}
 
 
 class StopAsked:

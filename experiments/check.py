@@ -85,7 +85,7 @@ class Checklist:
         name = tasks.VOCABULARY
         return [{"prompt": tasks.decode(tokens[row]), "answered": name[int(given[row])], "right": name[int(right[row])], "pattern": pattern[row] if len(pattern) else ""} for row in wrong]
 
-    def _share(self, tokens: Tensor, right: Tensor, threshold: float, **words: str) -> Result:
+    def _share(self, tokens: Tensor, right: Tensor, threshold: float, **words: Any) -> Result:
         """The share of prompts answered rightly, against a threshold."""
         given = self._given(tokens)
         row = judge(int((given == right).sum()), len(given), threshold)
@@ -164,7 +164,7 @@ class Checklist:
             best = last_logits(self.model, pairs.contrast).softmax(-1).max(-1)
             sure += int((best.values >= 0.9).sum())
             right += int(((best.values >= 0.9).cpu() & (best.indices.cpu() == pairs.contrast_answers)).sum())
-        words = {"name": "confidence", "question": "When it is sure, is it right?", "means": "Of the answers that it gives a probability of 90% or more, over old and new rules, how many are right.", "wanted": "at least 95%", "advice": "Do not use its probabilities to decide when to trust it."}
+        words: dict[str, Any] = {"name": "confidence", "question": "When it is sure, is it right?", "means": "Of the answers that it gives a probability of 90% or more, over old and new rules, how many are right.", "wanted": "at least 95%", "advice": "Do not use its probabilities to decide when to trust it."}
         if sure < LEAST:
             return Result(**words, verdict="could not tell", measured=f"only {sure} of {5 * N_EACH} answers are that sure", short="seldom sure")
         row = judge(right, sure, 0.95)
@@ -194,11 +194,11 @@ class Checklist:
         ablator = Ablator(self.model, self.pairs.contrast, {"base": self.pairs.base})
         return ablator.logits(groups, "base").argmax(-1).cpu()
 
-    def _unknown(self, words: dict[str, str]) -> Result:
+    def _unknown(self, words: dict[str, Any]) -> Result:
         return Result(**words, verdict="could not tell", measured="no heads are known to carry the rule", short="not known")
 
     def carriers(self) -> Result:
-        words = {"name": "carriers", "question": "Which heads carry the new rule, and is it gone without them?", "means": "The function-induction heads that patch.py found send, on prompts of the new rule, what they send on plain ones. If they carry the rule, the answers must be plain again.", "wanted": "at most 5% still by the new rule", "advice": "The circuit is incomplete: don't take these heads for the whole story." if self.fi else "Trace the circuit first: patch.py without --check."}
+        words: dict[str, Any] = {"name": "carriers", "question": "Which heads carry the new rule, and is it gone without them?", "means": "The function-induction heads that patch.py found send, on prompts of the new rule, what they send on plain ones. If they carry the rule, the answers must be plain again.", "wanted": "at most 5% still by the new rule", "advice": "The circuit is incomplete: don't take these heads for the whole story." if self.fi else "Trace the circuit first: patch.py without --check."}
         if not self.fi:
             return self._unknown(words)
         given = self._swapped([self.fi])[0]
@@ -207,7 +207,7 @@ class Checklist:
         return Result(**words, **row, measured=f"heads {', '.join(self.fi)}: the new rule is left on {on(len(given), row)}; the plain answer returns on {plain:.1%}")
 
     def others(self) -> Result:
-        words = {"name": "others", "question": "Is it these heads, and not any?", "means": "As many other heads of the same layers (all of them, where they are fewer) are swapped in the same way. The new rule must survive.", "wanted": "at least 90% still by the new rule", "advice": "These layers are too entangled for single heads to be watched; watch the whole layer." if self.fi else "Trace the circuit first: patch.py without --check."}
+        words: dict[str, Any] = {"name": "others", "question": "Is it these heads, and not any?", "means": "As many other heads of the same layers (all of them, where they are fewer) are swapped in the same way. The new rule must survive.", "wanted": "at least 90% still by the new rule", "advice": "These layers are too entangled for single heads to be watched; watch the whole layer." if self.fi else "Trace the circuit first: patch.py without --check."}
         groups = [group for group in {tuple(random_group(self.fi, self.model.cfg.n_heads, self.generator)) for _ in range(5)} if group] if self.fi else []
         if not groups:
             return self._unknown(words)
@@ -216,7 +216,7 @@ class Checklist:
         return Result(**words, **row, measured=f"{len(groups)} group{'s' * (len(groups) > 1)} of other heads; the worst leaves {on(len(self.pairs.contrast), row)}")
 
     def rest_intact(self) -> Result:
-        words = {"name": "rest_intact", "question": "Can these heads be switched off for good without harm to the old rule?", "means": "On plain prompts of all tasks the heads send their mean, which says nothing of the prompt at hand. If they only served new rules, nothing would change.", "wanted": "at least 90% of plain answers stay right", "advice": "Don't switch the heads off for good. To undo a new rule, give them what they send on the plain prompt of the same question, as in the check above." if self.fi else "Trace the circuit first: patch.py without --check."}
+        words: dict[str, Any] = {"name": "rest_intact", "question": "Can these heads be switched off for good without harm to the old rule?", "means": "On plain prompts of all tasks the heads send their mean, which says nothing of the prompt at hand. If they only served new rules, nothing would change.", "wanted": "at least 90% of plain answers stay right", "advice": "Don't switch the heads off for good. To undo a new rule, give them what they send on the plain prompt of the same question, as in the check above." if self.fi else "Trace the circuit first: patch.py without --check."}
         if not self.fi:
             return self._unknown(words)
         kept, before, n = 0, 0, 0
@@ -243,7 +243,7 @@ class Checklist:
         return Result(name="over_prompts", question="Is the finding the same on other prompts?", means=f"The new rule on five fresh draws of {2 * N_EACH} prompts.", wanted="at least 90% on each", advice="Quote the lowest figure, not the mean.", verdict=verdict, measured=", ".join(f"{share:.1%}" for share in shares), short=f"lowest {min(shares):.1%}", value=round(min(shares), 4), threshold=0.90)
 
     def over_seeds(self) -> Result:
-        words = {"name": "over_seeds", "question": "Is the finding the same for models trained from other seeds?", "means": "The default diet, trained from several seeds: off-by-one accuracy of each. A single run may be luck.", "wanted": "at least 90% in nine seeds of ten, five seeds or more", "advice": "Train several seeds (make dependability) and pick by this list, not by loss."}
+        words: dict[str, Any] = {"name": "over_seeds", "question": "Is the finding the same for models trained from other seeds?", "means": "The default diet, trained from several seeds: off-by-one accuracy of each. A single run may be luck.", "wanted": "at least 90% in nine seeds of ten, five seeds or more", "advice": "Train several seeds (make dependability) and pick by this list, not by loss."}
         rows = load_json(DEPENDABILITY) if DEPENDABILITY.exists() else []
         try:
             shares = [float(row.get("off_by_one_8") or 0) for row in rows]

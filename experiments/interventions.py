@@ -1,12 +1,14 @@
-"""What must there be for function induction to come up? The default trained three times more, each time with something kept from
+"""What must there be for function induction to come up? The default trained anew, each time with something kept from
 forming (a part of `make emergence`; writes results/interventions.json).
 
     no_previous_token    every head that becomes a previous-token head is silenced for good, as soon as its score passes the threshold
     no_copy_induction    the same for every head that becomes an ordinary induction head, by its score on repeated documents
+    random_heads         a control: seven heads drawn from the upper two layers are silenced, about as many as no_copy_induction takes, and when it takes most
     frozen_0, frozen_1   the first (second) block stays as it was drawn
 """
 
 import functools
+import random
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,23 +28,29 @@ from minifunc.runs import load_json, save_json
 from minifunc.scores import copy_induction_score, previous_token_score
 
 EVERY = 20  # steps between two looks at the heads
+RANDOM_AT, N_RANDOM = 300, 7  # random_heads: when, and how many
 N_LOOKED_AT = 32  # prompts each time
 
 # ---------------------------------------------------------------- what is done after a step: (step, model, run, folder)
 
 
-def _silence_by(score: Callable[[Transformer], Tensor], step: int, model: Transformer, folder: Path) -> None:
-    """A head whose score (0 to 1, [n_layers, n_heads]) passes the threshold writes nothing from then on: its W_O is set to zero after
-    this step and every later one. silenced.json says since which step, so that a run taken up from an older checkpoint goes the same way."""
+def _silence(step: int, model: Transformer, folder: Path, choose: Callable[[], set[str]]) -> None:
+    """A head that was chosen writes nothing from then on: its W_O is set to zero after this step and every later one.
+    silenced.json says since which step, so that a run taken up from an older checkpoint goes the same way."""
     path = folder / "silenced.json"
     since = load_json(path) if path.exists() else {}
     if step % EVERY == 0:
-        new = {f"{layer}.{head}" for layer, head in (score(model) >= CRITERIA.looks_at_previous).nonzero().tolist()}
-        if new - since.keys():
-            since |= dict.fromkeys(sorted(new - since.keys()), step)
+        new = choose() - since.keys()
+        if new:
+            since |= dict.fromkeys(sorted(new), step)
             save_json(path, since)
     for head in (parse(head) for head, first in since.items() if first <= step):
         model.blocks[head[0]].attn.W_O.data[head[1]] = 0.0
+
+
+def _passing(score: Tensor) -> set[str]:
+    """The heads whose score, [n_layers, n_heads], passes the threshold of a previous-token head."""
+    return {f"{layer}.{head}" for layer, head in (score >= CRITERIA.looks_at_previous).nonzero().tolist()}
 
 
 @functools.cache
@@ -51,12 +59,17 @@ def _shifted_prompts() -> Tensor:
 
 
 def no_previous_token(step: int, model: Transformer, run: Run, folder: Path) -> None:
-    _silence_by(lambda m: previous_token_score(m, _shifted_prompts(), tasks.answer_positions(SHOTS)), step, model, folder)
+    _silence(step, model, folder, lambda: _passing(previous_token_score(model, _shifted_prompts(), tasks.answer_positions(SHOTS))))
 
 
 def no_copy_induction(step: int, model: Transformer, run: Run, folder: Path) -> None:
     tokens, period, queries, _ = repeated_documents(N_LOOKED_AT)
-    _silence_by(lambda m: copy_induction_score(m, tokens, period, queries), step, model, folder)
+    _silence(step, model, folder, lambda: _passing(copy_induction_score(model, tokens, period, queries)))
+
+
+def random_heads(step: int, model: Transformer, run: Run, folder: Path) -> None:
+    upper = [f"{layer}.{head}" for layer in (run.model.n_layers - 2, run.model.n_layers - 1) for head in range(run.model.n_heads)]
+    _silence(step, model, folder, lambda: set(random.Random(run.train.seed).sample(upper, N_RANDOM)) if step == RANDOM_AT else set())
 
 
 @functools.cache
@@ -79,7 +92,7 @@ def frozen_1(step: int, model: Transformer, run: Run, folder: Path) -> None:
 
 # ---------------------------------------------------------------- the experiment
 
-INTERVENTIONS = {function.__name__: function for function in (no_previous_token, no_copy_induction, frozen_0, frozen_1)}
+INTERVENTIONS = {function.__name__: function for function in (no_previous_token, no_copy_induction, random_heads, frozen_0, frozen_1)}
 
 
 def make(name: str, seed: int, steps: int) -> Run:

@@ -22,10 +22,13 @@ CONFIGS: dict[str, ModelConfig] = {
     "learned_positions": replace(M, positions="learned"),
     "attention_only": replace(M, act_fn="none"),
 }
+LONGER = {f"{name}_longer": name for name in ("2_layers", "1_head", "learned_positions", "attention_only")}  # can't they, or not yet?
+TIMES = 2.5  # as many steps
 
 
 def make(name: str, seed: int, steps: int) -> Run:
-    return Run(f"model_{name}", model=CONFIGS[name], train=replace(train.TrainConfig(), seed=seed, steps=steps, eval_every=max(1, steps // 2)))
+    steps = round(steps * TIMES) if name in LONGER else steps
+    return Run(f"model_{name}", model=CONFIGS[LONGER.get(name, name)], train=replace(train.TrainConfig(), seed=seed, steps=steps, eval_every=max(1, steps // 2)))
 
 
 def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> dict[str, Any]:
@@ -33,7 +36,7 @@ def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> dict[str
 
 
 def rows(run: Run, measured: dict[str, Any]) -> list[dict[str, Any]]:
-    name = next(name for name, cfg in CONFIGS.items() if cfg == run.model)
+    name = run.name.removeprefix("model_")
     nothing = {key: None for key in ("plain_8", "off_by_one_8", "off_by_k_8", "fi_heads", "pt_heads", "consolidation_heads", "top_fi_r", "faithfulness")} | {"failure": "diverged"}
     n_parameters = sum(parameter.numel() for parameter in Transformer(run.model).parameters())
     return [{"config": {"name": name} | asdict(run.model) | {"n_parameters": n_parameters}, "seed": run.train.seed} | nothing | measured | provenance(run)]
@@ -47,7 +50,7 @@ def layers_of(rows: list[dict[str, Any]], key: str) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    out = [f"off-by-one addition at 8 shots, means over seeds ± 95 % (Student's t), {rows[0]['steps']} steps each; layers: in how many runs a group has a head there"]
+    out = [f"off-by-one addition at 8 shots, means over seeds ± 95 % (Student's t), {rows[0]['steps']} steps each ({TIMES} times as many where it says longer); layers: in how many runs a group has a head there"]
     out.append(f"{'model':20}{'runs':>5}{'solve it':>10}{'plain':>14}{'off by one':>14}{'FI heads':>12}{'PT heads':>12}{'consol.':>12}{'top FI r':>14}{'faithful':>14}   FI in layers; PT in layers; consolidation in layers")
     for name, some in by(rows, lambda row: row["config"]["name"]):
         good = [row for row in some if not row["diverged"] and row["off_by_one_8"] >= 0.5]
@@ -62,7 +65,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(out)
 
 
-EXPERIMENT = Experiment("universality", __doc__, tuple(CONFIGS), 3, 700, make, measure, rows, table, more={"default": 5})
+EXPERIMENT = Experiment("universality", __doc__, (*CONFIGS, *LONGER), 3, 700, make, measure, rows, table, more={"default": 5})
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

@@ -112,7 +112,11 @@ def all_heads(cfg: ModelConfig) -> list[str]:
 
 
 def wilson(share: float, n: int) -> list[float]:
-    """95 % interval of a share seen in n trials (Wilson 1927)."""
+    """95 % interval of a share seen in n trials (Wilson 1927).
+
+    >>> wilson(1.0, 100)
+    [0.963, 1.0]
+    """
     z = 1.96
     centre, half = (share + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return [round(max(0.0, centre - half), 4), round(min(1.0, centre + half), 4)]
@@ -162,7 +166,11 @@ def random_group_anywhere(heads: Sequence[str], n_layers: int, n_heads: int, gen
 
 def random_group(heads: Sequence[str], n_heads: int, generator: torch.Generator, avoid: bool = True) -> list[str]:
     """As many heads from each layer as `heads` has there, drawn from that layer's other heads (all of those, where they
-    are fewer), or from all of its heads if the group need not be avoided."""
+    are fewer), or from all of its heads if the group need not be avoided.
+
+    >>> random_group(["3.1", "3.2", "3.3", "3.4"], n_heads=6, generator=torch.Generator())  # layer 3 has no others
+    ['3.0', '3.5']
+    """
     group = []
     for layer in sorted({parse(head)[0] for head in heads}):
         inside = [parse(head)[1] for head in heads if parse(head)[0] == layer]

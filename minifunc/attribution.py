@@ -57,7 +57,11 @@ def attribute(patcher: PathPatcher) -> Effects:
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation of two tensors of one shape; equal values share the mean of their ranks."""
+    """Spearman's rank correlation of two tensors of one shape; equal values share the mean of their ranks.
+
+    >>> round(rank_correlation(torch.tensor([1, 2, 3]), torch.tensor([1, 100, 10])), 6)
+    0.5
+    """
 
     def ranks(x: Tensor) -> Tensor:
         x = x.flatten().double()

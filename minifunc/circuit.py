@@ -87,6 +87,11 @@ def attention_shares(model: Transformer, tokens: Tensor, answers: Tensor, operan
 
 
 def parse(head: str) -> Head:
+    """The layer and the index of a head by name.
+
+    >>> parse("3.14")
+    (3, 14)
+    """
     layer, index = head.split(".")
     return int(layer), int(index)
 
@@ -133,7 +138,11 @@ def route(effects: Mapping[str, Effects], fi: Sequence[str], criteria: Criteria)
 
 
 def heads_of(names: Iterable[str]) -> list[str]:
-    """The heads among some nodes, in the order of the model."""
+    """The heads among some nodes, in the order of the model.
+
+    >>> heads_of(["mlp0", "10.1", "2.11", "2.3", "embedding"])
+    ['2.3', '2.11', '10.1']
+    """
     return sorted({name for name in names if "." in name}, key=parse)
 
 

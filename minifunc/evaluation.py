@@ -18,5 +18,9 @@ def last_logits(model: Transformer, tokens: Tensor, hooks: Hooks | None = None) 
 
 
 def accuracy(logits: Tensor, answers: Tensor) -> float:
-    """Share of prompts on which the largest of logits [n_prompts, d_vocab] is at answers [n_prompts]."""
+    """Share of prompts on which the largest of logits [n_prompts, d_vocab] is at answers [n_prompts].
+
+    >>> accuracy(torch.tensor([[0.0, 2.0], [3.0, 1.0]]), torch.tensor([1, 1]))
+    0.5
+    """
     return (logits.argmax(-1) == answers.to(logits.device)).cpu().double().mean().item()

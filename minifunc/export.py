@@ -1,14 +1,16 @@
 """A run's model for other tools, and back.
 
     python -m minifunc.export --run DIR --to safetensors FILE        weights, with the run's config in the header
-    python -m minifunc.export --run DIR --from safetensors FILE      a new run folder from such a file, bit for bit
-    python -m minifunc.export --run DIR --to transformer-lens FILE   {config, state_dict} of a HookedTransformer (2.18):
+    python -m minifunc.export --run DIR --to transformer-lens FILE   {config, state_dict, run} for the transformer-lens that is installed:
 
         saved = torch.load(FILE)
-        model = HookedTransformer(HookedTransformerConfig(**saved["config"]))
+        model = HookedTransformer(HookedTransformerConfig(**saved["config"]))                        # 2.18, or
+        model = TransformerBridge.boot_native(TransformerBridgeConfig(**saved["config"]))            # 4
         model.load_state_dict(saved["state_dict"])
 
-Both packages are optional, and only the one asked for is imported.
+    python -m minifunc.export --run DIR --from FORMAT FILE           a new run folder from such a file, bit for bit
+
+Both packages are optional, and only the one asked for is imported; reading what was made for transformer-lens needs neither.
 """
 
 import importlib
@@ -19,11 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from minifunc.flags import Parser
 from minifunc.model import ModelConfig, Transformer
-from minifunc.runs import UserError, _line, _write, load_run, run_main, save_json, save_tensors
+from minifunc.runs import UserError, _line, _write, load_run, load_tensors, model_config, run_main, save_json, save_tensors
 
 
 def _package(name: str) -> Any:
@@ -34,8 +37,11 @@ def _package(name: str) -> Any:
         raise UserError(f"this needs the package {name.split('.')[0].replace('_', '-')}, which is not installed here") from None
 
 
+# ---------------------------------------------------------------- TransformerLens
+
+
 def lens_config(cfg: ModelConfig) -> dict[str, Any]:
-    """The arguments of a HookedTransformerConfig (2.18) for a model of this shape."""
+    """The arguments of a HookedTransformerConfig (2.18), or of a TransformerBridgeConfig (4), for a model of this shape."""
     same = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "d_vocab", "n_ctx", "eps")
     config = {name: getattr(cfg, name) for name in same} | {"normalization_type": cfg.normalization, "init_weights": False, "device": "cpu"}
     config |= {"act_fn": cfg.act_fn, "attn_only": False} if cfg.has_mlp else {"act_fn": None, "attn_only": True}
@@ -47,16 +53,62 @@ def lens_config(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def to_transformer_lens(model: Transformer) -> dict[str, Any]:
-    """{config, state_dict} of a HookedTransformer with our weights; what we lack there (biases) is zero. Needs transformer-lens 2."""
-    lens = _package("transformer_lens")
-    if not hasattr(lens, "HookedTransformer"):
-        raise UserError("this needs transformer-lens 2: later ones have no HookedTransformer")
-    config = lens_config(model.cfg)
-    other = lens.HookedTransformer(lens.HookedTransformerConfig(**config)).to(model.unembed.W_U.dtype)
+    """{config, state_dict} of a HookedTransformer (2.18) or a native TransformerBridge (4), whichever is installed; what we lack
+    there (biases) is zero. Needs transformer-lens."""
+    lens, config, weights = _package("transformer_lens"), lens_config(model.cfg), model.state_dict()
+    try:
+        other = lens.HookedTransformer(lens.HookedTransformerConfig(**config))
+    except (AttributeError, ImportError):  # 4 has none
+        config["architecture"] = "TransformerLensNative"
+        shape = lens.TransformerBridgeConfig(**config)
+        other = lens.TransformerBridge.boot_native(shape)
+        weights = _package("transformer_lens.utilities.tl_checkpoint_conversion").convert_tl_checkpoint(weights, shape)
+    other = other.to(model.unembed.W_U.dtype)
     for parameter in other.parameters():
         parameter.data.zero_()
-    other.load_state_dict(model.state_dict(), strict=False)
-    return {"config": config, "state_dict": dict(other.state_dict())}
+    other.load_state_dict(weights, strict=False)
+    return {"config": config, "state_dict": {name: tensor.detach().clone() for name, tensor in other.state_dict().items()}}
+
+
+def from_transformer_lens(path: Path) -> tuple[Any, dict[str, Tensor]]:
+    """The run's config and the weights of a file that `--to transformer-lens` made. Raises UserError for any other, and where a bias is
+    not zero: our model has none."""
+    saved = load_tensors(path)
+    try:
+        config, state = json.loads(saved["run"]), dict(saved["state_dict"])
+        cfg = model_config(config["model"], path)
+        ours = _from_bridge(state, cfg) if "embed.weight" in state else {name: state.pop(name) for name in _names(cfg)}
+        biases = [name for name, tensor in state.items() if name.rsplit(".", 1)[-1].startswith("b") and tensor.any()]
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError) as error:
+        raise UserError(f"{path} was not made by this command: {_line(error)}") from None
+    if biases:
+        raise UserError(f"{path}: {biases[0]:.60} is not zero, and our model has no biases")
+    return config, ours
+
+
+def _names(cfg: ModelConfig) -> list[str]:
+    with torch.device("meta"):
+        return list(Transformer(cfg).state_dict())
+
+
+def _from_bridge(state: dict[str, Tensor], cfg: ModelConfig) -> dict[str, Tensor]:
+    """Our weights from the names and shapes of TransformerLens 4, which are those of nn.Linear; takes them out of `state`."""
+    ours = {}
+    for name in _names(cfg):
+        part, kind = name.rsplit(".", 1)
+        place = {"W_Q": ".q", "W_K": ".k", "W_V": ".v", "W_O": ".o", "W_in": ".in", "W_out": ".out"}.get(kind, "")
+        weight = state.pop(f"{part}{place}.weight")
+        if kind in ("W_Q", "W_K", "W_V"):
+            weight = weight.reshape(cfg.n_heads, cfg.d_head, cfg.d_model).mT
+        elif kind == "W_O":
+            weight = weight.mT.reshape(cfg.n_heads, cfg.d_head, cfg.d_model)
+        elif kind in ("W_in", "W_out", "W_U"):
+            weight = weight.mT
+        ours[name] = weight.contiguous()
+    return ours
+
+
+# ---------------------------------------------------------------- safetensors
 
 
 def to_safetensors(model: Transformer, config: dict[str, Any]) -> bytes:
@@ -79,9 +131,14 @@ def from_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, state
 
 
-def import_run(path: Path, folder: Path) -> None:
-    """Makes a run folder from a safetensors file. Raises UserError, and makes none, where the file holds no sound run or there is one already."""
-    config, state = from_safetensors(path)
+# ---------------------------------------------------------------- the command
+
+READ = {"safetensors": from_safetensors, "transformer-lens": from_transformer_lens}
+
+
+def import_run(kind: str, path: Path, folder: Path) -> None:
+    """Makes a run folder from a file of this kind. Raises UserError, and makes none, where the file holds no sound run or there is one already."""
+    config, state = READ[kind](path)
     if (folder / "config.json").exists() or (folder / "model.pt").exists():
         raise UserError(f"{folder} holds a run already: name another folder")
     with tempfile.TemporaryDirectory() as place:
@@ -104,15 +161,14 @@ def work(argv: Sequence[str] | None) -> int:
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run's folder")
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--to", nargs=2, metavar=("FORMAT", "FILE"), help="write the model to FILE, as safetensors or transformer-lens")
-    way.add_argument("--from", nargs=2, metavar=("FORMAT", "FILE"), dest="source", help="make the run's folder from FILE, which --to safetensors wrote")
+    way.add_argument("--from", nargs=2, metavar=("FORMAT", "FILE"), dest="source", help="make the run's folder from FILE, which --to FORMAT wrote")
     arguments = parser.parse_args(argv)
     kind, name = arguments.to or arguments.source
-    known = ["safetensors", "transformer-lens"] if arguments.to else ["safetensors"]
-    if kind not in known:
-        raise UserError(f"the format must be {' or '.join(known)}, not {kind!r}")
+    if kind not in READ:
+        raise UserError(f"the format must be {' or '.join(READ)}, not {kind!r}")
     path = Path(name)
     if arguments.source:
-        import_run(path, arguments.run)
+        import_run(kind, path, arguments.run)
         print(f"made {arguments.run} from {path}")
         return 0
     model, config = load_run(arguments.run)
@@ -120,7 +176,7 @@ def work(argv: Sequence[str] | None) -> int:
         data = to_safetensors(model, config)
         _write(path, lambda file: file.write(data))
     else:
-        save_tensors(path, to_transformer_lens(model))
+        save_tensors(path, to_transformer_lens(model) | {"run": json.dumps(config)})
     print(f"wrote {path}")
     return 0
 

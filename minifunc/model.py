@@ -334,12 +334,25 @@ class Transformer(nn.Module):
                 raise ValueError(f"no hook point {name!r}" + (f"; close ones: {', '.join(near)}" if near else ""))
 
     def run_with_hooks(self, tokens: Tensor, hooks: Mapping[str, Hook], positions: Tensor | None = None) -> Tensor:
-        """Logits of a run in which each named activation is replaced by what its function returns."""
+        """Logits of a run in which each named activation is replaced by what its function returns.
+
+        >>> model, tokens = Transformer(ModelConfig(d_vocab=9)), torch.tensor([[1, 2, 3]])
+        >>> def without_head_2(z, name):  # [batch, pos, head, d_head]
+        ...     return torch.cat([z[:, :, :2], 0 * z[:, :, 2:3], z[:, :, 3:]], dim=2)
+        >>> logits = model.run_with_hooks(tokens, {"blocks.1.attn.hook_z": without_head_2})
+        >>> logits.shape, torch.equal(logits, model(tokens))
+        (torch.Size([1, 3, 9]), False)
+        """
         self.check_hook_names(list(hooks))
         return self(tokens, positions, Hooks(hooks))
 
     def run_with_cache(self, tokens: Tensor, names: Sequence[str] | None = None, positions: Tensor | None = None, past: Sequence[Past] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits, and the activations at `names` (default: every hook point), as they are in the run. The rest as in `forward`."""
+        """Logits, and the activations at `names` (default: every hook point), as they are in the run. The rest as in `forward`.
+
+        >>> logits, cache = Transformer(ModelConfig(d_vocab=9)).run_with_cache(torch.tensor([[1, 2, 3]]))
+        >>> cache["blocks.0.attn.hook_pattern"].sum(-1).shape  # attention adds up to one at each [batch, head, query]
+        torch.Size([1, 4, 3])
+        """
         names = self.hook_names() if names is None else names
         self.check_hook_names(names)
         cache: dict[str, Tensor] = {}

@@ -1,4 +1,8 @@
-"""Receivers of path patching: where a sender's changed value can be read. Small, comparable, self-describing values."""
+"""Receivers of path patching: where a sender's changed value can be read. Small, comparable, self-describing values.
+
+>>> print(Logits(), HeadInput(3, 4, "v"), MLPInput(2), Resid(1))
+logits 3.4.v mlp2 resid1
+"""
 
 from dataclasses import dataclass
 

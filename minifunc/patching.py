@@ -68,6 +68,14 @@ class PathPatcher(PairedRuns):
 
     freeze_mlps: False (the paper's semantics) lets a direct path pass through MLPs; True leaves it the residual
     stream alone. Under both, `sweep` is exact: it gives what the definition's two passes per sender would give.
+
+    >>> from minifunc.model import ModelConfig
+    >>> base, contrast = torch.tensor([[1, 2, 3]]), torch.tensor([[1, 4, 3]])
+    >>> patcher = PathPatcher(Transformer(ModelConfig(d_vocab=9)), base, contrast, torch.tensor([5]), torch.tensor([6]))
+    >>> patcher.sweep(Logits()).heads.shape  # r of each head on the answer
+    torch.Size([4, 4])
+    >>> patcher.sweep(HeadInput(3, 2, "v"), senders=["mlp3", ["0.1", "2.2"]]).r == 0  # mlp3 is above: no path; two heads jointly
+    tensor([ True, False])
     """
 
     def __init__(

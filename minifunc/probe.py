@@ -55,7 +55,12 @@ def correlation(probe: Probe, x: Tensor, y: Tensor) -> Tensor:
 
 
 def one_hot(labels: Tensor, among: Tensor | None = None) -> Tensor:
-    """Whole numbers [n] → [n, max - min + 1] float64, one column per value (of `among`)."""
+    """Whole numbers [n] → [n, max - min + 1] float64, one column per value (of `among`).
+
+    >>> one_hot(torch.tensor([4, 6]))
+    tensor([[1., 0., 0.],
+            [0., 0., 1.]], dtype=torch.float64)
+    """
     among = labels if among is None else among
     return torch.nn.functional.one_hot(labels - among.min(), int(among.max() - among.min()) + 1).double()
 

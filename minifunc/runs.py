@@ -13,6 +13,7 @@ Every file is written whole to a temporary name and then renamed, so a reader se
 """
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -39,14 +40,16 @@ class UserError(Exception):
 
 def run_main(work: Callable[[], int]) -> int:
     """Runs a script's work; a UserError becomes one line on stderr and exit code 2, Ctrl-C a word and 130."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path may hold anything, also what no encoding knows
     try:
         return work()
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
     except UserError as error:
-        line = " ".join(str(error).splitlines())  # a path may hold anything, also what no encoding knows
-        print("error:", line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
     except (MemoryError, RuntimeError) as error:  # torch's CPU allocator raises a plain RuntimeError
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
             raise

@@ -55,16 +55,79 @@ def test_a_file_that_holds_no_sound_run_is_refused_and_makes_no_folder(tmp_path,
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("cfg", [CFG, ModelConfig(n_layers=2, positions="learned", normalization="LN", d_vocab=11), ModelConfig(n_layers=1, act_fn="none", d_vocab=11)], ids=["default", "learned, LN", "attention-only"])
-def test_an_exported_file_gives_our_logits_in_transformer_lens(tmp_path, cfg):
-    lens = pytest.importorskip("transformer_lens")
-    model, path = make_run(tmp_path / "run", cfg), tmp_path / "lens.pt"
+CONFIGS = {"default": CFG, "learned, LN": ModelConfig(n_layers=2, positions="learned", normalization="LN", d_vocab=11), "attention-only": ModelConfig(n_layers=1, act_fn="none", d_vocab=11)}
+
+
+def in_transformer_lens(saved):
+    """What the docstring of minifunc/export.py says to do with the file, under either version."""
+    lens = pytest.importorskip("transformer_lens", reason="transformer-lens is not installed; make parity sets up environments that have it")
+    if "architecture" in saved["config"]:  # noqa: SIM108 (two ways, two lines)
+        model = lens.TransformerBridge.boot_native(lens.TransformerBridgeConfig(**saved["config"]))
+    else:
+        model = lens.HookedTransformer(lens.HookedTransformerConfig(**saved["config"]))
+    model.load_state_dict(saved["state_dict"])
+    return model
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_exported_file_gives_our_logits_in_transformer_lens_and_comes_back_bit_for_bit(tmp_path, name):
+    pytest.importorskip("transformer_lens", reason="transformer-lens is not installed; make parity sets up environments that have it")
+    cfg, path = CONFIGS[name], tmp_path / "lens.pt"
+    model = make_run(tmp_path / "run", cfg)
     assert export.main(["--run", str(tmp_path / "run"), "--to", "transformer-lens", str(path)]) == 0
     saved = torch.load(path, weights_only=True)
-    other = lens.HookedTransformer(lens.HookedTransformerConfig(**saved["config"]))
-    other.load_state_dict(saved["state_dict"])
     tokens = torch.randint(cfg.d_vocab, (3, 9), generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(model(tokens), other(tokens), rtol=0, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), in_transformer_lens(saved)(tokens), rtol=0, atol=1e-4)
+    assert export.main(["--run", str(tmp_path / "again"), "--from", "transformer-lens", str(path)]) == 0
+    again, config = load_run(tmp_path / "again")
+    assert config == json.loads((tmp_path / "run" / "config.json").read_text())
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def as_in_transformer_lens(model, bridge):
+    """The weights by the names and shapes of TransformerLens 4 (bridge) or 2.18, in words of our own, with biases of zero."""
+    shapes = {"W_Q": "q", "W_K": "k", "W_V": "v", "W_O": "o", "W_in": "in", "W_out": "out"}
+    state = {"blocks.0.attn.q.bias" if bridge else "blocks.0.attn.b_Q": torch.zeros(16), "blocks.0.attn.rotary_sin": torch.ones(3)}
+    for name, tensor in model.state_dict().items():
+        part, kind = name.rsplit(".", 1)
+        if not bridge:
+            state[name] = tensor
+        elif kind in ("W_Q", "W_K", "W_V"):  # [head, d_model, d_head]: the rows of nn.Linear are head after head
+            state[f"{part}.{shapes[kind]}.weight"] = torch.cat([head.T for head in tensor])
+        elif kind == "W_O":
+            state[f"{part}.o.weight"] = torch.cat(list(tensor)).T
+        else:
+            state[f"{part}.{shapes[kind]}.weight" if kind in shapes else f"{part}.weight"] = tensor.T if kind.startswith(("W_in", "W_out", "W_U")) else tensor
+    return state
+
+
+@pytest.mark.parametrize("bridge", [False, True], ids=["2.18", "4"])
+def test_a_run_comes_back_from_transformer_lens_bit_for_bit(tmp_path, capsys, bridge):
+    """Without the package: reading needs none."""
+    model, path = make_run(tmp_path / "run"), tmp_path / "lens.pt"
+    state, run = as_in_transformer_lens(model, bridge), (tmp_path / "run" / "config.json").read_text()
+    save_tensors(path, {"state_dict": state, "run": run})
+    assert export.main(["--run", str(tmp_path / "again"), "--from", "transformer-lens", str(path)]) == 0
+    again, config = load_run(tmp_path / "again")
+    assert config == json.loads(run) and all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+    capsys.readouterr()
+    unembed = "unembed.weight" if bridge else "unembed.W_U"
+    for changed, word in (
+        ({"run": "{"}, "not made by this command"),
+        ({"run": "[]"}, "not made by this command"),
+        ({"run": json.dumps({"model": {"n_layers": -1}})}, "n_layers"),
+        ({"state_dict": {}}, "not made by this command"),
+        ({"state_dict": 7}, "not made by this command"),
+        ({"state_dict": state | {unembed: torch.ones(2, 3)}}, "unembed"),
+        ({"state_dict": state | {unembed: "text"}}, str(path)),
+        ({"state_dict": state | {"unembed.b_U": torch.tensor([0.0, 1.0])}}, "no biases"),
+    ):
+        save_tensors(path, {"state_dict": state, "run": run} | changed)
+        assert export.main(["--run", str(tmp_path / "new"), "--from", "transformer-lens", str(path)]) == 2
+        message = capsys.readouterr().err
+        assert str(path) in message and word in message and message.count("\n") == 1
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("kind, package", [("safetensors", "safetensors"), ("transformer-lens", "transformer_lens")])
@@ -84,6 +147,6 @@ def test_a_model_that_transformer_lens_cannot_hold_is_refused(changes):
 
 
 def test_a_mistaken_command_is_one_line(tmp_path, capsys):
-    for flags in (["--to", "onnx", "x"], ["--from", "transformer-lens", "x"], [], ["--to", "safetensors"]):
+    for flags in (["--to", "onnx", "x"], ["--from", "transformer-lens", str(tmp_path / "none")], [], ["--to", "safetensors"]):
         assert export.main(["--run", str(tmp_path), *flags]) == 2
         assert capsys.readouterr().err.count("\n") == 1

@@ -1,8 +1,10 @@
 """A run's folder: what is written is read back, what is broken is refused in one line, and nothing in a file is run."""
 
+import io
 import json
 import os
 import pickle
+import sys
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -313,3 +315,11 @@ def test_ctrl_c_is_a_word_and_a_mistake_with_a_strange_path_one_line(capsys):
 
     assert run_main(lambda: work(KeyboardInterrupt())) == 130 and capsys.readouterr().err == "stopped\n"
     assert run_main(lambda: work(UserError("no run in a\nb\u2028c"))) == 2 and capsys.readouterr().err == "error: no run in a b c\n"
+
+
+def test_a_path_that_no_encoding_knows_can_be_shown(monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), "utf-8", newline="\n")
+    monkeypatch.setattr(sys, "stdout", shown)
+    assert run_main(lambda: print("the run is in \udcff") or 0) == 0
+    shown.flush()
+    assert shown.buffer.getvalue() == b"the run is in \\udcff\n"

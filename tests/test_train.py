@@ -260,10 +260,12 @@ def damaged(state):
     yield "foreign optimizer", {**state, "optimizer": {"state": {}, "param_groups": []}}
     yield "optimizer of another shape", {**state, "optimizer": {**state["optimizer"], "state": {index: {**entry, "exp_avg": torch.zeros(3)} for index, entry in state["optimizer"]["state"].items()}}}
     yield "metrics no list", {**state, "metrics": None}
-    yield "metrics no objects", {**state, "metrics": [torch.zeros(1)]}
+    yield "metrics no text", {**state, "metrics": [{}]}
+    yield "metrics no objects", {**state, "metrics": "[1]"}
+    yield "metrics not finite", {**state, "metrics": '[{"loss": NaN}]'}
 
 
-@pytest.mark.parametrize("index", range(12))
+@pytest.mark.parametrize("index", range(14))
 def test_a_resume_file_that_does_not_fit_is_refused_before_a_step(tmp_path, monkeypatch, capsys, whole, index):
     monkeypatch.setattr(train, "loss_on_answers", lambda *_: pytest.fail("a step was made"))  # the fused optimizer would crash
     for name, content in contents(whole).items():

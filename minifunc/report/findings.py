@@ -5,7 +5,6 @@ read is one (UserError).
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,7 +74,7 @@ def read(run: str, results: str = "results") -> Findings:
     found.metrics = _lines(folder / "metrics.jsonl")
     emergence = Path(results) / "emergence.json"
     rows = load_json(emergence) if emergence.exists() else []
-    found.emergence = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+    found.emergence = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     return found
 
 

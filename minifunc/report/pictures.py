@@ -104,7 +104,7 @@ BARS = {("base", "none"): "old rule shown", ("contrast", "none"): "new rule show
 def four_bars(title: str, rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> Markup:
     """Shares of plain and shifted answers in four settings, with 95 % intervals over prompts."""
     left, width, step, top = 132, 186, 30, 24
-    parts = [text(0, 12, title, "title")]
+    parts: list[Any] = [text(0, 12, title, "title")]
     parts += [[h("line", x1=left + width * at, x2=left + width * at, y1=top - 4, y2=top + 4 * step - 4, class_="grid"), text(left + width * at, top + 4 * step + 9, percent(at), "tick", "middle")] for at in (0, 0.5, 1)]
     for index, (key, name) in enumerate(BARS.items()):
         y = top + index * step
@@ -201,14 +201,14 @@ def graph_picture(graph: Mapping[str, Any]) -> Markup:
     edges = merged(graph)
     for column in columns:
         column.sort(key=lambda node: (-(parse(node["name"])[0] if node["kind"] == "head" else int(node["name"][3:]) + 0.5 if node["kind"] == "mlp" else -1), str(node["name"])))
-    used = [column for column in range(5) if columns[column]]
+    used = [place for place in range(5) if columns[place]]
     height = top + max(map(len, columns)) * step + 10
     at = {}
-    for x, column in enumerate(used):
-        start = top + (height - top - 10 - len(columns[column]) * step) / 2
-        for y, node in enumerate(columns[column]):
+    for x, place in enumerate(used):
+        start = top + (height - top - 10 - len(columns[place]) * step) / 2
+        for y, node in enumerate(columns[place]):
             at[str(node["name"])] = (x * gap + 8.0, start + y * step, x)
-    parts: list[Any] = [text(x * gap + 8 + wide / 2, 22, COLUMNS[column], "column", "middle") for x, column in enumerate(used)]
+    parts: list[Any] = [text(x * gap + 8 + wide / 2, 22, COLUMNS[place], "column", "middle") for x, place in enumerate(used)]
     drawn = [edge for edge in edges if edge["sender"] in at and edge["receiver"] in at and at[edge["sender"]][2] < at[edge["receiver"]][2] and not (edge["receiver"] == "logits" and edge["contrast"] != "answers")]
     for edge in sorted(drawn, key=lambda edge: -abs(edge["r"])):
         (x1, y1, _), (x2, y2, _) = at[edge["sender"]], at[edge["receiver"]]
@@ -223,8 +223,8 @@ def graph_picture(graph: Mapping[str, Any]) -> Markup:
     for column in columns:
         for node in column:
             name = str(node["name"])
-            x, y, _ = at[name]
-            box = [h("rect", x=f"{x:g}", y=f"{y:g}", width=wide, height=tall, rx=8), text(x + wide / 2, y + 20, name, "", "middle")]
+            x1, y1, _ = at[name]
+            box = [h("rect", x=f"{x1:g}", y=f"{y1:g}", width=wide, height=tall, rx=8), text(x1 + wide / 2, y1 + 20, name, "", "middle")]
             tip = f"{name}: {', '.join(str(group).replace('_', ' ') for group in node['groups']) or node['kind']}"
             look = {"class_": f"node {kind_of(node)}", "data_tip": tip}
             parts.append(h("a", box, href=f"#head-{name}", aria_label=tip, **look) if node["kind"] == "head" else h("g", box, **look))

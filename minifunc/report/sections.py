@@ -44,7 +44,8 @@ def number(value: str, words: Any) -> Markup:
 def unseen(f: Findings, circuit: dict[str, Any]) -> bool:
     """Whether the run's diet never showed what was traced."""
     diet = f.config.get("diet")
-    never = [list(cell) for cell in diet.get("never", ())] if isinstance(diet, dict) else []
+    diet = diet if isinstance(diet, dict) else {}
+    never = [list(cell) for cell in diet.get("never", ())]
     return circuit["task"] == "addition" and ["shift", "+"] in never and circuit["k"] not in diet.get("shifted_addition", ())
 
 
@@ -95,19 +96,19 @@ def effects(f: Findings) -> list[Any]:
     union = heads_of(head for heads in c["groups"].values() for head in heads)
     scale = pictures.legend(100, "r in %", True, "back to plain", "on to the shifted answer")
 
-    def maps(receiver: str, title: Callable[[str], str]) -> list[Markup]:
-        return [pictures.effects_map(title(words), by[contrast][receiver], receiver, union) for contrast, words in CONTRASTS.items() if receiver in by[contrast]]
+    def maps(receiver: str, title: str) -> list[Markup]:
+        return [pictures.effects_map(f"{title}, {words}", by[contrast][receiver], receiver, union) for contrast, words in CONTRASTS.items() if receiver in by[contrast]]
 
     file, command = "circuit.json (effects)", f.makes("patch")
-    out: list[Any] = [scale, figure(h("div", maps("logits", lambda words: f"heads → logits, {words}"), class_="maps"), "Each cell patches one head's direct path to the answer. Outlined: heads of the circuit. The colour goes with the square root, so that small effects show.", file, command, wide=True)]
+    out: list[Any] = [scale, figure(h("div", maps("logits", "heads → logits"), class_="maps"), "Each cell patches one head's direct path to the answer. Outlined: heads of the circuit. The colour goes with the square root, so that small effects show.", file, command, wide=True)]
     if not f.fi:
         return out
-    together = [maps(f"function_induction.{which}", lambda words, which=which: f"→ {which}, {words}") for which in INPUTS]
+    together = [maps(f"function_induction.{which}", f"→ {which}") for which in INPUTS]
     words = ["What reaches the function-induction heads, all of them overwritten together. ", "; ".join(f"{which}: {name.split(': ')[1]}" for which, name in INPUTS.items()), "."]
     if any(together):
         out.append(figure(h("div", together, class_="maps"), words, file, command, wide=True))
     for head in f.fi:
-        each = [maps(f"{head}.{which}", lambda words, which=which: f"→ {head}.{which}, {words}") for which in INPUTS]
+        each = [maps(f"{head}.{which}", f"→ {head}.{which}") for which in INPUTS]
         out.append(details(f"Head {head} alone", figure(h("div", each, class_="maps"), f"What reaches the inputs of head {head}.", file, command, wide=True)))
     return out
 
