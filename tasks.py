@@ -272,8 +272,9 @@ def _first(x: Tensor, asked: Tensor) -> Tensor:
 def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Generator) -> Documents:
     """Draws training documents; the same generator state gives the same documents.
 
-    >>> print(decode(sample(DIETS["addition"], 1, 3, torch.Generator().manual_seed(0)).tokens[0]))
-    <bos> 2 + 6 = 8 ; 9 + 3 = 12 ; 3 + 4 = 7 ;
+    >>> documents = sample(DIETS["strict"], 64, 9, torch.Generator().manual_seed(0))
+    >>> documents.tokens.shape, documents.answer.shape
+    (torch.Size([64, 55]), torch.Size([64, 9]))
     """
     shape = (n_documents, n_examples)
 

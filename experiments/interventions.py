@@ -3,7 +3,7 @@ forming (a part of `make emergence`; writes results/interventions.json).
 
     no_previous_token    every head that becomes a previous-token head is silenced for good, as soon as its score passes the threshold
     no_copy_induction    the same for every head that becomes an ordinary induction head, by its score on repeated documents
-    random_heads         a control: seven heads drawn from the upper two layers are silenced, about as many as no_copy_induction takes, and when it takes most
+    random_heads         a control: as many heads as no_copy_induction takes on average of each layer, and when it takes most, but drawn at random
     frozen_0, frozen_1   the first (second) block stays as it was drawn
 """
 
@@ -28,7 +28,7 @@ from minifunc.runs import load_json, save_json
 from minifunc.scores import copy_induction_score, previous_token_score
 
 EVERY = 20  # steps between two looks at the heads
-RANDOM_AT, N_RANDOM = 300, 7  # random_heads: when, and how many
+RANDOM_AT, N_RANDOM = 300, (5, 2)  # random_heads: when, and how many of the last layer and of the one below
 N_LOOKED_AT = 32  # prompts each time
 
 # ---------------------------------------------------------------- what is done after a step: (step, model, run, folder)
@@ -68,8 +68,11 @@ def no_copy_induction(step: int, model: Transformer, run: Run, folder: Path) -> 
 
 
 def random_heads(step: int, model: Transformer, run: Run, folder: Path) -> None:
-    upper = [f"{layer}.{head}" for layer in (run.model.n_layers - 2, run.model.n_layers - 1) for head in range(run.model.n_heads)]
-    _silence(step, model, folder, lambda: set(random.Random(run.train.seed).sample(upper, N_RANDOM)) if step == RANDOM_AT else set())
+    def draw() -> set[str]:
+        dice = random.Random(run.train.seed)
+        return {f"{run.model.n_layers - depth}.{head}" for depth, n in enumerate(N_RANDOM, start=1) for head in dice.sample(range(run.model.n_heads), min(n, run.model.n_heads))}
+
+    _silence(step, model, folder, lambda: draw() if step == RANDOM_AT else set())
 
 
 @functools.cache

@@ -43,7 +43,7 @@ def try_out(python: str, constraints: Path | None, place: Path) -> str:
     (wheel,) = (place / "dist").glob("*.whl")
     step("install", [*pip, *(["--constraint", str(constraints)] if constraints else []), f"{wheel}[test]"], place)
     versions = step("import", [str(env / "bin/python"), "-c", SHOWN], place)
-    return f"torch {versions.replace(' ', ', numpy ')}: {step('tests', [str(env / 'bin/python'), '-m', 'pytest', '-q'], source)}"
+    return f"torch {versions.replace(' ', ', numpy ')}: {step('tests', [str(env / 'bin/python'), '-m', 'pytest'], source)}"
 
 
 def main(argv: list[str] | None = None) -> int:
