@@ -77,8 +77,8 @@ coverage: .venv/ready-dev  ## run the tests and print which lines of minifunc/ a
 mutations: .venv/ready  ## put 55 faults into a copy of the source, one at a time: do the tests notice? (minutes)
 	$(PY) -m tests.mutations $(ARGS)
 
-test-matrix: .venv/ready  ## install and test with Python 3.10 to 3.13 and the oldest, the pinned and the newest packages (gigabytes, an hour)
-	$(PY) -m tests.matrix $(ARGS)
+test-matrix:  ## install and test with Python 3.10 to 3.13 and the oldest, the pinned and the newest packages (gigabytes, an hour)
+	$(PYTHON) -m tests.matrix $(ARGS)
 
 .venv-parity/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-parity

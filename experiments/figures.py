@@ -71,7 +71,7 @@ def draw_universality(rows: Rows, plt: Any) -> Any:
     """Accuracy by model, and how many heads of each group in those that do the task."""
     grouped = dict(by(rows, lambda row: row["config"]["name"]))
     names = list(grouped)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), sharey=True, layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 1 + len(names) / 3), sharey=True, layout="constrained")
     bars(left, names, [diets.column(grouped[name], "off_by_one_8") for name in names], 0.0, BLUE, "off by one")
     left.set(yticks=[-index for index in range(len(names))], yticklabels=names, xlim=(0, 1.02), xlabel="off-by-one accuracy at 8 shots (dots: runs; lines: 95 %)")
     for shift, (key, label, colour) in zip((0.25, 0.0, -0.25), (("fi_heads", "FI", RED), ("pt_heads", "PT", BLUE), ("consolidation_heads", "consolidation", GREY))):
