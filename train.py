@@ -324,6 +324,8 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"cannot make the folder {out}: {error.strerror}") from None
         try:
             with locked(out) if is_main() else nullcontext():
+                if is_main() and not arguments.resume:
+                    check_empty(out, describe(model_cfg, cfg, diet_name))  # once more: another process may have been faster
                 print_table(train(out, model_cfg, cfg, diet_name, device, arguments.resume), diet_name, arguments.table_prompts)
         except KeyboardInterrupt as stop:
             print(str(stop) or "stopped at once: --resume goes on from the last checkpoint", file=sys.stderr)

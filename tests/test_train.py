@@ -235,6 +235,17 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, capsys, place):
     assert str(tmp_path / place) in refused(capsys, tmp_path / place, *TINY)
 
 
+def test_a_run_that_another_process_finished_in_between_is_not_overwritten(tmp_path, monkeypatch, capsys, whole):
+    def join(device):  # called after the first look, before the lock is taken
+        for name, content in contents(whole).items():
+            (tmp_path / name).write_bytes(content)
+        return device
+
+    monkeypatch.setattr(train, "join", join)
+    assert "already holds" in refused(capsys, tmp_path, *TINY)
+    assert contents(tmp_path) == contents(whole)
+
+
 @pytest.mark.parametrize("flags", [["--examples", "3", "--n-ctx", "31"], ["--examples", "2", "--long-every", "0"]], ids=" ".join)
 def test_short_documents_can_be_trained_on(tmp_path, no_table, flags):
     assert main(tmp_path, *TINY, *flags) == 0
