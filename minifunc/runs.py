@@ -16,6 +16,7 @@ import contextlib
 import io
 import json
 import os
+import pickletools
 import sys
 import warnings
 import zipfile
@@ -32,6 +33,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from minifunc.model import ModelConfig, Transformer
+
+MOST_TUPLES = 20_000  # in a checkpoint; each tensor takes about five, and a million, one within the other, end the process
 
 
 class UserError(Exception):
@@ -167,6 +170,9 @@ def load_tensors(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:  # torch.save packs nothing, and torch.load makes room for whatever size is declared
             if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
                 raise ValueError("it declares more than it holds")
+            for name in archive.namelist():
+                if name.lower().endswith("data.pkl") and sum(code.name.startswith("TUPLE") for code, *_ in pickletools.genops(archive.read(name))) > MOST_TUPLES:
+                    raise ValueError("it holds too many tuples")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)

@@ -126,6 +126,16 @@ def test_a_packed_weights_file_is_refused_before_it_is_unpacked(run):
     assert "declares more" in refused(run / "model.pt", load_run, run)
 
 
+def test_tuples_within_tuples_do_not_end_the_process(run):
+    """Python hashes a key of the kind ((((…)))) by calling itself, a million times where there are as many."""
+    nested = b"\x80\x02}" + b")" + b"\x85" * 10**6 + b"Ns."  # {((((…)))): None}
+    with zipfile.ZipFile(run / "model.pt") as archive, zipfile.ZipFile(run / "nested", "w") as changed:
+        for name in archive.namelist():
+            changed.writestr(name, nested if name.endswith("data.pkl") else archive.read(name))
+    os.replace(run / "nested", run / "model.pt")
+    assert "tuples" in refused(run / "model.pt", load_run, run)
+
+
 def test_one_value_stretched_over_a_shape_is_no_weight(run, model):
     save_tensors(run / "model.pt", {**model.state_dict(), WEIGHT: torch.zeros(1).expand(model.state_dict()[WEIGHT].shape)})
     assert WEIGHT in refused(run / "model.pt", load_run, run)
