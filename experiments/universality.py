@@ -51,14 +51,14 @@ def layers_of(rows: list[dict[str, Any]], key: str) -> str:
 
 def table(rows: list[dict[str, Any]]) -> str:
     out = [f"off-by-one addition at 8 shots, means over seeds ± 95 % (Student's t), {rows[0]['steps']} steps each ({TIMES} times as many where it says longer); layers: in how many runs a group has a head there"]
-    out.append(f"{'model':20}{'runs':>5}{'solve it':>10}{'plain':>14}{'off by one':>14}{'FI heads':>12}{'PT heads':>12}{'consol.':>12}{'top FI r':>14}{'faithful':>14}   FI in layers; PT in layers; consolidation in layers")
+    out.append(f"{'model':26}{'runs':>5}{'solve it':>10}{'plain':>14}{'off by one':>14}{'FI heads':>12}{'PT heads':>12}{'consol.':>12}{'top FI r':>14}{'faithful':>14}   FI in layers; PT in layers; consolidation in layers")
     for name, some in by(rows, lambda row: row["config"]["name"]):
         good = [row for row in some if not row["diverged"] and row["off_by_one_8"] >= 0.5]
         shares = [in_words([0.0 if row["diverged"] else row[key] for row in some]) for key in ("plain_8", "off_by_one_8")]
         counts = [in_words([len(row[key]) for row in good], 1) for key in ("fi_heads", "pt_heads", "consolidation_heads")]
         rest = [in_words([row[key] for row in good]) for key in ("top_fi_r", "faithfulness")]
         places = "; ".join(layers_of(good, key) for key in ("fi_heads", "pt_heads", "consolidation_heads"))
-        out.append(f"{name:20}{len(some):>5}{f'{len(good)} of {len(some)}':>10}" + "".join(f"{cell:>14}" for cell in shares) + "".join(f"{cell:>12}" for cell in counts) + "".join(f"{cell:>14}" for cell in rest) + f"   {places}")
+        out.append(f"{name:26}{len(some):>5}{f'{len(good)} of {len(some)}':>10}" + "".join(f"{cell:>14}" for cell in shares) + "".join(f"{cell:>12}" for cell in counts) + "".join(f"{cell:>14}" for cell in rest) + f"   {places}")
     solved = [row for row in rows if not row["diverged"] and row["off_by_one_8"] >= 0.5]
     for word, keys in (("FI heads", ("fi_heads",)), ("FI and PT heads", ("fi_heads", "pt_heads")), ("all three groups", ("fi_heads", "pt_heads", "consolidation_heads"))):
         out.append(f"{word}: in {sum(all(row[key] for key in keys) for row in solved)} of the {len(solved)} runs that do the task")

@@ -84,3 +84,43 @@ def test_diets(diet):
         assert cell in ("", figure, figure.split(" ± ")[0]), figure
     heads = [value for value in diets.column(rows, "fi_heads") if value is not None]
     assert shown[3] in ("", f"{sum(heads) / len(heads):.1f}".removesuffix(".0"), f"{sum(heads) / len(heads):.1f}")
+
+
+MODELS = {"the default": "default", "1 head a layer": "1_head", "no MLPs": "attention_only"}
+
+
+@pytest.mark.parametrize("model", table("model |"))
+def test_universality(model):
+    shown, grouped = table("model |")[model], dict(by(results("universality"), lambda row: row["config"]["name"]))
+    if model == "model":
+        assert len(table("model |")) == len(grouped) + 1
+        return
+    name, _, longer = re.sub(r" \(.*\)", "", model).partition(", 1750")
+    rows = grouped[MODELS.get(name, name.replace(" ", "_")) + "_longer" * bool(longer)]
+    good = [row for row in rows if row["off_by_one_8"] >= 0.5]
+    assert len(rows) >= 3 and shown[:3] == [f"{len(good)} of {len(rows)}", words(diets.column(rows, "plain_8")), words(diets.column(rows, "off_by_one_8"))]
+    if good:
+        layers = sorted({int(head.split(".")[0]) for row in good for head in row["fi_heads"]})
+        heads = [words(diets.column(good, key), 1).split(" ± ")[0] for key in ("fi_heads", "pt_heads")]
+        assert shown[3:] == [f"{heads[0]} ({', '.join(map(str, layers))})", heads[1]]
+    else:
+        assert shown[3:] == ["", ""]
+
+
+KEPT = {
+    "nothing": "none",
+    "previous-token heads": "no_previous_token",
+    "ordinary induction heads": "no_copy_induction",
+    "as many heads of the same layers, at random": "random_heads",
+    "block 0, left as it was drawn": "frozen_0",
+    "block 1, left as it was drawn": "frozen_1",
+}
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_interventions(kept):
+    rows = [row for row in results("interventions") if row["intervention"] == KEPT[kept]]
+    by_seed = ", ".join(f"{row['off_by_one_8']:.3f}".removeprefix("0") for row in rows)
+    silenced = ", ".join(str(len(row["silenced"])) for row in rows) if any(row["silenced"] for row in rows) else ""
+    figures = [silenced, words(diets.column(rows, "plain_8"), 3), words(diets.column(rows, "off_by_one_8"), 3), by_seed, ", ".join(str(len(row["fi_heads"])) for row in rows)]
+    assert len(rows) == 3 and table("kept from forming |")[kept] == figures
