@@ -47,7 +47,12 @@ def run_main(work: Callable[[], int]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a path may hold anything, also what no encoding knows
     try:
-        return work()
+        code = work()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read what is printed has gone (`| head`): no reason to complain, nor to write on
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python flushes it once more at its end)
+        return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

@@ -356,6 +356,7 @@ def test_every_kind_of_run_that_the_lists_name_can_be_made():
     assert {name for names in (*diets.SECTIONS.values(), *(names for _, names in diets.LAW.values()), diets.OTHER_CELLS) for name in names} == set(tasks.DIETS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_a_figure_is_drawn_from_the_rows_alone(tmp_path, capsys, monkeypatch, small, name):
     pytest.importorskip("matplotlib")

@@ -333,3 +333,11 @@ def test_a_path_that_no_encoding_knows_can_be_shown(monkeypatch):
     assert run_main(lambda: print("the run is in \udcff") or 0) == 0
     shown.flush()
     assert shown.buffer.getvalue() == b"the run is in \\udcff\n"
+
+
+def test_a_reader_that_has_gone_is_no_fault(monkeypatch, capsys):
+    read, write = os.pipe()
+    os.close(read)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.FileIO(write, "w"), "utf-8"))
+    assert run_main(lambda: print("a line") or 0) == 1
+    assert not capsys.readouterr().err
