@@ -46,6 +46,7 @@ def studies(tmp_path_factory):
     return one, pair, ran
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["whole", "resumed"])
 def test_two_processes_train_to_the_weights_and_metrics_of_one(studies, run):
     one, pair, _ = studies
@@ -56,11 +57,13 @@ def test_two_processes_train_to_the_weights_and_metrics_of_one(studies, run):
         assert {**json.loads(other), "seconds": 0} == {**json.loads(ours), "seconds": 0}
 
 
+@pytest.mark.slow
 def test_two_processes_trace_the_circuit_of_one(studies):
     mine, theirs = (json.loads((folder / "whole" / "circuit.json").read_text()) for folder in studies[:2])
     assert {**theirs, "seconds": 0} == {**mine, "seconds": 0}
 
 
+@pytest.mark.slow
 def test_a_wish_to_stop_that_one_process_hears_stops_both_after_the_same_step(studies):
     _, pair, ran = studies
     facts = [json.loads((pair / f"facts{rank}.json").read_text()) for rank in (0, 1)]
@@ -68,18 +71,21 @@ def test_a_wish_to_stop_that_one_process_hears_stops_both_after_the_same_step(st
     assert ran.stderr.count("stopped after step 2 of 6") == 1
 
 
+@pytest.mark.slow
 def test_work_is_shared_out_and_summed(studies):
     facts = [json.loads((studies[1] / f"facts{rank}.json").read_text()) for rank in (0, 1)]
     assert sorted(facts[0]["share"] + facts[1]["share"]) == list(range(5)) and facts[0]["share"] and facts[1]["share"]
     assert all(fact["sum"] == [[2.0, 11.0]] and fact["number"] == 2.0 and fact["any"] and not fact["none"] for fact in facts)
 
 
+@pytest.mark.slow
 def test_results_are_printed_once(studies):
     _, pair, ran = studies
     assert ran.stdout.count("the end") == 1 and ran.stdout.count(f"the run is in {pair / 'whole'}") == 1
     assert {path.name for path in (pair / "whole").iterdir()} == {"config.json", "metrics.jsonl", "model.pt", "resume.pt", "circuit.json", "lock"}
 
 
+@pytest.mark.slow
 def test_a_mistake_is_told_once_with_exit_code_2_and_leaves_no_folder(studies):
     _, pair, ran = studies
     assert [line for line in ran.stderr.splitlines() if line.startswith("error: ")] == [f"error: unknown diet 'keto'; the diets are {', '.join(tasks.DIETS)}"]
