@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import tasks
-from minifunc.distributed import any_process, is_main, join
+from minifunc.distributed import any_process, is_main, join, run_together
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import HeadInput, PathPatcher
 
@@ -46,7 +46,7 @@ def _started(n: int, cfg: ModelConfig) -> dict[str, Any]:
     return found
 
 
-def _sweep() -> None:
+def _sweep() -> int:
     device = join(torch.device("cpu"))
     cfg = ModelConfig(**json.loads(sys.argv[1]))
     model = Transformer(cfg, torch.Generator().manual_seed(0)).to(device).requires_grad_(False)
@@ -63,7 +63,8 @@ def _sweep() -> None:
     found = sweep(len(receivers))
     if is_main():
         print(json.dumps({"seconds": time.perf_counter() - started, "r": found}))
+    return 0
 
 
 if __name__ == "__main__":
-    _sweep()
+    sys.exit(run_together(_sweep))
