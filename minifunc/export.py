@@ -15,6 +15,7 @@ Both packages are optional, and only the one asked for is imported; reading what
 
 import importlib
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -71,18 +72,18 @@ def to_transformer_lens(model: Transformer) -> dict[str, Any]:
 
 
 def from_transformer_lens(path: Path) -> tuple[Any, dict[str, Tensor]]:
-    """The run's config and the weights of a file that `--to transformer-lens` made. Raises UserError for any other, and where a bias is
-    not zero: our model has none."""
+    """The run's config and the weights of a file that `--to transformer-lens` made. Raises UserError for any other, and where
+    it holds more than our model: biases that are not zero, further weights."""
     saved = load_tensors(path)
     try:
         config, state = json.loads(saved["run"]), dict(saved["state_dict"])
         cfg = model_config(config["model"], path)
         ours = _from_bridge(state, cfg) if "embed.weight" in state else {name: state.pop(name) for name in _names(cfg)}
-        biases = [name for name, tensor in state.items() if name.rsplit(".", 1)[-1].startswith("b") and tensor.any()]
+        more = [name for name, tensor in state.items() if name.rsplit(".", 1)[-1].lower().startswith("w") or name.rsplit(".", 1)[-1].startswith("b") and tensor.any()]
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError) as error:
         raise UserError(f"{path} was not made by this command: {_line(error)}") from None
-    if biases:
-        raise UserError(f"{path}: {biases[0]:.60} is not zero, and our model has no biases")
+    if more:
+        raise UserError(f"{path}: {more[0]:.60} is not zero, and the run's model has no such part")
     return config, ours
 
 
@@ -172,6 +173,8 @@ def work(argv: Sequence[str] | None) -> int:
         print(f"made {arguments.run} from {path}")
         return 0
     model, config = load_run(arguments.run)
+    if os.path.lexists(path):
+        raise UserError(f"{path} is there already: name another file")
     if kind == "safetensors":
         data = to_safetensors(model, config)
         _write(path, lambda file: file.write(data))

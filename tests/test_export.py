@@ -32,6 +32,9 @@ def test_a_run_comes_back_from_safetensors_bit_for_bit(tmp_path, capsys):
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
     assert export.main(["--run", str(tmp_path / "run"), "--from", "safetensors", str(tmp_path / "file")]) == 2
     assert "holds a run already" in capsys.readouterr().err
+    weights = (tmp_path / "run" / "model.pt").read_bytes()
+    assert export.main(["--run", str(tmp_path / "run"), "--to", "safetensors", str(tmp_path / "run" / "model.pt")]) == 2
+    assert "is there already" in capsys.readouterr().err and (tmp_path / "run" / "model.pt").read_bytes() == weights
 
 
 def test_a_file_that_holds_no_sound_run_is_refused_and_makes_no_folder(tmp_path, capsys):
@@ -126,7 +129,8 @@ def test_a_run_comes_back_from_transformer_lens_bit_for_bit(tmp_path, capsys, br
         ({"state_dict": 7}, "not made by this command"),
         ({"state_dict": state | {unembed: torch.ones(2, 3)}}, "unembed"),
         ({"state_dict": state | {unembed: "text"}}, str(path)),
-        ({"state_dict": state | {"unembed.b_U": torch.tensor([0.0, 1.0])}}, "no biases"),
+        ({"state_dict": state | {"unembed.b_U": torch.tensor([0.0, 1.0])}}, "unembed.b_U is not zero"),
+        ({"state_dict": state | {"blocks.2.ln1.weight" if bridge else "blocks.2.ln1.w": torch.ones(16)}}, "no such part"),
     ):
         save_tensors(path, {"state_dict": state, "run": run} | changed)
         assert export.main(["--run", str(tmp_path / "new"), "--from", "transformer-lens", str(path)]) == 2
