@@ -36,7 +36,7 @@ ask: .venv/ready  ## answer PROMPT with the run in OUT, and say which heads carr
 check: .venv/ready  ## run the checklist on the run in OUT, write OUT/check.json
 	$(PY) patch.py --run $(OUT) --device $(DEVICE) --check $(ARGS)
 
-diets: .venv/ready  ## train 20 diets, write results/diets.json (ARGS=--quick: minutes; the same command goes on after a stop)
+diets: .venv/ready  ## train 21 diets, write results/diets.json (ARGS=--quick: minutes; the same command goes on after a stop)
 	$(PY) -m experiments.diets $(ARGS)
 
 emergence: .venv/ready  ## follow three default runs step by step, and train with parts kept from forming; write results/{emergence,interventions}.json
@@ -74,7 +74,7 @@ coverage: .venv/ready-dev  ## run the tests and print which lines of minifunc/ a
 	$(PY) -m coverage combine --quiet
 	$(PY) -m coverage report --show-missing --skip-covered --fail-under=95
 
-mutations: .venv/ready  ## put 55 faults into a copy of the source, one at a time: do the tests notice? (minutes)
+mutations: .venv/ready  ## put 56 faults into a copy of the source, one at a time: do the tests notice? (minutes)
 	$(PY) -m tests.mutations $(ARGS)
 
 test-matrix:  ## install and test with Python 3.10 to 3.13 and the oldest, the pinned and the newest packages (gigabytes, an hour)

@@ -21,8 +21,8 @@ Wrappers (WRAPPERS):
     reflect   g(v) = R - v       R in 14..22, drawn for each document; letters wrap around
     copy      a few problems with random answers, repeated; nothing but the repetition can be learned from them
 
-A **diet** says how often each (function, wrapper) cell is met. In the default diet, `strict`, the cells of NEVER are never met,
-whatever the seed: no document shifted by k, or in base k, holds an example of `+` or `choice`. And by chance neither: no document,
+A **diet** says how often each (function, wrapper) cell is met. In `even`, the default, and in `strict`, which differs from it in how
+often each sum is asked, the cells of NEVER are never met, whatever the seed: no document shifted by k, or in base k, holds an example of `+` or `choice`. And by chance neither: no document,
 and no beginning of one, shows two or more `+` examples that are all off by one and the same k != 0, or that all read right in one
 base and not all in base 10; or two or more `choice` examples that are all off by one and the same k in -4..4, k != 0 (see `sample`).
 
@@ -138,6 +138,8 @@ def _all_problems() -> Problems:
 PROBLEMS = _all_problems()
 PLUS, CAESAR, MULTIPLE_CHOICE = (list(FUNCTIONS).index(symbol) for symbol in ("+", "copy", CHOICE))
 LETTERED = torch.tensor([symbol in TO_LETTERS for symbol in FUNCTIONS])  # [n_functions]
+_SUMS = PROBLEMS.value[PROBLEMS.function == PLUS]
+UP_TO = (1 / SUMS / _SUMS.bincount()[_SUMS].double()).cumsum(0)  # [100]: the share of `+` problems up to each, where every sum is asked equally often
 
 
 def in_base(value: Tensor, k: Tensor | int) -> Tensor:
@@ -169,7 +171,8 @@ class Diet:
 
     plain … copy: weights of the wrappers. mixed: share of documents that use several functions under their one
     wrapper. addition, caesar, choice: weights of `+`, of `copy` and of multiple choice against 1 for each other
-    function. shifted_addition: the shifts k with which `+` may be shown all the same; () is the strict rule. functions:
+    function. even_sums: of `+`, every sum is asked equally often, rather than every pair of operands, which makes 0 and 18 ten times
+    as rare as 9. shifted_addition: the shifts k with which `+` may be shown all the same; () is the strict rule. functions:
     those that are met at all. never: the cells (wrapper, function) that are held out. No document of this wrapper then holds an
     example of this function; and for `shift`, for `base` and, of functions on numbers, for `reflect`, none looks by chance as if it did.
 
@@ -186,6 +189,7 @@ class Diet:
     addition: float = 2.0
     caesar: float = 1.5
     choice: float = 1.0
+    even_sums: bool = False
     shifted_addition: tuple[int, ...] = ()
     functions: tuple[str, ...] = tuple(FUNCTIONS)
     never: tuple[tuple[str, str], ...] = CELLS
@@ -206,7 +210,7 @@ class Diet:
 
 
 def changed(**changes: Any) -> Diet:
-    """The default diet with some fields changed. Raises ValueError for a field that there is not."""
+    """The diet `strict` with some fields changed. Raises ValueError for a field that there is not."""
     known = [field.name for field in fields(Diet)]
     wrong = [name for name in changes if name not in known]
     if wrong:
@@ -223,8 +227,9 @@ DIETS = {
     "shifted": changed(relabel=0.0, reflect=0.0, mixed=0.0),  # the other functions, shifted or in base k
     "mixed": changed(relabel=0.0, reflect=0.0),
     "relabelled": changed(reflect=0.0),
-    "strict": Diet(),  # and reflected ones: the default
-    # the default without one ingredient (`relabelled` is the one without reflection)
+    "strict": Diet(),  # and reflected ones
+    "even": changed(even_sums=True),  # the same, with every sum as often as any other: the default
+    # `strict` without one ingredient (`relabelled` is the one without reflection)
     "no_relabel": changed(relabel=0.0),
     "no_mixed": changed(mixed=0.0),
     "no_copy": changed(copy=0.0),
@@ -245,6 +250,7 @@ DIETS = {
     "hold_minus": changed(shifted_addition=EVERY_SHIFT, never=(*CELLS, ("shift", "-"))),
     "hold_max_reflect": changed(shifted_addition=EVERY_SHIFT, never=(*CELLS, ("reflect", "max"))),
 }
+DEFAULT_DIET = "even"
 
 
 @dataclass(frozen=True)
@@ -297,7 +303,11 @@ def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Gener
     function = torch.where(torch.rand(n_documents, 1, generator=generator) < diet.mixed, several, single)  # [n_documents, n_examples]
 
     # Which problems. In a `copy` document, a few of them again and again.
-    problem = integers(PROBLEMS.starts[function], PROBLEMS.starts[function + 1])
+    drawn, first, end = torch.rand(shape, generator=generator, dtype=torch.float64), PROBLEMS.starts[function], PROBLEMS.starts[function + 1]
+    problem = first + (drawn * (end - first)).long()
+    if diet.even_sums:
+        evenly = torch.searchsorted(UP_TO, drawn, right=True).clamp(max=len(UP_TO) - 1)
+        problem = torch.where(function == PLUS, PROBLEMS.starts[PLUS] + evenly, problem)
     again = integers(0, integers(2, 5, (n_documents, 1)).clamp(max=n_examples))
     copying = (wrapper == WRAPPERS.index("copy"))[:, None]  # [n_documents, 1]
     slot = torch.where(copying, again, torch.arange(n_examples))

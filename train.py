@@ -41,11 +41,11 @@ class TrainConfig:
     """
 
     seed: int = 0
-    steps: int = 1700
+    steps: int = 2600
     documents: int = 64
     examples: int = 9
-    long_every: int = 3
-    lr: float = 1e-2
+    long_every: int = 2
+    lr: float = 7e-3
     warmup: int = 100
     beta2: float = 0.95
     weight_decay: float = 0.2
@@ -296,7 +296,7 @@ def main(argv: list[str] | None = None) -> int:
         parser = Parser(prog="train.py", description=__doc__.splitlines()[0])
         parser.add_argument("--out", default="out/default", help="folder of the run (default: %(default)s)")
         parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
-        parser.add_argument("--diet", help=f"one of: {', '.join(tasks.DIETS)} (default: strict)")
+        parser.add_argument("--diet", help=f"one of: {', '.join(tasks.DIETS)} (default: {tasks.DEFAULT_DIET})")
         parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
         parser.add_argument("--table-prompts", type=int, default=500, help="prompts behind each figure of the last table (default: %(default)s)")
         add_flags(parser, "training", TrainConfig())
@@ -308,7 +308,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.resume:
             model_cfg, cfg, diet_name = settings_of(out, arguments)
         else:
-            model_cfg, cfg, diet_name = from_flags(arguments, MODEL), from_flags(arguments, TrainConfig()), arguments.diet or "strict"
+            model_cfg, cfg, diet_name = from_flags(arguments, MODEL), from_flags(arguments, TrainConfig()), arguments.diet or tasks.DEFAULT_DIET
         if diet_name not in tasks.DIETS:
             raise UserError(f"unknown diet {diet_name!r}; the diets are {', '.join(tasks.DIETS)}")
         if model_cfg.d_vocab < len(tasks.VOCABULARY) or model_cfg.n_ctx < 1 + tasks.EXAMPLE * cfg.longest:

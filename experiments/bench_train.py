@@ -101,7 +101,7 @@ def steps(model_cfg: ModelConfig, cfg: train.TrainConfig, device: torch.device) 
 
     The plain step scores every position, with an AdamW as it comes and gradients clipped as in ours.
     """
-    diet, shape = tasks.DIETS["strict"], (cfg.documents, cfg.examples)
+    diet, shape = tasks.DIETS[tasks.DEFAULT_DIET], (cfg.documents, cfg.examples)
     model = Transformer(model_cfg, torch.Generator().manual_seed(0)).to(device)
     plain = plain_copy(model)
     worst = largest_difference(model, plain, tasks.sample(diet, *shape, torch.Generator().manual_seed(0)))

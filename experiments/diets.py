@@ -1,6 +1,6 @@
 """Where function induction comes from: the same model on other diets (`make diets` writes results/diets.json).
 
-A ladder of diets that ends at the default, the default without one ingredient, less held out, and the grid of
+A ladder of diets that ends at the default, its last rung but one (`strict`) without one ingredient, less held out, and the grid of
 (function × wrapper) cells cut in other ways (tasks.DIETS). One table says which ingredient is necessary and which is
 enough, another what the accuracy on the unseen cell depends on.
 """
@@ -16,12 +16,12 @@ import torch
 import tasks
 import train
 from experiments.measure import FEW, addition, circuit, grid
-from experiments.runs import Experiment, Run, by, in_words, main, mean_ci, provenance
+from experiments.runs import SHORT, Experiment, Run, by, in_words, main, mean_ci, provenance
 from minifunc.model import Transformer
 
 SECTIONS = {
-    "ladder: each adds to the one above": ("addition", "copied", "shifted", "mixed", "relabelled", "strict"),
-    "the default without one ingredient (`relabelled` is the one without reflection)": ("strict", "no_relabel", "relabelled", "no_mixed", "no_copy"),
+    "ladder: each adds to the one above": ("addition", "copied", "shifted", "mixed", "relabelled", "strict", "even"),
+    "`strict` without one ingredient (`relabelled` is the one without reflection)": ("strict", "no_relabel", "relabelled", "no_mixed", "no_copy"),
     "less held out": ("strict", "held_out_cell", "held_out_half"),
 }
 LAW = {
@@ -34,7 +34,7 @@ WITHOUT = {"relabelling": "no_relabel", "reflection": "relabelled", "mixing": "n
 
 
 def make(name: str, seed: int, steps: int) -> Run:
-    return Run(f"diet_{name}", name, train=replace(train.TrainConfig(), seed=seed, steps=steps, eval_every=max(1, steps // 2)))
+    return Run(f"diet_{name}", name, train=replace(SHORT, seed=seed, steps=steps, eval_every=max(1, steps // 2)))
 
 
 def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""What must there be for function induction to come up? The default trained anew, each time with something kept from
-forming (a part of `make emergence`; writes results/interventions.json).
+"""What must there be for function induction to come up? The default model trained anew, in fewer steps, each time with something
+kept from forming (a part of `make emergence`; writes results/interventions.json).
 
     no_previous_token    every head that becomes a previous-token head is silenced for good, as soon as its score passes the threshold
     no_copy_induction    the same for every head that becomes an ordinary induction head, by its score on repeated documents
@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 import tasks
-import train
 from experiments.measure import CRITERIA, FEW, SEED, SHOTS, addition, circuit, repeated_documents
-from experiments.runs import Experiment, Run, by, default_run, in_words, main, provenance
+from experiments.runs import SHORT, Experiment, Run, by, in_words, main, provenance
 from minifunc.circuit import parse
 from minifunc.model import Transformer
 from minifunc.runs import load_json, save_json
@@ -99,8 +98,7 @@ INTERVENTIONS = {function.__name__: function for function in (no_previous_token,
 
 
 def make(name: str, seed: int, steps: int) -> Run:
-    run = default_run(seed, steps)
-    return run if name == "none" else replace(run, name=f"without_{name}", snapshots=(), intervention=INTERVENTIONS[name])
+    return Run(f"without_{name}", train=replace(SHORT, seed=seed, steps=steps), intervention=INTERVENTIONS.get(name))
 
 
 def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> dict[str, Any]:
@@ -124,7 +122,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(out)
 
 
-EXPERIMENT = Experiment("interventions", __doc__, ("none", *INTERVENTIONS), 3, train.TrainConfig.steps, make, measure, rows, table)
+EXPERIMENT = Experiment("interventions", __doc__, ("none", *INTERVENTIONS), 3, 1700, make, measure, rows, table)
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

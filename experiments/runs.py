@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+import tasks
 import train
 from minifunc.circuit import Criteria
 from minifunc.flags import Parser
@@ -36,6 +37,7 @@ from train import TrainConfig
 N_SNAPSHOTS = 48  # weights kept on the way, evenly spaced on a logarithmic scale
 SNAPSHOT_SEEDS = 3  # the default's first seeds keep them
 QUICK_STEPS = 30
+SHORT = replace(TrainConfig(), long_every=3, lr=1e-2)  # of the runs that are compared with one another: fewer steps than the default's
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262, 12: 2.201, 15: 2.145, 20: 2.093, 30: 2.045}  # Student's t by number of values
 
 
@@ -64,7 +66,7 @@ Intervention = Callable[[int, Transformer, Run, Path], None]  # (step, model, ru
 
 def default_run(seed: int, steps: int) -> Run:
     """The default, as dependability and emergence share it."""
-    return Run(train=replace(TrainConfig(), seed=seed, steps=steps), snapshots=log_spaced(steps) if seed < SNAPSHOT_SEEDS else ())
+    return Run(diet=tasks.DEFAULT_DIET, train=replace(TrainConfig(), seed=seed, steps=steps), snapshots=log_spaced(steps) if seed < SNAPSHOT_SEEDS else ())
 
 
 def log_spaced(last: int, n: int = N_SNAPSHOTS) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import train
 from experiments.measure import FEW, addition, circuit
-from experiments.runs import Experiment, Run, by, in_words, main, provenance
+from experiments.runs import SHORT, Experiment, Run, by, in_words, main, provenance
 from minifunc.model import ModelConfig, Transformer
 
 M = train.MODEL
@@ -28,7 +28,7 @@ TIMES = 2.5  # as many steps
 
 def make(name: str, seed: int, steps: int) -> Run:
     steps = round(steps * TIMES) if name in LONGER else steps
-    return Run(f"model_{name}", model=CONFIGS[LONGER.get(name, name)], train=replace(train.TrainConfig(), seed=seed, steps=steps, eval_every=max(1, steps // 2)))
+    return Run(f"model_{name}", model=CONFIGS[LONGER.get(name, name)], train=replace(SHORT, seed=seed, steps=steps, eval_every=max(1, steps // 2)))
 
 
 def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> dict[str, Any]:

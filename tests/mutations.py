@@ -87,6 +87,7 @@ FAULTS = [
     Fault("tasks.py", "wrapper == WRAPPERS.index(name)) & ~(", "wrapper == WRAPPERS.index(name)) & (", "a held-out cell is not held out", ("tasks",)),
     Fault("tasks.py", "answer = torch.where(unlucky[:, None], value, answer)", "answer = torch.where(unlucky[:, None] & (value < 0), value, answer)", "chance shows what must never be shown", ("tasks",)),
     Fault("tasks.py", "(rank.amax(1) >= 2) & (first == second)", "(rank.amax(1) >= 3) & (first == second)", "documents with two examples of `+` escape the rule", ("tasks",)),
+    Fault("tasks.py", "torch.where(function == PLUS, PROBLEMS.starts[PLUS] + evenly, problem)", "torch.where(function < PLUS, PROBLEMS.starts[PLUS] + evenly, problem)", "sums are drawn by pairs all the same", ("diets",)),
     Fault("tasks.py", "value + (10 - k) * (value // k)", "value + (10 - k) * (value // 10)", "carrying in base k happens at ten", ("tasks",)),
     Fault("tasks.py", "repeated = (shown[:, :, None] == shown[:, None]).tril(-1)", "repeated = (shown[:, :, None] == shown[:, None]).tril(0)", "an answer counts as determined by itself", ("tasks",)),
     Fault("tasks.py", "others = (value[usable] != value[query]).float()", "others = (value[usable] == value[query]).float()", "the asked answer is among the shown ones", ("tasks",)),

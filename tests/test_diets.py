@@ -70,6 +70,24 @@ def test_the_rungs_add_one_kind_of_document_at_a_time():
     kinds = [{wrapper for wrapper in tasks.WRAPPERS if getattr(diet, wrapper) > 0} | ({"mixed"} if diet.mixed and diet.functions != ("+",) else set()) for diet in ladder]
     added = [after - before for before, after in zip(kinds, kinds[1:])]
     assert added == [{"copy"}, {"shift", "base"}, {"mixed"}, {"relabel"}, {"reflect"}] and ladder[-1] == tasks.Diet()
+    assert tasks.DIETS["even"] == replace(ladder[-1], even_sums=True) and tasks.DEFAULT_DIET == "even"
+
+
+@pytest.mark.parametrize("even", [False, True])
+def test_sums_are_drawn_by_pairs_of_operands_or_evenly_and_the_rest_does_not_change(even):
+    """Expected counts of each sum, from the definition; within it every pair of operands as often as another."""
+    diet = replace(tasks.Diet(), even_sums=even, copy=0.0)
+    documents, other = draw(diet, 30_000), draw(replace(diet, even_sums=not even), 30_000)
+    plus = documents.function == tasks.PLUS
+    n_pairs = torch.tensor([sum(x + y == value for x in range(10) for y in range(10)) for value in range(19)])
+    expected = plus.sum() * (torch.full((19,), 1 / 19) if even else n_pairs / 100)
+    counts = documents.value[plus].bincount()
+    assert ((counts - expected).abs() < 5 * expected.sqrt()).all() and counts.sum() > 20_000
+    x, y = documents.tokens[:, 1::6][plus] - tasks.ZERO, documents.tokens[:, 3::6][plus] - tasks.ZERO
+    by_pair = (10 * x + y).bincount(minlength=100)
+    of_pair = torch.arange(100) // 10 + torch.arange(100) % 10
+    assert ((by_pair - (expected / n_pairs)[of_pair]).abs() < 5 * (expected / n_pairs).sqrt()[of_pair]).all()
+    assert torch.equal(documents.function, other.function) and torch.equal(documents.value[~plus], other.value[~plus])
 
 
 def test_the_grid_diets_change_only_what_they_say():

@@ -292,8 +292,9 @@ def small(monkeypatch):
     """Tiny models in place of the default's, wherever an experiment names one."""
     monkeypatch.setattr(universality, "CONFIGS", {name: replace(TINY, n_heads=1 if name == "1_head" else 2, d_head=8, act_fn="none" if name == "attention_only" else "relu", positions="learned" if "learned" in name else "rotary", d_mlp=16 + index) for index, name in enumerate(universality.CONFIGS)})
     default, made = universality.CONFIGS["default"], runs.Run
-    monkeypatch.setattr(diets, "Run", lambda *arguments, **more: replace(made(*arguments, **more), model=default))
-    for module in (emergence, interventions, dependability):
+    for module in (diets, interventions):
+        monkeypatch.setattr(module, "Run", lambda *arguments, **more: replace(made(*arguments, **more), model=default))
+    for module in (emergence, dependability):
         monkeypatch.setattr(module, "default_run", lambda seed, steps: replace(runs.default_run(seed, steps), model=default))
 
 

@@ -63,7 +63,7 @@ def test_the_order_of_events(event):
 
 
 DIETS = {
-    "the default without relabelling": "no_relabel",
+    "strict without relabelling": "no_relabel",
     "… without mixed documents": "no_mixed",
     "… without copied documents": "no_copy",
     "+ met plain alone, the other functions under everything": "plus_plain",

@@ -114,7 +114,7 @@ def shown_by(documents, function):
 
 
 @pytest.mark.parametrize("function", ["+", "choice"])
-@pytest.mark.parametrize("diet", ["strict", MIX], ids=str)
+@pytest.mark.parametrize("diet", ["even", "strict", MIX], ids=str)
 @pytest.mark.parametrize("seed, n_examples", [(0, 9), (1, 9), (2, 4), (3, 20), (4, 9)])
 def test_what_must_never_be_shown_is_not(diet, seed, n_examples, function):
     documents = draw(tasks.DIETS.get(diet, MIX) if isinstance(diet, str) else diet, 25_000, n_examples, seed)
@@ -134,7 +134,7 @@ def test_chance_would_show_it_and_the_check_above_would_see_it():
 
 @pytest.mark.parametrize("task", tasks.TASKS.values(), ids=list(tasks.TASKS))
 def test_a_function_is_met_under_just_the_wrappers_that_its_task_names(task):
-    documents = draw(tasks.DIETS["strict"], 25_000)
+    documents = draw(tasks.DIETS[tasks.DEFAULT_DIET], 25_000)
     holds = (documents.function == list(tasks.FUNCTIONS).index(task.symbol)).any(1)
     met = {tasks.WRAPPERS[index] for index in documents.wrapper[holds].unique()}
     assert met == set(task.trained) == set(tasks.WRAPPERS) - set(task.never) and holds.sum() > 3000
@@ -162,7 +162,7 @@ def test_every_answer_is_what_function_and_wrapper_say(n_examples):
 def test_the_most_extreme_random_numbers_still_make_sound_documents(monkeypatch, extreme):
     """low + rand * (high - low) must not be rounded up to high."""
     monkeypatch.setattr(torch, "rand", lambda *size, generator, dtype=torch.float32: torch.empty(*size, dtype=dtype).fill_(extreme(dtype)))
-    assert sum(check_answers(draw(n_documents=500)).values()) == 500
+    assert sum(check_answers(draw(n_documents=500)).values()) == sum(check_answers(draw(tasks.DIETS["even"], 500)).values()) == 500
 
 
 def test_copy_documents_may_answer_anything():

@@ -45,7 +45,7 @@ def no_table(monkeypatch):
 def whole(tmp_path_factory):
     """The folder of a run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    train.train(folder, MODEL, TRAIN, "strict", torch.device("cpu"))
+    train.train(folder, MODEL, TRAIN, tasks.DEFAULT_DIET, torch.device("cpu"))
     return folder
 
 
@@ -161,7 +161,7 @@ def test_a_run_in_a_read_only_folder_does_not_go_on(tmp_path, monkeypatch, capsy
 
 def test_ctrl_c_is_given_back_after_a_run(whole, tmp_path):
     before = signal.getsignal(signal.SIGINT)
-    train.train(tmp_path, MODEL, replace(TRAIN, steps=1), "strict", torch.device("cpu"))
+    train.train(tmp_path, MODEL, replace(TRAIN, steps=1), tasks.DEFAULT_DIET, torch.device("cpu"))
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -300,7 +300,7 @@ def test_a_config_of_another_diet_or_vocabulary_is_refused(tmp_path, capsys, who
 
 def test_loss_counts_determined_answers_alone():
     model = Transformer(MODEL).requires_grad_(False)
-    documents = tasks.sample(tasks.DIETS["strict"], 20, 9, torch.Generator().manual_seed(0))
+    documents = tasks.sample(tasks.DIETS[tasks.DEFAULT_DIET], 20, 9, torch.Generator().manual_seed(0))
     chosen = torch.rand(documents.determined.shape, generator=torch.Generator().manual_seed(1)) < 0.2
     chosen[0] = False
     log_p = model(documents.tokens).log_softmax(-1)
@@ -311,9 +311,9 @@ def test_loss_counts_determined_answers_alone():
 
 def test_training_lowers_the_loss(tmp_path):
     lower = replace(TRAIN, steps=60, documents=32, long_every=0, eval_every=1000, warmup=5)
-    documents = tasks.sample(tasks.DIETS["strict"], 200, 9, torch.Generator().manual_seed(99))
+    documents = tasks.sample(tasks.DIETS[tasks.DEFAULT_DIET], 200, 9, torch.Generator().manual_seed(99))
     untrained = Transformer(MODEL, torch.Generator().manual_seed(lower.seed))
-    trained = train.train(tmp_path, MODEL, lower, "strict", torch.device("cpu"))
+    trained = train.train(tmp_path, MODEL, lower, tasks.DEFAULT_DIET, torch.device("cpu"))
     assert train.loss_on_answers(trained, documents) < train.loss_on_answers(untrained, documents) - 0.5
 
 
@@ -369,7 +369,7 @@ def test_a_run_writes_the_files_of_the_contract(whole):
     assert set(contents(whole)) == {"config.json", "metrics.jsonl", "model.pt", "resume.pt"}
     config = json.loads((whole / "config.json").read_text())
     assert {name: config["model"][name] for name in asdict(MODEL)} == asdict(MODEL) and config["train"] == asdict(TRAIN)
-    assert config["vocabulary"] == tasks.VOCABULARY and config["diet"]["name"] == "strict" and config["versions"]["torch"] == torch.__version__
+    assert config["vocabulary"] == tasks.VOCABULARY and config["diet"]["name"] == tasks.DEFAULT_DIET and config["versions"]["torch"] == torch.__version__
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 6] and all(line.keys() == {"step", "seconds", "loss", "accuracy"} for line in lines)
     assert 0 <= lines[0]["seconds"] <= lines[1]["seconds"]
@@ -386,8 +386,8 @@ def test_results_go_to_stdout_and_mark_what_was_never_trained_on(whole, capsys):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_run_on_cuda_is_resumed_and_loads_on_the_cpu(tmp_path, monkeypatch):
     cuda = torch.device("cuda")
-    train.train(tmp_path, MODEL, replace(TRAIN, steps=3), "strict", cuda)
-    train.train(tmp_path, MODEL, TRAIN, "strict", cuda, resume=True)
+    train.train(tmp_path, MODEL, replace(TRAIN, steps=3), tasks.DEFAULT_DIET, cuda)
+    train.train(tmp_path, MODEL, TRAIN, tasks.DEFAULT_DIET, cuda, resume=True)
     assert [line["step"] for line in metrics(tmp_path)] == [3, 6] and load_run(tmp_path)[0](torch.zeros(1, 4, dtype=torch.long)).isfinite().all()
 
 
