@@ -21,10 +21,11 @@ Wrappers (WRAPPERS):
     reflect   g(v) = R - v       R in 14..22, drawn for each document; letters wrap around
     copy      a few problems with random answers, repeated; nothing but the repetition can be learned from them
 
-A **diet** says how often each (function, wrapper) cell is met. In `even`, the default, and in `strict`, which differs from it in how
-often each sum is asked, the cells of NEVER are never met, whatever the seed: no document shifted by k, or in base k, holds an example of `+` or `choice`. And by chance neither: no document,
-and no beginning of one, shows two or more `+` examples that are all off by one and the same k != 0, or that all read right in one
-base and not all in base 10; or two or more `choice` examples that are all off by one and the same k in -4..4, k != 0 (see `sample`).
+A **diet** says how often each (function, wrapper) cell is met. In the diet `strict`, and in `even`, the default, which differs from it
+in how often each sum is asked, the cells of NEVER are never met, whatever the seed: no document shifted by k, or in base k, holds an
+example of `+` or `choice`. And by chance neither: no document, and no beginning of one, shows two or more `+` examples that are all
+off by one and the same k != 0, or that all read right in one base and not all in base 10; or two or more `choice` examples that are
+all off by one and the same k in -4..4, k != 0 (see `sample`).
 
 Everything here is a pure function of an explicit torch.Generator; nothing seeds or reads a global one.
 """
