@@ -304,8 +304,9 @@ def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Gener
     function = torch.where(torch.rand(n_documents, 1, generator=generator) < diet.mixed, several, single)  # [n_documents, n_examples]
 
     # Which problems. In a `copy` document, a few of them again and again.
-    drawn, first, end = torch.rand(shape, generator=generator, dtype=torch.float64), PROBLEMS.starts[function], PROBLEMS.starts[function + 1]
-    problem = first + (drawn * (end - first)).long()
+    drawn = torch.rand(shape, generator=generator, dtype=torch.float64)
+    start, end = PROBLEMS.starts[function], PROBLEMS.starts[function + 1]
+    problem = start + (drawn * (end - start)).long()
     if diet.even_sums:
         evenly = torch.searchsorted(UP_TO, drawn, right=True).clamp(max=len(UP_TO) - 1)
         problem = torch.where(function == PLUS, PROBLEMS.starts[PLUS] + evenly, problem)

@@ -1,5 +1,5 @@
-"""What must there be for function induction to come up? The default model trained anew, in fewer steps, each time with something
-kept from forming (a part of `make emergence`; writes results/interventions.json).
+"""What must there be for function induction to come up? The default model trained anew, on the diet `strict` in 1700 steps,
+each time with something kept from forming (a part of `make emergence`; writes results/interventions.json).
 
     no_previous_token    every head that becomes a previous-token head is silenced for good, as soon as its score passes the threshold
     no_copy_induction    the same for every head that becomes an ordinary induction head, by its score on repeated documents

@@ -274,6 +274,14 @@ def test_an_event_is_where_a_curve_stays_above_half_way():
     assert emergence.event_step(curve, lambda row: -row["x"]) is None and emergence.event_step(curve, lambda row: None) is None
 
 
+def test_the_default_run_is_what_train_py_makes_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "train", lambda out, model_cfg, cfg, diet_name, *_: made.append(train.describe(model_cfg, cfg, diet_name)))
+    monkeypatch.setattr(train, "print_table", lambda *_: None)
+    made = []
+    assert train.main(["--out", str(tmp_path), "--seed", "4", "--device", "cpu"]) == 0
+    assert runs.default_run(4, train.TrainConfig.steps).settings() == {part: made[0][part] for part in ("model", "train", "diet", "vocabulary")}
+
+
 # ---------------------------------------------------------------- the commands
 
 CONTRACT = {

@@ -326,7 +326,7 @@ def test_spoilt_files_by_the_thousand(sound, quick, tmp_path, capsys):
 
 # ---------------------------------------------------------------- command lines
 
-WORDS = ["0", "1", "2", "-1", "9", "8", "1000000000000", "9" * 30, "9" * 5000, "1e400", "1e-400", "nan", "inf", "-inf", "0.5", "", " ", "-", "--", "=", "true", "None", "addition", "choice", "base_addition", tasks.DEFAULT_DIET, "cpu", "cuda", "cuda:99999999999", "cpu:3", "rotary", "none", "a\nb", "\udcff", "é", "../..", "x" * 5000, "%s", "{}"]
+WORDS = ["0", "1", "2", "-1", "9", "8", "1000000000000", "9" * 30, "9" * 5000, "1e400", "1e-400", "nan", "inf", "-inf", "0.5", "", " ", "-", "--", "=", "true", "None", "addition", "choice", "base_addition", "strict", "cpu", "cuda", "cuda:99999999999", "cpu:3", "rotary", "none", "a\nb", "\udcff", "é", "../..", "x" * 5000, "%s", "{}"]
 
 
 def command_line(dice, flags, own):
