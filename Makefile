@@ -75,10 +75,10 @@ coverage: .venv/ready-dev  ## run the tests and print which lines of minifunc/ a
 	$(PY) -m coverage report --show-missing --skip-covered --fail-under=95
 
 mutations: .venv/ready  ## put 56 faults into a copy of the source, one at a time: do the tests notice? (minutes)
-	$(PY) -m tests.mutations $(ARGS)
+	$(PY) -m tests.robustness.mutations $(ARGS)
 
 test-matrix:  ## install and test with Python 3.10 to 3.13 and the oldest, the pinned and the newest packages (gigabytes, an hour)
-	$(PYTHON) -m tests.matrix $(ARGS)
+	$(PYTHON) -m tests.robustness.matrix $(ARGS)
 
 .venv-parity/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-parity

@@ -18,20 +18,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 import tasks
-from experiments import ask, check
-from minifunc import function_vectors, reading
+from commands import ask, check
+from minifunc.analysis import function_vectors, reading
 from minifunc.ablation import Ablator, ablation_row, control_row, random_group, random_group_anywhere
-from minifunc.attribution import attribute, rank_correlation
+from minifunc.analysis.attribution import attribute, rank_correlation
 from minifunc.circuit import Criteria, Discovery, discover, heads_of, other_thresholds, reader_roles
-from minifunc.distributed import is_main, join, run_together
-from minifunc.evaluation import accuracy, last_logits
+from minifunc.support.processes import is_main, join, run_together
+from minifunc.support.evaluation import accuracy, last_logits
 from minifunc.faithfulness import CircuitScores, eliminate, evaluate
-from minifunc.flags import Parser, add_flags, from_flags
+from minifunc.support.flags import Parser, add_flags, from_flags
 from minifunc.model import Transformer
 from minifunc.patching import Effects, PathPatcher
-from minifunc.probe import probes
-from minifunc.runs import UserError, check_writable, load_run, pick_device, save_json
-from minifunc.text import show
+from minifunc.analysis.probe import probes
+from minifunc.support.runs import UserError, check_writable, load_run, pick_device, save_json
+from minifunc.report.terminal import show
 
 N_DRAWS = 50  # random groups of each kind beside an ablated one
 N_OTHER_DRAWS = 10  # random circuits beside one that was found, and random groups for each reused task
@@ -281,8 +281,8 @@ def reuse(model: Transformer, heads: Sequence[str], questions: Sequence[tuple[st
 def writings(model: Transformer, heads: Sequence[str], readers: Sequence[str], task: str, k: int, shots: int, n_prompts: int, generator: torch.Generator) -> dict[str, Any]:
     """Three analyses of the FI heads `heads` and the heads `readers` that gather the expected answer, for a function on numbers.
 
-    function_vectors, function_vectors_by_k, function_vector_scores: what the FI heads write (`minifunc/function_vectors.py`). reading: what their
-    q, k and v are for (`minifunc/reading.py`). probe: where numbers can be read off the stream (`minifunc/probe.py`).
+    function_vectors, function_vectors_by_k, function_vector_scores: what the FI heads write (`minifunc/analysis/function_vectors.py`). reading: what their
+    q, k and v are for (`minifunc/analysis/reading.py`). probe: where numbers can be read off the stream (`minifunc/analysis/probe.py`).
     """
     numbers, zero = torch.tensor([tasks.TOKEN[str(n)] for n in tasks.NUMBERS]), -tasks.NUMBERS[0]
     pairs = {shift: tasks.evaluation_pairs(task, shift, shots, 3 * n_prompts, generator) for shift in tasks.SHIFTS}

@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 import minifunc
 import tasks
-from minifunc.distributed import all_sum, any_process, is_main, join, rank, run_together, share, world_size
-from minifunc.evaluation import accuracy, last_logits
-from minifunc.flags import Parser, add_flags, from_flags
+from minifunc.support.processes import all_sum, any_process, is_main, join, rank, run_together, share, world_size
+from minifunc.support.evaluation import accuracy, last_logits
+from minifunc.support.flags import Parser, add_flags, from_flags
 from minifunc.model import ModelConfig, Transformer
-from minifunc.runs import UserError, check_writable, load_json, load_tensors, locked, model_config, pick_device, save_json, save_lines, save_tensors, weights_fault, whole
+from minifunc.support.runs import UserError, check_writable, load_json, load_tensors, locked, model_config, pick_device, save_json, save_lines, save_tensors, weights_fault, whole
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import tasks
-from minifunc.distributed import any_process, is_main, join, run_together
+from minifunc.support.processes import any_process, is_main, join, run_together
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import HeadInput, PathPatcher
 

@@ -16,11 +16,11 @@ import train
 from experiments.measure import FEW, SEED, SHOTS, circuit, patchers_of, repeated_documents
 from experiments.runs import SNAPSHOT_SEEDS, Experiment, Run, by, default_run, main, provenance
 from minifunc.circuit import heads_of, parse
-from minifunc.evaluation import accuracy, last_logits
+from minifunc.support.evaluation import accuracy, last_logits
 from minifunc.model import Transformer
 from minifunc.patching import HeadInput, Logits, Receiver
-from minifunc.runs import UserError, load_tensors
-from minifunc.scores import copy_induction_score, function_induction_score, previous_token_score
+from minifunc.support.runs import UserError, load_tensors
+from minifunc.analysis.scores import copy_induction_score, function_induction_score, previous_token_score
 
 
 def make(name: str, seed: int, steps: int) -> Run:

@@ -9,8 +9,8 @@ from typing import Any
 
 from experiments import diets, emergence
 from experiments.runs import by, mean_ci
-from minifunc.flags import Parser
-from minifunc.runs import UserError, load_json, run_main
+from minifunc.support.flags import Parser
+from minifunc.support.runs import UserError, load_json, run_main
 
 Rows = list[dict[str, Any]]
 BLUE, RED, GREY = "#3465a4", "#c0392b", "#888888"

@@ -23,8 +23,8 @@ from experiments.measure import CRITERIA, FEW, SEED, SHOTS, addition, circuit, r
 from experiments.runs import SHORT, Experiment, Run, by, in_words, main, provenance
 from minifunc.circuit import parse
 from minifunc.model import Transformer
-from minifunc.runs import load_json, save_json
-from minifunc.scores import copy_induction_score, previous_token_score
+from minifunc.support.runs import load_json, save_json
+from minifunc.analysis.scores import copy_induction_score, previous_token_score
 
 EVERY = 20  # steps between two looks at the heads
 RANDOM_AT, N_RANDOM = 300, (5, 2)  # random_heads: when, and how many of the last layer and of the one below

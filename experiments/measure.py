@@ -9,7 +9,7 @@ import tasks
 import train
 from minifunc.ablation import Ablator
 from minifunc.circuit import Criteria, discover, heads_of, parse
-from minifunc.evaluation import accuracy, last_logits
+from minifunc.support.evaluation import accuracy, last_logits
 from minifunc.faithfulness import CircuitScores
 from minifunc.model import Transformer
 from minifunc.patching import PathPatcher

@@ -11,8 +11,8 @@ from typing import Any
 
 from experiments.figures import pyplot
 from minifunc.ablation import wilson
-from minifunc.flags import Parser
-from minifunc.runs import UserError, load_json, run_main
+from minifunc.support.flags import Parser
+from minifunc.support.runs import UserError, load_json, run_main
 
 PLAIN, SHIFTED = "#8b9097", "#2166ac"
 BARS = [("base", "none", "old rule\nshown"), ("contrast", "none", "new rule\nshown"), ("contrast", "function_induction", "… FI heads\nswapped"), ("contrast", "random_same_layers", "… others\nswapped")]

@@ -29,9 +29,9 @@ from tqdm import tqdm
 import tasks
 import train
 from minifunc.circuit import Criteria
-from minifunc.flags import Parser
+from minifunc.support.flags import Parser
 from minifunc.model import ModelConfig, Transformer
-from minifunc.runs import UserError, check_writable, load_json, locked, run_main, save_json, save_tensors
+from minifunc.support.runs import UserError, check_writable, load_json, locked, run_main, save_json, save_tensors
 from train import TrainConfig
 
 N_SNAPSHOTS = 48  # weights kept on the way, evenly spaced on a logarithmic scale

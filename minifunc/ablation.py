@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from minifunc.circuit import heads_of, parse
-from minifunc.evaluation import ROWS, accuracy
+from minifunc.support.evaluation import ROWS, accuracy
 from minifunc.model import Hooks, ModelConfig, Transformer
 
 

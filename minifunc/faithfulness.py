@@ -24,7 +24,7 @@ from torch import Tensor
 
 from minifunc.ablation import Ablator, all_heads
 from minifunc.circuit import heads_of
-from minifunc.evaluation import accuracy
+from minifunc.support.evaluation import accuracy
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minifunc.distributed import all_sum, rank, world_size
+from minifunc.support.processes import all_sum, rank, world_size
 from minifunc.model import Past, Transformer
 
 
@@ -45,7 +45,7 @@ class PairedRuns:
     F of the paired base run. max_memory: GiB that the sweep may use beside the weights (default: a quarter of what is free on
     CUDA, 2 elsewhere); it sets the size of the chunks, never the results.
 
-    With several processes (minifunc/distributed.py) each runs its own part of the prompts, and all get the same results.
+    With several processes (minifunc/support/processes.py) each runs its own part of the prompts, and all get the same results.
 
     F_base, F_contrast [n_prompts] float64: F of the two runs, in logits. Raises ValueError where shapes or answers do
     not fit, where the budget is too small for a single row, or where F_contrast and F_base do not differ (r is

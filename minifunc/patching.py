@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from minifunc.distributed import all_sum
+from minifunc.support.processes import all_sum
 from minifunc.model import Hook, Hooks, Transformer
 from minifunc.nodes import HeadInput, Logits, MLPInput, Receiver, Resid
 from minifunc.pairs import Chunk, PairedRuns

@@ -5,7 +5,7 @@ import torch
 
 import patch
 import tasks
-from minifunc import text
+from minifunc.report import terminal as text
 from minifunc.model import ModelConfig, Transformer
 
 

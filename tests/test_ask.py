@@ -3,9 +3,9 @@ import torch
 
 import patch
 import tasks
-from experiments import ask
+from commands import ask
 from minifunc.circuit import Criteria
-from minifunc.runs import save_json, save_tensors
+from minifunc.support.runs import save_json, save_tensors
 from tests.handwired import headline_model
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from test_patching import VARIANTS, make
 
-from minifunc.attribution import attribute, rank_correlation
+from minifunc.analysis.attribution import attribute, rank_correlation
 from minifunc.patching import Logits, PathPatcher
 
 

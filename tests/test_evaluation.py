@@ -1,6 +1,6 @@
 import torch
 
-from minifunc.evaluation import ROWS, accuracy, last_logits
+from minifunc.support.evaluation import ROWS, accuracy, last_logits
 from minifunc.model import ModelConfig, Transformer
 
 MODEL = Transformer(ModelConfig(n_layers=2, n_heads=2, d_model=8, d_head=4, d_mlp=8, d_vocab=9))

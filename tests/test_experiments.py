@@ -19,7 +19,7 @@ from experiments import dependability, diets, emergence, interventions, measure,
 from experiments.runs import Run, carry_out, finished, log_spaced, mean_ci, run_all
 from minifunc.model import ModelConfig
 from minifunc.patching import Logits
-from minifunc.runs import UserError, load_run
+from minifunc.support.runs import UserError, load_run
 from train import TrainConfig
 
 ROOT = Path(__file__).parent.parent

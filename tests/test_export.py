@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from minifunc import export
+from minifunc.support import export
 from minifunc.model import ModelConfig, Transformer
-from minifunc.runs import UserError, load_run, save_json, save_tensors
+from minifunc.support.runs import UserError, load_run, save_json, save_tensors
 
 CFG = ModelConfig(n_layers=2, d_model=16, d_head=4, d_mlp=8, d_vocab=11, n_ctx=9, rotary_base=100.0)
 
@@ -62,7 +62,7 @@ CONFIGS = {"default": CFG, "learned, LN": ModelConfig(n_layers=2, positions="lea
 
 
 def in_transformer_lens(saved):
-    """What the docstring of minifunc/export.py says to do with the file, under either version."""
+    """What the docstring of minifunc/support/export.py says to do with the file, under either version."""
     lens = pytest.importorskip("transformer_lens", reason="transformer-lens is not installed; make parity sets up environments that have it")
     if "architecture" in saved["config"]:  # noqa: SIM108 (two ways, two lines)
         model = lens.TransformerBridge.boot_native(lens.TransformerBridgeConfig(**saved["config"]))

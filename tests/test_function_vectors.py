@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from minifunc import function_vectors
-from minifunc.function_vectors import adds_up, cells, explained, last_z, moves, promotes, put, show, study
+from minifunc.analysis import function_vectors
+from minifunc.analysis.function_vectors import adds_up, cells, explained, last_z, moves, promotes, put, show, study
 from minifunc.model import ModelConfig, Transformer
 
 N_NUMBERS, FIRST, SHIFTS = 6, -1, (-1, 0, 1)  # tokens 0..5 are the numbers -1..4, tokens 6..8 the markers of k = -1, 0, 1

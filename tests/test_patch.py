@@ -9,7 +9,7 @@ import torch
 import patch
 import tasks
 import train
-from minifunc import text
+from minifunc.report import terminal as text
 from minifunc.model import Transformer
 
 TINY = ["--n-layers", "2", "--n-heads", "2", "--d-model", "16", "--d-head", "8", "--d-mlp", "16", "--steps", "4", "--documents", "4", "--eval-every", "4", "--table-prompts", "8"]

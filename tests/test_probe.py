@@ -3,7 +3,7 @@ import torch
 from handwired import two_step_model
 
 from minifunc.model import ModelConfig, Transformer
-from minifunc.probe import correlation, fit, halves, largest_step, one_hot, r2, readable, sites, stream, writers
+from minifunc.analysis.probe import correlation, fit, halves, largest_step, one_hot, r2, readable, sites, stream, writers
 
 
 def test_a_probe_finds_a_linear_map_exactly_and_nothing_in_shuffled_targets():

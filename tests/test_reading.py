@@ -3,7 +3,7 @@ import torch
 from handwired import prompts, two_step_model
 
 from minifunc.model import ModelConfig, Transformer
-from minifunc.reading import INPUTS, hands_over, inputs_apart, looks_for, shares, show, wrote
+from minifunc.analysis.reading import INPUTS, hands_over, inputs_apart, looks_for, shares, show, wrote
 
 
 def linear_model(d_vocab, d_model, n_heads, d_head, **other):

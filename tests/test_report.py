@@ -9,12 +9,12 @@ import pytest
 import patch
 import tasks
 import train
-from experiments import check
+from commands import check
 from minifunc.model import ModelConfig, Transformer
 from minifunc.report import page, pictures, sections
 from minifunc.report.findings import read
 from minifunc.report.html import Markup, h, script_data, signed
-from minifunc.runs import UserError, save_json, save_lines, save_tensors
+from minifunc.support.runs import UserError, save_json, save_lines, save_tensors
 from tests.test_patch import ANY_MODEL, FAST
 
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import tasks
-from experiments import ask
+from commands import ask
 from minifunc.model import ModelConfig, Transformer
 from minifunc.report import page
-from minifunc.runs import save_json, save_tensors
+from minifunc.support.runs import save_json, save_tensors
 from tests.handwired import headline_model
 
 SOURCES = page.files("minifunc.report")

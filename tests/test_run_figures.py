@@ -1,6 +1,6 @@
 import pytest
 
-from minifunc.runs import save_json
+from minifunc.support.runs import save_json
 
 EFFECTS = {"logits": {"heads": [[0.0, -0.4], [0.02, -0.1]], "mlps": [0.0, -0.9], "embedding": 0.0}}
 ROWS = [{"task": "addition", "k": 1, "items": "all", "prompt": prompt, "ablated": ablated, "base_acc": 0.3, "contrast_acc": 0.7, "n_prompts": 50} for prompt, ablated in (("base", "none"), ("contrast", "none"))]

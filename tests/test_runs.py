@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from minifunc.model import ModelConfig, Transformer
-from minifunc.runs import UserError, load_json, load_run, load_tensors, pick_device, run_main, save_json, save_tensors
+from minifunc.support.runs import UserError, load_json, load_run, load_tensors, pick_device, run_main, save_json, save_tensors
 
 try:
     import resource

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from minifunc.circuit import attention_shares
 from minifunc.model import ModelConfig, Transformer
-from minifunc.scores import attention_to, copy_induction_score, function_induction_score, previous_token_score
+from minifunc.analysis.scores import attention_to, copy_induction_score, function_induction_score, previous_token_score
 
 
 def copier(period=4, d_vocab=7):

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 import tasks
 import train
 from minifunc.model import ModelConfig, Transformer
-from minifunc.runs import load_run
+from minifunc.support.runs import load_run
 from train import TrainConfig
 
 TRAIN = TrainConfig(seed=3, steps=6, documents=4, examples=9, long_every=2, lr=0.01, warmup=2, eval_every=3)

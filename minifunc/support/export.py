@@ -1,14 +1,14 @@
 """A run's model for other tools, and back.
 
-    python -m minifunc.export --run DIR --to safetensors FILE        weights, with the run's config in the header
-    python -m minifunc.export --run DIR --to transformer-lens FILE   {config, state_dict, run} for the transformer-lens that is installed:
+    python -m minifunc.support.export --run DIR --to safetensors FILE        weights, with the run's config in the header
+    python -m minifunc.support.export --run DIR --to transformer-lens FILE   {config, state_dict, run} for the transformer-lens that is installed:
 
         saved = torch.load(FILE)
         model = HookedTransformer(HookedTransformerConfig(**saved["config"]))                        # 2.18, or
         model = TransformerBridge.boot_native(TransformerBridgeConfig(**saved["config"]))            # 4
         model.load_state_dict(saved["state_dict"])
 
-    python -m minifunc.export --run DIR --from FORMAT FILE           a new run folder from such a file, bit for bit
+    python -m minifunc.support.export --run DIR --from FORMAT FILE           a new run folder from such a file, bit for bit
 
 Both packages are optional, and only the one asked for is imported; reading what was made for transformer-lens needs neither.
 """
@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minifunc.flags import Parser
+from minifunc.support.flags import Parser
 from minifunc.model import ModelConfig, Transformer
-from minifunc.runs import UserError, _line, _write, load_run, load_tensors, model_config, run_main, save_json, save_tensors
+from minifunc.support.runs import UserError, _line, _write, load_run, load_tensors, model_config, run_main, save_json, save_tensors
 
 
 def _package(name: str) -> Any:
@@ -158,7 +158,7 @@ def import_run(kind: str, path: Path, folder: Path) -> None:
 
 
 def work(argv: Sequence[str] | None) -> int:
-    parser = Parser(prog="python -m minifunc.export", description="A run's model for other tools, and back.")
+    parser = Parser(prog="python -m minifunc.support.export", description="A run's model for other tools, and back.")
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run's folder")
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--to", nargs=2, metavar=("FORMAT", "FILE"), help="write the model to FILE, as safetensors or transformer-lens")

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import train
-from minifunc import runs
-from minifunc.runs import UserError, load_run, locked
+from minifunc.support import runs
+from minifunc.support.runs import UserError, load_run, locked
 
 FILES = {"config.json", "metrics.jsonl", "model.pt", "resume.pt", "lock"}
 

@@ -11,8 +11,8 @@ import torch
 import patch
 import tasks
 import train
-from minifunc import runs
-from minifunc.distributed import all_sum, any_process, is_main, join, rank, run_together, share
+from minifunc.support import runs
+from minifunc.support.processes import all_sum, any_process, is_main, join, rank, run_together, share
 
 MODEL = {"n_layers": 2, "n_heads": 2, "d_model": 16, "d_head": 8, "d_mlp": 16, "n_ctx": 103}
 TRAIN = {"seed": 3, "steps": 6, "documents": 5, "long_every": 2, "lr": 0.01, "warmup": 2, "eval_every": 3}

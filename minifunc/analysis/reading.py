@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from minifunc.circuit import parse
-from minifunc.evaluation import accuracy
-from minifunc.function_vectors import explained
+from minifunc.support.evaluation import accuracy
+from minifunc.analysis.function_vectors import explained
 from minifunc.model import Hooks, Transformer
-from minifunc.probe import fit, one_hot, r2
+from minifunc.analysis.probe import fit, one_hot, r2
 
 INPUTS = ("q", "k", "v", "qk")
 

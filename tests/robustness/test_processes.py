@@ -17,13 +17,13 @@ from torch.testing import assert_close
 
 import tasks
 import train
-from minifunc import distributed
-from minifunc.distributed import all_sum, any_process, is_main, join, run_together, share
+from minifunc.support import processes as distributed
+from minifunc.support.processes import all_sum, any_process, is_main, join, run_together, share
 from minifunc.model import ModelConfig, Transformer
-from minifunc.runs import UserError
+from minifunc.support.runs import UserError
 
 HERE = Path(__file__).parent
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")} | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")} | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
 
 
 # ---------------------------------------------------------------- two processes

@@ -12,9 +12,9 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-VERSIONS = {"oldest": ROOT / "tests/oldest.txt", "pinned": ROOT / "constraints.txt", "newest": None}  # which versions pip may take
+VERSIONS = {"oldest": ROOT / "tests/robustness/oldest.txt", "pinned": ROOT / "constraints.txt", "newest": None}  # which versions pip may take
 SHOWN = "import sys, torch, numpy, minifunc; assert 'site-packages' in minifunc.__file__, minifunc.__file__; print(torch.__version__, numpy.__version__)"
 
 
@@ -47,7 +47,7 @@ def try_out(python: str, constraints: Path | None, place: Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.matrix", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.robustness.matrix", description=__doc__.splitlines()[0])
     parser.add_argument("--pythons", nargs="+", default=PYTHONS, metavar="X.Y", help=f"default: {' '.join(PYTHONS)}")
     parser.add_argument("--versions", nargs="+", default=list(VERSIONS), choices=list(VERSIONS))
     parser.add_argument("--place", type=Path, help="make the environments in this folder (several GB each while it lasts)")

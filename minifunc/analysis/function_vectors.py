@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from minifunc.circuit import parse
-from minifunc.evaluation import ROWS
+from minifunc.support.evaluation import ROWS
 from minifunc.model import Hooks, Transformer
 
 WAYS = ("added", "replaced", "swapped")  # FV(k) on top of z; FV(k) in place of z; FV(k) - FV(0) on top of z

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 import torch  # noqa: F401  (so that no run of the tests has to)
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LEAST = 28  # caught, for exit code 0 of a run over all faults
 
 
@@ -64,7 +64,7 @@ FAULTS = [
     Fault("minifunc/pairs.py", 'return 0  # a mean differs', 'return 1  # a mean differs', "what a mean changes at the first position is lost", ("patching",)),
     Fault("minifunc/pairs.py", "return int(differs.int().argmax()) if", "return int(differs.int().argmax()) + 1 if", "the sweep starts after the first change", ("patching",)),
     # ---- from effects to claims
-    Fault("minifunc/attribution.py", "cut if patcher.freeze_mlps else watch", "watch if patcher.freeze_mlps else cut", "gradients stop at live MLPs and pass frozen ones", ("attribution",)),
+    Fault("minifunc/analysis/attribution.py", "cut if patcher.freeze_mlps else watch", "watch if patcher.freeze_mlps else cut", "gradients stop at live MLPs and pass frozen ones", ("attribution",)),
     Fault("minifunc/circuit.py", "if r <= -criteria.strong and", "if abs(r) >= criteria.strong and", "a head that moves towards the base answer is called FI", ("circuit",)),
     Fault("minifunc/circuit.py", "pattern[:, :, answers, answers - 1].mean(-1)", "pattern[:, :, answers, answers].mean(-1)", "previous-token attention is attention to oneself", ("circuit",)),
     Fault("minifunc/circuit.py", "if abs(r) > abs(strongest.get(name, 0.0))", "if r > strongest.get(name, 0.0)", "negative effects on a receiver are lost", ("circuit",)),
@@ -73,15 +73,15 @@ FAULTS = [
     Fault("minifunc/ablation.py", "self._run(source[rows], self._z) for name, source in sources.items()}", "self._run(source[: len(resid[0])], self._z) for name, source in sources.items()}", "prompts beyond the first pass get the first ones' values", ("ablation",)),
     Fault("minifunc/faithfulness.py", "self.share(score.F - self.none.F)", "self.share(self.full.F - score.F)", "faithfulness is one less itself", ("faithfulness",)),
     Fault("minifunc/faithfulness.py", "[[head for head in self.heads if head not in circuit] for circuit in new]", "[[head for head in self.heads if head in circuit] for circuit in new]", "the circuit is replaced in place of the rest", ("faithfulness",)),
-    Fault("minifunc/evaluation.py", "torch.tensor([tokens.shape[1] - 1], device=device)", "torch.tensor([tokens.shape[1] - 2], device=device)", "answers are read a position early", ("evaluation",)),
-    Fault("minifunc/scores.py", "queries[:, None] - period + 1", "queries[:, None] - period", "copy induction looks at the token itself", ("scores",)),
-    Fault("minifunc/probe.py", "1 - (y - probe(x)).square().sum(0) / (y - y.mean(0))", "1 - (y - probe(x)).square().sum(0) / y", "R² is measured around zero", ("probe",)),
-    Fault("minifunc/probe.py", "shuffled[: len(first) // 2], shuffled[len(first) // 2 :]", "shuffled[: len(first) // 2 + 1], shuffled[len(first) // 2 :]", "a prompt is fitted and scored", ("probe",)),
-    Fault("minifunc/function_vectors.py", "rows + zero + k]", "rows + zero - k]", "cells of x - k are read for x + k", ("function_vectors",)),
-    Fault("minifunc/function_vectors.py", "new[:, layer] if replace else here + new[:, layer]", "here + new[:, layer]", "a vector is added where it should replace", ("function_vectors",)),
-    Fault("minifunc/reading.py", "other[name][:, -x.shape[1] :, head]", "other[name][:, : x.shape[1], head]", "the last block's q comes from the first position", ("reading",)),
-    Fault("minifunc/runs.py", "weights_only=True", "weights_only=False", "a weights file may run code", ("runs",)),
-    Fault("minifunc/runs.py", "os.replace(temporary, path)", "os.link(temporary, path)", "a file that is there already is not replaced", ("runs",)),
+    Fault("minifunc/support/evaluation.py", "torch.tensor([tokens.shape[1] - 1], device=device)", "torch.tensor([tokens.shape[1] - 2], device=device)", "answers are read a position early", ("evaluation",)),
+    Fault("minifunc/analysis/scores.py", "queries[:, None] - period + 1", "queries[:, None] - period", "copy induction looks at the token itself", ("scores",)),
+    Fault("minifunc/analysis/probe.py", "1 - (y - probe(x)).square().sum(0) / (y - y.mean(0))", "1 - (y - probe(x)).square().sum(0) / y", "R² is measured around zero", ("probe",)),
+    Fault("minifunc/analysis/probe.py", "shuffled[: len(first) // 2], shuffled[len(first) // 2 :]", "shuffled[: len(first) // 2 + 1], shuffled[len(first) // 2 :]", "a prompt is fitted and scored", ("probe",)),
+    Fault("minifunc/analysis/function_vectors.py", "rows + zero + k]", "rows + zero - k]", "cells of x - k are read for x + k", ("function_vectors",)),
+    Fault("minifunc/analysis/function_vectors.py", "new[:, layer] if replace else here + new[:, layer]", "here + new[:, layer]", "a vector is added where it should replace", ("function_vectors",)),
+    Fault("minifunc/analysis/reading.py", "other[name][:, -x.shape[1] :, head]", "other[name][:, : x.shape[1], head]", "the last block's q comes from the first position", ("reading",)),
+    Fault("minifunc/support/runs.py", "weights_only=True", "weights_only=False", "a weights file may run code", ("runs",)),
+    Fault("minifunc/support/runs.py", "os.replace(temporary, path)", "os.link(temporary, path)", "a file that is there already is not replaced", ("runs",)),
     # ---- what is asked
     Fault("tasks.py", 'NEVER = {"shift": ("+", CHOICE)', 'NEVER = {"shift": (CHOICE,)', "shifted addition is shown", ("tasks",)),
     Fault("tasks.py", "wrapper == WRAPPERS.index(name)) & ~(", "wrapper == WRAPPERS.index(name)) & (", "a held-out cell is not held out", ("tasks",)),
@@ -116,7 +116,7 @@ def fails(tree: Path, tests: list[str], limit: int) -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.mutations", description=f"{__doc__} Exit code 1 if, of all {len(FAULTS)} faults, fewer than {LEAST} are caught, or, of some, not all.")
+    parser = argparse.ArgumentParser(prog="python -m tests.robustness.mutations", description=f"{__doc__} Exit code 1 if, of all {len(FAULTS)} faults, fewer than {LEAST} are caught, or, of some, not all.")
     parser.add_argument("--only", type=int, nargs="+", metavar="N", help="these faults alone, by number from 0")
     parser.add_argument("--named-only", action="store_true", help="don't run the other tests where the named ones miss a fault")
     parser.add_argument("--unchecked", action="store_true", help="don't run the named tests without any fault first")

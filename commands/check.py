@@ -16,10 +16,10 @@ from torch import Tensor
 
 import tasks
 from minifunc.ablation import Ablator, random_group, wilson
-from minifunc.distributed import is_main
-from minifunc.evaluation import last_logits
+from minifunc.support.processes import is_main
+from minifunc.support.evaluation import last_logits
 from minifunc.model import Transformer
-from minifunc.runs import UserError, check_writable, load_json, save_json
+from minifunc.support.runs import UserError, check_writable, load_json, save_json
 
 SHOTS = 8
 N_PROMPTS = 500  # behind a share, if not said otherwise

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from minifunc.runs import UserError, _line, run_main
+from minifunc.support.runs import UserError, _line, run_main
 
 
 def world_size() -> int:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from minifunc import function_vectors, reading
+from minifunc.analysis import function_vectors, reading
 from minifunc.circuit import Criteria, feeding, heads_of, nodes, parse
 from minifunc.patching import Effects
 

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
-from minifunc.runs import UserError
+from minifunc.support.runs import UserError
 
 Config = TypeVar("Config")
 

@@ -8,7 +8,7 @@ screen, printed beside the exact values and never in their place.
 import torch
 from torch import Tensor
 
-from minifunc.distributed import all_sum
+from minifunc.support.processes import all_sum
 from minifunc.model import Hooks
 from minifunc.pairs import Chunk
 from minifunc.patching import Effects, PathPatcher

@@ -3,7 +3,7 @@
 import configparser
 import re
 
-from tests import matrix
+from tests.robustness import matrix
 
 
 def test_the_oldest_packages_are_the_lower_bounds_of_setup_cfg():

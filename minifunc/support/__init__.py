@@ -1,0 +1,1 @@
+"""What makes it dependable: run folders, flags, several processes, export. Nothing here is about circuits."""
