@@ -52,15 +52,31 @@ FUNCTIONS: dict[str, tuple[str, int, Callable[..., Tensor]]] = {
     "-": ("subtraction", 10, lambda x, y: x - y),  # only x >= y is asked
     "max": ("maximum", SUMS, lambda x, y: torch.maximum(x, y)),
     "min": ("minimum", 10, lambda x, y: torch.minimum(x, y)),
-    "first": ("first", SUMS, lambda x, y: x),  # `max`, this one and the next two bring the values 10..18, which else only `+` has
+    "first": (
+        "first",
+        SUMS,
+        lambda x, y: x,
+    ),  # `max`, this one and the next two bring the values 10..18, which else only `+` has
     "second": ("second", SUMS, lambda x, y: y),
     "same": ("same", SUMS, lambda x, y: x),  # unary: `7 same _ = 7`
     "copy": ("caesar", 26, lambda x, y: x),  # unary, from letters to letters: `c copy _ = c`
-    CHOICE: ("choice", 10, lambda x, z, y: torch.stack([x, z, y]).argmax(0)),  # from three different numbers to a letter: `3 7 5 = b`
+    CHOICE: (
+        "choice",
+        10,
+        lambda x, z, y: torch.stack([x, z, y]).argmax(0),
+    ),  # from three different numbers to a letter: `3 7 5 = b`
 }
 UNARY, ON_LETTERS, TO_LETTERS = ("same", "copy"), ("copy",), ("copy", CHOICE)
 ON_NUMBERS = tuple(name for symbol, (name, _, _) in FUNCTIONS.items() if symbol not in TO_LETTERS)
-VOCABULARY = ["<bos>", "=", ";", "_", *(symbol for symbol in FUNCTIONS if symbol != CHOICE), *map(str, NUMBERS), *LETTERS]  # token strings by id
+VOCABULARY = [
+    "<bos>",
+    "=",
+    ";",
+    "_",
+    *(symbol for symbol in FUNCTIONS if symbol != CHOICE),
+    *map(str, NUMBERS),
+    *LETTERS,
+]  # token strings by id
 TOKEN = {string: index for index, string in enumerate(VOCABULARY)}
 BOS, EQUALS, END, BLANK = (TOKEN[string] for string in ("<bos>", "=", ";", "_"))
 ZERO, A = TOKEN["0"], TOKEN["a"]  # number n is token ZERO + n, letter number n is token A + n
@@ -94,10 +110,19 @@ def encode(text: str) -> Tensor:
     """Text like `1+1=3, 2+2=5, 3+3=` or `3 7 5=b` → token ids [pos], BOS in front. Raises ValueError for what the vocabulary lacks."""
     tokens = [BOS]
     for example in re.split(r"[;,]", text.replace("<bos>", " ").strip().rstrip(";,")):
-        match = re.fullmatch(r"\s*([a-z]|\d+)\s*([+-]|[a-z]{2,}|(?<=\s)\d+(?=\s))\s*([a-z]|\d+|_)?\s*=\s*([a-z]|-?\d+)?\s*", example)
-        strings = [match[1], match[2], match[3] or "_", "=", *([match[4], ";"] if match[4] else [])] if match else []
+        match = re.fullmatch(
+            r"\s*([a-z]|\d+)\s*([+-]|[a-z]{2,}|(?<=\s)\d+(?=\s))\s*([a-z]|\d+|_)?\s*=\s*([a-z]|-?\d+)?\s*",
+            example,
+        )
+        strings = (
+            [match[1], match[2], match[3] or "_", "=", *([match[4], ";"] if match[4] else [])]
+            if match
+            else []
+        )
         if not match or not all(string in TOKEN for string in strings) or (tokens[-1] == EQUALS):
-            raise ValueError(f"cannot read {example.strip()!r}: write examples like 1+1=3, 2+2=5, 3+3=")
+            raise ValueError(
+                f"cannot read {example.strip()!r}: write examples like 1+1=3, 2+2=5, 3+3="
+            )
         tokens += [TOKEN[string] for string in strings]
     return torch.tensor(tokens)
 
@@ -130,7 +155,9 @@ def _all_problems() -> Problems:
             value, op = f(x, y), torch.full_like(x, TOKEN[symbol])
             asked = value >= 0  # drops x - y with x < y
         y_token = torch.full_like(y, BLANK) if symbol in UNARY else zero + y
-        rows.append(torch.stack([torch.full_like(x, index), zero + x, op, y_token, value])[:, asked])
+        rows.append(
+            torch.stack([torch.full_like(x, index), zero + x, op, y_token, value])[:, asked]
+        )
         starts.append(starts[-1] + rows[-1].shape[1])
     function, x, op, y, value = torch.cat(rows, dim=1)
     return Problems(function, x, op, y, value, torch.tensor(starts))
@@ -140,7 +167,9 @@ PROBLEMS = _all_problems()
 PLUS, CAESAR, MULTIPLE_CHOICE = (list(FUNCTIONS).index(symbol) for symbol in ("+", "copy", CHOICE))
 LETTERED = torch.tensor([symbol in TO_LETTERS for symbol in FUNCTIONS])  # [n_functions]
 _SUMS = PROBLEMS.value[PROBLEMS.function == PLUS]
-UP_TO = (1 / SUMS / _SUMS.bincount()[_SUMS].double()).cumsum(0)  # [100]: the share of `+` problems up to each, where every sum is asked equally often
+UP_TO = (1 / SUMS / _SUMS.bincount()[_SUMS].double()).cumsum(
+    0
+)  # [100]: the share of `+` problems up to each, where every sum is asked equally often
 
 
 def in_base(value: Tensor, k: Tensor | int) -> Tensor:
@@ -155,15 +184,22 @@ def in_base(value: Tensor, k: Tensor | int) -> Tensor:
 def examples_to_tokens(problem: Tensor, answer: Tensor) -> Tensor:
     """problem (rows of PROBLEMS), answer (token ids), both [n_documents, n_examples] → token ids [n_documents, pos]."""
     equals, end = torch.full_like(problem, EQUALS), torch.full_like(problem, END)
-    tokens = torch.stack([PROBLEMS.x[problem], PROBLEMS.op[problem], PROBLEMS.y[problem], equals, answer, end], dim=2)
+    tokens = torch.stack(
+        [PROBLEMS.x[problem], PROBLEMS.op[problem], PROBLEMS.y[problem], equals, answer, end], dim=2
+    )
     return torch.cat([torch.full((len(problem), 1), BOS), tokens.flatten(1)], dim=1)
 
 
 # ---------------------------------------------------------------- training documents
 
 WRAPPERS = ("plain", "shift", "base", "relabel", "reflect", "copy")
-NEVER = {"shift": ("+", CHOICE), "base": ("+", *TO_LETTERS)}  # wrapper → functions that no document shows under it
-CELLS = tuple((wrapper, symbol) for wrapper, symbols in NEVER.items() for symbol in symbols)  # the same, as (wrapper, function)
+NEVER = {
+    "shift": ("+", CHOICE),
+    "base": ("+", *TO_LETTERS),
+}  # wrapper → functions that no document shows under it
+CELLS = tuple(
+    (wrapper, symbol) for wrapper, symbols in NEVER.items() for symbol in symbols
+)  # the same, as (wrapper, function)
 
 
 @dataclass(frozen=True)
@@ -196,18 +232,31 @@ class Diet:
     never: tuple[tuple[str, str], ...] = CELLS
 
     def __post_init__(self) -> None:
-        wrappers, symbols = {wrapper for wrapper, _ in self.never}, {*self.functions, *(symbol for _, symbol in self.never)}
-        for what, given, known in (("wrapper", wrappers, WRAPPERS[1:]), ("function", symbols, tuple(FUNCTIONS)), ("shift", self.shifted_addition, tuple(SHIFTS))):
+        wrappers, symbols = (
+            {wrapper for wrapper, _ in self.never},
+            {*self.functions, *(symbol for _, symbol in self.never)},
+        )
+        for what, given, known in (
+            ("wrapper", wrappers, WRAPPERS[1:]),
+            ("function", symbols, tuple(FUNCTIONS)),
+            ("shift", self.shifted_addition, tuple(SHIFTS)),
+        ):
             wrong = [name for name in given if name not in known]
             if wrong:
-                raise ValueError(f"a diet cannot name the {what} {wrong[0]!r}; it may be {', '.join(map(str, known))}")
+                raise ValueError(
+                    f"a diet cannot name the {what} {wrong[0]!r}; it may be {', '.join(map(str, known))}"
+                )
         for wrapper in WRAPPERS:
             if getattr(self, wrapper) > 0 and not self.under(wrapper):
                 raise ValueError(f"the diet leaves no function to be met under {wrapper}")
 
     def under(self, wrapper: str) -> list[str]:
         """The functions met under a wrapper, whatever the k."""
-        return [symbol for symbol in self.functions if (wrapper, symbol) not in self.never] if getattr(self, wrapper) > 0 else []
+        return (
+            [symbol for symbol in self.functions if (wrapper, symbol) not in self.never]
+            if getattr(self, wrapper) > 0
+            else []
+        )
 
 
 def changed(**changes: Any) -> Diet:
@@ -219,13 +268,21 @@ def changed(**changes: Any) -> Diet:
     return Diet(**changes)
 
 
-ALONE = {"shift": 0.0, "base": 0.0, "relabel": 0.0, "reflect": 0.0, "functions": ("+",)}  # `+`, and nothing done to it
+ALONE = {
+    "shift": 0.0,
+    "base": 0.0,
+    "relabel": 0.0,
+    "reflect": 0.0,
+    "functions": ("+",),
+}  # `+`, and nothing done to it
 EVERY_SHIFT = tuple(k for k in SHIFTS if k)
 DIETS = {
     # a ladder: each rung adds one kind of document to the one before
     "addition": changed(**ALONE, copy=0.0),
     "copied": changed(**ALONE),
-    "shifted": changed(relabel=0.0, reflect=0.0, mixed=0.0),  # the other functions, shifted or in base k
+    "shifted": changed(
+        relabel=0.0, reflect=0.0, mixed=0.0
+    ),  # the other functions, shifted or in base k
     "mixed": changed(relabel=0.0, reflect=0.0),
     "relabelled": changed(reflect=0.0),
     "strict": Diet(),  # and reflected ones
@@ -242,8 +299,22 @@ DIETS = {
     "plus_relabel": changed(never=(*CELLS, ("reflect", "+"), ("copy", "+"))),
     "plus_reflect": changed(never=(*CELLS, ("relabel", "+"), ("copy", "+"))),
     # the functions that are seen shifted
-    "shifted_1": changed(never=(*CELLS, *(("shift", symbol) for symbol in FUNCTIONS if symbol not in ("+", CHOICE, "same")))),
-    "shifted_3": changed(never=(*CELLS, *(("shift", symbol) for symbol in FUNCTIONS if symbol not in ("+", CHOICE, "same", "-", "max")))),
+    "shifted_1": changed(
+        never=(
+            *CELLS,
+            *(("shift", symbol) for symbol in FUNCTIONS if symbol not in ("+", CHOICE, "same")),
+        )
+    ),
+    "shifted_3": changed(
+        never=(
+            *CELLS,
+            *(
+                ("shift", symbol)
+                for symbol in FUNCTIONS
+                if symbol not in ("+", CHOICE, "same", "-", "max")
+            ),
+        )
+    ),
     # the share of `+`
     "addition_low": changed(addition=0.5),
     "addition_high": changed(addition=8.0),
@@ -286,22 +357,37 @@ def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Gener
     shape = (n_documents, n_examples)
 
     def integers(low: Tensor | int, high: Tensor | int, size: tuple[int, ...] = shape) -> Tensor:
-        return low + (torch.rand(size, generator=generator, dtype=torch.float64) * (high - low)).long()
+        return (
+            low + (torch.rand(size, generator=generator, dtype=torch.float64) * (high - low)).long()
+        )
 
     # Which wrapper, which functions. A document is single (one function) or mixed.
     weights = torch.tensor([getattr(diet, wrapper) for wrapper in WRAPPERS])
-    wrapper = torch.multinomial(weights, n_documents, replacement=True, generator=generator)  # [n_documents]
-    k = integers(1, MAX_SHIFT + 1, (n_documents,)) * (1 - 2 * integers(0, 2, (n_documents,)))  # [n_documents]
+    wrapper = torch.multinomial(
+        weights, n_documents, replacement=True, generator=generator
+    )  # [n_documents]
+    k = integers(1, MAX_SHIFT + 1, (n_documents,)) * (
+        1 - 2 * integers(0, 2, (n_documents,))
+    )  # [n_documents]
     base = integers(BASES[0], BASES[-1] + 1, (n_documents,))  # [n_documents]
-    plus_allowed = (wrapper == WRAPPERS.index("shift")) & torch.tensor([wanted in diet.shifted_addition for wanted in SHIFTS])[k + MAX_SHIFT]
+    plus_allowed = (wrapper == WRAPPERS.index("shift")) & torch.tensor(
+        [wanted in diet.shifted_addition for wanted in SHIFTS]
+    )[k + MAX_SHIFT]
     function_weights = torch.ones(n_documents, len(FUNCTIONS))
-    function_weights[:, [PLUS, CAESAR, MULTIPLE_CHOICE]] = torch.tensor([diet.addition, diet.caesar, diet.choice])
+    function_weights[:, [PLUS, CAESAR, MULTIPLE_CHOICE]] = torch.tensor(
+        [diet.addition, diet.caesar, diet.choice]
+    )
     function_weights *= torch.tensor([symbol in diet.functions for symbol in FUNCTIONS])
     for name, symbol in diet.never:
-        function_weights[(wrapper == WRAPPERS.index(name)) & ~(plus_allowed & (symbol == "+")), list(FUNCTIONS).index(symbol)] = 0
+        function_weights[
+            (wrapper == WRAPPERS.index(name)) & ~(plus_allowed & (symbol == "+")),
+            list(FUNCTIONS).index(symbol),
+        ] = 0
     single = torch.multinomial(function_weights, 1, generator=generator)  # [n_documents, 1]
     several = torch.multinomial(function_weights, n_examples, replacement=True, generator=generator)
-    function = torch.where(torch.rand(n_documents, 1, generator=generator) < diet.mixed, several, single)  # [n_documents, n_examples]
+    function = torch.where(
+        torch.rand(n_documents, 1, generator=generator) < diet.mixed, several, single
+    )  # [n_documents, n_examples]
 
     # Which problems. In a `copy` document, a few of them again and again.
     drawn = torch.rand(shape, generator=generator, dtype=torch.float64)
@@ -321,33 +407,54 @@ def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Gener
     size = torch.where(letters, len(LETTERS), len(NUMBERS))
     numbers = torch.rand(n_documents, len(NUMBERS), generator=generator).argsort(1)
     alphabet = torch.rand(n_documents, len(LETTERS), generator=generator).argsort(1)
-    relabelled = low + torch.where(letters, alphabet.gather(1, value.clamp(max=25)), numbers.gather(1, value - low))
+    relabelled = low + torch.where(
+        letters, alphabet.gather(1, value.clamp(max=25)), numbers.gather(1, value - low)
+    )
     R = integers(SUMS - 1 - MAX_SHIFT, SUMS + MAX_SHIFT, (n_documents, 1))
-    first_met = (problem[:, :, None] == problem[:, None]).int().argmax(2)  # where each problem stands first
+    first_met = (
+        (problem[:, :, None] == problem[:, None]).int().argmax(2)
+    )  # where each problem stands first
     random = integers(low, low + size).gather(1, first_met)
-    answers = torch.stack([value, value + k[:, None], in_base(value, base[:, None]), relabelled, R - value, random])
+    answers = torch.stack(
+        [value, value + k[:, None], in_base(value, base[:, None]), relabelled, R - value, random]
+    )
     answers = torch.where(letters, answers % len(LETTERS), answers)
-    answer = answers.gather(0, wrapper[None, :, None].expand(1, *shape))[0]  # [n_documents, n_examples]
+    answer = answers.gather(0, wrapper[None, :, None].expand(1, *shape))[
+        0
+    ]  # [n_documents, n_examples]
 
     # Strictness, also by chance. If the first two examples of a function held out from `shift` are off by the same (letters: by the
     # same k of ours), or if those of one held out from `base` or `reflect` read right in one base, or as R - v with one R, from the
     # first one on, the document becomes a plain one.
     half = len(LETTERS) // 2
-    off = torch.where(letters, (answer - value + half) % len(LETTERS) - half, answer - value)  # letters: the short way around
+    off = torch.where(
+        letters, (answer - value + half) % len(LETTERS) - half, answer - value
+    )  # letters: the short way around
     unlucky = torch.zeros(n_documents, dtype=torch.bool)
     for name, symbol in diet.never:
         asked, lettered = function == list(FUNCTIONS).index(symbol), symbol in TO_LETTERS
         if name == "shift":
             rank = asked.cumsum(1) * asked  # 1 at the first such example, 2 at the second, …
-            first, second = ((off * (rank == n)).sum(1) for n in (1, 2))  # how much these two are off, [n_documents]
-            unlucky = unlucky | ((rank.amax(1) >= 2) & (first == second) & (first != 0) & (first.abs() <= (MAX_SHIFT if lettered else len(NUMBERS))))
+            first, second = (
+                (off * (rank == n)).sum(1) for n in (1, 2)
+            )  # how much these two are off, [n_documents]
+            unlucky = unlucky | (
+                (rank.amax(1) >= 2)
+                & (first == second)
+                & (first != 0)
+                & (first.abs() <= (MAX_SHIFT if lettered else len(NUMBERS)))
+            )
         if name == "base" and not lettered:
             not_plain = (asked & (off != 0)).cummax(1).values
             for some_base in BASES:
-                right = (~asked | (answer == in_base(value, some_base))).cummin(1).values  # so far, [n_documents, n_examples]
+                right = (
+                    (~asked | (answer == in_base(value, some_base))).cummin(1).values
+                )  # so far, [n_documents, n_examples]
                 unlucky = unlucky | (right & not_plain & (asked.cumsum(1) >= 2)).any(1)
         if name == "reflect" and not lettered:
-            constant, one_value = ((~asked | (x == _first(x, asked))).cummin(1).values for x in (answer + value, value))  # so far
+            constant, one_value = (
+                (~asked | (x == _first(x, asked))).cummin(1).values for x in (answer + value, value)
+            )  # so far
             unlucky = unlucky | (constant & ~one_value).any(1)
     unlucky &= ~plus_allowed
     answer = torch.where(unlucky[:, None], value, answer)
@@ -356,11 +463,15 @@ def sample(diet: Diet, n_documents: int, n_examples: int, generator: torch.Gener
     # What can be known: after one example of a plain, shifted or reflected document; in base k, what is not plain only after
     # something that was not; in the others only what came before.
     value_of_its_kind = value + len(NUMBERS) * letters  # tells the number 3 from the letter d
-    shown = torch.where(copying, problem, value_of_its_kind)  # what a copied or relabelled answer depends on
+    shown = torch.where(
+        copying, problem, value_of_its_kind
+    )  # what a copied or relabelled answer depends on
     repeated = (shown[:, :, None] == shown[:, None]).tril(-1).any(2)
     anything = torch.arange(n_examples).expand(shape) >= 1
     in_its_base = anything & ((answer == value) | ((answer != value).cumsum(1) >= 2))
-    known = torch.stack([anything, anything, in_its_base, repeated, anything, repeated])  # in the order of WRAPPERS
+    known = torch.stack(
+        [anything, anything, in_its_base, repeated, anything, repeated]
+    )  # in the order of WRAPPERS
     determined = known.gather(0, wrapper[None, :, None].expand(1, *shape))[0]
 
     tokens = examples_to_tokens(problem, torch.where(letters, A, ZERO) + answer)
@@ -389,7 +500,9 @@ class Task:
         return [wrapper for wrapper in WRAPPERS if self.symbol in NEVER.get(wrapper, ())]
 
 
-TASKS = {name: Task(symbol, "shift", SHIFTS) for symbol, (name, _, _) in FUNCTIONS.items()} | {"base_addition": Task("+", "base", BASES)}
+TASKS = {name: Task(symbol, "shift", SHIFTS) for symbol, (name, _, _) in FUNCTIONS.items()} | {
+    "base_addition": Task("+", "base", BASES)
+}
 
 
 @dataclass(frozen=True)
@@ -422,12 +535,18 @@ class Pairs:
 def _neighbours(rows: Tensor, wanted: Tensor, others: Tensor) -> Tensor:
     """For each problem in `rows`, the nearest of the problems `others` whose value is `wanted` [n_rows], or -1. [n_rows] int64"""
     x, y = PROBLEMS.x, PROBLEMS.y
-    distance = (x[rows, None] - x[others]).abs() + 1.01 * (y[rows, None] - y[others]).abs()  # a change of x is preferred
-    nearest, index = distance.masked_fill(PROBLEMS.value[others] != wanted[:, None], torch.inf).min(dim=1)
+    distance = (x[rows, None] - x[others]).abs() + 1.01 * (
+        y[rows, None] - y[others]
+    ).abs()  # a change of x is preferred
+    nearest, index = distance.masked_fill(PROBLEMS.value[others] != wanted[:, None], torch.inf).min(
+        dim=1
+    )
     return torch.where(nearest.isfinite(), others[index], -1)
 
 
-def evaluation_pairs(task: str, k: int, shots: int, n_prompts: int, generator: torch.Generator, carry: bool = False) -> Pairs:
+def evaluation_pairs(
+    task: str, k: int, shots: int, n_prompts: int, generator: torch.Generator, carry: bool = False
+) -> Pairs:
     """Prompts whose demonstrations are all off by k (or in base k), in the main setting: the asked answer is none of the shown ones.
 
     The query is any problem; the demonstrations are drawn from those with another answer that have a neighbour with the shown
@@ -447,15 +566,25 @@ def evaluation_pairs(task: str, k: int, shots: int, n_prompts: int, generator: t
     symbol, based = TASKS[task].symbol, TASKS[task].wrapper == "base"
     if k not in TASKS[task].ks:
         kind, (first, *_, last) = "bases" if based else "shifts", TASKS[task].ks
-        raise ValueError(f"k = {k} is outside the vocabulary, which for {task} holds {kind} from {first} to {last}")
+        raise ValueError(
+            f"k = {k} is outside the vocabulary, which for {task} holds {kind} from {first} to {last}"
+        )
     if n_prompts < 1 or shots < 1:
-        raise ValueError(f"at least one prompt and one shot are needed, not {n_prompts} and {shots}")
+        raise ValueError(
+            f"at least one prompt and one shot are needed, not {n_prompts} and {shots}"
+        )
     index, zero = list(FUNCTIONS).index(symbol), A if symbol in TO_LETTERS else ZERO
     everything = torch.arange(int(PROBLEMS.starts[index]), int(PROBLEMS.starts[index + 1]))
     digits = (PROBLEMS.x[everything] - ZERO < k) & (PROBLEMS.y[everything] - ZERO < k)
     rows = everything[digits] if based else everything
     value = PROBLEMS.value[rows]  # the right answers on base prompts, and on contrast prompts:
-    other = in_base(value, k) if based else (value + k) % len(LETTERS) if symbol in TO_LETTERS else value + k
+    other = (
+        in_base(value, k)
+        if based
+        else (value + k) % len(LETTERS)
+        if symbol in TO_LETTERS
+        else value + k
+    )
     neighbour = rows if symbol == CHOICE else _neighbours(rows, other, everything)
     usable = (neighbour >= 0).nonzero()[:, 0]  # as a demonstration, under both contrasts
     queries = (value != other).nonzero()[:, 0] if carry and based else torch.arange(len(rows))
@@ -467,11 +596,24 @@ def evaluation_pairs(task: str, k: int, shots: int, n_prompts: int, generator: t
         tells = (value != other)[demos].any(1) | (not based)  # in base k, something must carry
         kept.append(torch.cat([demos, query], dim=1)[tells])
     drawn = torch.cat(kept)[:n_prompts]  # [n_prompts, shots + 1], indices into `rows`
-    base, contrast = (examples_to_tokens(rows[drawn], zero + answer[drawn]) for answer in (value, other))
+    base, contrast = (
+        examples_to_tokens(rows[drawn], zero + answer[drawn]) for answer in (value, other)
+    )
     changed = torch.cat([neighbour[drawn[:, :-1]], rows[drawn[:, -1:]]], dim=1)
     length = n_tokens(shots)
-    operands_changed = None if symbol == CHOICE else examples_to_tokens(changed, zero + other[drawn])[:, :length]
-    return Pairs(task, k, shots, base[:, :length], contrast[:, :length], operands_changed, base[:, length], contrast[:, length])
+    operands_changed = (
+        None if symbol == CHOICE else examples_to_tokens(changed, zero + other[drawn])[:, :length]
+    )
+    return Pairs(
+        task,
+        k,
+        shots,
+        base[:, :length],
+        contrast[:, :length],
+        operands_changed,
+        base[:, length],
+        contrast[:, length],
+    )
 
 
 # ---------------------------------------------------------------- prompts for the analyses of single heads
@@ -479,7 +621,10 @@ def evaluation_pairs(task: str, k: int, shots: int, n_prompts: int, generator: t
 
 def naive_prompts(n: int) -> Tensor:
     """`2 same _ = 2 ; 5 same _ =`: [n, n - 1, pos], row x asks for x after each demonstration but that of x itself."""
-    ask = [[f"<bos> {demo} same _ = {demo} ; {x} same _ =".split() for demo in range(n) if demo != x] for x in range(n)]
+    ask = [
+        [f"<bos> {demo} same _ = {demo} ; {x} same _ =".split() for demo in range(n) if demo != x]
+        for x in range(n)
+    ]
     return torch.tensor([[[TOKEN[string] for string in prompt] for prompt in row] for row in ask])
 
 
@@ -488,16 +633,24 @@ def numbers_at(tokens: Tensor, positions: Tensor) -> Tensor:
     return tokens[:, positions] - ZERO
 
 
-def off_by_every_k(task: str, shots: int, n_prompts: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def off_by_every_k(
+    task: str, shots: int, n_prompts: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     """Prompts off by every k: tokens [n_shifts * n_prompts, pos], f(x, y) of their examples [·, shots] and of their query [·], as numbers."""
     pairs = [evaluation_pairs(task, k, shots, n_prompts, generator) for k in SHIFTS]
     expected = torch.cat([numbers_at(p.base, answer_positions(shots)) for p in pairs])
-    return torch.cat([p.contrast for p in pairs]), expected, torch.cat([p.base_answers for p in pairs]) - ZERO
+    return (
+        torch.cat([p.contrast for p in pairs]),
+        expected,
+        torch.cat([p.base_answers for p in pairs]) - ZERO,
+    )
 
 
 def dealt(tokens: Tensor, expected: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """The same examples dealt anew over all prompts, so that one example's difference tells nothing of the next one's; queries stay."""
-    places = answer_positions(expected.shape[1])[:, None] + torch.arange(-4, 1)  # [shots, 5]: x op y = c
+    places = answer_positions(expected.shape[1])[:, None] + torch.arange(
+        -4, 1
+    )  # [shots, 5]: x op y = c
     order = torch.randperm(expected.numel(), generator=generator)
     tokens = tokens.clone()
     tokens[:, places] = tokens[:, places].flatten(0, 1)[order].reshape(len(tokens), *places.shape)

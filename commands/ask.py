@@ -25,7 +25,9 @@ def prompt_tokens(text: str, n_ctx: int) -> Tensor:
     except ValueError as error:
         raise UserError(str(error)) from None
     if tokens[-1] != tasks.EQUALS:
-        raise UserError("the prompt shows every answer: leave the last one open, as in 1+1=3, 2+2=5, 3+3=")
+        raise UserError(
+            "the prompt shows every answer: leave the last one open, as in 1+1=3, 2+2=5, 3+3="
+        )
     if len(tokens) > n_ctx:
         raise UserError(f"the prompt has {len(tokens)} tokens; the model's context holds {n_ctx}")
     return tokens
@@ -51,7 +53,10 @@ def base_prompt(tokens: Tensor) -> Tensor:
 
 def top(probabilities: Tensor, n: int = 5) -> list[tuple[str, float]]:
     best = probabilities.topk(min(n, len(probabilities)))
-    return [(tasks.VOCABULARY[token], share) for token, share in zip(best.indices.tolist(), best.values.tolist())]
+    return [
+        (tasks.VOCABULARY[token], share)
+        for token, share in zip(best.indices.tolist(), best.values.tolist())
+    ]
 
 
 @torch.no_grad()
@@ -66,7 +71,9 @@ def switched_off(model: Transformer, tokens: Tensor) -> dict[str, Tensor]:
             z[:, :, head] = 0
             return z
 
-        out[name] = model.run_with_hooks(tokens[None], {f"blocks.{layer}.attn.hook_z": zero})[0, -1].softmax(-1)
+        out[name] = model.run_with_hooks(tokens[None], {f"blocks.{layer}.attn.hook_z": zero})[
+            0, -1
+        ].softmax(-1)
     return out
 
 
@@ -79,19 +86,53 @@ def answer(model: Transformer, text: str, criteria: Criteria) -> str:
     given, plain = int(shares.argmax()), int(base_shares.argmax())
     name = tasks.VOCABULARY
     lines = [f"prompt  {tasks.decode(tokens)}", f"answer  {name[given]}", ""]
-    lines += [f"  {token:>4}{share:8.1%}  {'█' * round(30 * share)}" for token, share in top(shares)]
+    lines += [
+        f"  {token:>4}{share:8.1%}  {'█' * round(30 * share)}" for token, share in top(shares)
+    ]
     if given == plain:
-        lines += ["", f"Which heads carried it: the probability of {name[given]} when one head alone is switched off (sends zeros; everything after is live)."]
+        lines += [
+            "",
+            f"Which heads carried it: the probability of {name[given]} when one head alone is switched off (sends zeros; everything after is live).",
+        ]
         left = sorted(switched_off(model, tokens).items(), key=lambda pair: pair[1][given].item())
-        return "\n".join(lines + [f"  {head:>4}{after[given].item():8.1%}   then {top(after, 1)[0][0]}" for head, after in left[:MOST_HEADS]])
-    patcher = PathPatcher(model, base[None], tokens[None], torch.tensor([plain]), torch.tensor([given]))
+        return "\n".join(
+            lines
+            + [
+                f"  {head:>4}{after[given].item():8.1%}   then {top(after, 1)[0][0]}"
+                for head, after in left[:MOST_HEADS]
+            ]
+        )
+    patcher = PathPatcher(
+        model, base[None], tokens[None], torch.tensor([plain]), torch.tensor([given])
+    )
     effects = patcher.sweep(Logits()).heads
     ranked = sorted(all_heads(model.cfg), key=lambda head: effects[parse(head)].item())
     strong = heads_of(head for head in ranked if effects[parse(head)] <= -criteria.strong)
-    lines += ["", f"The same with the plain answers shown, {tasks.decode(base)}, is answered {name[plain]} ({base_shares[plain].item():.1%})."]
-    lines += [f"Which heads carried it: r in %, how far logit({name[plain]}) - logit({name[given]}) goes from this prompt's (0) to that one's (-100)", "when a head's direct path to the logits sends what it sends there (path patching, exact)."]
-    lines += [f"  {head:>4}{100 * effects[parse(head)].item():8.1f}  {'█' * max(0, round(-30 * effects[parse(head)].item()))}" for head in ranked[:MOST_HEADS] if abs(effects[parse(head)]) >= 0.001]
+    lines += [
+        "",
+        f"The same with the plain answers shown, {tasks.decode(base)}, is answered {name[plain]} ({base_shares[plain].item():.1%}).",
+    ]
+    lines += [
+        f"Which heads carried it: r in %, how far logit({name[plain]}) - logit({name[given]}) goes from this prompt's (0) to that one's (-100)",
+        "when a head's direct path to the logits sends what it sends there (path patching, exact).",
+    ]
+    lines += [
+        f"  {head:>4}{100 * effects[parse(head)].item():8.1f}  {'█' * max(0, round(-30 * effects[parse(head)].item()))}"
+        for head in ranked[:MOST_HEADS]
+        if abs(effects[parse(head)]) >= 0.001
+    ]
     if not strong:
-        return "\n".join([*lines, f"No head alone has r of {-100 * criteria.strong:.0f} % or less."])
-    after = Ablator(model, tokens[None], {"base": base[None]}).logits([strong], "base")[0, 0].softmax(-1)
-    return "\n".join([*lines, f"With all that {', '.join(strong)} send swapped for what they send there, the answer is {top(after, 1)[0][0]} ({top(after, 1)[0][1]:.1%})."])
+        return "\n".join(
+            [*lines, f"No head alone has r of {-100 * criteria.strong:.0f} % or less."]
+        )
+    after = (
+        Ablator(model, tokens[None], {"base": base[None]})
+        .logits([strong], "base")[0, 0]
+        .softmax(-1)
+    )
+    return "\n".join(
+        [
+            *lines,
+            f"With all that {', '.join(strong)} send swapped for what they send there, the answer is {top(after, 1)[0][0]} ({top(after, 1)[0][1]:.1%}).",
+        ]
+    )

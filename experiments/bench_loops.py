@@ -35,10 +35,32 @@ Head = tuple[int, int]  # (layer, head)
 def hooked_transformer(model: Transformer) -> "lens.HookedTransformer":
     """Our weights in TransformerLens, on the same device. The model must have rotary positions, RMSNorm and MLPs."""
     cfg = model.cfg
-    shape = {name: getattr(cfg, name) for name in ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "d_vocab", "n_ctx", "eps", "act_fn")}
-    rotary = {"positional_embedding_type": "rotary", "rotary_dim": cfg.d_head, "rotary_base": int(cfg.rotary_base), "rotary_adjacent_pairs": True}
+    shape = {
+        name: getattr(cfg, name)
+        for name in (
+            "n_layers",
+            "n_heads",
+            "d_model",
+            "d_head",
+            "d_mlp",
+            "d_vocab",
+            "n_ctx",
+            "eps",
+            "act_fn",
+        )
+    }
+    rotary = {
+        "positional_embedding_type": "rotary",
+        "rotary_dim": cfg.d_head,
+        "rotary_base": int(cfg.rotary_base),
+        "rotary_adjacent_pairs": True,
+    }
     device = str(model.unembed.W_U.device)
-    other = lens.HookedTransformer(lens.HookedTransformerConfig(**shape, **rotary, normalization_type="RMS", init_weights=False, device=device))
+    other = lens.HookedTransformer(
+        lens.HookedTransformerConfig(
+            **shape, **rotary, normalization_type="RMS", init_weights=False, device=device
+        )
+    )
     for parameter in other.parameters():
         parameter.data.zero_()  # what we lack (biases) stays zero
     other.load_state_dict(model.state_dict(), strict=False)
@@ -50,7 +72,9 @@ class Side:
 
     def __init__(self, pairs: tasks.Pairs, device: torch.device) -> None:
         self.base, self.contrast = pairs.base.to(device), pairs.contrast.to(device)
-        self.answers = torch.stack([pairs.base_answers, pairs.contrast_answers], dim=1).to(device)  # [n_prompts, 2]
+        self.answers = torch.stack([pairs.base_answers, pairs.contrast_answers], dim=1).to(
+            device
+        )  # [n_prompts, 2]
 
     def F(self, logits: Tensor) -> Tensor:
         """logits [n_prompts, pos, d_vocab] → logit(base answer) - logit(contrast answer) at the last position, [n_prompts]."""
@@ -70,7 +94,13 @@ class Side:
 class Loop(Side):
     """The two-pass loop, MLPs live. `run(tokens, hooks)` gives the logits of one pass, hooks being {name: fn(activation, name)}."""
 
-    def __init__(self, run: Callable[[Tensor, dict], Tensor], n_layers: int, pairs: tasks.Pairs, device: torch.device) -> None:
+    def __init__(
+        self,
+        run: Callable[[Tensor, dict], Tensor],
+        n_layers: int,
+        pairs: tasks.Pairs,
+        device: torch.device,
+    ) -> None:
         super().__init__(pairs, device)
         self.run, self.n_layers = run, n_layers
         self.names = [f"blocks.{layer}.attn.hook_z" for layer in range(n_layers)]
@@ -91,7 +121,11 @@ class Loop(Side):
     def change(self, sender: Head, receiver: HeadInput | Logits) -> Tensor:
         noted: dict[str, Tensor] = {}
         to_head = isinstance(receiver, HeadInput)
-        place = f"blocks.{receiver.layer}.attn.hook_{receiver.which}" if to_head else f"blocks.{self.n_layers - 1}.hook_resid_post"
+        place = (
+            f"blocks.{receiver.layer}.attn.hook_{receiver.which}"
+            if to_head
+            else f"blocks.{self.n_layers - 1}.hook_resid_post"
+        )
 
         def frozen(x: Tensor, name: str) -> Tensor:
             z = self.of_contrast[name]
@@ -112,7 +146,9 @@ class Loop(Side):
             return x
 
         self.run(self.contrast, dict.fromkeys(self.names, frozen) | {place: note})
-        return self.F(self.run(self.contrast, {place: overwrite})) - self.F(self.of_contrast["logits"])
+        return self.F(self.run(self.contrast, {place: overwrite})) - self.F(
+            self.of_contrast["logits"]
+        )
 
 
 class Edges(Side):
@@ -122,7 +158,9 @@ class Edges(Side):
         super().__init__(pairs, device)
         other = hooked_transformer(model)
         other.cfg.use_attn_result = other.cfg.use_split_qkv_input = other.cfg.use_hook_mlp_in = True
-        self.model = graph_utils.patchable_model(other, factorized=True, separate_qkv=True, device=device)
+        self.model = graph_utils.patchable_model(
+            other, factorized=True, separate_qkv=True, device=device
+        )
         self.edges = {edge.name: edge for edge in self.model.edges}
         self.mode = ExitStack()
 
@@ -132,11 +170,17 @@ class Edges(Side):
     def start(self) -> None:
         self.close()  # of an earlier start
         self.of_contrast = self.model(self.contrast)
-        sent = ablation_activations.src_ablations(self.model, self.base)  # [source, n_prompts, pos, d_model]
+        sent = ablation_activations.src_ablations(
+            self.model, self.base
+        )  # [source, n_prompts, pos, d_model]
         self.mode.enter_context(graph_utils.patch_mode(self.model, sent, edges=[]))
 
     def change(self, sender: Head, receiver: HeadInput | Logits) -> Tensor:
-        to = f"A{receiver.layer}.{receiver.head}.{receiver.which.upper()}" if isinstance(receiver, HeadInput) else "Resid End"
+        to = (
+            f"A{receiver.layer}.{receiver.head}.{receiver.which.upper()}"
+            if isinstance(receiver, HeadInput)
+            else "Resid End"
+        )
         edge = self.edges[f"A{sender[0]}.{sender[1]}->{to}"]
         mask = edge.patch_mask(self.model).data
         mask[edge.patch_idx] = 1.0
@@ -153,14 +197,29 @@ def two_pass_loops(model: Transformer, pairs: tasks.Pairs) -> dict[str, Side]:
     if lens is not None:
         other = hooked_transformer(model)
 
-        def run(tokens: Tensor, hooks: dict) -> Tensor:  # TransformerLens passes the hook point, of which the loop wants the name
-            return other.run_with_hooks(tokens, fwd_hooks=[(name, lambda x, hook, fn=fn: fn(x, hook.name)) for name, fn in hooks.items()])
+        def run(
+            tokens: Tensor, hooks: dict
+        ) -> Tensor:  # TransformerLens passes the hook point, of which the loop wants the name
+            return other.run_with_hooks(
+                tokens,
+                fwd_hooks=[
+                    (name, lambda x, hook, fn=fn: fn(x, hook.name)) for name, fn in hooks.items()
+                ],
+            )
 
         sides["two-pass loop on TransformerLens 2.18"] = Loop(run, n_layers, pairs, device)
-    sides["own two-pass loop"] = Loop(lambda tokens, hooks: model(tokens, None, Hooks(hooks)), n_layers, pairs, device)
+    sides["own two-pass loop"] = Loop(
+        lambda tokens, hooks: model(tokens, None, Hooks(hooks)), n_layers, pairs, device
+    )
     return sides
 
 
 def edge_loops(model: Transformer, pairs: tasks.Pairs) -> dict[str, Side]:
     """auto-circuit, where it is installed."""
-    return {} if graph_utils is None else {"auto-circuit 1.0.1, one pass per edge": Edges(model, pairs, model.unembed.W_U.device)}
+    return (
+        {}
+        if graph_utils is None
+        else {
+            "auto-circuit 1.0.1, one pass per edge": Edges(model, pairs, model.unembed.W_U.device)
+        }
+    )

@@ -32,14 +32,47 @@ def row(cfg: ModelConfig, repeats: int) -> dict[str, Any]:
             took[n].append(found["seconds"])
             r[n] = torch.tensor(found["r"], dtype=torch.float64)
     one, two = (statistics.median(took[n]) for n in (1, 2))
-    shape = {"name": "default", **{name: getattr(cfg, name) for name in ("n_layers", "n_heads", "d_model", "d_head", "d_mlp")}, "prompts": PROMPTS}
-    return {"work": "two processes: all heads → v, q, k", "model": shape, "ours_s": two, "other": "one process, one thread each", "other_s": one, "ratio": one / two, "max_abs_diff": (r[1] - r[2]).abs().max().item(), "peak_gib": None}
+    shape = {
+        "name": "default",
+        **{
+            name: getattr(cfg, name)
+            for name in ("n_layers", "n_heads", "d_model", "d_head", "d_mlp")
+        },
+        "prompts": PROMPTS,
+    }
+    return {
+        "work": "two processes: all heads → v, q, k",
+        "model": shape,
+        "ours_s": two,
+        "other": "one process, one thread each",
+        "other_s": one,
+        "ratio": one / two,
+        "max_abs_diff": (r[1] - r[2]).abs().max().item(),
+        "peak_gib": None,
+    }
 
 
 def _started(n: int, cfg: ModelConfig) -> dict[str, Any]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), "-m", "experiments.bench_processes", json.dumps(vars(cfg))]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(n),
+        "-m",
+        "experiments.bench_processes",
+        json.dumps(vars(cfg)),
+    ]
     root = Path(__file__).parent.parent
-    done = subprocess.run(command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise RuntimeError(f"the {n} processes failed: {done.stderr[-500:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -51,10 +84,17 @@ def _sweep() -> int:
     cfg = ModelConfig(**json.loads(sys.argv[1]))
     model = Transformer(cfg, torch.Generator().manual_seed(0)).to(device).requires_grad_(False)
     pairs = tasks.evaluation_pairs("addition", 1, SHOTS, PROMPTS, torch.Generator().manual_seed(0))
-    receivers = [HeadInput(layer, head, which) for layer in range(1, cfg.n_layers) for head in range(cfg.n_heads) for which in "vqk"]
+    receivers = [
+        HeadInput(layer, head, which)
+        for layer in range(1, cfg.n_layers)
+        for head in range(cfg.n_heads)
+        for which in "vqk"
+    ]
 
     def sweep(n_receivers: int) -> list[list[float]]:
-        patcher = PathPatcher(model, pairs.base, pairs.contrast, pairs.base_answers, pairs.contrast_answers)
+        patcher = PathPatcher(
+            model, pairs.base, pairs.contrast, pairs.base_answers, pairs.contrast_answers
+        )
         return [effects.r.tolist() for effects in patcher.sweep_each(receivers[:n_receivers])]
 
     sweep(1)  # to warm up

@@ -24,7 +24,13 @@ def addition(model: Transformer, n_prompts: int) -> dict[str, Any]:
     """Accuracy on addition: plain_8, off_by_one_8, off_by_k_8 {k: share}, and by_shots {k: {shots: share}}, all k."""
     by_shots = train.evaluate(model, n_prompts, every_task=False)["addition"]
     at_8 = {k: shares[str(SHOTS)] for k, shares in by_shots.items()}
-    return {"plain_8": at_8["0"], "off_by_one_8": at_8["1"], "off_by_k_8": {k: share for k, share in at_8.items() if k != "0"}, "by_shots": by_shots, "n_prompts": n_prompts}
+    return {
+        "plain_8": at_8["0"],
+        "off_by_one_8": at_8["1"],
+        "off_by_k_8": {k: share for k, share in at_8.items() if k != "0"},
+        "by_shots": by_shots,
+        "n_prompts": n_prompts,
+    }
 
 
 def answers_given(model: Transformer, pairs: tasks.Pairs) -> dict[str, Any]:
@@ -39,20 +45,37 @@ def answers_given(model: Transformer, pairs: tasks.Pairs) -> dict[str, Any]:
     shown = (pairs.contrast[:, tasks.answer_positions(pairs.shots)] == given[:, None]).any(1)
     right, plain = given == pairs.contrast_answers, given == pairs.base_answers
     near = (given - pairs.base_answers).abs() <= tasks.MAX_SHIFT
-    kinds = {"right": right, "plain": plain & ~shown, "plain_and_shown": plain & shown, "shown": shown & ~right & ~plain}
+    kinds = {
+        "right": right,
+        "plain": plain & ~shown,
+        "plain_and_shown": plain & shown,
+        "shown": shown & ~right & ~plain,
+    }
     rest = ~torch.stack(list(kinds.values())).any(0)
     kinds |= {"other_k": rest & near, "other": rest & ~near}
     shares = {name: round(mask.float().mean().item(), 4) for name, mask in kinds.items()}
     sure = logits.softmax(-1).amax(-1).mean().item()
-    groups = {"the plain answer": shares["plain"] + shares["plain_and_shown"], "a shown answer": shares["shown"], "off by another k": shares["other_k"], "anything": shares["other"]}
-    failure = "none" if shares["right"] >= CRITERIA.solves else max(groups, key=lambda name: groups[name])
+    groups = {
+        "the plain answer": shares["plain"] + shares["plain_and_shown"],
+        "a shown answer": shares["shown"],
+        "off by another k": shares["other_k"],
+        "anything": shares["other"],
+    }
+    failure = (
+        "none" if shares["right"] >= CRITERIA.solves else max(groups, key=lambda name: groups[name])
+    )
     return {"answers": shares, "top_probability": round(sure, 4), "failure": failure}
 
 
 def cell_documents(wrapper: str, symbol: str, n: int) -> tasks.Documents:
     """Documents of one cell of the grid, with SHOTS + 1 examples, whatever a diet holds out."""
     weights = dict.fromkeys(tasks.WRAPPERS, 0.0) | {wrapper: 1.0}
-    return tasks.sample(tasks.changed(**weights, functions=(symbol,), never=(), mixed=0.0), n, SHOTS + 1, torch.Generator().manual_seed(SEED))
+    return tasks.sample(
+        tasks.changed(**weights, functions=(symbol,), never=(), mixed=0.0),
+        n,
+        SHOTS + 1,
+        torch.Generator().manual_seed(SEED),
+    )
 
 
 def grid(model: Transformer, n_documents: int) -> dict[str, dict[str, float | None]]:
@@ -71,14 +94,19 @@ def grid(model: Transformer, n_documents: int) -> dict[str, dict[str, float | No
             if asked.any():
                 place = tasks.answer_positions(SHOTS + 1)[-1]
                 tokens = documents.tokens[asked]
-                table[wrapper][symbol] = round(accuracy(last_logits(model, tokens[:, :place]), tokens[:, place]), 4)
+                table[wrapper][symbol] = round(
+                    accuracy(last_logits(model, tokens[:, :place]), tokens[:, place]), 4
+                )
     return table
 
 
 def patchers_of(model: Transformer, pairs: tasks.Pairs) -> dict[str, PathPatcher]:
     """A patcher for each contrast, as `discover` takes them."""
     assert pairs.operands_changed is not None
-    return {name: PathPatcher(model, base, pairs.contrast, pairs.base_answers, pairs.contrast_answers) for name, base in (("answers", pairs.base), ("operands", pairs.operands_changed))}
+    return {
+        name: PathPatcher(model, base, pairs.contrast, pairs.base_answers, pairs.contrast_answers)
+        for name, base in (("answers", pairs.base), ("operands", pairs.operands_changed))
+    }
 
 
 def circuit(model: Transformer, n_count: int, n_patch: int) -> dict[str, Any]:
@@ -92,20 +120,43 @@ def circuit(model: Transformer, n_count: int, n_patch: int) -> dict[str, Any]:
     pairs = tasks.evaluation_pairs("addition", 1, SHOTS, n_patch, generator)
     given = answers_given(model, count)
     empty: list[str] = []
-    row = given | {"fi_heads": empty, "pt_heads": empty, "consolidation_heads": empty, "groups": {}, "top_fi_r": None, "faithfulness": None, "circuit_heads": empty, "circuit_accuracy": None}
+    row = given | {
+        "fi_heads": empty,
+        "pt_heads": empty,
+        "consolidation_heads": empty,
+        "groups": {},
+        "top_fi_r": None,
+        "faithfulness": None,
+        "circuit_heads": empty,
+        "circuit_accuracy": None,
+    }
     if given["answers"]["right"] < CRITERIA.solves:
         return row
     patchers = patchers_of(model, pairs)
     found = discover(patchers, tasks.answer_positions(SHOTS), CRITERIA)
     effects, groups = found.effects["answers"]["logits"].heads, found.groups
     fi = groups["function_induction"]
-    row |= {"fi_heads": fi, "pt_heads": groups["previous_token"], "consolidation_heads": groups["consolidation"], "groups": groups}
+    row |= {
+        "fi_heads": fi,
+        "pt_heads": groups["previous_token"],
+        "consolidation_heads": groups["consolidation"],
+        "groups": groups,
+    }
     row |= {"heads_to_logits": [[round(r, 4) for r in layer] for layer in effects.tolist()]}
     if fi:
         union = heads_of(head for heads in groups.values() for head in heads)
-        scores = CircuitScores(Ablator(model, pairs.contrast, {"base": pairs.base}), "base", pairs.base_answers, pairs.contrast_answers)
+        scores = CircuitScores(
+            Ablator(model, pairs.contrast, {"base": pairs.base}),
+            "base",
+            pairs.base_answers,
+            pairs.contrast_answers,
+        )
         row["top_fi_r"] = round(min(effects[parse(head)].item() for head in fi), 4)
-        row |= {"circuit_heads": union, "faithfulness": round(scores.faithfulness([union])[0], 4), "circuit_accuracy": round(scores.scores([union])[0].contrast_acc, 4)}
+        row |= {
+            "circuit_heads": union,
+            "faithfulness": round(scores.faithfulness([union])[0], 4),
+            "circuit_accuracy": round(scores.scores([union])[0].contrast_acc, 4),
+        }
     return row
 
 
@@ -115,7 +166,9 @@ def repeated_documents(n: int) -> tuple[Tensor, int, Tensor, Tensor]:
     half = SHOTS // 2
     generator = torch.Generator().manual_seed(SEED)
     problem = torch.randint(len(tasks.PROBLEMS.value), (n, half), generator=generator)
-    answer = torch.randint(tasks.ZERO - tasks.MAX_SHIFT, len(tasks.VOCABULARY), (n, half), generator=generator)  # any number or letter
+    answer = torch.randint(
+        tasks.ZERO - tasks.MAX_SHIFT, len(tasks.VOCABULARY), (n, half), generator=generator
+    )  # any number or letter
     tokens = tasks.examples_to_tokens(problem.repeat(1, 2), answer.repeat(1, 2))
     answers = tasks.answer_positions(SHOTS)[half:]
     return tokens, tasks.EXAMPLE * half, answers - 1, answers

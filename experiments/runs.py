@@ -31,14 +31,38 @@ import train
 from minifunc.circuit import Criteria
 from minifunc.support.flags import Parser
 from minifunc.model import ModelConfig, Transformer
-from minifunc.support.runs import UserError, check_writable, load_json, locked, run_main, save_json, save_tensors
+from minifunc.support.runs import (
+    UserError,
+    check_writable,
+    load_json,
+    locked,
+    run_main,
+    save_json,
+    save_tensors,
+)
 from train import TrainConfig
 
 N_SNAPSHOTS = 48  # weights kept on the way, evenly spaced on a logarithmic scale
 SNAPSHOT_SEEDS = 3  # the default's first seeds keep them
 QUICK_STEPS = 30
-SHORT = replace(TrainConfig(), documents=64, long_every=3, lr=1e-2, weight_decay=0.2)  # what results/ of diets, universality and interventions were made with; the default may go on
-T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262, 12: 2.201, 15: 2.145, 20: 2.093, 30: 2.045}  # Student's t by number of values
+SHORT = replace(
+    TrainConfig(), documents=64, long_every=3, lr=1e-2, weight_decay=0.2
+)  # what results/ of diets, universality and interventions were made with; the default may go on
+T_975 = {
+    2: 12.706,
+    3: 4.303,
+    4: 3.182,
+    5: 2.776,
+    6: 2.571,
+    7: 2.447,
+    8: 2.365,
+    9: 2.306,
+    10: 2.262,
+    12: 2.201,
+    15: 2.145,
+    20: 2.093,
+    30: 2.045,
+}  # Student's t by number of values
 
 
 @dataclass(frozen=True)
@@ -61,12 +85,18 @@ class Run:
         return {part: config[part] for part in ("model", "train", "diet", "vocabulary")}
 
 
-Intervention = Callable[[int, Transformer, Run, Path], None]  # (step, model, run, folder): changes the weights in place
+Intervention = Callable[
+    [int, Transformer, Run, Path], None
+]  # (step, model, run, folder): changes the weights in place
 
 
 def default_run(seed: int, steps: int) -> Run:
     """The default, as dependability and emergence share it."""
-    return Run(diet=tasks.DEFAULT_DIET, train=replace(TrainConfig(), seed=seed, steps=steps), snapshots=log_spaced(steps) if seed < SNAPSHOT_SEEDS else ())
+    return Run(
+        diet=tasks.DEFAULT_DIET,
+        train=replace(TrainConfig(), seed=seed, steps=steps),
+        snapshots=log_spaced(steps) if seed < SNAPSHOT_SEEDS else (),
+    )
 
 
 def log_spaced(last: int, n: int = N_SNAPSHOTS) -> tuple[int, ...]:
@@ -83,7 +113,9 @@ def log_spaced(last: int, n: int = N_SNAPSHOTS) -> tuple[int, ...]:
 
 # ---------------------------------------------------------------- one run
 
-Measure = Callable[[Transformer, Run, Path, bool], dict[str, Any]]  # (model, run, folder, quick) → what was measured
+Measure = Callable[
+    [Transformer, Run, Path, bool], dict[str, Any]
+]  # (model, run, folder, quick) → what was measured
 
 
 def measuring(quick: bool) -> dict[str, Any]:
@@ -97,17 +129,28 @@ def finished(run: Run, out: Path, experiment: str, quick: bool) -> dict[str, Any
     folder = run.folder(out)
     if (folder / "config.json").exists():
         config = load_json(folder / "config.json")
-        if not isinstance(config, dict) or any(config.get(part) != value for part, value in run.settings().items()):
-            raise UserError(f"{folder} was made with other settings than this version has: remove it, or give another --out")
+        if not isinstance(config, dict) or any(
+            config.get(part) != value for part, value in run.settings().items()
+        ):
+            raise UserError(
+                f"{folder} was made with other settings than this version has: remove it, or give another --out"
+            )
     for name in ("diverged", experiment):
         if (folder / f"{name}.json").exists():
             kept = load_json(folder / f"{name}.json")
-            if isinstance(kept, dict) and kept.get("settings") == run.settings() | (measuring(quick) if name == experiment else {}) and isinstance(kept.get("row"), dict):
+            if (
+                isinstance(kept, dict)
+                and kept.get("settings")
+                == run.settings() | (measuring(quick) if name == experiment else {})
+                and isinstance(kept.get("row"), dict)
+            ):
                 return kept["row"]
     return None
 
 
-def carry_out(run: Run, out: Path, experiment: str, measure: Measure, quick: bool) -> dict[str, Any]:
+def carry_out(
+    run: Run, out: Path, experiment: str, measure: Measure, quick: bool
+) -> dict[str, Any]:
     """Trains (or goes on training) one run, measures it, writes that down and returns it."""
     row = finished(run, out, experiment, quick)
     if row is not None:
@@ -133,7 +176,15 @@ def carry_out(run: Run, out: Path, experiment: str, measure: Measure, quick: boo
     same = run.settings()
     try:
         with locked(folder):
-            model = train.train(folder, run.model, run.train, run.diet, torch.device("cpu"), (folder / "resume.pt").exists(), after_step)
+            model = train.train(
+                folder,
+                run.model,
+                run.train,
+                run.diet,
+                torch.device("cpu"),
+                (folder / "resume.pt").exists(),
+                after_step,
+            )
         row = measure(model, run, folder, quick)
     except train.Diverged as error:
         row = {"diverged": True, "message": str(error)}
@@ -184,7 +235,9 @@ def _start(steps: Any, stop: Any) -> None:
 # ---------------------------------------------------------------- all runs
 
 
-def run_all(runs: Sequence[Run], out: Path, experiment: str, measure: Measure, jobs: int, quick: bool) -> list[dict[str, Any]]:
+def run_all(
+    runs: Sequence[Run], out: Path, experiment: str, measure: Measure, jobs: int, quick: bool
+) -> list[dict[str, Any]]:
     """One row for each run, in their order. Raises UserError where a run cannot be made, KeyboardInterrupt after Ctrl-C;
     what was done until then is kept."""
     rows: dict[Run, dict[str, Any]] = {}
@@ -193,7 +246,13 @@ def run_all(runs: Sequence[Run], out: Path, experiment: str, measure: Measure, j
         if row is not None:
             rows[run] = row
     left = [run for run in dict.fromkeys(runs) if run not in rows]
-    with tqdm(total=sum(run.train.steps for run in left), desc=f"{experiment}: {len(left)} of {len(runs)} runs", unit="step", mininterval=0.5, disable=None) as bar:
+    with tqdm(
+        total=sum(run.train.steps for run in left),
+        desc=f"{experiment}: {len(left)} of {len(runs)} runs",
+        unit="step",
+        mininterval=0.5,
+        disable=None,
+    ) as bar:
         if jobs == 1:
             rows |= _one_by_one(left, bar, out, experiment, measure, quick)
         elif left:
@@ -201,7 +260,9 @@ def run_all(runs: Sequence[Run], out: Path, experiment: str, measure: Measure, j
     return [rows[run] for run in runs]
 
 
-def _one_by_one(left: Sequence[Run], bar: Any, out: Path, experiment: str, measure: Measure, quick: bool) -> dict[Run, dict[str, Any]]:
+def _one_by_one(
+    left: Sequence[Run], bar: Any, out: Path, experiment: str, measure: Measure, quick: bool
+) -> dict[Run, dict[str, Any]]:
     torch.set_num_threads(1)
     _progress.bar = bar
     stderr = sys.stderr
@@ -212,13 +273,25 @@ def _one_by_one(left: Sequence[Run], bar: Any, out: Path, experiment: str, measu
         sys.stderr, _progress.bar = stderr, None
 
 
-def _side_by_side(left: Sequence[Run], bar: Any, out: Path, experiment: str, measure: Measure, quick: bool, jobs: int) -> dict[Run, dict[str, Any]]:
+def _side_by_side(
+    left: Sequence[Run],
+    bar: Any,
+    out: Path,
+    experiment: str,
+    measure: Measure,
+    quick: bool,
+    jobs: int,
+) -> dict[Run, dict[str, Any]]:
     context = multiprocessing.get_context("spawn")
     steps, stop = context.Value("q", 0), context.Event()
     rows: dict[Run, dict[str, Any]] = {}
     os.environ["OMP_NUM_THREADS"] = "1"  # read as a worker imports torch
-    with ProcessPoolExecutor(min(jobs, len(left)), mp_context=context, initializer=_start, initargs=(steps, stop)) as pool:
-        futures: dict[Future[dict[str, Any]], Run] = {pool.submit(carry_out, run, out, experiment, measure, quick): run for run in left}
+    with ProcessPoolExecutor(
+        min(jobs, len(left)), mp_context=context, initializer=_start, initargs=(steps, stop)
+    ) as pool:
+        futures: dict[Future[dict[str, Any]], Run] = {
+            pool.submit(carry_out, run, out, experiment, measure, quick): run for run in left
+        }
         try:
             waiting = set(futures)
             while waiting:
@@ -226,7 +299,9 @@ def _side_by_side(left: Sequence[Run], bar: Any, out: Path, experiment: str, mea
                 rows |= {futures[future]: future.result() for future in done}
                 bar.update(steps.value - bar.n)
         except BrokenProcessPool:
-            raise UserError("a process was ended from outside (out of memory?): the same command goes on") from None
+            raise UserError(
+                "a process was ended from outside (out of memory?): the same command goes on"
+            ) from None
         except BaseException:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -241,11 +316,28 @@ def provenance(run: Run) -> dict[str, Any]:
     """What every row says about where it comes from."""
     processor = platform.processor() or platform.machine()
     try:
-        processor = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), processor)
+        processor = next(
+            (
+                line.split(":")[1].strip()
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if "model name" in line
+            ),
+            processor,
+        )
     except OSError:
         pass
     versions = train.describe(run.model, run.train, run.diet)["versions"]
-    return {"steps": run.train.steps, "criteria": vars(Criteria()), "versions": versions, "hardware": {"processor": processor, "cores": os.cpu_count(), "threads": 1, "device": "cpu"}}
+    return {
+        "steps": run.train.steps,
+        "criteria": vars(Criteria()),
+        "versions": versions,
+        "hardware": {
+            "processor": processor,
+            "cores": os.cpu_count(),
+            "threads": 1,
+            "device": "cpu",
+        },
+    }
 
 
 def mean_ci(values: Sequence[float | None]) -> tuple[float, float]:
@@ -257,17 +349,27 @@ def mean_ci(values: Sequence[float | None]) -> tuple[float, float]:
     mean = sum(known) / len(known)
     if len(known) < 2:
         return mean, math.nan
-    t = T_975[max(n for n in T_975 if n <= len(known))]  # the next smaller number of values: never too narrow
-    return mean, t * math.sqrt(sum((value - mean) ** 2 for value in known) / (len(known) - 1) / len(known))
+    t = T_975[
+        max(n for n in T_975 if n <= len(known))
+    ]  # the next smaller number of values: never too narrow
+    return mean, t * math.sqrt(
+        sum((value - mean) ** 2 for value in known) / (len(known) - 1) / len(known)
+    )
 
 
 def in_words(values: Sequence[float | None], digits: int = 2) -> str:
     """`0.98 ± 0.02`; a dash where there is nothing."""
     mean, half = mean_ci(values)
-    return "–" if math.isnan(mean) else f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+    return (
+        "–"
+        if math.isnan(mean)
+        else f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+    )
 
 
-def by(rows: Sequence[dict[str, Any]], key: Callable[[dict[str, Any]], str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def by(
+    rows: Sequence[dict[str, Any]], key: Callable[[dict[str, Any]], str]
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Groups rows by a key, in the order in which the keys are first met."""
     for name in dict.fromkeys(map(key, rows)):
         yield name, [row for row in rows if key(row) == name]
@@ -294,34 +396,79 @@ class Experiment:
 
     def runs(self, names: Sequence[str], seeds: int | None, steps: int) -> list[Run]:
         """Seed by seed, so that every kind has been tried once before any is tried again."""
-        wanted = {name: self.more.get(name, self.seeds) if seeds is None else seeds for name in names}
-        return [self.make(name, seed, steps) for seed in range(max(wanted.values())) for name in names if seed < wanted[name]]
+        wanted = {
+            name: self.more.get(name, self.seeds) if seeds is None else seeds for name in names
+        }
+        return [
+            self.make(name, seed, steps)
+            for seed in range(max(wanted.values()))
+            for name in names
+            if seed < wanted[name]
+        ]
 
 
 def main(experiment: Experiment, argv: list[str] | None = None) -> int:
     """The command line of an experiment."""
 
     def work() -> int:
-        parser = Parser(prog=f"experiments.{experiment.name}", description=experiment.doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), help="runs at a time")
+        parser = Parser(
+            prog=f"experiments.{experiment.name}",
+            description=experiment.doc.splitlines()[0],
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        parser.add_argument(
+            "--jobs",
+            type=int,
+            default=len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count(),
+            help="runs at a time",
+        )
         parser.add_argument("--out", default="out/experiments", help="where the runs are")
-        parser.add_argument("--only", metavar="NAME,NAME", help=f"some of: {', '.join(experiment.names)}")
-        parser.add_argument("--seeds", type=int, help=f"seeds of each (default: {experiment.seeds}{''.join(f'; {name} {n}' for name, n in experiment.more.items())})")
-        parser.add_argument("--steps", type=int, help=f"steps of each (default: {experiment.steps})")
-        parser.add_argument("--quick", action="store_true", help="one seed, few steps, few prompts: to see that it works")
-        parser.add_argument("--results", help="where the rows go (default: results/ for the whole list, else the folder OUT)")
+        parser.add_argument(
+            "--only", metavar="NAME,NAME", help=f"some of: {', '.join(experiment.names)}"
+        )
+        parser.add_argument(
+            "--seeds",
+            type=int,
+            help=f"seeds of each (default: {experiment.seeds}{''.join(f'; {name} {n}' for name, n in experiment.more.items())})",
+        )
+        parser.add_argument(
+            "--steps", type=int, help=f"steps of each (default: {experiment.steps})"
+        )
+        parser.add_argument(
+            "--quick",
+            action="store_true",
+            help="one seed, few steps, few prompts: to see that it works",
+        )
+        parser.add_argument(
+            "--results",
+            help="where the rows go (default: results/ for the whole list, else the folder OUT)",
+        )
         arguments = parser.parse_args(argv)
         names = tuple(arguments.only.split(",")) if arguments.only else experiment.names
         wrong = [name for name in names if name not in experiment.names]
         if wrong:
-            raise UserError(f"unknown {experiment.name} run {wrong[0]!r}; there are: {', '.join(experiment.names)}")
+            raise UserError(
+                f"unknown {experiment.name} run {wrong[0]!r}; there are: {', '.join(experiment.names)}"
+            )
         for name in ("jobs", "seeds", "steps"):
             if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
                 raise UserError(f"--{name} must be at least 1")
-        out = Path(arguments.out) / ("quick" if arguments.quick else "") / (f"{arguments.steps}_steps" if arguments.steps else "")
-        seeds, steps = arguments.seeds or (1 if arguments.quick else None), arguments.steps or (QUICK_STEPS if arguments.quick else experiment.steps)
+        out = (
+            Path(arguments.out)
+            / ("quick" if arguments.quick else "")
+            / (f"{arguments.steps}_steps" if arguments.steps else "")
+        )
+        seeds, steps = (
+            arguments.seeds or (1 if arguments.quick else None),
+            arguments.steps or (QUICK_STEPS if arguments.quick else experiment.steps),
+        )
         whole = not (arguments.quick or arguments.only or arguments.seeds or arguments.steps)
-        path = Path(arguments.results or (f"results/{experiment.name}.json" if whole else out / f"{experiment.name}.json"))
+        path = Path(
+            arguments.results
+            or (f"results/{experiment.name}.json" if whole else out / f"{experiment.name}.json")
+        )
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -329,7 +476,9 @@ def main(experiment: Experiment, argv: list[str] | None = None) -> int:
         check_writable(path)
         runs = experiment.runs(names, seeds, steps)
         try:
-            measured = run_all(runs, out, experiment.name, experiment.measure, arguments.jobs, arguments.quick)
+            measured = run_all(
+                runs, out, experiment.name, experiment.measure, arguments.jobs, arguments.quick
+            )
         except KeyboardInterrupt:
             print("stopped: the same command goes on", file=sys.stderr)
             return 130

@@ -1,3 +1,18 @@
 """minifunc: function induction, re-created from nothing in plain PyTorch."""
 
+from minifunc.model import ModelConfig, Transformer
+from minifunc.patching import Effects, HeadInput, Logits, MLPInput, PathPatcher, Resid
+from minifunc.support.runs import load_run
+
 __version__ = "0.1.0"
+__all__ = [
+    "Effects",
+    "HeadInput",
+    "Logits",
+    "MLPInput",
+    "ModelConfig",
+    "PathPatcher",
+    "Resid",
+    "Transformer",
+    "load_run",
+]

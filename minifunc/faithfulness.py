@@ -42,9 +42,13 @@ class CircuitScores:
     base_answers, contrast_answers [n_prompts] int64.
     """
 
-    def __init__(self, ablator: Ablator, how: str, base_answers: Tensor, contrast_answers: Tensor) -> None:
+    def __init__(
+        self, ablator: Ablator, how: str, base_answers: Tensor, contrast_answers: Tensor
+    ) -> None:
         self.ablator, self.how = ablator, how
-        self.answers = torch.stack([base_answers, contrast_answers], dim=1).to(ablator.everywhere.device)  # [n_prompts, 2]
+        self.answers = torch.stack([base_answers, contrast_answers], dim=1).to(
+            ablator.everywhere.device
+        )  # [n_prompts, 2]
         self.heads = all_heads(ablator.cfg)
         self._known: dict[frozenset[str], Score] = {}
         self.full, self.none = self.scores([self.heads, []])
@@ -55,17 +59,23 @@ class CircuitScores:
         wanted = [frozenset(circuit) for circuit in circuits]
         new = sorted(set(wanted) - self._known.keys(), key=sorted)
         if new:
-            all_logits = self.ablator.logits([[head for head in self.heads if head not in circuit] for circuit in new], self.how)
+            all_logits = self.ablator.logits(
+                [[head for head in self.heads if head not in circuit] for circuit in new], self.how
+            )
             for circuit, logits in zip(new, all_logits):
                 picked = logits.gather(1, self.answers)  # [n_prompts, 2]
                 F = (picked[:, 0] - picked[:, 1]).double().mean().item()
-                self._known[circuit] = Score(F, *(accuracy(logits, self.answers[:, column]) for column in (0, 1)))
+                self._known[circuit] = Score(
+                    F, *(accuracy(logits, self.answers[:, column]) for column in (0, 1))
+                )
         return [self._known[circuit] for circuit in wanted]
 
     def share(self, F: float) -> float:
         """A difference of F as a share of what all heads together make. Raises ValueError where they make none."""
         if not abs(self.F_range) > 1e-6:
-            raise ValueError("all heads together do not change F on these prompts, so there is nothing to be faithful to")
+            raise ValueError(
+                "all heads together do not change F on these prompts, so there is nothing to be faithful to"
+            )
         return F / self.F_range
 
     def faithfulness(self, circuits: Sequence[Iterable[str]]) -> list[float]:
@@ -74,11 +84,16 @@ class CircuitScores:
     def gaps(self, circuit: Iterable[str], without: Sequence[Iterable[str]]) -> list[float]:
         """The completeness gap of each K in `without`."""
         circuit, subsets = set(circuit), [set(K) for K in without]
-        alone, in_model = self.scores([circuit - K for K in subsets]), self.scores([set(self.heads) - K for K in subsets])
+        alone, in_model = (
+            self.scores([circuit - K for K in subsets]),
+            self.scores([set(self.heads) - K for K in subsets]),
+        )
         return [abs(self.share(a.F - b.F)) for a, b in zip(alone, in_model)]
 
 
-def greedy_subsets(scores: CircuitScores, circuit: Iterable[str], most: int = 10) -> list[list[str]]:
+def greedy_subsets(
+    scores: CircuitScores, circuit: Iterable[str], most: int = 10
+) -> list[list[str]]:
     """Subsets K of a circuit, each one head larger than the one before, up to `most`: always by the head that makes the completeness gap largest."""
     circuit = heads_of(circuit)
     K: list[str] = []
@@ -94,19 +109,35 @@ def greedy_subsets(scores: CircuitScores, circuit: Iterable[str], most: int = 10
 def random_subsets(circuit: Iterable[str], n: int, generator: torch.Generator) -> list[list[str]]:
     """n subsets of a circuit, each head in with probability one half."""
     circuit = heads_of(circuit)
-    return [[head for head, chosen in zip(circuit, row) if chosen] for row in (torch.rand(n, len(circuit), generator=generator) < 0.5).tolist()]
+    return [
+        [head for head, chosen in zip(circuit, row) if chosen]
+        for row in (torch.rand(n, len(circuit), generator=generator) < 0.5).tolist()
+    ]
 
 
-def minimality(scores: CircuitScores, circuit: Iterable[str], groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
+def minimality(
+    scores: CircuitScores, circuit: Iterable[str], groups: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
     """By head v: the largest share of F that it moves, over K = nothing and K = the other heads of each group that v is in.
 
     The second kind shows a head whose work the others of its group take over when it alone is missing.
     """
     circuit = heads_of(circuit)
-    family = {head: [set[str]()] + [set(group) - {head} for group in groups.values() if head in group] for head in circuit}
-    circuits = [pair for head, sets in family.items() for K in sets for pair in (set(circuit) - K, set(circuit) - K - {head})]
+    family = {
+        head: [set[str]()] + [set(group) - {head} for group in groups.values() if head in group]
+        for head in circuit
+    }
+    circuits = [
+        pair
+        for head, sets in family.items()
+        for K in sets
+        for pair in (set(circuit) - K, set(circuit) - K - {head})
+    ]
     F = iter([score.F for score in scores.scores(circuits)])
-    return {head: max(abs(scores.share(next(F) - next(F))) for _ in sets) for head, sets in family.items()}
+    return {
+        head: max(abs(scores.share(next(F) - next(F))) for _ in sets)
+        for head, sets in family.items()
+    }
 
 
 def eliminate(criteria: Sequence[CircuitScores], level: float) -> list[str]:
@@ -120,7 +151,10 @@ def eliminate(criteria: Sequence[CircuitScores], level: float) -> list[str]:
 
     def off(circuits: Sequence[Iterable[str]]) -> list[float]:
         """How far each circuit is from faithfulness 1, at worst."""
-        return [max(abs(1 - f) for f in each) for each in zip(*(scores.faithfulness(circuits) for scores in criteria))]
+        return [
+            max(abs(1 - f) for f in each)
+            for each in zip(*(scores.faithfulness(circuits) for scores in criteria))
+        ]
 
     loss = dict(zip(heads, off([set(heads) - {head} for head in heads])))
     kept, before = set(heads), None
@@ -132,7 +166,14 @@ def eliminate(criteria: Sequence[CircuitScores], level: float) -> list[str]:
     return heads_of(kept)
 
 
-def evaluate(scores: CircuitScores, circuit: Iterable[str], groups: Mapping[str, Sequence[str]], search: CircuitScores, generator: torch.Generator, n_random: int = 10) -> dict[str, Any]:
+def evaluate(
+    scores: CircuitScores,
+    circuit: Iterable[str],
+    groups: Mapping[str, Sequence[str]],
+    search: CircuitScores,
+    generator: torch.Generator,
+    n_random: int = 10,
+) -> dict[str, Any]:
     """The keys of circuit.json's `evaluation` for one circuit.
 
     search: scores on (fewer) prompts, on which greedy subsets are looked for; their gaps are then measured by `scores`.
@@ -141,7 +182,10 @@ def evaluate(scores: CircuitScores, circuit: Iterable[str], groups: Mapping[str,
     parts = {name: [head for head in group if head in circuit] for name, group in groups.items()}
     parts = {name: part for name, part in parts.items() if part}
     greedy, drawn = greedy_subsets(search, circuit), random_subsets(circuit, n_random, generator)
-    gaps = {name: scores.gaps(circuit, sets) for name, sets in (("greedy", greedy), ("random", drawn), ("groups", list(parts.values())))}
+    gaps = {
+        name: scores.gaps(circuit, sets)
+        for name, sets in (("greedy", greedy), ("random", drawn), ("groups", list(parts.values())))
+    }
     score, faithfulness = scores.scores([circuit])[0], scores.faithfulness([circuit])[0]
     worst = max(range(len(greedy)), key=lambda index: gaps["greedy"][index], default=None)
     return {
@@ -150,14 +194,21 @@ def evaluate(scores: CircuitScores, circuit: Iterable[str], groups: Mapping[str,
         "circuit_accuracy": round(score.contrast_acc, 4),
         "completeness": round(max(gaps["greedy"], default=0.0), 4),
         "completeness_gaps": {
-            **{f"{name}_{kind}": round(of(gap), 4) for name, gap in gaps.items() if name != "groups" and gap for kind, of in (("max", max), ("mean", lambda gap: sum(gap) / len(gap)))},
+            **{
+                f"{name}_{kind}": round(of(gap), 4)
+                for name, gap in gaps.items()
+                if name != "groups" and gap
+                for kind, of in (("max", max), ("mean", lambda gap: sum(gap) / len(gap)))
+            },
             "groups": {name: round(gap, 4) for name, gap in zip(parts, gaps["groups"])},
             "worst": [] if worst is None else greedy[worst],
             "n_greedy": len(greedy),
             "n_random": n_random,
             "n_search_prompts": search.ablator.n_prompts,
         },
-        "minimality": {head: round(share, 4) for head, share in minimality(scores, circuit, parts).items()},
+        "minimality": {
+            head: round(share, 4) for head, share in minimality(scores, circuit, parts).items()
+        },
         "replaced_by": scores.how,
         "n_prompts": scores.ablator.n_prompts,
     }

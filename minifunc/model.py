@@ -28,7 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Hook = Callable[[Tensor, str], Tensor]
-Past = tuple[Tensor, Tensor]  # k and v of the positions already run, [batch, key, head, d_head] each
+Past = tuple[
+    Tensor, Tensor
+]  # k and v of the positions already run, [batch, key, head, d_head] each
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,28 @@ class ModelConfig:
             value, kind = getattr(self, field.name), field.type
             most = 1000 if field.name in ("n_layers", "n_heads") else 1_000_000
             if kind is int and (type(value) is not int or not 1 <= value <= most):
-                raise ValueError(f"model config: {field.name} must be a whole number from 1 to {most}, not {value!r:.60}")
-            if kind is float and (type(value) not in (int, float) or not 0 < value < 1e300):  # JSON knows whole numbers beyond every float
-                raise ValueError(f"model config: {field.name} must be a positive number, not {value!r:.60}")
-        for name, known in (("positions", ("rotary", "learned", "none")), ("normalization", ("RMS", "LN")), ("act_fn", ("gelu", "relu", "none"))):
+                raise ValueError(
+                    f"model config: {field.name} must be a whole number from 1 to {most}, not {value!r:.60}"
+                )
+            if kind is float and (
+                type(value) not in (int, float) or not 0 < value < 1e300
+            ):  # JSON knows whole numbers beyond every float
+                raise ValueError(
+                    f"model config: {field.name} must be a positive number, not {value!r:.60}"
+                )
+        for name, known in (
+            ("positions", ("rotary", "learned", "none")),
+            ("normalization", ("RMS", "LN")),
+            ("act_fn", ("gelu", "relu", "none")),
+        ):
             if getattr(self, name) not in known:
-                raise ValueError(f"model config: {name} must be one of {', '.join(known)}, not {getattr(self, name)!r:.60}")
+                raise ValueError(
+                    f"model config: {name} must be one of {', '.join(known)}, not {getattr(self, name)!r:.60}"
+                )
         if self.positions == "rotary" and self.d_head % 2:
-            raise ValueError(f"model config: rotary positions need an even d_head, not {self.d_head}")
+            raise ValueError(
+                f"model config: rotary positions need an even d_head, not {self.d_head}"
+            )
 
     @property
     def has_mlp(self) -> bool:
@@ -132,9 +148,13 @@ def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
     """
     pairs = x.shape[-1] // 2
     wide = x if x.dtype == torch.float64 else x.float()  # there is no complex bfloat16
-    angle = positions[:, None, None] * base ** (-torch.arange(pairs, device=x.device, dtype=wide.dtype) / pairs)  # [pos, 1, pairs]
+    angle = positions[:, None, None] * base ** (
+        -torch.arange(pairs, device=x.device, dtype=wide.dtype) / pairs
+    )  # [pos, 1, pairs]
     turn = torch.polar(torch.ones_like(angle), angle)
-    turned = torch.view_as_complex(wide.unflatten(-1, (pairs, 2))) * turn  # [batch, pos, head, pairs]
+    turned = (
+        torch.view_as_complex(wide.unflatten(-1, (pairs, 2))) * turn
+    )  # [batch, pos, head, pairs]
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
 
@@ -172,20 +192,32 @@ class Attention(nn.Module):
         n_past = 0 if past is None else past[0].shape[1]
         name, keys = self.name, torch.arange(n_past + x.shape[1], device=x.device)
         whole = len(queries) == len(keys)
-        q = hooks(self.project(x if len(queries) == x.shape[1] else x[:, queries - n_past], self.W_Q), f"{name}.hook_q")  # [batch, query, head, d_head]
+        q = hooks(
+            self.project(x if len(queries) == x.shape[1] else x[:, queries - n_past], self.W_Q),
+            f"{name}.hook_q",
+        )  # [batch, query, head, d_head]
         k = hooks(self.project(x, self.W_K), f"{name}.hook_k")  # [batch, key, head, d_head]
         v = hooks(self.project(x, self.W_V), f"{name}.hook_v")  # [batch, key, head, d_head]
         q = hooks(self.position(q, queries), f"{name}.hook_rot_q")
         k = hooks(self.position(k, keys[n_past:]), f"{name}.hook_rot_k")
         if past is not None:
-            k, v = (torch.cat([old.repeat(len(x) // len(old), 1, 1, 1), new], dim=1) for old, new in zip(past, (k, v)))
+            k, v = (
+                torch.cat([old.repeat(len(x) // len(old), 1, 1, 1), new], dim=1)
+                for old, new in zip(past, (k, v))
+            )
         if hooks.wants(f"{name}.hook_attn_scores", f"{name}.hook_pattern"):
-            scores = hooks(self.scores(q, k, queries, keys), f"{name}.hook_attn_scores")  # [batch, head, query, key]
-            pattern = hooks(scores.softmax(dim=-1), f"{name}.hook_pattern")  # [batch, head, query, key]
+            scores = hooks(
+                self.scores(q, k, queries, keys), f"{name}.hook_attn_scores"
+            )  # [batch, head, query, key]
+            pattern = hooks(
+                scores.softmax(dim=-1), f"{name}.hook_pattern"
+            )  # [batch, head, query, key]
             z = pattern @ v.transpose(1, 2)  # [batch, head, query, d_head]
         else:  # the same in one fused kernel, which never shows its scores
             mask = None if whole else keys <= queries[:, None]
-            z = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, is_causal=whole)
+            z = F.scaled_dot_product_attention(
+                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, is_causal=whole
+            )
         z = hooks(z.transpose(1, 2), f"{name}.hook_z")  # [batch, query, head, d_head]
         return z.flatten(2) @ self.W_O.flatten(0, 1)
 
@@ -203,7 +235,9 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, hooks: Hooks) -> Tensor:
         pre = hooks(x @ self.W_in, f"{self.name}.hook_pre")  # [batch, pos, d_mlp]
         unseen = self.relu and not hooks.wants(f"{self.name}.hook_pre")  # then it need not be kept
-        post = hooks(pre.relu_() if unseen else self.act(pre), f"{self.name}.hook_post")  # [batch, pos, d_mlp]
+        post = hooks(
+            pre.relu_() if unseen else self.act(pre), f"{self.name}.hook_post"
+        )  # [batch, pos, d_mlp]
         return post @ self.W_out
 
 
@@ -218,10 +252,14 @@ class Block(nn.Module):
         if self.mlp is not None:
             self.ln2 = Norm(cfg, f"{self.name}.ln2")
 
-    def add_attention(self, resid: Tensor, queries: Tensor, hooks: Hooks, past: Past | None = None) -> Tensor:
+    def add_attention(
+        self, resid: Tensor, queries: Tensor, hooks: Hooks, past: Past | None = None
+    ) -> Tensor:
         """resid_pre [batch, pos, d_model] → resid_mid at the positions `queries`, [batch, query, d_model]."""
         resid = hooks(resid, f"{self.name}.hook_resid_pre")
-        attn_out = hooks(self.attn(self.ln1(resid, hooks), queries, hooks, past), f"{self.name}.hook_attn_out")
+        attn_out = hooks(
+            self.attn(self.ln1(resid, hooks), queries, hooks, past), f"{self.name}.hook_attn_out"
+        )
         n_past = 0 if past is None else past[0].shape[1]
         kept = resid if len(queries) == resid.shape[1] else resid[:, queries - n_past]
         return hooks(kept + attn_out, f"{self.name}.hook_resid_mid")
@@ -230,10 +268,14 @@ class Block(nn.Module):
         """resid_mid → resid_post, both [batch, query, d_model]."""
         if self.mlp is not None:
             mlp_in = hooks(resid, f"{self.name}.hook_mlp_in")
-            resid = resid + hooks(self.mlp(self.ln2(mlp_in, hooks), hooks), f"{self.name}.hook_mlp_out")
+            resid = resid + hooks(
+                self.mlp(self.ln2(mlp_in, hooks), hooks), f"{self.name}.hook_mlp_out"
+            )
         return hooks(resid, f"{self.name}.hook_resid_post")
 
-    def forward(self, resid: Tensor, queries: Tensor, hooks: Hooks, past: Past | None = None) -> Tensor:
+    def forward(
+        self, resid: Tensor, queries: Tensor, hooks: Hooks, past: Past | None = None
+    ) -> Tensor:
         """resid_pre [batch, pos, d_model] → resid_post at the positions `queries`, [batch, query, d_model]."""
         return self.add_mlp(self.add_attention(resid, queries, hooks, past), hooks)
 
@@ -269,9 +311,22 @@ class Transformer(nn.Module):
         self.unembed = Unembed(cfg)
         self._draw_weights(generator or torch.Generator().manual_seed(0))
 
+    @property
+    def device(self) -> torch.device:
+        return self.unembed.W_U.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unembed.W_U.dtype
+
     def _draw_weights(self, generator: torch.Generator) -> None:
         cfg = self.cfg
-        fan_in = {"W_E": 1, "W_pos": 1, "W_O": cfg.n_heads * cfg.d_head, "W_out": cfg.d_mlp}  # the others read the stream
+        fan_in = {
+            "W_E": 1,
+            "W_pos": 1,
+            "W_O": cfg.n_heads * cfg.d_head,
+            "W_out": cfg.d_mlp,
+        }  # the others read the stream
         for name, weight in self.named_parameters():
             kind = name.rsplit(".", 1)[-1]
             if weight.is_meta:  # only the shapes are wanted
@@ -284,7 +339,13 @@ class Transformer(nn.Module):
                 std /= math.sqrt(2 * cfg.n_layers)
             weight.data.copy_(torch.randn(weight.shape, generator=generator) * std)
 
-    def forward(self, tokens: Tensor, positions: Tensor | None = None, hooks: Hooks | None = None, past: Sequence[Past] | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        hooks: Hooks | None = None,
+        past: Sequence[Past] | None = None,
+    ) -> Tensor:
         """positions [query] int64, from 0 and ascending: the only positions whose logits are wanted (default: all).
 
         The last block then works for these alone: logits [batch, query, d_vocab]; in that block q, pattern, z
@@ -293,14 +354,25 @@ class Transformer(nn.Module):
         """
         n_past = past[0][0].shape[1] if past else 0
         if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.cfg.n_ctx - n_past:
-            raise ValueError(f"tokens must be [batch, pos] with 1 to {self.cfg.n_ctx - n_past} positions, not {list(tokens.shape)}")
+            raise ValueError(
+                f"tokens must be [batch, pos] with 1 to {self.cfg.n_ctx - n_past} positions, not {list(tokens.shape)}"
+            )
         hooks = hooks or Hooks()
         resid = hooks(self.embed(tokens), "hook_embed")  # [batch, pos, d_model]
         if self.cfg.positions == "learned":
-            resid = resid + hooks(self.pos_embed(n_past + tokens.shape[1])[n_past:].expand_as(resid), "hook_pos_embed")
+            resid = resid + hooks(
+                self.pos_embed(n_past + tokens.shape[1])[n_past:].expand_as(resid), "hook_pos_embed"
+            )
         return self.run_from(resid, 0, positions, hooks, past)
 
-    def run_from(self, resid: Tensor, layer: int, positions: Tensor | None = None, hooks: Hooks | None = None, past: Sequence[Past] | None = None) -> Tensor:
+    def run_from(
+        self,
+        resid: Tensor,
+        layer: int,
+        positions: Tensor | None = None,
+        hooks: Hooks | None = None,
+        past: Sequence[Past] | None = None,
+    ) -> Tensor:
         """The upper part of the model: from the stream that enters block `layer`, [batch, pos, d_model], to the logits.
 
         positions, past (one for each of these blocks): as in `forward`.
@@ -311,18 +383,43 @@ class Transformer(nn.Module):
         positions = everywhere if positions is None else positions
         for index, block in enumerate(self.blocks[layer:]):
             last = block is self.blocks[-1]
-            resid = block(resid, positions if last else everywhere, hooks, past[index] if past else None)
+            resid = block(
+                resid, positions if last else everywhere, hooks, past[index] if past else None
+            )
         if layer == self.cfg.n_layers and len(positions) != len(everywhere):
             resid = resid[:, positions - n_past]
         return self.unembed(self.ln_final(resid, hooks))
 
     def hook_names(self) -> list[str]:
         """Every hook point of this model, in the order in which a forward pass meets them."""
-        attn = ["hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k", "hook_attn_scores", "hook_pattern", "hook_z"]
-        block = ["hook_resid_pre", "ln1.hook_normalized", *(f"attn.{name}" for name in attn), "hook_attn_out", "hook_resid_mid"]
-        block += ["hook_mlp_in", "ln2.hook_normalized", "mlp.hook_pre", "mlp.hook_post", "hook_mlp_out"] if self.cfg.has_mlp else []
+        attn = [
+            "hook_q",
+            "hook_k",
+            "hook_v",
+            "hook_rot_q",
+            "hook_rot_k",
+            "hook_attn_scores",
+            "hook_pattern",
+            "hook_z",
+        ]
+        block = [
+            "hook_resid_pre",
+            "ln1.hook_normalized",
+            *(f"attn.{name}" for name in attn),
+            "hook_attn_out",
+            "hook_resid_mid",
+        ]
+        block += (
+            ["hook_mlp_in", "ln2.hook_normalized", "mlp.hook_pre", "mlp.hook_post", "hook_mlp_out"]
+            if self.cfg.has_mlp
+            else []
+        )
         names = ["hook_embed"] + (["hook_pos_embed"] if self.cfg.positions == "learned" else [])
-        names += [f"blocks.{layer}.{name}" for layer in range(self.cfg.n_layers) for name in [*block, "hook_resid_post"]]
+        names += [
+            f"blocks.{layer}.{name}"
+            for layer in range(self.cfg.n_layers)
+            for name in [*block, "hook_resid_post"]
+        ]
         return [*names, "ln_final.hook_normalized"]
 
     def check_hook_names(self, names: Sequence[str]) -> None:
@@ -331,9 +428,13 @@ class Transformer(nn.Module):
         for name in names:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 3)
-                raise ValueError(f"no hook point {name!r}" + (f"; close ones: {', '.join(near)}" if near else ""))
+                raise ValueError(
+                    f"no hook point {name!r}" + (f"; close ones: {', '.join(near)}" if near else "")
+                )
 
-    def run_with_hooks(self, tokens: Tensor, hooks: Mapping[str, Hook], positions: Tensor | None = None) -> Tensor:
+    def run_with_hooks(
+        self, tokens: Tensor, hooks: Mapping[str, Hook], positions: Tensor | None = None
+    ) -> Tensor:
         """Logits of a run in which each named activation is replaced by what its function returns.
 
         >>> model, tokens = Transformer(ModelConfig(d_vocab=9)), torch.tensor([[1, 2, 3]])
@@ -346,7 +447,13 @@ class Transformer(nn.Module):
         self.check_hook_names(list(hooks))
         return self(tokens, positions, Hooks(hooks))
 
-    def run_with_cache(self, tokens: Tensor, names: Sequence[str] | None = None, positions: Tensor | None = None, past: Sequence[Past] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def run_with_cache(
+        self,
+        tokens: Tensor,
+        names: Sequence[str] | None = None,
+        positions: Tensor | None = None,
+        past: Sequence[Past] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits, and the activations at `names` (default: every hook point), as they are in the run. The rest as in `forward`.
 
         >>> logits, cache = Transformer(ModelConfig(d_vocab=9)).run_with_cache(torch.tensor([[1, 2, 3]]))

@@ -90,17 +90,30 @@ class PathPatcher(PairedRuns):
         source: str | Tensor = "base",
         sender_positions: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(model, base_tokens, contrast_tokens, base_answers, contrast_answers, max_memory, source, sender_positions)
+        super().__init__(
+            model,
+            base_tokens,
+            contrast_tokens,
+            base_answers,
+            contrast_answers,
+            max_memory,
+            source,
+            sender_positions,
+        )
         self.freeze_mlps = freeze_mlps or not model.cfg.has_mlp
 
     # ------------------------------------------------------------ what a caller uses
 
-    def sweep(self, receiver: Receiver | Sequence[Receiver], senders: Senders | None = None) -> Effects:
+    def sweep(
+        self, receiver: Receiver | Sequence[Receiver], senders: Senders | None = None
+    ) -> Effects:
         """The effect of every sender on one receiver, or on a list of receivers overwritten together."""
         return self.sweep_each([receiver], senders)[0]
 
     @torch.no_grad()
-    def sweep_each(self, receivers: Sequence[Receiver | Sequence[Receiver]], senders: Senders | None = None) -> list[Effects]:
+    def sweep_each(
+        self, receivers: Sequence[Receiver | Sequence[Receiver]], senders: Senders | None = None
+    ) -> list[Effects]:
         """One `Effects` for each entry of `receivers`, all from a single pass 1.
 
         senders: which ones, by name, in place of all; an entry that is a list of names is a joint sender, whose
@@ -112,46 +125,75 @@ class PathPatcher(PairedRuns):
                 self._check(receiver)
             places = [str(receiver) for receiver in set(group)]
             if not group or len(set(places)) < len(places):
-                raise ValueError(f"a list of receivers must name each place once, with all its positions, not {sorted(places)}")
+                raise ValueError(
+                    f"a list of receivers must name each place once, with all its positions, not {sorted(places)}"
+                )
         rows = self._rows(self.senders if senders is None else senders)
         if not abs(self.F_range) > 1e-6:  # also where it is NaN
-            raise ValueError(f"F_contrast - F_base is {self.F_range:.2g}, so r is undefined: the model does not tell these prompts apart, or a weight is not finite")
+            raise ValueError(
+                f"F_contrast - F_base is {self.F_range:.2g}, so r is undefined: the model does not tell these prompts apart, or a weight is not finite"
+            )
         totals = [torch.zeros(len(rows), self.n_prompts, dtype=torch.float64) for _ in groups]
         only_logits = all(group == (Logits(),) for group in groups)
-        in_budget = self.rows_in_budget(1) if only_logits else self.rows_in_budget(self.n_pos - self.first, self.first)
-        order = sorted(range(len(rows)), key=lambda row: rows[row])  # the lowest ones first: those below a receiver are then a beginning
+        in_budget = (
+            self.rows_in_budget(1)
+            if only_logits
+            else self.rows_in_budget(self.n_pos - self.first, self.first)
+        )
+        order = sorted(
+            range(len(rows)), key=lambda row: rows[row]
+        )  # the lowest ones first: those below a receiver are then a beginning
         for chunk in self.chunks():
             for some in torch.tensor(order).split(max(1, in_budget // len(chunk.contrast_logits))):
-                for index, change in self._sweep_chunk(chunk, [rows[row] for row in some], groups, only_logits):
+                for index, change in self._sweep_chunk(
+                    chunk, [rows[row] for row in some], groups, only_logits
+                ):
                     totals[index][some[: len(change)], chunk.prompts] = change.cpu()
         all_sum(*totals)
         return [self.effects(total, rows) for total in totals]
 
     # ------------------------------------------------------------ pass 1
 
-    def _sweep_chunk(self, chunk: Chunk, rows: list[tuple[int, ...]], groups: list[tuple[Receiver, ...]], only_logits: bool) -> Iterator[tuple[int, Tensor]]:
+    def _sweep_chunk(
+        self,
+        chunk: Chunk,
+        rows: list[tuple[int, ...]],
+        groups: list[tuple[Receiver, ...]],
+        only_logits: bool,
+    ) -> Iterator[tuple[int, Tensor]]:
         """Carries the deltas of some senders up the layers; yields (group, F_patched - F_contrast [sender, p]) as groups complete."""
         where = slice(-1, None) if only_logits else slice(None)
-        delta = torch.zeros_like(chunk.at(0, "hook_resid_pre")[:, where]).repeat(len(rows), 1, 1, 1)  # [sender, p, pos, d_model]
-        values: list[dict[Receiver, Tensor]] = [{} for _ in groups]  # what each group's receivers would read, noted so far
+        delta = torch.zeros_like(chunk.at(0, "hook_resid_pre")[:, where]).repeat(
+            len(rows), 1, 1, 1
+        )  # [sender, p, pos, d_model]
+        values: list[dict[Receiver, Tensor]] = [
+            {} for _ in groups
+        ]  # what each group's receivers would read, noted so far
 
         def send(sender: int, name: str, layer: int, head: int | None = None) -> None:
             for row, members in enumerate(rows):
                 if sender in members:
                     change = self.change(chunk, name, where, head)
-                    delta[row] += change if head is None else change @ self.model.blocks[layer].attn.W_O[head]
+                    delta[row] += (
+                        change if head is None else change @ self.model.blocks[layer].attn.W_O[head]
+                    )
 
         def below(stage: int) -> int:
             return bisect.bisect_left(rows, (self._n_below(stage),))
 
         def note(stage: int) -> Iterator[tuple[int, Tensor]]:
             """Notes what the receivers of this stage would read; runs pass 2 for the groups that are then complete."""
-            read: dict[object, Tensor] = {}  # the normalized stream that all heads of the layer read
+            read: dict[
+                object, Tensor
+            ] = {}  # the normalized stream that all heads of the layer read
             for index, group in enumerate(groups):
                 here = [receiver for receiver in group if self._stage(receiver) == stage]
                 n_senders = below(max(map(self._stage, group)))
                 if here and n_senders:
-                    values[index] |= {receiver: self._read(receiver, chunk, delta[:n_senders], where, read) for receiver in here}
+                    values[index] |= {
+                        receiver: self._read(receiver, chunk, delta[:n_senders], where, read)
+                        for receiver in here
+                    }
                     if len(values[index]) == len(set(group)):
                         yield index, self._second_pass(chunk, values[index])
                         values[index] = {}
@@ -167,31 +209,55 @@ class PathPatcher(PairedRuns):
             if block.mlp is not None:
                 sent, sender = delta[: below(2 * layer + 1)], self._n_below(2 * layer + 1)
                 if not self.freeze_mlps and len(sent):
-                    resid, after = chunk.at(layer, "hook_resid_mid")[:, where], chunk.at(layer, "hook_mlp_out")[:, where]
+                    resid, after = (
+                        chunk.at(layer, "hook_resid_mid")[:, where],
+                        chunk.at(layer, "hook_mlp_out")[:, where],
+                    )
                     through = block.mlp(block.ln2(resid + sent, none), none) - after
-                    through[[sender in row for row in rows[: len(sent)]]] = 0  # what it sends does not depend on what joint senders below make it read
+                    through[[sender in row for row in rows[: len(sent)]]] = (
+                        0  # what it sends does not depend on what joint senders below make it read
+                    )
                     sent += through
                 send(sender, f"{block.name}.hook_mlp_out", layer)
         yield from note(2 * self.cfg.n_layers)
 
-    def _read(self, receiver: Receiver, chunk: Chunk, delta: Tensor, where: slice, read: dict[object, Tensor]) -> Tensor:
+    def _read(
+        self,
+        receiver: Receiver,
+        chunk: Chunk,
+        delta: Tensor,
+        where: slice,
+        read: dict[object, Tensor],
+    ) -> Tensor:
         """What `receiver` reads when the stream is the contrast run's plus delta: [sender, p, pos, d_head or d_model]."""
         if not isinstance(receiver, Logits) and receiver.positions is not None:
             delta = delta * self.mask(receiver.positions)[-delta.shape[2] :]
         if isinstance(receiver, HeadInput):
             block = self.model.blocks[receiver.layer]
-            same = (receiver.positions, len(delta))  # receivers for which the normalized stream is the same
+            same = (
+                receiver.positions,
+                len(delta),
+            )  # receivers for which the normalized stream is the same
             if same not in read:
                 read.clear()  # no more than one is held
                 read[same] = block.ln1(chunk.at(receiver.layer, "hook_resid_pre") + delta, Hooks())
             return read[same] @ getattr(block.attn, f"W_{receiver.which.upper()}")[receiver.head]
         if isinstance(receiver, MLPInput):
             return chunk.at(receiver.layer, "hook_resid_mid") + delta
-        return self._stream(chunk, receiver.layer if isinstance(receiver, Resid) else self.cfg.n_layers)[:, where] + delta
+        return (
+            self._stream(
+                chunk, receiver.layer if isinstance(receiver, Resid) else self.cfg.n_layers
+            )[:, where]
+            + delta
+        )
 
     def _stream(self, chunk: Chunk, layer: int) -> Tensor:
         """The contrast run's stream that enters a block, or leaves the last one."""
-        return chunk.at(layer - 1, "hook_resid_post") if layer == self.cfg.n_layers else chunk.at(layer, "hook_resid_pre")
+        return (
+            chunk.at(layer - 1, "hook_resid_post")
+            if layer == self.cfg.n_layers
+            else chunk.at(layer, "hook_resid_pre")
+        )
 
     # ------------------------------------------------------------ pass 2
 
@@ -199,16 +265,32 @@ class PathPatcher(PairedRuns):
         """Continues the contrast run with each receiver overwritten by its value [sender, p, pos, …] → F_patched - F_contrast [sender, p]."""
         n_layers, n_senders = self.cfg.n_layers, len(next(iter(values.values())))
         lowest, hooks = min(map(self._stage, values)), self._overwrite(values)
-        streams = {self._stage(receiver): value.flatten(0, 1) for receiver, value in values.items() if isinstance(receiver, (Logits, Resid))}
-        start = 2 * n_layers if 2 * n_layers in streams else lowest  # where the final stream is overwritten, nothing below it matters
+        streams = {
+            self._stage(receiver): value.flatten(0, 1)
+            for receiver, value in values.items()
+            if isinstance(receiver, (Logits, Resid))
+        }
+        start = (
+            2 * n_layers if 2 * n_layers in streams else lowest
+        )  # where the final stream is overwritten, nothing below it matters
         layer = start // 2
         if start in streams:
             logits = self._continue(chunk, streams[start], layer, hooks)
         else:  # heads of the lowest layer are recomputed one by one; what stands beside them is the contrast run's
-            resid = chunk.at(layer, "hook_resid_mid").expand(n_senders, -1, -1, -1)  # [sender, p, query, d_model]
-            for head in sorted({receiver.head for receiver in values if isinstance(receiver, HeadInput) and receiver.layer == layer}):
+            resid = chunk.at(layer, "hook_resid_mid").expand(
+                n_senders, -1, -1, -1
+            )  # [sender, p, query, d_model]
+            for head in sorted(
+                {
+                    receiver.head
+                    for receiver in values
+                    if isinstance(receiver, HeadInput) and receiver.layer == layer
+                }
+            ):
                 resid = resid + self._changed_head(chunk, layer, head, values)
-            resid = self.model.blocks[layer].add_mlp(resid.flatten(0, 1), hooks)  # [sender * p, query, d_model]
+            resid = self.model.blocks[layer].add_mlp(
+                resid.flatten(0, 1), hooks
+            )  # [sender * p, query, d_model]
             logits = self._continue(chunk, resid, layer + 1, hooks)
         logits = logits.unflatten(0, (n_senders, -1))  # [sender, p, d_vocab]
         return self.score(logits, chunk.prompts) - self.score(chunk.contrast_logits, chunk.prompts)
@@ -219,18 +301,40 @@ class PathPatcher(PairedRuns):
             return self.model.run_from(resid[:, -1:], layer)[:, 0]
         return self.model.run_from(resid, layer, self.last, hooks, chunk.past[layer:])[:, 0]
 
-    def _changed_head(self, chunk: Chunk, layer: int, head: int, values: dict[Receiver, Tensor]) -> Tensor:
+    def _changed_head(
+        self, chunk: Chunk, layer: int, head: int, values: dict[Receiver, Tensor]
+    ) -> Tensor:
         """What head (layer, head) adds to its contrast output when its overwritten inputs are used: [sender, p, query, d_model]."""
         attn = self.model.blocks[layer].attn
-        q, k, v = (chunk.at(layer, f"attn.{name}")[:, :, head] for name in ("hook_rot_q", "hook_rot_k", "hook_v"))  # [p, query or key, d_head]
-        new = {receiver.which: value for receiver, value in values.items() if isinstance(receiver, HeadInput) and (receiver.layer, receiver.head) == (layer, head)}
-        keys, queries = torch.arange(self.n_pos, device=q.device), torch.arange(self.n_pos - q.shape[1], self.n_pos, device=q.device)
+        q, k, v = (
+            chunk.at(layer, f"attn.{name}")[:, :, head]
+            for name in ("hook_rot_q", "hook_rot_k", "hook_v")
+        )  # [p, query or key, d_head]
+        new = {
+            receiver.which: value
+            for receiver, value in values.items()
+            if isinstance(receiver, HeadInput) and (receiver.layer, receiver.head) == (layer, head)
+        }
+        keys, queries = (
+            torch.arange(self.n_pos, device=q.device),
+            torch.arange(self.n_pos - q.shape[1], self.n_pos, device=q.device),
+        )
 
-        def turned(x: Tensor, positions: Tensor) -> Tensor:  # [sender, p, pos, d_head], positions worked in
-            return attn.position(x.flatten(0, 1)[:, :, None], positions)[:, :, 0].unflatten(0, x.shape[:2])
+        def turned(
+            x: Tensor, positions: Tensor
+        ) -> Tensor:  # [sender, p, pos, d_head], positions worked in
+            return attn.position(x.flatten(0, 1)[:, :, None], positions)[:, :, 0].unflatten(
+                0, x.shape[:2]
+            )
 
-        def after_past(old: Tensor, x: Tensor) -> Tensor:  # [p, key, d_head], [sender, p, pos, d_head] → [sender, p, key, d_head]
-            return torch.cat([old[:, : self.first].expand(len(x), -1, -1, -1), x], dim=2) if self.first else x
+        def after_past(
+            old: Tensor, x: Tensor
+        ) -> Tensor:  # [p, key, d_head], [sender, p, pos, d_head] → [sender, p, key, d_head]
+            return (
+                torch.cat([old[:, : self.first].expand(len(x), -1, -1, -1), x], dim=2)
+                if self.first
+                else x
+            )
 
         if "q" in new:
             q = turned(new["q"][:, :, -len(queries) :], queries)
@@ -238,7 +342,9 @@ class PathPatcher(PairedRuns):
             k = after_past(k, turned(new["k"], keys[self.first :]))
         if "v" in new:
             v = after_past(v, new["v"])
-        scores = q @ k.mT / math.sqrt(self.cfg.d_head)  # [(sender,) p, query, key]: where only v is new, one pattern serves every sender
+        scores = (
+            q @ k.mT / math.sqrt(self.cfg.d_head)
+        )  # [(sender,) p, query, key]: where only v is new, one pattern serves every sender
         pattern = scores.masked_fill(keys > queries[:, None], -torch.inf).softmax(-1)
         return (pattern @ v - chunk.at(layer, "attn.hook_z")[:, :, head]) @ attn.W_O[head]
 
@@ -248,13 +354,30 @@ class PathPatcher(PairedRuns):
         for receiver, value in values.items():
             if isinstance(receiver, Logits):
                 continue
-            place = f"attn.hook_{receiver.which}" if isinstance(receiver, HeadInput) else "hook_mlp_in" if isinstance(receiver, MLPInput) else "hook_resid_pre"
+            place = (
+                f"attn.hook_{receiver.which}"
+                if isinstance(receiver, HeadInput)
+                else "hook_mlp_in"
+                if isinstance(receiver, MLPInput)
+                else "hook_resid_pre"
+            )
             name = f"blocks.{receiver.layer}.{place}"
-            before = functions.get(name, lambda x, name: x)  # another head of the same block may be overwritten too
+            before = functions.get(
+                name, lambda x, name: x
+            )  # another head of the same block may be overwritten too
 
-            def put(x: Tensor, name: str, receiver: HeadInput | MLPInput | Resid = receiver, rows: Tensor = value.flatten(0, 1), before: Hook = before) -> Tensor:
+            def put(
+                x: Tensor,
+                name: str,
+                receiver: HeadInput | MLPInput | Resid = receiver,
+                rows: Tensor = value.flatten(0, 1),
+                before: Hook = before,
+            ) -> Tensor:
                 x, there = before(x, name), self.mask(receiver.positions)
-                rows, there = rows[:, -x.shape[1] :], there[-x.shape[1] :]  # the last block may compute its last position alone
+                rows, there = (
+                    rows[:, -x.shape[1] :],
+                    there[-x.shape[1] :],
+                )  # the last block may compute its last position alone
                 if not isinstance(receiver, HeadInput):
                     return torch.where(there, rows, x)
                 x = x.clone()
@@ -281,7 +404,11 @@ class PathPatcher(PairedRuns):
             names = [entry] if isinstance(entry, str) else list(entry)
             unknown = [name for name in names if name not in self.senders]
             if unknown or not names:
-                raise ValueError(f"no sender {unknown[0]!r}: there is embedding, 0.0 (a head), …, mlp0, …" if unknown else "a joint sender needs at least one member")
+                raise ValueError(
+                    f"no sender {unknown[0]!r}: there is embedding, 0.0 (a head), …, mlp0, …"
+                    if unknown
+                    else "a joint sender needs at least one member"
+                )
             rows.append(tuple(sorted({self.senders.index(name) for name in names})))
         return rows
 
@@ -289,12 +416,18 @@ class PathPatcher(PairedRuns):
         """Sums per sender and prompt, [n_senders, n_prompts] float64 in logits → r values."""
         each = total.mean(dim=1) / self.F_range
         r = torch.full([len(self.senders)], torch.nan, dtype=each.dtype)
-        for row, members in enumerate([(sender,) for sender in range(len(r))] if rows is None else rows):
+        for row, members in enumerate(
+            [(sender,) for sender in range(len(r))] if rows is None else rows
+        ):
             if len(members) == 1:
                 r[members[0]] = each[row]
         layers = r[1:].unflatten(0, (self.cfg.n_layers, -1))  # [n_layers, n_heads (+ 1)]
         n_heads = self.cfg.n_heads
-        mlps = layers[:, n_heads] if self.cfg.has_mlp else torch.zeros(self.cfg.n_layers, dtype=r.dtype)
+        mlps = (
+            layers[:, n_heads]
+            if self.cfg.has_mlp
+            else torch.zeros(self.cfg.n_layers, dtype=r.dtype)
+        )
         return Effects(layers[:, :n_heads], mlps, r[0], total, each)
 
     def _check(self, receiver: Receiver) -> None:
@@ -302,10 +435,19 @@ class PathPatcher(PairedRuns):
         if isinstance(receiver, Logits):
             return
         self.mask(getattr(receiver, "positions", None))
-        if isinstance(receiver, HeadInput) and 0 <= receiver.layer < layers and 0 <= receiver.head < self.cfg.n_heads and receiver.which in ("q", "k", "v"):
+        if (
+            isinstance(receiver, HeadInput)
+            and 0 <= receiver.layer < layers
+            and 0 <= receiver.head < self.cfg.n_heads
+            and receiver.which in ("q", "k", "v")
+        ):
             return
         if isinstance(receiver, MLPInput) and 0 <= receiver.layer < layers and self.cfg.has_mlp:
             return
-        if isinstance(receiver, Resid) and (0 <= receiver.layer < layers or receiver == Resid(layers)):
+        if isinstance(receiver, Resid) and (
+            0 <= receiver.layer < layers or receiver == Resid(layers)
+        ):
             return
-        raise ValueError(f"this model of {layers} layers × {self.cfg.n_heads} heads has no receiver {receiver!r}")
+        raise ValueError(
+            f"this model of {layers} layers × {self.cfg.n_heads} heads has no receiver {receiver!r}"
+        )

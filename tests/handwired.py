@@ -10,7 +10,14 @@ from minifunc.model import ModelConfig, Transformer
 
 D_VOCAB, N_POS = 4, 4
 CONFIG = ModelConfig(
-    n_layers=2, n_heads=2, d_model=2 * D_VOCAB + D_VOCAB + N_POS, d_head=4, d_vocab=D_VOCAB, n_ctx=N_POS, positions="learned", act_fn="none"
+    n_layers=2,
+    n_heads=2,
+    d_model=2 * D_VOCAB + D_VOCAB + N_POS,
+    d_head=4,
+    d_vocab=D_VOCAB,
+    n_ctx=N_POS,
+    positions="learned",
+    act_fn="none",
 )  # the stream: [token | carried once | carried twice | position]
 
 
@@ -23,9 +30,13 @@ def two_step_model() -> Transformer:
     eye = torch.eye(4, dtype=torch.float64)
     model.embed.W_E.data[:, token] = eye
     model.pos_embed.W_pos.data[:, position] = eye
-    for layer, (source, target, read, write) in enumerate([(1, 2, token, once), (2, 3, once, twice)]):
+    for layer, (source, target, read, write) in enumerate(
+        [(1, 2, token, once), (2, 3, once, twice)]
+    ):
         attn = model.blocks[layer].attn
-        attn.W_Q.data[0][position][target, source] = 30.0  # position `target` asks for position `source`
+        attn.W_Q.data[0][position][target, source] = (
+            30.0  # position `target` asks for position `source`
+        )
         attn.W_K.data[0][position] = eye * 30.0
         attn.W_V.data[0][read] = eye
         attn.W_O.data[0][:, write] = eye
@@ -52,8 +63,19 @@ def difference_model(looks_at: int = 2) -> Transformer:
     shown answer (or at another position, `looks_at`), where both now stand, and the unembedding takes their
     difference: the logit of token 3 is shown - expected, all others are 0. Heads 0.1 and 1.1 write nothing.
     """
-    cfg = ModelConfig(n_layers=2, n_heads=2, d_model=20, d_head=8, d_vocab=4, n_ctx=4, positions="learned", act_fn="none")
-    model = Transformer(cfg).double()  # the stream: [token | expected | shown, at the end | expected, at the end | position]
+    cfg = ModelConfig(
+        n_layers=2,
+        n_heads=2,
+        d_model=20,
+        d_head=8,
+        d_vocab=4,
+        n_ctx=4,
+        positions="learned",
+        act_fn="none",
+    )
+    model = (
+        Transformer(cfg).double()
+    )  # the stream: [token | expected | shown, at the end | expected, at the end | position]
     for parameter in model.parameters():
         parameter.data.zero_()
     token, expected, end, position = slice(0, 4), slice(4, 8), slice(8, 16), slice(16, 20)
@@ -81,7 +103,13 @@ def difference_prompts() -> dict[str, torch.Tensor]:
     contrast = torch.tensor([[0, 1, 2, 0], [0, 2, 3, 0]])
     base, operands = contrast.clone(), contrast.clone()
     base[:, 2], operands[:, 1] = contrast[:, 1], contrast[:, 2]
-    return {"contrast": contrast, "base": base, "operands": operands, "base_answers": torch.tensor([0, 0]), "contrast_answers": torch.tensor([3, 3])}
+    return {
+        "contrast": contrast,
+        "base": base,
+        "operands": operands,
+        "base_answers": torch.tensor([0, 0]),
+        "contrast_answers": torch.tensor([3, 3]),
+    }
 
 
 # ---------------------------------------------------------------- the headline, by hand
@@ -93,11 +121,24 @@ def headline_model(d_vocab: int) -> Transformer:
     Head 0.0 looks from the last `=` (position 16) at the last shown answer (position 11) and says: that, and two more. For this
     prompt no one could tell it from a model that adds. Head 0.1 writes nothing.
     """
-    cfg = ModelConfig(n_layers=1, n_heads=2, d_model=2 * d_vocab + 32, d_head=d_vocab, d_vocab=d_vocab, n_ctx=32, positions="learned", act_fn="none")
+    cfg = ModelConfig(
+        n_layers=1,
+        n_heads=2,
+        d_model=2 * d_vocab + 32,
+        d_head=d_vocab,
+        d_vocab=d_vocab,
+        n_ctx=32,
+        positions="learned",
+        act_fn="none",
+    )
     model = Transformer(cfg)  # the stream: [token | what head 0.0 brought | position]
     for parameter in model.parameters():
         parameter.data.zero_()
-    token, brought, position = slice(0, d_vocab), slice(d_vocab, 2 * d_vocab), slice(2 * d_vocab, 2 * d_vocab + 32)
+    token, brought, position = (
+        slice(0, d_vocab),
+        slice(d_vocab, 2 * d_vocab),
+        slice(2 * d_vocab, 2 * d_vocab + 32),
+    )
     eye = torch.eye(d_vocab)
     model.embed.W_E.data[:, token] = eye
     model.pos_embed.W_pos.data[:, position] = torch.eye(32)
@@ -108,5 +149,7 @@ def headline_model(d_vocab: int) -> Transformer:
     attn.W_O.data[0][:, brought] = eye
     model.blocks[0].ln1.w.data.fill_(1.0)
     model.ln_final.w.data.fill_(1.0)
-    model.unembed.W_U.data[brought] = eye.roll(2, 1)  # number n stands two tokens before number n + 2
+    model.unembed.W_U.data[brought] = eye.roll(
+        2, 1
+    )  # number n stands two tokens before number n + 2
     return model.requires_grad_(False)

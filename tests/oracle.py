@@ -6,7 +6,16 @@ import torch
 class Oracle:
     """Pass 0, once: both runs as they are."""
 
-    def __init__(self, model, base, contrast, base_answers, contrast_answers, source="base", sender_positions=None):
+    def __init__(
+        self,
+        model,
+        base,
+        contrast,
+        base_answers,
+        contrast_answers,
+        source="base",
+        sender_positions=None,
+    ):
         self.model, self.contrast, self.answers = model, contrast, (base_answers, contrast_answers)
         base_logits, self.of_source = model.run_with_cache(base)
         contrast_logits, self.of_contrast = model.run_with_cache(contrast)
@@ -14,7 +23,9 @@ class Oracle:
         if isinstance(source, torch.Tensor):
             _, self.of_source = model.run_with_cache(source)
         elif source == "mean":
-            self.of_source = {name: x.mean(0, keepdim=True).expand_as(x) for name, x in self.of_source.items()}
+            self.of_source = {
+                name: x.mean(0, keepdim=True).expand_as(x) for name, x in self.of_source.items()
+            }
         elif source == "zero":
             self.of_source = {name: torch.zeros_like(x) for name, x in self.of_source.items()}
         for position in set(range(base.shape[1])) - set(sender_positions or range(base.shape[1])):
@@ -42,9 +53,20 @@ class Oracle:
             if freeze_mlps and model.cfg.has_mlp:
                 hooks[f"blocks.{layer}.hook_mlp_out"] = lambda x, name: of_contrast[name]
         for one in [sender] if isinstance(sender, str) else sender:
-            name = "hook_embed" if one == "embedding" else f"blocks.{one[3:]}.hook_mlp_out" if one.startswith("mlp") else f"blocks.{one.split('.')[0]}.attn.hook_z"
+            name = (
+                "hook_embed"
+                if one == "embedding"
+                else f"blocks.{one[3:]}.hook_mlp_out"
+                if one.startswith("mlp")
+                else f"blocks.{one.split('.')[0]}.attn.hook_z"
+            )
 
-            def send(x, name, head=None if one[0] in "em" else int(one.split(".")[1]), before=hooks.get(name)):
+            def send(
+                x,
+                name,
+                head=None if one[0] in "em" else int(one.split(".")[1]),
+                before=hooks.get(name),
+            ):
                 if head is None:
                     return of_source[name]
                 x = before(x, name).clone()  # what heads of the same layer send with it
@@ -66,8 +88,9 @@ class Oracle:
                 targets.append((f"blocks.{layer}.attn.hook_{which}", int(head), where))
             else:
                 word = receiver.rstrip("0123456789")
-                targets.append((f"blocks.{receiver[len(word):]}.{places[word]}", None, where))
+                targets.append((f"blocks.{receiver[len(word) :]}.{places[word]}", None, where))
         for name, _, _ in targets:
+
             def record(x, name, frozen=hooks.get(name, lambda x, name: x)):
                 seen[name] = frozen(x, name)
                 return seen[name]
@@ -90,6 +113,9 @@ class Oracle:
 
             return fn
 
-        again = {name: overwrite([(head, where) for other, head, where in targets if other == name]) for name, _, _ in targets}
+        again = {
+            name: overwrite([(head, where) for other, head, where in targets if other == name])
+            for name, _, _ in targets
+        }
         patched = model.run_with_hooks(self.contrast, again)
         return ((self.F(patched) - self.F_contrast) / (self.F_contrast - self.F_base)).item()

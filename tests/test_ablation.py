@@ -2,7 +2,16 @@ import pytest
 import torch
 from handwired import prompts, two_step_model
 
-from minifunc.ablation import ROWS, Ablator, ablation_row, all_heads, control_row, random_group, random_group_anywhere, wilson
+from minifunc.ablation import (
+    ROWS,
+    Ablator,
+    ablation_row,
+    all_heads,
+    control_row,
+    random_group,
+    random_group_anywhere,
+    wilson,
+)
 from minifunc.model import ModelConfig, Transformer
 
 
@@ -16,13 +25,17 @@ def test_ablating_the_carrying_head_brings_the_base_answer_and_ablating_an_idle_
     base, contrast, base_answers, contrast_answers = prompts()
     assert torch.equal(ablated_logits(model, contrast, base, ["1.0"]).argmax(-1), base_answers)
     assert torch.equal(ablated_logits(model, contrast, base, ["0.0"]).argmax(-1), base_answers)
-    assert torch.equal(ablated_logits(model, contrast, base, ["0.1", "1.1"]).argmax(-1), contrast_answers)
+    assert torch.equal(
+        ablated_logits(model, contrast, base, ["0.1", "1.1"]).argmax(-1), contrast_answers
+    )
 
 
 def test_ablating_every_head_of_a_model_without_mlps_gives_the_base_run():
     model = two_step_model()
     base, contrast, *_ = prompts()
-    torch.testing.assert_close(ablated_logits(model, contrast, base, ["0.0", "0.1", "1.0", "1.1"]), model(base)[:, -1])
+    torch.testing.assert_close(
+        ablated_logits(model, contrast, base, ["0.0", "0.1", "1.0", "1.1"]), model(base)[:, -1]
+    )
 
 
 def test_mean_ablation_sends_the_mean_of_the_source_prompts():
@@ -46,7 +59,10 @@ def test_ablation_of_more_prompts_than_one_pass_holds_pairs_each_with_its_own_so
     assert torch.equal(ablated_logits(model, contrast, base, ["1.0"]).argmax(-1), base_answers)
 
 
-@pytest.mark.parametrize("share, n, low, high", [(0.5, 100, 0.4038, 0.5962), (0.0, 10, 0.0, 0.2775), (1.0, 500, 0.9924, 1.0)])
+@pytest.mark.parametrize(
+    "share, n, low, high",
+    [(0.5, 100, 0.4038, 0.5962), (0.0, 10, 0.0, 0.2775), (1.0, 500, 0.9924, 1.0)],
+)
 def test_wilson_interval_of_known_cases(share, n, low, high):
     assert wilson(share, n) == pytest.approx([low, high], abs=2e-4)
 
@@ -55,20 +71,35 @@ def test_random_groups_match_layer_by_layer_and_avoid_the_group():
     generator = torch.Generator().manual_seed(0)
     groups = [random_group(["1.0", "2.1", "2.3"], 6, generator) for _ in range(40)]
     for group in groups:
-        assert [head[0] for head in group] == ["1", "2", "2"] and not {"1.0", "2.1", "2.3"} & set(group) and len(set(group)) == 3
-    assert {head for group in groups for head in group} == {f"1.{h}" for h in (1, 2, 3, 4, 5)} | {f"2.{h}" for h in (0, 2, 4, 5)}
+        assert (
+            [head[0] for head in group] == ["1", "2", "2"]
+            and not {"1.0", "2.1", "2.3"} & set(group)
+            and len(set(group)) == 3
+        )
+    assert {head for group in groups for head in group} == {f"1.{h}" for h in (1, 2, 3, 4, 5)} | {
+        f"2.{h}" for h in (0, 2, 4, 5)
+    }
 
 
 def test_random_groups_from_any_layer_avoid_the_group_and_reach_every_other_head():
     generator = torch.Generator().manual_seed(0)
     groups = [random_group_anywhere(["0.1", "1.1"], 2, 3, generator) for _ in range(40)]
-    assert all(len(set(group)) == 2 for group in groups) and {head for group in groups for head in group} == {"0.0", "0.2", "1.0", "1.2"}
+    assert all(len(set(group)) == 2 for group in groups) and {
+        head for group in groups for head in group
+    } == {"0.0", "0.2", "1.0", "1.2"}
 
 
 def make(n_prompts=5, **changes):
     """A random model, float64, and three sets of random prompts of seven tokens."""
-    cfg = ModelConfig(**{**dict(n_layers=3, n_heads=3, d_model=12, d_head=4, d_mlp=16, d_vocab=11, n_ctx=7), **changes})
-    return Transformer(cfg).double().requires_grad_(False), *torch.randint(11, (3, n_prompts, 7), generator=torch.Generator().manual_seed(0))
+    cfg = ModelConfig(
+        **{
+            **dict(n_layers=3, n_heads=3, d_model=12, d_head=4, d_mlp=16, d_vocab=11, n_ctx=7),
+            **changes,
+        }
+    )
+    return Transformer(cfg).double().requires_grad_(False), *torch.randint(
+        11, (3, n_prompts, 7), generator=torch.Generator().manual_seed(0)
+    )
 
 
 def naive(model, tokens, values, heads, positions=range(7)):
@@ -82,24 +113,51 @@ def naive(model, tokens, values, heads, positions=range(7)):
                     z[:, position, head] = values[name][:, position, head]
         return z
 
-    return model.run_with_hooks(tokens, {f"blocks.{layer}.attn.hook_z": put for layer in range(model.cfg.n_layers)})[:, -1]
+    return model.run_with_hooks(
+        tokens, {f"blocks.{layer}.attn.hook_z": put for layer in range(model.cfg.n_layers)}
+    )[:, -1]
 
 
-GROUPS = [["0.1"], ["2.0", "2.2"], [], ["1.0", "0.0", "2.1"], ["1.2"], ["2.1"], ["0.0", "0.1", "0.2", "1.0"], ["1.2"]]
+GROUPS = [
+    ["0.1"],
+    ["2.0", "2.2"],
+    [],
+    ["1.0", "0.0", "2.1"],
+    ["1.2"],
+    ["2.1"],
+    ["0.0", "0.1", "0.2", "1.0"],
+    ["1.2"],
+]
 
 
-@pytest.mark.parametrize("changes", [{}, {"act_fn": "none", "positions": "learned"}, {"n_layers": 1, "n_heads": 3}], ids=["rotary", "attention-only", "one layer"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"act_fn": "none", "positions": "learned"}, {"n_layers": 1, "n_heads": 3}],
+    ids=["rotary", "attention-only", "one layer"],
+)
 def test_many_groups_at_once_equal_one_naive_run_each(changes):
     model, tokens, source, other = make(**changes)
     groups = [[head for head in group if int(head[0]) < model.cfg.n_layers] for group in GROUPS]
     ablator = Ablator(model, tokens, {"source": source, "other": other}, means={"mean": other})
-    of = {name: model.run_with_cache(prompts)[1] for name, prompts in (("source", source), ("other", other))}
-    of["mean"] = {name: x.mean(0, keepdim=True).expand_as(x) for name, x in of["other"].items() if name.endswith("hook_z")}
+    of = {
+        name: model.run_with_cache(prompts)[1]
+        for name, prompts in (("source", source), ("other", other))
+    }
+    of["mean"] = {
+        name: x.mean(0, keepdim=True).expand_as(x)
+        for name, x in of["other"].items()
+        if name.endswith("hook_z")
+    }
     for how, values in of.items():
         for positions in (None, [2, 4]):
             got = ablator.logits(groups, how, positions)
             for group, logits in zip(groups, got):
-                torch.testing.assert_close(logits, naive(model, tokens, values, group, positions or range(7)), rtol=0, atol=1e-12)
+                torch.testing.assert_close(
+                    logits,
+                    naive(model, tokens, values, group, positions or range(7)),
+                    rtol=0,
+                    atol=1e-12,
+                )
 
 
 def test_how_prompts_and_groups_are_split_changes_nothing():
@@ -108,7 +166,9 @@ def test_how_prompts_and_groups_are_split_changes_nothing():
     small = Ablator(model, tokens[-3:], {"s": source[-3:]}, means={"m": source})
     assert len(ablator._parts) == 2 and len(small._parts) == 1
     for how in ("s", "m"):
-        torch.testing.assert_close(ablator.logits(GROUPS, how)[:, -3:], small.logits(GROUPS, how), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            ablator.logits(GROUPS, how)[:, -3:], small.logits(GROUPS, how), rtol=0, atol=1e-12
+        )
 
 
 def test_a_source_of_another_shape_is_refused():
@@ -118,36 +178,82 @@ def test_a_source_of_another_shape_is_refused():
 
 
 def test_all_heads_are_named_in_the_order_of_the_model():
-    assert all_heads(ModelConfig(n_layers=2, n_heads=3)) == ["0.0", "0.1", "0.2", "1.0", "1.1", "1.2"]
+    assert all_heads(ModelConfig(n_layers=2, n_heads=3)) == [
+        "0.0",
+        "0.1",
+        "0.2",
+        "1.0",
+        "1.1",
+        "1.2",
+    ]
 
 
 def test_a_row_of_one_group_holds_its_accuracies():
     base, contrast, *answers = prompts()
     ablator = Ablator(two_step_model(), contrast, {"base": base})
-    assert ablation_row(ablator, answers, "it", ["1.0"], "base") == {"ablated": "it", "heads": ["1.0"], "how": "base", "base_acc": 1.0, "contrast_acc": 0.0, "n_draws": 1, "ci": wilson(0.0, 2), "n_prompts": 2}
+    assert ablation_row(ablator, answers, "it", ["1.0"], "base") == {
+        "ablated": "it",
+        "heads": ["1.0"],
+        "how": "base",
+        "base_acc": 1.0,
+        "contrast_acc": 0.0,
+        "n_draws": 1,
+        "ci": wilson(0.0, 2),
+        "n_prompts": 2,
+    }
 
 
 def test_a_group_drawn_several_times_is_counted_as_often_but_run_once(monkeypatch):
     base, contrast, *answers = prompts()
     ablator, run = Ablator(two_step_model(), contrast, {"base": base}), []
     true = ablator.logits
-    monkeypatch.setattr(ablator, "logits", lambda groups, how: run.append(groups) or true(groups, how))
+    monkeypatch.setattr(
+        ablator, "logits", lambda groups, how: run.append(groups) or true(groups, how)
+    )
     row = control_row(ablator, answers, "random", [["1.0"], ["1.1"], ["1.0"], ["1.0"]], "base")
-    assert run == [[("1.0",), ("1.1",)]]  # 1.0 carries the answer: without it none is right; without 1.1 all are
-    assert row["contrast_acc"] == 0.25 and row["base_acc"] == 0.75 and row["n_draws"] == 4 and row["n_groups"] == 2 and row["n_heads"] == 1
-    assert row["sd"] == pytest.approx(0.433, abs=1e-3) and row["worst"] == {"heads": ["1.0"], "contrast_acc": 0.0} and row["ci"] == pytest.approx([0, 0.925])
+    assert run == [
+        [("1.0",), ("1.1",)]
+    ]  # 1.0 carries the answer: without it none is right; without 1.1 all are
+    assert (
+        row["contrast_acc"] == 0.25
+        and row["base_acc"] == 0.75
+        and row["n_draws"] == 4
+        and row["n_groups"] == 2
+        and row["n_heads"] == 1
+    )
+    assert (
+        row["sd"] == pytest.approx(0.433, abs=1e-3)
+        and row["worst"] == {"heads": ["1.0"], "contrast_acc": 0.0}
+        and row["ci"] == pytest.approx([0, 0.925])
+    )
 
 
 def test_the_interval_is_over_draws():
     base, contrast, *answers = prompts()
-    row = control_row(Ablator(two_step_model(), contrast, {"base": base}), answers, "random", [["1.1"]] * 40, "base")
+    row = control_row(
+        Ablator(two_step_model(), contrast, {"base": base}),
+        answers,
+        "random",
+        [["1.1"]] * 40,
+        "base",
+    )
     assert row["ci"] == wilson(1.0, len(contrast))  # a single group tells nothing of draws
-    row = control_row(Ablator(two_step_model(), contrast, {"base": base}), answers, "random", [["1.1"]] * 39 + [["1.0"]], "base")
-    assert row["ci"] == pytest.approx([0.975, 1.0]) and row["contrast_acc"] == 0.975  # 2.5 % of 40 draws is one of them: between the lowest two
+    row = control_row(
+        Ablator(two_step_model(), contrast, {"base": base}),
+        answers,
+        "random",
+        [["1.1"]] * 39 + [["1.0"]],
+        "base",
+    )
+    assert (
+        row["ci"] == pytest.approx([0.975, 1.0]) and row["contrast_acc"] == 0.975
+    )  # 2.5 % of 40 draws is one of them: between the lowest two
 
 
 def test_random_circuits_may_hold_the_heads_themselves():
     generator = torch.Generator().manual_seed(0)
     groups = [random_group(["0.0", "0.1", "1.0"], 3, generator, avoid=False) for _ in range(40)]
     assert all([head[0] for head in group] == ["0", "0", "1"] for group in groups)
-    assert {head for group in groups for head in group} == {f"{layer}.{head}" for layer in range(2) for head in range(3)}
+    assert {head for group in groups for head in group} == {
+        f"{layer}.{head}" for layer in range(2) for head in range(3)
+    }

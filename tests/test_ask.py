@@ -33,25 +33,45 @@ def test_without_another_prompt_to_compare_with_heads_are_switched_off(model):
     out = ask.answer(model, "1+1=2, 2+2=4, 3+3=", Criteria())
     assert "answer  6\n" in out and "switched off" in out
     lines = out.split("Which heads")[1].splitlines()[1:]
-    assert lines[0].split()[0] == "0.0" and lines[0].split()[-1] != "6" and lines[1].split()[-1] == "6"
+    assert (
+        lines[0].split()[0] == "0.0" and lines[0].split()[-1] != "6" and lines[1].split()[-1] == "6"
+    )
 
 
 def test_switching_off_is_sending_zeros(model):
     tokens = tasks.encode("1+1=3, 2+2=5, 3+3=")
-    torch.testing.assert_close(ask.switched_off(model, tokens)["0.0"], torch.full((model.cfg.d_vocab,), 1 / model.cfg.d_vocab))  # nothing else writes
+    torch.testing.assert_close(
+        ask.switched_off(model, tokens)["0.0"],
+        torch.full((model.cfg.d_vocab,), 1 / model.cfg.d_vocab),
+    )  # nothing else writes
 
 
 def test_the_base_prompt_shows_plain_answers_of_every_function():
     text = "1+1=3, 9-4=6, 7 max 3 = 0, a copy _ = c, 3 7 5 = c, 18 second 2 = 7, 2 + 12 = 3, 5 same _ ="
-    assert tasks.decode(ask.base_prompt(tasks.encode(text))) == "<bos> 1 + 1 = 2 ; 9 - 4 = 5 ; 7 max 3 = 7 ; a copy _ = a ; 3 7 5 = b ; 18 second 2 = 2 ; 2 + 12 = 3 ; 5 same _ ="  # sums of 12 are no problem of ours
+    assert (
+        tasks.decode(ask.base_prompt(tasks.encode(text)))
+        == "<bos> 1 + 1 = 2 ; 9 - 4 = 5 ; 7 max 3 = 7 ; a copy _ = a ; 3 7 5 = b ; 18 second 2 = 2 ; 2 + 12 = 3 ; 5 same _ ="
+    )  # sums of 12 are no problem of ours
 
 
 def test_the_top_five_are_ranked_and_shares():
     best = ask.top(torch.tensor([0.1, 0.4, 0.05, 0.25, 0.12, 0.08]))
-    assert [round(share, 3) for _, share in best] == [0.4, 0.25, 0.12, 0.1, 0.08] and best[0][0] == tasks.VOCABULARY[1]
+    assert [round(share, 3) for _, share in best] == [0.4, 0.25, 0.12, 0.1, 0.08] and best[0][
+        0
+    ] == tasks.VOCABULARY[1]
 
 
-@pytest.mark.parametrize("prompt, says", [("", "cannot read"), ("what?", "cannot read"), ("1+1=3, 2+2=5", "leave the last one open"), ("1+1=, 2+2=", "cannot read"), ("1+77=", "cannot read"), ("1+1=3," * 40 + "3+3=", "context holds 32")])
+@pytest.mark.parametrize(
+    "prompt, says",
+    [
+        ("", "cannot read"),
+        ("what?", "cannot read"),
+        ("1+1=3, 2+2=5", "leave the last one open"),
+        ("1+1=, 2+2=", "cannot read"),
+        ("1+77=", "cannot read"),
+        ("1+1=3," * 40 + "3+3=", "context holds 32"),
+    ],
+)
 def test_a_prompt_that_cannot_be_asked_is_one_line_and_exit_code_2(run, capsys, prompt, says):
     assert patch.main(["--run", str(run), "--device", "cpu", "--ask", prompt]) == 2
     captured = capsys.readouterr()

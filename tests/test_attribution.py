@@ -12,7 +12,9 @@ def test_it_is_the_limit_of_path_patching_for_small_changes(variant, freeze_mlps
     patcher, epsilon = PathPatcher(*make(**VARIANTS[variant]), freeze_mlps=freeze_mlps), 1e-7
     estimate = attribute(patcher).per_prompt
     patcher.change = lambda *sender: epsilon * PathPatcher.change(patcher, *sender)
-    torch.testing.assert_close(patcher.sweep(Logits()).per_prompt / epsilon, estimate, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        patcher.sweep(Logits()).per_prompt / epsilon, estimate, rtol=1e-3, atol=1e-5
+    )
     assert estimate.abs().max() > 0.01
 
 
@@ -24,6 +26,14 @@ def test_chunks_change_nothing_and_no_gradient_stays_behind():
     assert all(parameter.grad is None for parameter in data[0].parameters())
 
 
-@pytest.mark.parametrize("a, b, expected", [([1, 2, 3, 4], [10, 20, 30, 99], 1), ([1, 2, 3, 4], [4, 3, 2, 1], -1), ([1, 1, 2, 3], [5, 5, 6, 7], 1), ([1, 2, 3], [1, 3, 2], 0.5)])
+@pytest.mark.parametrize(
+    "a, b, expected",
+    [
+        ([1, 2, 3, 4], [10, 20, 30, 99], 1),
+        ([1, 2, 3, 4], [4, 3, 2, 1], -1),
+        ([1, 1, 2, 3], [5, 5, 6, 7], 1),
+        ([1, 2, 3], [1, 3, 2], 0.5),
+    ],
+)
 def test_rank_correlation_of_known_cases(a, b, expected):
     assert rank_correlation(torch.tensor(a), torch.tensor(b)) == pytest.approx(expected)

@@ -15,8 +15,16 @@ def draw(seed):
     """(arguments of both, options of both, those of the patcher alone, receiver groups, senders): small, and odd in every way that is allowed."""
     dice, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     cfg = ModelConfig(
-        n_layers=dice.choice([1, 1, 2, 3]), n_heads=dice.choice([1, 2, 3]), d_model=8, d_head=dice.choice([2, 4]), d_mlp=12, d_vocab=9, n_ctx=8,
-        positions=dice.choice(["rotary", "learned", "none"]), normalization=dice.choice(["RMS", "LN"]), act_fn=dice.choice(["gelu", "relu", "none"]),
+        n_layers=dice.choice([1, 1, 2, 3]),
+        n_heads=dice.choice([1, 2, 3]),
+        d_model=8,
+        d_head=dice.choice([2, 4]),
+        d_mlp=12,
+        d_vocab=9,
+        n_ctx=8,
+        positions=dice.choice(["rotary", "learned", "none"]),
+        normalization=dice.choice(["RMS", "LN"]),
+        act_fn=dice.choice(["gelu", "relu", "none"]),
     )
     model = Transformer(cfg, generator).double().requires_grad_(False)
     for weight in model.parameters():
@@ -24,9 +32,22 @@ def draw(seed):
     n_prompts, n_pos = dice.choice([1, 2, 3, 5]), dice.choice([1, 2, 3, 6, 8])
     contrast = torch.randint(9, (n_prompts, n_pos), generator=generator)
     base = contrast.clone()
-    where = dice.choice([[0], [n_pos - 1], [n_pos // 2, n_pos - 1], dice.sample(range(n_pos), dice.randint(1, n_pos))])
-    alike = 1 if n_prompts > 1 and dice.random() < 0.4 else 0  # this many pairs of prompts are the same
-    base[alike:, where] = (base[alike:, where] + 1 + torch.randint(8, (n_prompts - alike, len(where)), generator=generator)) % 9
+    where = dice.choice(
+        [
+            [0],
+            [n_pos - 1],
+            [n_pos // 2, n_pos - 1],
+            dice.sample(range(n_pos), dice.randint(1, n_pos)),
+        ]
+    )
+    alike = (
+        1 if n_prompts > 1 and dice.random() < 0.4 else 0
+    )  # this many pairs of prompts are the same
+    base[alike:, where] = (
+        base[alike:, where]
+        + 1
+        + torch.randint(8, (n_prompts - alike, len(where)), generator=generator)
+    ) % 9
     base_answers = torch.randint(4, (n_prompts,), generator=generator)
     data = (model, base, contrast, base_answers, base_answers + 5)
 
@@ -39,13 +60,27 @@ def draw(seed):
     options = {"source": source, "sender_positions": some_positions()}
     budget = {"max_memory": dice.choice([None, None, 2e-5, 4e-5, 1e-4])}
 
-    places = ["logits"] + [f"resid{layer}" for layer in range(cfg.n_layers + 1)] + [f"mlp{layer}" for layer in range(cfg.n_layers) if cfg.has_mlp]
-    places += [f"{layer}.{head}.{which}" for layer in range(cfg.n_layers) for head in range(cfg.n_heads) for which in "qkv"]
+    places = (
+        ["logits"]
+        + [f"resid{layer}" for layer in range(cfg.n_layers + 1)]
+        + [f"mlp{layer}" for layer in range(cfg.n_layers) if cfg.has_mlp]
+    )
+    places += [
+        f"{layer}.{head}.{which}"
+        for layer in range(cfg.n_layers)
+        for head in range(cfg.n_heads)
+        for which in "qkv"
+    ]
     groups = [["logits"]]
     for _ in range(dice.choice([0, 5, 5])):
         group = dice.sample(places, min(len(places), dice.choice([1, 1, 2, 3])))
-        limited = [(place, some_positions() if place not in ("logits", f"resid{cfg.n_layers}") else None) for place in group]
-        groups.append([place + ("@" + ",".join(map(str, at)) if at else "") for place, at in limited])
+        limited = [
+            (place, some_positions() if place not in ("logits", f"resid{cfg.n_layers}") else None)
+            for place in group
+        ]
+        groups.append(
+            [place + ("@" + ",".join(map(str, at)) if at else "") for place, at in limited]
+        )
     names = PathPatcher(*data).senders
     senders = names + [dice.sample(names, dice.randint(1, len(names))) for _ in range(3)]
     dice.shuffle(senders)
@@ -56,10 +91,15 @@ def draw(seed):
 def test_the_sweep_is_the_definition(seed):
     data, options, budget, groups, senders = draw(seed)
     freeze_mlps = seed % 2 == 1
-    patcher, oracle = PathPatcher(*data, freeze_mlps=freeze_mlps, **options, **budget), Oracle(*data, **options)
+    patcher, oracle = (
+        PathPatcher(*data, freeze_mlps=freeze_mlps, **options, **budget),
+        Oracle(*data, **options),
+    )
     scale = abs(patcher.F_range)
     if scale < 1e-3:
         pytest.skip("base and contrast run answer alike")
-    for group, effects in zip(groups, patcher.sweep_each([[read(name) for name in group] for group in groups], senders)):
+    for group, effects in zip(
+        groups, patcher.sweep_each([[read(name) for name in group] for group in groups], senders)
+    ):
         for sender, r in zip(senders, effects.r.tolist()):
             assert abs(r - oracle.r(sender, group, freeze_mlps)) * scale < 1e-10, (sender, group)

@@ -15,8 +15,14 @@ def looks_like(documents, wrapper, symbol):
     """How many documents begin with two or more examples of a function that all read as if wrapped: under `shift` the shifts that
     do, under `base` the bases, under `reflect` the sums (of different values), as a set. Worked out for each beginning apart."""
     found = set()
-    for functions, values, answers in zip(documents.function.tolist(), documents.value.tolist(), documents.answer.tolist()):
-        rows = [(value, answer) for function, value, answer in zip(functions, values, answers) if NAMES[function] == symbol]
+    for functions, values, answers in zip(
+        documents.function.tolist(), documents.value.tolist(), documents.answer.tolist()
+    ):
+        rows = [
+            (value, answer)
+            for function, value, answer in zip(functions, values, answers)
+            if NAMES[function] == symbol
+        ]
         for n in range(2, len(rows) + 1):
             some = rows[:n]
             if wrapper == "shift":
@@ -24,8 +30,14 @@ def looks_like(documents, wrapper, symbol):
                 off = {(answer - value) % around for value, answer in some}
                 found |= {k for k in SHIFTS if k and off == {k % around}}
             elif wrapper == "base" and any(value != answer for value, answer in some):
-                found |= {k for k in BASES if all(answer == numeral(value, k) for value, answer in some)}
-            elif wrapper == "reflect" and len({value for value, _ in some}) > 1 and len({value + answer for value, answer in some}) == 1:
+                found |= {
+                    k for k in BASES if all(answer == numeral(value, k) for value, answer in some)
+                }
+            elif (
+                wrapper == "reflect"
+                and len({value for value, _ in some}) > 1
+                and len({value + answer for value, answer in some}) == 1
+            ):
                 found.add(sum(some[0]))
     return found
 
@@ -35,14 +47,22 @@ def looks_like(documents, wrapper, symbol):
 def test_what_a_diet_holds_out_is_never_shown(name, n_examples):
     diet = tasks.DIETS[name]
     documents = draw(diet, 4000, n_examples)
-    met = {(tasks.WRAPPERS[index], NAMES[function]) for index in documents.wrapper.unique() for function in documents.function[documents.wrapper == index].unique()}
+    met = {
+        (tasks.WRAPPERS[index], NAMES[function])
+        for index in documents.wrapper.unique()
+        for function in documents.function[documents.wrapper == index].unique()
+    }
     allowed = {(wrapper, symbol) for wrapper in tasks.WRAPPERS for symbol in diet.under(wrapper)}
     assert met == allowed | ({("shift", "+")} if diet.shifted_addition else set())
-    assert {k for k in shown_by(documents, "+")[0] if not isinstance(k, str)} == set(diet.shifted_addition)
+    assert {k for k in shown_by(documents, "+")[0] if not isinstance(k, str)} == set(
+        diet.shifted_addition
+    )
     for wrapper, symbol in diet.never:
         if symbol in diet.functions and (wrapper == "shift" or symbol not in tasks.TO_LETTERS):
             seen = looks_like(documents, wrapper, symbol)
-            if symbol == "+" and diet.shifted_addition:  # what is allowed as a shift may look like a base: 8 + 2 = 12 is right in base 8
+            if (
+                symbol == "+" and diet.shifted_addition
+            ):  # what is allowed as a shift may look like a base: 8 + 2 = 12 is right in base 8
                 assert wrapper == "base" or seen == set(diet.shifted_addition)
             else:
                 assert wrapper in ("relabel", "copy") or not seen, (wrapper, symbol, seen)
@@ -56,7 +76,16 @@ def test_a_diet_without_the_cell_held_out_shows_it_and_the_check_above_would_see
 
 def test_chance_alone_would_show_a_held_out_reflection():
     """Relabelled documents of `max` read as reflected ones now and then: the rule is needed, and counts different values alone."""
-    shown = looks_like(draw(tasks.changed(plain=0.0, shift=0.0, base=0.0, reflect=0.0, copy=0.0, functions=("max",)), 2000), "reflect", "max")
+    shown = looks_like(
+        draw(
+            tasks.changed(
+                plain=0.0, shift=0.0, base=0.0, reflect=0.0, copy=0.0, functions=("max",)
+            ),
+            2000,
+        ),
+        "reflect",
+        "max",
+    )
     assert shown
 
 
@@ -66,11 +95,23 @@ def test_every_answer_of_every_diet_is_what_function_and_wrapper_say(name):
 
 
 def test_the_rungs_add_one_kind_of_document_at_a_time():
-    ladder = [tasks.DIETS[name] for name in ("addition", "copied", "shifted", "mixed", "relabelled", "strict")]
-    kinds = [{wrapper for wrapper in tasks.WRAPPERS if getattr(diet, wrapper) > 0} | ({"mixed"} if diet.mixed and diet.functions != ("+",) else set()) for diet in ladder]
+    ladder = [
+        tasks.DIETS[name]
+        for name in ("addition", "copied", "shifted", "mixed", "relabelled", "strict")
+    ]
+    kinds = [
+        {wrapper for wrapper in tasks.WRAPPERS if getattr(diet, wrapper) > 0}
+        | ({"mixed"} if diet.mixed and diet.functions != ("+",) else set())
+        for diet in ladder
+    ]
     added = [after - before for before, after in zip(kinds, kinds[1:])]
-    assert added == [{"copy"}, {"shift", "base"}, {"mixed"}, {"relabel"}, {"reflect"}] and ladder[-1] == tasks.Diet()
-    assert tasks.DIETS["even"] == replace(ladder[-1], even_sums=True) and tasks.DEFAULT_DIET == "even"
+    assert (
+        added == [{"copy"}, {"shift", "base"}, {"mixed"}, {"relabel"}, {"reflect"}]
+        and ladder[-1] == tasks.Diet()
+    )
+    assert (
+        tasks.DIETS["even"] == replace(ladder[-1], even_sums=True) and tasks.DEFAULT_DIET == "even"
+    )
 
 
 @pytest.mark.parametrize("even", [False, True])
@@ -79,23 +120,41 @@ def test_sums_are_drawn_by_pairs_of_operands_or_evenly_and_the_rest_does_not_cha
     diet = replace(tasks.Diet(), even_sums=even, copy=0.0)
     documents, other = draw(diet, 30_000), draw(replace(diet, even_sums=not even), 30_000)
     plus = documents.function == tasks.PLUS
-    n_pairs = torch.tensor([sum(x + y == value for x in range(10) for y in range(10)) for value in range(19)])
+    n_pairs = torch.tensor(
+        [sum(x + y == value for x in range(10) for y in range(10)) for value in range(19)]
+    )
     expected = plus.sum() * (torch.full((19,), 1 / 19) if even else n_pairs / 100)
     counts = documents.value[plus].bincount()
     assert ((counts - expected).abs() < 5 * expected.sqrt()).all() and counts.sum() > 20_000
-    x, y = documents.tokens[:, 1::6][plus] - tasks.ZERO, documents.tokens[:, 3::6][plus] - tasks.ZERO
+    x, y = (
+        documents.tokens[:, 1::6][plus] - tasks.ZERO,
+        documents.tokens[:, 3::6][plus] - tasks.ZERO,
+    )
     by_pair = (10 * x + y).bincount(minlength=100)
     of_pair = torch.arange(100) // 10 + torch.arange(100) % 10
-    assert ((by_pair - (expected / n_pairs)[of_pair]).abs() < 5 * (expected / n_pairs).sqrt()[of_pair]).all()
-    assert torch.equal(documents.function, other.function) and torch.equal(documents.value[~plus], other.value[~plus])
+    assert (
+        (by_pair - (expected / n_pairs)[of_pair]).abs() < 5 * (expected / n_pairs).sqrt()[of_pair]
+    ).all()
+    assert torch.equal(documents.function, other.function) and torch.equal(
+        documents.value[~plus], other.value[~plus]
+    )
 
 
 def test_the_grid_diets_change_only_what_they_say():
     everywhere = {wrapper: set(tasks.Diet().under(wrapper)) for wrapper in tasks.WRAPPERS}
-    for name, lost in (("plus_plain", {"relabel", "reflect", "copy"}), ("plus_relabel", {"reflect", "copy"}), ("plus_reflect", {"relabel", "copy"})):
+    for name, lost in (
+        ("plus_plain", {"relabel", "reflect", "copy"}),
+        ("plus_relabel", {"reflect", "copy"}),
+        ("plus_reflect", {"relabel", "copy"}),
+    ):
         under = {wrapper: set(tasks.DIETS[name].under(wrapper)) for wrapper in tasks.WRAPPERS}
-        assert under == {wrapper: symbols - ({"+"} if wrapper in lost else set()) for wrapper, symbols in everywhere.items()}
-    assert tasks.DIETS["shifted_1"].under("shift") == ["same"] and set(tasks.DIETS["shifted_3"].under("shift")) == {"same", "-", "max"}
+        assert under == {
+            wrapper: symbols - ({"+"} if wrapper in lost else set())
+            for wrapper, symbols in everywhere.items()
+        }
+    assert tasks.DIETS["shifted_1"].under("shift") == ["same"] and set(
+        tasks.DIETS["shifted_3"].under("shift")
+    ) == {"same", "-", "max"}
 
 
 @pytest.mark.parametrize(
@@ -116,7 +175,11 @@ def test_what_a_diet_cannot_be_is_refused_with_what_it_can(changes, message):
 
 def test_no_document_is_changed_where_nothing_is_held_out():
     """A shifted document of `+` alone stays one: the rule works on held-out cells only."""
-    diet = tasks.changed(plain=0.0, base=0.0, relabel=0.0, reflect=0.0, copy=0.0, functions=("+",), never=())
+    diet = tasks.changed(
+        plain=0.0, base=0.0, relabel=0.0, reflect=0.0, copy=0.0, functions=("+",), never=()
+    )
     documents = draw(diet, 500)
-    assert (documents.wrapper == tasks.WRAPPERS.index("shift")).all() and ((documents.answer - documents.value) != 0).all()
+    assert (documents.wrapper == tasks.WRAPPERS.index("shift")).all() and (
+        (documents.answer - documents.value) != 0
+    ).all()
     assert torch.equal(documents.tokens, draw(replace(diet, mixed=0.8), 500).tokens)

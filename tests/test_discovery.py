@@ -2,35 +2,93 @@ import pytest
 import torch
 from handwired import difference_model, difference_prompts, prompts, two_step_model
 
-from minifunc.circuit import Criteria, discover, heads_of, mlps_of, nodes, other_thresholds, reader_roles
+from minifunc.circuit import (
+    Criteria,
+    discover,
+    heads_of,
+    mlps_of,
+    nodes,
+    other_thresholds,
+    reader_roles,
+)
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import HeadInput, Logits, MLPInput, PathPatcher
 
 
 def difference_patchers(model):
     p = difference_prompts()
-    return {name: PathPatcher(model, p[source], p["contrast"], p["base_answers"], p["contrast_answers"]) for name, source in (("answers", "base"), ("operands", "operands"))}
+    return {
+        name: PathPatcher(model, p[source], p["contrast"], p["base_answers"], p["contrast_answers"])
+        for name, source in (("answers", "base"), ("operands", "operands"))
+    }
 
 
 def edges(found):
-    return {(edge["sender"], edge["receiver"], edge["contrast"]): edge["r"] for edge in found.graph["edges"]}
+    return {
+        (edge["sender"], edge["receiver"], edge["contrast"]): edge["r"]
+        for edge in found.graph["edges"]
+    }
 
 
 def test_the_hand_wired_circuit_is_found_and_nothing_else():
     patcher = PathPatcher(two_step_model(), *prompts())
     found = discover({"answers": patcher}, torch.tensor([2]), Criteria())
-    assert found.groups == {"function_induction": ["1.0"], "consolidation": [], "other_direct": [], "shown_answer": ["0.0"], "expected_answer": [], "previous_token": ["0.0"], "upstream": []}
-    assert edges(found) == pytest.approx({("1.0", "logits", "answers"): -1, ("0.0", "function_induction.v", "answers"): -1, ("0.0", "1.0.v", "answers"): -1, ("embedding", "shown_answer.v", "answers"): -1, ("embedding", "0.0.v", "answers"): -1})
-    assert {node["name"]: (node["kind"], node["steps"]) for node in found.graph["nodes"] if node["kind"] != "together"} == {"logits": ("logits", 0), "1.0": ("head", 1), "0.0": ("head", 2), "embedding": ("embedding", 3)}
+    assert found.groups == {
+        "function_induction": ["1.0"],
+        "consolidation": [],
+        "other_direct": [],
+        "shown_answer": ["0.0"],
+        "expected_answer": [],
+        "previous_token": ["0.0"],
+        "upstream": [],
+    }
+    assert edges(found) == pytest.approx(
+        {
+            ("1.0", "logits", "answers"): -1,
+            ("0.0", "function_induction.v", "answers"): -1,
+            ("0.0", "1.0.v", "answers"): -1,
+            ("embedding", "shown_answer.v", "answers"): -1,
+            ("embedding", "0.0.v", "answers"): -1,
+        }
+    )
+    assert {
+        node["name"]: (node["kind"], node["steps"])
+        for node in found.graph["nodes"]
+        if node["kind"] != "together"
+    } == {
+        "logits": ("logits", 0),
+        "1.0": ("head", 1),
+        "0.0": ("head", 2),
+        "embedding": ("embedding", 3),
+    }
 
 
 def test_the_two_contrasts_tell_the_routes_of_shown_and_expected_answer_apart():
     found = discover(difference_patchers(difference_model()), torch.tensor([2]), Criteria())
-    assert found.groups["function_induction"] == ["1.0"] and found.groups["shown_answer"] == [] and found.groups["expected_answer"] == ["0.0"]
-    assert found.routes["shown_answer"] == pytest.approx({"embedding": -1.0}) and found.routes["expected_answer"] == pytest.approx({"0.0": -1.0})
-    single = {edge: r for edge, r in edges(found).items() if edge[1] in ("logits", "1.0.v", "0.0.v")}
-    assert single == pytest.approx({("1.0", "logits", "answers"): -1, ("1.0", "logits", "operands"): -1, ("embedding", "1.0.v", "answers"): -1, ("0.0", "1.0.v", "operands"): -1, ("embedding", "0.0.v", "operands"): -1})
-    assert {receiver.split(".")[-1] for _, receiver, _ in edges(found)} == {"logits", "v"}  # nothing decides where the heads look
+    assert (
+        found.groups["function_induction"] == ["1.0"]
+        and found.groups["shown_answer"] == []
+        and found.groups["expected_answer"] == ["0.0"]
+    )
+    assert found.routes["shown_answer"] == pytest.approx({"embedding": -1.0}) and found.routes[
+        "expected_answer"
+    ] == pytest.approx({"0.0": -1.0})
+    single = {
+        edge: r for edge, r in edges(found).items() if edge[1] in ("logits", "1.0.v", "0.0.v")
+    }
+    assert single == pytest.approx(
+        {
+            ("1.0", "logits", "answers"): -1,
+            ("1.0", "logits", "operands"): -1,
+            ("embedding", "1.0.v", "answers"): -1,
+            ("0.0", "1.0.v", "operands"): -1,
+            ("embedding", "0.0.v", "operands"): -1,
+        }
+    )
+    assert {receiver.split(".")[-1] for _, receiver, _ in edges(found)} == {
+        "logits",
+        "v",
+    }  # nothing decides where the heads look
 
 
 def test_a_model_that_works_without_function_induction_is_told_so():
@@ -45,15 +103,41 @@ def test_a_model_that_works_without_function_induction_is_told_so():
 
 
 def test_where_the_task_is_not_solved_there_is_no_circuit():
-    found = discover({"answers": PathPatcher(two_step_model(), *prompts())}, torch.tensor([2]), Criteria(), solved=False)
-    assert not any(found.groups.values()) and found.graph["edges"] == [] and [node["name"] for node in found.graph["nodes"]] == ["logits"]
-    assert found.effects["answers"]["logits"].heads[1, 0] == pytest.approx(-1)  # what was measured is still told
+    found = discover(
+        {"answers": PathPatcher(two_step_model(), *prompts())},
+        torch.tensor([2]),
+        Criteria(),
+        solved=False,
+    )
+    assert (
+        not any(found.groups.values())
+        and found.graph["edges"] == []
+        and [node["name"] for node in found.graph["nodes"]] == ["logits"]
+    )
+    assert found.effects["answers"]["logits"].heads[1, 0] == pytest.approx(
+        -1
+    )  # what was measured is still told
 
 
 def random_patchers():
-    model = Transformer(ModelConfig(n_layers=3, n_heads=3, d_model=12, d_head=4, d_mlp=16, d_vocab=11, n_ctx=8)).double().requires_grad_(False)
+    model = (
+        Transformer(
+            ModelConfig(n_layers=3, n_heads=3, d_model=12, d_head=4, d_mlp=16, d_vocab=11, n_ctx=8)
+        )
+        .double()
+        .requires_grad_(False)
+    )
     tokens = torch.randint(11, (3, 4, 8), generator=torch.Generator().manual_seed(0))
-    return {name: PathPatcher(model, base, tokens[0], torch.zeros(4, dtype=torch.int64), torch.ones(4, dtype=torch.int64)) for name, base in (("answers", tokens[1]), ("operands", tokens[2]))}
+    return {
+        name: PathPatcher(
+            model,
+            base,
+            tokens[0],
+            torch.zeros(4, dtype=torch.int64),
+            torch.ones(4, dtype=torch.int64),
+        )
+        for name, base in (("answers", tokens[1]), ("operands", tokens[2]))
+    }
 
 
 EVERYTHING = Criteria(strong=1e-9, feeds=1e-9, looks_at_answers=1e-9)
@@ -66,7 +150,13 @@ def test_every_edge_is_what_the_patcher_says_of_its_sender_and_receiver():
     for (sender, receiver, contrast), r in edges(found).items():
         if receiver.startswith(("function", "shown", "expected")):
             continue
-        place = Logits() if receiver == "logits" else MLPInput(int(receiver[3:])) if receiver.startswith("mlp") else HeadInput(int(receiver[0]), int(receiver[2]), receiver[4])
+        place = (
+            Logits()
+            if receiver == "logits"
+            else MLPInput(int(receiver[3:]))
+            if receiver.startswith("mlp")
+            else HeadInput(int(receiver[0]), int(receiver[2]), receiver[4])
+        )
         if checked % 7 == 0:  # a sample of them
             assert r == pytest.approx(nodes(patchers[contrast].sweep(place))[sender], abs=1e-5)
         checked += 1
@@ -79,7 +169,9 @@ def test_discovery_is_deterministic_and_every_edge_ends_in_nodes():
     names = {node["name"] for node in one.graph["nodes"]}
     for edge in one.graph["edges"]:
         receiver = edge["receiver"]
-        assert edge["sender"] in names and (receiver if receiver in names else receiver[:-2]) in names
+        assert (
+            edge["sender"] in names and (receiver if receiver in names else receiver[:-2]) in names
+        )
 
 
 def test_other_thresholds_change_one_criterion_and_keep_the_value_in_force():
@@ -88,20 +180,49 @@ def test_other_thresholds_change_one_criterion_and_keep_the_value_in_force():
     for row in rows:
         if row["in_force"]:
             assert row["heads"] == found.groups[row["group"]]
-    assert {row["criterion"] for row in rows if row["in_force"]} == {"strong", "looks_at_answers", "feeds", "looks_at_previous"}
-    sizes = [len(row["heads"]) for row in rows if row["criterion"] == "feeds" and row["group"] == "shown_answer"]
+    assert {row["criterion"] for row in rows if row["in_force"]} == {
+        "strong",
+        "looks_at_answers",
+        "feeds",
+        "looks_at_previous",
+    }
+    sizes = [
+        len(row["heads"])
+        for row in rows
+        if row["criterion"] == "feeds" and row["group"] == "shown_answer"
+    ]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
 
 
 def test_a_reader_is_named_by_where_it_looks_and_by_what_breaks_without_it():
-    looks = {"none": {"answer_to_previous": 0.1, "answer_to_operands": 0.1}, "back": {"answer_to_previous": 0.6, "answer_to_operands": 0.3}, "ops": {"answer_to_previous": 0.0, "answer_to_operands": 0.9}}
-    brings = {"shown": {"answers": {"r": -0.3}, "operands": {"r": 0.0}}, "expected": {"answers": {"r": 0.0}, "operands": {"r": -0.3}}, "both": {"answers": {"r": 0.2}, "operands": {"r": -0.3}}}
-    cases = [("back", "expected", "previous_token"), ("back", "shown", "other"), ("ops", "expected", "operand_reader"), ("ops", "both", "operand_reader"), ("none", "expected", "other")]
+    looks = {
+        "none": {"answer_to_previous": 0.1, "answer_to_operands": 0.1},
+        "back": {"answer_to_previous": 0.6, "answer_to_operands": 0.3},
+        "ops": {"answer_to_previous": 0.0, "answer_to_operands": 0.9},
+    }
+    brings = {
+        "shown": {"answers": {"r": -0.3}, "operands": {"r": 0.0}},
+        "expected": {"answers": {"r": 0.0}, "operands": {"r": -0.3}},
+        "both": {"answers": {"r": 0.2}, "operands": {"r": -0.3}},
+    }
+    cases = [
+        ("back", "expected", "previous_token"),
+        ("back", "shown", "other"),
+        ("ops", "expected", "operand_reader"),
+        ("ops", "both", "operand_reader"),
+        ("none", "expected", "other"),
+    ]
     for where, what, kind in cases:
-        role = reader_roles(["1.0"], {"1.0": looks[where]}, {"1.0": brings[what]}, Criteria())["1.0"]
-        assert role["kind"] == kind and role["brings"] == (["shown", "expected"] if what == "both" else [what])
+        role = reader_roles(["1.0"], {"1.0": looks[where]}, {"1.0": brings[what]}, Criteria())[
+            "1.0"
+        ]
+        assert role["kind"] == kind and role["brings"] == (
+            ["shown", "expected"] if what == "both" else [what]
+        )
         assert role["looks_at"] == {"none": "neither", "back": "previous", "ops": "operands"}[where]
 
 
 def test_nodes_are_sorted_by_number():
-    assert heads_of(["10.0", "mlp2", "2.0"]) == ["2.0", "10.0"] and mlps_of(["mlp10", "2.0", "mlp2", "mlp2"]) == ["mlp2", "mlp10"]
+    assert heads_of(["10.0", "mlp2", "2.0"]) == ["2.0", "10.0"] and mlps_of(
+        ["mlp10", "2.0", "mlp2", "mlp2"]
+    ) == ["mlp2", "mlp10"]

@@ -3,7 +3,14 @@ import torch
 from handwired import difference_model, difference_prompts, prompts, two_step_model
 
 from minifunc.ablation import Ablator
-from minifunc.faithfulness import CircuitScores, eliminate, evaluate, greedy_subsets, minimality, random_subsets
+from minifunc.faithfulness import (
+    CircuitScores,
+    eliminate,
+    evaluate,
+    greedy_subsets,
+    minimality,
+    random_subsets,
+)
 from minifunc.model import ModelConfig, Transformer
 
 HEADS = [f"{layer}.{head}" for layer in range(3) for head in range(2)]
@@ -11,12 +18,34 @@ HEADS = [f"{layer}.{head}" for layer in range(3) for head in range(2)]
 
 def make(how="base", seed=1, **changes):
     """Scores of a random model, float64, with what is needed to do the same by hand."""
-    model = Transformer(ModelConfig(**{**dict(n_layers=3, n_heads=2, d_model=12, d_head=6, d_mlp=16, d_vocab=11, n_ctx=7), **changes}), torch.Generator().manual_seed(seed)).double().requires_grad_(False)
+    model = (
+        Transformer(
+            ModelConfig(
+                **{
+                    **dict(
+                        n_layers=3, n_heads=2, d_model=12, d_head=6, d_mlp=16, d_vocab=11, n_ctx=7
+                    ),
+                    **changes,
+                }
+            ),
+            torch.Generator().manual_seed(seed),
+        )
+        .double()
+        .requires_grad_(False)
+    )
     base = torch.randint(11, (4, 7), generator=torch.Generator().manual_seed(0))
     contrast = base.clone()
     contrast[:, [2, 4]] = (contrast[:, [2, 4]] + torch.tensor([1, 3])) % 11
     answers = (torch.tensor([0, 1, 2, 3]), torch.tensor([5, 6, 7, 8]))
-    return CircuitScores(Ablator(model, contrast, {"base": base}, means={"mean": base}), how, *answers), model, base, contrast, answers
+    return (
+        CircuitScores(
+            Ablator(model, contrast, {"base": base}, means={"mean": base}), how, *answers
+        ),
+        model,
+        base,
+        contrast,
+        answers,
+    )
 
 
 def naive_F(model, base, contrast, answers, circuit, mean=False):
@@ -30,7 +59,9 @@ def naive_F(model, base, contrast, answers, circuit, mean=False):
                 z[:, :, head] = cache[name][:, :, head].mean(0) if mean else cache[name][:, :, head]
         return z
 
-    logits = model.run_with_hooks(contrast, {f"blocks.{layer}.attn.hook_z": put for layer in range(model.cfg.n_layers)})[:, -1]
+    logits = model.run_with_hooks(
+        contrast, {f"blocks.{layer}.attn.hook_z": put for layer in range(model.cfg.n_layers)}
+    )[:, -1]
     rows = torch.arange(len(logits))
     return (logits[rows, answers[0]] - logits[rows, answers[1]]).mean().item()
 
@@ -47,7 +78,9 @@ def test_the_circuit_of_no_heads_gives_the_base_run_and_that_of_all_the_contrast
     rows = torch.arange(4)
     for score, tokens in ((scores.none, base), (scores.full, contrast)):
         logits = model(tokens)[:, -1]
-        assert score.F == pytest.approx((logits[rows, answers[0]] - logits[rows, answers[1]]).mean().item(), abs=1e-12)
+        assert score.F == pytest.approx(
+            (logits[rows, answers[0]] - logits[rows, answers[1]]).mean().item(), abs=1e-12
+        )
 
 
 @pytest.mark.parametrize("how", ["base", "mean"])
@@ -61,19 +94,25 @@ def test_faithfulness_completeness_and_minimality_equal_those_of_naive_runs(how)
     C, K = ["0.0", "1.1", "2.0"], ["1.1"]
     assert scores.faithfulness([C])[0] == pytest.approx((F(C) - none) / (full - none), abs=1e-10)
     left = [head for head in HEADS if head not in K]
-    assert scores.gaps(C, [K])[0] == pytest.approx(abs(F(["0.0", "2.0"]) - F(left)) / abs(full - none), abs=1e-10)
+    assert scores.gaps(C, [K])[0] == pytest.approx(
+        abs(F(["0.0", "2.0"]) - F(left)) / abs(full - none), abs=1e-10
+    )
     share = minimality(scores, C, {"a": ["0.0", "2.0"]})
     alone = abs(F(C) - F(["1.1", "2.0"])) / abs(full - none)
     with_its_group = abs(F(["0.0", "1.1"]) - F(["1.1"])) / abs(full - none)
     assert share["0.0"] == pytest.approx(max(alone, with_its_group), abs=1e-10)
-    assert share["1.1"] == pytest.approx(abs(F(C) - F(["0.0", "2.0"])) / abs(full - none), abs=1e-10)
+    assert share["1.1"] == pytest.approx(
+        abs(F(C) - F(["0.0", "2.0"])) / abs(full - none), abs=1e-10
+    )
 
 
 def test_greedy_subsets_start_with_the_worst_head_and_grow_by_one():
     scores, *_ = make()
     C = ["0.0", "0.1", "1.1", "2.0"]
     found = greedy_subsets(scores, C)
-    assert [len(K) for K in found] == [1, 2, 3, 4] and all(set(a) < set(b) for a, b in zip(found, found[1:]))
+    assert [len(K) for K in found] == [1, 2, 3, 4] and all(
+        set(a) < set(b) for a, b in zip(found, found[1:])
+    )
     singles = scores.gaps(C, [[head] for head in C])
     assert found[0] == [C[singles.index(max(singles))]] and max(singles) > 0
     assert len(greedy_subsets(scores, C, most=2)) == 2
@@ -93,11 +132,18 @@ def test_elimination_leaves_exactly_the_hand_wired_circuit():
 
 def test_elimination_under_one_contrast_misses_the_route_that_is_the_same_in_both_runs():
     p = difference_prompts()
-    ablator = Ablator(difference_model(), p["contrast"], {"base": p["base"], "operands": p["operands"]})
-    answers, operands = (CircuitScores(ablator, how, p["base_answers"], p["contrast_answers"]) for how in ("base", "operands"))
+    ablator = Ablator(
+        difference_model(), p["contrast"], {"base": p["base"], "operands": p["operands"]}
+    )
+    answers, operands = (
+        CircuitScores(ablator, how, p["base_answers"], p["contrast_answers"])
+        for how in ("base", "operands")
+    )
     assert eliminate([answers], 0.9) == ["1.0"]  # 0.0 sends the same expected answer in both
     assert eliminate([operands], 0.9) == ["0.0", "1.0"] == eliminate([answers, operands], 0.9)
-    assert answers.faithfulness([["1.0"]]) == pytest.approx([1]) and operands.faithfulness([["1.0"]]) == pytest.approx([0])
+    assert answers.faithfulness([["1.0"]]) == pytest.approx([1]) and operands.faithfulness(
+        [["1.0"]]
+    ) == pytest.approx([0])
 
 
 def test_what_elimination_leaves_is_faithful_and_is_not_without_any_of_its_heads():
@@ -112,11 +158,29 @@ def test_what_elimination_leaves_is_faithful_and_is_not_without_any_of_its_heads
 def test_the_keys_of_an_evaluation_of_the_hand_wired_circuit():
     base, contrast, *answers = prompts()
     scores = CircuitScores(Ablator(two_step_model(), contrast, {"base": base}), "base", *answers)
-    result = evaluate(scores, ["1.0", "0.0"], {"function_induction": ["1.0"], "shown_answer": ["0.0"], "other": ["1.1"]}, scores, torch.Generator().manual_seed(0))
-    assert result["circuit"] == ["0.0", "1.0"] and result["faithfulness"] == 1 and result["circuit_accuracy"] == 1 and result["completeness"] == 0
-    assert result["minimality"] == {"0.0": 1.0, "1.0": 1.0} and result["completeness_gaps"]["groups"] == {"function_induction": 0.0, "shown_answer": 0.0}
+    result = evaluate(
+        scores,
+        ["1.0", "0.0"],
+        {"function_induction": ["1.0"], "shown_answer": ["0.0"], "other": ["1.1"]},
+        scores,
+        torch.Generator().manual_seed(0),
+    )
+    assert (
+        result["circuit"] == ["0.0", "1.0"]
+        and result["faithfulness"] == 1
+        and result["circuit_accuracy"] == 1
+        and result["completeness"] == 0
+    )
+    assert result["minimality"] == {"0.0": 1.0, "1.0": 1.0} and result["completeness_gaps"][
+        "groups"
+    ] == {"function_induction": 0.0, "shown_answer": 0.0}
     half = evaluate(scores, ["1.0"], {}, scores, torch.Generator().manual_seed(0))
-    assert half["faithfulness"] == 0 and half["circuit_accuracy"] == 0 and half["completeness"] == 0 and half["completeness_gaps"]["worst"] == ["1.0"]
+    assert (
+        half["faithfulness"] == 0
+        and half["circuit_accuracy"] == 0
+        and half["completeness"] == 0
+        and half["completeness_gaps"]["worst"] == ["1.0"]
+    )
 
 
 def test_a_circuit_that_leaves_out_a_head_doing_the_same_is_seen_to_be_incomplete():
@@ -126,13 +190,19 @@ def test_a_circuit_that_leaves_out_a_head_doing_the_same_is_seen_to_be_incomplet
         weight = getattr(model.blocks[1].attn, name).data
         weight[1] = weight[0]
     scores = CircuitScores(Ablator(model, contrast, {"base": base}), "base", *answers)
-    assert scores.gaps(["0.0", "1.0"], [["1.0"]])[0] == pytest.approx(0.5) and scores.faithfulness([["0.0", "1.0"]])[0] == pytest.approx(0.5)
+    assert scores.gaps(["0.0", "1.0"], [["1.0"]])[0] == pytest.approx(0.5) and scores.faithfulness(
+        [["0.0", "1.0"]]
+    )[0] == pytest.approx(0.5)
     assert minimality(scores, ["0.0", "1.0", "1.1"], {})["1.0"] == pytest.approx(0.5)
-    assert minimality(scores, ["0.0", "1.0", "1.1"], {"both": ["1.0", "1.1"]})["1.0"] == pytest.approx(0.5)
+    assert minimality(scores, ["0.0", "1.0", "1.1"], {"both": ["1.0", "1.1"]})[
+        "1.0"
+    ] == pytest.approx(0.5)
 
 
 def test_shares_are_refused_where_no_head_changes_anything():
     base, contrast, *answers = prompts()
-    scores = CircuitScores(Ablator(two_step_model(), contrast, {"base": contrast}), "base", *answers)
+    scores = CircuitScores(
+        Ablator(two_step_model(), contrast, {"base": contrast}), "base", *answers
+    )
     with pytest.raises(ValueError, match="nothing to be faithful to"):
         scores.faithfulness([["1.0"]])

@@ -36,7 +36,15 @@ def test_help_states_the_defaults(capsys):
     assert "--some-count" in out and "default: 3" in out and "--pair" not in out
 
 
-@pytest.mark.parametrize("argv, says", [(["--share", "2"], "above 1"), (["--share", "x"], "invalid float"), (["--nothing"], "unrecognized"), (["--some-count", "1.5"], "invalid int")])
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        (["--share", "2"], "above 1"),
+        (["--share", "x"], "invalid float"),
+        (["--nothing"], "unrecognized"),
+        (["--some-count", "1.5"], "invalid int"),
+    ],
+)
 def test_what_cannot_be_read_or_is_refused_is_a_user_error(argv, says):
     with pytest.raises(UserError, match=says):
         read(*argv)

@@ -58,8 +58,14 @@ def cycle(edges: dict[str, set[str]]) -> list[str]:
 
 def layers() -> dict[str, int]:
     """Module → layer, as docs/architecture.md states it."""
-    rows = re.findall(r"^\| (\d) \| (.*?) \|", (ROOT / "docs/architecture.md").read_text(), flags=re.M)
-    return {module: int(layer) for layer, modules in rows for module in re.findall(r"`([\w.]+)`", modules)}
+    rows = re.findall(
+        r"^\| (\d) \| (.*?) \|", (ROOT / "docs/architecture.md").read_text(), flags=re.M
+    )
+    return {
+        module: int(layer)
+        for layer, modules in rows
+        for module in re.findall(r"`([\w.]+)`", modules)
+    }
 
 
 def test_imports_within_the_package_make_no_cycle():
@@ -71,7 +77,10 @@ def test_imports_within_the_package_make_no_cycle():
 
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_package_imports_no_script(path):
-    taken = {name.split(".")[0] for name in imported(path.read_text(), ".".join(path.relative_to(ROOT).parts[:-1]))}
+    taken = {
+        name.split(".")[0]
+        for name in imported(path.read_text(), ".".join(path.relative_to(ROOT).parts[:-1]))
+    }
     assert not taken & (OURS - {"minifunc"})
 
 
@@ -81,14 +90,24 @@ def test_tasks_knows_nothing_else_of_ours():
 
 @pytest.mark.parametrize("path", MAIN, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_but_torch_numpy_tqdm_and_the_standard_library_is_imported(path):
-    taken = {module.split(".")[0] for module in imported(path.read_text(), ".".join(path.relative_to(ROOT).parts[:-1]))}
+    taken = {
+        module.split(".")[0]
+        for module in imported(path.read_text(), ".".join(path.relative_to(ROOT).parts[:-1]))
+    }
     assert taken <= sys.stdlib_module_names | OURS | {"torch", "numpy", "tqdm"}
 
 
 def test_every_module_has_a_layer_and_imports_from_none_above_its_own():
     edges, layer = graph(), layers()
-    assert layer.keys() == edges.keys(), "docs/architecture.md must name each module of minifunc/ once"
-    above = [f"{module} imports {other}" for module in edges for other in edges[module] if layer[other] > layer[module]]
+    assert layer.keys() == edges.keys(), (
+        "docs/architecture.md must name each module of minifunc/ once"
+    )
+    above = [
+        f"{module} imports {other}"
+        for module in edges
+        for other in edges[module]
+        if layer[other] > layer[module]
+    ]
     assert not above
 
 

@@ -10,9 +10,27 @@ from torch.testing import assert_close
 
 from minifunc.model import Hooks, ModelConfig, Transformer, rotate
 
-SMALL = dict(n_layers=2, n_heads=3, d_model=12, d_head=4, d_mlp=20, d_vocab=11, n_ctx=16, positions="rotary", normalization="RMS", act_fn="gelu", eps=1e-5, rotary_base=100.0)
+SMALL = dict(
+    n_layers=2,
+    n_heads=3,
+    d_model=12,
+    d_head=4,
+    d_mlp=20,
+    d_vocab=11,
+    n_ctx=16,
+    positions="rotary",
+    normalization="RMS",
+    act_fn="gelu",
+    eps=1e-5,
+    rotary_base=100.0,
+)
 BATCH, POS = 5, 7
-VARIANTS = [dict(zip(("positions", "normalization", "act_fn"), kinds)) for kinds in itertools.product(("rotary", "learned", "none"), ("RMS", "LN"), ("gelu", "relu", "none"))]
+VARIANTS = [
+    dict(zip(("positions", "normalization", "act_fn"), kinds))
+    for kinds in itertools.product(
+        ("rotary", "learned", "none"), ("RMS", "LN"), ("gelu", "relu", "none")
+    )
+]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
@@ -28,7 +46,10 @@ def small(dtype=torch.float64, **changes):
 
 def written_out(model):
     """Hooks that change nothing, but make attention show its scores."""
-    return {f"blocks.{layer}.attn.hook_pattern": lambda x, name: x for layer in range(model.cfg.n_layers)}
+    return {
+        f"blocks.{layer}.attn.hook_pattern": lambda x, name: x
+        for layer in range(model.cfg.n_layers)
+    }
 
 
 @pytest.fixture
@@ -52,7 +73,9 @@ def test_attention_is_the_textbook_one(tokens, positions):
     model = small(torch.float32, positions=positions)
     _, cache = model.run_with_cache(tokens)
     attn, x = model.blocks[1].attn, cache["blocks.1.ln1.hook_normalized"] * model.blocks[1].ln1.w
-    q, k, v = (torch.einsum("bpm,hmd->bhpd", x, weight) for weight in (attn.W_Q, attn.W_K, attn.W_V))
+    q, k, v = (
+        torch.einsum("bpm,hmd->bhpd", x, weight) for weight in (attn.W_Q, attn.W_K, attn.W_V)
+    )
     if positions == "rotary":
         q, k = turned(q, model.cfg.rotary_base), turned(k, model.cfg.rotary_base)
     z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -63,14 +86,22 @@ def test_attention_is_the_textbook_one(tokens, positions):
 def test_fused_attention_equals_the_written_out_one(tokens, positions):
     model = small(torch.float32)
     positions = None if positions is None else torch.tensor(positions)
-    assert_close(model(tokens, positions), model.run_with_hooks(tokens, written_out(model), positions), rtol=0, atol=1e-6)
+    assert_close(
+        model(tokens, positions),
+        model.run_with_hooks(tokens, written_out(model), positions),
+        rtol=0,
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("act_fn", ["gelu", "relu"])
 def test_mlp_is_two_products_and_a_nonlinearity(tokens, act_fn):
     model = small(act_fn=act_fn)
     _, cache = model.run_with_cache(tokens)
-    mlp, pre = model.blocks[0].mlp, cache["blocks.0.ln2.hook_normalized"] * model.blocks[0].ln2.w @ model.blocks[0].mlp.W_in
+    mlp, pre = (
+        model.blocks[0].mlp,
+        cache["blocks.0.ln2.hook_normalized"] * model.blocks[0].ln2.w @ model.blocks[0].mlp.W_in,
+    )
     assert_close(cache["blocks.0.mlp.hook_pre"], pre)
     post = pre.clamp(min=0) if act_fn == "relu" else pre * (1 + torch.erf(pre / math.sqrt(2))) / 2
     assert_close(cache["blocks.0.hook_mlp_out"], post @ mlp.W_out)
@@ -83,16 +114,23 @@ def test_norm_follows_its_formula(tokens, normalization):
     x = cache["blocks.0.hook_resid_pre"]
     x = x - x.mean(-1, keepdim=True) if normalization == "LN" else x
     by_hand = x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt()
-    shown = by_hand if normalization == "RMS" else by_hand * model.blocks[0].ln1.w  # where TransformerLens has this hook
+    shown = (
+        by_hand if normalization == "RMS" else by_hand * model.blocks[0].ln1.w
+    )  # where TransformerLens has this hook
     assert_close(cache["blocks.0.ln1.hook_normalized"], shown)
-    assert_close(cache["blocks.0.attn.hook_v"][:, :, 1], by_hand * model.blocks[0].ln1.w @ model.blocks[0].attn.W_V[1])
+    assert_close(
+        cache["blocks.0.attn.hook_v"][:, :, 1],
+        by_hand * model.blocks[0].ln1.w @ model.blocks[0].attn.W_V[1],
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(variant.values()))
 def test_stream_is_the_sum_of_its_parts(tokens, variant):
     model = small(**variant)
     logits, cache = model.run_with_cache(tokens)
-    parts = [name for name in cache if name.endswith(("hook_embed", "hook_attn_out", "hook_mlp_out"))]
+    parts = [
+        name for name in cache if name.endswith(("hook_embed", "hook_attn_out", "hook_mlp_out"))
+    ]
     if variant["positions"] == "learned":
         parts.append("hook_pos_embed")
     assert_close(sum(cache[name] for name in parts), cache["blocks.1.hook_resid_post"])
@@ -116,7 +154,9 @@ def test_rotary_scores_depend_on_distance_only():
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0))
 
     def score(query, key):
-        return (rotate(q, torch.tensor([query]), 100.0) * rotate(k, torch.tensor([key]), 100.0)).sum()
+        return (
+            rotate(q, torch.tensor([query]), 100.0) * rotate(k, torch.tensor([key]), 100.0)
+        ).sum()
 
     assert_close(score(5, 2), score(45, 42), rtol=0, atol=1e-4)  # float32 angles
     assert (score(5, 2) - score(5, 3)).abs() > 1e-2
@@ -132,13 +172,38 @@ def test_rotation_is_exact_in_float64():
 def test_a_run_can_go_on_from_a_past(tokens, variant):
     model, n_past, asked = small(**variant), 3, torch.tensor([4, POS - 1])
     logits, cache = model.run_with_cache(tokens)
-    past = [tuple(cache[f"blocks.{layer}.attn.{name}"][:, :n_past] for name in ("hook_rot_k", "hook_v")) for layer in range(model.cfg.n_layers)]
+    past = [
+        tuple(cache[f"blocks.{layer}.attn.{name}"][:, :n_past] for name in ("hook_rot_k", "hook_v"))
+        for layer in range(model.cfg.n_layers)
+    ]
     for hooks in ({}, written_out(model)):
-        assert_close(model(tokens[:, n_past:], None, Hooks(hooks), past), logits[:, n_past:], rtol=0, atol=1e-12)
-        assert_close(model(tokens[:, n_past:], asked, Hooks(hooks), past), logits[:, asked], rtol=0, atol=1e-12)
-    assert_close(model.run_from(cache["blocks.1.hook_resid_pre"][:, n_past:], 1, asked, None, past[1:]), logits[:, asked], rtol=0, atol=1e-12)
-    twice = cache["blocks.1.hook_resid_pre"][:, n_past:].repeat(2, 1, 1)  # one past serves both copies
-    assert_close(model.run_from(twice, 1, asked, None, past[1:]), logits[:, asked].repeat(2, 1, 1), rtol=0, atol=1e-12)
+        assert_close(
+            model(tokens[:, n_past:], None, Hooks(hooks), past),
+            logits[:, n_past:],
+            rtol=0,
+            atol=1e-12,
+        )
+        assert_close(
+            model(tokens[:, n_past:], asked, Hooks(hooks), past),
+            logits[:, asked],
+            rtol=0,
+            atol=1e-12,
+        )
+    assert_close(
+        model.run_from(cache["blocks.1.hook_resid_pre"][:, n_past:], 1, asked, None, past[1:]),
+        logits[:, asked],
+        rtol=0,
+        atol=1e-12,
+    )
+    twice = cache["blocks.1.hook_resid_pre"][:, n_past:].repeat(
+        2, 1, 1
+    )  # one past serves both copies
+    assert_close(
+        model.run_from(twice, 1, asked, None, past[1:]),
+        logits[:, asked].repeat(2, 1, 1),
+        rtol=0,
+        atol=1e-12,
+    )
     with pytest.raises(ValueError, match="13 positions"):
         model(torch.zeros(BATCH, 14, dtype=torch.int64), None, None, past)
 
@@ -146,7 +211,9 @@ def test_a_run_can_go_on_from_a_past(tokens, variant):
 def test_learned_positions_are_added_to_the_embedding(tokens):
     model = small(positions="learned")
     _, cache = model.run_with_cache(tokens)
-    assert_close(cache["blocks.0.hook_resid_pre"], model.embed.W_E[tokens] + model.pos_embed.W_pos[:POS])
+    assert_close(
+        cache["blocks.0.hook_resid_pre"], model.embed.W_E[tokens] + model.pos_embed.W_pos[:POS]
+    )
 
 
 # ---------------------------------------------------------------- hooks
@@ -159,14 +226,42 @@ def hook_table(cfg, query=POS):
         table["hook_pos_embed"] = (BATCH, POS, cfg.d_model)
     for layer in range(cfg.n_layers):
         rows = query if layer == cfg.n_layers - 1 else POS
-        stream, heads, keys = (BATCH, rows, cfg.d_model), (BATCH, rows, cfg.n_heads, cfg.d_head), (BATCH, POS, cfg.n_heads, cfg.d_head)
+        stream, heads, keys = (
+            (BATCH, rows, cfg.d_model),
+            (BATCH, rows, cfg.n_heads, cfg.d_head),
+            (BATCH, POS, cfg.n_heads, cfg.d_head),
+        )
         scores, hidden = (BATCH, cfg.n_heads, rows, POS), (BATCH, rows, cfg.d_mlp)
-        block = {"hook_resid_pre": (BATCH, POS, cfg.d_model), "ln1.hook_normalized": (BATCH, POS, cfg.d_model)}
-        block |= {"attn.hook_q": heads, "attn.hook_k": keys, "attn.hook_v": keys, "attn.hook_rot_q": heads, "attn.hook_rot_k": keys}
-        block |= {"attn.hook_attn_scores": scores, "attn.hook_pattern": scores, "attn.hook_z": heads, "hook_attn_out": stream, "hook_resid_mid": stream}
+        block = {
+            "hook_resid_pre": (BATCH, POS, cfg.d_model),
+            "ln1.hook_normalized": (BATCH, POS, cfg.d_model),
+        }
+        block |= {
+            "attn.hook_q": heads,
+            "attn.hook_k": keys,
+            "attn.hook_v": keys,
+            "attn.hook_rot_q": heads,
+            "attn.hook_rot_k": keys,
+        }
+        block |= {
+            "attn.hook_attn_scores": scores,
+            "attn.hook_pattern": scores,
+            "attn.hook_z": heads,
+            "hook_attn_out": stream,
+            "hook_resid_mid": stream,
+        }
         if cfg.act_fn != "none":
-            block |= {"hook_mlp_in": stream, "ln2.hook_normalized": stream, "mlp.hook_pre": hidden, "mlp.hook_post": hidden, "hook_mlp_out": stream}
-        table |= {f"blocks.{layer}.{name}": shape for name, shape in {**block, "hook_resid_post": stream}.items()}
+            block |= {
+                "hook_mlp_in": stream,
+                "ln2.hook_normalized": stream,
+                "mlp.hook_pre": hidden,
+                "mlp.hook_post": hidden,
+                "hook_mlp_out": stream,
+            }
+        table |= {
+            f"blocks.{layer}.{name}": shape
+            for name, shape in {**block, "hook_resid_post": stream}.items()
+        }
     return table | {"ln_final.hook_normalized": (BATCH, query, cfg.d_model)}
 
 
@@ -179,7 +274,11 @@ def test_hook_points_are_met_once_each_in_order_and_shape(tokens, variant, posit
         met.append((name, tuple(x.shape)))
         return x
 
-    model.run_with_hooks(tokens, dict.fromkeys(model.hook_names(), look), None if positions is None else torch.tensor(positions))
+    model.run_with_hooks(
+        tokens,
+        dict.fromkeys(model.hook_names(), look),
+        None if positions is None else torch.tensor(positions),
+    )
     assert met == list(hook_table(model.cfg, len(positions or range(POS))).items())
     assert model.hook_names() == [name for name, _ in met]
 
@@ -196,7 +295,9 @@ def test_what_a_hook_returns_is_what_the_model_goes_on_with(tokens, name):
     model = small(positions="learned")
     before = model(tokens)
     noise = torch.Generator().manual_seed(3)
-    after = model.run_with_hooks(tokens, {name: lambda x, name: x + torch.randn(x.shape, generator=noise, dtype=x.dtype)})
+    after = model.run_with_hooks(
+        tokens, {name: lambda x, name: x + torch.randn(x.shape, generator=noise, dtype=x.dtype)}
+    )
     assert (after - before).abs().max() > 1e-3
 
 
@@ -223,9 +324,18 @@ def test_hooks_end_with_their_call(tokens):
     assert torch.equal(model(tokens), before)
 
 
-@pytest.mark.parametrize("run", [lambda model, tokens, name: model.run_with_hooks(tokens, {name: lambda x, name: x}), lambda model, tokens, name: model.run_with_cache(tokens, [name])], ids=["hooks", "cache"])
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda model, tokens, name: model.run_with_hooks(tokens, {name: lambda x, name: x}),
+        lambda model, tokens, name: model.run_with_cache(tokens, [name]),
+    ],
+    ids=["hooks", "cache"],
+)
 def test_unknown_hook_name_raises_and_names_close_ones(tokens, run):
-    with pytest.raises(ValueError, match=r"'blocks\.0\.attn\.hook_zz'; close ones: .*blocks\.0\.attn\.hook_z\b"):
+    with pytest.raises(
+        ValueError, match=r"'blocks\.0\.attn\.hook_zz'; close ones: .*blocks\.0\.attn\.hook_z\b"
+    ):
         run(small(), tokens, "blocks.0.attn.hook_zz")
     with pytest.raises(ValueError, match="no hook point 'blocks.0.mlp.hook_post'"):
         run(small(act_fn="none"), tokens, "blocks.0.mlp.hook_post")
@@ -247,7 +357,9 @@ def test_going_on_from_the_stream_equals_the_whole_run(tokens, layer):
     logits, cache = model.run_with_cache(tokens)
     resid = cache[f"blocks.{layer}.hook_resid_pre" if layer < 2 else "blocks.1.hook_resid_post"]
     assert_close(model.run_from(resid, layer), logits, rtol=0, atol=1e-12)
-    assert_close(model.run_from(resid, layer, torch.tensor([POS - 1])), logits[:, -1:], rtol=0, atol=1e-12)
+    assert_close(
+        model.run_from(resid, layer, torch.tensor([POS - 1])), logits[:, -1:], rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("shape", [(POS,), (1, 0), (1, SMALL["n_ctx"] + 1), (1, 2, 3)], ids=str)
@@ -267,7 +379,13 @@ def test_parameters_have_the_names_and_shapes_of_the_contract(positions, act_fn)
     if positions == "learned":
         wanted["pos_embed.W_pos"] = (16, 12)
     for layer in range(2):
-        block = {"ln1.w": (12,), "attn.W_Q": (3, 12, 4), "attn.W_K": (3, 12, 4), "attn.W_V": (3, 12, 4), "attn.W_O": (3, 4, 12)}
+        block = {
+            "ln1.w": (12,),
+            "attn.W_Q": (3, 12, 4),
+            "attn.W_K": (3, 12, 4),
+            "attn.W_V": (3, 12, 4),
+            "attn.W_O": (3, 4, 12),
+        }
         if act_fn != "none":
             block |= {"ln2.w": (12,), "mlp.W_in": (12, 20), "mlp.W_out": (20, 12)}
         wanted |= {f"blocks.{layer}.{name}": shape for name, shape in block.items()}
@@ -287,11 +405,27 @@ def test_initial_weights_come_from_the_generator_alone():
 
 
 def test_initial_weights_have_one_over_fan_in_as_variance_and_less_where_they_write_into_the_stream():
-    model = Transformer(ModelConfig(n_layers=3, n_heads=4, d_model=64, d_head=32, d_mlp=256, d_vocab=64, positions="learned"))
-    fan_in = {"W_E": 1, "W_pos": 1, "W_Q": 64, "W_K": 64, "W_V": 64, "W_O": 4 * 32 * 2 * 3, "W_in": 64, "W_out": 256 * 2 * 3, "W_U": 64}
+    model = Transformer(
+        ModelConfig(
+            n_layers=3, n_heads=4, d_model=64, d_head=32, d_mlp=256, d_vocab=64, positions="learned"
+        )
+    )
+    fan_in = {
+        "W_E": 1,
+        "W_pos": 1,
+        "W_Q": 64,
+        "W_K": 64,
+        "W_V": 64,
+        "W_O": 4 * 32 * 2 * 3,
+        "W_in": 64,
+        "W_out": 256 * 2 * 3,
+        "W_U": 64,
+    }
     for name, weight in model.named_parameters():
         kind = name.split(".")[-1]
-        assert kind == "w" or weight.std().item() == pytest.approx(fan_in[kind] ** -0.5, rel=0.05), name
+        assert kind == "w" or weight.std().item() == pytest.approx(
+            fan_in[kind] ** -0.5, rel=0.05
+        ), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -326,8 +460,23 @@ def test_cuda_gives_the_logits_of_the_cpu(tokens, variant):
 
 @pytest.mark.parametrize(
     "field, value",
-    [("n_layers", 0), ("n_layers", 2.0), ("n_layers", True), ("n_layers", 10**6), ("d_model", -1), ("d_head", 3), ("d_vocab", "64"), ("n_ctx", None)]
-    + [("positions", "alibi"), ("positions", None), ("normalization", "rms"), ("act_fn", "swish"), ("act_fn", [])]
+    [
+        ("n_layers", 0),
+        ("n_layers", 2.0),
+        ("n_layers", True),
+        ("n_layers", 10**6),
+        ("d_model", -1),
+        ("d_head", 3),
+        ("d_vocab", "64"),
+        ("n_ctx", None),
+    ]
+    + [
+        ("positions", "alibi"),
+        ("positions", None),
+        ("normalization", "rms"),
+        ("act_fn", "swish"),
+        ("act_fn", []),
+    ]
     + [("eps", 0.0), ("eps", math.nan), ("eps", math.inf), ("eps", "1e-5"), ("rotary_base", -1.0)],
 )
 def test_config_refuses_a_model_that_cannot_be_built(field, value):
@@ -336,4 +485,8 @@ def test_config_refuses_a_model_that_cannot_be_built(field, value):
 
 
 def test_odd_heads_are_fine_without_rotary_positions():
-    assert small(positions="learned", d_head=3)(torch.zeros(1, 2, dtype=torch.long)).shape == (1, 2, 11)
+    assert small(positions="learned", d_head=3)(torch.zeros(1, 2, dtype=torch.long)).shape == (
+        1,
+        2,
+        11,
+    )

@@ -12,7 +12,26 @@ import train
 from minifunc.report import terminal as text
 from minifunc.model import Transformer
 
-TINY = ["--n-layers", "2", "--n-heads", "2", "--d-model", "16", "--d-head", "8", "--d-mlp", "16", "--steps", "4", "--documents", "4", "--eval-every", "4", "--table-prompts", "8"]
+TINY = [
+    "--n-layers",
+    "2",
+    "--n-heads",
+    "2",
+    "--d-model",
+    "16",
+    "--d-head",
+    "8",
+    "--d-mlp",
+    "16",
+    "--steps",
+    "4",
+    "--documents",
+    "4",
+    "--eval-every",
+    "4",
+    "--table-prompts",
+    "8",
+]
 
 
 @pytest.fixture(scope="module")
@@ -29,49 +48,138 @@ def run(trained, tmp_path):
 
 
 FAST = ["--device", "cpu", "--prompts", "6"]
-ANY_MODEL = ["--solves", "1e-9", "--strong", "1e-9", "--feeds", "1e-9", "--looks-at-answers", "1e-9"]  # so that a poor model has groups too
+ANY_MODEL = [
+    "--solves",
+    "1e-9",
+    "--strong",
+    "1e-9",
+    "--feeds",
+    "1e-9",
+    "--looks-at-answers",
+    "1e-9",
+]  # so that a poor model has groups too
 
 
 @pytest.fixture
 def solved(monkeypatch):
     """Pretends that answers are right, so that an untrained model is studied to the end, on few prompts."""
     monkeypatch.setattr(patch, "accuracy", lambda logits, answers: 1.0)
-    for name, value in {"N_COUNTED": 20, "N_EVALUATED": 10, "N_SEARCH": 5, "N_DRAWS": 7, "REUSED": [("addition", 2), ("caesar", -1)]}.items():
+    for name, value in {
+        "N_COUNTED": 20,
+        "N_EVALUATED": 10,
+        "N_SEARCH": 5,
+        "N_DRAWS": 7,
+        "REUSED": [("addition", 2), ("caesar", -1)],
+    }.items():
         monkeypatch.setattr(patch, name, value)
 
 
 def test_a_model_that_cannot_do_the_task_has_no_circuit_and_is_told_so(run, capsys):
-    assert patch.main(["--run", str(run), *FAST, *ANY_MODEL, "--solves", "0.5"]) == 0  # every other threshold would be passed
+    assert (
+        patch.main(["--run", str(run), *FAST, *ANY_MODEL, "--solves", "0.5"]) == 0
+    )  # every other threshold would be passed
     circuit = json.loads((run / "circuit.json").read_text())
-    assert all(group == [] for group in circuit["groups"].values()) and circuit["evaluation"]["ablation"] == [] and circuit["reuse"] == []
+    assert (
+        all(group == [] for group in circuit["groups"].values())
+        and circuit["evaluation"]["ablation"] == []
+        and circuit["reuse"] == []
+    )
     assert "No function-induction circuit was found" in capsys.readouterr().out
 
 
 def test_circuit_json_has_the_promised_layout(run, solved, capsys):
     assert patch.main(["--run", str(run), *FAST, *ANY_MODEL]) == 0
     c = json.loads((run / "circuit.json").read_text())
-    assert {"task", "k", "shots", "n_prompts", "freeze_mlps", "seed", "device", "seconds", "F", "accuracy", "contrast", "operands_changed"} <= c.keys()
-    assert c["F"].keys() == {"base", "contrast"} and c["accuracy"]["contrast_prompt"].keys() == {"base", "contrast"}
-    assert c["groups"].keys() == {"function_induction", "previous_token", "consolidation", "shown_answer", "expected_answer", "other_direct", "upstream"}
+    assert {
+        "task",
+        "k",
+        "shots",
+        "n_prompts",
+        "freeze_mlps",
+        "seed",
+        "device",
+        "seconds",
+        "F",
+        "accuracy",
+        "contrast",
+        "operands_changed",
+    } <= c.keys()
+    assert c["F"].keys() == {"base", "contrast"} and c["accuracy"]["contrast_prompt"].keys() == {
+        "base",
+        "contrast",
+    }
+    assert c["groups"].keys() == {
+        "function_induction",
+        "previous_token",
+        "consolidation",
+        "shown_answer",
+        "expected_answer",
+        "other_direct",
+        "upstream",
+    }
     fi = c["groups"]["function_induction"]
     assert c["routes"].keys() == {"shown_answer", "expected_answer"} and c["routes"]["shown_answer"]
     assert fi and c["evaluation"]["ablation"][0]["heads"] == fi
     evaluation = c["evaluation"]
-    assert {"faithfulness", "circuit_accuracy", "completeness", "minimality", "circuits", "by_elimination", "operands_changed", "ablation", "sensitivity"} <= evaluation.keys()
-    assert evaluation["circuit"] == sorted({head for heads in c["groups"].values() for head in heads}) and evaluation["minimality"].keys() == set(evaluation["circuit"])
-    assert {row["replaced_by"] for row in evaluation["circuits"]} == {"base", "operands_changed", "mean"} and len({row["circuit"] for row in evaluation["circuits"]}) == 4
+    assert {
+        "faithfulness",
+        "circuit_accuracy",
+        "completeness",
+        "minimality",
+        "circuits",
+        "by_elimination",
+        "operands_changed",
+        "ablation",
+        "sensitivity",
+    } <= evaluation.keys()
+    assert evaluation["circuit"] == sorted(
+        {head for heads in c["groups"].values() for head in heads}
+    ) and evaluation["minimality"].keys() == set(evaluation["circuit"])
+    assert {row["replaced_by"] for row in evaluation["circuits"]} == {
+        "base",
+        "operands_changed",
+        "mean",
+    } and len({row["circuit"] for row in evaluation["circuits"]}) == 4
     rows = evaluation["ablation"]
-    assert [row["how"] for row in rows[:5]] == ["base", "mean", "unrelated", "same_k", "same_answer"] and all({"base_acc", "contrast_acc", "n_draws", "ci", "n_prompts"} <= row.keys() for row in rows)
+    assert [row["how"] for row in rows[:5]] == [
+        "base",
+        "mean",
+        "unrelated",
+        "same_k",
+        "same_answer",
+    ] and all(
+        {"base_acc", "contrast_acc", "n_draws", "ci", "n_prompts"} <= row.keys() for row in rows
+    )
     for kind in ("random_same_layers", "random_any_layer"):
         assert {row["n_draws"] for row in rows if row["ablated"] == kind} == {patch.N_DRAWS}
-    assert {edge["contrast"] for edge in c["graph"]["edges"]} == {"answers", "operands"} and c["readers"].keys() <= c["attention"].keys()
-    assert [(row["prompt"], row["ablated"]) for row in c["reuse"][:4]] == [("base", "none"), ("contrast", "none"), ("contrast", "function_induction"), ("contrast", "random_same_layers")]
+    assert {edge["contrast"] for edge in c["graph"]["edges"]} == {"answers", "operands"} and c[
+        "readers"
+    ].keys() <= c["attention"].keys()
+    assert [(row["prompt"], row["ablated"]) for row in c["reuse"][:4]] == [
+        ("base", "none"),
+        ("contrast", "none"),
+        ("contrast", "function_induction"),
+        ("contrast", "random_same_layers"),
+    ]
     assert {(row["task"], row["k"]) for row in c["reuse"]} == set(patch.REUSED)
     for contrast in (c, c["operands_changed"]):
-        assert {"logits", *(f"{head}.{which}" for head in fi for which in "qkv")} <= contrast["effects"].keys()
+        assert {"logits", *(f"{head}.{which}" for head in fi for which in "qkv")} <= contrast[
+            "effects"
+        ].keys()
         for effects in contrast["effects"].values():
-            assert [len(row) for row in effects["heads"]] == [2, 2] and len(effects["mlps"]) == 2 and isinstance(effects["embedding"], float)
-    assert c["attention"]["1.1"].keys() == {"last_to_answers", "answer_to_previous", "answer_to_operands", "last_to_self", "last_to_bos", "last_to_operands"}
+            assert (
+                [len(row) for row in effects["heads"]] == [2, 2]
+                and len(effects["mlps"]) == 2
+                and isinstance(effects["embedding"], float)
+            )
+    assert c["attention"]["1.1"].keys() == {
+        "last_to_answers",
+        "answer_to_previous",
+        "answer_to_operands",
+        "last_to_self",
+        "last_to_bos",
+        "last_to_operands",
+    }
     out = capsys.readouterr().out
     assert "heads → logits" in out and "function induction" in out and "\x1b[" not in out
 
@@ -80,11 +188,21 @@ def test_each_replacement_takes_its_values_from_where_it_says():
     pairs = tasks.evaluation_pairs("addition", 1, 3, 30, torch.Generator().manual_seed(0))
     model = Transformer(dataclasses.replace(train.MODEL, n_layers=2))
     ablator = patch.replacements(model, pairs)
-    wanted = {"base": pairs.base, "operands_changed": pairs.operands_changed, "unrelated": torch.cat([pairs.base[-1:], pairs.base[:-1]]), "same_k": torch.cat([pairs.contrast[-1:], pairs.contrast[:-1]])}
+    wanted = {
+        "base": pairs.base,
+        "operands_changed": pairs.operands_changed,
+        "unrelated": torch.cat([pairs.base[-1:], pairs.base[:-1]]),
+        "same_k": torch.cat([pairs.contrast[-1:], pairs.contrast[:-1]]),
+    }
     for how, tokens in wanted.items():
         _, cache = model.run_with_cache(tokens, ["blocks.1.attn.hook_z"])
-        torch.testing.assert_close(torch.cat([part.z[how][1] for part in ablator._parts]), cache["blocks.1.attn.hook_z"])
-    torch.testing.assert_close(ablator._parts[0].z["mean"][1], model.run_with_cache(pairs.base)[1]["blocks.1.attn.hook_z"].mean(0, keepdim=True))
+        torch.testing.assert_close(
+            torch.cat([part.z[how][1] for part in ablator._parts]), cache["blocks.1.attn.hook_z"]
+        )
+    torch.testing.assert_close(
+        ablator._parts[0].z["mean"][1],
+        model.run_with_cache(pairs.base)[1]["blocks.1.attn.hook_z"].mean(0, keepdim=True),
+    )
 
 
 def test_donors_ask_for_the_same_answer_by_other_examples():
@@ -94,40 +212,65 @@ def test_donors_ask_for_the_same_answer_by_other_examples():
     assert ((query[:, 0] + query[:, 2] + 2) == pairs.contrast_answers - zero).all()
     assert (donors != pairs.contrast).any(1).all()
     for answer in tasks.answer_positions(3):  # and all are off by k
-        assert (donors[:, answer] - zero == donors[:, answer - 4] - zero + donors[:, answer - 2] - zero + 2).all()
+        assert (
+            donors[:, answer] - zero
+            == donors[:, answer - 4] - zero + donors[:, answer - 2] - zero + 2
+        ).all()
 
 
 def test_reuse_gives_four_rows_a_task_and_none_where_there_are_no_prompts(monkeypatch):
     monkeypatch.setattr(patch, "N_EVALUATED", 10)
     model = Transformer(dataclasses.replace(train.MODEL, n_layers=2))
     generator = torch.Generator().manual_seed(0)
-    rows = patch.reuse(model, ["1.0"], [("addition", 1), ("addition", 99), ("caesar", -2)], 3, generator)
+    rows = patch.reuse(
+        model, ["1.0"], [("addition", 1), ("addition", 99), ("caesar", -2)], 3, generator
+    )
     assert [(row["task"], row["k"]) for row in rows] == [("addition", 1)] * 4 + [("caesar", -2)] * 4
 
 
 def test_every_part_of_the_text_is_shown_for_a_circuit_and_none_of_it_without(run, solved, capsys):
     assert patch.main(["--run", str(run), *FAST, *ANY_MODEL]) == 0
     out = capsys.readouterr().out
-    for title in ("what feeds them", "circuits alone", "minimality", "ablation:", "other thresholds", "on other tasks"):
+    for title in (
+        "what feeds them",
+        "circuits alone",
+        "minimality",
+        "ablation:",
+        "other thresholds",
+        "on other tasks",
+    ):
         assert title in out
-    assert patch.main(["--run", str(run), *FAST]) == 0  # at the usual thresholds this model has no FI head
+    assert (
+        patch.main(["--run", str(run), *FAST]) == 0
+    )  # at the usual thresholds this model has no FI head
     out = capsys.readouterr().out
     assert "circuits alone" not in out and "heads → logits" in out
 
 
-def test_sums_in_base_k_are_called_so_and_only_those_that_carry_are_traced(run, solved, monkeypatch, capsys):
+def test_sums_in_base_k_are_called_so_and_only_those_that_carry_are_traced(
+    run, solved, monkeypatch, capsys
+):
     asked, drawn = [], tasks.evaluation_pairs
-    monkeypatch.setattr(tasks, "evaluation_pairs", lambda *a, **b: asked.append(drawn(*a, **b)) or asked[-1])
-    assert patch.main(["--run", str(run), *FAST, *ANY_MODEL, "--task", "base_addition", "--k", "8"]) == 0
+    monkeypatch.setattr(
+        tasks, "evaluation_pairs", lambda *a, **b: asked.append(drawn(*a, **b)) or asked[-1]
+    )
+    assert (
+        patch.main(["--run", str(run), *FAST, *ANY_MODEL, "--task", "base_addition", "--k", "8"])
+        == 0
+    )
     out = capsys.readouterr().out
     assert "off by" not in out and "Addition in base 8 (right on" in out
-    assert all(pairs.carry.all() for pairs in asked[:2])  # those to trace with, and those to count on
+    assert all(
+        pairs.carry.all() for pairs in asked[:2]
+    )  # those to trace with, and those to count on
 
 
 def test_the_same_call_finds_the_same_circuit(run, solved, tmp_path):
     found = []
     for name in ("one.json", "two.json"):
-        assert patch.main(["--run", str(run), *FAST, *ANY_MODEL, "--json", str(tmp_path / name)]) == 0
+        assert (
+            patch.main(["--run", str(run), *FAST, *ANY_MODEL, "--json", str(tmp_path / name)]) == 0
+        )
         found.append(json.loads((tmp_path / name).read_text()) | {"seconds": 0})
     assert found[0] == found[1] and not (run / "circuit.json").exists()
 
@@ -135,20 +278,48 @@ def test_the_same_call_finds_the_same_circuit(run, solved, tmp_path):
 def test_freezing_the_mlps_is_passed_on(run, solved, tmp_path):
     effects = []
     for flags in ([], ["--freeze-mlps"]):
-        assert patch.main(["--run", str(run), *FAST, *flags, "--json", str(tmp_path / "c.json")]) == 0
+        assert (
+            patch.main(["--run", str(run), *FAST, *flags, "--json", str(tmp_path / "c.json")]) == 0
+        )
         effects.append(json.loads((tmp_path / "c.json").read_text())["effects"]["logits"]["heads"])
     assert effects[0] != effects[1]
 
 
 def test_colour_marks_sign_and_size():
     strong, weak, positive = (text._cell(r, colour=True) for r in (-0.9, -0.01, 0.9))
-    assert len({strong, weak, positive}) == 3 and "255;" in strong and text._cell(-0.9, colour=False) == "  -90.0"
+    assert (
+        len({strong, weak, positive}) == 3
+        and "255;" in strong
+        and text._cell(-0.9, colour=False) == "  -90.0"
+    )
 
 
 def test_readers_are_shown_with_kind_and_what_breaks():
-    replaced = {name: {"r": -0.41, "base_acc": 0.2, "contrast_acc": 0.59} for name in ("answers", "operands", "unrelated")}
-    line = text.readers({"asked": "off by +1", "readers": {"1.3": {"kind": "operand_reader", "looks_at": "operands", "brings": ["expected"], "replaced": replaced}}})[-1]
-    assert line.split() == ["1.3", "operand", "reader", "operands", "expected", *["-41", "%", "0.59"] * 3]
+    replaced = {
+        name: {"r": -0.41, "base_acc": 0.2, "contrast_acc": 0.59}
+        for name in ("answers", "operands", "unrelated")
+    }
+    line = text.readers(
+        {
+            "asked": "off by +1",
+            "readers": {
+                "1.3": {
+                    "kind": "operand_reader",
+                    "looks_at": "operands",
+                    "brings": ["expected"],
+                    "replaced": replaced,
+                }
+            },
+        }
+    )[-1]
+    assert line.split() == [
+        "1.3",
+        "operand",
+        "reader",
+        "operands",
+        "expected",
+        *["-41", "%", "0.59"] * 3,
+    ]
 
 
 def test_findings_are_not_put_over_something_that_is_no_plain_file(run, tmp_path, capsys):
@@ -186,7 +357,9 @@ def damage(run):
         ([], shutil.rmtree, "holds no run"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(run, capsys, flags, spoil, says):
+def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(
+    run, capsys, flags, spoil, says
+):
     if spoil:
         spoil(run)
     before = sorted(run.glob("*"))

@@ -18,7 +18,11 @@ VARIANTS = {
 
 def make(dtype=torch.float64, n_prompts=3, seed=1, **changes):
     """A random model and paired prompts that differ at positions 2 and 4."""
-    model = Transformer(ModelConfig(**{**SMALL, **changes}), torch.Generator().manual_seed(seed)).to(dtype).requires_grad_(False)
+    model = (
+        Transformer(ModelConfig(**{**SMALL, **changes}), torch.Generator().manual_seed(seed))
+        .to(dtype)
+        .requires_grad_(False)
+    )
     generator = torch.Generator().manual_seed(0)
     base = torch.randint(11, (n_prompts, 7), generator=generator)
     contrast = base.clone()
@@ -28,7 +32,7 @@ def make(dtype=torch.float64, n_prompts=3, seed=1, **changes):
 
 
 def read(name):
-    """ "1.0.q" → HeadInput(1, 0, "q"), "mlp2", "resid1@1,4" (only at these positions), "logits". """
+    """ "1.0.q" → HeadInput(1, 0, "q"), "mlp2", "resid1@1,4" (only at these positions), "logits"."""
     if name == "logits":
         return Logits()
     name, _, where = name.partition("@")
@@ -44,7 +48,10 @@ def r_by_sender(patcher, effects):
     """{sender: r}, from the three parts of an Effects."""
     r = {"embedding": effects.embedding.item()}
     for layer in range(patcher.cfg.n_layers):
-        r |= {f"{layer}.{head}": effects.heads[layer, head].item() for head in range(patcher.cfg.n_heads)}
+        r |= {
+            f"{layer}.{head}": effects.heads[layer, head].item()
+            for head in range(patcher.cfg.n_heads)
+        }
         r |= {f"mlp{layer}": effects.mlps[layer].item()} if patcher.cfg.has_mlp else {}
     return r
 
@@ -53,7 +60,9 @@ def worst_difference(data, groups, freeze_mlps, **options):
     """Largest |r - r of the oracle| over all senders and the receiver groups (tuples of names)."""
     patcher = PathPatcher(*data, freeze_mlps=freeze_mlps, **options)
     oracle, worst = Oracle(*data, **options), 0.0
-    for group, effects in zip(groups, patcher.sweep_each([[read(name) for name in group] for group in groups])):
+    for group, effects in zip(
+        groups, patcher.sweep_each([[read(name) for name in group] for group in groups])
+    ):
         for sender, r in r_by_sender(patcher, effects).items():
             worst = max(worst, abs(r - oracle.r(sender, group, freeze_mlps)))
     return worst
@@ -61,7 +70,14 @@ def worst_difference(data, groups, freeze_mlps, **options):
 
 HEADS = [(f"{layer}.{head}.{which}",) for layer in range(3) for head in range(2) for which in "qkv"]
 STREAMS = [("logits",), ("resid0",), ("resid1",), ("resid3",)]
-TOGETHER = [("1.0.q", "1.1.q"), ("1.0.v", "1.0.k"), ("0.0.v", "2.1.v"), ("resid1", "2.0.q"), ("1.1.k", "resid2"), ("2.0.k", "2.0.q", "1.1.v")]
+TOGETHER = [
+    ("1.0.q", "1.1.q"),
+    ("1.0.v", "1.0.k"),
+    ("0.0.v", "2.1.v"),
+    ("resid1", "2.0.q"),
+    ("1.1.k", "resid2"),
+    ("2.0.k", "2.0.q", "1.1.v"),
+]
 MLPS = [("mlp0",), ("mlp1",), ("mlp2",), ("mlp1", "1.0.q"), ("mlp0", "logits"), ("mlp2", "2.1.v")]
 
 
@@ -70,24 +86,52 @@ MLPS = [("mlp0",), ("mlp1",), ("mlp2",), ("mlp1", "1.0.q"), ("mlp0", "logits"), 
 def test_every_sender_and_receiver_equals_the_naive_oracle(variant, freeze_mlps):
     data = make(**VARIANTS[variant])
     groups = HEADS + STREAMS + TOGETHER + (MLPS if data[0].cfg.has_mlp else [])
-    if variant != "rotary RMS relu":  # all pairs once; the other kinds of model with a sample of them
+    if (
+        variant != "rotary RMS relu"
+    ):  # all pairs once; the other kinds of model with a sample of them
         groups = groups[::4]
     assert worst_difference(data, groups, freeze_mlps) < 1e-10
 
 
 @pytest.mark.parametrize("freeze_mlps", [False, True], ids=["live", "frozen"])
 def test_receivers_limited_to_positions_equal_the_oracle(freeze_mlps):
-    groups = [("1.0.v@2,4",), ("2.1.q@6",), ("1.1.k@3",), ("mlp1@4,6",), ("resid2@2",), ("1.0.v@2", "2.0.k@2,5"), ("0.1.v@3", "mlp2@6"), ("mlp0@4", "resid2@3,4")]
+    groups = [
+        ("1.0.v@2,4",),
+        ("2.1.q@6",),
+        ("1.1.k@3",),
+        ("mlp1@4,6",),
+        ("resid2@2",),
+        ("1.0.v@2", "2.0.k@2,5"),
+        ("0.1.v@3", "mlp2@6"),
+        ("mlp0@4", "resid2@3,4"),
+    ]
     assert worst_difference(make(act_fn="relu"), groups, freeze_mlps) < 1e-10
 
 
-@pytest.mark.parametrize("source", ["mean", "zero", torch.randint(11, (3, 7), generator=torch.Generator().manual_seed(9))], ids=["mean", "zero", "unrelated"])
+@pytest.mark.parametrize(
+    "source",
+    ["mean", "zero", torch.randint(11, (3, 7), generator=torch.Generator().manual_seed(9))],
+    ids=["mean", "zero", "unrelated"],
+)
 def test_other_sources_equal_the_oracle(source):
-    assert worst_difference(make(act_fn="relu"), [("logits",), ("2.0.v",), ("mlp1", "1.0.q")], False, source=source) < 1e-10
+    assert (
+        worst_difference(
+            make(act_fn="relu"), [("logits",), ("2.0.v",), ("mlp1", "1.0.q")], False, source=source
+        )
+        < 1e-10
+    )
 
 
 def test_senders_limited_to_positions_equal_the_oracle():
-    assert worst_difference(make(act_fn="relu"), [("logits",), ("2.0.v",), ("mlp1", "1.0.q")], False, sender_positions=[4, 6]) < 1e-10
+    assert (
+        worst_difference(
+            make(act_fn="relu"),
+            [("logits",), ("2.0.v",), ("mlp1", "1.0.q")],
+            False,
+            sender_positions=[4, 6],
+        )
+        < 1e-10
+    )
 
 
 def test_what_both_runs_share_is_run_once_and_changes_nothing():
@@ -98,19 +142,31 @@ def test_what_both_runs_share_is_run_once_and_changes_nothing():
     late[:, 6] = (base[:, 6] + 1) % 11  # they differ at the last position alone
     data = (model, base, late, *answers)
     assert PathPatcher(*data).first == 6
-    assert worst_difference(data, [("logits",), ("1.0.q",), ("2.1.v",), ("mlp1", "2.0.k"), ("resid2",)], False) < 1e-10
+    assert (
+        worst_difference(
+            data, [("logits",), ("1.0.q",), ("2.1.v",), ("mlp1", "2.0.k"), ("resid2",)], False
+        )
+        < 1e-10
+    )
 
 
 def test_all_senders_together_bring_back_the_base_run():
     """Tests 2 and 3 of the definition: nothing of the contrast run is left where everything that writes is changed."""
     for variant in VARIANTS.values():
         patcher = PathPatcher(*make(**variant), freeze_mlps=True)
-        assert patcher.sweep(Logits(), [patcher.senders]).r.tolist() == pytest.approx([-1], abs=1e-10)
+        assert patcher.sweep(Logits(), [patcher.senders]).r.tolist() == pytest.approx(
+            [-1], abs=1e-10
+        )
         patcher = PathPatcher(*make(**variant))
         no_mlps = [sender for sender in patcher.senders if not sender.startswith("mlp")]
         together = patcher.sweep(Logits(), [no_mlps, patcher.senders])
         assert together.r.tolist() == pytest.approx([-1, -1], abs=1e-10)
-        torch.testing.assert_close(together.per_prompt[0], patcher.F_base.double() - patcher.F_contrast.double(), rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            together.per_prompt[0],
+            patcher.F_base.double() - patcher.F_contrast.double(),
+            rtol=0,
+            atol=1e-10,
+        )
 
 
 def test_senders_may_be_picked_in_any_order():
@@ -118,12 +174,33 @@ def test_senders_may_be_picked_in_any_order():
     picked = ["mlp1", "embedding", "2.1", "0.1"]
     for receiver in (Logits(), HeadInput(2, 0, "k"), [HeadInput(0, 1, "v"), MLPInput(2)]):
         every, some = patcher.sweep(receiver), patcher.sweep(receiver, picked)
-        torch.testing.assert_close(some.per_prompt, every.per_prompt[[patcher.senders.index(name) for name in picked]], rtol=0, atol=1e-12)
-        assert some.heads[0, 1] == some.r[3] and some.mlps[1] == some.r[0] and some.heads[0, 0].isnan() and some.mlps[0].isnan()
-    assert patcher.sweep(HeadInput(1, 0, "v"), [["0.0", "2.1"]]).r == patcher.sweep(HeadInput(1, 0, "v"), ["0.0"]).r  # 2.1 lies above
+        torch.testing.assert_close(
+            some.per_prompt,
+            every.per_prompt[[patcher.senders.index(name) for name in picked]],
+            rtol=0,
+            atol=1e-12,
+        )
+        assert (
+            some.heads[0, 1] == some.r[3]
+            and some.mlps[1] == some.r[0]
+            and some.heads[0, 0].isnan()
+            and some.mlps[0].isnan()
+        )
+    assert (
+        patcher.sweep(HeadInput(1, 0, "v"), [["0.0", "2.1"]]).r
+        == patcher.sweep(HeadInput(1, 0, "v"), ["0.0"]).r
+    )  # 2.1 lies above
 
 
-@pytest.mark.parametrize("senders, fault", [(["0.7"], "no sender '0.7'"), (["logits"], "no sender"), ([["0.1", "x"]], "no sender 'x'"), ([[]], "at least one")])
+@pytest.mark.parametrize(
+    "senders, fault",
+    [
+        (["0.7"], "no sender '0.7'"),
+        (["logits"], "no sender"),
+        ([["0.1", "x"]], "no sender 'x'"),
+        ([[]], "at least one"),
+    ],
+)
 def test_an_unknown_sender_is_refused(senders, fault):
     with pytest.raises(ValueError, match=fault):
         PathPatcher(*make()).sweep(Logits(), senders)
@@ -131,10 +208,20 @@ def test_an_unknown_sender_is_refused(senders, fault):
 
 def test_the_mean_does_not_depend_on_chunks():
     data = make(act_fn="relu", n_prompts=5)
-    whole, small = (PathPatcher(*data, source="mean", max_memory=budget).sweep(Logits()).per_prompt for budget in (None, 5e-5))
+    whole, small = (
+        PathPatcher(*data, source="mean", max_memory=budget).sweep(Logits()).per_prompt
+        for budget in (None, 5e-5)
+    )
     torch.testing.assert_close(whole, small, rtol=0, atol=1e-12)
-    low = [PathPatcher(*make(torch.bfloat16, act_fn="relu", n_prompts=600), source="mean", max_memory=budget)._mean for budget in (None, 5e-5)]
-    for name, mean in low[0].items():  # 600 sums, one by one, in as few bits as the model's would lose the small ones
+    low = [
+        PathPatcher(
+            *make(torch.bfloat16, act_fn="relu", n_prompts=600), source="mean", max_memory=budget
+        )._mean
+        for budget in (None, 5e-5)
+    ]
+    for name, mean in low[
+        0
+    ].items():  # 600 sums, one by one, in as few bits as the model's would lose the small ones
         torch.testing.assert_close(mean, low[1][name], rtol=0.02, atol=0.02)
 
 
@@ -145,7 +232,12 @@ def test_freezing_the_norms_scale_would_be_noticed(monkeypatch):
         block = self.model.blocks[receiver.layer]
         x = chunk.at(receiver.layer, "hook_resid_pre")
         scale = (x.pow(2).mean(-1, keepdim=True) + self.cfg.eps).rsqrt()
-        return (x + delta) * scale * block.ln1.w @ getattr(block.attn, f"W_{receiver.which.upper()}")[receiver.head]
+        return (
+            (x + delta)
+            * scale
+            * block.ln1.w
+            @ getattr(block.attn, f"W_{receiver.which.upper()}")[receiver.head]
+        )
 
     monkeypatch.setattr(PathPatcher, "_read", with_frozen_scale)
     assert worst_difference(data, [("2.0.v",)], False) > 1e-3
@@ -159,7 +251,11 @@ def test_a_layer_with_two_digits_is_patched():
 @pytest.mark.parametrize("only_logits", [False, True])
 def test_the_memory_budget_changes_nothing(only_logits):
     data = make(act_fn="relu", n_prompts=5)
-    groups = [Logits()] if only_logits else [Logits(), HeadInput(1, 1, "k"), [HeadInput(0, 0, "v"), MLPInput(2)]]
+    groups = (
+        [Logits()]
+        if only_logits
+        else [Logits(), HeadInput(1, 1, "k"), [HeadInput(0, 0, "v"), MLPInput(2)]]
+    )
     whole = PathPatcher(*data)
     small = PathPatcher(*data, max_memory=5e-5)
     assert whole.prompts_per_chunk == 5 and small.prompts_per_chunk == 1 and not small._kept
@@ -178,12 +274,16 @@ def test_a_sender_at_or_above_its_receiver_has_exactly_no_effect(name, below):
     patcher = PathPatcher(*make(act_fn="relu"))
     effect = patcher.sweep(read(name)).per_prompt
     assert len(patcher.senders) == 10
-    assert (effect[:below].abs().amax(1) > 0)[1:].all()  # the embedding is the same at the last position
+    assert (effect[:below].abs().amax(1) > 0)[
+        1:
+    ].all()  # the embedding is the same at the last position
     assert (effect[below:] == 0).all()
 
 
 def test_a_last_layer_head_to_the_logits_is_plain_activation_patching_of_it():
-    model, base, contrast, base_answers, contrast_answers = data = make(act_fn="relu", n_layers=1)  # no MLP above but its own
+    model, base, contrast, base_answers, contrast_answers = data = make(
+        act_fn="relu", n_layers=1
+    )  # no MLP above but its own
     patcher, rows = PathPatcher(*data), torch.arange(3)
     _, of_base = model.run_with_cache(base)
 
@@ -209,7 +309,9 @@ def test_two_heads_overwritten_together_are_both_patched():
 def test_a_small_change_has_the_effect_that_the_gradient_says():
     model, base, contrast, base_answers, contrast_answers = data = make(act_fn="gelu")
     patcher, epsilon = PathPatcher(*data), 1e-6
-    change = patcher.change(patcher._kept[0], "blocks.2.attn.hook_z", slice(-1, None), 0)[:, 0]  # head 2.0 at the last position, [prompt, d_head]
+    change = patcher.change(patcher._kept[0], "blocks.2.attn.hook_z", slice(-1, None), 0)[
+        :, 0
+    ]  # head 2.0 at the last position, [prompt, d_head]
     patcher.change = lambda *sender: epsilon * PathPatcher.change(patcher, *sender)
     measured = patcher.sweep(Logits()).per_prompt[7] / epsilon
 
@@ -220,14 +322,18 @@ def test_a_small_change_has_the_effect_that_the_gradient_says():
         return z[name]
 
     logits = model.run_with_hooks(contrast, {"blocks.2.attn.hook_z": watch})[:, -1]
-    F = (logits.gather(1, base_answers[:, None]) - logits.gather(1, contrast_answers[:, None])).sum()
+    F = (
+        logits.gather(1, base_answers[:, None]) - logits.gather(1, contrast_answers[:, None])
+    ).sum()
     gradient = torch.autograd.grad(F, z["blocks.2.attn.hook_z"])[0][:, -1, 0]
     torch.testing.assert_close(measured, (gradient * change).sum(1), rtol=1e-4, atol=1e-8)
 
 
 def test_a_hand_wired_two_step_circuit_is_found_edge_by_edge():
     patcher = PathPatcher(two_step_model(), *prompts())
-    to_logits, to_v, to_q = patcher.sweep_each([Logits(), HeadInput(1, 0, "v"), HeadInput(1, 0, "q")])
+    to_logits, to_v, to_q = patcher.sweep_each(
+        [Logits(), HeadInput(1, 0, "v"), HeadInput(1, 0, "q")]
+    )
     expected = torch.zeros(2, 2, dtype=torch.float64)
     expected[1, 0] = -1  # only 1.0 writes the answer
     torch.testing.assert_close(to_logits.heads, expected)
@@ -247,7 +353,19 @@ def test_r_is_refused_where_it_is_undefined():
         PathPatcher(model, base, contrast, base_answers, contrast_answers).sweep(Logits())
 
 
-@pytest.mark.parametrize("receiver", ["logits", HeadInput(3, 0, "q"), HeadInput(0, 2, "q"), HeadInput(0, 0, "z"), HeadInput(-1, 0, "v"), MLPInput(3), Resid(4), Resid(3, (0,))])
+@pytest.mark.parametrize(
+    "receiver",
+    [
+        "logits",
+        HeadInput(3, 0, "q"),
+        HeadInput(0, 2, "q"),
+        HeadInput(0, 0, "z"),
+        HeadInput(-1, 0, "v"),
+        MLPInput(3),
+        Resid(4),
+        Resid(3, (0,)),
+    ],
+)
 def test_a_receiver_the_model_lacks_is_refused(receiver):
     with pytest.raises(ValueError, match="no receiver"):
         PathPatcher(*make()).sweep(receiver)
@@ -278,7 +396,10 @@ def test_prompts_that_do_not_pair_are_refused():
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.04)])
 def test_lower_precision_agrees_with_float64(dtype, tolerance):
     groups = [Logits(), HeadInput(1, 0, "q"), HeadInput(2, 1, "v")]
-    low, high = (PathPatcher(*make(dtype, act_fn="relu")).sweep_each(groups) for dtype in (dtype, torch.float64))
+    low, high = (
+        PathPatcher(*make(dtype, act_fn="relu")).sweep_each(groups)
+        for dtype in (dtype, torch.float64)
+    )
     for a, b in zip(low, high):
         assert (a.per_prompt - b.per_prompt).abs().max() < tolerance
 
@@ -301,7 +422,18 @@ def test_both_passes_make_every_tensor_on_the_models_device():
     for name, value in vars(patcher).items():
         if isinstance(value, torch.Tensor):
             setattr(patcher, name, value.to("meta"))
-    groups = [(read(name),) for name in ("logits", "1.0.q", "2.1.v", "mlp1", "resid2")] + [(HeadInput(0, 1, "k"), MLPInput(2), HeadInput(2, 0, "q"))]
+    groups = [(read(name),) for name in ("logits", "1.0.q", "2.1.v", "mlp1", "resid2")] + [
+        (HeadInput(0, 1, "k"), MLPInput(2), HeadInput(2, 0, "q"))
+    ]
     for chunk in patcher._chunks():
-        changes = list(patcher._sweep_chunk(chunk, [(sender,) for sender in range(len(patcher.senders))], groups, only_logits=False))
-        assert sorted(index for index, _ in changes) == list(range(len(groups))) and all(change.is_meta for _, change in changes)
+        changes = list(
+            patcher._sweep_chunk(
+                chunk,
+                [(sender,) for sender in range(len(patcher.senders))],
+                groups,
+                only_logits=False,
+            )
+        )
+        assert sorted(index for index, _ in changes) == list(range(len(groups))) and all(
+            change.is_meta for _, change in changes
+        )

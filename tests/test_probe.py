@@ -3,12 +3,26 @@ import torch
 from handwired import two_step_model
 
 from minifunc.model import ModelConfig, Transformer
-from minifunc.analysis.probe import correlation, fit, halves, largest_step, one_hot, r2, readable, sites, stream, writers
+from minifunc.analysis.probe import (
+    correlation,
+    fit,
+    halves,
+    largest_step,
+    one_hot,
+    r2,
+    readable,
+    sites,
+    stream,
+    writers,
+)
 
 
 def test_a_probe_finds_a_linear_map_exactly_and_nothing_in_shuffled_targets():
     generator = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(600, 5, dtype=torch.float64, generator=generator), torch.randn(5, 2, dtype=torch.float64, generator=generator)
+    x, weight = (
+        torch.randn(600, 5, dtype=torch.float64, generator=generator),
+        torch.randn(5, 2, dtype=torch.float64, generator=generator),
+    )
     y = x @ weight + 3
     probe = fit(x[:300], y[:300], penalty=0)
     torch.testing.assert_close(probe.weight, weight)
@@ -28,19 +42,41 @@ def carried(position):
     """R² by target at one position of the hand-wired model: which token stands at position 1 is carried to 2 by attn0, to 3 by attn1."""
     model, generator = two_step_model(), torch.Generator().manual_seed(0)
     tokens = torch.randint(4, (800, 4), generator=generator)
-    numbers = {"difference": tokens[:, [position]] - tokens[:, [1]], "shown": tokens[:, [position]], "expected": tokens[:, [1]]}
-    streams, (train, test) = stream(model, tokens, torch.tensor([position])), (slice(0, 400), slice(400, None))
-    found = readable(*({name: values[part] for name, values in some.items()} for part in (train, test) for some in (streams, numbers)))
+    numbers = {
+        "difference": tokens[:, [position]] - tokens[:, [1]],
+        "shown": tokens[:, [position]],
+        "expected": tokens[:, [1]],
+    }
+    streams, (train, test) = (
+        stream(model, tokens, torch.tensor([position])),
+        (slice(0, 400), slice(400, None)),
+    )
+    found = readable(
+        *(
+            {name: values[part] for name, values in some.items()}
+            for part in (train, test)
+            for some in (streams, numbers)
+        )
+    )
     return found, writers(model)
 
 
-@pytest.mark.parametrize("position, made_by, known", [(2, "attn0", 0), (3, "attn1", 1 / 3)])  # at position 3, attn0 leaves the mean of all four tokens
-def test_the_difference_becomes_readable_exactly_where_the_hand_wired_model_makes_it(position, made_by, known):
+@pytest.mark.parametrize(
+    "position, made_by, known", [(2, "attn0", 0), (3, "attn1", 1 / 3)]
+)  # at position 3, attn0 leaves the mean of all four tokens
+def test_the_difference_becomes_readable_exactly_where_the_hand_wired_model_makes_it(
+    position, made_by, known
+):
     found, names = carried(position)
-    assert names == ["embed", "attn0", "attn1"] and largest_step(found["difference"], names)[0] == made_by
+    assert (
+        names == ["embed", "attn0", "attn1"]
+        and largest_step(found["difference"], names)[0] == made_by
+    )
     at = names.index(made_by)
     assert found["expected"][at - 1] == pytest.approx(known, abs=0.07)
-    assert found["difference"][0] == pytest.approx(0.5, abs=0.07) and found["difference"][at - 1] == pytest.approx(0.5 + known / 2, abs=0.07)  # half of it is the token itself
+    assert found["difference"][0] == pytest.approx(0.5, abs=0.07) and found["difference"][
+        at - 1
+    ] == pytest.approx(0.5 + known / 2, abs=0.07)  # half of it is the token itself
     assert all(value > 0.999 for name in found for value in found[name][at:])
     assert min(found["shown"]) > 0.999
 

@@ -15,7 +15,9 @@ def test_the_reading_orders_line_counts_are_true_within_a_tenth():
         assert abs(int(lines) - actual) <= 0.1 * actual, f"{name} has {actual} lines"
 
 
-@pytest.mark.parametrize("place", sorted(set(re.findall(r"`([\w/]+\.py):(\w+)`", README))), ids=":".join)
+@pytest.mark.parametrize(
+    "place", sorted(set(re.findall(r"`([\w/]+\.py):(\w+)`", README))), ids=":".join
+)
 def test_every_place_that_a_claim_names_is_there(place):
     file, name = place
     assert re.search(rf"^\s*(def|class) {name}\b", (ROOT / file).read_text(), flags=re.M)

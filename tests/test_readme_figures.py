@@ -11,7 +11,9 @@ from experiments import diets, emergence
 from experiments.runs import by, in_words
 
 ROOT = Path(__file__).parent.parent
-SECTION = re.search(r"^## Where it comes from\n(.*?)^## ", (ROOT / "README.md").read_text(), flags=re.M | re.S)[1]
+SECTION = re.search(
+    r"^## Where it comes from\n(.*?)^## ", (ROOT / "README.md").read_text(), flags=re.M | re.S
+)[1]
 
 
 def results(name):
@@ -21,7 +23,10 @@ def results(name):
 def table(head):
     """The rows under the header row that begins so: {first cell: the others}, without marks of emphasis and code."""
     lines = SECTION[SECTION.index(f"\n| {head}") + 1 :].split("\n\n")[0].splitlines()
-    cells = [[cell.strip().replace("*", "").replace("`", "") for cell in line.strip("|").split("|")] for line in lines]
+    cells = [
+        [cell.strip().replace("*", "").replace("`", "") for cell in line.strip("|").split("|")]
+        for line in lines
+    ]
     return {row[0]: row[1:] for row in (cells[0], *cells[2:])}
 
 
@@ -59,7 +64,10 @@ def test_the_order_of_events(event):
     seeds = [some for _, some in by(results("emergence"), lambda row: str(row["seed"]))]
     steps = [emergence.event_step(some, emergence.EVENTS[EVENTS[event]]) for some in seeds]
     assert len(steps) == 3 and all(len(some) == 48 for some in seeds)
-    assert table("event |")[event] == [str(statistics.median(steps)), f"{min(steps)} … {max(steps)}"]
+    assert table("event |")[event] == [
+        str(statistics.median(steps)),
+        f"{min(steps)} … {max(steps)}",
+    ]
 
 
 DIETS = {
@@ -78,12 +86,20 @@ def test_diets(diet):
     if diet == "diet":
         return
     rows = grouped[DIETS.get(diet, diet.split(":")[0])]
-    given = [words(diets.column(rows, "plain_8")), words(diets.column(rows, "off_by_one_8")), words(diets.mean_of_k(rows, unseen=True))]
+    given = [
+        words(diets.column(rows, "plain_8")),
+        words(diets.column(rows, "off_by_one_8")),
+        words(diets.mean_of_k(rows, unseen=True)),
+    ]
     assert len(rows) == 3
     for cell, figure in zip(shown, given):
         assert cell in ("", figure, figure.split(" ± ")[0]), figure
     heads = [value for value in diets.column(rows, "fi_heads") if value is not None]
-    assert shown[3] in ("", f"{sum(heads) / len(heads):.1f}".removesuffix(".0"), f"{sum(heads) / len(heads):.1f}")
+    assert shown[3] in (
+        "",
+        f"{sum(heads) / len(heads):.1f}".removesuffix(".0"),
+        f"{sum(heads) / len(heads):.1f}",
+    )
 
 
 MODELS = {"the default": "default", "1 head a layer": "1_head", "no MLPs": "attention_only"}
@@ -91,17 +107,26 @@ MODELS = {"the default": "default", "1 head a layer": "1_head", "no MLPs": "atte
 
 @pytest.mark.parametrize("model", table("model |"))
 def test_universality(model):
-    shown, grouped = table("model |")[model], dict(by(results("universality"), lambda row: row["config"]["name"]))
+    shown, grouped = (
+        table("model |")[model],
+        dict(by(results("universality"), lambda row: row["config"]["name"])),
+    )
     if model == "model":
         assert len(table("model |")) == len(grouped) + 1
         return
     name, _, longer = re.sub(r" \(.*\)", "", model).partition(", 1750")
     rows = grouped[MODELS.get(name, name.replace(" ", "_")) + "_longer" * bool(longer)]
     good = [row for row in rows if row["off_by_one_8"] >= 0.5]
-    assert len(rows) >= 3 and shown[:3] == [f"{len(good)} of {len(rows)}", words(diets.column(rows, "plain_8")), words(diets.column(rows, "off_by_one_8"))]
+    assert len(rows) >= 3 and shown[:3] == [
+        f"{len(good)} of {len(rows)}",
+        words(diets.column(rows, "plain_8")),
+        words(diets.column(rows, "off_by_one_8")),
+    ]
     if good:
         layers = sorted({int(head.split(".")[0]) for row in good for head in row["fi_heads"]})
-        heads = [words(diets.column(good, key), 1).split(" ± ")[0] for key in ("fi_heads", "pt_heads")]
+        heads = [
+            words(diets.column(good, key), 1).split(" ± ")[0] for key in ("fi_heads", "pt_heads")
+        ]
         assert shown[3:] == [f"{heads[0]} ({', '.join(map(str, layers))})", heads[1]]
     else:
         assert shown[3:] == ["", ""]
@@ -121,6 +146,16 @@ KEPT = {
 def test_interventions(kept):
     rows = [row for row in results("interventions") if row["intervention"] == KEPT[kept]]
     by_seed = ", ".join(f"{row['off_by_one_8']:.3f}".removeprefix("0") for row in rows)
-    silenced = ", ".join(str(len(row["silenced"])) for row in rows) if any(row["silenced"] for row in rows) else ""
-    figures = [silenced, words(diets.column(rows, "plain_8"), 3), words(diets.column(rows, "off_by_one_8"), 3), by_seed, ", ".join(str(len(row["fi_heads"])) for row in rows)]
+    silenced = (
+        ", ".join(str(len(row["silenced"])) for row in rows)
+        if any(row["silenced"] for row in rows)
+        else ""
+    )
+    figures = [
+        silenced,
+        words(diets.column(rows, "plain_8"), 3),
+        words(diets.column(rows, "off_by_one_8"), 3),
+        by_seed,
+        ", ".join(str(len(row["fi_heads"])) for row in rows),
+    ]
     assert len(rows) == 3 and table("kept from forming |")[kept] == figures

@@ -22,15 +22,46 @@ from tests.test_patch import ANY_MODEL, FAST
 def traced(tmp_path_factory):
     """An untrained run with a circuit and a check, as if it could do the task."""
     out = tmp_path_factory.mktemp("run")
-    cfg = ModelConfig(n_layers=2, n_heads=2, d_model=16, d_head=8, d_mlp=16, d_vocab=len(tasks.VOCABULARY))
+    cfg = ModelConfig(
+        n_layers=2, n_heads=2, d_model=16, d_head=8, d_mlp=16, d_vocab=len(tasks.VOCABULARY)
+    )
     save_tensors(out / "model.pt", Transformer(cfg).state_dict())
     save_json(out / "config.json", train.describe(cfg, train.TrainConfig(), "strict"))
-    save_lines(out / "metrics.jsonl", [{"step": step, "seconds": 1.0 * step, "loss": 3.0 / step, "accuracy": {"addition": {str(k): {"2": 0.1 * step, "8": 0.2 * step} for k in (-1, 0, 1)}}} for step in (1, 2, 4)])
+    save_lines(
+        out / "metrics.jsonl",
+        [
+            {
+                "step": step,
+                "seconds": 1.0 * step,
+                "loss": 3.0 / step,
+                "accuracy": {
+                    "addition": {str(k): {"2": 0.1 * step, "8": 0.2 * step} for k in (-1, 0, 1)}
+                },
+            }
+            for step in (1, 2, 4)
+        ],
+    )
     with pytest.MonkeyPatch.context() as few:
         few.setattr(patch, "accuracy", lambda logits, answers: 1.0)
-        for name, value in {"N_COUNTED": 20, "N_EVALUATED": 10, "N_SEARCH": 5, "N_DRAWS": 3, "N_OTHER_DRAWS": 2, "REUSED": [("addition", 1), ("caesar", -1), ("base_addition", 8)]}.items():
+        for name, value in {
+            "N_COUNTED": 20,
+            "N_EVALUATED": 10,
+            "N_SEARCH": 5,
+            "N_DRAWS": 3,
+            "N_OTHER_DRAWS": 2,
+            "REUSED": [("addition", 1), ("caesar", -1), ("base_addition", 8)],
+        }.items():
             few.setattr(patch, name, value)
-        few.setattr(patch, "writings", lambda model, heads, *_: {"function_vectors": {name: [[0.1 * (x - y) for y in range(10)] for x in range(10)] for name in (*heads, "all")}})  # of all that is seconds of work, the part that is drawn
+        few.setattr(
+            patch,
+            "writings",
+            lambda model, heads, *_: {
+                "function_vectors": {
+                    name: [[0.1 * (x - y) for y in range(10)] for x in range(10)]
+                    for name in (*heads, "all")
+                }
+            },
+        )  # of all that is seconds of work, the part that is drawn
         for name in ("N_PROMPTS", "N_EACH"):
             few.setattr(check, name, 10)
         assert patch.main(["--run", str(out), *FAST, *ANY_MODEL]) == 0
@@ -75,7 +106,11 @@ class Elements(HTMLParser):
 def test_the_report_has_every_section_and_nothing_is_missing(run):
     elements, text = Elements(made(run)), made(run)
     ids = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
-    assert len(ids) == len(set(ids)) and {"claim", "playground", *(name for name, _, _ in sections.SECTIONS)} <= set(ids)
+    assert len(ids) == len(set(ids)) and {
+        "claim",
+        "playground",
+        *(name for name, _, _ in sections.SECTIONS),
+    } <= set(ids)
     assert "Not here:" not in re.sub(r"<noscript>.*?</noscript>", "", text)
     assert len(text) < page.LARGEST
 
@@ -86,39 +121,77 @@ def test_nothing_is_fetched_from_anywhere(run):
     for _, attributes in elements.found:
         assert "src" not in attributes and not any(name.startswith("on") for name in attributes)
         assert re.match("#|playground.html|https://arxiv.org/", attributes.get("href", "#"))
-    assert not elements.all("link") and not elements.all("img") and "url(" not in text and "@import" not in text and "fetch(" not in text
+    assert (
+        not elements.all("link")
+        and not elements.all("img")
+        and "url(" not in text
+        and "@import" not in text
+        and "fetch(" not in text
+    )
     assert "default-src 'none'" in elements.all("meta")[1]["content"]
 
 
 def test_it_can_be_used_by_keyboard_and_screen_reader(run):
     elements = Elements(made(run))
-    assert elements.all("html")[0]["lang"] == "en" and len(elements.all("main")) == len(elements.all("h1")) == 1
-    assert all(svg["aria-label"] for svg in elements.all("svg")) and all(attributes["aria-label"] for attributes in elements.all("nav"))
+    assert (
+        elements.all("html")[0]["lang"] == "en"
+        and len(elements.all("main")) == len(elements.all("h1")) == 1
+    )
+    assert all(svg["aria-label"] for svg in elements.all("svg")) and all(
+        attributes["aria-label"] for attributes in elements.all("nav")
+    )
     levels = [int(tag[1]) for tag, _ in elements.found if re.fullmatch("h[1-6]", tag)]
     assert all(after <= before + 1 for before, after in zip(levels, levels[1:]))
     assert {label["for"] for label in elements.all("label") if "for" in label} == {"prompt", "base"}
-    assert len(elements.all("figcaption")) == len(elements.all("figure")) == made(run).count('class="source">from') - 2  # those of the claim and of the checks
+    assert (
+        len(elements.all("figcaption"))
+        == len(elements.all("figure"))
+        == made(run).count('class="source">from') - 2
+    )  # those of the claim and of the checks
 
 
 def test_a_heat_map_shows_the_number_the_file_holds_with_its_sign(run):
     circuit = json.loads((run / "circuit.json").read_text())
-    circuit["effects"]["logits"]["heads"][1][0], circuit["effects"]["logits"]["heads"][0][1] = -0.4321, 0.25
+    circuit["effects"]["logits"]["heads"][1][0], circuit["effects"]["logits"]["heads"][0][1] = (
+        -0.4321,
+        0.25,
+    )
     (run / "circuit.json").write_text(json.dumps(circuit))
     text = made(run)
-    assert re.search(r'<td data-tip="1\.0 → logits: r = −43\.2 %" tabindex="-1" class="neg[^"]*" style="--v:66%">−43</td>', text)
-    assert re.search(r'<td data-tip="0\.1 → logits: r = \+25\.0 %" tabindex="-1" class="pos[^"]*" style="--v:50%">\+25</td>', text)
+    assert re.search(
+        r'<td data-tip="1\.0 → logits: r = −43\.2 %" tabindex="-1" class="neg[^"]*" style="--v:66%">−43</td>',
+        text,
+    )
+    assert re.search(
+        r'<td data-tip="0\.1 → logits: r = \+25\.0 %" tabindex="-1" class="pos[^"]*" style="--v:50%">\+25</td>',
+        text,
+    )
 
 
 def test_the_scale_is_centred_on_0_and_even():
     assert pictures.shade(0, 2)["style"] == "--v:0%" and pictures.shade(5, 2)["style"] == "--v:100%"
-    assert pictures.shade(-1, 2) == pictures.shade(1, 2) | {"class_": "neg"} and pictures.shade(1, 2)["style"] == "--v:50%"
+    assert (
+        pictures.shade(-1, 2) == pictures.shade(1, 2) | {"class_": "neg"}
+        and pictures.shade(1, 2)["style"] == "--v:50%"
+    )
 
 
 def test_an_edge_is_as_wide_as_r_and_leads_to_its_head(run):
-    nodes = [{"name": "logits", "kind": "logits", "steps": 0, "groups": []}, {"name": "1.1", "kind": "head", "steps": 1, "groups": ["function_induction"]}, {"name": "embedding", "kind": "embedding", "steps": 2, "groups": []}]
-    edges = [{"sender": "1.1", "receiver": "logits", "contrast": "answers", "r": -0.5}, {"sender": "embedding", "receiver": "1.1.v", "contrast": "answers", "r": -0.1}, {"sender": "embedding", "receiver": "1.1.k", "contrast": "answers", "r": 0.25}]
+    nodes = [
+        {"name": "logits", "kind": "logits", "steps": 0, "groups": []},
+        {"name": "1.1", "kind": "head", "steps": 1, "groups": ["function_induction"]},
+        {"name": "embedding", "kind": "embedding", "steps": 2, "groups": []},
+    ]
+    edges = [
+        {"sender": "1.1", "receiver": "logits", "contrast": "answers", "r": -0.5},
+        {"sender": "embedding", "receiver": "1.1.v", "contrast": "answers", "r": -0.1},
+        {"sender": "embedding", "receiver": "1.1.k", "contrast": "answers", "r": 0.25},
+    ]
     drawn = pictures.graph_picture({"nodes": nodes, "edges": edges})
-    assert sorted(re.findall(r'stroke-width="([\d.]+)"', drawn)) == ["4.5", "9.0"] and 'href="#head-1.1"' in drawn
+    assert (
+        sorted(re.findall(r'stroke-width="([\d.]+)"', drawn)) == ["4.5", "9.0"]
+        and 'href="#head-1.1"' in drawn
+    )
     assert "embedding → 1.1 (v −10, k +25): r = +25.0 %" in drawn and drawn.count("positive") == 1
 
 
@@ -128,7 +201,9 @@ def test_a_report_is_made_of_a_run_alone_and_says_how_to_make_the_rest(run):
     text = made(run)
     for command in ("make patch", "make check", "make train"):
         assert f"{command} OUT={run}" in text
-    assert text.count("Not here:") == 10 and "playground" in text  # nine sections and the note for those without JavaScript
+    assert (
+        text.count("Not here:") == 10 and "playground" in text
+    )  # nine sections and the note for those without JavaScript
 
 
 def test_every_key_of_circuit_json_may_be_missing(run):
@@ -144,7 +219,9 @@ def test_every_key_of_circuit_json_may_be_missing(run):
 
 def test_a_model_without_a_circuit_is_told_so(run):
     assert patch.main(["--run", str(run), *FAST]) == 0  # at the usual thresholds it has none
-    assert "no function-induction head was found" in made(run) and "no head was found that carries the rule" in made(run)
+    assert "no function-induction head was found" in made(
+        run
+    ) and "no head was found that carries the rule" in made(run)
 
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'`<!--"
@@ -177,9 +254,31 @@ def poisoned(value, path):
 def test_hostile_strings_are_shown_as_text_wherever_they_stand(run):
     found = read(str(run))
     tried = shown = 0
-    everywhere = (sections.claim, sections.graph, sections.effects, sections.attention, sections.vectors, sections.bars, sections.about, lambda f: list(page.playground(f)))
-    reads = {"effects": (sections.effects,), "operands_changed": (sections.effects,), "graph": (sections.graph,), "readers": (sections.graph,), "evaluation": (sections.claim, sections.bars), "reuse": (sections.bars,), "function_vectors": (sections.vectors,), "attention": (sections.graph,)}
-    by_part = {"circuit": everywhere, "check": (sections.check,), "config": (sections.claim, sections.about)}
+    everywhere = (
+        sections.claim,
+        sections.graph,
+        sections.effects,
+        sections.attention,
+        sections.vectors,
+        sections.bars,
+        sections.about,
+        lambda f: list(page.playground(f)),
+    )
+    reads = {
+        "effects": (sections.effects,),
+        "operands_changed": (sections.effects,),
+        "graph": (sections.graph,),
+        "readers": (sections.graph,),
+        "evaluation": (sections.claim, sections.bars),
+        "reuse": (sections.bars,),
+        "function_vectors": (sections.vectors,),
+        "attention": (sections.graph,),
+    }
+    by_part = {
+        "circuit": everywhere,
+        "check": (sections.check,),
+        "config": (sections.claim, sections.about),
+    }
     unread = ("attribution", "function_vectors_by_k", "function_vector_scores", "reading", "probe")
     for part, makes in by_part.items():
         whole = getattr(found, part)
@@ -211,7 +310,18 @@ def test_data_for_scripts_cannot_end_them_and_is_read_back():
 
 
 def test_whatever_is_not_markup_is_escaped():
-    assert h("p", "<b>", Markup("<i></i>"), [1, None, False, " & "], class_="a\"b", hidden=True, data_tip=None) == '<p class="a&quot;b" hidden>&lt;b&gt;<i></i>1 &amp; </p>'
+    assert (
+        h(
+            "p",
+            "<b>",
+            Markup("<i></i>"),
+            [1, None, False, " & "],
+            class_='a"b',
+            hidden=True,
+            data_tip=None,
+        )
+        == '<p class="a&quot;b" hidden>&lt;b&gt;<i></i>1 &amp; </p>'
+    )
     assert signed(-0.04, 1) == "0.0" and signed(-0.4, 1) == "−0.4"
 
 
@@ -221,20 +331,35 @@ def test_whatever_is_not_markup_is_escaped():
         ("circuit.json", "{", "circuit.json cannot be read"),
         ("circuit.json", "[]", "none of ours"),
         ("circuit.json", '{"groups": {"function_induction": 3}}', "another layout"),
-        ("circuit.json", '{"groups": {"function_induction": ["1.1"]}, "accuracy": 3}', "another layout"),
+        (
+            "circuit.json",
+            '{"groups": {"function_induction": ["1.1"]}, "accuracy": 3}',
+            "another layout",
+        ),
         ("metrics.jsonl", '{"step": 1}\n{', "metrics.jsonl cannot be read"),
         ("metrics.jsonl", "3\n", "none of ours"),
-        ("metrics.jsonl", '{"step": "a", "accuracy": {"addition": {"0": {"8": 1}}}, "loss": 1, "seconds": 1}\n', "another layout"),
+        (
+            "metrics.jsonl",
+            '{"step": "a", "accuracy": {"addition": {"0": {"8": 1}}}, "loss": 1, "seconds": 1}\n',
+            "another layout",
+        ),
         ("check.json", '{"checks": 5}', "another layout"),
         ("config.json", "{", "config.json cannot be read"),
         ("model.pt", "", "damaged"),
     ],
 )
-def test_a_broken_file_is_one_line_and_exit_code_2_and_nothing_is_written(run, capsys, name, text, says):
+def test_a_broken_file_is_one_line_and_exit_code_2_and_nothing_is_written(
+    run, capsys, name, text, says
+):
     (run / name).write_text(text)
     assert page.main(["--run", str(run)]) == 2
     captured = capsys.readouterr()
-    assert says in captured.err and captured.err.count("\n") == 1 and captured.out == "" and not (run / "report.html").exists()
+    assert (
+        says in captured.err
+        and captured.err.count("\n") == 1
+        and captured.out == ""
+        and not (run / "report.html").exists()
+    )
 
 
 def test_a_vocabulary_that_does_not_fit_is_refused(run):
@@ -255,7 +380,11 @@ def test_a_large_model_plays_on_a_page_of_its_own_and_a_huge_one_nowhere(run, mo
 
 
 def test_moments_are_drawn_where_emergence_was_measured(run, tmp_path):
-    rows = [{"seed": seed, "step": step, "pt_score": step / 4, "fi_score": 0.1} for seed in (0, 1) for step in (1, 2, 3, 4)]
+    rows = [
+        {"seed": seed, "step": step, "pt_score": step / 4, "fi_score": 0.1}
+        for seed in (0, 1)
+        for step in (1, 2, 3, 4)
+    ]
     (tmp_path / "emergence.json").write_text(json.dumps(rows))
     text = made(run, "--results", str(tmp_path))
     assert "PT heads: step 2" in text and "FI heads: step" not in text
@@ -265,4 +394,6 @@ def test_moments_are_drawn_where_emergence_was_measured(run, tmp_path):
 def test_names_at_line_ends_do_not_cover_each_other():
     places = pictures.spread([(10, "a"), (11, "b"), (40, "c"), (12, "d")], 13)
     order = sorted(places.values())
-    assert all(after - before >= 13 for before, after in zip(order, order[1:])) and sorted(places, key=places.get) == ["a", "b", "d", "c"]
+    assert all(after - before >= 13 for before, after in zip(order, order[1:])) and sorted(
+        places, key=places.get
+    ) == ["a", "b", "d", "c"]

@@ -14,14 +14,34 @@ import pytest
 import torch
 
 from minifunc.model import ModelConfig, Transformer
-from minifunc.support.runs import UserError, load_json, load_run, load_tensors, pick_device, run_main, save_json, save_tensors
+from minifunc.support.runs import (
+    UserError,
+    load_json,
+    load_run,
+    load_tensors,
+    pick_device,
+    run_main,
+    save_json,
+    save_tensors,
+)
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None
 
-CFG = ModelConfig(n_layers=1, n_heads=2, d_model=8, d_head=4, d_mlp=6, d_vocab=10, n_ctx=12, positions="learned", normalization="LN", act_fn="relu")
+CFG = ModelConfig(
+    n_layers=1,
+    n_heads=2,
+    d_model=8,
+    d_head=4,
+    d_mlp=6,
+    d_vocab=10,
+    n_ctx=12,
+    positions="learned",
+    normalization="LN",
+    act_fn="relu",
+)
 WEIGHT = "blocks.0.attn.W_Q"
 
 
@@ -58,7 +78,9 @@ def test_a_saved_run_comes_back_as_it_was(run, model):
 
 def test_weights_file_is_a_bare_state_dict_that_plain_torch_reads(run, model):
     state = torch.load(run / "model.pt", weights_only=True)
-    assert state.keys() == model.state_dict().keys() and all(torch.equal(state[name], weight) for name, weight in model.state_dict().items())
+    assert state.keys() == model.state_dict().keys() and all(
+        torch.equal(state[name], weight) for name, weight in model.state_dict().items()
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -89,11 +111,23 @@ def test_a_folder_in_a_files_place_is_named(run, name):
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.3, 0.9, 0.999])
 def test_a_truncated_weights_file_is_refused(run, kept):
     whole = (run / "model.pt").read_bytes()
-    (run / "model.pt").write_bytes(whole[: kept if kept >= 1 or kept == 0 else int(kept * len(whole))])
+    (run / "model.pt").write_bytes(
+        whole[: kept if kept >= 1 or kept == 0 else int(kept * len(whole))]
+    )
     refused(run / "model.pt", load_run, run)
 
 
-@pytest.mark.parametrize("content", [b"\0" * 1000, b"PK\x03\x04" + b"\xff" * 500, b"hello\n", b"\x80\x02K\x01.", pickle.dumps({"a": 1}), pickle.dumps(OrderedDict(a=[]), 5)])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\0" * 1000,
+        b"PK\x03\x04" + b"\xff" * 500,
+        b"hello\n",
+        b"\x80\x02K\x01.",
+        pickle.dumps({"a": 1}),
+        pickle.dumps(OrderedDict(a=[]), 5),
+    ],
+)
 def test_a_foreign_file_is_refused(run, content):
     (run / "model.pt").write_bytes(content)
     refused(run / "model.pt", load_run, run)
@@ -103,7 +137,9 @@ def test_scattered_damage_gives_a_refusal_or_a_model_but_no_other_error(run):
     whole, random = (run / "model.pt").read_bytes(), torch.Generator().manual_seed(0)
     n_refused = 0
     for place in torch.randint(len(whole), (100,), generator=random).tolist():
-        (run / "model.pt").write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        (run / "model.pt").write_bytes(
+            whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :]
+        )
         try:
             load_run(run)
         except UserError:
@@ -119,7 +155,10 @@ def test_a_pipe_in_a_files_place_is_not_waited_for(run, name):
 
 
 def test_a_packed_weights_file_is_refused_before_it_is_unpacked(run):
-    with zipfile.ZipFile(run / "model.pt") as archive, zipfile.ZipFile(run / "packed", "w", zipfile.ZIP_DEFLATED) as packed:
+    with (
+        zipfile.ZipFile(run / "model.pt") as archive,
+        zipfile.ZipFile(run / "packed", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
         for name in archive.namelist():
             packed.writestr(name, archive.read(name) + bytes(10**6) * ("/data/" in name))
     os.replace(run / "packed", run / "model.pt")
@@ -129,7 +168,10 @@ def test_a_packed_weights_file_is_refused_before_it_is_unpacked(run):
 def test_tuples_within_tuples_do_not_end_the_process(run):
     """Python hashes a key of the kind ((((…)))) by calling itself, a million times where there are as many."""
     nested = b"\x80\x02}" + b")" + b"\x85" * 10**6 + b"Ns."  # {((((…)))): None}
-    with zipfile.ZipFile(run / "model.pt") as archive, zipfile.ZipFile(run / "nested", "w") as changed:
+    with (
+        zipfile.ZipFile(run / "model.pt") as archive,
+        zipfile.ZipFile(run / "nested", "w") as changed,
+    ):
         for name in archive.namelist():
             changed.writestr(name, nested if name.endswith("data.pkl") else archive.read(name))
     os.replace(run / "nested", run / "model.pt")
@@ -137,7 +179,10 @@ def test_tuples_within_tuples_do_not_end_the_process(run):
 
 
 def test_one_value_stretched_over_a_shape_is_no_weight(run, model):
-    save_tensors(run / "model.pt", {**model.state_dict(), WEIGHT: torch.zeros(1).expand(model.state_dict()[WEIGHT].shape)})
+    save_tensors(
+        run / "model.pt",
+        {**model.state_dict(), WEIGHT: torch.zeros(1).expand(model.state_dict()[WEIGHT].shape)},
+    )
     assert WEIGHT in refused(run / "model.pt", load_run, run)
 
 
@@ -182,7 +227,9 @@ UNSOUND = {
 
 @pytest.mark.parametrize("fault", UNSOUND)
 def test_an_unsound_weight_is_named(run, model, fault):
-    save_tensors(run / "model.pt", {**model.state_dict(), WEIGHT: UNSOUND[fault](model.state_dict()[WEIGHT])})
+    save_tensors(
+        run / "model.pt", {**model.state_dict(), WEIGHT: UNSOUND[fault](model.state_dict()[WEIGHT])}
+    )
     assert WEIGHT in refused(run / "model.pt", load_run, run)
 
 
@@ -197,13 +244,41 @@ def test_a_weight_too_many_or_too_few_is_named(run, model):
     assert WEIGHT in refused(run / "model.pt", load_run, run)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"model": {}}', '{"vocabulary": []}', "[" * 100_000, b"\xff\xfe", '{"model": 3, "vocabulary": []}'], ids=lambda text: str(text)[:20])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"model": {}}',
+        '{"vocabulary": []}',
+        "[" * 100_000,
+        b"\xff\xfe",
+        '{"model": 3, "vocabulary": []}',
+    ],
+    ids=lambda text: str(text)[:20],
+)
 def test_a_config_that_is_none_of_ours_is_refused(run, text):
     (run / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     refused(run / "config.json" if text != '{"model": {}}' else "config.json", load_run, run)
 
 
-@pytest.mark.parametrize("field, value", [("n_layers", "2"), ("n_layers", 2.0), ("d_model", -8), ("n_heads", None), ("d_vocab", True), ("eps", "small"), ("positions", 3), ("act_fn", ["relu"]), ("n_layer", 1), ("d_head", 10**30)])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("n_layers", "2"),
+        ("n_layers", 2.0),
+        ("d_model", -8),
+        ("n_heads", None),
+        ("d_vocab", True),
+        ("eps", "small"),
+        ("positions", 3),
+        ("act_fn", ["relu"]),
+        ("n_layer", 1),
+        ("d_head", 10**30),
+    ],
+)
 def test_a_config_field_of_a_wrong_kind_is_named(run, field, value):
     config = load_json(run / "config.json")
     config["model"][field] = value
@@ -230,14 +305,19 @@ class Unwritable:
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 @pytest.mark.parametrize("fault", [OSError("no space left"), KeyboardInterrupt()], ids=repr)
-def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, call, fault):
+def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(
+    tmp_path, monkeypatch, call, fault
+):
     def fail(*_):
         raise fault
 
     path = tmp_path / "file"
     path.write_bytes(b"old")
     monkeypatch.setattr(os, call, fail)
-    with pytest.raises((UserError, KeyboardInterrupt), match=None if isinstance(fault, KeyboardInterrupt) else f"cannot write {path}"):
+    with pytest.raises(
+        (UserError, KeyboardInterrupt),
+        match=None if isinstance(fault, KeyboardInterrupt) else f"cannot write {path}",
+    ):
         save_json(path, {"new": 1})
     assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("file", b"old")]
 
@@ -250,7 +330,11 @@ def test_tensors_that_cannot_be_written_leave_the_old_file_and_nothing_else(tmp_
 
 
 @pytest.mark.skipif(resource is None, reason="no limits on the size of a file here")
-@pytest.mark.parametrize("save, value", [(save_tensors, {"a": torch.zeros(10**6)}), (save_json, [0] * 10**6)], ids=["tensors", "json"])
+@pytest.mark.parametrize(
+    "save, value",
+    [(save_tensors, {"a": torch.zeros(10**6)}), (save_json, [0] * 10**6)],
+    ids=["tensors", "json"],
+)
 def test_a_disk_that_takes_no_more_leaves_the_old_file_and_nothing_else(tmp_path, save, value):
     path, limits = tmp_path / "file", resource.getrlimit(resource.RLIMIT_FSIZE)
     path.write_bytes(b"old")
@@ -267,7 +351,9 @@ def test_a_file_is_not_written_through_a_link(tmp_path):
     for name in ("file", "file.tmp"):
         (tmp_path / name).symlink_to(tmp_path / "precious")
     save_json(tmp_path / "file", {})
-    assert (tmp_path / "precious").read_bytes() == b"precious" and not (tmp_path / "file").is_symlink()
+    assert (tmp_path / "precious").read_bytes() == b"precious" and not (
+        tmp_path / "file"
+    ).is_symlink()
 
 
 def test_numbers_that_are_not_finite_are_not_written(tmp_path):
@@ -277,9 +363,14 @@ def test_numbers_that_are_not_finite_are_not_written(tmp_path):
 def test_a_new_file_replaces_the_old_one_whole(tmp_path):
     save_json(tmp_path / "file", {"long": list(range(1000))})
     save_json(tmp_path / "file", {"short": 1})
-    assert json.loads((tmp_path / "file").read_text()) == load_json(tmp_path / "file") == {"short": 1}
+    assert (
+        json.loads((tmp_path / "file").read_text()) == load_json(tmp_path / "file") == {"short": 1}
+    )
     save_tensors(tmp_path / "file", {"a": torch.arange(3)})
-    assert load_tensors(tmp_path / "file")["a"].tolist() == [0, 1, 2] and len(list(tmp_path.iterdir())) == 1
+    assert (
+        load_tensors(tmp_path / "file")["a"].tolist() == [0, 1, 2]
+        and len(list(tmp_path.iterdir())) == 1
+    )
 
 
 @pytest.mark.parametrize("place", ["missing/file", "afile/file", "folder"])
@@ -299,7 +390,9 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(name):
         pick_device(name)
 
 
-@pytest.mark.parametrize("cuda, mps, picked", [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+@pytest.mark.parametrize(
+    "cuda, mps, picked", [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
 def test_auto_picks_cuda_then_mps_then_cpu(monkeypatch, cuda, mps, picked):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
@@ -323,8 +416,14 @@ def test_ctrl_c_is_a_word_and_a_mistake_with_a_strange_path_one_line(capsys):
     def work(error):
         raise error
 
-    assert run_main(lambda: work(KeyboardInterrupt())) == 130 and capsys.readouterr().err == "stopped\n"
-    assert run_main(lambda: work(UserError("no run in a\nb\u2028c"))) == 2 and capsys.readouterr().err == "error: no run in a b c\n"
+    assert (
+        run_main(lambda: work(KeyboardInterrupt())) == 130
+        and capsys.readouterr().err == "stopped\n"
+    )
+    assert (
+        run_main(lambda: work(UserError("no run in a\nb\u2028c"))) == 2
+        and capsys.readouterr().err == "error: no run in a b c\n"
+    )
 
 
 def test_a_path_that_no_encoding_knows_can_be_shown(monkeypatch):

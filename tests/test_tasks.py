@@ -8,7 +8,18 @@ import torch
 
 import tasks
 
-MIX = tasks.Diet(plain=0.2, shift=0.2, base=0.2, relabel=0.2, reflect=0.2, copy=0.2, mixed=0.5, addition=3.0, caesar=1.5, choice=2.0)
+MIX = tasks.Diet(
+    plain=0.2,
+    shift=0.2,
+    base=0.2,
+    relabel=0.2,
+    reflect=0.2,
+    copy=0.2,
+    mixed=0.5,
+    addition=3.0,
+    caesar=1.5,
+    choice=2.0,
+)
 BY_HAND = {
     "+": lambda x, y: x + y,
     "-": lambda x, y: x - y,
@@ -42,8 +53,15 @@ def read(tokens):
         x, symbol, y, equals, *rest = words[start : start + 6]
         assert equals == "=" and rest[1:] in ([";"], [])
         symbol, operands = ("choice", (x, symbol, y)) if symbol.isdigit() else (symbol, (x, y))
-        asked, answered = (str.isalpha if lettered else lambda word: word.lstrip("-").isdigit() for lettered in (symbol == "copy", symbol in LETTERED))
-        assert asked(x) and (y == "_" if symbol in ("same", "copy") else asked(y)) and all(map(answered, rest[:1]))
+        asked, answered = (
+            str.isalpha if lettered else lambda word: word.lstrip("-").isdigit()
+            for lettered in (symbol == "copy", symbol in LETTERED)
+        )
+        assert (
+            asked(x)
+            and (y == "_" if symbol in ("same", "copy") else asked(y))
+            and all(map(answered, rest[:1]))
+        )
         assert symbol != "choice" or len(set(operands)) == 3
         examples.append((symbol, tuple(map(number, operands)), number(rest[0]) if rest else None))
     return examples
@@ -65,23 +83,47 @@ def check_answers(documents):
     """Asserts that every answer is what its function and its document's wrapper say; counts the wrappers met."""
     met = Counter()
     for row, tokens in enumerate(documents.tokens):
-        examples, wrapper, text = read(tokens), tasks.WRAPPERS[documents.wrapper[row]], tasks.decode(tokens)
+        examples, wrapper, text = (
+            read(tokens),
+            tasks.WRAPPERS[documents.wrapper[row]],
+            tasks.decode(tokens),
+        )
         symbols, _, answers = map(list, zip(*examples))
         values = [BY_HAND[symbol](*operands) for symbol, operands, _ in examples]
-        assert min(values) >= 0 and [values, answers] == [documents.value[row].tolist(), documents.answer[row].tolist()], text
+        assert min(values) >= 0 and [values, answers] == [
+            documents.value[row].tolist(),
+            documents.answer[row].tolist(),
+        ], text
         if wrapper == "plain":
             assert values == answers, text
         elif wrapper == "shift":
             off = [answer - value for value, answer in zip(values, answers)]
-            assert one_constant(symbols, off) and len({k % 26 for k in off}) == 1 and off[0] % 26 in {k % 26 for k in SHIFTS if k}, text
+            assert (
+                one_constant(symbols, off)
+                and len({k % 26 for k in off}) == 1
+                and off[0] % 26 in {k % 26 for k in SHIFTS if k}
+            ), text
         elif wrapper == "base":
-            assert any(answers == [numeral(value, k) for value in values] for k in BASES) and not {"+", *LETTERED} & set(symbols), text
+            assert any(answers == [numeral(value, k) for value in values] for k in BASES) and not {
+                "+",
+                *LETTERED,
+            } & set(symbols), text
         elif wrapper == "reflect":
             constants = [answer + value for value, answer in zip(values, answers)]
-            assert one_constant(symbols, constants) and len({constant % 26 for constant in constants}) == 1, text
+            assert (
+                one_constant(symbols, constants)
+                and len({constant % 26 for constant in constants}) == 1
+            ), text
         elif wrapper == "relabel":
-            pairs = {(symbol in LETTERED, value, answer) for symbol, value, answer in zip(symbols, values, answers)}
-            assert len(pairs) == len({pair[:2] for pair in pairs}) == len({pair[::2] for pair in pairs}), text
+            pairs = {
+                (symbol in LETTERED, value, answer)
+                for symbol, value, answer in zip(symbols, values, answers)
+            }
+            assert (
+                len(pairs)
+                == len({pair[:2] for pair in pairs})
+                == len({pair[::2] for pair in pairs})
+            ), text
         else:
             assert len({example[:2] for example in examples}) == len(set(examples)) <= 4, text
         met[wrapper] += 1
@@ -100,10 +142,18 @@ def shown_by(documents, function):
     if function == "+":
         asked, plain, answer, around = op == tasks.TOKEN["+"], x + y - 2 * zero, answer - zero, 1000
     else:
-        asked, plain, answer, around = (op >= zero) & (op < a), torch.stack([x, op, y]).argmax(0), answer - a, 26
+        asked, plain, answer, around = (
+            (op >= zero) & (op < a),
+            torch.stack([x, op, y]).argmax(0),
+            answer - a,
+            26,
+        )
     off = ((answer - plain + around // 2) % around - around // 2).float()
     enough = asked.cumsum(1) >= 2
-    highest, lowest = off.masked_fill(~asked, -torch.inf).cummax(1).values, off.masked_fill(~asked, torch.inf).cummin(1).values
+    highest, lowest = (
+        off.masked_fill(~asked, -torch.inf).cummax(1).values,
+        off.masked_fill(~asked, torch.inf).cummin(1).values,
+    )
     shown = set(highest[enough & (highest == lowest) & (highest != 0)].int().tolist())
     for k in BASES if function == "+" else ():
         numerals = torch.tensor([numeral(value, k) for value in range(19)])[plain.clamp(0, 18)]
@@ -117,9 +167,13 @@ def shown_by(documents, function):
 @pytest.mark.parametrize("diet", ["even", "strict", MIX], ids=str)
 @pytest.mark.parametrize("seed, n_examples", [(0, 9), (1, 9), (2, 4), (3, 20), (4, 9)])
 def test_what_must_never_be_shown_is_not(diet, seed, n_examples, function):
-    documents = draw(tasks.DIETS.get(diet, MIX) if isinstance(diet, str) else diet, 25_000, n_examples, seed)
+    documents = draw(
+        tasks.DIETS.get(diet, MIX) if isinstance(diet, str) else diet, 25_000, n_examples, seed
+    )
     shown, could = shown_by(documents, function)
-    assert could > 500 and (shown == set() if function == "+" else not shown & set(SHIFTS))  # `choice`: by no k that is ever asked
+    assert could > 500 and (
+        shown == set() if function == "+" else not shown & set(SHIFTS)
+    )  # `choice`: by no k that is ever asked
 
 
 def test_chance_would_show_it_and_the_check_above_would_see_it():
@@ -127,7 +181,11 @@ def test_chance_would_show_it_and_the_check_above_would_see_it():
     g = torch.Generator().manual_seed(0)
     documents = draw(MIX, 25_000, 3)
     answers = documents.tokens[:, 5::6]
-    answers[:] = torch.where(answers < tasks.TOKEN["a"], tasks.TOKEN["0"] + torch.randint(0, 22, answers.shape, generator=g), answers[:, :1])
+    answers[:] = torch.where(
+        answers < tasks.TOKEN["a"],
+        tasks.TOKEN["0"] + torch.randint(0, 22, answers.shape, generator=g),
+        answers[:, :1],
+    )
     assert {1, -1, "base 6", "base 7", "base 8", "base 9"} <= shown_by(documents, "+")[0]
     assert {1, -1, 12} <= shown_by(documents, "choice")[0]
 
@@ -141,7 +199,10 @@ def test_a_function_is_met_under_just_the_wrappers_that_its_task_names(task):
 
 
 def test_what_the_reuse_tasks_ask_was_never_in_training():
-    assert all(tasks.TASKS[task].wrapper in tasks.TASKS[task].never for task in ("addition", "choice", "base_addition"))
+    assert all(
+        tasks.TASKS[task].wrapper in tasks.TASKS[task].never
+        for task in ("addition", "choice", "base_addition")
+    )
 
 
 @pytest.mark.parametrize("allowed", [(1,), (4,), (-4, 2)], ids=str)
@@ -158,11 +219,25 @@ def test_every_answer_is_what_function_and_wrapper_say(n_examples):
     assert set(check_answers(draw(n_examples=n_examples))) == set(tasks.WRAPPERS)
 
 
-@pytest.mark.parametrize("extreme", [lambda dtype: 0.0, lambda dtype: 1 - torch.finfo(dtype).eps / 2], ids=["smallest", "largest"])
+@pytest.mark.parametrize(
+    "extreme",
+    [lambda dtype: 0.0, lambda dtype: 1 - torch.finfo(dtype).eps / 2],
+    ids=["smallest", "largest"],
+)
 def test_the_most_extreme_random_numbers_still_make_sound_documents(monkeypatch, extreme):
     """low + rand * (high - low) must not be rounded up to high."""
-    monkeypatch.setattr(torch, "rand", lambda *size, generator, dtype=torch.float32: torch.empty(*size, dtype=dtype).fill_(extreme(dtype)))
-    assert sum(check_answers(draw(n_documents=500)).values()) == sum(check_answers(draw(tasks.DIETS["even"], 500)).values()) == 500
+    monkeypatch.setattr(
+        torch,
+        "rand",
+        lambda *size, generator, dtype=torch.float32: torch.empty(*size, dtype=dtype).fill_(
+            extreme(dtype)
+        ),
+    )
+    assert (
+        sum(check_answers(draw(n_documents=500)).values())
+        == sum(check_answers(draw(tasks.DIETS["even"], 500)).values())
+        == 500
+    )
 
 
 def test_copy_documents_may_answer_anything():
@@ -180,9 +255,14 @@ def test_determined_is_what_can_be_known_from_the_examples_before():
             if wrapper == "copy":
                 known = (symbol, operands) in [example[:2] for example in before]
             elif wrapper == "relabel":
-                known = (symbol in LETTERED, BY_HAND[symbol](*operands)) in [(s in LETTERED, BY_HAND[s](*xy)) for s, xy, _ in before]
+                known = (symbol in LETTERED, BY_HAND[symbol](*operands)) in [
+                    (s in LETTERED, BY_HAND[s](*xy)) for s, xy, _ in before
+                ]
             elif wrapper == "base":
-                known = index >= 1 and (answer == BY_HAND[symbol](*operands) or any(c != BY_HAND[s](*xy) for s, xy, c in before))
+                known = index >= 1 and (
+                    answer == BY_HAND[symbol](*operands)
+                    or any(c != BY_HAND[s](*xy) for s, xy, c in before)
+                )
             else:
                 known = index >= 1
             assert documents.determined[row, index] == known, (wrapper, index, tasks.decode(tokens))
@@ -194,20 +274,35 @@ def test_tokens_stand_where_the_layout_says():
     documents = draw(n_documents=50, n_examples=5)
     tokens, answers = documents.tokens, tasks.answer_positions(5)
     assert tokens.shape == (50, 31) and tokens.dtype == torch.int64
-    assert (tokens[:, 0] == tasks.BOS).all() and (tokens[:, answers - 1] == tasks.EQUALS).all() and (tokens[:, answers + 1] == tasks.END).all()
+    assert (
+        (tokens[:, 0] == tasks.BOS).all()
+        and (tokens[:, answers - 1] == tasks.EQUALS).all()
+        and (tokens[:, answers + 1] == tasks.END).all()
+    )
     assert answers.tolist() == [5, 11, 17, 23, 29]
     symbols = [[symbol for symbol, *_ in read(row)] for row in tokens]
-    assert symbols == [[list(tasks.FUNCTIONS)[index] for index in row] for row in documents.function.tolist()]
+    assert symbols == [
+        [list(tasks.FUNCTIONS)[index] for index in row] for row in documents.function.tolist()
+    ]
     assert tasks.n_tokens(4) == 1 + answers[4] - 1  # a prompt ends at the `=` before its answer
 
 
 def test_a_seed_names_a_batch():
     same, again, other = draw(seed=5), draw(seed=5), draw(seed=6)
-    assert all(torch.equal(getattr(same, field.name), getattr(again, field.name)) for field in fields(same))
+    assert all(
+        torch.equal(getattr(same, field.name), getattr(again, field.name)) for field in fields(same)
+    )
     assert not torch.equal(same.tokens, other.tokens)
 
 
-@pytest.mark.parametrize("work", [lambda g: tasks.sample(MIX, 20, 9, g).tokens, lambda g: tasks.evaluation_pairs("addition", 1, 2, 20, g).base], ids=["sample", "pairs"])
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda g: tasks.sample(MIX, 20, 9, g).tokens,
+        lambda g: tasks.evaluation_pairs("addition", 1, 2, 20, g).base,
+    ],
+    ids=["sample", "pairs"],
+)
 def test_the_global_generator_is_neither_read_nor_moved(work):
     results = []
     for world in (1, 2):
@@ -226,7 +321,9 @@ def changed_columns(a, b):
 
 
 @pytest.mark.parametrize("shots", [1, 4])
-@pytest.mark.parametrize("task, k", [(task, k) for task, asked in tasks.TASKS.items() for k in asked.ks])
+@pytest.mark.parametrize(
+    "task, k", [(task, k) for task, asked in tasks.TASKS.items() for k in asked.ks]
+)
 def test_evaluation_pairs_are_what_they_say(task, k, shots):
     pairs = tasks.evaluation_pairs(task, k, shots, 30, torch.Generator().manual_seed(0))
     symbol, based = tasks.TASKS[task].symbol, task == "base_addition"
@@ -239,35 +336,62 @@ def test_evaluation_pairs_are_what_they_say(task, k, shots):
     def contrast_answer(value):
         return numeral(value, k) if based else value + k
 
-    right = [(pairs.base, lambda value: value, lambda value: value, pairs.base_answers), (pairs.contrast, contrast_answer, contrast_answer, pairs.contrast_answers)]
+    right = [
+        (pairs.base, lambda value: value, lambda value: value, pairs.base_answers),
+        (pairs.contrast, contrast_answer, contrast_answer, pairs.contrast_answers),
+    ]
     if task != "choice":
-        right.append((pairs.operands_changed, lambda value: value, lambda value: value, pairs.base_answers))
+        right.append(
+            (pairs.operands_changed, lambda value: value, lambda value: value, pairs.base_answers)
+        )
         assert changed_columns(pairs.operands_changed, pairs.contrast) <= operands
     for prompts, shows, asks, asked in right:
         for prompt, answer in zip(prompts, asked):
             *shown, (query_symbol, query, nothing) = read(prompt)
             expected = [shows(BY_HAND[symbol](*xy)) for _, xy, _ in shown]
-            assert [answer % around for *_, answer in shown] == [answer % around for answer in expected]
-            assert {query_symbol, *(example[0] for example in shown)} == {symbol} and nothing is None
-            assert number(tasks.VOCABULARY[answer]) % around == asks(BY_HAND[symbol](*query)) % around
-            assert not based or all(0 <= digit < k for _, xy, _ in (read(prompt)[:-1] if prompts is not pairs.operands_changed else []) for digit in xy)
-    for prompts, asked in ((pairs.base, pairs.base_answers), (pairs.contrast, pairs.contrast_answers)):
-        assert not (prompts[:, sorted(answers)] == asked[:, None]).any(), "the asked answer was shown"
+            assert [answer % around for *_, answer in shown] == [
+                answer % around for answer in expected
+            ]
+            assert {query_symbol, *(example[0] for example in shown)} == {
+                symbol
+            } and nothing is None
+            assert (
+                number(tasks.VOCABULARY[answer]) % around == asks(BY_HAND[symbol](*query)) % around
+            )
+            assert not based or all(
+                0 <= digit < k
+                for _, xy, _ in (read(prompt)[:-1] if prompts is not pairs.operands_changed else [])
+                for digit in xy
+            )
+    for prompts, asked in (
+        (pairs.base, pairs.base_answers),
+        (pairs.contrast, pairs.contrast_answers),
+    ):
+        assert not (prompts[:, sorted(answers)] == asked[:, None]).any(), (
+            "the asked answer was shown"
+        )
     shown_differently = (pairs.base != pairs.contrast)[:, sorted(answers)]  # [prompt, shot]
     assert shown_differently.any(1).all() if based else shown_differently.all() or not k
     if pairs.operands_changed is not None:
         demos = pairs.contrast.shape[1] - 4  # where the query starts
-        assert torch.equal((pairs.operands_changed != pairs.contrast)[:, 1:demos].unflatten(1, (shots, 6)).any(2), shown_differently)
+        assert torch.equal(
+            (pairs.operands_changed != pairs.contrast)[:, 1:demos].unflatten(1, (shots, 6)).any(2),
+            shown_differently,
+        )
     assert torch.equal(pairs.carry, pairs.base_answers != pairs.contrast_answers)
 
 
 def test_base_k_addition_asks_for_sums_that_carry_and_sums_that_do_not():
     pairs = tasks.evaluation_pairs("base_addition", 8, 4, 300, torch.Generator().manual_seed(0))
-    for prompt, carry, base, contrast in zip(pairs.contrast, pairs.carry, pairs.base_answers, pairs.contrast_answers):
+    for prompt, carry, base, contrast in zip(
+        pairs.contrast, pairs.carry, pairs.base_answers, pairs.contrast_answers
+    ):
         _, (x, y), _ = read(prompt)[-1]
         assert carry == (x + y >= 8) and (contrast - base == 2 * carry)
     assert 50 < pairs.carry.sum() < 250
-    assert tasks.evaluation_pairs("base_addition", 8, 4, 300, torch.Generator().manual_seed(0), carry=True).carry.all()
+    assert tasks.evaluation_pairs(
+        "base_addition", 8, 4, 300, torch.Generator().manual_seed(0), carry=True
+    ).carry.all()
 
 
 @pytest.mark.parametrize("k", [-4, 4])
@@ -279,7 +403,14 @@ def test_shifted_letters_go_around_the_alphabet(k):
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [(("multiplication", 1, 2, 3), "unknown task"), (("addition", 5, 2, 3), "k = 5"), (("addition", -5, 2, 3), "k = -5"), (("base_addition", 10, 2, 3), "k = 10"), (("addition", 1, 0, 3), "one shot"), (("addition", 1, 2, 0), "one prompt")],
+    [
+        (("multiplication", 1, 2, 3), "unknown task"),
+        (("addition", 5, 2, 3), "k = 5"),
+        (("addition", -5, 2, 3), "k = -5"),
+        (("base_addition", 10, 2, 3), "k = 10"),
+        (("addition", 1, 0, 3), "one shot"),
+        (("addition", 1, 2, 0), "one prompt"),
+    ],
 )
 def test_impossible_evaluation_pairs_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -290,7 +421,10 @@ def test_impossible_evaluation_pairs_are_refused(arguments, message):
 
 
 def test_text_and_tokens_round_trip():
-    pairs = [tasks.evaluation_pairs(task, -4, 3, 20, torch.Generator().manual_seed(0)).contrast for task in ("caesar", "choice")]
+    pairs = [
+        tasks.evaluation_pairs(task, -4, 3, 20, torch.Generator().manual_seed(0)).contrast
+        for task in ("caesar", "choice")
+    ]
     for tokens in (*draw(n_documents=200).tokens, *torch.cat(pairs)):
         assert torch.equal(tasks.encode(tasks.decode(tokens)), tokens)
 
@@ -308,7 +442,25 @@ def test_shorthand_is_understood(text, written):
     assert tasks.decode(tasks.encode(text)) == written
 
 
-@pytest.mark.parametrize("text", ["", " ", "1+1", "1+1=3, foo", "1*1=2", "99+1=", "1+1=99", "1+1=, 2+2=4", "A copy _ = B", "1+1=3=4", "1 plus 1 = 2", "²+1=3", "<bos>", "3 7=b"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "1+1",
+        "1+1=3, foo",
+        "1*1=2",
+        "99+1=",
+        "1+1=99",
+        "1+1=, 2+2=4",
+        "A copy _ = B",
+        "1+1=3=4",
+        "1 plus 1 = 2",
+        "²+1=3",
+        "<bos>",
+        "3 7=b",
+    ],
+)
 def test_text_outside_the_vocabulary_is_refused(text):
     with pytest.raises(ValueError, match="cannot read"):
         tasks.encode(text)

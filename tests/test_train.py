@@ -19,9 +19,29 @@ from minifunc.model import ModelConfig, Transformer
 from minifunc.support.runs import load_run
 from train import TrainConfig
 
-TRAIN = TrainConfig(seed=3, steps=6, documents=4, examples=9, long_every=2, lr=0.01, warmup=2, eval_every=3)
-MODEL = ModelConfig(n_layers=2, n_heads=2, d_model=16, d_head=8, d_mlp=16, d_vocab=len(tasks.VOCABULARY), n_ctx=1 + 6 * TRAIN.longest, act_fn="relu")
-TINY = [word for name, value in {**asdict(MODEL), **asdict(TRAIN), "device": "cpu", "table_prompts": 8}.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+TRAIN = TrainConfig(
+    seed=3, steps=6, documents=4, examples=9, long_every=2, lr=0.01, warmup=2, eval_every=3
+)
+MODEL = ModelConfig(
+    n_layers=2,
+    n_heads=2,
+    d_model=16,
+    d_head=8,
+    d_mlp=16,
+    d_vocab=len(tasks.VOCABULARY),
+    n_ctx=1 + 6 * TRAIN.longest,
+    act_fn="relu",
+)
+TINY = [
+    word
+    for name, value in {
+        **asdict(MODEL),
+        **asdict(TRAIN),
+        "device": "cpu",
+        "table_prompts": 8,
+    }.items()
+    for word in (f"--{name.replace('_', '-')}", str(value))
+]
 
 EVALUATE = train.evaluate
 
@@ -32,7 +52,9 @@ def quick_evaluation():
     evaluate = train.evaluate
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "SHOTS", (1, 8))
-        patch.setattr(train, "evaluate", lambda model, n_prompts, every_task: evaluate(model, 8, every_task))
+        patch.setattr(
+            train, "evaluate", lambda model, n_prompts, every_task: evaluate(model, 8, every_task)
+        )
         yield
 
 
@@ -102,13 +124,17 @@ def interrupted(folder, monkeypatch, place, step):
 
 @pytest.mark.parametrize("place", ["before", "after"], ids=lambda place: f"{place} the update")
 @pytest.mark.parametrize("step", [1, 3, 4])
-def test_an_interrupted_run_goes_on_to_the_same_weights_and_metrics(tmp_path, monkeypatch, capsys, no_table, whole, place, step):
+def test_an_interrupted_run_goes_on_to_the_same_weights_and_metrics(
+    tmp_path, monkeypatch, capsys, no_table, whole, place, step
+):
     assert interrupted(tmp_path, monkeypatch, place, step) not in (0, 2)
     stopped = torch.load(tmp_path / "resume.pt", weights_only=True)["step"]
     told = capsys.readouterr().err
     assert step <= stopped <= step + 1 and f"step {stopped} " in told and "--resume" in told
     assert main(tmp_path, "--resume", "--device", "cpu") == 0
-    assert all(torch.equal(weights(tmp_path)[name], weight) for name, weight in weights(whole).items())
+    assert all(
+        torch.equal(weights(tmp_path)[name], weight) for name, weight in weights(whole).items()
+    )
     assert metrics(tmp_path) == metrics(whole)
 
 
@@ -125,22 +151,34 @@ def test_a_second_ctrl_c_stops_at_once_with_a_word_about_it(tmp_path, monkeypatc
 def write_fails(monkeypatch, number, fault):
     """From the `number`th write to a disk on, `fault()` is called in it."""
     calls, fsync = [], os.fsync
-    monkeypatch.setattr(os, "fsync", lambda file: (calls.append(1), fault() if len(calls) >= number else fsync(file)))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda file: (calls.append(1), fault() if len(calls) >= number else fsync(file)),
+    )
 
 
 @pytest.mark.parametrize("number", [5, 6, 7])  # after config.json and the three files of step 3
-def test_a_second_ctrl_c_while_a_file_is_written_leaves_the_last_good_state(tmp_path, monkeypatch, capsys, no_table, whole, number):
+def test_a_second_ctrl_c_while_a_file_is_written_leaves_the_last_good_state(
+    tmp_path, monkeypatch, capsys, no_table, whole, number
+):
     with monkeypatch.context() as patch:
         write_fails(patch, number, lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
         assert main(tmp_path, *TINY) == 130
     assert len(capsys.readouterr().err.splitlines()) == 1 and not list(tmp_path.glob("*.tmp"))
-    assert torch.load(tmp_path / "resume.pt", weights_only=True)["step"] == (3 if number == 5 else 6)
+    assert torch.load(tmp_path / "resume.pt", weights_only=True)["step"] == (
+        3 if number == 5 else 6
+    )
     assert main(tmp_path, "--resume", "--device", "cpu") == 0
-    assert all(torch.equal(weights(tmp_path)[name], weight) for name, weight in weights(whole).items()) and metrics(tmp_path) == metrics(whole)
+    assert all(
+        torch.equal(weights(tmp_path)[name], weight) for name, weight in weights(whole).items()
+    ) and metrics(tmp_path) == metrics(whole)
 
 
 @pytest.mark.parametrize("number", [5, 6, 7])
-def test_a_full_disk_is_one_line_and_leaves_the_last_good_state(tmp_path, monkeypatch, capsys, no_table, whole, number):
+def test_a_full_disk_is_one_line_and_leaves_the_last_good_state(
+    tmp_path, monkeypatch, capsys, no_table, whole, number
+):
     def full():
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -149,7 +187,9 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_good_state(tmp_path, monkey
         assert "No space left on device" in refused(capsys, tmp_path, *TINY)
     assert not list(tmp_path.glob("*.tmp"))
     assert main(tmp_path, "--resume", "--device", "cpu") == 0
-    assert all(torch.equal(weights(tmp_path)[name], weight) for name, weight in weights(whole).items()) and metrics(tmp_path) == metrics(whole)
+    assert all(
+        torch.equal(weights(tmp_path)[name], weight) for name, weight in weights(whole).items()
+    ) and metrics(tmp_path) == metrics(whole)
 
 
 def test_a_run_in_a_read_only_folder_does_not_go_on(tmp_path, monkeypatch, capsys, whole):
@@ -172,13 +212,17 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, monkeypatch, no_table
     monkeypatch.setattr(tasks, "sample", lambda *_: pytest.fail("a step was made"))
     assert main(tmp_path, "--resume", "--device", "cpu") == 0
     assert metrics(tmp_path) == metrics(whole)
-    assert all(torch.equal(weights(tmp_path)[name], weight) for name, weight in weights(whole).items())
+    assert all(
+        torch.equal(weights(tmp_path)[name], weight) for name, weight in weights(whole).items()
+    )
 
 
 # ---------------------------------------------------------------- divergence
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_its_checkpoint(tmp_path, monkeypatch, capsys):
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_its_checkpoint(
+    tmp_path, monkeypatch, capsys
+):
     calls, loss_on_answers = [], train.loss_on_answers
 
     def diverging(model, documents):
@@ -194,7 +238,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_its_checkpoint(tmp_pat
 # ---------------------------------------------------------------- mistakes
 
 
-@pytest.mark.parametrize("name", ["config.json", "resume.pt", "model.pt", "metrics.jsonl", "circuit.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "resume.pt", "model.pt", "metrics.jsonl", "circuit.json"]
+)
 def test_an_existing_run_is_not_overwritten(tmp_path, capsys, name):
     (tmp_path / name).write_text("precious")
     assert str(tmp_path) in refused(capsys, tmp_path, *TINY)
@@ -235,7 +281,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, capsys, place):
     assert str(tmp_path / place) in refused(capsys, tmp_path / place, *TINY)
 
 
-def test_a_run_that_another_process_finished_in_between_is_not_overwritten(tmp_path, monkeypatch, capsys, whole):
+def test_a_run_that_another_process_finished_in_between_is_not_overwritten(
+    tmp_path, monkeypatch, capsys, whole
+):
     def join(device):  # called after the first look, before the lock is taken
         for name, content in contents(whole).items():
             (tmp_path / name).write_bytes(content)
@@ -246,12 +294,25 @@ def test_a_run_that_another_process_finished_in_between_is_not_overwritten(tmp_p
     assert contents(tmp_path) == contents(whole)
 
 
-@pytest.mark.parametrize("flags", [["--examples", "3", "--n-ctx", "31"], ["--examples", "2", "--long-every", "0"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "flags",
+    [["--examples", "3", "--n-ctx", "31"], ["--examples", "2", "--long-every", "0"]],
+    ids=" ".join,
+)
 def test_short_documents_can_be_trained_on(tmp_path, no_table, flags):
     assert main(tmp_path, *TINY, *flags) == 0
 
 
-@pytest.mark.parametrize("flags, word", [(["--steps", "7"], "steps"), (["--d-model", "32"], "d_model"), (["--seed", "0"], "seed"), (["--diet", "keto"], "diet")], ids=str)
+@pytest.mark.parametrize(
+    "flags, word",
+    [
+        (["--steps", "7"], "steps"),
+        (["--d-model", "32"], "d_model"),
+        (["--seed", "0"], "seed"),
+        (["--diet", "keto"], "diet"),
+    ],
+    ids=str,
+)
 def test_resume_refuses_what_contradicts_the_run(whole, capsys, flags, word):
     before = contents(whole)
     assert word in refused(capsys, whole, "--resume", *flags)
@@ -264,12 +325,27 @@ def damaged(state):
     yield "other keys", {"weights": state["model"]}
     yield "foreign model", {**state, "model": {"a": torch.zeros(1)}}
     yield "no model", {**state, "model": 3}
-    yield "model not finite", {**state, "model": {**state["model"], "embed.W_E": state["model"]["embed.W_E"] * math.nan}}
+    yield (
+        "model not finite",
+        {**state, "model": {**state["model"], "embed.W_E": state["model"]["embed.W_E"] * math.nan}},
+    )
     yield "step beyond", {**state, "step": 10**9}
     yield "step no number", {**state, "step": "3"}
     yield "bad generator", {**state, "data": torch.zeros(3, dtype=torch.uint8)}
     yield "foreign optimizer", {**state, "optimizer": {"state": {}, "param_groups": []}}
-    yield "optimizer of another shape", {**state, "optimizer": {**state["optimizer"], "state": {index: {**entry, "exp_avg": torch.zeros(3)} for index, entry in state["optimizer"]["state"].items()}}}
+    yield (
+        "optimizer of another shape",
+        {
+            **state,
+            "optimizer": {
+                **state["optimizer"],
+                "state": {
+                    index: {**entry, "exp_avg": torch.zeros(3)}
+                    for index, entry in state["optimizer"]["state"].items()
+                },
+            },
+        },
+    )
     yield "metrics no list", {**state, "metrics": None}
     yield "metrics no text", {**state, "metrics": [{}]}
     yield "metrics no objects", {**state, "metrics": "[1]"}
@@ -277,8 +353,12 @@ def damaged(state):
 
 
 @pytest.mark.parametrize("index", range(14))
-def test_a_resume_file_that_does_not_fit_is_refused_before_a_step(tmp_path, monkeypatch, capsys, whole, index):
-    monkeypatch.setattr(train, "loss_on_answers", lambda *_: pytest.fail("a step was made"))  # the fused optimizer would crash
+def test_a_resume_file_that_does_not_fit_is_refused_before_a_step(
+    tmp_path, monkeypatch, capsys, whole, index
+):
+    monkeypatch.setattr(
+        train, "loss_on_answers", lambda *_: pytest.fail("a step was made")
+    )  # the fused optimizer would crash
     for name, content in contents(whole).items():
         (tmp_path / name).write_bytes(content)
     state = torch.load(whole / "resume.pt", weights_only=True)
@@ -290,7 +370,12 @@ def test_a_resume_file_that_does_not_fit_is_refused_before_a_step(tmp_path, monk
 
 def test_a_config_of_another_diet_or_vocabulary_is_refused(tmp_path, capsys, whole):
     config = json.loads((whole / "config.json").read_text())
-    for name, value in {"vocabulary": ["<bos>"], "diet": {**config["diet"], "copy": 9.0}, "train": {"steps": "6"}, "model": []}.items():
+    for name, value in {
+        "vocabulary": ["<bos>"],
+        "diet": {**config["diet"], "copy": 9.0},
+        "train": {"steps": "6"},
+        "model": [],
+    }.items():
         (tmp_path / "config.json").write_text(json.dumps({**config, name: value}))
         assert "config.json" in refused(capsys, tmp_path, "--resume")
 
@@ -300,21 +385,36 @@ def test_a_config_of_another_diet_or_vocabulary_is_refused(tmp_path, capsys, who
 
 def test_loss_counts_determined_answers_alone():
     model = Transformer(MODEL).requires_grad_(False)
-    documents = tasks.sample(tasks.DIETS[tasks.DEFAULT_DIET], 20, 9, torch.Generator().manual_seed(0))
-    chosen = torch.rand(documents.determined.shape, generator=torch.Generator().manual_seed(1)) < 0.2
+    documents = tasks.sample(
+        tasks.DIETS[tasks.DEFAULT_DIET], 20, 9, torch.Generator().manual_seed(0)
+    )
+    chosen = (
+        torch.rand(documents.determined.shape, generator=torch.Generator().manual_seed(1)) < 0.2
+    )
     chosen[0] = False
     log_p = model(documents.tokens).log_softmax(-1)
-    by_hand = [-log_p[row, 4 + 6 * index, documents.tokens[row, 5 + 6 * index]] for row, index in chosen.nonzero().tolist()]
-    assert_close(train.loss_on_answers(model, replace(documents, determined=chosen)), torch.stack(by_hand).mean())
+    by_hand = [
+        -log_p[row, 4 + 6 * index, documents.tokens[row, 5 + 6 * index]]
+        for row, index in chosen.nonzero().tolist()
+    ]
+    assert_close(
+        train.loss_on_answers(model, replace(documents, determined=chosen)),
+        torch.stack(by_hand).mean(),
+    )
     assert train.loss_on_answers(model, replace(documents, determined=chosen & False)) == 0
 
 
 def test_training_lowers_the_loss(tmp_path):
     lower = replace(TRAIN, steps=60, documents=32, long_every=0, eval_every=1000, warmup=5)
-    documents = tasks.sample(tasks.DIETS[tasks.DEFAULT_DIET], 200, 9, torch.Generator().manual_seed(99))
+    documents = tasks.sample(
+        tasks.DIETS[tasks.DEFAULT_DIET], 200, 9, torch.Generator().manual_seed(99)
+    )
     untrained = Transformer(MODEL, torch.Generator().manual_seed(lower.seed))
     trained = train.train(tmp_path, MODEL, lower, tasks.DEFAULT_DIET, torch.device("cpu"))
-    assert train.loss_on_answers(trained, documents) < train.loss_on_answers(untrained, documents) - 0.5
+    assert (
+        train.loss_on_answers(trained, documents)
+        < train.loss_on_answers(untrained, documents) - 0.5
+    )
 
 
 def test_learning_rate_climbs_in_a_line_and_falls_along_a_cosine():
@@ -327,7 +427,22 @@ def test_learning_rate_climbs_in_a_line_and_falls_along_a_cosine():
     assert TrainConfig(steps=1, warmup=0, lr=2.0).lr_at(1) == 2.0
 
 
-@pytest.mark.parametrize("field, value", [("steps", 0), ("steps", 1.5), ("documents", -1), ("examples", 1), ("lr", 0.0), ("lr", math.nan), ("beta2", 1.0), ("clip", 0.0), ("seed", -1), ("seed", True), ("eval_every", 0)])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("steps", 0),
+        ("steps", 1.5),
+        ("documents", -1),
+        ("examples", 1),
+        ("lr", 0.0),
+        ("lr", math.nan),
+        ("beta2", 1.0),
+        ("clip", 0.0),
+        ("seed", -1),
+        ("seed", True),
+        ("eval_every", 0),
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(field, value):
     with pytest.raises(ValueError, match=field):
         TrainConfig(**{field: value})
@@ -337,41 +452,71 @@ def test_settings_that_make_no_sense_are_refused(field, value):
 def test_evaluation_is_a_table_by_task_k_and_shots(every_task):
     table = train.evaluate(Transformer(MODEL), 8, every_task)
     based = ["base_addition_carry", "base_addition_no_carry"]
-    assert list(table) == ([*(task for task in tasks.TASKS if task != "base_addition"), *based] if every_task else ["addition"])
+    assert list(table) == (
+        [*(task for task in tasks.TASKS if task != "base_addition"), *based]
+        if every_task
+        else ["addition"]
+    )
     for task, by_k in table.items():
         assert list(by_k) == [str(k) for k in (range(6, 10) if task in based else range(-4, 5))]
         for by_shots in by_k.values():
-            assert list(by_shots) == [str(shots) for shots in train.SHOTS] and all(0 <= share <= 1 or task in based for share in by_shots.values())
+            assert list(by_shots) == [str(shots) for shots in train.SHOTS] and all(
+                0 <= share <= 1 or task in based for share in by_shots.values()
+            )
 
 
 def test_sums_in_base_k_are_counted_apart_by_whether_they_carry(monkeypatch):
     """A stand-in that always adds in base 10: right where nothing carries, and there alone."""
     made, pairs = [], tasks.evaluation_pairs
-    monkeypatch.setattr(tasks, "evaluation_pairs", lambda *arguments: made.append(pairs(*arguments)) or made[-1])
-    monkeypatch.setattr(train, "last_logits", lambda *_: torch.nn.functional.one_hot(made[-1].base_answers, len(tasks.VOCABULARY)).float())
+    monkeypatch.setattr(
+        tasks, "evaluation_pairs", lambda *arguments: made.append(pairs(*arguments)) or made[-1]
+    )
+    monkeypatch.setattr(
+        train,
+        "last_logits",
+        lambda *_: torch.nn.functional.one_hot(
+            made[-1].base_answers, len(tasks.VOCABULARY)
+        ).float(),
+    )
     table = EVALUATE(Transformer(MODEL), 240, every_task=True)
     for k in ("6", "7", "8", "9"):
-        assert set(table["base_addition_carry"][k].values()) == {0.0} and set(table["base_addition_no_carry"][k].values()) == {1.0}
+        assert set(table["base_addition_carry"][k].values()) == {0.0} and set(
+            table["base_addition_no_carry"][k].values()
+        ) == {1.0}
 
 
 def test_evaluation_counts_right_answers(monkeypatch):
     """A stand-in that always answers `10`: right just where 10 is the shifted sum."""
-    ten = torch.nn.functional.one_hot(torch.tensor(tasks.TOKEN["10"]), len(tasks.VOCABULARY)).float()
+    ten = torch.nn.functional.one_hot(
+        torch.tensor(tasks.TOKEN["10"]), len(tasks.VOCABULARY)
+    ).float()
     pairs, seen = tasks.evaluation_pairs, []
-    monkeypatch.setattr(tasks, "evaluation_pairs", lambda *arguments: seen.append(pairs(*arguments)) or seen[-1])
+    monkeypatch.setattr(
+        tasks, "evaluation_pairs", lambda *arguments: seen.append(pairs(*arguments)) or seen[-1]
+    )
     monkeypatch.setattr(train, "last_logits", lambda model, tokens: ten.expand(len(tokens), -1))
     table = train.evaluate(Transformer(MODEL), 4, False)
     shares = [share for by_shots in table["addition"].values() for share in by_shots.values()]
-    assert shares == [(pair.contrast_answers == tasks.TOKEN["10"]).float().mean().item() for pair in seen] and 0 < sum(shares) < len(shares)
+    assert shares == [
+        (pair.contrast_answers == tasks.TOKEN["10"]).float().mean().item() for pair in seen
+    ] and 0 < sum(shares) < len(shares)
 
 
 def test_a_run_writes_the_files_of_the_contract(whole):
     assert set(contents(whole)) == {"config.json", "metrics.jsonl", "model.pt", "resume.pt"}
     config = json.loads((whole / "config.json").read_text())
-    assert {name: config["model"][name] for name in asdict(MODEL)} == asdict(MODEL) and config["train"] == asdict(TRAIN)
-    assert config["vocabulary"] == tasks.VOCABULARY and config["diet"]["name"] == tasks.DEFAULT_DIET and config["versions"]["torch"] == torch.__version__
+    assert {name: config["model"][name] for name in asdict(MODEL)} == asdict(MODEL) and config[
+        "train"
+    ] == asdict(TRAIN)
+    assert (
+        config["vocabulary"] == tasks.VOCABULARY
+        and config["diet"]["name"] == tasks.DEFAULT_DIET
+        and config["versions"]["torch"] == torch.__version__
+    )
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [3, 6] and all(line.keys() == {"step", "seconds", "loss", "accuracy"} for line in lines)
+    assert [line["step"] for line in lines] == [3, 6] and all(
+        line.keys() == {"step", "seconds", "loss", "accuracy"} for line in lines
+    )
     assert 0 <= lines[0]["seconds"] <= lines[1]["seconds"]
 
 
@@ -379,8 +524,17 @@ def test_results_go_to_stdout_and_mark_what_was_never_trained_on(whole, capsys):
     assert main(whole, "--resume", "--device", "cpu", "--table-prompts", 8) == 0
     lines = capsys.readouterr().out.splitlines()
     marked = [line.split("  ")[0] for line in lines if line.endswith("never trained on")]
-    assert marked == [*(f"addition off by {k:+d}" for k in range(-4, 5) if k), "choice shifted", "base addition carry 6..9", "base addition no carry 6..9"]
-    assert all(any(line.startswith(f"{task} plain") for line in lines) for task in tasks.TASKS if task != "base_addition")
+    assert marked == [
+        *(f"addition off by {k:+d}" for k in range(-4, 5) if k),
+        "choice shifted",
+        "base addition carry 6..9",
+        "base addition no carry 6..9",
+    ]
+    assert all(
+        any(line.startswith(f"{task} plain") for line in lines)
+        for task in tasks.TASKS
+        if task != "base_addition"
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -388,10 +542,14 @@ def test_a_run_on_cuda_is_resumed_and_loads_on_the_cpu(tmp_path, monkeypatch):
     cuda = torch.device("cuda")
     train.train(tmp_path, MODEL, replace(TRAIN, steps=3), tasks.DEFAULT_DIET, cuda)
     train.train(tmp_path, MODEL, TRAIN, tasks.DEFAULT_DIET, cuda, resume=True)
-    assert [line["step"] for line in metrics(tmp_path)] == [3, 6] and load_run(tmp_path)[0](torch.zeros(1, 4, dtype=torch.long)).isfinite().all()
+    assert [line["step"] for line in metrics(tmp_path)] == [3, 6] and load_run(tmp_path)[0](
+        torch.zeros(1, 4, dtype=torch.long)
+    ).isfinite().all()
 
 
-def test_a_resume_file_of_another_run_is_refused_and_nothing_is_overwritten(tmp_path, whole, capsys):
+def test_a_resume_file_of_another_run_is_refused_and_nothing_is_overwritten(
+    tmp_path, whole, capsys
+):
     mine = tmp_path / "mine"
     shutil.copytree(whole, mine)
     config = json.loads((mine / "config.json").read_text())

@@ -22,7 +22,9 @@ def attribute(patcher: PathPatcher) -> Effects:
     """
     total = torch.zeros(len(patcher.senders), patcher.n_prompts, dtype=torch.float64)
 
-    def along(chunk: Chunk, gradients: dict[str, Tensor], name: str, head: int | None = None) -> Tensor:
+    def along(
+        chunk: Chunk, gradients: dict[str, Tensor], name: str, head: int | None = None
+    ) -> Tensor:
         """Gradient times what the sender would change, [p]."""
         change, gradient = patcher.change(chunk, name, slice(None), head), gradients[name]
         gradient = (gradient if head is None else gradient[:, :, head])[:, -change.shape[1] :]
@@ -42,15 +44,29 @@ def attribute(patcher: PathPatcher) -> Effects:
         layers = range(patcher.cfg.n_layers)
         hooks = {"hook_embed": cut} | {f"blocks.{layer}.attn.hook_z": cut for layer in layers}
         if patcher.cfg.has_mlp:
-            hooks |= {f"blocks.{layer}.hook_mlp_out": cut if patcher.freeze_mlps else watch for layer in layers}
+            hooks |= {
+                f"blocks.{layer}.hook_mlp_out": cut if patcher.freeze_mlps else watch
+                for layer in layers
+            }
         with torch.enable_grad():
-            logits = patcher.model(patcher.contrast_tokens[chunk.prompts], patcher.last, Hooks(hooks))[:, -1]
-            found = torch.autograd.grad(patcher.score(logits, chunk.prompts).sum(), list(watched.values()))
+            logits = patcher.model(
+                patcher.contrast_tokens[chunk.prompts], patcher.last, Hooks(hooks)
+            )[:, -1]
+            found = torch.autograd.grad(
+                patcher.score(logits, chunk.prompts).sum(), list(watched.values())
+            )
         gradients = dict(zip(watched, found))
         rows = [along(chunk, gradients, "hook_embed")]
         for layer in layers:
-            rows += [along(chunk, gradients, f"blocks.{layer}.attn.hook_z", head) for head in range(patcher.cfg.n_heads)]
-            rows += [along(chunk, gradients, f"blocks.{layer}.hook_mlp_out")] if patcher.cfg.has_mlp else []
+            rows += [
+                along(chunk, gradients, f"blocks.{layer}.attn.hook_z", head)
+                for head in range(patcher.cfg.n_heads)
+            ]
+            rows += (
+                [along(chunk, gradients, f"blocks.{layer}.hook_mlp_out")]
+                if patcher.cfg.has_mlp
+                else []
+            )
         total[:, chunk.prompts] = torch.stack(rows).double().cpu()
     all_sum(total)
     return patcher.effects(total)

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from minifunc.model import Hooks, Transformer
 
-Rows = tuple[Tensor, Tensor]  # prompts [n, pos] int64 and what their examples should answer, [n, shots]
+Rows = tuple[
+    Tensor, Tensor
+]  # prompts [n, pos] int64 and what their examples should answer, [n, shots]
 PENALTY = 1e-4  # of the mean variance of an input: enough where inputs are dependent, too little to matter elsewhere
 
 
@@ -37,8 +39,12 @@ def fit(x: Tensor, y: Tensor, penalty: float = PENALTY) -> Probe:
     mean_x, mean_y = x.mean(0), y.mean(0)
     centred = x - mean_x
     gram = centred.T @ centred / len(x)
-    ridge = torch.eye(len(gram), dtype=x.dtype, device=x.device) * (penalty * gram.diagonal().mean() + 1e-12)
-    return Probe(torch.linalg.solve(gram + ridge, centred.T @ (y - mean_y) / len(x)), mean_x, mean_y)
+    ridge = torch.eye(len(gram), dtype=x.dtype, device=x.device) * (
+        penalty * gram.diagonal().mean() + 1e-12
+    )
+    return Probe(
+        torch.linalg.solve(gram + ridge, centred.T @ (y - mean_y) / len(x)), mean_x, mean_y
+    )
 
 
 def r2(probe: Probe, x: Tensor, y: Tensor) -> Tensor:
@@ -62,22 +68,32 @@ def one_hot(labels: Tensor, among: Tensor | None = None) -> Tensor:
             [0., 0., 1.]], dtype=torch.float64)
     """
     among = labels if among is None else among
-    return torch.nn.functional.one_hot(labels - among.min(), int(among.max() - among.min()) + 1).double()
+    return torch.nn.functional.one_hot(
+        labels - among.min(), int(among.max() - among.min()) + 1
+    ).double()
 
 
 def sites(model: Transformer) -> list[str]:
     """The residual stream from the embedding to the end: before each block, and after each attention and MLP."""
     kinds = ["hook_resid_mid", "hook_resid_post"] if model.cfg.has_mlp else ["hook_resid_mid"]
-    return ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.{kind}" for layer in range(model.cfg.n_layers) for kind in kinds)]
+    return [
+        "blocks.0.hook_resid_pre",
+        *(f"blocks.{layer}.{kind}" for layer in range(model.cfg.n_layers) for kind in kinds),
+    ]
 
 
 def writers(model: Transformer) -> list[str]:
     """What wrote last before each of `sites`: embed, attn0, mlp0, attn1, …"""
-    return ["embed", *(("attn" if "mid" in name else "mlp") + name.split(".")[1] for name in sites(model)[1:])]
+    return [
+        "embed",
+        *(("attn" if "mid" in name else "mlp") + name.split(".")[1] for name in sites(model)[1:]),
+    ]
 
 
 @torch.no_grad()
-def stream(model: Transformer, tokens: Tensor, positions: Tensor, rows: int = 256) -> dict[str, Tensor]:
+def stream(
+    model: Transformer, tokens: Tensor, positions: Tensor, rows: int = 256
+) -> dict[str, Tensor]:
     """The stream at some positions [m] of tokens [n, pos], by site: each [n, m, d_model]."""
     device, names = model.unembed.W_U.device, sites(model)
     found: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -94,7 +110,13 @@ def stream(model: Transformer, tokens: Tensor, positions: Tensor, rows: int = 25
 Measure = Callable[[Probe, Tensor, Tensor], Tensor]
 
 
-def readable(train: Mapping[str, Tensor], train_targets: Mapping[str, Tensor], test: Mapping[str, Tensor], test_targets: Mapping[str, Tensor], measure: Measure = r2) -> dict[str, list[float]]:
+def readable(
+    train: Mapping[str, Tensor],
+    train_targets: Mapping[str, Tensor],
+    test: Mapping[str, Tensor],
+    test_targets: Mapping[str, Tensor],
+    measure: Measure = r2,
+) -> dict[str, list[float]]:
     """How well each target is read on the test prompts, for probes fitted on the training prompts: {target: one value per site}.
 
     train, test: {site: [n, m, d_model]} as `stream` gives them; targets {name: [n, m]}, a number for each prompt and position. That no prompt
@@ -105,16 +127,27 @@ def readable(train: Mapping[str, Tensor], train_targets: Mapping[str, Tensor], t
         x = next(iter(streams.values()))
         for name in names:
             if targets[name].shape != x.shape[:2]:
-                raise ValueError(f"target {name!r} must be {list(x.shape[:2])}, one number for each prompt and position, not {list(targets[name].shape)}")
+                raise ValueError(
+                    f"target {name!r} must be {list(x.shape[:2])}, one number for each prompt and position, not {list(targets[name].shape)}"
+                )
         y.append(torch.stack([targets[name].flatten() for name in names], dim=1).to(x.device))
-    found = torch.stack([measure(fit(train[site].flatten(0, 1), y[0]), test[site].flatten(0, 1), y[1]) for site in train])  # [n_sites, n_targets]
-    return {name: [round(value, 4) for value in column] for name, column in zip(names, found.T.tolist())}
+    found = torch.stack(
+        [
+            measure(fit(train[site].flatten(0, 1), y[0]), test[site].flatten(0, 1), y[1])
+            for site in train
+        ]
+    )  # [n_sites, n_targets]
+    return {
+        name: [round(value, 4) for value in column] for name, column in zip(names, found.T.tolist())
+    }
 
 
 def halves(tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Rows of tokens [n, pos] for training and for testing, at random, each prompt in one of the two and once: two index tensors."""
     _, which = tokens.unique(dim=0, return_inverse=True)
-    first = torch.full((int(which.max()) + 1,), len(tokens)).scatter_reduce_(0, which.cpu(), torch.arange(len(tokens)), "amin")  # one row of each prompt
+    first = torch.full((int(which.max()) + 1,), len(tokens)).scatter_reduce_(
+        0, which.cpu(), torch.arange(len(tokens)), "amin"
+    )  # one row of each prompt
     shuffled = first[torch.randperm(len(first), generator=generator)]
     return shuffled[: len(first) // 2], shuffled[len(first) // 2 :]
 
@@ -126,7 +159,14 @@ def largest_step(values: Sequence[float], names: Sequence[str]) -> tuple[str, fl
     return names[best + 1], round(steps[best], 4)
 
 
-def probes(model: Transformer, kinds: Mapping[str, Rows], others: Rows, answers: Tensor, zero: int, generator: torch.Generator) -> dict[str, Any]:
+def probes(
+    model: Transformer,
+    kinds: Mapping[str, Rows],
+    others: Rows,
+    answers: Tensor,
+    zero: int,
+    generator: torch.Generator,
+) -> dict[str, Any]:
     """R² of linear probes along the residual stream, on prompts that were not fitted.
 
     difference = c - f(x, y), shown = c, expected = f(x, y), shuffled = the differences of other examples (must come to about 0), at
@@ -139,26 +179,55 @@ def probes(model: Transformer, kinds: Mapping[str, Rows], others: Rows, answers:
     """
     shots, places = len(answers), {"answer": 0, "equals": -1, "y": -2}
     where = torch.cat([answers + offset for offset in places.values()])
-    found: dict[str, Any] = {"sites": writers(model), "n_prompts": len(kinds["dealt"][0]), **{kind: {} for kind in kinds}}
+    found: dict[str, Any] = {
+        "sites": writers(model),
+        "n_prompts": len(kinds["dealt"][0]),
+        **{kind: {} for kind in kinds},
+    }
 
     def targets(rows: Tensor, plain: Tensor) -> dict[str, Tensor]:
         shown = rows[:, answers] - zero
         return {"difference": shown - plain, "shown": shown, "expected": plain}
 
-    def part(streams: dict[str, Tensor], rows: Tensor | slice, index: int) -> dict[str, Tensor]:  # at the index-th place alone
+    def part(
+        streams: dict[str, Tensor], rows: Tensor | slice, index: int
+    ) -> dict[str, Tensor]:  # at the index-th place alone
         return {site: x[rows, shots * index : shots * (index + 1)] for site, x in streams.items()}
 
     for kind, (rows, plain) in kinds.items():
         streams, numbers = stream(model, rows, where), targets(rows, plain)
-        numbers["shuffled"] = numbers["difference"].flatten()[torch.randperm(plain.numel(), generator=generator)].reshape(plain.shape)
+        numbers["shuffled"] = (
+            numbers["difference"]
+            .flatten()[torch.randperm(plain.numel(), generator=generator)]
+            .reshape(plain.shape)
+        )
         train, test = halves(rows, generator)
-        fitted, scored = ({name: values[half] for name, values in numbers.items()} for half in (train, test))
+        fitted, scored = (
+            {name: values[half] for name, values in numbers.items()} for half in (train, test)
+        )
         for index, place in enumerate(places):
-            found[kind][place] = readable(part(streams, train, index), fitted, part(streams, test, index), scored)
-        table, y = zip(*((one_hot(some["shown"].flatten(), numbers["shown"]), some["difference"].flatten()[:, None]) for some in (fitted, scored)))
+            found[kind][place] = readable(
+                part(streams, train, index), fitted, part(streams, test, index), scored
+            )
+        table, y = zip(
+            *(
+                (
+                    one_hot(some["shown"].flatten(), numbers["shown"]),
+                    some["difference"].flatten()[:, None],
+                )
+                for some in (fitted, scored)
+            )
+        )
         found[kind]["from_shown_alone"] = round(r2(fit(table[0], y[0]), table[1], y[1]).item(), 4)
-    there, here = stream(model, others[0], answers), part(streams, slice(None), 0)  # here: the dealt documents of this task
+    there, here = (
+        stream(model, others[0], answers),
+        part(streams, slice(None), 0),
+    )  # here: the dealt documents of this task
     for name, measure in (("r2", r2), ("correlation", correlation)):
-        found["other_functions"] = found.get("other_functions", {}) | {name: readable(there, targets(*others), here, targets(*kinds["dealt"]), measure)}
-    found["made_by"], found["step"] = largest_step(found["dealt"]["answer"]["difference"], found["sites"])
+        found["other_functions"] = found.get("other_functions", {}) | {
+            name: readable(there, targets(*others), here, targets(*kinds["dealt"]), measure)
+        }
+    found["made_by"], found["step"] = largest_step(
+        found["dealt"]["answer"]["difference"], found["sites"]
+    )
     return found

@@ -22,7 +22,9 @@ def attention_to(model: Transformer, tokens: Tensor, queries: Tensor, keys: Tens
     for a key that lies behind its query, which no head could see, or a place outside the prompts.
     """
     if keys.ndim != 2 or len(keys) != len(queries) or not len(queries):
-        raise ValueError(f"keys must be [n_queries, n_keys] = [{len(queries)}, …], not {list(keys.shape)}")
+        raise ValueError(
+            f"keys must be [n_queries, n_keys] = [{len(queries)}, …], not {list(keys.shape)}"
+        )
     if keys.min() < 0 or (keys > queries[:, None]).any() or queries.max() >= tokens.shape[1]:
         raise ValueError("a query must lie inside the prompts, and its keys not behind it")
     device = model.unembed.W_U.device
@@ -47,9 +49,13 @@ def function_induction_score(model: Transformer, tokens: Tensor, answers: Tensor
     return attention_to(model, tokens, torch.tensor([tokens.shape[1] - 1]), answers[None])
 
 
-def copy_induction_score(model: Transformer, tokens: Tensor, period: int, queries: Tensor) -> Tensor:
+def copy_induction_score(
+    model: Transformer, tokens: Tensor, period: int, queries: Tensor
+) -> Tensor:
     """tokens [n_prompts, pos] repeat themselves after `period` positions; queries [n_queries]: places of the repetition.
     Raises ValueError where a token that a query should look for does not stand `period` before it as well."""
     if queries.min() < period or not torch.equal(tokens[:, queries], tokens[:, queries - period]):
-        raise ValueError(f"the tokens do not repeat themselves after {period} positions at these queries")
+        raise ValueError(
+            f"the tokens do not repeat themselves after {period} positions at these queries"
+        )
     return attention_to(model, tokens, queries, queries[:, None] - period + 1)

@@ -47,7 +47,11 @@ class Findings:
         """Ids of a prompt written as token strings; empty where the vocabulary lacks one or the context is too short."""
         ids = {string: index for index, string in enumerate(self.vocabulary)}
         strings = text.split()
-        return [ids[string] for string in strings] if all(string in ids for string in strings) and len(strings) <= self.model.cfg.n_ctx else []
+        return (
+            [ids[string] for string in strings]
+            if all(string in ids for string in strings) and len(strings) <= self.model.cfg.n_ctx
+            else []
+        )
 
     def example(self) -> list[int]:
         """A real prompt to look at attention on: the run's own, or four sums off by one."""
@@ -58,8 +62,14 @@ class Findings:
         """Every head's attention on one prompt: {"layer.head": [query][key]}."""
         layers = range(self.model.cfg.n_layers)
         names = [f"blocks.{layer}.attn.hook_pattern" for layer in layers]
-        _, cache = self.model.run_with_cache(torch.tensor([tokens], device=self.model.unembed.W_U.device), names)
-        return {f"{layer}.{head}": pattern for layer in layers for head, pattern in enumerate(cache[names[layer]][0].float().tolist())}
+        _, cache = self.model.run_with_cache(
+            torch.tensor([tokens], device=self.model.unembed.W_U.device), names
+        )
+        return {
+            f"{layer}.{head}": pattern
+            for layer in layers
+            for head, pattern in enumerate(cache[names[layer]][0].float().tolist())
+        }
 
 
 def read(run: str, results: str = "results") -> Findings:
@@ -67,14 +77,20 @@ def read(run: str, results: str = "results") -> Findings:
     folder = Path(run)
     model, config = load_run(folder)
     vocabulary = config["vocabulary"]
-    if len(vocabulary) != model.cfg.d_vocab or not all(isinstance(string, str) for string in vocabulary):
-        raise UserError(f"{folder / 'config.json'}: `vocabulary` must hold the {model.cfg.d_vocab} token strings")
+    if len(vocabulary) != model.cfg.d_vocab or not all(
+        isinstance(string, str) for string in vocabulary
+    ):
+        raise UserError(
+            f"{folder / 'config.json'}: `vocabulary` must hold the {model.cfg.d_vocab} token strings"
+        )
     found = Findings(run, model, config)
     found.circuit, found.check = (_object(folder / name) for name in ("circuit.json", "check.json"))
     found.metrics = _lines(folder / "metrics.jsonl")
     emergence = Path(results) / "emergence.json"
     rows = load_json(emergence) if emergence.exists() else []
-    found.emergence = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    found.emergence = (
+        [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    )
     return found
 
 

@@ -7,7 +7,17 @@ import json
 from html import escape
 from typing import Any
 
-VOID = {"meta", "input", "br", "rect", "line", "circle", "path", "polyline", "stop"}  # without an end tag here
+VOID = {
+    "meta",
+    "input",
+    "br",
+    "rect",
+    "line",
+    "circle",
+    "path",
+    "polyline",
+    "stop",
+}  # without an end tag here
 
 
 class Markup(str):
@@ -22,9 +32,21 @@ def h(tag: str, *children: Any, **attributes: Any) -> Markup:
     parts = []
     for name, value in attributes.items():
         name = name.rstrip("_").replace("_", "-")
-        parts += [] if value is None or value is False else [f" {name}"] if value is True else [f' {name}="{escape(str(value))}"']
+        parts += (
+            []
+            if value is None or value is False
+            else [f" {name}"]
+            if value is True
+            else [f' {name}="{escape(str(value))}"']
+        )
     opened = f"<{tag}{''.join(parts)}>"
-    return Markup(opened if tag in VOID and tag in ("meta", "input", "br") else f"{opened[:-1]}/>" if tag in VOID else f"{opened}{inside(children)}</{tag}>")
+    return Markup(
+        opened
+        if tag in VOID and tag in ("meta", "input", "br")
+        else f"{opened[:-1]}/>"
+        if tag in VOID
+        else f"{opened}{inside(children)}</{tag}>"
+    )
 
 
 def inside(children: Any) -> Markup:
@@ -38,15 +60,39 @@ def inside(children: Any) -> Markup:
 
 def script_data(name: str, value: Any) -> Markup:
     """A value as JSON that scripts of the page read; `<` is written \\u003c, so that no text in it can end the element."""
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    text = (
+        json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+        .replace("<", "\\u003c")
+        .replace(">", "\\u003e")
+        .replace("&", "\\u0026")
+    )
     return Markup(f'<script type="application/json" id="{escape(name)}">{text}</script>')
 
 
 def table(columns: list[Any], rows: list[list[Any]], caption: str, numbers: bool = True) -> Markup:
     """A table that can be copied; the first cell of a row names it. numbers: align all other cells to the right."""
     head = h("thead", h("tr", [h("th", name, scope="col") for name in columns]))
-    body = h("tbody", [h("tr", h("th", row[0], scope="row"), [h("td", cell) for cell in row[1:]]) for row in rows])
-    return h("div", h("table", h("caption", caption), head, body, class_="plain numbers" if numbers else "plain"), class_="scroll", tabindex="0", role="region", aria_label=caption)
+    body = h(
+        "tbody",
+        [
+            h("tr", h("th", row[0], scope="row"), [h("td", cell) for cell in row[1:]])
+            for row in rows
+        ],
+    )
+    return h(
+        "div",
+        h(
+            "table",
+            h("caption", caption),
+            head,
+            body,
+            class_="plain numbers" if numbers else "plain",
+        ),
+        class_="scroll",
+        tabindex="0",
+        role="region",
+        aria_label=caption,
+    )
 
 
 def details(summary: str, *children: Any) -> Markup:

@@ -5,7 +5,9 @@ from torch import Tensor
 
 from minifunc.model import Hooks, Transformer
 
-ROWS = 512  # prompts in one forward pass: enough to keep every core busy, small enough for any machine
+ROWS = (
+    512  # prompts in one forward pass: enough to keep every core busy, small enough for any machine
+)
 
 
 @torch.no_grad()

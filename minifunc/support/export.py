@@ -27,7 +27,17 @@ from torch import Tensor
 
 from minifunc.support.flags import Parser
 from minifunc.model import ModelConfig, Transformer
-from minifunc.support.runs import UserError, _line, _write, load_run, load_tensors, model_config, run_main, save_json, save_tensors
+from minifunc.support.runs import (
+    UserError,
+    _line,
+    _write,
+    load_run,
+    load_tensors,
+    model_config,
+    run_main,
+    save_json,
+    save_tensors,
+)
 
 
 def _package(name: str) -> Any:
@@ -35,7 +45,9 @@ def _package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(f"this needs the package {name.split('.')[0].replace('_', '-')}, which is not installed here") from None
+        raise UserError(
+            f"this needs the package {name.split('.')[0].replace('_', '-')}, which is not installed here"
+        ) from None
 
 
 # ---------------------------------------------------------------- TransformerLens
@@ -44,12 +56,27 @@ def _package(name: str) -> Any:
 def lens_config(cfg: ModelConfig) -> dict[str, Any]:
     """The arguments of a HookedTransformerConfig (2.18), or of a TransformerBridgeConfig (4), for a model of this shape."""
     same = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "d_vocab", "n_ctx", "eps")
-    config = {name: getattr(cfg, name) for name in same} | {"normalization_type": cfg.normalization, "init_weights": False, "device": "cpu"}
-    config |= {"act_fn": cfg.act_fn, "attn_only": False} if cfg.has_mlp else {"act_fn": None, "attn_only": True}
+    config = {name: getattr(cfg, name) for name in same} | {
+        "normalization_type": cfg.normalization,
+        "init_weights": False,
+        "device": "cpu",
+    }
+    config |= (
+        {"act_fn": cfg.act_fn, "attn_only": False}
+        if cfg.has_mlp
+        else {"act_fn": None, "attn_only": True}
+    )
     if cfg.positions == "rotary":
-        config |= {"positional_embedding_type": "rotary", "rotary_dim": cfg.d_head, "rotary_base": int(cfg.rotary_base), "rotary_adjacent_pairs": True}
+        config |= {
+            "positional_embedding_type": "rotary",
+            "rotary_dim": cfg.d_head,
+            "rotary_base": int(cfg.rotary_base),
+            "rotary_adjacent_pairs": True,
+        }
     if cfg.positions == "none" or cfg.rotary_base != int(cfg.rotary_base):
-        raise UserError("transformer-lens has no model without positions, and none whose rotary base is not a whole number")
+        raise UserError(
+            "transformer-lens has no model without positions, and none whose rotary base is not a whole number"
+        )
     return config
 
 
@@ -63,12 +90,19 @@ def to_transformer_lens(model: Transformer) -> dict[str, Any]:
         config["architecture"] = "TransformerLensNative"
         shape = lens.TransformerBridgeConfig(**config)
         other = lens.TransformerBridge.boot_native(shape)
-        weights = _package("transformer_lens.utilities.tl_checkpoint_conversion").convert_tl_checkpoint(weights, shape)
+        weights = _package(
+            "transformer_lens.utilities.tl_checkpoint_conversion"
+        ).convert_tl_checkpoint(weights, shape)
     other = other.to(model.unembed.W_U.dtype)
     for parameter in other.parameters():
         parameter.data.zero_()
     other.load_state_dict(weights, strict=False)
-    return {"config": config, "state_dict": {name: tensor.detach().clone() for name, tensor in other.state_dict().items()}}
+    return {
+        "config": config,
+        "state_dict": {
+            name: tensor.detach().clone() for name, tensor in other.state_dict().items()
+        },
+    }
 
 
 def from_transformer_lens(path: Path) -> tuple[Any, dict[str, Tensor]]:
@@ -78,8 +112,18 @@ def from_transformer_lens(path: Path) -> tuple[Any, dict[str, Tensor]]:
     try:
         config, state = json.loads(saved["run"]), dict(saved["state_dict"])
         cfg = model_config(config["model"], path)
-        ours = _from_bridge(state, cfg) if "embed.weight" in state else {name: state.pop(name) for name in _names(cfg)}
-        more = [name for name, tensor in state.items() if name.rsplit(".", 1)[-1].lower().startswith("w") or name.rsplit(".", 1)[-1].startswith("b") and tensor.any()]
+        ours = (
+            _from_bridge(state, cfg)
+            if "embed.weight" in state
+            else {name: state.pop(name) for name in _names(cfg)}
+        )
+        more = [
+            name
+            for name, tensor in state.items()
+            if name.rsplit(".", 1)[-1].lower().startswith("w")
+            or name.rsplit(".", 1)[-1].startswith("b")
+            and tensor.any()
+        ]
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError) as error:
         raise UserError(f"{path} was not made by this command: {_line(error)}") from None
     if more:
@@ -97,7 +141,14 @@ def _from_bridge(state: dict[str, Tensor], cfg: ModelConfig) -> dict[str, Tensor
     ours = {}
     for name in _names(cfg):
         part, kind = name.rsplit(".", 1)
-        place = {"W_Q": ".q", "W_K": ".k", "W_V": ".v", "W_O": ".o", "W_in": ".in", "W_out": ".out"}.get(kind, "")
+        place = {
+            "W_Q": ".q",
+            "W_K": ".k",
+            "W_V": ".v",
+            "W_O": ".o",
+            "W_in": ".in",
+            "W_out": ".out",
+        }.get(kind, "")
         weight = state.pop(f"{part}{place}.weight")
         if kind in ("W_Q", "W_K", "W_V"):
             weight = weight.reshape(cfg.n_heads, cfg.d_head, cfg.d_model).mT
@@ -115,7 +166,9 @@ def _from_bridge(state: dict[str, Tensor], cfg: ModelConfig) -> dict[str, Tensor
 def to_safetensors(model: Transformer, config: dict[str, Any]) -> bytes:
     """The file's bytes. Needs safetensors."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    data: bytes = _package("safetensors.torch").save(state, {"format": "pt", "config": json.dumps(config)})
+    data: bytes = _package("safetensors.torch").save(
+        state, {"format": "pt", "config": json.dumps(config)}
+    )
     return data
 
 
@@ -124,9 +177,14 @@ def from_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     safetensors = _package("safetensors")
     try:
         with safetensors.safe_open(path, "pt") as file:
-            config, state = json.loads((file.metadata() or {})["config"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            config, state = (
+                json.loads((file.metadata() or {})["config"]),
+                {name: file.get_tensor(name) for name in file.keys()},
+            )  # noqa: SIM118
     except KeyError:
-        raise UserError(f"{path} was not made by this command: its header holds no config") from None
+        raise UserError(
+            f"{path} was not made by this command: its header holds no config"
+        ) from None
     except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} cannot be read: {_line(error)}") from None
     return config, state
@@ -148,7 +206,9 @@ def import_run(kind: str, path: Path, folder: Path) -> None:
             save_tensors(Path(place) / "model.pt", state)
             load_run(place)
         except (UserError, ValueError) as error:  # a NaN in the header is a ValueError
-            raise UserError(f"{path} holds no sound run: {str(error).replace(f'{place}/', '')}") from None
+            raise UserError(
+                f"{path} holds no sound run: {str(error).replace(f'{place}/', '')}"
+            ) from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -158,11 +218,25 @@ def import_run(kind: str, path: Path, folder: Path) -> None:
 
 
 def work(argv: Sequence[str] | None) -> int:
-    parser = Parser(prog="python -m minifunc.support.export", description="A run's model for other tools, and back.")
+    parser = Parser(
+        prog="python -m minifunc.support.export",
+        description="A run's model for other tools, and back.",
+    )
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run's folder")
     way = parser.add_mutually_exclusive_group(required=True)
-    way.add_argument("--to", nargs=2, metavar=("FORMAT", "FILE"), help="write the model to FILE, as safetensors or transformer-lens")
-    way.add_argument("--from", nargs=2, metavar=("FORMAT", "FILE"), dest="source", help="make the run's folder from FILE, which --to FORMAT wrote")
+    way.add_argument(
+        "--to",
+        nargs=2,
+        metavar=("FORMAT", "FILE"),
+        help="write the model to FILE, as safetensors or transformer-lens",
+    )
+    way.add_argument(
+        "--from",
+        nargs=2,
+        metavar=("FORMAT", "FILE"),
+        dest="source",
+        help="make the run's folder from FILE, which --to FORMAT wrote",
+    )
     arguments = parser.parse_args(argv)
     kind, name = arguments.to or arguments.source
     if kind not in READ:

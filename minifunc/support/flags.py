@@ -20,9 +20,16 @@ def add_flags(parser: argparse.ArgumentParser, title: str, default: Any) -> None
     """One flag per field of the dataclass instance `default`; a flag that is not given stays None."""
     group = parser.add_argument_group(title)
     for field in fields(default):
-        kind = {"int": int, "float": float, "str": str}.get(getattr(field.type, "__name__", str(field.type)))
+        kind = {"int": int, "float": float, "str": str}.get(
+            getattr(field.type, "__name__", str(field.type))
+        )
         if kind is not None:
-            group.add_argument(f"--{field.name.replace('_', '-')}", type=kind, metavar=field.name.split("_")[-1].upper(), help=f"default: {getattr(default, field.name)}")
+            group.add_argument(
+                f"--{field.name.replace('_', '-')}",
+                type=kind,
+                metavar=field.name.split("_")[-1].upper(),
+                help=f"default: {getattr(default, field.name)}",
+            )
 
 
 def from_flags(arguments: argparse.Namespace, default: Config) -> Config:
@@ -32,6 +39,8 @@ def from_flags(arguments: argparse.Namespace, default: Config) -> Config:
         if isinstance(value, list):  # what argparse makes of `--strong=--`
             raise UserError(f"--{name.replace('_', '-')} needs one value")
     try:
-        return replace(default, **{name: value for name, value in given.items() if value is not None})  # type: ignore[type-var]
+        return replace(
+            default, **{name: value for name, value in given.items() if value is not None}
+        )  # type: ignore[type-var]
     except ValueError as error:
         raise UserError(str(error)) from None

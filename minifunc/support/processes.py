@@ -50,7 +50,9 @@ def all_sum(*tensors: Tensor) -> None:
     try:
         dist.all_reduce(flat)
     except RuntimeError as error:
-        raise UserError(f"process {rank()} lost the others: one has ended, or cannot be reached ({_line(error)})") from None
+        raise UserError(
+            f"process {rank()} lost the others: one has ended, or cannot be reached ({_line(error)})"
+        ) from None
     for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
         tensor.detach().copy_(total.view_as(tensor))
 
@@ -72,17 +74,26 @@ def join(device: torch.device) -> torch.device:
     local = _number("LOCAL_RANK")
     if device.type == "cuda":
         if device.index is not None or local >= torch.cuda.device_count():
-            raise UserError(f"process {local} of this machine has no GPU of its own ({torch.cuda.device_count()} there): start at most one process for each, with --device cuda or cpu")
+            raise UserError(
+                f"process {local} of this machine has no GPU of its own ({torch.cuda.device_count()} there): start at most one process for each, with --device cuda or cpu"
+            )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     elif device.type != "cpu":
         raise UserError(f"several processes run on cpu or cuda, not on {device.type}")
     try:
         store, number, size = next(dist.rendezvous("env://", timeout=timedelta(minutes=2)))  # type: ignore[attr-defined]
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=number, world_size=size)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=number,
+            world_size=size,
+        )
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise UserError(f"the processes cannot meet at MASTER_ADDR:MASTER_PORT {place}: {_line(error)}") from None
+        raise UserError(
+            f"the processes cannot meet at MASTER_ADDR:MASTER_PORT {place}: {_line(error)}"
+        ) from None
     return device
 
 
@@ -115,7 +126,9 @@ def _number(name: str, default: str = "") -> int:
     """The number that torchrun put into an environment variable."""
     text = os.environ.get(name, default)
     if not text.isdecimal():
-        raise UserError(f"{name} is {text!r} in the environment of one process among several: torchrun sets it to a number")
+        raise UserError(
+            f"{name} is {text!r} in the environment of one process among several: torchrun sets it to a number"
+        )
     return int(text)
 
 

@@ -13,6 +13,7 @@ Every file is written whole to a temporary name and then renamed, so a reader se
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -20,7 +21,7 @@ import pickletools
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,16 @@ def run_main(work: Callable[[], int]) -> int:
     """Runs a script's work; a UserError becomes one line on stderr and exit code 2, Ctrl-C a word and 130."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a path may hold anything, also what no encoding knows
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a path may hold anything, also what no encoding knows
     try:
         code = work()
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # whoever read what is printed has gone (`| head`): no reason to complain, nor to write on
+    except (
+        BrokenPipeError
+    ):  # whoever read what is printed has gone (`| head`): no reason to complain, nor to write on
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python flushes it once more at its end)
         return 1
     except KeyboardInterrupt:
@@ -58,10 +63,18 @@ def run_main(work: Callable[[], int]) -> int:
         return 130
     except UserError as error:
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
-    except (MemoryError, RuntimeError) as error:  # torch's CPU allocator raises a plain RuntimeError
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+    except (
+        MemoryError,
+        RuntimeError,
+    ) as error:  # torch's CPU allocator raises a plain RuntimeError
+        if not isinstance(
+            error, (MemoryError, torch.OutOfMemoryError)
+        ) and "allocate memory" not in str(error):
             raise
-        print("error: out of memory: ask for fewer prompts or documents, or a smaller model", file=sys.stderr)
+        print(
+            "error: out of memory: ask for fewer prompts or documents, or a smaller model",
+            file=sys.stderr,
+        )
     return 2
 
 
@@ -70,16 +83,24 @@ def pick_device(name: str, float64: bool = False) -> torch.device:
 
     Raises UserError for one that is not there.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available() and not float64, "cpu": True}
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available() and not float64,
+        "cpu": True,
+    }
     if name == "auto":
         return torch.device(next(kind for kind, found in there.items() if found))
     try:
         device = torch.device(name)
-        if there.get(device.type) and (device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()):
+        if there.get(device.type) and (
+            device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
+        ):
             return device
     except RuntimeError:
         pass
-    raise UserError(f"device {name!r} is not available here; there is: {', '.join(kind for kind, found in there.items() if found)}")
+    raise UserError(
+        f"device {name!r} is not available here; there is: {', '.join(kind for kind, found in there.items() if found)}"
+    )
 
 
 def check_writable(path: Path) -> None:
@@ -99,7 +120,11 @@ def locked(folder: Path) -> Iterator[None]:
     """
     check_writable(folder / "lock")
     try:
-        file = open(folder / "lock", "a", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666))  # noqa: SIM115 (closed below)
+        file = open(
+            folder / "lock",
+            "a",
+            opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666),
+        )  # noqa: SIM115 (closed below)
     except OSError as error:
         raise UserError(f"cannot write {folder / 'lock'}: {error.strerror}") from None
     with file:
@@ -163,7 +188,9 @@ def load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: {path.parent} holds no run (train.py makes one)") from None
+        raise UserError(
+            f"{path} is missing: {path.parent} holds no run (train.py makes one)"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {_line(error)}") from None
 
@@ -172,17 +199,28 @@ def load_tensors(path: Path) -> dict[str, Any]:
     """A file of tensors and plain values, read without running anything in it (`weights_only`)."""
     _check_plain(path)
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.save packs nothing, and torch.load makes room for whatever size is declared
+        with (
+            zipfile.ZipFile(path) as archive
+        ):  # torch.save packs nothing, and torch.load makes room for whatever size is declared
             if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
                 raise ValueError("it declares more than it holds")
             for name in archive.namelist():
-                if name.lower().endswith("data.pkl") and sum(code.name.startswith("TUPLE") for code, *_ in pickletools.genops(archive.read(name))) > MOST_TUPLES:
+                if (
+                    name.lower().endswith("data.pkl")
+                    and sum(
+                        code.name.startswith("TUPLE")
+                        for code, *_ in pickletools.genops(archive.read(name))
+                    )
+                    > MOST_TUPLES
+                ):
                     raise ValueError("it holds too many tuples")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: {path.parent} holds no trained model (train.py makes one)") from None
+        raise UserError(
+            f"{path} is missing: {path.parent} holds no trained model (train.py makes one)"
+        ) from None
     except Exception as error:  # a damaged file can make torch.load raise anything
         raise UserError(f"{path} is damaged or no checkpoint of ours: {_line(error)}") from None
     if not isinstance(state, dict):
@@ -194,14 +232,18 @@ def model_config(values: Any, path: Path) -> ModelConfig:
     """The `model` part of a config.json. Raises UserError where it does not describe a model."""
     known = {field.name for field in fields(ModelConfig)}
     if not isinstance(values, dict) or not set(values) <= known:
-        raise UserError(f"{path}: `model` must hold the fields {', '.join(sorted(known))} and no others")
+        raise UserError(
+            f"{path}: `model` must hold the fields {', '.join(sorted(known))} and no others"
+        )
     try:
         return ModelConfig(**values)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: {_line(error)}") from None
 
 
-def load_run(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Transformer, dict[str, Any]]:
+def load_run(
+    folder: str | Path, device: torch.device | str = "cpu"
+) -> tuple[Transformer, dict[str, Any]]:
     """The trained model of a run's folder, on `device` and in evaluation mode, and its config.
 
     Raises UserError, naming the file and the fault, for a folder that holds no sound run.
@@ -209,12 +251,18 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Tr
     folder = Path(folder)
     config = load_json(folder / "config.json")
     if not isinstance(config, dict) or not isinstance(config.get("vocabulary"), list):
-        raise UserError(f"{folder / 'config.json'} is no config of ours: `model` or `vocabulary` is missing")
+        raise UserError(
+            f"{folder / 'config.json'} is no config of ours: `model` or `vocabulary` is missing"
+        )
     cfg = model_config(config.get("model"), folder / "config.json")
     if len(config["vocabulary"]) > cfg.d_vocab:
-        raise UserError(f"{folder / 'config.json'}: {len(config['vocabulary'])} tokens are more than d_vocab {cfg.d_vocab}")
+        raise UserError(
+            f"{folder / 'config.json'}: {len(config['vocabulary'])} tokens are more than d_vocab {cfg.d_vocab}"
+        )
     state = load_tensors(folder / "model.pt")
-    with torch.device("meta"):  # shapes first: nothing large is made before the file is known to fit
+    with torch.device(
+        "meta"
+    ):  # shapes first: nothing large is made before the file is known to fit
         model = Transformer(cfg)
     fault = weights_fault(model, state)
     if fault:
@@ -234,16 +282,34 @@ def weights_fault(model: Transformer, state: dict[str, Any]) -> str:
         if name not in wanted:
             return f"{name!r:.60} is no parameter of this model"
         tensor = state[name]
-        if not whole(tensor, wanted[name].shape) or tensor.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16) or tensor.dtype != getattr(state.get("embed.W_E"), "dtype", None):
+        if (
+            not whole(tensor, wanted[name].shape)
+            or tensor.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+            or tensor.dtype != getattr(state.get("embed.W_E"), "dtype", None)
+        ):
             return f"{name} must be a float tensor of shape {list(wanted[name].shape)}"
         if not tensor.isfinite().all():
             return f"{name} holds values that are not finite"
     return ""
 
 
+def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
+    """A SHA-256, in hexadecimal digits, of a state_dict's names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def whole(tensor: Any, shape: torch.Size) -> bool:
     """Whether this is a plain tensor of that shape whose every value is in memory: one value can be stretched over any shape."""
-    plain = isinstance(tensor, torch.Tensor) and tensor.shape == shape and tensor.layout == torch.strided and not tensor.is_meta
+    plain = (
+        isinstance(tensor, torch.Tensor)
+        and tensor.shape == shape
+        and tensor.layout == torch.strided
+        and not tensor.is_meta
+    )
     return plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 

@@ -28,7 +28,9 @@ def go_on(folder: str, die_at: int = 0) -> None:
     os.replace = replace_or_die
     evaluate = train.evaluate
     train.SHOTS = (1,)
-    train.evaluate = lambda model, n_prompts, every_task: evaluate(model, 4, every_task)  # most of the time is to go into steps and files
+    train.evaluate = lambda model, n_prompts, every_task: evaluate(
+        model, 4, every_task
+    )  # most of the time is to go into steps and files
     train.print_table = lambda *_: None
     resume = ["--resume"] if os.path.exists(os.path.join(folder, "resume.pt")) else []
     os._exit(train.main(["--out", folder, *FLAGS.split(), *resume]))

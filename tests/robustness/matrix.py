@@ -14,7 +14,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-VERSIONS = {"oldest": ROOT / "tests/robustness/oldest.txt", "pinned": ROOT / "constraints.txt", "newest": None}  # which versions pip may take
+VERSIONS = {
+    "oldest": ROOT / "tests/robustness/oldest.txt",
+    "pinned": ROOT / "constraints.txt",
+    "newest": None,
+}  # which versions pip may take
 SHOWN = "import sys, torch, numpy, minifunc; assert 'site-packages' in minifunc.__file__, minifunc.__file__; print(torch.__version__, numpy.__version__)"
 
 
@@ -24,7 +28,9 @@ class Failed(Exception):
 
 def step(what: str, command: list[str], cwd: Path) -> str:
     """Runs a command, returns the last line of what it printed."""
-    done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     lines = [line for line in done.stdout.splitlines() if line.strip()]
     if done.returncode:
         print("\n".join(lines[-40:]), file=sys.stderr)
@@ -35,22 +41,51 @@ def step(what: str, command: list[str], cwd: Path) -> str:
 def try_out(python: str, constraints: Path | None, place: Path) -> str:
     """Installs and tests in an environment under `place`; what pytest said last. Raises Failed."""
     source, env = place / "source", place / "env"
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".git", ".venv*", "out", "build", "dist", "*.egg-info", "__pycache__", ".*_cache"))
+    shutil.copytree(
+        ROOT,
+        source,
+        ignore=shutil.ignore_patterns(
+            ".git", ".venv*", "out", "build", "dist", "*.egg-info", "__pycache__", ".*_cache"
+        ),
+    )
     step("venv", [python, "-m", "venv", str(env)], place)
-    pip = [str(env / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [
+        str(env / "bin/python"),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
     step("build", [*pip, "build"], place)
-    step("build", [str(env / "bin/python"), "-m", "build", "--outdir", str(place / "dist"), str(source)], place)
+    step(
+        "build",
+        [str(env / "bin/python"), "-m", "build", "--outdir", str(place / "dist"), str(source)],
+        place,
+    )
     (wheel,) = (place / "dist").glob("*.whl")
-    step("install", [*pip, *(["--constraint", str(constraints)] if constraints else []), f"{wheel}[test]"], place)
+    step(
+        "install",
+        [*pip, *(["--constraint", str(constraints)] if constraints else []), f"{wheel}[test]"],
+        place,
+    )
     versions = step("import", [str(env / "bin/python"), "-c", SHOWN], place)
     return f"torch {versions.replace(' ', ', numpy ')}: {step('tests', [str(env / 'bin/python'), '-m', 'pytest'], source)}"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.robustness.matrix", description=__doc__.splitlines()[0])
-    parser.add_argument("--pythons", nargs="+", default=PYTHONS, metavar="X.Y", help=f"default: {' '.join(PYTHONS)}")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.robustness.matrix", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--pythons", nargs="+", default=PYTHONS, metavar="X.Y", help=f"default: {' '.join(PYTHONS)}"
+    )
     parser.add_argument("--versions", nargs="+", default=list(VERSIONS), choices=list(VERSIONS))
-    parser.add_argument("--place", type=Path, help="make the environments in this folder (several GB each while it lasts)")
+    parser.add_argument(
+        "--place",
+        type=Path,
+        help="make the environments in this folder (several GB each while it lasts)",
+    )
     arguments = parser.parse_args(argv)
     tried, failed = 0, 0
     for version in arguments.pythons:
@@ -66,9 +101,14 @@ def main(argv: list[str] | None = None) -> int:
                         said = f"ok      {try_out(python, VERSIONS[name], Path(place))}"
                     except Failed as error:
                         said, failed = f"FAILED  {error}", failed + 1
-            print(f"python {version:5} {name:7} {time.monotonic() - start:6.0f} s  {said}", flush=True)
+            print(
+                f"python {version:5} {name:7} {time.monotonic() - start:6.0f} s  {said}", flush=True
+            )
     if not tried:
-        print(f"error: none of {', '.join(f'python{version}' for version in arguments.pythons)} is on the PATH", file=sys.stderr)
+        print(
+            f"error: none of {', '.join(f'python{version}' for version in arguments.pythons)} is on the PATH",
+            file=sys.stderr,
+        )
         return 2
     return 1 if failed else 0
 

@@ -19,7 +19,9 @@ from minifunc.support.runs import UserError, load_run, locked
 
 FILES = {"config.json", "metrics.jsonl", "model.pt", "resume.pt", "lock"}
 
-pytestmark = pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+pytestmark = pytest.mark.skipif(
+    "forkserver" not in multiprocessing.get_all_start_methods(), reason="no fork here"
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,9 @@ def finished(start, folder):
 def results(folder):
     """Weights, and metrics without the time they took."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {name: weight.numpy().tobytes() for name, weight in load_run(folder)[0].state_dict().items()}, [{**line, "seconds": 0} for line in lines]
+    return {
+        name: weight.numpy().tobytes() for name, weight in load_run(folder)[0].state_dict().items()
+    }, [{**line, "seconds": 0} for line in lines]
 
 
 def killed(start, folder, random, delay, at_a_write):
@@ -89,7 +93,9 @@ def kill_and_finish(start, folder, random, times, seconds):
     """Kills the run in `folder` up to `times` times, half of them when a file is being written, and lets it end. seconds: what
     a whole run takes. Returns for each kill the step it had come to and whether a file was left half written."""
     kills = []
-    while len(kills) < times and killed(start, folder, random, seconds, at_a_write=random.random() < 0.5):
+    while len(kills) < times and killed(
+        start, folder, random, seconds, at_a_write=random.random() < 0.5
+    ):
         kills.append((step_of(folder), any(folder.glob("*.tmp"))))
     finished(start, folder)
     return kills
@@ -100,7 +106,9 @@ def check_same(folder, whole):
     assert {path.name for path in folder.iterdir()} == FILES
 
 
-def test_a_run_killed_while_it_writes_its_files_goes_on_to_the_same_weights_and_metrics(start, whole, tmp_path):
+def test_a_run_killed_while_it_writes_its_files_goes_on_to_the_same_weights_and_metrics(
+    start, whole, tmp_path
+):
     for file in (5, 9):  # counted from where it had come to: a checkpoint, then metrics
         process = start(tmp_path, die_at=file)
         process.join()
@@ -111,7 +119,9 @@ def test_a_run_killed_while_it_writes_its_files_goes_on_to_the_same_weights_and_
 
 
 @pytest.mark.slow
-def test_many_runs_killed_at_any_moment_go_on_to_the_same_weights_and_metrics(start, whole, seconds, tmp_path):
+def test_many_runs_killed_at_any_moment_go_on_to_the_same_weights_and_metrics(
+    start, whole, seconds, tmp_path
+):
     dice, kills, runs = random.Random(1), [], 0
     while len(kills) < 60:
         folder = tmp_path / str(runs)
@@ -120,7 +130,9 @@ def test_many_runs_killed_at_any_moment_go_on_to_the_same_weights_and_metrics(st
         check_same(folder, whole)
         runs += 1
     steps, half_written = {step for step, _ in kills}, sum(half for _, half in kills)
-    print(f"{len(kills)} kills in {runs} runs, at {len(steps)} different checkpoints, {half_written} in the middle of a file: all identical")
+    print(
+        f"{len(kills)} kills in {runs} runs, at {len(steps)} different checkpoints, {half_written} in the middle of a file: all identical"
+    )
     assert len(steps) > 5 and half_written
 
 
@@ -146,7 +158,10 @@ def test_a_second_process_is_refused_in_one_line_and_touches_nothing(start, tmp_
         before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
         resume = ["--resume"] if "resume.pt" in before else []
         assert train.main(["--out", str(tmp_path), *crash.FLAGS.split(), *resume]) == 2
-        assert capsys.readouterr().err == f"error: {tmp_path} is in use: another process trains there\n"
+        assert (
+            capsys.readouterr().err
+            == f"error: {tmp_path} is in use: another process trains there\n"
+        )
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     finally:
         first.kill()
@@ -165,7 +180,10 @@ def test_a_folder_is_free_again_after_a_run_that_failed(tmp_path):
 @pytest.mark.parametrize("place", ["missing", "lock"])
 def test_a_lock_that_cannot_be_made_is_named(tmp_path, place):
     (tmp_path / "lock").mkdir()
-    with pytest.raises(UserError, match="cannot write .*lock"), locked(tmp_path / "missing" if place == "missing" else tmp_path):
+    with (
+        pytest.raises(UserError, match="cannot write .*lock"),
+        locked(tmp_path / "missing" if place == "missing" else tmp_path),
+    ):
         pass
 
 

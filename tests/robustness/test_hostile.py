@@ -29,7 +29,16 @@ except ImportError:
     report = None
 
 TRAIN = TrainConfig(seed=3, steps=2, documents=2, examples=2, long_every=0, warmup=1, eval_every=1)
-MODEL = ModelConfig(n_layers=1, n_heads=2, d_model=8, d_head=4, d_mlp=8, d_vocab=len(tasks.VOCABULARY), n_ctx=128, act_fn="relu")
+MODEL = ModelConfig(
+    n_layers=1,
+    n_heads=2,
+    d_model=8,
+    d_head=4,
+    d_mlp=8,
+    d_vocab=len(tasks.VOCABULARY),
+    n_ctx=128,
+    act_fn="relu",
+)
 FILES = ("config.json", "metrics.jsonl", "model.pt", "resume.pt", "circuit.json")
 
 
@@ -38,7 +47,9 @@ def sound(tmp_path_factory):
     """The files of a sound run, by name."""
     folder = tmp_path_factory.mktemp("sound")
     with pytest.MonkeyPatch.context() as change:
-        change.setattr(train, "evaluate", lambda *_, **__: {"addition": {"0": {"8": 0.5}, "1": {"8": 0.5}}})
+        change.setattr(
+            train, "evaluate", lambda *_, **__: {"addition": {"0": {"8": 0.5}, "1": {"8": 0.5}}}
+        )
         train.train(folder, MODEL, TRAIN, tasks.DEFAULT_DIET, torch.device("cpu"))
         if report:  # which reads it
             assert patch.main(["--run", str(folder), "--device", "cpu", "--prompts", "4"]) == 0
@@ -54,7 +65,15 @@ def quick(monkeypatch):
     monkeypatch.setattr(train, "print_table", lambda *_: None)
     monkeypatch.setattr(train, "train_step", lambda *_: (torch.tensor(1.0), torch.tensor(1.0)))
     monkeypatch.setattr(train.tasks, "sample", lambda *_: None)
-    monkeypatch.setattr(patch, "trace", lambda model, task, k, shots, n_prompts, *_: {"n": len(tasks.evaluation_pairs(task, k, shots, min(n_prompts, 3), torch.Generator()).base)})
+    monkeypatch.setattr(
+        patch,
+        "trace",
+        lambda model, task, k, shots, n_prompts, *_: {
+            "n": len(
+                tasks.evaluation_pairs(task, k, shots, min(n_prompts, 3), torch.Generator()).base
+            )
+        },
+    )
     monkeypatch.setattr(patch, "show", lambda *_, **__: "")
 
 
@@ -64,25 +83,65 @@ def quick(monkeypatch):
 def damage(dice, content):
     """Any file's bytes, damaged: cut, flipped, removed, repeated, overwritten."""
     a, b = sorted(dice.randrange(len(content) + 1) for _ in range(2))
-    kind = dice.choice(["cut", "flip", "flips", "remove", "repeat", "zeros", "noise", "empty", "swap"])
+    kind = dice.choice(
+        ["cut", "flip", "flips", "remove", "repeat", "zeros", "noise", "empty", "swap"]
+    )
     if kind in ("flip", "flips"):
         changed = bytearray(content)
         for _ in range(1 if kind == "flip" else 30):
             changed[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
         return kind, bytes(changed)
-    middle = {"zeros": bytes(b - a), "noise": dice.randbytes(b - a), "repeat": content[a:b] * 2}.get(kind, b"")
-    return kind, {"cut": content[:a], "empty": b"", "swap": content[b:] + content[:b]}.get(kind, content[:a] + middle + content[b:])
+    middle = {
+        "zeros": bytes(b - a),
+        "noise": dice.randbytes(b - a),
+        "repeat": content[a:b] * 2,
+    }.get(kind, b"")
+    return kind, {"cut": content[:a], "empty": b"", "swap": content[b:] + content[:b]}.get(
+        kind, content[:a] + middle + content[b:]
+    )
 
 
 # ---------------------------------------------------------------- mutations of JSON
 
 DEEP = "d" * 40  # stands for lists within lists, which json.dumps cannot write
-VALUES = [None, True, False, -1, 0, 1, 3, 0.5, 1e308, 10**30, 10**400, float("nan"), float("inf"), "", "2", "a\nb", "\ud800", "../../etc", "x" * 5000, [], {}, [[]], {"a": 1}, ["a"] * 50, DEEP]
+VALUES = [
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    3,
+    0.5,
+    1e308,
+    10**30,
+    10**400,
+    float("nan"),
+    float("inf"),
+    "",
+    "2",
+    "a\nb",
+    "\ud800",
+    "../../etc",
+    "x" * 5000,
+    [],
+    {},
+    [[]],
+    {"a": 1},
+    ["a"] * 50,
+    DEEP,
+]
 
 
 def places(tree):
     """Every (container, key) below a JSON-like value."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (list, tuple)) else ()
+    items = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, (list, tuple))
+        else ()
+    )
     for key, value in items:
         yield tree, key
         yield from places(value)
@@ -90,7 +149,9 @@ def places(tree):
 
 def change(dice, tree, values):
     """One value of a tree replaced, left out, or joined by another. Containers that cannot be changed are left."""
-    found = [(container, key) for container, key in places(tree) if not isinstance(container, tuple)]
+    found = [
+        (container, key) for container, key in places(tree) if not isinstance(container, tuple)
+    ]
     if not found:
         return "nothing", tree
     by_depth = dice.choice([found, found[:12]])  # most places are deep in lists
@@ -99,7 +160,9 @@ def change(dice, tree, values):
     if kind == "leave out":
         del container[key]
     elif kind == "add" and isinstance(container, dict):
-        container[dice.choice(["n_layer", "__class__", "", "x" * 300, "a\nb"])] = dice.choice(values)
+        container[dice.choice(["n_layer", "__class__", "", "x" * 300, "a\nb"])] = dice.choice(
+            values
+        )
     elif isinstance(values, list):
         container[key] = dice.choice(values)
     return f"{kind} {key!r}", tree
@@ -107,7 +170,9 @@ def change(dice, tree, values):
 
 def damage_json(dice, content):
     text = content.decode()
-    kind = dice.choice(["change"] * 5 + ["bytes", "bytes", "deep", "utf-16", "bom", "latin", "twice", "other"])
+    kind = dice.choice(
+        ["change"] * 5 + ["bytes", "bytes", "deep", "utf-16", "bom", "latin", "twice", "other"]
+    )
     if kind == "bytes":
         return damage(dice, content)
     if kind == "change":
@@ -124,7 +189,11 @@ def damage_json(dice, content):
         return kind, b'{"a":' * 50_000
     if kind == "latin":
         return kind, text.replace("e", "é").encode("latin-1")
-    return kind, {"utf-16": text.encode("utf-16"), "bom": b"\xef\xbb\xbf" + content, "other": json.dumps(dice.choice(VALUES)).encode()}[kind]
+    return kind, {
+        "utf-16": text.encode("utf-16"),
+        "bom": b"\xef\xbb\xbf" + content,
+        "other": json.dumps(dice.choice(VALUES)).encode(),
+    }[kind]
 
 
 # ---------------------------------------------------------------- mutations of checkpoints
@@ -137,7 +206,12 @@ class Payload:
         self.how, self.path = how, str(path)
 
     def __reduce__(self):
-        return {"open": (open, (self.path, "w")), "system": (os.system, (f"touch {self.path}",)), "eval": (eval, (f"open({self.path!r}, 'w')",)), "mkdir": (os.mkdir, (self.path,))}[self.how]
+        return {
+            "open": (open, (self.path, "w")),
+            "system": (os.system, (f"touch {self.path}",)),
+            "eval": (eval, (f"open({self.path!r}, 'w')",)),
+            "mkdir": (os.mkdir, (self.path,)),
+        }[self.how]
 
 
 def tensors(dice, shape):
@@ -152,7 +226,9 @@ def tensors(dice, shape):
 
 
 def damage_tensors(dice, content, canary):
-    kind = dice.choice(["change"] * 6 + ["bytes", "bytes", "payload", "payload", "archive", "archive"])
+    kind = dice.choice(
+        ["change"] * 6 + ["bytes", "bytes", "payload", "payload", "archive", "archive"]
+    )
     if kind == "bytes":
         return damage(dice, content)
     if kind == "archive":
@@ -162,13 +238,35 @@ def damage_tensors(dice, content, canary):
     if kind == "payload":
         how = dice.choice(["open", "system", "eval", "mkdir"])
         state[dice.choice(list(state))] = Payload(how, canary)
-        dice.choice([torch.save, pickle.dump, lambda value, file: torch.save(value, file, _use_new_zipfile_serialization=False)])({name: value if not isinstance(value, torch.Tensor) else 1 for name, value in state.items()}, file)
+        dice.choice(
+            [
+                torch.save,
+                pickle.dump,
+                lambda value, file: torch.save(value, file, _use_new_zipfile_serialization=False),
+            ]
+        )(
+            {
+                name: value if not isinstance(value, torch.Tensor) else 1
+                for name, value in state.items()
+            },
+            file,
+        )
         return f"payload {how}", file.getvalue()
     state = copy.copy(state)
-    name, state = change(dice, dict(state), tensors(dice, dice.choice([(), (8,), (2, 8, 4), (len(tasks.VOCABULARY), 8)])))
-    if name.startswith("replace") and dice.random() < 0.5:  # of the right shape, and something else wrong with it
+    name, state = change(
+        dice,
+        dict(state),
+        tensors(dice, dice.choice([(), (8,), (2, 8, 4), (len(tasks.VOCABULARY), 8)])),
+    )
+    if (
+        name.startswith("replace") and dice.random() < 0.5
+    ):  # of the right shape, and something else wrong with it
         state = torch.load(io.BytesIO(content), weights_only=True)
-        weights = [(container, key) for container, key in places(state) if isinstance(container[key], torch.Tensor)]
+        weights = [
+            (container, key)
+            for container, key in places(state)
+            if isinstance(container[key], torch.Tensor)
+        ]
         container, key = dice.choice(weights)
         container[key] = dice.choice(tensors(dice, container[key].shape))
         name = f"replace weight {key!r}"
@@ -188,13 +286,22 @@ def damage_archive(dice, content, canary):
     elif kind == "missing":
         del entries[dice.choice(list(entries))]
     elif kind == "renamed":
-        entries = {name.replace("archive/", dice.choice(["", "../", "/etc/", "a/b/"])): value for name, value in entries.items()}
+        entries = {
+            name.replace("archive/", dice.choice(["", "../", "/etc/", "a/b/"])): value
+            for name, value in entries.items()
+        }
     elif kind == "pickle":
-        entries[pickled] = pickle.dumps(Payload("open", canary), protocol=2) if dice.random() < 0.5 else damage(dice, entries[pickled])[1]
+        entries[pickled] = (
+            pickle.dumps(Payload("open", canary), protocol=2)
+            if dice.random() < 0.5
+            else damage(dice, entries[pickled])[1]
+        )
     elif kind == "shared":  # a tensor reads the bytes of another
         entries[dice.choice(data)] = entries[dice.choice(data)]
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED if kind in ("packed", "bomb") else zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(
+        file, "w", zipfile.ZIP_DEFLATED if kind in ("packed", "bomb") else zipfile.ZIP_STORED
+    ) as archive:
         for name, value in entries.items():
             archive.writestr(name, value)
     changed = bytearray(file.getvalue())
@@ -213,7 +320,19 @@ def damage_archive(dice, content, canary):
 def replace_by_link(dice, folder, name):
     """Something else stands where a file was, or where one will be written: a link, a pipe, a device, a folder."""
     place = folder / dice.choice([name, name, f"{name}.tmp", "lock"])
-    kind = dice.choice(["precious", "dangling", "loop", "pipe", "folder", "/dev/zero", "/dev/full", "/dev/null", ".."])
+    kind = dice.choice(
+        [
+            "precious",
+            "dangling",
+            "loop",
+            "pipe",
+            "folder",
+            "/dev/zero",
+            "/dev/full",
+            "/dev/null",
+            "..",
+        ]
+    )
     if os.path.lexists(place):
         place.unlink()
     if kind == "pipe":
@@ -221,36 +340,81 @@ def replace_by_link(dice, folder, name):
     elif kind == "folder":
         place.mkdir()
     else:
-        place.symlink_to({"precious": folder.parent / "precious", "dangling": folder.parent / "nowhere", "loop": place}.get(kind, kind))
+        place.symlink_to(
+            {
+                "precious": folder.parent / "precious",
+                "dangling": folder.parent / "nowhere",
+                "loop": place,
+            }.get(kind, kind)
+        )
     return f"{kind} as {place.name}"
 
 
 def make_giant(dice, folder, name):
     """A config that asks for a model beyond any memory, and checkpoints that seem to fit it: one value, stretched."""
     config = json.loads((folder / "config.json").read_text())
-    config["model"] |= dice.choice([{"d_model": 10**6, "d_mlp": 10**6}, {"d_mlp": 10**6, "n_layers": 12}, {"d_vocab": 10**6, "d_model": 10**6}, {"n_heads": 1000, "d_head": 10**6}])
+    config["model"] |= dice.choice(
+        [
+            {"d_model": 10**6, "d_mlp": 10**6},
+            {"d_mlp": 10**6, "n_layers": 12},
+            {"d_vocab": 10**6, "d_model": 10**6},
+            {"n_heads": 1000, "d_head": 10**6},
+        ]
+    )
     (folder / "config.json").write_text(json.dumps(config))
     if dice.random() < 0.7:
         with torch.device("meta"):
             wanted = train.Transformer(ModelConfig(**config["model"]))
-        weights = {name: torch.zeros(1).expand(weight.shape) for name, weight in wanted.state_dict().items()}
+        weights = {
+            name: torch.zeros(1).expand(weight.shape)
+            for name, weight in wanted.state_dict().items()
+        }
         torch.save(weights, folder / "model.pt")
         state = torch.load(folder / "resume.pt", weights_only=True)
-        moments = {index: {"step": torch.tensor(float(state["step"])), "exp_avg": weight, "exp_avg_sq": weight} for index, weight in enumerate(weights.values())}
-        torch.save({**state, "config": config, "model": weights, "optimizer": {**state["optimizer"], "state": moments}}, folder / "resume.pt")
+        moments = {
+            index: {
+                "step": torch.tensor(float(state["step"])),
+                "exp_avg": weight,
+                "exp_avg_sq": weight,
+            }
+            for index, weight in enumerate(weights.values())
+        }
+        torch.save(
+            {
+                **state,
+                "config": config,
+                "model": weights,
+                "optimizer": {**state["optimizer"], "state": moments},
+            },
+            folder / "resume.pt",
+        )
     return f"giant {config['model']}"
 
 
 def mutate(dice, folder, canary):
     """Spoils one file of the run in `folder`; returns its name and what was done."""
-    name = dice.choice(["config.json", "config.json", "model.pt", "resume.pt", "resume.pt", "circuit.json", "metrics.jsonl"])
+    name = dice.choice(
+        [
+            "config.json",
+            "config.json",
+            "model.pt",
+            "resume.pt",
+            "resume.pt",
+            "circuit.json",
+            "metrics.jsonl",
+        ]
+    )
     kind = dice.choice(["content"] * 8 + ["link", "giant"])
     if kind == "link":
         return name, replace_by_link(dice, folder, name)
     if kind == "giant":
         return name, make_giant(dice, folder, name)
     content = (folder / name).read_bytes()
-    what, changed = damage_tensors(dice, content, canary) if name.endswith(".pt") else damage_json(dice, content)
+    what, changed = (
+        damage_tensors(dice, content, canary)
+        if name.endswith(".pt")
+        else damage_json(dice, content)
+    )
     (folder / name).write_bytes(changed)
     return name, what
 
@@ -260,7 +424,15 @@ def mutate(dice, folder, canary):
 
 def contents(folder):
     """Every file, link and pipe below a folder, but for the lock."""
-    return {str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else "no file" for path in sorted(folder.rglob("*")) if path.name != "lock" or path.is_symlink()}
+    return {
+        str(path.relative_to(folder)): os.readlink(path)
+        if path.is_symlink()
+        else path.read_bytes()
+        if path.is_file()
+        else "no file"
+        for path in sorted(folder.rglob("*"))
+        if path.name != "lock" or path.is_symlink()
+    }
 
 
 def fault(work, argv, folder, capsys, canary, names=()):
@@ -275,11 +447,19 @@ def fault(work, argv, folder, capsys, canary, names=()):
         if canary.exists():
             return "code was run"
     lines = shown.err.splitlines()
-    if (folder.parent / "precious").read_bytes() != precious or (folder.parent / "nowhere").exists():
+    if (folder.parent / "precious").read_bytes() != precious or (
+        folder.parent / "nowhere"
+    ).exists():
         return "something outside was changed"
     if code == 0:
         return f"exit code 0, and {lines}" if lines else ""
-    if code != 2 or len(lines) != 1 or not lines[0].startswith("error: ") or names and len(lines[0]) > 500 + 2 * len(str(folder)):
+    if (
+        code != 2
+        or len(lines) != 1
+        or not lines[0].startswith("error: ")
+        or names
+        and len(lines[0]) > 500 + 2 * len(str(folder))
+    ):
         return f"exit code {code} and {len(lines)} lines: {shown.err[:300]!r}"
     if names and not any(name in lines[0] for name in names):
         return f"no file is named: {lines[0]}"
@@ -288,7 +468,10 @@ def fault(work, argv, folder, capsys, canary, names=()):
 
 def spoil_and_try(sound, tmp_path, capsys, seed, n):
     """n mutations; returns how many were refused, and the faults."""
-    tools = {"patch": (patch.main, ["--device", "cpu", "--run"]), "train": (train.main, ["--resume", "--device", "cpu", "--out"])} | ({"report": (report, ["--run"])} if report else {})
+    tools = {
+        "patch": (patch.main, ["--device", "cpu", "--run"]),
+        "train": (train.main, ["--resume", "--device", "cpu", "--out"]),
+    } | ({"report": (report, ["--run"])} if report else {})
     folder, canary, faults, refused = tmp_path / "run", tmp_path / "canary", [], 0
     (tmp_path / "precious").write_bytes(b"precious")
     for number in range(n):
@@ -302,7 +485,14 @@ def spoil_and_try(sound, tmp_path, capsys, seed, n):
         tool = dice.choice(list(tools))
         work, argv = tools[tool]
         codes = []
-        found = fault(lambda argv: codes.append(work(argv)) or codes[-1], [*argv, str(folder)], folder, capsys, canary, (spoilt, str(folder)))
+        found = fault(
+            lambda argv: codes.append(work(argv)) or codes[-1],
+            [*argv, str(folder)],
+            folder,
+            capsys,
+            canary,
+            (spoilt, str(folder)),
+        )
         refused += codes == [2]
         if found:
             faults.append(f"{number}: {tool}, {spoilt}, {what}: {found}")
@@ -320,20 +510,72 @@ def test_spoilt_files_by_the_thousand(sound, quick, tmp_path, capsys):
     n = 1200
     refused, faults = spoil_and_try(sound, tmp_path, capsys, 1, n)
     with capsys.disabled():
-        print(f"\n{n} mutations: {refused} refused in one line, {n - refused - len(faults)} taken without harm, {len(faults)} faults")
+        print(
+            f"\n{n} mutations: {refused} refused in one line, {n - refused - len(faults)} taken without harm, {len(faults)} faults"
+        )
     assert not faults, "\n".join(faults)
 
 
 # ---------------------------------------------------------------- command lines
 
-WORDS = ["0", "1", "2", "-1", "9", "8", "1000000000000", "9" * 30, "9" * 5000, "1e400", "1e-400", "nan", "inf", "-inf", "0.5", "", " ", "-", "--", "=", "true", "None", "addition", "choice", "base_addition", "strict", "cpu", "cuda", "cuda:99999999999", "cpu:3", "rotary", "none", "a\nb", "\udcff", "é", "../..", "x" * 5000, "%s", "{}"]
+WORDS = [
+    "0",
+    "1",
+    "2",
+    "-1",
+    "9",
+    "8",
+    "1000000000000",
+    "9" * 30,
+    "9" * 5000,
+    "1e400",
+    "1e-400",
+    "nan",
+    "inf",
+    "-inf",
+    "0.5",
+    "",
+    " ",
+    "-",
+    "--",
+    "=",
+    "true",
+    "None",
+    "addition",
+    "choice",
+    "base_addition",
+    "strict",
+    "cpu",
+    "cuda",
+    "cuda:99999999999",
+    "cpu:3",
+    "rotary",
+    "none",
+    "a\nb",
+    "\udcff",
+    "é",
+    "../..",
+    "x" * 5000,
+    "%s",
+    "{}",
+]
 
 
 def command_line(dice, flags, own):
     words = []
     for _ in range(dice.randint(0, 3)):  # none: taken as it is
         flag = dice.choice(flags)
-        words += dice.choice([[flag, dice.choice(WORDS)], [flag, dice.choice(WORDS)], [flag, dice.choice(WORDS)], [f"{flag}={dice.choice(WORDS)}"], [flag], [dice.choice(WORDS)], [flag[:-1], "1"]])
+        words += dice.choice(
+            [
+                [flag, dice.choice(WORDS)],
+                [flag, dice.choice(WORDS)],
+                [flag, dice.choice(WORDS)],
+                [f"{flag}={dice.choice(WORDS)}"],
+                [flag],
+                [dice.choice(WORDS)],
+                [flag[:-1], "1"],
+            ]
+        )
     return [*own, *words] if dice.random() < 0.5 else [*words, *own]
 
 
@@ -349,13 +591,48 @@ def try_command_lines(sound, tmp_path, capsys, seed, n):
             (folder / name).write_bytes(content)
         both = ["--device", "--seed", "--nonsense", "-x"]
         if dice.random() < 0.5:
-            work, argv = patch.main, command_line(dice, [*both, "--task", "--k", "--shots", "--prompts", "--freeze-mlps", "--max-memory", "--strong", "--solves", "--faithful"], ["--run", str(folder)])
+            work, argv = (
+                patch.main,
+                command_line(
+                    dice,
+                    [
+                        *both,
+                        "--task",
+                        "--k",
+                        "--shots",
+                        "--prompts",
+                        "--freeze-mlps",
+                        "--max-memory",
+                        "--strong",
+                        "--solves",
+                        "--faithful",
+                    ],
+                    ["--run", str(folder)],
+                ),
+            )
         else:
-            own = dice.choice([["--resume", "--out", str(folder)], ["--out", str(folder)], ["--out", str(tmp_path / "new")]])
-            fields = [f"--{name.replace('_', '-')}" for name in {**asdict(TRAIN), **asdict(MODEL)} if name != "steps"]  # steps without work still take time
-            work, argv = train.main, command_line(dice, [*both, "--diet", "--table-prompts", *fields], [*own, "--steps", "2"])
+            own = dice.choice(
+                [
+                    ["--resume", "--out", str(folder)],
+                    ["--out", str(folder)],
+                    ["--out", str(tmp_path / "new")],
+                ]
+            )
+            fields = [
+                f"--{name.replace('_', '-')}"
+                for name in {**asdict(TRAIN), **asdict(MODEL)}
+                if name != "steps"
+            ]  # steps without work still take time
+            work, argv = (
+                train.main,
+                command_line(
+                    dice, [*both, "--diet", "--table-prompts", *fields], [*own, "--steps", "2"]
+                ),
+            )
         codes = []
-        found = fault(lambda argv: codes.append(work(argv)) or codes[-1], argv, folder, capsys, canary)
+        found = fault(
+            lambda argv: codes.append(work(argv)) or codes[-1], argv, folder, capsys, canary
+        )
         refused += codes == [2]
         if found:
             faults.append(f"{number}: {work.__module__} {' '.join(argv)[:300]!r}: {found}")
@@ -373,5 +650,7 @@ def test_command_lines_by_the_thousand(sound, quick, tmp_path, capsys):
     n = 1000
     refused, faults = try_command_lines(sound, tmp_path, capsys, 1, n)
     with capsys.disabled():
-        print(f"\n{n} command lines: {refused} refused in one line, {n - refused - len(faults)} followed, {len(faults)} faults")
+        print(
+            f"\n{n} command lines: {refused} refused in one line, {n - refused - len(faults)} followed, {len(faults)} faults"
+        )
     assert not faults, "\n".join(faults)

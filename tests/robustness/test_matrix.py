@@ -9,8 +9,18 @@ from tests.robustness import matrix
 def test_the_oldest_packages_are_the_lower_bounds_of_setup_cfg():
     setup = configparser.ConfigParser()
     setup.read(matrix.ROOT / "setup.cfg")
-    wanted = dict(re.findall(r"^([a-z]+)>=([\d.]+)$", setup["options"]["install_requires"] + setup["options.extras_require"]["test"], flags=re.M))
-    oldest = re.findall(r"^([a-z]+)==([\d.]+?)(?:; python_version (<|>=) .*)?$", matrix.VERSIONS["oldest"].read_text(), flags=re.M)
+    wanted = dict(
+        re.findall(
+            r"^([a-z]+)>=([\d.]+)$",
+            setup["options"]["install_requires"] + setup["options.extras_require"]["test"],
+            flags=re.M,
+        )
+    )
+    oldest = re.findall(
+        r"^([a-z]+)==([\d.]+?)(?:; python_version (<|>=) .*)?$",
+        matrix.VERSIONS["oldest"].read_text(),
+        flags=re.M,
+    )
     assert {name for name, *_ in oldest} == wanted.keys()
     assert all(version.startswith(wanted[name]) for name, version, newer in oldest if newer != ">=")
     assert setup["options"]["python_requires"] == f">={matrix.PYTHONS[0]}"

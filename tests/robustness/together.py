@@ -12,11 +12,31 @@ import patch
 import tasks
 import train
 from minifunc.support import runs
-from minifunc.support.processes import all_sum, any_process, is_main, join, rank, run_together, share
+from minifunc.support.processes import (
+    all_sum,
+    any_process,
+    is_main,
+    join,
+    rank,
+    run_together,
+    share,
+)
 
 MODEL = {"n_layers": 2, "n_heads": 2, "d_model": 16, "d_head": 8, "d_mlp": 16, "n_ctx": 103}
-TRAIN = {"seed": 3, "steps": 6, "documents": 5, "long_every": 2, "lr": 0.01, "warmup": 2, "eval_every": 3}
-FLAGS = [word for name, value in {**MODEL, **TRAIN, "device": "cpu", "table_prompts": 8}.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+TRAIN = {
+    "seed": 3,
+    "steps": 6,
+    "documents": 5,
+    "long_every": 2,
+    "lr": 0.01,
+    "warmup": 2,
+    "eval_every": 3,
+}
+FLAGS = [
+    word
+    for name, value in {**MODEL, **TRAIN, "device": "cpu", "table_prompts": 8}.items()
+    for word in (f"--{name.replace('_', '-')}", str(value))
+]
 
 
 def study(out: Path) -> list[int]:
@@ -26,7 +46,10 @@ def study(out: Path) -> list[int]:
 
     def interrupted(*arguments):
         calls.append(1)
-        if len(calls) == 2 and rank() in (1, int(os.environ.get("WORLD_SIZE", 1)) - 1):  # one process alone is told to stop
+        if len(calls) == 2 and rank() in (
+            1,
+            int(os.environ.get("WORLD_SIZE", 1)) - 1,
+        ):  # one process alone is told to stop
             signal.raise_signal(signal.SIGINT)
         return sample(*arguments)
 
@@ -34,9 +57,17 @@ def study(out: Path) -> list[int]:
     codes.append(train.main(["--out", str(out / "resumed"), *FLAGS]))
     tasks.sample = sample
     any_process(False)  # wait until the files are there
-    codes.append(train.main(["--out", str(out / "resumed"), "--resume", "--device", "cpu", "--table-prompts", "8"]))
+    codes.append(
+        train.main(
+            ["--out", str(out / "resumed"), "--resume", "--device", "cpu", "--table-prompts", "8"]
+        )
+    )
     any_process(False)
-    codes.append(patch.main(["--run", str(out / "whole"), "--device", "cpu", "--prompts", "6", "--shots", "2"]))
+    codes.append(
+        patch.main(
+            ["--run", str(out / "whole"), "--device", "cpu", "--prompts", "6", "--shots", "2"]
+        )
+    )
     return codes
 
 
@@ -60,12 +91,20 @@ def work() -> int:
     train.run_together = patch.run_together = runs.run_main
     if not is_main():
         runs._write = lambda path, write: sys.exit(f"a second process writes {path}")
-    facts = {"share": list(share(range(5))), "sum": count.tolist(), "number": number.item(), "any": any_process(rank() == 1), "none": any_process(False)}
+    facts = {
+        "share": list(share(range(5))),
+        "sum": count.tolist(),
+        "number": number.item(),
+        "any": any_process(rank() == 1),
+        "none": any_process(False),
+    }
     facts["codes"] = study(out)
     (out / f"facts{rank()}.json").write_text(json.dumps(facts))
     print("the end")
     train.run_together = lambda work: work()
-    return train.main(["--out", str(out / "new"), "--device", "cpu", "--diet", "keto"])  # a user's mistake
+    return train.main(
+        ["--out", str(out / "new"), "--device", "cpu", "--diet", "keto"]
+    )  # a user's mistake
 
 
 if __name__ == "__main__":
