@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from minifunc.circuit import heads_of
-from minifunc.support.flags import Parser
 from minifunc.report.findings import HEADLINE, Findings, read
 from minifunc.report.html import Markup, h, script_data
 from minifunc.report.sections import SECTIONS, claim, content
+from minifunc.support.flags import Parser
 from minifunc.support.runs import UserError, check_writable, run_main, save_text
 
 LARGEST = 2_000_000  # bytes of report.html; where the weights would make it larger, the playground becomes a file of its own

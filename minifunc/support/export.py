@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minifunc.support.flags import Parser
 from minifunc.model import ModelConfig, Transformer
+from minifunc.support.flags import Parser
 from minifunc.support.runs import (
     UserError,
     _line,

@@ -39,6 +39,11 @@ def share(items: Any) -> Any:
     return items[rank() :: world_size()]
 
 
+def own_range(n: int) -> range:
+    """This process's part of 0 .. n - 1, in one piece."""
+    return range(rank() * n // world_size(), (rank() + 1) * n // world_size())
+
+
 def all_sum(*tensors: Tensor) -> None:
     """Replaces each tensor by its sum over all processes: one exchange, the same bits everywhere.
 
