@@ -13,7 +13,7 @@ from minifunc.circuit import Criteria, heads_of, parse
 from minifunc.model import Transformer
 from minifunc.nodes import Logits
 from minifunc.patching import PathPatcher
-from minifunc.support.runs import UserError
+from minifunc.support.errors import UserError
 
 MOST_HEADS = 8  # lines of the list
 

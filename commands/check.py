@@ -16,10 +16,11 @@ from torch import Tensor
 
 import tasks
 from minifunc.ablation import Ablator, random_group, wilson
-from minifunc.support.processes import is_main
-from minifunc.support.evaluation import last_logits
 from minifunc.model import Transformer
-from minifunc.support.runs import UserError, check_writable, load_json, save_json
+from minifunc.support.errors import UserError
+from minifunc.support.evaluation import last_logits
+from minifunc.support.files import check_writable, load_json, save_json
+from minifunc.support.processes import is_main
 
 SHOTS = 8
 N_PROMPTS = 500  # behind a share, if not said otherwise

@@ -5,7 +5,7 @@ import patch
 import tasks
 from commands import ask
 from minifunc.circuit import Criteria
-from minifunc.support.runs import save_json, save_tensors
+from minifunc.support.files import save_json, save_tensors
 from tests.handwired import headline_model
 
 

@@ -8,7 +8,8 @@ import patch
 import tasks
 from commands import ask, check
 from minifunc.model import ModelConfig, Transformer
-from minifunc.support.runs import UserError, save_json, save_tensors
+from minifunc.support.errors import UserError
+from minifunc.support.files import save_json, save_tensors
 
 CFG = ModelConfig(
     n_layers=1, n_heads=2, d_model=8, d_head=4, d_mlp=8, d_vocab=len(tasks.VOCABULARY)

@@ -2,8 +2,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from minifunc.support.errors import UserError
 from minifunc.support.flags import Parser, add_flags, from_flags
-from minifunc.support.runs import UserError
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,10 @@ import pytest
 import torch
 
 from minifunc.model import ModelConfig, Transformer
-from minifunc.support.runs import (
-    UserError,
-    load_json,
-    load_run,
-    load_tensors,
-    pick_device,
-    run_main,
-    save_json,
-    save_tensors,
-)
+from minifunc.support.errors import UserError, run_main
+from minifunc.support.files import load_json, load_tensors, save_json, save_tensors
+from minifunc.support.flags import pick_device
+from minifunc.support.runs import load_run
 
 try:
     import resource

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from minifunc.model import Transformer
-from minifunc.support.runs import UserError, load_json, load_run
+from minifunc.support.errors import UserError
+from minifunc.support.files import load_json
+from minifunc.support.runs import load_run
 
 HEADLINE = "<bos> 1 + 1 = 3 ; 2 + 2 = 5 ; 3 + 3 ="  # what the README begins with
 EXAMPLE = "<bos> 6 + 1 = 8 ; 2 + 2 = 5 ; 4 + 5 = 10 ; 1 + 3 = 5 ; 3 + 3 ="  # four shots of the same, for runs that keep no example of their own

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from minifunc.circuit import heads_of
-from minifunc.support.flags import Parser
 from minifunc.report.findings import HEADLINE, Findings, read
 from minifunc.report.html import Markup, h, script_data
 from minifunc.report.sections import SECTIONS, claim, content
-from minifunc.support.runs import UserError, check_writable, run_main, save_text
+from minifunc.support.errors import UserError, run_main
+from minifunc.support.files import check_writable, save_text
+from minifunc.support.flags import Parser
 
 LARGEST = 2_000_000  # bytes of report.html; where the weights would make it larger, the playground becomes a file of its own
 MOST_WEIGHTS = 16_000_000  # and beyond so many it is left out

@@ -25,19 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minifunc.support.flags import Parser
 from minifunc.model import ModelConfig, Transformer
-from minifunc.support.runs import (
-    UserError,
-    _line,
-    _write,
-    load_run,
-    load_tensors,
-    model_config,
-    run_main,
-    save_json,
-    save_tensors,
-)
+from minifunc.support.errors import UserError, first_line, run_main
+from minifunc.support.files import load_tensors, save_json, save_tensors, write_file
+from minifunc.support.flags import Parser
+from minifunc.support.runs import load_run, model_config
 
 
 def _package(name: str) -> Any:
@@ -125,7 +117,7 @@ def from_transformer_lens(path: Path) -> tuple[Any, dict[str, Tensor]]:
             and tensor.any()
         ]
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError) as error:
-        raise UserError(f"{path} was not made by this command: {_line(error)}") from None
+        raise UserError(f"{path} was not made by this command: {first_line(error)}") from None
     if more:
         raise UserError(f"{path}: {more[0]:.60} is not zero, and the run's model has no such part")
     return config, ours
@@ -186,7 +178,7 @@ def from_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path} was not made by this command: its header holds no config"
         ) from None
     except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: {_line(error)}") from None
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
     return config, state
 
 
@@ -251,7 +243,7 @@ def work(argv: Sequence[str] | None) -> int:
         raise UserError(f"{path} is there already: name another file")
     if kind == "safetensors":
         data = to_safetensors(model, config)
-        _write(path, lambda file: file.write(data))
+        write_file(path, lambda file: file.write(data))
     else:
         save_tensors(path, to_transformer_lens(model) | {"run": json.dumps(config)})
     print(f"wrote {path}")

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from minifunc.support.runs import UserError, _line, run_main
+from minifunc.support.errors import UserError, first_line, run_main
 
 
 def world_size() -> int:
@@ -51,7 +51,7 @@ def all_sum(*tensors: Tensor) -> None:
         dist.all_reduce(flat)
     except RuntimeError as error:
         raise UserError(
-            f"process {rank()} lost the others: one has ended, or cannot be reached ({_line(error)})"
+            f"process {rank()} lost the others: one has ended, or cannot be reached ({first_line(error)})"
         ) from None
     for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
         tensor.detach().copy_(total.view_as(tensor))
@@ -92,7 +92,7 @@ def join(device: torch.device) -> torch.device:
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(
-            f"the processes cannot meet at MASTER_ADDR:MASTER_PORT {place}: {_line(error)}"
+            f"the processes cannot meet at MASTER_ADDR:MASTER_PORT {place}: {first_line(error)}"
         ) from None
     return device
 
