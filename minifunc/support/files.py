@@ -123,6 +123,18 @@ def load_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read: {first_line(error)}") from None
 
 
+def load_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines."""
+    check_plain(path)
+    try:
+        values = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
+    if not all(isinstance(value, dict) for value in values):
+        raise UserError(f"{path} is none of ours: a line holds no object")
+    return values
+
+
 def load_tensors(path: Path) -> dict[str, Any]:
     """A file of tensors and plain values, read without running anything in it (`weights_only`)."""
     check_plain(path)

@@ -16,14 +16,18 @@ KINDS = {"int": int, "float": float, "str": str}  # a field of another type gets
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line each."""
+    """An argument parser whose complaints are one line each (UserError)."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found = super().parse_args(args, namespace)
+        for action in self._actions:
+            value = getattr(found, action.dest, None)
+            if action.nargs is None and isinstance(value, list):  # what it makes of `--strong=--`
+                self.error(f"argument {action.option_strings[0]}: expected one argument")
+        return found
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UserError(f"{message} (see {self.prog} --help)")
-
-
-def flag_name(field: str) -> str:
-    return f"--{field.replace('_', '-')}"
 
 
 def add_flags(parser: argparse.ArgumentParser, title: str, default: Any) -> None:
@@ -33,9 +37,9 @@ def add_flags(parser: argparse.ArgumentParser, title: str, default: Any) -> None
         kind = KINDS.get(getattr(field.type, "__name__", str(field.type)))
         if kind is None:
             continue
-        unit = field.name.split("_")[-1].upper()
+        flag, unit = f"--{field.name.replace('_', '-')}", field.name.split("_")[-1].upper()
         told = f"default: {getattr(default, field.name)}"
-        group.add_argument(flag_name(field.name), type=kind, metavar=unit, help=told)
+        group.add_argument(flag, type=kind, metavar=unit, help=told)
 
 
 def from_flags(arguments: argparse.Namespace, default: Config) -> Config:
@@ -43,8 +47,6 @@ def from_flags(arguments: argparse.Namespace, default: Config) -> Config:
     given = {}
     for field in fields(default):  # type: ignore[arg-type]
         value = getattr(arguments, field.name, None)
-        if isinstance(value, list):  # what argparse makes of `--strong=--`
-            raise UserError(f"{flag_name(field.name)} needs one value")
         if value is not None:
             given[field.name] = value
     try:

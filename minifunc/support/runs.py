@@ -10,9 +10,12 @@ report.html    all of it to look at (`python -m minifunc.report`)
 lock           empty; locked while a process trains here
 """
 
+import argparse
 import hashlib
+import os
+import sys
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +23,24 @@ import torch
 
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support.errors import UserError, first_line
-from minifunc.support.files import load_json, load_tensors
+from minifunc.support.files import check_writable, load_json, load_lines, load_tensors
 
+DEFAULT_RUN = Path("out/default")
+REFERENCE = Path(__file__).parents[2] / "reference"  # of the repository; not where it is installed
+REFERENCE_RESULTS = Path("out/reference")
+MADE_BY_TRAINING = ("config.json", "model.pt", "resume.pt", "metrics.jsonl")
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # what weights may be
 
 
 def load_run(
-    folder: str | Path, device: torch.device | str = "cpu"
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    vocabulary: list[str] | None = None,
 ) -> tuple[Transformer, dict[str, Any]]:
     """The trained model of a run's folder, on `device` and in evaluation mode, and its config.
 
-    Raises UserError, naming the file and the fault, for a folder that holds no sound run.
+    Raises UserError, naming the file and the fault, for a folder that holds no sound run, or one
+    of another `vocabulary`.
     """
     config_path, weights_path = Path(folder) / "config.json", Path(folder) / "model.pt"
     config = load_json(config_path)
@@ -47,6 +57,8 @@ def load_run(
     if fault:
         raise UserError(f"{weights_path} does not fit config.json: {fault}")
     model.load_state_dict(state, assign=True)
+    if vocabulary and config["vocabulary"] != vocabulary:
+        raise UserError(f"{folder} was trained on another vocabulary than this version has")
     return model.requires_grad_(False).to(device).eval(), config
 
 
@@ -100,3 +112,73 @@ def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+# ---------------------------------------------------------------- the run to use
+
+
+@dataclass(frozen=True)
+class RunFolders:
+    """Where a command's run is, and where its results go: elsewhere for the reference run alone."""
+
+    run: Path
+    results: Path
+    is_reference: bool
+
+    def to_write(self, name: str) -> Path:
+        """The path of a result. Makes its folder; raises UserError where it cannot be written."""
+        try:
+            self.results.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make {self.results}: {error.strerror}") from None
+        check_writable(self.results / name)
+        return self.results / name
+
+
+def add_run_flag(parser: argparse.ArgumentParser) -> None:
+    """`--run` and `--or-reference`, for `chosen_run` to read."""
+    told = f"folder of the trained run (default: {DEFAULT_RUN}, or else the reference run)"
+    parser.add_argument("--run", type=Path, metavar="DIR", help=told)
+    told = "take the reference run where DIR holds none"
+    parser.add_argument("--or-reference", action="store_true", help=told)
+
+
+def chosen_run(arguments: argparse.Namespace) -> RunFolders:
+    """The run that the flags name; the reference run where there is none and that is allowed.
+
+    Says on stderr that it takes the reference run, or an unfinished one. A damaged run stays the
+    chosen one, for `load_run` to refuse. Raises UserError for a run without a checkpoint.
+    """
+    run = arguments.run or DEFAULT_RUN
+    make = "`make train`" if run == DEFAULT_RUN else f"`make train OUT={run}`"
+    found = [name for name in MADE_BY_TRAINING if os.path.lexists(run / name)]
+    may_fall_back = arguments.or_reference or arguments.run is None
+    if not found and may_fall_back and REFERENCE.is_dir():
+        said = (
+            f"no trained run in {run}: using the reference run, results go to {REFERENCE_RESULTS}/"
+        )
+        print(f"{said} ({make} makes a run of your own)", file=sys.stderr)
+        return RunFolders(REFERENCE, REFERENCE_RESULTS, is_reference=True)
+    if run.resolve() == REFERENCE:
+        return RunFolders(run, REFERENCE_RESULTS, is_reference=True)
+    if "config.json" in found and "model.pt" not in found:
+        said = f"{run} holds no model.pt: it was interrupted before its first checkpoint"
+        raise UserError(f"{said}; go on with {make}")
+    done, wanted = progress(run)
+    if done < wanted:
+        print(
+            f"{run} is unfinished, at step {done} of {wanted}: go on with {make}", file=sys.stderr
+        )
+    return RunFolders(run, run, is_reference=False)
+
+
+def progress(run: Path) -> tuple[int, int]:
+    """Steps that a run has taken, and that it is to take; (0, 0) where its files don't say."""
+    try:
+        wanted = load_json(run / "config.json")["train"]["steps"]
+        done = max([line["step"] for line in load_lines(run / "metrics.jsonl")], default=0)
+        if done < wanted and (run / "resume.pt").exists():  # written between two evaluations
+            done = load_tensors(run / "resume.pt")["step"]
+        return int(done), int(wanted)
+    except Exception:  # damaged files may raise anything; load_run names the fault
+        return 0, 0
