@@ -114,6 +114,18 @@ def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def load_circuit(path: Path, model: Transformer) -> dict[str, Any] | None:
+    """A circuit.json; None where there is none. Raises UserError for one of other weights."""
+    if not path.exists():
+        return None
+    circuit = load_json(path)
+    if not isinstance(circuit, dict):
+        raise UserError(f"{path} is none of ours: it holds a {type(circuit).__name__}")
+    if "weights" in circuit and circuit["weights"] != weights_hash(model.state_dict()):
+        raise UserError(f"{path} is about other weights than the run's; patch.py makes it anew")
+    return circuit
+
+
 # ---------------------------------------------------------------- the run to use
 
 
