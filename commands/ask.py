@@ -15,7 +15,7 @@ from torch import Tensor
 import tasks
 from minifunc.ablation import Ablator, all_heads
 from minifunc.circuit import Criteria, parse
-from minifunc.model import Hooks, Transformer
+from minifunc.model import Hook, Transformer
 from minifunc.patching import Logits, PathPatcher
 from minifunc.support.errors import UserError, run_main
 from minifunc.support.flags import Parser, pick_device
@@ -62,9 +62,9 @@ def base_prompt(tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def probabilities(model: Transformer, tokens: Tensor, hooks: Hooks | None = None) -> Tensor:
+def probabilities(model: Transformer, tokens: Tensor, **hooks: Hook) -> Tensor:
     """Of what comes after the prompt tokens [pos], [d_vocab]."""
-    return model.run_with_hooks(tokens[None], hooks or {})[0, -1].softmax(-1)
+    return model.run_with_hooks(tokens[None], hooks)[0, -1].softmax(-1)
 
 
 def top(shares: Tensor, n: int = 5) -> list[tuple[str, float]]:
@@ -82,7 +82,7 @@ def without_head(model: Transformer, tokens: Tensor, name: str) -> Tensor:
         z[:, :, head] = 0
         return z
 
-    return probabilities(model, tokens, {f"blocks.{layer}.attn.hook_z": zero})
+    return probabilities(model, tokens, **{f"blocks.{layer}.attn.hook_z": zero})
 
 
 def by_switching_off(model: Transformer, tokens: Tensor, given: int) -> list[str]:

@@ -34,6 +34,7 @@ LEAST = 30  # prompts from which a slice of them counts
 AMOUNTS = (-3, -2, -1, 1, 2, 3)
 SHIFTED = [task for task in tasks.TASKS if tasks.TASKS[task].wrapper == "shift"]
 DEPENDABILITY = Path("results/dependability.json")
+NAMES = tasks.VOCABULARY
 MARKS = {"pass": "pass", "fail": "FAIL", "could not tell": "?"}
 
 
@@ -71,28 +72,33 @@ class Share:
     at_least: bool = True
 
     @property
-    def interval(self) -> list[float]:
-        return wilson(self.hits / self.n, self.n)
-
-    @property
     def verdict(self) -> str:
-        low, high = self.interval
-        above, below = low >= self.threshold, high < self.threshold
+        low, high = wilson(self.hits / self.n, self.n)
+        good, bad = low >= self.threshold, high < self.threshold
         if not self.at_least:
-            above, below = high <= self.threshold, low > self.threshold
-        return "pass" if above else "fail" if below else "could not tell"
+            good, bad = high <= self.threshold, low > self.threshold
+        return verdict_of(good, bad)
 
     def __str__(self) -> str:
-        low, high = self.interval
+        low, high = wilson(self.hits / self.n, self.n)
         value = round(self.hits / self.n, 4)
         return f"{value:.1%} of {self.n} prompts (95 % interval {low:.1%} to {high:.1%})"
 
-    def result(self, check: Check, **told: Any) -> Result:
-        """The result; told: `measured`, `short` and `examples`, where they are not just this."""
-        words = {"measured": str(self), "short": f"{self.hits / self.n:.1%}"} | told
-        value = round(self.hits / self.n, 4)
-        numbers = {"value": value, "interval": self.interval, "threshold": self.threshold}
-        return Result(**vars(check), verdict=self.verdict, **words, **numbers)
+    def result(self, check: Check, measured: str = "", short: str = "") -> Result:
+        """The check's result; measured and short, where it is not just this share that is told."""
+        return Result(
+            **vars(check),
+            verdict=self.verdict,
+            measured=measured or str(self),
+            short=short or f"{self.hits / self.n:.1%}",
+            value=round(self.hits / self.n, 4),
+            interval=wilson(self.hits / self.n, self.n),
+            threshold=self.threshold,
+        )
+
+
+def verdict_of(good: bool, bad: bool) -> str:
+    return "pass" if good else "fail" if bad else "could not tell"
 
 
 def untold(check: Check, measured: str, short: str) -> Result:
@@ -107,7 +113,7 @@ class Checklist:
     """
 
     def __init__(self, model: Transformer, diet: Any, fi: Sequence[str], k: int, seed: int) -> None:
-        self.model, self.diet, self.fi, self.k = model, diet, list(fi), k
+        self.model, self.diet, self.fi, self.k = model, diet, fi, k
         self.generator = torch.Generator().manual_seed(seed + 2**40)  # not the prompts of patch.py
         self.pairs = self._pairs("addition", k, N_PROMPTS)
 
@@ -134,7 +140,7 @@ class Checklist:
         """The share of prompts answered rightly, against a threshold."""
         given = self._given(tokens)
         share = Share(int((given == right).sum()), len(given), threshold)
-        return share.result(check, examples=failures(tokens, given, right))
+        return replace(share.result(check), examples=failures(tokens, given, right))
 
     # ---------------------------------------------------------------- what it does
 
@@ -171,11 +177,9 @@ class Checklist:
         )
         hits = {shots: self._followed(self.k, N_PROMPTS, shots) for shots in (1, 2, 4, 8)}
         enough = [shots for shots in hits if hits[shots] / N_PROMPTS >= 0.90]
-        return Share(hits[4], N_PROMPTS, 0.90).result(
-            check,
-            measured="; ".join(f"{shots} shown: {hits[shots] / N_PROMPTS:.1%}" for shots in hits),
-            short=f"from {enough[0]}" if enough else "more than 8",
-        )
+        told = "; ".join(f"{shots} shown: {hits[shots] / N_PROMPTS:.1%}" for shots in hits)
+        short = f"from {enough[0]}" if enough else "more than 8"
+        return Share(hits[4], N_PROMPTS, 0.90).result(check, told, short)
 
     def other_amounts(self) -> Result:
         check = Check(
@@ -189,11 +193,9 @@ class Checklist:
         n = 2 * N_EACH
         hits = {k: self._followed(k, n) for k in AMOUNTS}
         worst = min(hits, key=hits.__getitem__)
-        return Share(hits[worst], n, 0.80).result(
-            check,
-            measured=", ".join(f"{k:+d}: {hits[k] / n:.1%}" for k in hits),
-            short=f"worst {hits[worst] / n:.1%} ({worst:+d})",
-        )
+        told = ", ".join(f"{k:+d}: {hits[k] / n:.1%}" for k in hits)
+        short = f"worst {hits[worst] / n:.1%} ({worst:+d})"
+        return Share(hits[worst], n, 0.80).result(check, told, short)
 
     def _one_odd(self, tokens: Tensor, others: Tensor) -> Tensor:
         """The prompts with one example, anywhere, taken from the paired others."""
@@ -241,7 +243,7 @@ class Checklist:
             pairs = self._pairs(task, self.k, N_EACH)
             hits += int((self._given(pairs.base) == pairs.contrast_answers).sum())
         share = Share(hits, len(SHIFTED) * N_EACH, 0.05, at_least=False)
-        return share.result(check, measured=f"off by {self.k:+d} on {share}")
+        return share.result(check, f"off by {self.k:+d} on {share}")
 
     def spreads(self) -> Result:
         mixed = self.diet.get("mixed", 0) if isinstance(self.diet, dict) else 0
@@ -267,8 +269,8 @@ class Checklist:
             hits, n = hits + int(off.sum()), n + rows
             examples += failures(prompts[off], given[off], plain[off])[:1]
         share = Share(hits, n, 0.10, at_least=False)
-        told = f"off by {self.k:+d} on {share}"
-        return share.result(check, measured=told, examples=examples[:N_EXAMPLES])
+        result = share.result(check, f"off by {self.k:+d} on {share}")
+        return replace(result, examples=examples[:N_EXAMPLES])
 
     def confidence(self) -> Result:
         check = Check(
@@ -290,7 +292,7 @@ class Checklist:
         if n_sure < LEAST:
             return untold(check, f"only {n_sure} of {n} answers are that sure", "seldom sure")
         told = f"{hits / n_sure:.1%} of the {n_sure} sure answers, of {n} in all"
-        return Share(hits, n_sure, 0.95).result(check, measured=told)
+        return Share(hits, n_sure, 0.95).result(check, told)
 
     def pattern(self) -> Result:
         """Failures under new rules of all sizes, by what is asked and what was answered instead."""
@@ -309,26 +311,21 @@ class Checklist:
         given = self._given(tokens)
         wrong, kinds = given != right, instead(tokens, given, right, plain)
         slices = slices_of(tokens, right, plain)
-        large = {name: mask for name, mask in slices.items() if mask.sum() >= LEAST}
-        failed = {name: int((wrong & mask).sum()) for name, mask in large.items()}
-        size = {name: int(mask.sum()) for name, mask in large.items()}
-        ranked = sorted(large, key=lambda name: failed[name] / size[name], reverse=True)
+        size = {name: int(mask.sum()) for name, mask in slices.items() if mask.sum() >= LEAST}
+        failed = {name: int((wrong & slices[name]).sum()) for name in size}
+        ranked = sorted(size, key=lambda name: failed[name] / size[name], reverse=True)
         worst = ranked[0]
         counted = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds) if kind)
-        total = f"{int(wrong.sum())} of {len(tokens)} fail{': ' if counted else ''}{counted}. "
-        at_worst = f"Worst where {worst}: {failed[worst]} of {size[worst]} fail. "
-        shares = "; ".join(f"{name} {failed[name] / size[name]:.0%}" for name in ranked)
+        told = f"{int(wrong.sum())} of {len(tokens)} fail{': ' if counted else ''}{counted}. Worst"
+        told += f" where {worst}: {failed[worst]} of {size[worst]} fail. "
+        told += "; ".join(f"{name} {failed[name] / size[name]:.0%}" for name in ranked)
         patterns = []
         for row, kind in enumerate(kinds):
             where = "; ".join(name for name in slices if slices[name][row])
             patterns.append(f"{where}; answered {kind}")
         share = Share(size[worst] - failed[worst], size[worst], 0.80)
-        return share.result(
-            check,
-            measured=total + at_worst + shares,
-            short=f"worst slice {share.hits / share.n:.1%}",
-            examples=failures(tokens, given, right, patterns),
-        )
+        result = share.result(check, told, f"worst slice {share.hits / share.n:.1%}")
+        return replace(result, examples=failures(tokens, given, right, patterns))
 
     # ---------------------------------------------------------------- what carries it
 
@@ -362,7 +359,7 @@ class Checklist:
         share = Share(hits, len(given), 0.05, at_least=False)
         plain = (given == self.pairs.base_answers).float().mean().item()
         told = f"heads {', '.join(self.fi)}: the new rule is left on {share}"
-        return share.result(check, measured=f"{told}; the plain answer returns on {plain:.1%}")
+        return share.result(check, f"{told}; the plain answer returns on {plain:.1%}")
 
     def others(self) -> Result:
         check = Check(
@@ -382,7 +379,7 @@ class Checklist:
         right = self._swapped(sorted(groups)) == self.pairs.contrast_answers
         share = Share(int(right.sum(1).min()), right.shape[1], 0.90)
         told = f"{len(groups)} group{'s' * (len(groups) > 1)} of other heads"
-        return share.result(check, measured=f"{told}; the worst leaves {share}")
+        return share.result(check, f"{told}; the worst leaves {share}")
 
     def rest_intact(self) -> Result:
         check = Check(
@@ -408,7 +405,7 @@ class Checklist:
             return untold(check, told, "too few")
         share = Share(kept, before, 0.90)
         told = f"{share} that are answered rightly with the heads in place"
-        return share.result(check, measured=told)
+        return share.result(check, told)
 
     # ---------------------------------------------------------------- how stable it is
 
@@ -422,19 +419,11 @@ class Checklist:
             "Quote the lowest figure, not the mean.",
         )
         shares = [self._followed(self.k, n) / n for _ in range(5)]
-        verdict = "could not tell"
-        if min(shares) >= 0.90:
-            verdict = "pass"
-        elif max(shares) < 0.90:
-            verdict = "fail"
-        return Result(
-            **vars(check),
-            verdict=verdict,
-            measured=", ".join(f"{share:.1%}" for share in shares),
-            short=f"lowest {min(shares):.1%}",
-            value=round(min(shares), 4),
-            threshold=0.90,
-        )
+        lowest = min(shares)
+        verdict = verdict_of(lowest >= 0.90, max(shares) < 0.90)
+        told = ", ".join(f"{share:.1%}" for share in shares)
+        result = Result(**vars(check), verdict=verdict, measured=told, short=f"lowest {lowest:.1%}")
+        return replace(result, value=round(lowest, 4), threshold=0.90)
 
     def over_seeds(self) -> Result:
         check = Check(
@@ -455,14 +444,11 @@ class Checklist:
         if len(shares) < 5:
             return untold(check, f"only {len(shares)} seeds in {DEPENDABILITY}", "not known")
         good = sum(share >= 0.90 for share in shares)
-        return Result(
-            **vars(check),
-            verdict="pass" if good >= 0.9 * len(shares) else "fail",
-            measured=f"{good} of {len(shares)} seeds; lowest {min(shares):.1%}",
-            short=f"{good} of {len(shares)} seeds",
-            value=round(good / len(shares), 4),
-            threshold=0.90,
-        )
+        verdict = "pass" if good >= 0.9 * len(shares) else "fail"
+        short = f"{good} of {len(shares)} seeds"
+        told = f"{short}; lowest {min(shares):.1%}"
+        result = Result(**vars(check), verdict=verdict, measured=told, short=short)
+        return replace(result, value=round(good / len(shares), 4), threshold=0.90)
 
 
 def failures(
@@ -471,14 +457,9 @@ def failures(
     """The first prompts answered wrongly, with what is known of each."""
     shown = []
     for row in (given != right).nonzero()[:N_EXAMPLES, 0].tolist():
-        shown.append(
-            {
-                "prompt": tasks.decode(tokens[row]),
-                "answered": tasks.VOCABULARY[given[row]],
-                "right": tasks.VOCABULARY[right[row]],
-                "pattern": patterns[row] if patterns else "",
-            }
-        )
+        example = {"prompt": tasks.decode(tokens[row])}
+        example |= {"answered": NAMES[given[row]], "right": NAMES[right[row]]}
+        shown.append(example | {"pattern": patterns[row] if patterns else ""})
     return shown
 
 
@@ -532,9 +513,8 @@ def show(results: Sequence[Result]) -> str:
             pattern = f"; {example['pattern']}" if example["pattern"] else ""
             told = f"answered {example['answered']}, right {example['right']}{pattern}"
             lines.append(f"        {example['prompt']}  {told}")
-    passed, failed, open_ = (
-        sum(result.verdict == verdict for result in results) for verdict in MARKS
-    )
+    verdicts = [result.verdict for result in results]
+    passed, failed, open_ = (verdicts.count(verdict) for verdict in MARKS)
     return "\n".join([*lines, "", f"{passed} passed, {failed} failed, {open_} could not be told"])
 
 
@@ -563,21 +543,20 @@ def work(argv: Sequence[str] | None) -> int:
     arguments = parser.parse_args(argv)
     device, folders = pick_device(arguments.device, float64=True), chosen_run(arguments)
     model, config = load_run(folders.run, device, tasks.VOCABULARY)
-    k, seed, allowed = arguments.k, arguments.seed, tasks.SHIFTS
-    if k == 0 or k not in allowed:
-        raise UserError(
-            f"--k {k} is no new rule: it may be from {allowed[0]} to {allowed[-1]}, but not 0"
-        )
-    n_tokens, n_ctx = tasks.n_tokens(SHOTS), model.cfg.n_ctx
-    if n_tokens > n_ctx:
-        raise UserError(
-            f"the checks use prompts of {n_tokens} tokens; the model's context holds {n_ctx}"
-        )
+    k, seed, n_tokens = arguments.k, arguments.seed, tasks.n_tokens(SHOTS)
+    if k == 0 or k not in tasks.SHIFTS:
+        allowed = f"it may be from {tasks.SHIFTS[0]} to {tasks.SHIFTS[-1]}, but not 0"
+        raise UserError(f"--k {k} is no new rule: {allowed}")
+    if not 0 <= seed < 2**63:
+        raise UserError("--seed must be from 0 to 2^63 - 1")
+    if n_tokens > model.cfg.n_ctx:
+        context = f"the model's context holds {model.cfg.n_ctx}"
+        raise UserError(f"the checks use prompts of {n_tokens} tokens; {context}")
     fi = carrying_heads(folders.results / "circuit.json", model)
     path, started = folders.to_write("check.json"), time.perf_counter()
     results = Checklist(model, config.get("diet"), fi, k, seed).results()
     report = {"k": k, "shots": SHOTS, "seed": seed}
-    report["seconds"] = round(time.perf_counter() - started, 2)
+    report |= {"seconds": round(time.perf_counter() - started, 2)}
     save_json(path, report | {"checks": [asdict(result) for result in results]})
     print(show(results))
     print(f"everything is in {path}")

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from minifunc.circuit import heads_of, parse
-from minifunc.support.evaluation import ROWS, accuracy
 from minifunc.model import Hooks, ModelConfig, Transformer
+from minifunc.support.evaluation import ROWS, accuracy
 
 
 @dataclass

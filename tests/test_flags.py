@@ -43,6 +43,7 @@ def test_help_states_the_defaults(capsys):
         (["--share", "x"], "invalid float"),
         (["--nothing"], "unrecognized"),
         (["--some-count", "1.5"], "invalid int"),
+        (["--share=--"], "expected one argument"),
     ],
 )
 def test_what_cannot_be_read_or_is_refused_is_a_user_error(argv, says):

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from minifunc.circuit import parse
-from minifunc.support.evaluation import ROWS
 from minifunc.model import Hooks, Transformer
+from minifunc.support.evaluation import ROWS
 
 WAYS = (
     "added",

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minifunc.circuit import parse
-from minifunc.support.evaluation import accuracy
 from minifunc.analysis.function_vectors import explained
-from minifunc.model import Hooks, Transformer
 from minifunc.analysis.probe import fit, one_hot, r2
+from minifunc.circuit import parse
+from minifunc.model import Hooks, Transformer
+from minifunc.support.evaluation import accuracy
 
 INPUTS = ("q", "k", "v", "qk")
 

@@ -137,6 +137,11 @@ class RunFolders:
     results: Path
     is_reference: bool
 
+    @property
+    def name(self) -> str:
+        """For titles and commands, as in `make patch OUT=name`."""
+        return "reference" if self.is_reference else str(self.run)
+
     def to_write(self, name: str) -> Path:
         """The path of a result. Makes its folder; raises UserError where it cannot be written."""
         try:
