@@ -20,7 +20,7 @@ def last_logits(model: Transformer, tokens: Tensor, hooks: Hooks | None = None) 
 
 
 def accuracy(logits: Tensor, answers: Tensor) -> float:
-    """Share of prompts on which the largest of logits [n_prompts, d_vocab] is at answers [n_prompts].
+    """Share of prompts whose largest logit [n_prompts, d_vocab] is the answer's [n_prompts].
 
     >>> accuracy(torch.tensor([[0.0, 2.0], [3.0, 1.0]]), torch.tensor([1, 1]))
     0.5
