@@ -7,6 +7,7 @@
 A safetensors file holds the weights, with the run's config in the header. The file for
 transformer-lens holds {config, state_dict, run}, for the version that is installed:
 
+    saved = torch.load(FILE)
     model = HookedTransformer(HookedTransformerConfig(**saved["config"]))              # 2.18
     model = TransformerBridge.boot_native(TransformerBridgeConfig(**saved["config"]))  # 4
     model.load_state_dict(saved["state_dict"])
