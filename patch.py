@@ -18,8 +18,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 import tasks
-from commands import ask, check
-from minifunc.analysis import function_vectors, reading
 from minifunc.ablation import (
     Ablator,
     ablation_row,
@@ -27,17 +25,20 @@ from minifunc.ablation import (
     random_group,
     random_group_anywhere,
 )
+from minifunc.analysis import function_vectors, reading
 from minifunc.analysis.attribution import attribute, rank_correlation
+from minifunc.analysis.probe import probes
 from minifunc.circuit import Criteria, Discovery, discover, heads_of, other_thresholds, reader_roles
-from minifunc.support.processes import is_main, join, run_together
-from minifunc.support.evaluation import accuracy, last_logits
 from minifunc.faithfulness import CircuitScores, eliminate, evaluate
-from minifunc.support.flags import Parser, add_flags, from_flags
 from minifunc.model import Transformer
 from minifunc.patching import Effects, PathPatcher
-from minifunc.analysis.probe import probes
-from minifunc.support.runs import UserError, check_writable, load_run, pick_device, save_json
 from minifunc.report.terminal import show
+from minifunc.support.errors import UserError
+from minifunc.support.evaluation import accuracy, last_logits
+from minifunc.support.files import check_writable, save_json
+from minifunc.support.flags import Parser, add_flags, from_flags, pick_device
+from minifunc.support.processes import is_main, join, run_together
+from minifunc.support.runs import add_run_flag, chosen_run, load_run
 
 N_DRAWS = 50  # random groups of each kind beside an ablated one
 N_OTHER_DRAWS = (
@@ -617,9 +618,7 @@ def writings(
 def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         parser = Parser(prog="patch.py", description=__doc__.splitlines()[0])
-        parser.add_argument(
-            "--run", default="out/default", help="folder of the trained run (default: %(default)s)"
-        )
+        add_run_flag(parser)
         parser.add_argument(
             "--device", default="auto", help="auto, cpu, cuda (default: %(default)s)"
         )
@@ -659,32 +658,14 @@ def main(argv: list[str] | None = None) -> int:
             metavar="PATH",
             help="where the findings go (default: circuit.json in the run's folder, which every trace replaces)",
         )
-        parser.add_argument(
-            "--ask",
-            metavar="PROMPT",
-            help="answer one prompt instead, like '1+1=3, 2+2=5, 3+3=', and say which heads carried the answer",
-        )
-        parser.add_argument(
-            "--check",
-            action="store_true",
-            help="run the checklist instead, write check.json into the run's folder; exit code 1 if a check fails",
-        )
         add_flags(parser, "criteria of the groups", Criteria())
         arguments = parser.parse_args(argv)
         criteria, device = (
             from_flags(arguments, Criteria()),
             join(pick_device(arguments.device, float64=True)),
         )
-        model, config = load_run(arguments.run, device)
-        if config["vocabulary"] != tasks.VOCABULARY:
-            raise UserError(
-                f"{arguments.run} was trained on another vocabulary than this version has"
-            )
-        if arguments.ask is not None:
-            print(ask.answer(model, arguments.ask, criteria))
-            return 0
-        if arguments.check:
-            return check.run(model, config, Path(arguments.run), arguments.k, arguments.seed)
+        folders = chosen_run(arguments)
+        model, _ = load_run(folders.run, device, tasks.VOCABULARY)
         if tasks.n_tokens(arguments.shots) > model.cfg.n_ctx:
             raise UserError(
                 f"--shots {arguments.shots} makes prompts of {tasks.n_tokens(arguments.shots)} tokens; the model's context holds {model.cfg.n_ctx}"
@@ -693,7 +674,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(
                 "--k 0 leaves nothing to trace: base and contrast prompts would be the same"
             )
-        path = Path(arguments.json) if arguments.json else Path(arguments.run) / "circuit.json"
+        path = Path(arguments.json) if arguments.json else folders.to_write("circuit.json")
         check_writable(path)
         if not 0 <= arguments.seed < 2**63 or arguments.prompts > MOST_PROMPTS:
             raise UserError(

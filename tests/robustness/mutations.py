@@ -351,14 +351,14 @@ FAULTS = [
         ("reading",),
     ),
     Fault(
-        "minifunc/support/runs.py",
+        "minifunc/support/files.py",
         "weights_only=True",
         "weights_only=False",
         "a weights file may run code",
         ("runs",),
     ),
     Fault(
-        "minifunc/support/runs.py",
+        "minifunc/support/files.py",
         "os.replace(temporary, path)",
         "os.link(temporary, path)",
         "a file that is there already is not replaced",
