@@ -25,6 +25,15 @@ class Examples:
         """d = c - f(x, y), [n_prompts, n_shots]."""
         return self.shown - self.expected
 
+    def to(self, device: torch.device) -> "Examples":
+        tensors = (self.tokens, self.answers, self.expected, self.shown)
+        return Examples(*(tensor.to(device) for tensor in tensors))
+
+
+def last_position(model: Transformer, tokens: Tensor) -> Tensor:
+    """The last position of tokens [n_prompts, pos], on the model's device: [1]."""
+    return torch.tensor([tokens.shape[1] - 1], device=model.device)
+
 
 @torch.no_grad()
 def activations(
@@ -34,10 +43,9 @@ def activations(
     cut: Callable[[Tensor], Tensor],
     positions: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """What stands at the hook points `names` when the model reads tokens [n_prompts, pos].
+    """{name: activation at this hook point} for tokens [n_prompts, pos], a few prompts at a time.
 
-    cut: takes the part that is kept from an activation [batch, …]. positions: as in `Transformer`.
-    → {name: the kept parts of all prompts}
+    cut: takes what is kept from an activation [batch, …]. positions: as in `Transformer.forward`.
     """
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
     for rows in tokens.split(ROWS):
@@ -45,8 +53,3 @@ def activations(
         for name in names:
             kept[name].append(cut(cache[name]).clone())  # the rest of it is freed
     return {name: torch.cat(parts) for name, parts in kept.items()}
-
-
-def last_position(model: Transformer, tokens: Tensor) -> Tensor:
-    """The last position of tokens [n_prompts, pos], as `Transformer` takes it: [1]."""
-    return torch.tensor([tokens.shape[1] - 1], device=model.device)

@@ -12,9 +12,9 @@ put into naive prompts, which show no shift, at the same head. Everything after 
 A map is the picture of arXiv 2507.09875: rows are inputs x (here 5), columns outputs y, and cells
 say how much logit(y) rises. A head that carries +k raises the cells y = x + k.
 
-One mean over all prompts supposes that +k is one direction, whatever is asked. Three things tell
-whether it is: how z varies (by k, by what is asked, by both); FV(k, s), the mean over the prompts
-that ask for the value s, put into naive prompts of every x; how FV(k, s) - FV(0, s) turns with s.
+One mean supposes that +k is one direction, whatever is asked. So we also measure how z varies (by
+k, by what is asked), what FV(k, s) does, the mean over the prompts that ask for the value s, in
+naive prompts of every x, and how FV(k, s) - FV(0, s) turns with s.
 """
 
 from collections import defaultdict
@@ -109,10 +109,10 @@ def moves(change: Tensor, zero: int, k: int) -> float:
 
 
 def adds_up(parts: Tensor, whole: Tensor) -> dict[str, float]:
-    """Do the maps parts [n_parts, n_inputs, n_numbers] sum to the map of all put in together, whole?
+    """Do the maps parts [n_parts, n_inputs, n_numbers] sum to the map of all put in together?
 
-    Each row is centred first: a constant on all logits means nothing. r2: 1 - |whole - sum|² /
-    |whole|²; correlation of sum and whole; ratio: the factor that brings the sum closest.
+    Rows are centred: a constant on all logits means nothing. r2: 1 - |whole - sum|² / |whole|²;
+    correlation of sum and whole; ratio: the factor that brings the sum closest to the whole.
     """
     total, whole = (x - x.mean(-1, keepdim=True) for x in (parts.sum(0).double(), whole.double()))
     of_total, of_whole = (x.square().sum().clamp(min=1e-12) for x in (total, whole))
@@ -145,17 +145,11 @@ def _means(values: Mapping[int, Sequence[float]]) -> dict[str, float]:
 # ---------------------------------------------------------------- the study
 
 
-@dataclass(frozen=True)
-class Vectors:
-    """Function vectors of all heads for one k, each [1, n_layers, n_heads, d_head]."""
-
-    k: int
-    mean: Tensor  # FV(k)
-    by_asked: Mapping[int, Tensor]  # FV(k, s), where enough prompts ask for s
-
-
 class Naive:
-    """Naive prompts [n_inputs, n_demos, pos], to try vectors of `heads` on; row x is answered x."""
+    """Naive prompts [n_inputs, n_demos, pos] that vectors are tried on; row x is to be answered x.
+
+    All n_rows = n_inputs * n_demos run together. vectors: as in `logits_with`.
+    """
 
     def __init__(
         self, model: Transformer, prompts: Tensor, numbers: Numbers, heads: Sequence[str]
@@ -168,19 +162,16 @@ class Naive:
         self.before = last_logits(model, self.tokens)  # [n_rows, d_vocab]
 
     def logits(self, vectors: Tensor, replace: bool = False) -> Tensor:
-        """Logits [n_rows, d_vocab] with vectors [n_rows or 1, n_layers, n_heads, d_head] put in."""
+        """Logits [n_rows, d_vocab] with the vectors of all heads put in."""
         return logits_with(self.model, self.tokens, vectors, self.heads, replace)
 
     def parts(self, vectors: Tensor) -> dict[str, Tensor]:
-        """Logits with the vector of each head added, and of all together: [n_rows, d_vocab] each."""
-        parts = {head: [head] for head in self.heads} | {"all": self.heads}
-        return {
-            part: logits_with(self.model, self.tokens, vectors, some)
-            for part, some in parts.items()
-        }
+        """Logits [n_rows, d_vocab] with the vector of each head added, and "all": of all heads."""
+        alone = {head: logits_with(self.model, self.tokens, vectors, [head]) for head in self.heads}
+        return alone | {"all": self.logits(vectors)}
 
     def map(self, logits: Tensor) -> Tensor:
-        """How far logits [n_rows, d_vocab] rose, mean over demonstrations: [n_inputs, n_numbers]."""
+        """How far logits [n_rows, d_vocab] rose, mean over demos: [n_inputs, n_numbers]."""
         both = torch.stack([logits, self.before])[:, :, self.numbers]
         after, before = both.unflatten(1, (self.n_inputs, -1)).mean(2)
         return after - before
@@ -188,6 +179,15 @@ class Naive:
     def hits(self, logits: Tensor, wanted: Tensor | int) -> Tensor:
         """Whether each row is answered with the number `wanted`: [n_rows] bool."""
         return logits.argmax(-1) == self.numbers[self.zero + wanted]
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Function vectors of all heads for one k, each [1, n_layers, n_heads, d_head]."""
+
+    k: int
+    mean: Tensor  # FV(k)
+    by_asked: Mapping[int, Tensor]  # FV(k, s), where enough prompts ask for s
 
 
 def mean_vectors(k: int, z: Tensor, asked: Tensor, at_least: int) -> Vectors:
@@ -200,9 +200,7 @@ def mean_vectors(k: int, z: Tensor, asked: Tensor, at_least: int) -> Vectors:
 
 def _variance(z: Mapping[int, Tensor], asked: Mapping[int, Tensor], head: str) -> dict[str, float]:
     layer, index = parse(head)
-    vectors = torch.cat(
-        [some[:, layer, index] for some in z.values()]
-    )  # [n_prompts of all, d_head]
+    vectors = torch.cat(list(z.values()))[:, layer, index]  # [n_prompts of all k, d_head]
     values = torch.cat(list(asked.values()))
     shifts = torch.cat([torch.full_like(some, k) for k, some in asked.items()])
     pairs = shifts * (values.max() - values.min() + 1) + values  # another label for each pair
@@ -308,10 +306,11 @@ def study(
     z = {shift: last_z(model, tokens) for shift, (tokens, _) in prompts.items()}
     plain = mean_vectors(0, z[0], asked[0], at_least)
     plain_parts = naive.parts(plain.mean)
-    scores: dict[str, Any] = defaultdict(dict)
+    names = ("parts", "adds_up", "put", "reach", "others", "turns")
+    scores: dict[str, Any] = {name: {} for name in names}
     scores["naive_accuracy"] = _share(naive.hits(naive.before, naive.inputs))
     scores["variance"] = {head: _variance(z, asked, head) for head in heads}
-    by_k = {}
+    by_k, columns = {}, slice(naive.zero, naive.zero + naive.n_inputs)
     for shift in sorted(prompts):
         new, key = mean_vectors(shift, z[shift], asked[shift], at_least), str(shift)
         after = naive.parts(new.mean)
@@ -322,10 +321,9 @@ def study(
             scores["put"][key] = _put(naive, new, plain)
             scores["reach"][key], scores["others"][key] = _reach(naive, new)
             scores["turns"][key] = _turns(new, plain, heads)
-        columns = slice(naive.zero, naive.zero + naive.n_inputs)
         by_k[key] = {part: _rounded(change[:, columns]) for part, change in maps.items()}
     vectors = {"function_vectors": by_k[str(k)], "function_vectors_by_k": by_k}
-    return vectors | {"function_vector_scores": dict(scores)}
+    return vectors | {"function_vector_scores": scores}
 
 
 def _rounded(change: Tensor) -> list[list[float]]:
@@ -363,14 +361,13 @@ def show(found: Mapping[str, Any], k: int = 1) -> str:
             f"of those that ask for x: {_ways(ways['own'])}"
         )
     others = scores["others"][key]
-    reach = [f"{int(distance):+d} {value:.2f}" for distance, value in scores["reach"][key].items()]
-    turns = [f"{distance} {value:.2f}" for distance, value in scores["turns"][key].items()]
+    reach = ", ".join(f"{int(at):+d} {value:.2f}" for at, value in scores["reach"][key].items())
+    turns = ", ".join(f"{at} {value:.2f}" for at, value in scores["turns"][key].items())
     lines += [
         f"  replaced by the vector of prompts that ask for another value s, the model answers "
         f"s{k:+d} on {'–' if others is None else format(others, '.1%')} of naive prompts",
-        f"  answered {to} when replaced by the vector of prompts that ask for s, by s - x: "
-        + ", ".join(reach),
-        f"  cosine of the {k:+d} vectors of two asked values, by their distance: {', '.join(turns)}",
+        f"  answered {to} when replaced by the vector of prompts that ask for s, by s - x: {reach}",
+        f"  cosine of the {k:+d} vectors of two asked values, by their distance: {turns}",
     ]
     return "\n".join(lines)
 

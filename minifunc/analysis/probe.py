@@ -1,15 +1,15 @@
 """Linear probes: where along the residual stream can a number be read off?
 
-At a shown answer c the model must come to hold the difference d = c - f(x, y). A probe is a linear map
-from the stream to a number, fitted by least squares with a small ridge. It is scored on prompts that
-it did not see: R² says how much of the number is linearly there.
+At a shown answer c the model must come to hold the difference d = c - f(x, y). A probe is a linear
+map from the stream to a number, fitted by least squares with a small ridge, and scored on prompts
+that it did not see: R² says how much of the number is linearly there.
 
-    stream at one site    [n_prompts, n_positions, d_model]    a row of x for each prompt and position
-    c, f(x, y), d         [n_prompts, n_positions]             a column of y for each target
-    fitted on half of the prompts, scored on the others        {target: one R² for each site}
+    stream at one site     [n_prompts, n_positions, d_model]    a row of x for each position
+    c, f(x, y), d          [n_prompts, n_positions]             a column of y for each target
+    fitted on half of the prompts, scored on the other half     {target: one R² for each site}
 
-A high R² does not say that the model uses the number, nor that it holds it as one thing: where c and
-f(x, y) can both be read, so can their difference.
+A high R² does not say that the model uses the number, nor that it holds it as one thing: where c
+and f(x, y) can both be read, so can their difference.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +23,7 @@ from torch import Tensor
 from minifunc.analysis.activations import Examples, activations
 from minifunc.model import Transformer
 
-PENALTY = (
-    1e-4  # of an input's mean variance: enough for dependent inputs, else too little to matter
-)
+PENALTY = 1e-4  # of an input's mean variance: enough where inputs are dependent
 PLACES = {"answer": 0, "equals": -1, "y": -2}  # where probes read, counted from the shown answer
 
 
@@ -41,7 +39,8 @@ class Probe:
         return (x.double() - self.mean_x) @ self.weight + self.mean_y
 
 
-Measure = Callable[[Probe, Tensor, Tensor], Tensor]  # of a probe's readings on x, y: [n_targets]
+Measure = Callable[[Probe, Tensor, Tensor], Tensor]  # (probe, x, y) → one value for each target
+Data = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]  # the stream by site, numbers by target
 
 
 def fit(x: Tensor, y: Tensor, penalty: float = PENALTY) -> Probe:
@@ -57,17 +56,14 @@ def fit(x: Tensor, y: Tensor, penalty: float = PENALTY) -> Probe:
 
 
 def r2(probe: Probe, x: Tensor, y: Tensor) -> Tensor:
-    """1 - residual / variance around the mean of y [n, n_targets]: [n_targets] float64.
-
-    1 is perfect, 0 is no better than the mean; a probe that reads badly is below 0.
-    """
+    """1 - residual / variance of y [n, n_targets]: [n_targets]. 0 is as good as the mean of y."""
     y = y.double()
     residual, variance = (y - probe(x)).square().sum(0), (y - y.mean(0)).square().sum(0)
     return 1 - residual / variance.clamp(min=1e-12)
 
 
 def correlation(probe: Probe, x: Tensor, y: Tensor) -> Tensor:
-    """Correlation of readings with y [n, n_targets]: [n_targets]. It forgives a wrong zero and scale."""
+    """Of readings and y [n, n_targets]: [n_targets]. It forgives a wrong zero and a wrong scale."""
     read, y = probe(x), y.double()
     read, y = read - read.mean(0), y - y.mean(0)
     return (read * y).sum(0) / (read.norm(dim=0) * y.norm(dim=0)).clamp(min=1e-12)
@@ -104,35 +100,27 @@ def stream(model: Transformer, tokens: Tensor, positions: Tensor) -> dict[str, T
     return activations(model, tokens, sites(model), lambda x: x[:, where])
 
 
-def readable(
-    train: Mapping[str, Tensor],
-    train_targets: Mapping[str, Tensor],
-    test: Mapping[str, Tensor],
-    test_targets: Mapping[str, Tensor],
-    measure: Measure = r2,
-) -> dict[str, list[float]]:
-    """How well probes fitted on `train` read each target on `test`: {target: one value per site}.
+def readable(fitted: Data, scored: Data, measure: Measure = r2) -> dict[str, list[float]]:
+    """How well probes fitted on some prompts read each target on others: {target: value by site}.
 
-    train, test: {site: [n, m, d_model]} as `stream` gives them; targets {name: [n, m]}, a number for
-    each prompt and position. That no prompt is in both is the caller's to see to (`halves`). Raises
-    ValueError for targets of another shape.
+    Streams [n, m, d_model] as `stream` gives them, targets [n, m]. That no prompt is in both is the
+    caller's to see to (`halves`). Raises ValueError for targets of another shape.
     """
-
-    def columns(streams: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
+    columns = []
+    for streams, targets in (fitted, scored):
         x = next(iter(streams.values()))
-        for name in train_targets:
-            if targets[name].shape != x.shape[:2]:
+        for name, y in targets.items():
+            if y.shape != x.shape[:2]:
                 raise ValueError(
                     f"target {name!r} must be {list(x.shape[:2])}, one number for each prompt and "
-                    f"position, not {list(targets[name].shape)}"
+                    f"position, not {list(y.shape)}"
                 )
-        return torch.stack([targets[name].flatten() for name in train_targets], dim=1).to(x.device)
-
-    fitted, scored = columns(train, train_targets), columns(test, test_targets)  # [n * m, target]
-    found: dict[str, list[float]] = {name: [] for name in train_targets}
-    for site in train:
-        probe = fit(train[site].flatten(0, 1), fitted)
-        values = measure(probe, test[site].flatten(0, 1), scored)
+        y = torch.stack([targets[name].flatten() for name in fitted[1]], dim=1)  # [n * m, target]
+        columns.append(y.to(x.device))
+    found: dict[str, list[float]] = {name: [] for name in fitted[1]}
+    for site, x in fitted[0].items():
+        probe = fit(x.flatten(0, 1), columns[0])
+        values = measure(probe, scored[0][site].flatten(0, 1), columns[1])
         for name, value in zip(found, values.tolist()):
             found[name].append(round(value, 4))
     return found
@@ -159,32 +147,33 @@ def largest_step(values: Sequence[float], names: Sequence[str]) -> tuple[str, fl
 
 
 def targets_of(examples: Examples) -> dict[str, Tensor]:
-    """The numbers that probes are to read, each [n_prompts, n_shots]."""
-    names = ("difference", "shown", "expected")
-    return {name: getattr(examples, name) for name in names}
+    """What probes are to read, each [n_prompts, n_shots]."""
+    e = examples
+    return {"difference": e.difference, "shown": e.shown, "expected": e.expected}
 
 
 def read_at_places(
     model: Transformer, examples: Examples, generator: torch.Generator
 ) -> dict[str, Any]:
-    """Probes of one kind of prompts, fitted on half of them: {place: …, "from_shown_alone": R²}."""
+    """{place: {target: R² by site}, "from_shown_alone": R²} of prompts, fitted on half of them."""
     targets = targets_of(examples)
     order = torch.randperm(examples.expected.numel(), generator=generator)
     targets["shuffled"] = examples.difference.flatten()[order].reshape(examples.expected.shape)
     train, test = halves(examples.tokens, generator)
-    fitted, scored = ({name: y[half] for name, y in targets.items()} for half in (train, test))
+    y, other_y = ({name: some[half] for name, some in targets.items()} for half in (train, test))
 
     positions = torch.stack([examples.answers + offset for offset in PLACES.values()])
     streams = stream(model, examples.tokens, positions)  # each [n_prompts, place, n_shots, d_model]
     found: dict[str, Any] = {}
     for index, place in enumerate(PLACES):
-        x, held_out = (
-            {site: x[half, index] for site, x in streams.items()} for half in (train, test)
-        )
-        found[place] = readable(x, fitted, held_out, scored)
+        x = {site: some[train, index] for site, some in streams.items()}
+        other_x = {site: some[test, index] for site, some in streams.items()}
+        found[place] = readable((x, y), (other_x, other_y))
 
-    table, other_table = (one_hot(y["shown"].flatten(), targets["shown"]) for y in (fitted, scored))
-    d, other_d = (y["difference"].flatten()[:, None] for y in (fitted, scored))
+    table, other_table = (
+        one_hot(some["shown"].flatten(), targets["shown"]) for some in (y, other_y)
+    )
+    d, other_d = (some["difference"].flatten()[:, None] for some in (y, other_y))
     return found | {"from_shown_alone": round(r2(fit(table, d), other_table, other_d).item(), 4)}
 
 
@@ -193,25 +182,26 @@ def probes(
 ) -> dict[str, Any]:
     """R² of linear probes along the residual stream, on prompts that were not fitted.
 
-    kinds: {"consistent": one k in a prompt, "dealt": the examples dealt anew, so that nothing but the
-    example itself tells its difference}; others: dealt prompts of other functions. The result has
+    kinds: {"consistent": one k in a prompt, "dealt": the examples dealt anew, so that nothing but
+    the example itself tells its difference}; others: dealt prompts of other functions. The result:
         sites                  what wrote last before each site
-        [kind][place][target]  R² by site, at the shown answers, the `=` before them and the second
-                               operand: before c is shown, the difference can only come from earlier
-                               examples. shuffled: differences of other examples, R² must be about 0
-        from_shown_alone       R² of one table over c for the difference, without any stream
-        other_functions        probes fitted at the answers of `others`, scored on the dealt prompts
-        made_by, step          at which writer the difference's R² rises most in dealt prompts
+        [kind][place][target]  R² by site at the shown answers, the `=` before them and the second
+                               operand. Before c is shown, d can only come from earlier examples.
+                               shuffled: the differences of other examples; R² must be about 0
+        from_shown_alone       R² of one table over c for d, without any stream
+        other_functions        probes fitted at the answers of `others`, scored on dealt prompts
+        made_by, step          the writer at which R² of d rises most in dealt prompts, the rise
     """
     dealt = kinds["dealt"]
     found: dict[str, Any] = {"sites": writers(model), "n_prompts": len(dealt.tokens)}
     for kind, examples in kinds.items():
         found[kind] = read_at_places(model, examples, generator)
-    fitted = stream(model, others.tokens, others.answers), targets_of(others)
-    scored = stream(model, dealt.tokens, dealt.answers), targets_of(dealt)
+    fitted, scored = (
+        (stream(model, some.tokens, some.answers), targets_of(some)) for some in (others, dealt)
+    )
+    measures = {"r2": r2, "correlation": correlation}
     found["other_functions"] = {
-        "r2": readable(*fitted, *scored, r2),
-        "correlation": readable(*fitted, *scored, correlation),
+        name: readable(fitted, scored, measure) for name, measure in measures.items()
     }
     rise = found["dealt"]["answer"]["difference"]
     found["made_by"], found["step"] = largest_step(rise, found["sites"])

@@ -1,15 +1,13 @@
 """Q, K and V of a head apart: what does it look for, what does it find, what does it hand over?
 
-Three readings give the answer, all of them on prompts of examples `x op y = c ;`:
-    inputs_apart         by replacement: only the q, the k or the v of a head comes from another run
-    looks_for            of its scores: which keys the last `=` prefers, and which of the answers
-    hands_over, wrote    of its weights: the stream at the answers, through W_V W_O (and W_U). Does
-                         it tell c apart, or f(x, y), or their difference d = c - f(x, y)?
+Three readings answer this, on prompts of examples `x op y = c ;`:
+    inputs_apart         by replacement: only the q, k or v of a head comes from another run
+    looks_for            from its scores: which keys the last `=` prefers, and which answers
+    hands_over, wrote    from its weights: the stream at the answers, through W_V W_O (and W_U).
+                         Does that tell c, or f(x, y), or their difference d = c - f(x, y)?
 
-    scores of the last `=`        [n_prompts, key]                       → keys of the examples
-                                  [n_prompts, n_shots, slot of x op y = c ;]
-    the stream at the answers     [n_prompts * n_shots, d_model]         → what a head writes from it
-                                  [n_prompts * n_shots, d_model]
+    scores of the last `=`      [n_prompts, key] → [n_prompts, n_shots, slot of x op y = c ;]
+    stream at the answers       [n_prompts * n_shots, d_model] → written by a head, the same shape
 
 Shares of variance are those of a two-way analysis of variance on the means of the cells (Fisher
 1925), all cells counted alike: what the first label explains, what the second does, what only the
@@ -50,8 +48,8 @@ def shares(vectors: Tensor, first: Tensor, second: Tensor) -> dict[str, float]:
     missing = int((counts == 0).sum())
     if missing:
         raise ValueError(
-            f"{missing} of the {n_first} × {n_second} pairs of labels never occur: these two cannot "
-            "be told apart"
+            f"{missing} of the {n_first} × {n_second} pairs of labels never occur: "
+            "these two cannot be told apart"
         )
     means = x.new_zeros(len(counts), x.shape[1]).index_add_(0, cell, x) / counts[:, None]
     inside = ((x - means[cell]).square().sum(1) / counts[cell]).sum() / len(counts)
@@ -95,12 +93,12 @@ def inputs_apart(
     sources: Mapping[str, Tensor],
     heads: Sequence[str],
 ) -> dict[str, Any]:
-    """What only the q, k, v (or q and k) of a head does when it comes, everywhere, from another run.
+    """What only the q, k, v (or q and k) of a head does when it is, everywhere, another run's.
 
-    base, contrast [n_prompts, pos] int64 and their answers [n_prompts], as for `PathPatcher`; sources
-    {name: tokens shaped like contrast}. Everything after is live: this is ablation, not path patching.
-    → {head or "all": {input: {source: {r, base_acc, contrast_acc}}}}, r as in `patching` (-1: fully
-    back to base), "all" = these heads together. Raises ValueError where F is the same on both.
+    base, contrast [n_prompts, pos] int64 and their answers [n_prompts], as for `PathPatcher`;
+    sources {name: tokens shaped like contrast}. Everything after is live: this is ablation, not
+    path patching. → {head or "all": {input: {source: {r, base_acc, contrast_acc}}}}; "all" = these
+    heads together, r as in `patching`: -1 is fully back to base. Raises ValueError without such r.
     """
     parts = {head: [head] for head in heads} | {"all": list(heads)}
     layers = sorted({parse(head)[0] for head in heads})
@@ -117,8 +115,8 @@ def inputs_apart(
     F_range = F_contrast - mean_F(model(base.to(model.device), last)[:, 0])
     if not abs(F_range) > 1e-6:  # also where it is NaN
         raise ValueError(
-            f"F_contrast - F_base is {F_range:.2g}, so r is undefined: the model does not tell these "
-            "prompts apart"
+            f"F_contrast - F_base is {F_range:.2g}, so r is undefined: "
+            "the model does not tell these prompts apart"
         )
     names = [f"blocks.{layer}.attn.hook_{letter}" for layer in layers for letter in "qkv"]
     found: dict[str, Any] = {part: {which: {} for which in INPUTS} for part in parts}
@@ -145,25 +143,24 @@ def looks_for(
     """Which keys the last `=` scores high in each head, before the softmax and as attention.
 
     asked [n_prompts]: the query's f(x, y). Per head:
-        slot, example, both, rest   shares of the scores' variance over the keys of all examples: by the
-                                    place in `x op y = c ;`, by which example (recency), by both, and
-                                    by what stands there
-        is_answer                   the share that lies between answers and the other keys
-        among_answers               shares among the answers of one prompt (each prompt centred), by one
-                                    label alone, which overlap: nearness (f(x, y) there minus the asked
-                                    one), example, shown c, difference d
-        by_distance                 mean attention on an answer whose f(x, y) lies 0, 1, 2, … from the
-                                    asked one; null if there is none
+        slot, example, both, rest  shares of the scores' variance over the keys of all examples: by
+                                   the place in `x op y = c ;`, by which example (recency), by both,
+                                   by what stands there
+        is_answer                  the share that lies between answers and the other keys
+        among_answers              shares among the answers of one prompt, each prompt centred, by
+                                   one label alone (they overlap): nearness (f(x, y) there minus the
+                                   asked one), example, shown c, difference d
+        by_distance                mean attention on an answer whose f(x, y) lies 0, 1, 2, … from
+                                   the asked one; null if there is none
     """
-    answers = examples.answers.to(model.device)
-    keys = answers[:, None] + torch.arange(N_SLOTS, device=model.device) - ANSWER  # [n_shots, slot]
-    n_prompts, n_shots = examples.shown.shape
-    example = torch.arange(n_shots, device=model.device).expand(n_prompts, -1)
+    examples = examples.to(model.device)
+    keys = examples.answers[:, None] - ANSWER + torch.arange(N_SLOTS, device=model.device)
+    order = torch.arange(len(keys), device=model.device)  # [n_shots]; keys: [n_shots, slot]
     labels = {
-        "nearness": (examples.expected - asked[:, None]).to(model.device),
-        "example": example,
-        "shown": examples.shown.to(model.device),
-        "difference": examples.difference.to(model.device),
+        "nearness": examples.expected - asked.to(model.device)[:, None],
+        "example": order.expand_as(examples.shown),
+        "shown": examples.shown,
+        "difference": examples.difference,
     }
     kinds, layers = ("attn_scores", "pattern"), {parse(head)[0] for head in heads}
     names = [f"blocks.{layer}.attn.hook_{kind}" for layer in layers for kind in kinds]
@@ -174,15 +171,15 @@ def looks_for(
         layer, index = parse(head)
         scores, pattern = (seen[f"blocks.{layer}.attn.hook_{kind}"][:, index] for kind in kinds)
         grid = scores[:, keys].double()  # [n_prompts, n_shots, slot]
-        among = grid[:, :, ANSWER] - grid[:, :, ANSWER].mean(
-            1, keepdim=True
-        )  # [n_prompts, n_shots]
+        at_answers = grid[:, :, ANSWER]
+        centred = (at_answers - at_answers.mean(1, keepdim=True)).flatten()[:, None]
+        attention, distance = pattern[:, examples.answers].double(), labels["nearness"].abs()
         report[head] = _by_place(grid) | {
             "among_answers": {
-                name: round(explained(among.flatten()[:, None], label.flatten()), 4)
+                name: round(explained(centred, label.flatten()), 4)
                 for name, label in labels.items()
             },
-            "by_distance": _by_distance(pattern[:, answers].double(), labels["nearness"].abs()),
+            "by_distance": _by_distance(attention, distance),
         }
     return report
 
@@ -192,14 +189,14 @@ def _by_place(scores: Tensor) -> dict[str, float]:
     _, n_shots, n_slots = scores.shape
     slot = torch.arange(n_slots, device=scores.device).expand_as(scores)
     example = torch.arange(n_shots, device=scores.device)[:, None].expand_as(scores)
-    parts = shares(scores.flatten()[:, None], slot.flatten(), example.flatten())
-    # Answers are one key in n_slots. If their mean lies a from that of all, the others' lies
-    # -a / (n_slots - 1) from it, and so the variance between the two kinds of keys is
-    a = scores[:, :, ANSWER].mean() - scores.mean()
-    between = a.square() * (1 + 1 / (n_slots - 1)) / n_slots
+    found = shares(scores.flatten()[:, None], slot.flatten(), example.flatten())
+    # Of n_slots keys one is the answer. Its mean is `above` the mean of all, and so the mean of the
+    # others is above / (n_slots - 1) below it. The variance between the two kinds of keys is then:
+    above = scores[:, :, ANSWER].mean() - scores.mean()
+    between = above.square() * (1 + 1 / (n_slots - 1)) / n_slots
     is_answer = between / scores.var(unbiased=False).clamp(min=1e-30)
-    by_place = {"slot": parts.pop("first"), "example": parts.pop("second"), **parts}
-    return by_place | {"is_answer": round(is_answer.item(), 4)}
+    places = {"slot": found.pop("first"), "example": found.pop("second")}
+    return places | found | {"is_answer": round(is_answer.item(), 4)}
 
 
 def _by_distance(attention: Tensor, distance: Tensor) -> list[float | None]:
@@ -214,14 +211,23 @@ def _by_distance(attention: Tensor, distance: Tensor) -> list[float | None]:
 # ---------------------------------------------------------------- of the weights
 
 
-def _even_prompts(examples: Examples, device: torch.device) -> Tensor:
+def _at_answers(model: Transformer, examples: Examples, names: list[str]) -> dict[str, Tensor]:
+    """Activations [batch, pos, …] at the answers alone: [n_prompts * n_shots, …]."""
+
+    def cut(x: Tensor) -> Tensor:
+        return x[:, examples.answers].flatten(0, 1)
+
+    return activations(model, examples.tokens, names, cut)
+
+
+def _even_prompts(examples: Examples) -> Tensor:
     """Every second prompt, to fit on; the others are scored: [n_prompts * n_shots] bool."""
-    even = torch.arange(len(examples.tokens), device=device) % 2 == 0
+    even = torch.arange(len(examples.tokens), device=examples.tokens.device) % 2 == 0
     return even.repeat_interleave(len(examples.answers))
 
 
 def _r2_of_all(x: Tensor, y: Tensor, fitted: Tensor) -> float:
-    """R² of y [n, width] read off x [n, n_inputs], over all directions together, where not fitted."""
+    """R² of y [n, width] read off x [n, n_inputs], all directions together, where not fitted."""
     probe, y = fit(x[fitted], y[fitted]), y.double()
     residual = (y[~fitted] - probe(x[~fitted])).square().sum()
     variance = (y[~fitted] - y[~fitted].mean(0)).square().sum()
@@ -244,8 +250,8 @@ def _with_every_difference(c: Tensor, d: Tensor) -> Tensor:
     wide = [value for value in c.unique() if len(d[c == value].unique()) == n_differences]
     if not wide:
         raise ValueError(
-            "no shown answer occurs with every difference, so the two cannot be told apart: take "
-            "more prompts"
+            "no shown answer occurs with every difference, "
+            "so the two cannot be told apart: take more prompts"
         )
     return torch.isin(c, torch.stack(wide))
 
@@ -256,29 +262,26 @@ def hands_over(
 ) -> dict[str, Any]:
     """What each head's OV path would write from the answers: the normalized stream through W_V W_O.
 
-    examples: of documents with several d = c - f(x, y). Per head:
-        stream, logits   shares of the variance of what is written, into the stream or, through W_U, on
-                         the logits of numbers (the final norm's scale left out, each row centred): by
-                         shown c (first), by difference d (second), both, rest; over those c that
-                         occur with every d
-        separately       R² of g(c) + h(f(x, y)) on the stream, two tables. Near 1 with a small share of
-                         d: the two are handed over side by side (`both` is then h, f(x, y) = c - d)
-        difference_alone R² of one table g(d)
-        copies           share of the values of c, and of f(x, y), whose mean written logits are highest
-                         at that value itself
-    Tables are fitted on one half of the prompts and scored on the other. Raises ValueError where no c
+    examples: of prompts with several d = c - f(x, y). Per head:
+        stream, logits    shares of the variance of what is written, into the stream or, through
+                          W_U, on the logits of numbers (the final norm's scale left out, rows
+                          centred): by c (first), by d (second), both, rest; over those c that
+                          occur with every d
+        separately        R² of g(c) + h(f(x, y)) on the stream, two tables. Near 1 with a small
+                          share of d: both are handed over side by side (f(x, y) = c - d is `both`)
+        difference_alone  R² of one table g(d)
+        copies            share of the values of c, and of f(x, y), whose mean written logits are
+                          highest at that value itself
+    Tables are fitted on half of the prompts and scored on the others. Raises ValueError where no c
     occurs with every d.
     """
-    device, answers = model.device, examples.answers.to(model.device)
-    c, e, d = (
-        some.flatten().to(device)
-        for some in (examples.shown, examples.expected, examples.difference)
-    )
-    comparable, fitted = _with_every_difference(c, d), _even_prompts(examples, device)
+    device, examples = model.device, examples.to(model.device)
+    c, e, d = examples.shown.flatten(), examples.expected.flatten(), examples.difference.flatten()
+    comparable, fitted = _with_every_difference(c, d), _even_prompts(examples)
     side_by_side = torch.cat([one_hot(c), one_hot(e)], dim=1)
     unembed = model.ln_final.w[:, None] * model.unembed.W_U[:, numbers.tokens.to(device)]
     names = [f"blocks.{layer}.hook_resid_pre" for layer in {parse(head)[0] for head in heads}]
-    streams = activations(model, examples.tokens, names, lambda x: x[:, answers].flatten(0, 1))
+    streams = _at_answers(model, examples, names)
     report: dict[str, Any] = {}
     for head in heads:
         layer, index = parse(head)
@@ -306,15 +309,15 @@ def wrote(
 ) -> dict[str, Any]:
     """What each head did write at the answers, for heads that gather the expected answer.
 
-    x, y [n_prompts, n_shots]: the operands as numbers, every pair of which must occur. Per head: shares
-    of the variance of z W_O by operand x (first), operand y (second), both, rest; expected_r2, shown_r2:
-    R² with which f(x, y) and c can be read off z, on the half of the prompts that was not fitted.
+    x, y [n_prompts, n_shots]: the operands as numbers, of which every pair must occur. Per head:
+    shares of the variance of z W_O by x (first), y (second), both, rest; expected_r2, shown_r2: R²
+    with which f(x, y) and c can be read off z, on the half of the prompts that was not fitted.
     """
-    answers, fitted = examples.answers.to(model.device), _even_prompts(examples, model.device)
+    examples = examples.to(model.device)
     targets = torch.stack([examples.expected.flatten(), examples.shown.flatten()], dim=1)
-    targets = targets.to(model.device)
+    fitted = _even_prompts(examples)
     names = [f"blocks.{layer}.attn.hook_z" for layer in {parse(head)[0] for head in heads}]
-    found = activations(model, examples.tokens, names, lambda z: z[:, answers].flatten(0, 1))
+    found = _at_answers(model, examples, names)
     report = {}
     for head in heads:
         layer, index = parse(head)
@@ -339,8 +342,8 @@ def show(found: Mapping[str, Any]) -> str:
         among = ", ".join(f"{name} {value:.2f}" for name, value in row["among_answers"].items())
         near = ["–" if value is None else f"{value:.2f}" for value in row["by_distance"][:8]]
         lines += [
-            f"  {head:8}place in the example {row['slot']:.2f} (answer or not {row['is_answer']:.2f}), "
-            f"which example {row['example']:.2f}, both {row['both']:.2f}, "
+            f"  {head:8}place in the example {row['slot']:.2f} (answer or not "
+            f"{row['is_answer']:.2f}), which example {row['example']:.2f}, both {row['both']:.2f}, "
             f"what stands there {row['rest']:.2f}",
             f"  {'':8}among answers: {among}; "
             f"attention by distance of f(x, y) from the asked one, from 0: {' '.join(near)}",
@@ -352,8 +355,8 @@ def show(found: Mapping[str, Any]) -> str:
     for head, row in found["hands_over"].items():
         stream, logits = (_slashed(row[name].values()) for name in ("stream", "logits"))
         lines.append(
-            f"  {head:8}stream {stream}; logits {logits}; "
-            f"R² of g(c) + h(f(x, y)) {row['separately']:.2f}, of g(d) {row['difference_alone']:.2f}; "
+            f"  {head:8}stream {stream}; logits {logits}; R² of g(c) + h(f(x, y)) "
+            f"{row['separately']:.2f}, of g(d) {row['difference_alone']:.2f}; "
             f"copies c {row['copies']['shown']:.2f}, f(x, y) {row['copies']['expected']:.2f}"
         )
     if found["wrote"]:
