@@ -35,6 +35,7 @@ from minifunc.faithfulness import CircuitScores, eliminate, evaluate
 from minifunc.support.flags import Parser, add_flags, from_flags
 from minifunc.model import Transformer
 from minifunc.patching import Effects, PathPatcher
+from minifunc.analysis.activations import Examples
 from minifunc.analysis.probe import probes
 from minifunc.support.runs import UserError, check_writable, load_run, pick_device, save_json
 from minifunc.report.terminal import show
@@ -550,48 +551,41 @@ def writings(
     function_vectors, function_vectors_by_k, function_vector_scores: what the FI heads write (`minifunc/analysis/function_vectors.py`). reading: what their
     q, k and v are for (`minifunc/analysis/reading.py`). probe: where numbers can be read off the stream (`minifunc/analysis/probe.py`).
     """
-    numbers, zero = torch.tensor([tasks.TOKEN[str(n)] for n in tasks.NUMBERS]), -tasks.NUMBERS[0]
+    tokens = torch.tensor([tasks.TOKEN[str(n)] for n in tasks.NUMBERS])
+    numbers = function_vectors.Numbers(tokens, tasks.NUMBERS[0])
     pairs = {
         shift: tasks.evaluation_pairs(task, shift, shots, 3 * n_prompts, generator)
         for shift in tasks.SHIFTS
     }
-    asked = {shift: p.base_answers - tasks.ZERO for shift, p in pairs.items()}
-    found = function_vectors.study(
-        model,
-        {shift: p.contrast for shift, p in pairs.items()},
-        asked,
-        tasks.naive_prompts(N_INPUTS),
-        heads,
-        numbers,
-        zero,
-        k,
-    )
+    asking = {shift: (p.contrast, p.base_answers - tasks.ZERO) for shift, p in pairs.items()}
+    naive = tasks.naive_prompts(N_INPUTS)
+    found = function_vectors.study(model, asking, naive, heads, numbers, k)
 
-    p, answers = (
-        tasks.evaluation_pairs(task, k, shots, 2 * n_prompts, generator),
-        tasks.answer_positions(shots),
-    )
+    p = tasks.evaluation_pairs(task, k, shots, 2 * n_prompts, generator)
     assert p.operands_changed is not None
     sources = {
         "base": p.base,
         "operands_changed": p.operands_changed,
         "same_k": p.contrast.roll(1, 0),
     }
+    answers = tasks.answer_positions(shots)
+
+    def examples(tokens: Tensor, expected: Tensor) -> Examples:
+        return Examples(tokens, answers, expected, tasks.numbers_at(tokens, answers))
+
     tokens, expected, query = tasks.off_by_every_k(
         task, shots, max(n_prompts, -(-N_EXAMPLES // (len(tasks.SHIFTS) * shots))), generator
     )
     order = torch.randperm(len(tokens), generator=generator)
-    tokens, expected, query = tokens[order], expected[order], query[order]
-    shown, x, y = (tasks.numbers_at(tokens, answers + offset) for offset in (0, -4, -2))
+    shown = examples(tokens[order], expected[order])
+    x, y = (tasks.numbers_at(shown.tokens, answers + offset) for offset in (-4, -2))
     found["reading"] = {
         "inputs": reading.inputs_apart(
             model, p.base, p.contrast, p.base_answers, p.contrast_answers, sources, heads
         ),
-        "looks_for": reading.looks_for(model, tokens, answers, expected, shown, query, heads),
-        "hands_over": reading.hands_over(
-            model, tokens, answers, expected, shown, numbers, tasks.NUMBERS[0], heads
-        ),
-        "wrote": reading.wrote(model, tokens, answers, x, y, expected, shown, readers)
+        "looks_for": reading.looks_for(model, shown, query[order], heads),
+        "hands_over": reading.hands_over(model, shown, numbers, heads),
+        "wrote": reading.wrote(model, shown, x, y, readers)
         if readers and task == "addition"
         else {},
     }
@@ -602,15 +596,10 @@ def writings(
     ]
     shifted = tasks.off_by_every_k(task, shots, n_prompts, generator)[:2]
     other_tokens, other_expected = (torch.cat(parts) for parts in zip(*others))
-    mixed = tasks.dealt(other_tokens, other_expected, generator)
-    found["probe"] = probes(
-        model,
-        {"consistent": shifted, "dealt": tasks.dealt(*shifted, generator)},
-        mixed,
-        answers,
-        tasks.ZERO,
-        generator,
-    )
+    mixed = examples(*tasks.dealt(other_tokens, other_expected, generator))
+    dealt = examples(*tasks.dealt(*shifted, generator))
+    kinds = {"consistent": examples(*shifted), "dealt": dealt}
+    found["probe"] = probes(model, kinds, mixed, generator)
     return found
 
 
