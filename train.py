@@ -24,6 +24,19 @@ from tqdm import tqdm
 
 import minifunc
 import tasks
+from minifunc.model import ModelConfig, Transformer
+from minifunc.support.errors import UserError
+from minifunc.support.evaluation import accuracy, last_logits
+from minifunc.support.files import (
+    check_writable,
+    load_json,
+    load_tensors,
+    locked,
+    save_json,
+    save_lines,
+    save_tensors,
+)
+from minifunc.support.flags import Parser, add_flags, from_flags, pick_device
 from minifunc.support.processes import (
     all_sum,
     any_process,
@@ -34,23 +47,7 @@ from minifunc.support.processes import (
     share,
     world_size,
 )
-from minifunc.support.evaluation import accuracy, last_logits
-from minifunc.support.flags import Parser, add_flags, from_flags
-from minifunc.model import ModelConfig, Transformer
-from minifunc.support.runs import (
-    UserError,
-    check_writable,
-    load_json,
-    load_tensors,
-    locked,
-    model_config,
-    pick_device,
-    save_json,
-    save_lines,
-    save_tensors,
-    weights_fault,
-    whole,
-)
+from minifunc.support.runs import model_config, weights_fault, whole
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,9 @@ from experiments import bench_loops, bench_processes, bench_train
 from experiments.bench_cost import interleaved, peak_memory, square_product, sweep_flops
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import HeadInput, Logits, PathPatcher
-from minifunc.support.runs import UserError, pick_device, run_main, save_json
+from minifunc.support.errors import UserError, run_main
+from minifunc.support.files import save_json
+from minifunc.support.flags import pick_device
 
 TOLERANCE = 1e-4  # float32: logits of the patcher, loss and gradients of the training step
 SMALL = replace(train.MODEL, n_heads=4, d_head=16)  # what growth starts from

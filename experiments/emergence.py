@@ -15,16 +15,17 @@ import tasks
 import train
 from experiments.measure import FEW, SEED, SHOTS, circuit, patchers_of, repeated_documents
 from experiments.runs import SNAPSHOT_SEEDS, Experiment, Run, by, default_run, main, provenance
-from minifunc.circuit import heads_of, parse
-from minifunc.support.evaluation import accuracy, last_logits
-from minifunc.model import Transformer
-from minifunc.patching import HeadInput, Logits, Receiver
-from minifunc.support.runs import UserError, load_tensors
 from minifunc.analysis.scores import (
     copy_induction_score,
     function_induction_score,
     previous_token_score,
 )
+from minifunc.circuit import heads_of, parse
+from minifunc.model import Transformer
+from minifunc.patching import HeadInput, Logits, Receiver
+from minifunc.support.errors import UserError
+from minifunc.support.evaluation import accuracy, last_logits
+from minifunc.support.files import load_tensors
 
 
 def make(name: str, seed: int, steps: int) -> Run:

@@ -9,8 +9,9 @@ from typing import Any
 
 from experiments import diets, emergence
 from experiments.runs import by, mean_ci
+from minifunc.support.errors import UserError, run_main
+from minifunc.support.files import load_json
 from minifunc.support.flags import Parser
-from minifunc.support.runs import UserError, load_json, run_main
 
 Rows = list[dict[str, Any]]
 BLUE, RED, GREY = "#3465a4", "#c0392b", "#888888"

@@ -21,10 +21,10 @@ from torch import Tensor
 import tasks
 from experiments.measure import CRITERIA, FEW, SEED, SHOTS, addition, circuit, repeated_documents
 from experiments.runs import SHORT, Experiment, Run, by, in_words, main, provenance
+from minifunc.analysis.scores import copy_induction_score, previous_token_score
 from minifunc.circuit import parse
 from minifunc.model import Transformer
-from minifunc.support.runs import load_json, save_json
-from minifunc.analysis.scores import copy_induction_score, previous_token_score
+from minifunc.support.files import load_json, save_json
 
 EVERY = 20  # steps between two looks at the heads
 RANDOM_AT, N_RANDOM = (

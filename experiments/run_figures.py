@@ -11,8 +11,9 @@ from typing import Any
 
 from experiments.figures import pyplot
 from minifunc.ablation import wilson
+from minifunc.support.errors import UserError, run_main
+from minifunc.support.files import load_json
 from minifunc.support.flags import Parser
-from minifunc.support.runs import UserError, load_json, run_main
 
 PLAIN, SHIFTED = "#8b9097", "#2166ac"
 BARS = [

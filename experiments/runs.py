@@ -29,17 +29,10 @@ from tqdm import tqdm
 import tasks
 import train
 from minifunc.circuit import Criteria
-from minifunc.support.flags import Parser
 from minifunc.model import ModelConfig, Transformer
-from minifunc.support.runs import (
-    UserError,
-    check_writable,
-    load_json,
-    locked,
-    run_main,
-    save_json,
-    save_tensors,
-)
+from minifunc.support.errors import UserError, run_main
+from minifunc.support.files import check_writable, load_json, locked, save_json, save_tensors
+from minifunc.support.flags import Parser
 from train import TrainConfig
 
 N_SNAPSHOTS = 48  # weights kept on the way, evenly spaced on a logarithmic scale

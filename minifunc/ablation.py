@@ -26,7 +26,6 @@ from torch import Tensor
 from minifunc.circuit import heads_of, parse
 from minifunc.model import Hooks, ModelConfig, Transformer
 from minifunc.support.evaluation import ROWS, accuracy
-from minifunc.support.evaluation import wilson as wilson
 from minifunc.support.recent import Recent
 
 KEPT_BYTES = 64 * 2**20  # of streams that an Ablator keeps, so that they need not be run again

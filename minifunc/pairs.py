@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minifunc.support.processes import all_sum, rank, world_size
 from minifunc.model import Past, Transformer
+from minifunc.support.processes import all_sum, rank, world_size
 
 
 @dataclass

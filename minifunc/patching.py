@@ -35,10 +35,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from minifunc.support.processes import all_sum
 from minifunc.model import Hook, Hooks, Transformer
 from minifunc.nodes import HeadInput, Logits, MLPInput, Receiver, Resid
 from minifunc.pairs import Chunk, PairedRuns
+from minifunc.support.processes import all_sum
 
 __all__ = ["Effects", "HeadInput", "Logits", "MLPInput", "PathPatcher", "Receiver", "Resid"]
 

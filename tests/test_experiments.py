@@ -19,7 +19,8 @@ from experiments import dependability, diets, emergence, interventions, measure,
 from experiments.runs import Run, carry_out, finished, log_spaced, mean_ci, run_all
 from minifunc.model import ModelConfig
 from minifunc.patching import Logits
-from minifunc.support.runs import UserError, load_run
+from minifunc.support.errors import UserError
+from minifunc.support.runs import load_run
 from train import TrainConfig
 
 ROOT = Path(__file__).parent.parent

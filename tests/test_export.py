@@ -6,9 +6,11 @@ import sys
 import pytest
 import torch
 
-from minifunc.support import export
 from minifunc.model import ModelConfig, Transformer
-from minifunc.support.runs import UserError, load_run, save_json, save_tensors
+from minifunc.support import export
+from minifunc.support.errors import UserError
+from minifunc.support.files import save_json, save_tensors
+from minifunc.support.runs import load_run
 
 CFG = ModelConfig(n_layers=2, d_model=16, d_head=4, d_mlp=8, d_vocab=11, n_ctx=9, rotary_base=100.0)
 

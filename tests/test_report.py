@@ -14,7 +14,8 @@ from minifunc.model import ModelConfig, Transformer
 from minifunc.report import page, pictures, sections
 from minifunc.report.findings import read
 from minifunc.report.html import Markup, h, script_data, signed
-from minifunc.support.runs import UserError, save_json, save_lines, save_tensors
+from minifunc.support.errors import UserError
+from minifunc.support.files import save_json, save_lines, save_tensors
 from tests.test_patch import ANY_MODEL, FAST
 
 

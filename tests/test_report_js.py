@@ -17,7 +17,7 @@ import tasks
 from commands import ask
 from minifunc.model import ModelConfig, Transformer
 from minifunc.report import page
-from minifunc.support.runs import save_json, save_tensors
+from minifunc.support.files import save_json, save_tensors
 from tests.handwired import headline_model
 
 SOURCES = page.files("minifunc.report")

@@ -1,6 +1,6 @@
 import pytest
 
-from minifunc.support.runs import save_json
+from minifunc.support.files import save_json
 
 EFFECTS = {"logits": {"heads": [[0.0, -0.4], [0.02, -0.1]], "mlps": [0.0, -0.9], "embedding": 0.0}}
 ROWS = [

@@ -8,10 +8,10 @@ screen, printed beside the exact values and never in their place.
 import torch
 from torch import Tensor
 
-from minifunc.support.processes import all_sum
 from minifunc.model import Hooks
 from minifunc.pairs import Chunk
 from minifunc.patching import Effects, PathPatcher
+from minifunc.support.processes import all_sum
 
 
 def attribute(patcher: PathPatcher) -> Effects:

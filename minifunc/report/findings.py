@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from minifunc.model import Transformer
-from minifunc.support.runs import UserError, load_json, load_run
+from minifunc.support.errors import UserError
+from minifunc.support.files import load_json
+from minifunc.support.runs import load_circuit, load_run
 
 HEADLINE = "<bos> 1 + 1 = 3 ; 2 + 2 = 5 ; 3 + 3 ="  # what the README begins with
 EXAMPLE = "<bos> 6 + 1 = 8 ; 2 + 2 = 5 ; 4 + 5 = 10 ; 1 + 3 = 5 ; 3 + 3 ="  # four shots of the same, for runs that keep no example of their own
@@ -72,8 +74,10 @@ class Findings:
         }
 
 
-def read(run: str, results: str = "results") -> Findings:
-    """Everything that the folder `run` holds. Raises UserError where it holds no trained run, or a file is broken."""
+def read(run: str, results: str = "results", written: Path | None = None) -> Findings:
+    """Everything that the folder `run` holds. Raises UserError where it holds no trained run, or a file is broken.
+
+    written: where circuit.json and check.json are, if not there too."""
     folder = Path(run)
     model, config = load_run(folder)
     vocabulary = config["vocabulary"]
@@ -84,7 +88,9 @@ def read(run: str, results: str = "results") -> Findings:
             f"{folder / 'config.json'}: `vocabulary` must hold the {model.cfg.d_vocab} token strings"
         )
     found = Findings(run, model, config)
-    found.circuit, found.check = (_object(folder / name) for name in ("circuit.json", "check.json"))
+    written = written or folder
+    found.circuit = load_circuit(written / "circuit.json", model)
+    found.check = _object(written / "check.json")
     found.metrics = _lines(folder / "metrics.jsonl")
     emergence = Path(results) / "emergence.json"
     rows = load_json(emergence) if emergence.exists() else []

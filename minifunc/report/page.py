@@ -2,15 +2,16 @@
 
 import base64
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from minifunc.circuit import heads_of
-from minifunc.support.flags import Parser
 from minifunc.report.findings import HEADLINE, Findings, read
 from minifunc.report.html import Markup, h, script_data
 from minifunc.report.sections import SECTIONS, claim, content
-from minifunc.support.runs import UserError, check_writable, run_main, save_text
+from minifunc.support.errors import UserError, run_main
+from minifunc.support.files import save_text
+from minifunc.support.flags import Parser
+from minifunc.support.runs import add_run_flag, chosen_run
 
 LARGEST = 2_000_000  # bytes of report.html; where the weights would make it larger, the playground becomes a file of its own
 MOST_WEIGHTS = 16_000_000  # and beyond so many it is left out
@@ -156,18 +157,17 @@ def build(f: Findings) -> dict[str, str]:
 def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         parser = Parser(prog="python -m minifunc.report", description="Makes a run's report.html.")
-        parser.add_argument(
-            "--run", default="out/default", help="folder of the trained run (default: %(default)s)"
-        )
+        add_run_flag(parser)
         parser.add_argument(
             "--results",
             default="results",
             help="folder of the experiments' results, of which emergence.json is drawn (default: %(default)s)",
         )
         arguments = parser.parse_args(argv)
-        folder = Path(arguments.run)
-        found = read(arguments.run, arguments.results)
-        check_writable(folder / "report.html")
+        folders = chosen_run(arguments)
+        found = read(str(folders.run), arguments.results, folders.results)
+        found.run = folders.name
+        folder = folders.to_write("report.html").parent
         try:
             pages = build(found)
         except (

@@ -374,14 +374,14 @@ FAULTS = [
     ),
     # ---- files
     Fault(
-        "minifunc/support/runs.py",
+        "minifunc/support/files.py",
         old="weights_only=True",
         new="weights_only=False",
         breaks="a weights file may run code",
         tests="runs",
     ),
     Fault(
-        "minifunc/support/runs.py",
+        "minifunc/support/files.py",
         old="os.replace(temporary, path)",
         new="os.link(temporary, path)",
         breaks="a file that is there already is not replaced",

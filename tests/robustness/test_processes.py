@@ -17,10 +17,10 @@ from torch.testing import assert_close
 
 import tasks
 import train
-from minifunc.support import processes as distributed
-from minifunc.support.processes import all_sum, any_process, is_main, join, run_together, share
 from minifunc.model import ModelConfig, Transformer
-from minifunc.support.runs import UserError
+from minifunc.support import processes as distributed
+from minifunc.support.errors import UserError
+from minifunc.support.processes import all_sum, any_process, is_main, join, run_together, share
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {

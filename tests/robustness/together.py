@@ -11,7 +11,7 @@ import torch
 import patch
 import tasks
 import train
-from minifunc.support import runs
+from minifunc.support import errors, files
 from minifunc.support.processes import (
     all_sum,
     any_process,
@@ -88,9 +88,9 @@ def work() -> int:
     all_sum(count, number)
     quick()
     train.join = patch.join = lambda device: device  # they have met already
-    train.run_together = patch.run_together = runs.run_main
+    train.run_together = patch.run_together = errors.run_main
     if not is_main():
-        runs._write = lambda path, write: sys.exit(f"a second process writes {path}")
+        files.write_file = lambda path, write: sys.exit(f"a second process writes {path}")
     facts = {
         "share": list(share(range(5))),
         "sum": count.tolist(),
