@@ -18,6 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import tasks
+from commands import ask, check
+from minifunc.analysis import function_vectors, reading
 from minifunc.ablation import (
     Ablator,
     ablation_row,
@@ -25,20 +27,18 @@ from minifunc.ablation import (
     random_group,
     random_group_anywhere,
 )
-from minifunc.analysis import function_vectors, reading
 from minifunc.analysis.attribution import attribute, rank_correlation
-from minifunc.analysis.probe import probes
 from minifunc.circuit import Criteria, Discovery, discover, heads_of, other_thresholds, reader_roles
+from minifunc.support.processes import is_main, join, run_together
+from minifunc.support.evaluation import accuracy, last_logits
 from minifunc.faithfulness import CircuitScores, eliminate, evaluate
+from minifunc.support.flags import Parser, add_flags, from_flags
 from minifunc.model import Transformer
 from minifunc.patching import Effects, PathPatcher
+from minifunc.analysis.activations import Examples
+from minifunc.analysis.probe import probes
+from minifunc.support.runs import UserError, check_writable, load_run, pick_device, save_json
 from minifunc.report.terminal import show
-from minifunc.support.errors import UserError
-from minifunc.support.evaluation import accuracy, last_logits
-from minifunc.support.files import check_writable, save_json
-from minifunc.support.flags import Parser, add_flags, from_flags, pick_device
-from minifunc.support.processes import is_main, join, run_together
-from minifunc.support.runs import add_run_flag, chosen_run, load_run
 
 N_DRAWS = 50  # random groups of each kind beside an ablated one
 N_OTHER_DRAWS = (
@@ -551,48 +551,41 @@ def writings(
     function_vectors, function_vectors_by_k, function_vector_scores: what the FI heads write (`minifunc/analysis/function_vectors.py`). reading: what their
     q, k and v are for (`minifunc/analysis/reading.py`). probe: where numbers can be read off the stream (`minifunc/analysis/probe.py`).
     """
-    numbers, zero = torch.tensor([tasks.TOKEN[str(n)] for n in tasks.NUMBERS]), -tasks.NUMBERS[0]
+    tokens = torch.tensor([tasks.TOKEN[str(n)] for n in tasks.NUMBERS])
+    numbers = function_vectors.Numbers(tokens, tasks.NUMBERS[0])
     pairs = {
         shift: tasks.evaluation_pairs(task, shift, shots, 3 * n_prompts, generator)
         for shift in tasks.SHIFTS
     }
-    asked = {shift: p.base_answers - tasks.ZERO for shift, p in pairs.items()}
-    found = function_vectors.study(
-        model,
-        {shift: p.contrast for shift, p in pairs.items()},
-        asked,
-        tasks.naive_prompts(N_INPUTS),
-        heads,
-        numbers,
-        zero,
-        k,
-    )
+    asking = {shift: (p.contrast, p.base_answers - tasks.ZERO) for shift, p in pairs.items()}
+    naive = tasks.naive_prompts(N_INPUTS)
+    found = function_vectors.study(model, asking, naive, heads, numbers, k)
 
-    p, answers = (
-        tasks.evaluation_pairs(task, k, shots, 2 * n_prompts, generator),
-        tasks.answer_positions(shots),
-    )
+    p = tasks.evaluation_pairs(task, k, shots, 2 * n_prompts, generator)
     assert p.operands_changed is not None
     sources = {
         "base": p.base,
         "operands_changed": p.operands_changed,
         "same_k": p.contrast.roll(1, 0),
     }
+    answers = tasks.answer_positions(shots)
+
+    def examples(tokens: Tensor, expected: Tensor) -> Examples:
+        return Examples(tokens, answers, expected, tasks.numbers_at(tokens, answers))
+
     tokens, expected, query = tasks.off_by_every_k(
         task, shots, max(n_prompts, -(-N_EXAMPLES // (len(tasks.SHIFTS) * shots))), generator
     )
     order = torch.randperm(len(tokens), generator=generator)
-    tokens, expected, query = tokens[order], expected[order], query[order]
-    shown, x, y = (tasks.numbers_at(tokens, answers + offset) for offset in (0, -4, -2))
+    shown = examples(tokens[order], expected[order])
+    x, y = (tasks.numbers_at(shown.tokens, answers + offset) for offset in (-4, -2))
     found["reading"] = {
         "inputs": reading.inputs_apart(
             model, p.base, p.contrast, p.base_answers, p.contrast_answers, sources, heads
         ),
-        "looks_for": reading.looks_for(model, tokens, answers, expected, shown, query, heads),
-        "hands_over": reading.hands_over(
-            model, tokens, answers, expected, shown, numbers, tasks.NUMBERS[0], heads
-        ),
-        "wrote": reading.wrote(model, tokens, answers, x, y, expected, shown, readers)
+        "looks_for": reading.looks_for(model, shown, query[order], heads),
+        "hands_over": reading.hands_over(model, shown, numbers, heads),
+        "wrote": reading.wrote(model, shown, x, y, readers)
         if readers and task == "addition"
         else {},
     }
@@ -603,22 +596,19 @@ def writings(
     ]
     shifted = tasks.off_by_every_k(task, shots, n_prompts, generator)[:2]
     other_tokens, other_expected = (torch.cat(parts) for parts in zip(*others))
-    mixed = tasks.dealt(other_tokens, other_expected, generator)
-    found["probe"] = probes(
-        model,
-        {"consistent": shifted, "dealt": tasks.dealt(*shifted, generator)},
-        mixed,
-        answers,
-        tasks.ZERO,
-        generator,
-    )
+    mixed = examples(*tasks.dealt(other_tokens, other_expected, generator))
+    dealt = examples(*tasks.dealt(*shifted, generator))
+    kinds = {"consistent": examples(*shifted), "dealt": dealt}
+    found["probe"] = probes(model, kinds, mixed, generator)
     return found
 
 
 def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         parser = Parser(prog="patch.py", description=__doc__.splitlines()[0])
-        add_run_flag(parser)
+        parser.add_argument(
+            "--run", default="out/default", help="folder of the trained run (default: %(default)s)"
+        )
         parser.add_argument(
             "--device", default="auto", help="auto, cpu, cuda (default: %(default)s)"
         )
@@ -658,14 +648,32 @@ def main(argv: list[str] | None = None) -> int:
             metavar="PATH",
             help="where the findings go (default: circuit.json in the run's folder, which every trace replaces)",
         )
+        parser.add_argument(
+            "--ask",
+            metavar="PROMPT",
+            help="answer one prompt instead, like '1+1=3, 2+2=5, 3+3=', and say which heads carried the answer",
+        )
+        parser.add_argument(
+            "--check",
+            action="store_true",
+            help="run the checklist instead, write check.json into the run's folder; exit code 1 if a check fails",
+        )
         add_flags(parser, "criteria of the groups", Criteria())
         arguments = parser.parse_args(argv)
         criteria, device = (
             from_flags(arguments, Criteria()),
             join(pick_device(arguments.device, float64=True)),
         )
-        folders = chosen_run(arguments)
-        model, _ = load_run(folders.run, device, tasks.VOCABULARY)
+        model, config = load_run(arguments.run, device)
+        if config["vocabulary"] != tasks.VOCABULARY:
+            raise UserError(
+                f"{arguments.run} was trained on another vocabulary than this version has"
+            )
+        if arguments.ask is not None:
+            print(ask.answer(model, arguments.ask, criteria))
+            return 0
+        if arguments.check:
+            return check.run(model, config, Path(arguments.run), arguments.k, arguments.seed)
         if tasks.n_tokens(arguments.shots) > model.cfg.n_ctx:
             raise UserError(
                 f"--shots {arguments.shots} makes prompts of {tasks.n_tokens(arguments.shots)} tokens; the model's context holds {model.cfg.n_ctx}"
@@ -674,7 +682,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(
                 "--k 0 leaves nothing to trace: base and contrast prompts would be the same"
             )
-        path = Path(arguments.json) if arguments.json else folders.to_write("circuit.json")
+        path = Path(arguments.json) if arguments.json else Path(arguments.run) / "circuit.json"
         check_writable(path)
         if not 0 <= arguments.seed < 2**63 or arguments.prompts > MOST_PROMPTS:
             raise UserError(

@@ -1,5 +1,7 @@
 """What a model answers: the token it prefers at the last position, and how often it is right."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -26,3 +28,16 @@ def accuracy(logits: Tensor, answers: Tensor) -> float:
     0.5
     """
     return (logits.argmax(-1) == answers.to(logits.device)).cpu().double().mean().item()
+
+
+def wilson(share: float, n: int) -> list[float]:
+    """95 % interval of a share seen in n trials (Wilson 1927).
+
+    >>> wilson(1.0, 100)
+    [0.963, 1.0]
+    """
+    z = 1.96
+    scale = 1 + z * z / n
+    centre = (share + z * z / (2 * n)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return [round(max(0.0, centre - half), 4), round(min(1.0, centre + half), 4)]
