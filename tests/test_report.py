@@ -113,7 +113,7 @@ def test_the_report_has_every_section_and_nothing_is_missing(run):
     ids = [attributes["id"] for _, attributes in Elements(text).found if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert {"claim", "playground", *(name for name, _, _ in sections.SECTIONS)} <= set(ids)
-    assert "Not here:" not in re.sub(r"<noscript>.*?</noscript>", "", text)
+    assert "Not here:" not in re.sub(r"<noscript>.*?</noscript>", "", text, flags=re.DOTALL)
     assert len(text) < page.LARGEST
 
 
