@@ -1,4 +1,4 @@
-"""The report's JavaScript: model.js against PyTorch, prompts.js against tasks.py, and the playground.
+"""The report's JavaScript: model.js against PyTorch, prompts.js against tasks.py, the playground.
 
 What needs node or a browser is skipped where there is none.
 """
