@@ -136,10 +136,7 @@ def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
 
 
 def attention(
-    head: str,
-    pattern: Sequence[Sequence[float]],
-    tokens: Sequence[str],
-    answers: Sequence[int],
+    head: str, pattern: Sequence[Sequence[float]], tokens: Sequence[str], answers: Sequence[int]
 ) -> Markup:
     """One head's attention on one prompt: a row per query token, a column per key token.
 
@@ -175,8 +172,6 @@ BARS = {  # (prompt, heads swapped): name
     ("contrast", "function_induction"): "… FI heads swapped",
     ("contrast", "random_same_layers"): "… others swapped",
 }
-
-
 BARS_LEFT, BARS_WIDTH = 132, 186  # px: where bars begin, and how long one of 100 % is
 
 
@@ -289,9 +284,9 @@ class Plot:
                 cx, cy = f"{x_at(x):.1f}", f"{y_at(y):.1f}"
                 corners.append(f"{cx},{cy}")
                 dots.append(h("circle", cx=cx, cy=cy, r=3.5, data_tip=self.tip(curve.name, x, y)))
-            name = text(end + 9, name_at[curve.name] + 4, curve.name)
             drawn = h("polyline", points=" ".join(corners))
-            lines.append(h("g", drawn, dots, name, class_=f"curve {curve.class_}"))
+            named = text(end + 9, name_at[curve.name] + 4, curve.name)
+            lines.append(h("g", drawn, dots, named, class_=f"curve {curve.class_}"))
         parts = [grid, ticks, moments, lines]
         return svg(end + right, bottom + 42, self.label, parts, class_="curves")
 

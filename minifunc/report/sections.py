@@ -39,10 +39,8 @@ def scrolling(picture: Markup) -> Markup:
 
 def colour_key(meanings: Mapping[str, str]) -> Markup:
     """What colours mean: {class of a swatch: words}."""
-    swatches = [
-        h("span", h("i", class_=f"swatch {name}"), words) for name, words in meanings.items()
-    ]
-    return h("p", swatches, class_="key")
+    swatches = {name: h("i", class_=f"swatch {name}") for name in meanings}
+    return h("p", [h("span", swatches[name], meanings[name]) for name in meanings], class_="key")
 
 
 def definitions(pairs: Iterable[tuple[str, Any]]) -> Markup:
@@ -186,24 +184,20 @@ def graph(f: Findings) -> Content:
 def heads_table(circuit: Mapping[str, Any]) -> Markup:
     """A row per head of the circuit: its groups, its r, what it brings, where it looks."""
     shares = list(next(iter(circuit["attention"].values()), {}))
+    roles = circuit.get("readers", {})
     rows: list[list[Any]] = []
     for head in members(circuit):
         layer, index = parse(head)
         r = float(circuit["effects"]["logits"]["heads"][layer][index])
         groups = [spaced(group) for group, heads in circuit["groups"].items() if head in heads]
         looks = [percent(float(circuit["attention"][head][share])) for share in shares]
+        brings = "–"  # was not measured
+        if head in roles:
+            brings = " and ".join(roles[head]["brings"]) or "neither"
         name = h("span", head, id=f"head-{head}", tabindex="-1")
-        rows.append([name, ", ".join(groups), signed(100 * r, 1), brings(circuit, head), *looks])
+        rows.append([name, ", ".join(groups), signed(100 * r, 1), brings, *looks])
     columns = ["head", "group", "r on the logits, %", "brings", *map(spaced, shares)]
     return table(columns, rows, "The heads of the circuit, and the shares of their attention")
-
-
-def brings(circuit: Mapping[str, Any], head: str) -> str:
-    """What a head brings to the function-induction heads, where that was measured."""
-    readers = circuit.get("readers", {})
-    if head not in readers:
-        return "–"
-    return " and ".join(readers[head]["brings"]) or "neither"
 
 
 def effects(f: Findings) -> Content:
@@ -219,36 +213,30 @@ def effects(f: Findings) -> Content:
         "The colour goes with the square root, so that small effects show."
     )
     scale = Scale(100, root=True).legend("r in %", "back to plain", "on to the shifted answer")
-    content = [scale, drawn(maps_of(circuit, "logits", "heads → logits"), words)]
-    if f.fi and (maps := inputs_maps(circuit, "function_induction", "→ ")):
+    content = [scale, drawn(maps_of(circuit, {"logits": "heads → logits"}), words)]
+    together = {f"function_induction.{which}": f"→ {which}" for which in "vkq"}
+    if f.fi and (maps := maps_of(circuit, together)):
         words = (
             "What reaches the function-induction heads, all of them overwritten together. "
             "v: what is handed over; k: what is found; q: what is looked for."
         )
         content.append(drawn(maps, words))
     for head in f.fi:
-        maps = inputs_maps(circuit, head, f"→ {head}.")
-        picture = drawn(maps, f"What reaches the inputs of head {head}.")
+        inputs = {f"{head}.{which}": f"→ {head}.{which}" for which in "vkq"}
+        picture = drawn(maps_of(circuit, inputs), f"What reaches the inputs of head {head}.")
         content.append(details(f"Head {head} alone", picture))
     return content
 
 
-def inputs_maps(circuit: Mapping[str, Any], receiver: str, title: str) -> list[Markup]:
-    """The maps of the values, keys and queries of a receiver."""
+def maps_of(circuit: Mapping[str, Any], receivers: Mapping[str, str]) -> list[Markup]:
+    """The maps of r on some {receiver: title}, under each contrast that was traced."""
     maps = []
-    for which in "vkq":
-        maps += maps_of(circuit, f"{receiver}.{which}", f"{title}{which}")
-    return maps
-
-
-def maps_of(circuit: Mapping[str, Any], receiver: str, title: str) -> list[Markup]:
-    """The maps of r on one receiver, under each contrast that was traced."""
-    maps = []
-    for contrast, words in CONTRASTS.items():
-        changed = circuit if contrast == "answers" else circuit["operands_changed"]
-        if receiver in changed["effects"]:
-            r = changed["effects"][receiver]
-            maps.append(pictures.effects_map(f"{title}, {words}", r, receiver, members(circuit)))
+    for receiver, title in receivers.items():
+        for contrast, words in CONTRASTS.items():
+            changed = circuit if contrast == "answers" else circuit["operands_changed"]
+            if receiver in changed["effects"]:
+                r, whole_title = changed["effects"][receiver], f"{title}, {words}"
+                maps.append(pictures.effects_map(whole_title, r, receiver, members(circuit)))
     return maps
 
 
@@ -489,20 +477,17 @@ def training(f: Findings) -> Content:
 
     label = "Accuracy at 8 shots while training"
     learned = Plot(label, "step", steps, SHARES, tip, moments).draw(curves)
+    loss = loss_picture(losses, steps)
     made_by = "metrics.jsonl", f.makes("train")
     pair = [
         figure(scrolling(learned), words, *made_by),
-        figure(
-            scrolling(loss_picture(losses, steps)),
-            "Cross-entropy of one batch’s answers, in nats.",
-            *made_by,
-        ),
+        figure(scrolling(loss), "Cross-entropy of one batch’s answers, in nats.", *made_by),
     ]
     shares = [dict(curve.points) for curve in curves]
     rows: list[list[Any]] = []
-    for line, (step, loss) in zip(lines, losses):
+    for line, (step, value) in zip(lines, losses):
         at_step = [percent(points.get(step, float("nan"))) for points in shares]
-        rows.append([f"{line['step']}", f"{float(line['seconds']):.0f}", f"{loss:.3f}", *at_step])
+        rows.append([f"{line['step']}", f"{float(line['seconds']):.0f}", f"{value:.3f}", *at_step])
     columns = ["step", "seconds", "loss", *(curve.name for curve in curves)]
     numbers = details("As a table", table(columns, rows, "Training"))
     return [h("div", pair, class_="pair"), numbers]
