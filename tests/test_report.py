@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -12,16 +13,11 @@ import train
 from commands import check
 from minifunc.model import ModelConfig, Transformer
 from minifunc.report import page, pictures, sections
-from minifunc.report.findings import RunFolders, read
+from minifunc.report.findings import read
 from minifunc.report.html import Markup, h, script_data, signed
-from minifunc.support.runs import (
-    UserError,
-    load_run,
-    save_json,
-    save_lines,
-    save_tensors,
-    weights_hash,
-)
+from minifunc.support.errors import UserError
+from minifunc.support.files import save_json, save_lines, save_tensors
+from minifunc.support.runs import RunFolders, load_run, weights_hash
 from tests.test_patch import ANY_MODEL, FAST
 
 
@@ -76,7 +72,7 @@ def run(traced, tmp_path):
 
 
 def found_in(run):
-    return read(RunFolders(str(run), str(run)))
+    return read(RunFolders(run, run, False))
 
 
 def made(run, *flags):
@@ -212,7 +208,7 @@ def test_the_run_and_what_was_found_may_be_in_two_folders(run, tmp_path):
     found.mkdir()
     for name in ("circuit.json", "check.json"):
         (run / name).rename(found / name)
-    page.write(RunFolders(str(run), str(found)), "results")
+    page.write(RunFolders(run, found, False), "results")
     text = (found / "report.html").read_text()
     assert not (run / "report.html").exists()
     assert text.count("Not here:") == 1  # the note for those without JavaScript
@@ -336,7 +332,7 @@ def test_hostile_strings_are_shown_as_text_wherever_they_stand(run):
 
 def test_hostile_names_of_folders_and_tasks_are_shown_as_text(run):
     found = found_in(run)
-    found.folders = RunFolders(EVIL, EVIL)
+    found.folders = RunFolders(Path(EVIL), Path(EVIL), False)
     found.circuit["asked"] = EVIL
     whole = page.build(found)["report.html"]
     Elements(whole)

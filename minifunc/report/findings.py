@@ -12,19 +12,13 @@ from typing import Any
 import torch
 
 from minifunc.model import Transformer
-from minifunc.support.runs import UserError, load_json, load_run, weights_hash
+from minifunc.support.errors import UserError
+from minifunc.support.files import load_json
+from minifunc.support.runs import RunFolders, load_circuit, load_run
 
 HEADLINE = "<bos> 1 + 1 = 3 ; 2 + 2 = 5 ; 3 + 3 ="  # what the README begins with
 # four shots of the same, for runs that keep no example of their own
 EXAMPLE = "<bos> 6 + 1 = 8 ; 2 + 2 = 5 ; 4 + 5 = 10 ; 1 + 3 = 5 ; 3 + 3 ="
-
-
-@dataclass(frozen=True)
-class RunFolders:
-    """Where a run is read from, and where what was found out about it is. Often the same folder."""
-
-    run: str  # config.json, model.pt and metrics.jsonl, as the user named the folder
-    results: str  # circuit.json and check.json; report.html is written here
 
 
 @dataclass
@@ -51,8 +45,8 @@ class Findings:
 
     def makes(self, target: str) -> str:
         """The command that makes a file of this run."""
-        results = self.folders.results
-        return f"make {target}" + ("" if results == "out/default" else f" OUT={results}")
+        name = self.folders.name
+        return f"make {target}" + ("" if name == "out/default" else f" OUT={name}")
 
     def tokens(self, text: str) -> list[int]:
         """Ids of a prompt written as token strings; empty where the model cannot read it."""
@@ -85,7 +79,7 @@ def read(folders: RunFolders, experiments: str = "results") -> Findings:
     Raises UserError where there is no trained run, a file is broken, or circuit.json is about
     other weights than model.pt holds.
     """
-    run, results = Path(folders.run), Path(folders.results)
+    run, results = folders.run, folders.results
     model, config = load_run(run)
     vocabulary = config["vocabulary"]
     all_text = all(isinstance(string, str) for string in vocabulary)
@@ -93,23 +87,11 @@ def read(folders: RunFolders, experiments: str = "results") -> Findings:
         wanted = f"`vocabulary` must hold the {model.cfg.d_vocab} token strings"
         raise UserError(f"{run / 'config.json'}: {wanted}")
     found = Findings(folders, model, config)
-    found.circuit = _object(results / "circuit.json")
+    found.circuit = load_circuit(results / "circuit.json", model)
     found.check = _object(results / "check.json")
     found.metrics = _lines(run / "metrics.jsonl")
     found.emergence = _rows(Path(experiments) / "emergence.json")
-    _check_weights(found)
     return found
-
-
-def _check_weights(found: Findings) -> None:
-    """Raises UserError where circuit.json says that it was traced in another model."""
-    if not found.circuit or "weights" not in found.circuit:  # older versions don't write it
-        return
-    if found.circuit["weights"] != weights_hash(found.model.state_dict()):
-        circuit = Path(found.folders.results) / "circuit.json"
-        weights = Path(found.folders.run) / "model.pt"
-        again = f"run `{found.makes('patch')}` again"
-        raise UserError(f"{circuit} is about other weights than those of {weights}: {again}")
 
 
 def _object(path: Path) -> dict[str, Any] | None:

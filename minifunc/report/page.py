@@ -3,14 +3,15 @@
 import base64
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 
 from minifunc.circuit import heads_of
-from minifunc.report.findings import HEADLINE, Findings, RunFolders, read
+from minifunc.report.findings import HEADLINE, Findings, read
 from minifunc.report.html import Markup, h, inside, script_data
 from minifunc.report.sections import SECTIONS, claim, content
+from minifunc.support.errors import UserError, run_main
+from minifunc.support.files import save_text
 from minifunc.support.flags import Parser
-from minifunc.support.runs import UserError, check_writable, run_main, save_text
+from minifunc.support.runs import RunFolders, add_run_flag, chosen_run
 
 LARGEST = 2_000_000  # bytes; where the weights make it larger, the model plays on its own page
 MOST_WEIGHTS = 16_000_000  # a model with more is not played with at all
@@ -43,7 +44,7 @@ def header(f: Findings, links: dict[str, str]) -> Markup:
     items = [h("li", h("a", words, href=target)) for target, words in links.items()]
     bar = h(
         "header",
-        h("p", "minifunc", h("span", f.folders.run), class_="brand"),
+        h("p", "minifunc", h("span", f.folders.name), class_="brand"),
         h("nav", h("ul", items), aria_label="Sections"),
         h("button", "Dark", id="theme", type="button", aria_pressed="false"),
     )
@@ -112,7 +113,7 @@ def report(f: Findings, played: Markup, scripts: Sequence[Markup] = ()) -> str:
     names = ["playground", *(name for name, _, _ in SECTIONS)]
     links = {f"#{name}": name.capitalize() for name in names}
     main = [opening, played, *sections]
-    return document(f"minifunc: {f.folders.run}", header(f, links), main, scripts)
+    return document(f"minifunc: {f.folders.name}", header(f, links), main, scripts)
 
 
 def build(f: Findings) -> dict[str, str]:
@@ -125,15 +126,15 @@ def build(f: Findings) -> dict[str, str]:
     if len(whole.encode()) <= LARGEST:
         return {"report.html": whole}
     bar = header(f, {"report.html": "Report"})
-    apart = document(f"minifunc playground: {f.folders.run}", bar, [played], scripts)
+    apart = document(f"minifunc playground: {f.folders.name}", bar, [played], scripts)
     return {"report.html": report(f, playground_elsewhere()), "playground.html": apart}
 
 
 def write(folders: RunFolders, experiments: str) -> None:
     """Reads a run, and writes and names the files of its report."""
-    results = Path(folders.results)
+    results = folders.results
     found = read(folders, experiments)
-    check_writable(results / "report.html")
+    folders.to_write("report.html")
     try:
         pages = build(found)
     except ODD_LAYOUT as error:
@@ -150,9 +151,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> int:
         parser = Parser(prog="python -m minifunc.report", description="Makes a run's report.html.")
-        parser.add_argument(
-            "--run", default="out/default", help="folder of the trained run (default: %(default)s)"
-        )
+        add_run_flag(parser)
         parser.add_argument(
             "--results",
             default="results",
@@ -160,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
             "(default: %(default)s)",
         )
         arguments = parser.parse_args(argv)
-        write(RunFolders(run=arguments.run, results=arguments.run), arguments.results)
+        write(chosen_run(arguments), arguments.results)
         return 0
 
     return run_main(work)

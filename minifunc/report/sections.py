@@ -593,7 +593,7 @@ def about(f: Findings) -> Content:
     shape = f"{cfg.n_layers} layers × {cfg.n_heads} heads, width {cfg.d_model}"
     size = f"{cfg.d_vocab} tokens, {n_weights:,} weights"
     kinds = f"{cfg.positions} positions, {cfg.normalization} norm, {cfg.act_fn}"
-    known = [("run", f.folders.run), ("model", f"{shape}, {size}, {kinds}")]
+    known = [("run", f.folders.name), ("model", f"{shape}, {size}, {kinds}")]
     diet, versions = f.config.get("diet"), f.config.get("versions")
     known.append(("diet", diet.get("name", "?") if isinstance(diet, dict) else "?"))
     known.append(("versions", named(versions) if isinstance(versions, dict) else "?"))
