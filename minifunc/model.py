@@ -20,21 +20,22 @@ each, z is the mean of their v by that measure, and W_O writes z into the stream
 Hook points and parameters carry the names and shapes of TransformerLens 2.18, so what you know from
 there holds here, and the weights load there. There are no biases.
 
-A hook belongs to one call: `model.run_with_hooks(tokens, {name: fn})`, where `fn(activation, name)`
-returns the activation to go on with. Nothing is stored in the model, so nothing can stay behind.
+A hook belongs to one call: `model.run_with_hooks(tokens, {name: fn})`, where fn(activation, name)
+returns the activation to go on with (`minifunc/support/hooks.py`).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minifunc.support.checks import check_hook_names, check_model_config
+from minifunc.support.checks import check_model_config
+from minifunc.support.hooks import Hook, Hooked, Hooks
 
-Hook = Callable[[Tensor, str], Tensor]
+__all__ = ["Hook", "Hooks", "ModelConfig", "Transformer"]
 
 
 @dataclass(frozen=True)
@@ -65,20 +66,6 @@ class ModelConfig:
     @property
     def has_mlp(self) -> bool:
         return self.act_fn != "none"
-
-
-class Hooks:
-    """What one call sees or changes. `hooks(activation, name)` returns what to go on with."""
-
-    def __init__(self, functions: Mapping[str, Hook] | None = None) -> None:
-        self.functions = dict(functions or {})
-
-    def __call__(self, activation: Tensor, name: str) -> Tensor:
-        function = self.functions.get(name)
-        return activation if function is None else function(activation, name)
-
-    def wants(self, *names: str) -> bool:
-        return any(name in self.functions for name in names)
 
 
 class Embed(nn.Module):
@@ -257,7 +244,7 @@ class Unembed(nn.Module):
         return x @ self.W_U
 
 
-class Transformer(nn.Module):
+class Transformer(Hooked):
     """Token ids [batch, pos] int64 → logits [batch, pos, d_vocab].
 
     generator: draws the initial weights (a CPU generator; the default is one seeded with 0).
@@ -345,44 +332,7 @@ class Transformer(nn.Module):
         if self.cfg.has_mlp:
             block += ["hook_mlp_in", "ln2.hook_normalized"]
             block += ["mlp.hook_pre", "mlp.hook_post", "hook_mlp_out"]
-        block += ["hook_resid_post"]
         names = ["hook_embed", *["hook_pos_embed"] * (self.cfg.positions == "learned")]
         for layer in range(self.cfg.n_layers):
-            names += [f"blocks.{layer}.{name}" for name in block]
+            names += [f"blocks.{layer}.{name}" for name in [*block, "hook_resid_post"]]
         return [*names, "ln_final.hook_normalized"]
-
-    def run_with_hooks(
-        self, tokens: Tensor, hooks: Mapping[str, Hook], positions: Tensor | None = None
-    ) -> Tensor:
-        """Logits of a run in which each named activation is replaced by what its function returns.
-
-        >>> model, tokens = Transformer(ModelConfig(d_vocab=9)), torch.tensor([[1, 2, 3]])
-        >>> def without_head_2(z, name):  # [batch, pos, head, d_head]
-        ...     return torch.cat([z[:, :, :2], 0 * z[:, :, 2:3], z[:, :, 3:]], dim=2)
-        >>> logits = model.run_with_hooks(tokens, {"blocks.1.attn.hook_z": without_head_2})
-        >>> logits.shape, torch.equal(logits, model(tokens))
-        (torch.Size([1, 3, 9]), False)
-        """
-        check_hook_names(hooks, self.hook_names())
-        return self(tokens, positions, Hooks(hooks))
-
-    def run_with_cache(
-        self, tokens: Tensor, names: Sequence[str] | None = None, positions: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits, and the activations of the run at `names` (default: at every hook point).
-
-        >>> model, tokens = Transformer(ModelConfig(d_vocab=9)), torch.tensor([[1, 2, 3]])
-        >>> logits, cache = model.run_with_cache(tokens)
-        >>> cache["blocks.0.attn.hook_pattern"].sum(-1).shape  # adds up to one at each query
-        torch.Size([1, 4, 3])
-        """
-        names = self.hook_names() if names is None else names
-        check_hook_names(names, self.hook_names())
-        cache: dict[str, Tensor] = {}
-
-        def store(activation: Tensor, name: str) -> Tensor:
-            cache[name] = activation
-            return activation
-
-        logits = self(tokens, positions, Hooks(dict.fromkeys(names, store)))
-        return logits, cache

@@ -173,16 +173,6 @@ class Batch:
         """How many rows have a member among the first n_written senders."""
         return bisect.bisect_left(self.rows, (n_written,))
 
-    def named(self, strongest_first: bool = False) -> dict[str, float]:
-        """r by name of sender, in the order of the model: embedding, 0.0, 0.1, …, mlp0, 1.0, …"""
-        named = {"embedding": self.embedding.item()}
-        for layer, row in enumerate(self.heads.tolist()):
-            named |= {f"{layer}.{head}": r for head, r in enumerate(row)}
-            named[f"mlp{layer}"] = self.mlps[layer].item()
-        if strongest_first:
-            return dict(sorted(named.items(), key=lambda pair: -abs(pair[1])))
-        return named
-
 
 class PathPatcher(PairedRuns):
     """Path patching between two sets of paired prompts.
