@@ -45,7 +45,7 @@ from experiments.bench_sweep import (
     sweep_flops,
 )
 from minifunc.model import ModelConfig
-from minifunc.patching import HeadInput
+from minifunc.patching import Effects, HeadInput
 from minifunc.support.runs import UserError, pick_device, run_main, save_json
 
 TOLERANCE = 1e-4  # float32: logits of the patcher, loss and gradients of the training step
@@ -64,28 +64,19 @@ Row = dict[str, Any]  # of results/bench.json
 
 @dataclass(frozen=True)
 class Comparison:
-    """A sweep against the loops.
-
-    timed: the receivers that are really swept, the last of them in the last layer (default: all).
-    n_paths: on how many paths each loop is timed. varies: what grows.
-    """
+    """A sweep against the loops, each timed on n_paths of its paths. varies: what grows."""
 
     work: str
     model: str
     sweep: Sweep
-    timed: tuple[HeadInput, ...] = ()
     n_paths: int = 12
     varies: str | None = None
 
     @property
-    def timed_sweep(self) -> Sweep:
-        return replace(self.sweep, receivers=self.timed or self.sweep.receivers)
-
-    @property
     def paths(self) -> list[tuple[Head, Receiver]]:
         """The paths that each loop is timed on, spread over all that are swept."""
-        paths = self.timed_sweep.paths
-        return [paths[(2 * n + 1) * len(paths) // (2 * self.n_paths)] for n in range(self.n_paths)]
+        paths, n = self.sweep.paths, self.n_paths
+        return [paths[(2 * index + 1) * len(paths) // (2 * n)] for index in range(n)]
 
 
 def comparisons() -> list[Comparison]:
@@ -96,7 +87,7 @@ def comparisons() -> list[Comparison]:
         Comparison(LOGITS, "default", Sweep(DEFAULT)),
         Comparison(INPUTS, "default", inputs),
         Comparison(LOGITS, "6x8x512", Sweep(LARGE), n_paths=3),
-        Comparison(INPUTS, "6x8x512", large_inputs, two_of_each_layer(LARGE), n_paths=6),
+        Comparison(INPUTS, "6x8x512", large_inputs, n_paths=6),
         Comparison(f"{LOGITS}, frozen MLPs", "default", frozen),
         Comparison(f"{INPUTS}, frozen MLPs", "default", frozen_inputs),
     ]
@@ -109,12 +100,6 @@ def comparisons() -> list[Comparison]:
     for n in (2, 4, 8, 16):
         cases.append(grown("shots", n, SMALL, shots=n))
     return cases
-
-
-def two_of_each_layer(cfg: ModelConfig) -> tuple[HeadInput, ...]:
-    """Two receivers of each layer, v, q and k in turn."""
-    places = [(layer, head) for head in (0, 1) for layer in range(1, cfg.n_layers)]
-    return tuple(HeadInput(layer, head, "vqk"[(layer + head) % 3]) for layer, head in places)
 
 
 def grown(factor: str, size: int, cfg: ModelConfig, shots: int = 8) -> Comparison:
@@ -139,7 +124,7 @@ def works(device: torch.device, repeats: int, quick: bool) -> dict[str, Callable
     product_size = 8192 if device.type == "cuda" else 2048
     if quick:
         sweep = Sweep(TINY, every_input(TINY), n_prompts=3, shots=2)
-        cases = [Comparison(INPUTS, "tiny", sweep, timed=every_input(TINY)[:2], n_paths=2)]
+        cases = [Comparison(INPUTS, "tiny", sweep, n_paths=2)]
         model, cfg, product_size = TINY, train.TrainConfig(documents=2, examples=3), 64
     product = SquareProduct(product_size, device)
     named: dict[str, Callable[[], list[Row]]] = {}
@@ -154,73 +139,53 @@ def works(device: torch.device, repeats: int, quick: bool) -> dict[str, Callable
 # ---------------------------------------------------------------- rows of results/bench.json
 
 
-def make_row(work: str, model: Row, ours_s: float, other: str, other_s: float, **more: Any) -> Row:
-    row = {"work": work, "model": model, "ours_s": ours_s, "other": other, "other_s": other_s}
-    return row | {"ratio": other_s / ours_s} | more
+def make_row(work: str, model: Row, ours_s: float, other: str, other_s: float) -> Row:
+    times = {"ours_s": ours_s, "other": other, "other_s": other_s, "ratio": other_s / ours_s}
+    return {"work": work, "model": model, **times}
 
 
 def shape(name: str, sweep: Sweep) -> Row:
     sizes = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp")
     cfg = {size: getattr(sweep.cfg, size) for size in sizes}
-    return {"name": name, **cfg, "prompts": sweep.n_prompts}
+    return {"name": name, **cfg, "prompts": sweep.n_prompts, "tokens": tasks.n_tokens(sweep.shots)}
 
 
 def compare(
     case: Comparison, device: torch.device, repeats: int, product: SquareProduct
 ) -> list[Row]:
     """One row for each other side that is there."""
-    sweep, paths = case.timed_sweep, case.paths
+    sweep, paths = case.sweep, case.paths
     model, pairs = sweep.model(device), sweep.pairs()
     sides = bench_loops.sides(model, pairs, sweep.freeze_mlps)
     if not sides:
         return []
-    works = {"ours": partial(sweep.run, model, pairs), "product": product}
-    if case.timed:
-        last = replace(sweep, receivers=sweep.receivers[-1:])
-        works["last"] = partial(last.run, model, pairs)
+    effects: dict[Receiver, Effects] = {}
+    works = {"ours": lambda: effects.update(sweep.run(model, pairs)), "product": product}
     for label, side in sides.items():
         works |= {f"{label}: start": side.start, f"{label}: paths": partial(side.ask, paths)}
     times = medians_in_turn(works, device, repeats)
-    effects = sweep.run(model, pairs)
     ours = [effects[receiver].per_prompt[sweep.heads.index(head)] for head, receiver in paths]
-    model_shape = shape(case.model, sweep) | {"tokens": pairs.base.shape[1]}
-    peak, n_all = peak_memory(sweep, device), len(case.sweep.paths)
-    more = {"largest_effect": max(change.abs().max().item() for change in ours)}
-    more |= details(case, times, product)
+    found = {"peak_gib": peak_memory(sweep, device)}
+    found["largest_effect"] = max(change.abs().max().item() for change in ours)
+    found |= details(case, times, product)
     rows = []
     for label, side in sides.items():
         side.close()
+        seconds_a_path = times[f"{label}: paths"] / len(paths)
+        other_s = times[f"{label}: start"] + seconds_a_path * len(sweep.paths)
         theirs = [change.double().cpu() for change in side.changes]
         difference = max((a - b).abs().max().item() for a, b in zip(ours, theirs))
-        other_s = times[f"{label}: start"] + times[f"{label}: paths"] / len(paths) * n_all
-        found = {"max_abs_diff": difference, "peak_gib": peak} | more
-        row = make_row(case.work, model_shape, our_seconds(case, times), label, other_s, **found)
-        rows.append(row)
+        row = make_row(case.work, shape(case.model, sweep), times["ours"], label, other_s)
+        rows.append(row | {"max_abs_diff": difference} | found)
     return rows
-
-
-def our_seconds(case: Comparison, times: dict[str, float]) -> float:
-    """Of the whole sweep.
-
-    Where only some receivers were timed: the cached runs and pass 1, which the last of them needs
-    as well, count once; pass 2 is scaled by its operations.
-    """
-    if not case.timed:
-        return times["ours"]
-    of_last = sweep_flops(replace(case.sweep, receivers=case.timed[-1:]))
-    scale = (sweep_flops(case.sweep) - of_last) / (sweep_flops(case.timed_sweep) - of_last)
-    return times["last"] + max(0.0, times["ours"] - times["last"]) * scale
 
 
 def details(case: Comparison, times: dict[str, float], product: SquareProduct) -> Row:
     """What was timed, and how near our sweep comes to the machine's rate in a matrix product."""
-    sweep = case.timed_sweep
-    found: Row = {
-        "pairs": len(case.sweep.paths),
-        "pairs_timed": case.n_paths,
-        "receivers": len(case.sweep.receivers),
-        "receivers_timed": len(sweep.receivers),
-    }
+    sweep = case.sweep
+    n_receivers = len(sweep.receivers)
+    found: Row = {"pairs": len(sweep.paths), "pairs_timed": case.n_paths}
+    found |= {"receivers": n_receivers, "receivers_timed": n_receivers}
     if not sweep.freeze_mlps:  # the operations are counted for live MLPs
         found["gflop_timed"] = sweep_flops(sweep) / 1e9
         found["product_gflop_per_s"] = rate = product.gflop / times["product"]
@@ -232,27 +197,21 @@ def training_step(
     model: ModelConfig, cfg: train.TrainConfig, device: torch.device, repeats: int
 ) -> list[Row]:
     times, difference = bench_train.compare_steps(model, cfg, device, repeats)
+    ours_s, plain_s = times["ours"], times["plain"]
+    other, named = "plain eager step scoring every position", asdict(model) | {"name": "default"}
+    row = make_row("training step", named, ours_s, other, plain_s)
+    row |= {"max_abs_diff": difference, "peak_gib": None}
     n_tokens = cfg.documents * (1 + tasks.EXAMPLE * cfg.examples)
-    row = make_row(
-        "training step",
-        asdict(model) | {"name": "default"},
-        times["ours"],
-        "plain eager step scoring every position",
-        times["plain"],
-        max_abs_diff=difference,
-        peak_gib=None,
-        ours_tokens_per_s=n_tokens / times["ours"],
-        other_tokens_per_s=n_tokens / times["plain"],
-    )
+    row |= {"ours_tokens_per_s": n_tokens / ours_s, "other_tokens_per_s": n_tokens / plain_s}
     return [row]
 
 
 def two_processes(repeats: int) -> list[Row]:
     sweep = Sweep(DEFAULT, every_input(DEFAULT))
-    one, two, difference = compare_processes(sweep, repeats)
+    one_s, two_s, difference = compare_processes(sweep, repeats)
     work, other = "two processes: all heads → v, q, k", "one process, one thread each"
-    found = {"max_abs_diff": difference, "peak_gib": None}
-    return [make_row(work, shape("default", sweep), two, other, one, **found)]
+    row = make_row(work, shape("default", sweep), two_s, other, one_s)
+    return [row | {"max_abs_diff": difference, "peak_gib": None}]
 
 
 def memory_rows(only: str, device: torch.device) -> list[Row]:
@@ -329,20 +288,13 @@ def show(result: Row) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-
-    def flag(name: str, help: str, **options: Any) -> None:
-        parser.add_argument(name, help=help, **options)
-
-    flag("--device", "auto, cpu, cuda, mps (default: %(default)s)", default="auto")
-    flag(
-        "--repeats", "of each timing; the median counts (default: %(default)s)", type=int, default=3
-    )
-    flag("--only", "only the comparisons whose work or model contains this", default="")
-    flag("--road", "also train seeds 0, 1 and 2 to the end: minutes each", action="store_true")
-    quick = "a tiny model, to see that everything runs; the times mean nothing"
-    flag("--quick", quick, action="store_true")
-    where = "where the results go (default: results/bench.json, and nowhere with --only or --quick)"
-    flag("--json", where)
+    flag = parser.add_argument
+    flag("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
+    flag("--repeats", type=int, default=3, help="of which the median counts (default: %(default)s)")
+    flag("--only", default="", help="only the comparisons whose work or model contains this")
+    flag("--road", action="store_true", help="also train seeds 0, 1 and 2 to the end: minutes each")
+    flag("--quick", action="store_true", help="a tiny model, to see that it runs; no real times")
+    flag("--json", help="default: results/bench.json, and no file with --only or --quick")
     return parser.parse_args(argv)
 
 
@@ -368,7 +320,7 @@ def bench(argv: list[str] | None) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_main(lambda: bench(argv))
+    return run_main(partial(bench, argv))
 
 
 if __name__ == "__main__":

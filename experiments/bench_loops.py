@@ -23,6 +23,7 @@ import tasks
 from experiments.bench_sweep import Head, Receiver
 from minifunc.model import Hook, Transformer
 from minifunc.patching import HeadInput
+from minifunc.support.export import lens_config
 
 try:
     import transformer_lens as lens
@@ -38,13 +39,13 @@ Run = Callable[[Tensor, Mapping[str, Hook]], Tensor]  # tokens, hooks by name â†
 
 def sides(model: Transformer, pairs: tasks.Pairs, freeze_mlps: bool) -> dict[str, "Side"]:
     """The tools that are installed here and patch with live MLPs, or with frozen ones."""
-    if freeze_mlps:
-        edges = graph_utils is not None
-        return {"auto-circuit 1.0.1, one pass per edge": Edges(model, pairs)} if edges else {}
     found: dict[str, Side] = {}
+    if freeze_mlps:
+        if graph_utils is not None:
+            found["auto-circuit 1.0.1, one pass per edge"] = Edges(model, pairs)
+        return found
     if lens is not None:
-        run = runner_on_lens(model)
-        found["two-pass loop on TransformerLens 2.18"] = Loop(model, pairs, run)
+        found["two-pass loop on TransformerLens 2.18"] = Loop(model, pairs, lens_runner(model))
     found["own two-pass loop"] = Loop(model, pairs, model.run_with_hooks)
     return found
 
@@ -179,40 +180,24 @@ class Edges(Side):
 
 
 def hooked_transformer(model: Transformer) -> "lens.HookedTransformer":
-    """Our weights in TransformerLens, on the same device.
-
-    The model must have rotary positions, RMSNorm and MLPs.
-    """
-    cfg = model.cfg
-    sizes = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "d_vocab", "n_ctx")
-    other = lens.HookedTransformer(
-        lens.HookedTransformerConfig(
-            **{name: getattr(cfg, name) for name in (*sizes, "eps", "act_fn")},
-            positional_embedding_type="rotary",
-            rotary_dim=cfg.d_head,
-            rotary_base=int(cfg.rotary_base),
-            rotary_adjacent_pairs=True,
-            normalization_type="RMS",
-            init_weights=False,
-            device=str(model.device),
-        )
-    )
+    """Our weights in TransformerLens, on the same device."""
+    config = lens_config(model.cfg) | {"device": str(model.device)}
+    other = lens.HookedTransformer(lens.HookedTransformerConfig(**config))
     for parameter in other.parameters():
         parameter.data.zero_()  # what we lack (biases) stays zero
     other.load_state_dict(model.state_dict(), strict=False)
     return other.requires_grad_(False)
 
 
-def runner_on_lens(model: Transformer) -> Run:
+def lens_runner(model: Transformer) -> Run:
     """Passes through our weights in TransformerLens."""
     other = hooked_transformer(model)
 
-    def adapted(name: str, function: Hook) -> tuple[str, Callable]:
-        """TransformerLens passes the hook point, of which the loop wants the name."""
-        return name, lambda x, hook: function(x, hook.name)
+    def adapted(function: Hook) -> Callable[..., Tensor]:
+        return lambda x, hook: function(x, hook.name)  # it is given the point, we want its name
 
     def run(tokens: Tensor, hooks: Mapping[str, Hook]) -> Tensor:
-        fwd_hooks = [adapted(name, function) for name, function in hooks.items()]
+        fwd_hooks = [(name, adapted(function)) for name, function in hooks.items()]
         return other.run_with_hooks(tokens, fwd_hooks=fwd_hooks)
 
     return run
