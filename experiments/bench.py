@@ -118,22 +118,26 @@ def memory_cases() -> list[tuple[str, str, Sweep]]:
     ]
 
 
-def works(device: torch.device, repeats: int, quick: bool) -> dict[str, Callable[[], list[Row]]]:
-    """All that gives rows, by the name that --only looks in. quick: something tiny."""
+def works(
+    device: torch.device, repeats: int, quick: bool
+) -> list[tuple[str, Callable[[], list[Row]]]]:
+    """All that gives rows: (the name that --only looks in, the function). quick: something tiny."""
     cases, model, cfg = comparisons(), DEFAULT, train.TrainConfig()
     product_size = 8192 if device.type == "cuda" else 2048
     if quick:
-        sweep = Sweep(TINY, every_input(TINY), n_prompts=3, shots=2)
-        cases = [Comparison(INPUTS, "tiny", sweep, n_paths=2)]
+        live = Comparison(INPUTS, "tiny", Sweep(TINY, every_input(TINY), 3, shots=2), n_paths=2)
+        frozen = replace(live.sweep, freeze_mlps=True)
+        cases = [live, replace(live, work=f"{INPUTS}, frozen MLPs", sweep=frozen)]
         model, cfg, product_size = TINY, train.TrainConfig(documents=2, examples=3), 64
     product = SquareProduct(product_size, device)
-    named: dict[str, Callable[[], list[Row]]] = {}
+    found: list[tuple[str, Callable[[], list[Row]]]] = []
     for case in cases:
-        named[f"{case.work} {case.model}"] = partial(compare, case, device, repeats, product)
-    named["training step"] = partial(training_step, model, cfg, device, 5 * repeats)
+        name = f"{case.work} {case.model}"
+        found.append((name, partial(compare, case, device, repeats, product)))
+    found.append(("training step", partial(training_step, model, cfg, device, 5 * repeats)))
     if device.type == "cpu" and not quick:
-        named["two processes"] = partial(two_processes, repeats)
-    return named
+        found.append(("two processes", partial(two_processes, repeats)))
+    return found
 
 
 # ---------------------------------------------------------------- rows of results/bench.json
@@ -304,9 +308,10 @@ def bench(argv: list[str] | None) -> int:
     if flags.repeats < 1:
         raise UserError("--repeats must be at least 1")
     named = works(device, flags.repeats, flags.quick)
+    chosen = [measure for name, measure in named if flags.only in name]
     rows = []
-    for name in tqdm([name for name in named if flags.only in name], desc="bench", disable=None):
-        rows += named[name]()
+    for measure in tqdm(chosen, desc="bench", disable=None):
+        rows += measure()
     memory = [] if flags.quick else memory_rows(flags.only, device)
     road = [bench_train.road(seed, device) for seed in (0, 1, 2)] if flags.road else []
     result = {"hardware": hardware(device), "versions": versions(), "rows": rows}
