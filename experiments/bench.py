@@ -57,6 +57,7 @@ LOGITS, INPUTS = "all heads → logits", "all heads → v, q, k of every head"
 BUDGETS = (0.125, 0.25, 0.5, 1.0)  # GiB
 
 Row = dict[str, Any]  # of results/bench.json
+Measurement = tuple[str, Callable[[], list[Row]]]  # the name that --only looks in, and the work
 
 
 # ---------------------------------------------------------------- what is timed
@@ -118,10 +119,8 @@ def memory_cases() -> list[tuple[str, str, Sweep]]:
     ]
 
 
-def works(
-    device: torch.device, repeats: int, quick: bool
-) -> list[tuple[str, Callable[[], list[Row]]]]:
-    """All that gives rows: (the name that --only looks in, the function). quick: something tiny."""
+def measurements(device: torch.device, repeats: int, quick: bool) -> list[Measurement]:
+    """All that gives rows. quick: something tiny of each kind."""
     cases, model, cfg = comparisons(), DEFAULT, train.TrainConfig()
     product_size = 8192 if device.type == "cuda" else 2048
     if quick:
@@ -130,7 +129,7 @@ def works(
         cases = [live, replace(live, work=f"{INPUTS}, frozen MLPs", sweep=frozen)]
         model, cfg, product_size = TINY, train.TrainConfig(documents=2, examples=3), 64
     product = SquareProduct(product_size, device)
-    found: list[tuple[str, Callable[[], list[Row]]]] = []
+    found: list[Measurement] = []
     for case in cases:
         name = f"{case.work} {case.model}"
         found.append((name, partial(compare, case, device, repeats, product)))
@@ -143,9 +142,11 @@ def works(
 # ---------------------------------------------------------------- rows of results/bench.json
 
 
-def make_row(work: str, model: Row, ours_s: float, other: str, other_s: float) -> Row:
+def make_row(work: str, model: Row, other: str, seconds: tuple[float, float], diff: float) -> Row:
+    """seconds: ours and the other's."""
+    ours_s, other_s = seconds
     times = {"ours_s": ours_s, "other": other, "other_s": other_s, "ratio": other_s / ours_s}
-    return {"work": work, "model": model, **times}
+    return {"work": work, "model": model, **times, "max_abs_diff": diff, "peak_gib": None}
 
 
 def shape(name: str, sweep: Sweep) -> Row:
@@ -162,7 +163,7 @@ def compare(
     model, pairs = sweep.model(device), sweep.pairs()
     sides = bench_loops.sides(model, pairs, sweep.freeze_mlps)
     if not sides:
-        return []
+        return []  # the library is not installed
     effects: dict[Receiver, Effects] = {}
     works = {"ours": lambda: effects.update(sweep.run(model, pairs)), "product": product}
     for label, side in sides.items():
@@ -179,17 +180,17 @@ def compare(
         other_s = times[f"{label}: start"] + seconds_a_path * len(sweep.paths)
         theirs = [change.double().cpu() for change in side.changes]
         difference = max((a - b).abs().max().item() for a, b in zip(ours, theirs))
-        row = make_row(case.work, shape(case.model, sweep), times["ours"], label, other_s)
-        rows.append(row | {"max_abs_diff": difference} | found)
+        seconds = (times["ours"], other_s)
+        row = make_row(case.work, shape(case.model, sweep), label, seconds, difference)
+        rows.append(row | found)
     return rows
 
 
 def details(case: Comparison, times: dict[str, float], product: SquareProduct) -> Row:
     """What was timed, and how near our sweep comes to the machine's rate in a matrix product."""
     sweep = case.sweep
-    n_receivers = len(sweep.receivers)
     found: Row = {"pairs": len(sweep.paths), "pairs_timed": case.n_paths}
-    found |= {"receivers": n_receivers, "receivers_timed": n_receivers}
+    found["receivers"] = len(sweep.receivers)
     if not sweep.freeze_mlps:  # the operations are counted for live MLPs
         found["gflop_timed"] = sweep_flops(sweep) / 1e9
         found["product_gflop_per_s"] = rate = product.gflop / times["product"]
@@ -201,21 +202,22 @@ def training_step(
     model: ModelConfig, cfg: train.TrainConfig, device: torch.device, repeats: int
 ) -> list[Row]:
     times, difference = bench_train.compare_steps(model, cfg, device, repeats)
-    ours_s, plain_s = times["ours"], times["plain"]
+    seconds = (times["ours"], times["plain"])
     other, named = "plain eager step scoring every position", asdict(model) | {"name": "default"}
-    row = make_row("training step", named, ours_s, other, plain_s)
-    row |= {"max_abs_diff": difference, "peak_gib": None}
+    row = make_row("training step", named, other, seconds, difference)
     n_tokens = cfg.documents * (1 + tasks.EXAMPLE * cfg.examples)
-    row |= {"ours_tokens_per_s": n_tokens / ours_s, "other_tokens_per_s": n_tokens / plain_s}
-    return [row]
+    rates = {
+        "ours_tokens_per_s": n_tokens / seconds[0],
+        "other_tokens_per_s": n_tokens / seconds[1],
+    }
+    return [row | rates]
 
 
 def two_processes(repeats: int) -> list[Row]:
     sweep = Sweep(DEFAULT, every_input(DEFAULT))
     one_s, two_s, difference = compare_processes(sweep, repeats)
     work, other = "two processes: all heads → v, q, k", "one process, one thread each"
-    row = make_row(work, shape("default", sweep), two_s, other, one_s)
-    return [row | {"max_abs_diff": difference, "peak_gib": None}]
+    return [make_row(work, shape("default", sweep), other, (two_s, one_s), difference)]
 
 
 def memory_rows(only: str, device: torch.device) -> list[Row]:
@@ -307,13 +309,14 @@ def bench(argv: list[str] | None) -> int:
     device = pick_device(flags.device, float64=True)
     if flags.repeats < 1:
         raise UserError("--repeats must be at least 1")
-    named = works(device, flags.repeats, flags.quick)
+    named = measurements(device, flags.repeats, flags.quick)
     chosen = [measure for name, measure in named if flags.only in name]
     rows = []
     for measure in tqdm(chosen, desc="bench", disable=None):
         rows += measure()
     memory = [] if flags.quick else memory_rows(flags.only, device)
-    road = [bench_train.road(seed, device) for seed in (0, 1, 2)] if flags.road else []
+    seeds = (0, 1, 2) if flags.road else ()
+    road = [bench_train.road(seed, device) for seed in seeds]
     result = {"hardware": hardware(device), "versions": versions(), "rows": rows}
     result = rounded(result | {"memory": memory, "road": road})
     if flags.json or not (flags.only or flags.quick):
@@ -321,7 +324,8 @@ def bench(argv: list[str] | None) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_json(path, result)
     show(result)
-    return 0 if all(row["max_abs_diff"] <= TOLERANCE for row in rows) else 1
+    agree = all(row["max_abs_diff"] <= TOLERANCE for row in rows)
+    return 0 if agree else 1
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -31,6 +31,7 @@ WORKS: dict[str, tuple[dict[str, Any], int, str]] = {  # model, prompts, receive
 }
 PARTS = ("cached runs", "sweep", "together")
 LINE = "{work:31} {part:11} this {this_s:8.4f} s, other {other_s:8.4f} s, ratio {ratio:.2f}"
+Process = subprocess.Popen[str]
 Answer = dict[str, Any]  # seconds of each of PARTS; r of every head on every receiver
 
 
@@ -75,20 +76,20 @@ def serve() -> int:
     return 0
 
 
-def started(folder: Path) -> subprocess.Popen[str]:
+def started(folder: Path) -> Process:
     command, pipe = [sys.executable, str(Path(__file__).resolve()), "--serve"], subprocess.PIPE
     return subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, text=True)
 
 
-def ask(process: subprocess.Popen[str], work: str) -> Answer:
+def ask(process: Process, work: str) -> Answer:
     print(json.dumps(work), file=process.stdin, flush=True)
     return json.loads(process.stdout.readline())  # no line: it ended, and its error stands above
 
 
-def compare(here: Path, there: Path, repeats: int, only: str) -> Iterator[dict[str, Any]]:
+def compare(here: Path, there: Path, works: list[str], repeats: int) -> Iterator[dict[str, Any]]:
     """One row for each work and part of it; `here` and `there` are the two checkouts."""
     with started(here) as this, started(there) as other:
-        for work in [work for work in WORKS if only in work]:
+        for work in works:
             rounds = [(ask(this, work), ask(other, work)) for _ in range(repeats + 1)]
             ours, theirs = rounds[0]
             difference = max(abs(a - b) for a, b in zip(ours["r"], theirs["r"]))
@@ -109,7 +110,8 @@ def main(argv: list[str] | None = None) -> int:
     if not (flags.other / "minifunc").is_dir():
         parser.error(f"{flags.other} is no checkout: it has no minifunc")
     rows, here = [], Path(__file__).resolve().parent.parent
-    for row in compare(here, flags.other, flags.repeats, flags.only):
+    works = [work for work in WORKS if flags.only in work]
+    for row in compare(here, flags.other, works, flags.repeats):
         print(LINE.format(**row), flush=True)
         rows.append(row)
     if flags.json:
