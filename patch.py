@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from minifunc.faithfulness import CircuitScores, eliminate, evaluate
 from torch import Tensor
 from tqdm import tqdm
 
 import tasks
 from commands import ask, check
-from minifunc.analysis import function_vectors, reading
 from minifunc.ablation import (
     Ablator,
     ablation_row,
@@ -27,18 +27,20 @@ from minifunc.ablation import (
     random_group,
     random_group_anywhere,
 )
+from minifunc.analysis import function_vectors, reading
+from minifunc.analysis.activations import Examples
 from minifunc.analysis.attribution import attribute, rank_correlation
+from minifunc.analysis.probe import probes
 from minifunc.circuit import Criteria, Discovery, discover, heads_of, other_thresholds, reader_roles
-from minifunc.support.processes import is_main, join, run_together
-from minifunc.support.evaluation import accuracy, last_logits
-from minifunc.faithfulness import CircuitScores, eliminate, evaluate
-from minifunc.support.flags import Parser, add_flags, from_flags
 from minifunc.model import Transformer
 from minifunc.patching import Effects, PathPatcher
-from minifunc.analysis.activations import Examples
-from minifunc.analysis.probe import probes
-from minifunc.support.runs import UserError, check_writable, load_run, pick_device, save_json
 from minifunc.report.terminal import show
+from minifunc.support.errors import UserError
+from minifunc.support.evaluation import accuracy, last_logits
+from minifunc.support.files import check_writable, save_json
+from minifunc.support.flags import Parser, add_flags, from_flags, pick_device
+from minifunc.support.processes import is_main, join, run_together
+from minifunc.support.runs import load_run
 
 N_DRAWS = 50  # random groups of each kind beside an ablated one
 N_OTHER_DRAWS = (

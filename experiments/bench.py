@@ -46,7 +46,9 @@ from experiments.bench_sweep import (
 )
 from minifunc.model import ModelConfig
 from minifunc.patching import Effects, HeadInput
-from minifunc.support.runs import UserError, pick_device, run_main, save_json
+from minifunc.support.errors import UserError, run_main
+from minifunc.support.files import save_json
+from minifunc.support.flags import pick_device
 
 TOLERANCE = 1e-4  # float32: logits of the patcher, loss and gradients of the training step
 DEFAULT = train.MODEL
