@@ -1,9 +1,14 @@
-"""What must there be for function induction to come up? The default model trained anew, on the diet `strict` in 1700 steps,
-each time with something kept from forming (a part of `make emergence`; writes results/interventions.json).
+"""What must there be for function induction to come up? (a part of `make emergence`)
 
-    no_previous_token    every head that becomes a previous-token head is silenced for good, as soon as its score passes the threshold
-    no_copy_induction    the same for every head that becomes an ordinary induction head, by its score on repeated documents
-    random_heads         a control: as many heads as no_copy_induction takes on average of each layer, and when it takes most, but drawn at random
+The default model is trained anew, on the diet `strict` in 1700 steps, each time with something
+kept from forming; writes results/interventions.json.
+
+    no_previous_token    every head that becomes a previous-token head is silenced for good, as soon
+                         as its score passes the threshold
+    no_copy_induction    the same for every head that becomes an ordinary induction head, by its
+                         score on repeated documents
+    random_heads         a control: as many heads as no_copy_induction takes on average of each
+                         layer, and when it takes most, but drawn at random
     frozen_0, frozen_1   the first (second) block stays as it was drawn
 """
 
@@ -13,118 +18,125 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import tasks
-from experiments.measure import CRITERIA, FEW, SEED, SHOTS, addition, circuit, repeated_documents
-from experiments.runs import SHORT, Experiment, Run, by, in_words, main, provenance
+from experiments.experiment import Experiment, main, whole_row
+from experiments.measure import (
+    ADDITION_KEYS,
+    CIRCUIT_KEYS,
+    CRITERIA,
+    SHOTS,
+    addition,
+    circuit,
+    generator,
+    how_many,
+    repeated_documents,
+)
+from experiments.runs import SHORT, Row, Run
+from experiments.summary import Rows, aligned, by, column, in_words
+from minifunc.analysis.scores import copy_induction_score, previous_token_score
 from minifunc.circuit import parse
 from minifunc.model import Transformer
 from minifunc.support.runs import load_json, save_json
-from minifunc.analysis.scores import copy_induction_score, previous_token_score
 
 EVERY = 20  # steps between two looks at the heads
-RANDOM_AT, N_RANDOM = (
-    300,
-    (5, 2),
-)  # random_heads: when, and how many of the last layer and of the one below
 N_LOOKED_AT = 32  # prompts each time
+RANDOM_AT = 300  # the step at which random_heads are silenced,
+N_RANDOM = (5, 2)  # and how many of the last layer and of the one below
 
-# ---------------------------------------------------------------- what is done after a step: (step, model, run, folder)
-
-
-def _silence(step: int, model: Transformer, folder: Path, choose: Callable[[], set[str]]) -> None:
-    """A head that was chosen writes nothing from then on: its W_O is set to zero after this step and every later one.
-    silenced.json says since which step, so that a run taken up from an older checkpoint goes the same way."""
-    path = folder / "silenced.json"
-    since = load_json(path) if path.exists() else {}
-    if step % EVERY == 0:
-        new = choose() - since.keys()
-        if new:
-            since |= dict.fromkeys(sorted(new), step)
-            save_json(path, since)
-    for head in (parse(head) for head, first in since.items() if first <= step):
-        model.blocks[head[0]].attn.W_O.data[head[1]] = 0.0
-
-
-def _passing(score: Tensor) -> set[str]:
-    """The heads whose score, [n_layers, n_heads], passes the threshold of a previous-token head."""
-    return {
-        f"{layer}.{head}"
-        for layer, head in (score >= CRITERIA.looks_at_previous).nonzero().tolist()
-    }
-
-
-@functools.cache
-def _shifted_prompts() -> Tensor:
-    return tasks.evaluation_pairs(
-        "subtraction", 1, SHOTS, N_LOOKED_AT, torch.Generator().manual_seed(SEED)
-    ).contrast
+# ---------------------------------------------------------------- what is done after each step
 
 
 def no_previous_token(step: int, model: Transformer, run: Run, folder: Path) -> None:
-    _silence(
-        step,
-        model,
-        folder,
-        lambda: _passing(
-            previous_token_score(model, _shifted_prompts(), tasks.answer_positions(SHOTS))
-        ),
-    )
+    def choose() -> set[str]:
+        answers = tasks.answer_positions(SHOTS)
+        return passing(previous_token_score(model, shifted_prompts(), answers))
+
+    silence(step, model, folder, choose)
 
 
 def no_copy_induction(step: int, model: Transformer, run: Run, folder: Path) -> None:
-    tokens, period, queries, _ = repeated_documents(N_LOOKED_AT)
-    _silence(
-        step, model, folder, lambda: _passing(copy_induction_score(model, tokens, period, queries))
-    )
+    def choose() -> set[str]:
+        tokens, period, queries, _ = repeated_documents(N_LOOKED_AT)
+        return passing(copy_induction_score(model, tokens, period, queries))
+
+    silence(step, model, folder, choose)
 
 
 def random_heads(step: int, model: Transformer, run: Run, folder: Path) -> None:
-    def draw() -> set[str]:
+    def choose() -> set[str]:
+        if step != RANDOM_AT:
+            return set()
         dice = random.Random(run.train.seed)
-        return {
-            f"{run.model.n_layers - depth}.{head}"
-            for depth, n in enumerate(N_RANDOM, start=1)
-            for head in dice.sample(range(run.model.n_heads), min(n, run.model.n_heads))
-        }
+        heads = range(run.model.n_heads)
+        chosen = set()
+        for depth, n in enumerate(N_RANDOM, start=1):
+            layer = run.model.n_layers - depth
+            chosen |= {f"{layer}.{head}" for head in dice.sample(heads, min(n, len(heads)))}
+        return chosen
 
-    _silence(step, model, folder, lambda: draw() if step == RANDOM_AT else set())
-
-
-@functools.cache
-def _as_drawn(run: Run) -> dict[str, Tensor]:
-    return Transformer(run.model, torch.Generator().manual_seed(run.train.seed)).state_dict()
-
-
-def _freeze(layer: int, model: Transformer, run: Run) -> None:
-    prefix = f"blocks.{layer}."
-    model.blocks[layer].load_state_dict(
-        {
-            name.removeprefix(prefix): weight
-            for name, weight in _as_drawn(run).items()
-            if name.startswith(prefix)
-        }
-    )
+    silence(step, model, folder, choose)
 
 
 def frozen_0(step: int, model: Transformer, run: Run, folder: Path) -> None:
-    _freeze(0, model, run)
+    model.blocks[0].load_state_dict(as_drawn(run).blocks[0].state_dict())
 
 
 def frozen_1(step: int, model: Transformer, run: Run, folder: Path) -> None:
-    _freeze(1, model, run)
+    model.blocks[1].load_state_dict(as_drawn(run).blocks[1].state_dict())
 
-
-# ---------------------------------------------------------------- the experiment
 
 INTERVENTIONS = {
     function.__name__: function
     for function in (no_previous_token, no_copy_induction, random_heads, frozen_0, frozen_1)
 }
+
+
+def silence(step: int, model: Transformer, folder: Path, choose: Callable[[], set[str]]) -> None:
+    """Makes heads write nothing: their W_O is set to zero after this step and every later one.
+
+    choose() is asked every EVERY steps which heads are to be silenced from then on. silenced.json
+    says since which step, so that a run taken up from an older checkpoint goes the same way.
+    """
+    path = folder / "silenced.json"
+    since = silenced(folder)
+    new = choose() - since.keys() if step % EVERY == 0 else set()
+    if new:
+        since |= dict.fromkeys(sorted(new), step)
+        save_json(path, since)
+    for name, first in since.items():
+        if first <= step:
+            layer, head = parse(name)
+            model.blocks[layer].attn.W_O.data[head] = 0.0
+
+
+def silenced(folder: Path) -> dict[str, int]:
+    """The step since which a head is silent, by head."""
+    path = folder / "silenced.json"
+    return load_json(path) if path.exists() else {}
+
+
+def passing(score: Tensor) -> set[str]:
+    """Heads whose score, [n_layers, n_heads], passes the threshold of a previous-token head."""
+    places = (score >= CRITERIA.looks_at_previous).nonzero().tolist()
+    return {f"{layer}.{head}" for layer, head in places}
+
+
+@functools.cache
+def shifted_prompts() -> Tensor:
+    return tasks.evaluation_pairs("subtraction", 1, SHOTS, N_LOOKED_AT, generator()).contrast
+
+
+@functools.cache
+def as_drawn(run: Run) -> Transformer:
+    """The model before its first step."""
+    return Transformer(run.model, torch.Generator().manual_seed(run.train.seed))
+
+
+# ---------------------------------------------------------------- the experiment
 
 
 def make(name: str, seed: int, steps: int) -> Run:
@@ -135,58 +147,49 @@ def make(name: str, seed: int, steps: int) -> Run:
     )
 
 
-def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> dict[str, Any]:
-    path = folder / "silenced.json"
-    return (
-        {"silenced": load_json(path) if path.exists() else {}}
-        | addition(model, FEW if quick else 500)
-        | circuit(model, FEW if quick else 500, FEW if quick else 50)
-    )
+def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
+    accuracy = addition(model, how_many(500, quick))
+    found = circuit(model, how_many(500, quick), how_many(50, quick))
+    return {"silenced": silenced(folder)} | accuracy | found
 
 
-def rows(run: Run, measured: dict[str, Any]) -> list[dict[str, Any]]:
+def rows(run: Run, measured: Row) -> Rows:
     name = "none" if run.intervention is None else run.intervention.__name__
-    nothing = {
-        key: None
-        for key in (
-            "silenced",
-            "plain_8",
-            "off_by_one_8",
-            "off_by_k_8",
-            "fi_heads",
-            "pt_heads",
-            "top_fi_r",
-            "faithfulness",
-        )
-    } | {"failure": "diverged"}
-    return [{"intervention": name, "seed": run.train.seed} | nothing | measured | provenance(run)]
+    about = {"intervention": name, "seed": run.train.seed, "silenced": None}
+    return [whole_row(about, run, measured, (*ADDITION_KEYS, *CIRCUIT_KEYS))]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    out = [
-        f"addition at 8 shots, means over seeds ± 95 % (Student's t), {rows[0]['steps']} steps each",
-        f"{'kept from forming':20}{'runs':>5}{'plain':>14}{'off by one':>14}{'FI heads':>12}{'top FI r':>14}   heads silenced (head@step), by seed",
+def table(rows: Rows) -> str:
+    titles = ["kept from forming", "runs", "plain", "off by one", "FI heads", "top FI r"]
+    widths = [-20, 5, 14, 14, 12, 14]
+    lines = [
+        "addition at 8 shots, means over seeds ± 95 % (Student's t), "
+        f"{rows[0]['steps']} steps each",
+        aligned(titles, widths) + "   heads silenced (head@step), by seed",
     ]
     for name, some in by(rows, lambda row: row["intervention"]):
-        shares = [
-            in_words([0.0 if row["diverged"] else row[key] for row in some], 3)
-            for key in ("plain_8", "off_by_one_8")
-        ]
-        counts = in_words(
-            [None if row["fi_heads"] is None else len(row["fi_heads"]) for row in some], 1
-        )
-        gone = "; ".join(
-            " ".join(f"{head}@{step}" for head, step in (row["silenced"] or {}).items()) or "–"
-            for row in some
-        )
-        out.append(
-            f"{name:20}{len(some):>5}{shares[0]:>14}{shares[1]:>14}{counts:>12}{in_words([row['top_fi_r'] for row in some]):>14}   {gone}"
-        )
-    return "\n".join(out)
+        cells = [name, len(some)]
+        for key, digits in (("plain_8", 3), ("off_by_one_8", 3), ("fi_heads", 1), ("top_fi_r", 2)):
+            cells.append(in_words(column(some, key), digits))
+        heads = "; ".join(heads_at_steps(row["silenced"] or {}) for row in some)
+        lines.append(aligned(cells, widths) + f"   {heads}")
+    return "\n".join(lines)
+
+
+def heads_at_steps(since: dict[str, int]) -> str:
+    return " ".join(f"{head}@{step}" for head, step in since.items()) or "–"
 
 
 EXPERIMENT = Experiment(
-    "interventions", __doc__, ("none", *INTERVENTIONS), 3, 1700, make, measure, rows, table
+    name="interventions",
+    doc=__doc__,
+    names=("none", *INTERVENTIONS),
+    seeds=3,
+    steps=1700,
+    make=make,
+    measure=measure,
+    rows=rows,
+    table=table,
 )
 
 if __name__ == "__main__":
