@@ -6,15 +6,15 @@ Writes results/dependability.json: accuracy on addition for every k.
 import sys
 from pathlib import Path
 
-import train
-from experiments.experiment import Experiment, main, whole_row
-from experiments.measure import ADDITION_KEYS, addition, how_many
+from experiments.experiment import Experiment, main
+from experiments.measure import addition, how_many, result_row
 from experiments.runs import Row, Run, default_run
 from experiments.summary import Rows, aligned, column, in_words
 from minifunc.model import Transformer
+from train import TrainConfig
 
 
-def make(name: str, seed: int, steps: int) -> Run:
+def make(kind: str, seed: int, steps: int) -> Run:
     return default_run(seed, steps)
 
 
@@ -23,7 +23,7 @@ def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
 
 
 def rows(run: Run, measured: Row) -> Rows:
-    return [whole_row({"seed": run.train.seed}, run, measured, ADDITION_KEYS)]
+    return [result_row({"seed": run.train.seed}, run, measured, circuit=False)]
 
 
 def table(rows: Rows) -> str:
@@ -49,15 +49,15 @@ def table(rows: Rows) -> str:
 
 
 EXPERIMENT = Experiment(
-    name="dependability",
-    doc=__doc__,
-    names=("default",),
+    "dependability",
+    __doc__,
+    ("default",),
+    make,
+    measure,
+    rows,
+    table,
     seeds=10,
-    steps=train.TrainConfig.steps,
-    make=make,
-    measure=measure,
-    rows=rows,
-    table=table,
+    steps=TrainConfig.steps,
 )
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import torch
 
 import tasks
 import train
-from experiments.experiment import Experiment, main, whole_row
-from experiments.measure import ADDITION_KEYS, CIRCUIT_KEYS, addition, circuit, grid, how_many
+from experiments.experiment import Experiment, main
+from experiments.measure import addition_and_circuit, grid, how_many, result_row
 from experiments.runs import SHORT, Row, Run
 from experiments.summary import Rows, aligned, by, column, in_words, mean_ci
 from minifunc.model import Transformer
@@ -47,21 +47,18 @@ LAW = {  # what the accuracy may depend on: (its key in a row, diets that differ
 OTHER_CELLS = ("hold_minus", "hold_max_reflect")
 
 
-def make(name: str, seed: int, steps: int) -> Run:
+def make(kind: str, seed: int, steps: int) -> Run:
     cfg = replace(SHORT, seed=seed, steps=steps, eval_every=max(1, steps // 2))
-    return Run(f"diet_{name}", name, train=cfg)
+    return Run(f"diet_{kind}", kind, train=cfg)
 
 
 def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
-    accuracy = addition(model, how_many(200, quick))
-    found = circuit(model, how_many(500, quick), how_many(50, quick))
-    return accuracy | found | {"grid": grid(model, how_many(100, quick))}
+    return addition_and_circuit(model, quick) | {"grid": grid(model, how_many(100, quick))}
 
 
 def rows(run: Run, measured: Row) -> Rows:
-    keys = (*ADDITION_KEYS, *CIRCUIT_KEYS)
     name = {"diet": run.diet, "seed": run.train.seed}
-    return [whole_row(name, run, measured | about(DIETS[run.diet]), keys)]
+    return [result_row(name, run, measured | about(DIETS[run.diet]))]
 
 
 def about(diet: tasks.Diet) -> Row:
@@ -240,19 +237,9 @@ def held_out_cells(grouped: dict[str, Rows]) -> list[str]:
     return lines
 
 
-# What the claims rest on has three seeds.
-RESTED_ON = (*sum(SECTIONS.values(), ()), "plus_plain")
+MORE = dict.fromkeys((*sum(SECTIONS.values(), ()), "plus_plain"), 3)  # what the claims rest on
 EXPERIMENT = Experiment(
-    name="diets",
-    doc=__doc__,
-    names=tuple(DIETS),
-    seeds=2,
-    steps=700,
-    make=make,
-    measure=measure,
-    rows=rows,
-    table=table,
-    more=dict.fromkeys(RESTED_ON, 3),
+    "diets", __doc__, tuple(DIETS), make, measure, rows, table, seeds=2, more=MORE
 )
 
 if __name__ == "__main__":

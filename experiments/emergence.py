@@ -5,9 +5,10 @@ every task, the scores of previous-token, function-induction and copy-induction 
 effects of the heads of the circuit that the finished model has.
 """
 
+import functools
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,22 +17,10 @@ from torch import Tensor
 import tasks
 import train
 from experiments.experiment import Experiment, main
-from experiments.measure import (
-    SEED,
-    SHOTS,
-    circuit,
-    generator,
-    how_many,
-    patchers_of,
-    repeated_documents,
-)
+from experiments.measure import SHOTS, circuit, generator, how_many, patchers_of, repeated_documents
 from experiments.runs import SNAPSHOT_SEEDS, Row, Run, default_run, provenance
 from experiments.summary import Rows, aligned, by
-from minifunc.analysis.scores import (
-    copy_induction_score,
-    function_induction_score,
-    previous_token_score,
-)
+from minifunc.analysis import scores
 from minifunc.circuit import heads_of, parse
 from minifunc.model import Transformer
 from minifunc.patching import HeadInput, Logits, Receiver
@@ -42,7 +31,7 @@ from tasks import DIETS
 Groups = dict[str, list[str]]  # of the finished model's circuit, heads by group
 
 
-def make(name: str, seed: int, steps: int) -> Run:
+def make(kind: str, seed: int, steps: int) -> Run:
     if seed >= SNAPSHOT_SEEDS:
         raise UserError(
             f"weights on the way are kept for seeds 0 to {SNAPSHOT_SEEDS - 1}: "
@@ -68,21 +57,19 @@ def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
 
 @torch.no_grad()
 def at_one_step(model: Transformer, run: Run, groups: Groups, quick: bool) -> Row:
-    n_documents = how_many(256, quick)
+    n_documents, n_scored = how_many(256, quick), how_many(100, quick)
     documents = tasks.sample(DIETS[run.diet], n_documents, run.train.examples, generator())
     by_task = every_task(model, how_many(96, quick))
     off_by_one = tasks.evaluation_pairs("addition", 1, SHOTS, how_many(200, quick), generator())
     right = accuracy(last_logits(model, off_by_one.contrast), off_by_one.contrast_answers)
-    row = {
+    accuracies = {
         "loss": round(train.loss_on_answers(model, documents).item(), 5),
         "accuracy": by_task,
         "plain_8": by_task["addition"]["plain"],
         "off_by_one_8": round(right, 4),
     }
-    n_prompts = how_many(100, quick)
-    row |= head_scores(model, off_by_one.contrast[:n_prompts], n_prompts, groups)
-    row |= effects(model, groups, how_many(50, quick))
-    return row
+    scored = head_scores(model, off_by_one.contrast[:n_scored], n_scored, groups)
+    return accuracies | scored | effects(model, groups, how_many(50, quick))
 
 
 def every_task(model: Transformer, n_prompts: int) -> dict[str, dict[str, float]]:
@@ -109,15 +96,16 @@ def head_scores(model: Transformer, prompts: Tensor, n_repeated: int, groups: Gr
     answers = tasks.answer_positions(SHOTS)
     repeated, period, queries, copied = repeated_documents(n_repeated)
     everywhere = torch.arange(1 + period, repeated.shape[1])
-    scores = {  # each [n_layers, n_heads]
-        "pt": previous_token_score(model, prompts, answers),
-        "fi": function_induction_score(model, prompts, answers),
-        "copy_induction": copy_induction_score(model, repeated, period, queries),
-        "copy_induction_everywhere": copy_induction_score(model, repeated, period, everywhere),
+    copying = functools.partial(scores.copy_induction_score, model, repeated, period)
+    kinds = {  # each [n_layers, n_heads]
+        "pt": scores.previous_token_score(model, prompts, answers),
+        "fi": scores.function_induction_score(model, prompts, answers),
+        "copy_induction": copying(queries),
+        "copy_induction_everywhere": copying(everywhere),
     }
     final = {"pt": groups.get("previous_token"), "fi": groups.get("function_induction")}
     row: Row = {}
-    for name, score in scores.items():
+    for name, score in kinds.items():
         layer, head = divmod(int(score.argmax()), model.cfg.n_heads)
         row[f"{name}_score"] = round(score.max().item(), 4)
         row[f"{name}_head"] = f"{layer}.{head}"
@@ -138,7 +126,7 @@ def effects(model: Transformer, groups: Groups, n_prompts: int) -> Row:
     0, r means nothing (and is None). fi_effect: r * F_range of the strongest FI head, how far F
     goes back without that head's shift, in logits.
     """
-    pairs = tasks.evaluation_pairs("addition", 1, SHOTS, n_prompts, generator(SEED + 1))
+    pairs = tasks.evaluation_pairs("addition", 1, SHOTS, n_prompts, generator(1))
     patchers = patchers_of(model, pairs)
     F_range = round(patchers["answers"].F_range, 4)
     heads = heads_of(head for group in groups.values() for head in group)
@@ -218,33 +206,18 @@ def table(rows: Rows) -> str:
     return "\n".join([*curve_lines(seeds), "", *event_lines(seeds), *diverged])
 
 
-# Of the table of curves. Scores are of the best head.
-COLUMNS: dict[str, tuple[int, Callable[[Row], str]]] = {  # title: (width, cell)
-    "seed": (5, lambda row: row["seed"]),
-    "step": (6, lambda row: row["step"]),
-    "loss": (8, lambda row: f"{row['loss']:.3f}"),
-    "plain": (8, lambda row: f"{row['plain_8']:.2f}"),
-    "off by 1": (9, lambda row: f"{row['off_by_one_8']:.2f}"),
-    "PT": (7, lambda row: f"{row['pt_score']:.2f}"),
-    "FI": (7, lambda row: f"{row['fi_score']:.2f}"),
-    "copy": (7, lambda row: f"{row['copy_induction_score']:.2f}"),
-    "F range": (9, lambda row: f"{row['F_range']:.2f}"),
-    "FI effect": (11, lambda row: two_digits(row["fi_effect"])),
-}
-
-
-def two_digits(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
-def curve_lines(seeds: Iterable[Rows]) -> list[str]:
+def curve_lines(seeds: Sequence[Rows]) -> list[str]:
     """About twelve steps of each seed."""
-    widths = [width for width, _ in COLUMNS.values()]
-    titles = aligned(list(COLUMNS), widths)
-    lines = [f"{titles}   (scores of the best head; the last two in logits)"]
+    titles = "seed", "step", "loss", "plain", "off by 1", "PT", "FI", "copy", "F range", "FI effect"
+    widths = [5, 6, 8, 8, 9, 7, 7, 7, 9, 11]
+    keys = ["plain_8", "off_by_one_8", "pt_score", "fi_score", "copy_induction_score", "F_range"]
+    lines = [aligned(titles, widths) + "   (scores of the best head; the last two in logits)"]
     for rows in seeds:
-        shown = rows[:: max(1, len(rows) // 12)] + rows[-1:]
-        lines += [aligned([cell(row) for _, cell in COLUMNS.values()], widths) for row in shown]
+        for row in rows[:: max(1, len(rows) // 12)] + rows[-1:]:
+            curves = [f"{row[key]:.2f}" for key in keys]
+            effect = "–" if row["fi_effect"] is None else f"{row['fi_effect']:.2f}"
+            cells = [row["seed"], row["step"], f"{row['loss']:.3f}", *curves, effect]
+            lines.append(aligned(cells, widths))
     return lines
 
 
@@ -268,15 +241,15 @@ def event_lines(seeds: Sequence[Rows]) -> list[str]:
 
 
 EXPERIMENT = Experiment(
-    name="emergence",
-    doc=__doc__,
-    names=("default",),
+    "emergence",
+    __doc__,
+    ("default",),
+    make,
+    measure,
+    rows,
+    table,
     seeds=SNAPSHOT_SEEDS,
     steps=train.TrainConfig.steps,
-    make=make,
-    measure=measure,
-    rows=rows,
-    table=table,
 )
 
 if __name__ == "__main__":

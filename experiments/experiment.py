@@ -1,14 +1,13 @@
 """An experiment: kinds of runs, what is measured on them, and the command that writes the rows."""
 
 import argparse
-import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.runs import Measure, Row, Run, Study, make_folder, provenance, run_all
+from experiments.runs import Measure, Row, Run, Study, make_folder, run_all
 from experiments.summary import Rows
 from minifunc.support.flags import Parser
 from minifunc.support.runs import UserError, check_writable, run_main, save_json
@@ -20,49 +19,43 @@ QUICK_STEPS = 30
 class Experiment:
     """A list of runs and what is measured on them.
 
-    names: of the kinds of runs. seeds: how many of each kind, but for those in `more`. steps: how
-    long each is trained. make(name, seed, steps) → the run. measure: see `runs.Measure`.
-    rows(run, measured) → the rows of the results. table(rows) → text.
+    kinds: the names of the kinds of runs. make(kind, seed, steps) → the run. measure: see
+    `runs.Measure`. rows(run, measured) → the rows of the results. table(rows) → text.
+    seeds: how many of each kind, but for those in `more`. steps: how long each is trained.
     """
 
     name: str
     doc: str
-    names: tuple[str, ...]
-    seeds: int
-    steps: int
+    kinds: tuple[str, ...]
     make: Callable[[str, int, int], Run]
     measure: Measure
     rows: Callable[[Run, Row], Rows]
     table: Callable[[Rows], str]
+    seeds: int = 3
+    steps: int = 700
     more: dict[str, int] = field(default_factory=dict)
 
-    def runs(self, names: Sequence[str], seeds: int | None, steps: int) -> list[Run]:
+    def runs(self, kinds: Sequence[str], seeds: int | None, steps: int) -> list[Run]:
         """Seed by seed, so that every kind has been tried once before any is tried again."""
-        n_seeds = {name: seeds or self.more.get(name, self.seeds) for name in names}
+        n_seeds = {kind: seeds or self.more.get(kind, self.seeds) for kind in kinds}
         made = []
         for seed in range(max(n_seeds.values())):
-            made += [self.make(name, seed, steps) for name in names if seed < n_seeds[name]]
+            made += [self.make(kind, seed, steps) for kind in kinds if seed < n_seeds[kind]]
         return made
-
-
-def whole_row(about: Row, run: Run, measured: Row, keys: Sequence[str]) -> Row:
-    """A row of results. Where the run diverged `keys` are None, and `failure`, if wanted, says so."""
-    unmeasured = {key: "diverged" if key == "failure" else None for key in keys}
-    return about | unmeasured | measured | provenance(run)
 
 
 def main(experiment: Experiment, argv: list[str] | None = None) -> int:
     """The command line of an experiment."""
-    return run_main(functools.partial(work, experiment, argv))
+    return run_main(lambda: work(experiment, argv))
 
 
 def work(experiment: Experiment, argv: list[str] | None) -> int:
     arguments = parse(experiment, argv)
-    names = tuple(arguments.only.split(",")) if arguments.only else experiment.names
-    for name in names:
-        if name not in experiment.names:
-            there_are = ", ".join(experiment.names)
-            raise UserError(f"unknown {experiment.name} run {name!r}; there are: {there_are}")
+    kinds = tuple(arguments.only.split(",")) if arguments.only else experiment.kinds
+    for kind in kinds:
+        if kind not in experiment.kinds:
+            there_are = ", ".join(experiment.kinds)
+            raise UserError(f"unknown {experiment.name} run {kind!r}; there are: {there_are}")
 
     out = Path(arguments.out)
     seeds, steps = None, experiment.steps
@@ -77,7 +70,7 @@ def work(experiment: Experiment, argv: list[str] | None) -> int:
     make_folder(out)
     check_writable(path)
 
-    runs = experiment.runs(names, arguments.seeds or seeds, steps)
+    runs = experiment.runs(kinds, arguments.seeds or seeds, steps)
     study = Study(experiment.name, experiment.measure, out, arguments.quick)
     try:
         measured = run_all(runs, study, arguments.jobs)
@@ -103,7 +96,7 @@ def parse(experiment: Experiment, argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--jobs", type=int, default=cores, help="runs at a time")
     add("--out", default="out/experiments", help="where the runs are")
-    add("--only", metavar="NAME,NAME", help=f"some of: {', '.join(experiment.names)}")
+    add("--only", metavar="NAME,NAME", help=f"some of: {', '.join(experiment.kinds)}")
     add("--seeds", type=int, help=f"seeds of each (default: {experiment.seeds}{more})")
     add("--steps", type=int, help=f"steps of each (default: {experiment.steps})")
     quick = "one seed, few steps, few prompts: to see that it works"

@@ -4,7 +4,6 @@ PNG and SVG. Needs matplotlib, an optional extra.
 """
 
 import argparse
-import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -60,7 +59,7 @@ def name_bars(axes: Any, names: Sequence[str]) -> None:
 def draw_diets(rows: Rows, plt: Any) -> Any:
     """Accuracy by diet, and the law: what the accuracy depends on."""
     grouped = dict(by(rows, lambda row: row["diet"]))
-    names = [name for name in diets.EXPERIMENT.names if name in grouped]
+    names = [name for name in diets.EXPERIMENT.kinds if name in grouped]
     figure = plt.figure(figsize=(11, 7.5), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.3, 1))
 
@@ -218,7 +217,7 @@ def save(figure: Any, path: Path, plt: Any) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_main(functools.partial(work, argv))
+    return run_main(lambda: work(argv))
 
 
 def work(argv: list[str] | None) -> int:

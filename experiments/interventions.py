@@ -23,17 +23,14 @@ import torch
 from torch import Tensor
 
 import tasks
-from experiments.experiment import Experiment, main, whole_row
+from experiments.experiment import Experiment, main
 from experiments.measure import (
-    ADDITION_KEYS,
-    CIRCUIT_KEYS,
     CRITERIA,
     SHOTS,
-    addition,
-    circuit,
+    addition_and_circuit,
     generator,
-    how_many,
     repeated_documents,
+    result_row,
 )
 from experiments.runs import SHORT, Row, Run
 from experiments.summary import Rows, aligned, by, column, in_words
@@ -139,24 +136,19 @@ def as_drawn(run: Run) -> Transformer:
 # ---------------------------------------------------------------- the experiment
 
 
-def make(name: str, seed: int, steps: int) -> Run:
-    return Run(
-        f"without_{name}",
-        train=replace(SHORT, seed=seed, steps=steps),
-        intervention=INTERVENTIONS.get(name),
-    )
+def make(kind: str, seed: int, steps: int) -> Run:
+    cfg = replace(SHORT, seed=seed, steps=steps)
+    return Run(f"without_{kind}", train=cfg, intervention=INTERVENTIONS.get(kind))
 
 
 def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
-    accuracy = addition(model, how_many(500, quick))
-    found = circuit(model, how_many(500, quick), how_many(50, quick))
-    return {"silenced": silenced(folder)} | accuracy | found
+    return {"silenced": silenced(folder)} | addition_and_circuit(model, quick, 500)
 
 
 def rows(run: Run, measured: Row) -> Rows:
     name = "none" if run.intervention is None else run.intervention.__name__
     about = {"intervention": name, "seed": run.train.seed, "silenced": None}
-    return [whole_row(about, run, measured, (*ADDITION_KEYS, *CIRCUIT_KEYS))]
+    return [result_row(about, run, measured)]
 
 
 def table(rows: Rows) -> str:
@@ -181,15 +173,7 @@ def heads_at_steps(since: dict[str, int]) -> str:
 
 
 EXPERIMENT = Experiment(
-    name="interventions",
-    doc=__doc__,
-    names=("none", *INTERVENTIONS),
-    seeds=3,
-    steps=1700,
-    make=make,
-    measure=measure,
-    rows=rows,
-    table=table,
+    "interventions", __doc__, ("none", *INTERVENTIONS), make, measure, rows, table, steps=1700
 )
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """What is measured on a trained model: accuracy, wrong answers, the grid of cells, the circuit."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 import tasks
 import train
+from experiments.runs import Row, Run, provenance
 from minifunc.ablation import Ablator
 from minifunc.circuit import Criteria, discover, heads_of, parse
 from minifunc.faithfulness import CircuitScores
@@ -19,10 +18,15 @@ SEED = 2026  # of the prompts, the same for every run
 CRITERIA = Criteria()
 FEW = 16  # prompts of every kind where it is to be quick
 
-# What `addition` and `circuit` give, and results say of every run: None where it diverged
-ADDITION_KEYS = ("plain_8", "off_by_one_8", "off_by_k_8")
-GROUP_KEYS = ("fi_heads", "pt_heads", "consolidation_heads")
-CIRCUIT_KEYS = (*GROUP_KEYS, "top_fi_r", "faithfulness", "failure")
+ACCURACIES = ("plain_8", "off_by_one_8", "off_by_k_8")
+GROUPS = ("fi_heads", "pt_heads", "consolidation_heads")
+
+
+def result_row(about: Row, run: Run, measured: Row, circuit: bool = True) -> Row:
+    """A whole row of results. Where the run diverged, what results say of every run is None."""
+    keys = (*ACCURACIES, *GROUPS, "top_fi_r", "faithfulness") if circuit else ACCURACIES
+    unmeasured = dict.fromkeys(keys) | ({"failure": "diverged"} if circuit else {})
+    return about | unmeasured | measured | provenance(run)
 
 
 def how_many(n: int, quick: bool) -> int:
@@ -30,11 +34,17 @@ def how_many(n: int, quick: bool) -> int:
     return FEW if quick else n
 
 
-def generator(seed: int = SEED) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def addition_and_circuit(model: Transformer, quick: bool, n_prompts: int = 200) -> Row:
+    """`addition` on n_prompts for each k, and `circuit`; fewer prompts where it is to be quick."""
+    found = circuit(model, how_many(500, quick), how_many(50, quick))
+    return addition(model, how_many(n_prompts, quick)) | found
 
 
-def addition(model: Transformer, n_prompts: int) -> dict[str, Any]:
+def generator(offset: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(SEED + offset)
+
+
+def addition(model: Transformer, n_prompts: int) -> Row:
     """Accuracy on addition: for all k by shots, {k: {shots: share}}, and at 8 shots alone."""
     by_shots = train.evaluate(model, n_prompts, every_task=False)["addition"]
     at_8 = {k: shares[str(SHOTS)] for k, shares in by_shots.items()}
@@ -47,10 +57,7 @@ def addition(model: Transformer, n_prompts: int) -> dict[str, Any]:
     }
 
 
-# ---------------------------------------------------------------- what a model answers instead
-
-
-def answers_given(model: Transformer, pairs: tasks.Pairs) -> dict[str, Any]:
+def answers_given(model: Transformer, pairs: tasks.Pairs) -> Row:
     """What a model answers on contrast prompts, as shares that add up to one, and how sure it is.
 
     right; plain (the unshifted answer); plain_and_shown (that, where a demonstration shows it: one
@@ -75,12 +82,8 @@ def answers_given(model: Transformer, pairs: tasks.Pairs) -> dict[str, Any]:
         "other": rest & ~near,
     }
     shares = {name: round(mask.float().mean().item(), 4) for name, mask in kinds.items()}
-    top_probability = logits.softmax(-1).amax(-1).mean().item()
-    return {
-        "answers": shares,
-        "top_probability": round(top_probability, 4),
-        "failure": failure(shares),
-    }
+    top_probability = round(logits.softmax(-1).amax(-1).mean().item(), 4)
+    return {"answers": shares, "top_probability": top_probability, "failure": failure(shares)}
 
 
 def failure(shares: dict[str, float]) -> str:
@@ -96,17 +99,13 @@ def failure(shares: dict[str, float]) -> str:
     return max(kinds, key=lambda name: kinds[name])
 
 
-# ---------------------------------------------------------------- the grid of cells
-
-
 def grid(model: Transformer, n_documents: int) -> dict[str, dict[str, float | None]]:
     """`cell_accuracy` by wrapper and function, {wrapper: {function: share}}."""
-    return {
-        wrapper: {
-            symbol: cell_accuracy(model, wrapper, symbol, n_documents) for symbol in tasks.FUNCTIONS
-        }
-        for wrapper in tasks.WRAPPERS
-    }
+    table: dict[str, dict[str, float | None]] = {}
+    for wrapper in tasks.WRAPPERS:
+        shares = [cell_accuracy(model, wrapper, name, n_documents) for name in tasks.FUNCTIONS]
+        table[wrapper] = dict(zip(tasks.FUNCTIONS, shares))
+    return table
 
 
 def cell_accuracy(model: Transformer, wrapper: str, symbol: str, n_documents: int) -> float | None:
@@ -135,10 +134,7 @@ def cell_documents(wrapper: str, symbol: str, n: int) -> tasks.Documents:
     return tasks.sample(diet, n, SHOTS + 1, generator())
 
 
-# ---------------------------------------------------------------- the circuit
-
-
-def circuit(model: Transformer, n_count: int, n_patch: int) -> dict[str, Any]:
+def circuit(model: Transformer, n_count: int, n_patch: int) -> Row:
     """The circuit of off-by-one addition, by the criteria of patch.py on fewer prompts.
 
     n_count: prompts on which answers are counted; n_patch: on which paths are patched. Groups of
@@ -149,16 +145,9 @@ def circuit(model: Transformer, n_count: int, n_patch: int) -> dict[str, Any]:
     prompts = generator()
     count = tasks.evaluation_pairs("addition", 1, SHOTS, n_count, prompts)
     pairs = tasks.evaluation_pairs("addition", 1, SHOTS, n_patch, prompts)
-    row = answers_given(model, count) | {
-        "fi_heads": [],
-        "pt_heads": [],
-        "consolidation_heads": [],
-        "groups": {},
-        "top_fi_r": None,
-        "faithfulness": None,
-        "circuit_heads": [],
-        "circuit_accuracy": None,
-    }
+    row = answers_given(model, count) | {"groups": {}}
+    row |= dict.fromkeys((*GROUPS, "circuit_heads"), [])
+    row |= dict.fromkeys(("top_fi_r", "faithfulness", "circuit_accuracy"))
     if row["answers"]["right"] < CRITERIA.solves:
         return row
     found = discover(patchers_of(model, pairs), tasks.answer_positions(SHOTS), CRITERIA)
@@ -187,9 +176,7 @@ def patchers_of(model: Transformer, pairs: tasks.Pairs) -> dict[str, PathPatcher
     }
 
 
-def circuit_scores(
-    model: Transformer, pairs: tasks.Pairs, groups: dict[str, list[str]]
-) -> dict[str, Any]:
+def circuit_scores(model: Transformer, pairs: tasks.Pairs, groups: dict[str, list[str]]) -> Row:
     """How well the model does as the circuit of all groups together."""
     heads = heads_of(head for group in groups.values() for head in group)
     ablator = Ablator(model, pairs.contrast, {"base": pairs.base})
@@ -199,9 +186,6 @@ def circuit_scores(
         "faithfulness": round(scores.faithfulness([heads])[0], 4),
         "circuit_accuracy": round(scores.scores([heads])[0].contrast_acc, 4),
     }
-
-
-# ---------------------------------------------------------------- prompts for copy induction
 
 
 def repeated_documents(n: int) -> tuple[Tensor, int, Tensor, Tensor]:

@@ -5,7 +5,6 @@ the contrast answer. Needs matplotlib, an optional extra.
 """
 
 import argparse
-import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -151,7 +150,7 @@ FIGURES: dict[str, Callable[[Circuit, Any], Any]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_main(functools.partial(work, argv))
+    return run_main(lambda: work(argv))
 
 
 def work(argv: list[str] | None) -> int:

@@ -189,12 +189,9 @@ def make_folder(folder: Path) -> None:
 def provenance(run: Run) -> Row:
     """What every row of results says about where it comes from."""
     hardware = {"processor": processor(), "cores": os.cpu_count(), "threads": 1, "device": "cpu"}
-    return {
-        "steps": run.train.steps,
-        "criteria": vars(Criteria()),
-        "versions": run.config()["versions"],
-        "hardware": hardware,
-    }
+    versions = run.config()["versions"]
+    made = {"versions": versions, "hardware": hardware}
+    return {"steps": run.train.steps, "criteria": vars(Criteria())} | made
 
 
 def processor() -> str:
@@ -229,13 +226,9 @@ def run_all(runs: Sequence[Run], study: Study, jobs: int) -> list[Row]:
     """
     rows = {run: finished(run, study) for run in runs}
     left = [run for run, row in rows.items() if row is None]
-    with tqdm(
-        total=sum(run.train.steps for run in left),
-        desc=f"{study.name}: {len(left)} of {len(runs)} runs",
-        unit="step",
-        mininterval=0.5,
-        disable=None,
-    ) as bar:
+    total = sum(run.train.steps for run in left)
+    words = f"{study.name}: {len(left)} of {len(runs)} runs"
+    with tqdm(total=total, desc=words, unit="step", mininterval=0.5, disable=None) as bar:
         if left and jobs == 1:
             rows |= one_by_one(left, study, bar)
         elif left:
@@ -262,9 +255,8 @@ def side_by_side(runs: Sequence[Run], study: Study, bar: Any, jobs: int) -> dict
     n_steps, stop = context.Value("q", 0), context.Event()
     os.environ["OMP_NUM_THREADS"] = "1"  # read as a worker imports torch
     rows: dict[Run, Row] = {}
-    with ProcessPoolExecutor(
-        min(jobs, len(runs)), context, initializer=start_worker, initargs=(n_steps, stop)
-    ) as pool:
+    jobs = min(jobs, len(runs))
+    with ProcessPoolExecutor(jobs, context, start_worker, (n_steps, stop)) as pool:
         futures = {pool.submit(carry_out, run, study): run for run in runs}
         waiting = set(futures)
         try:

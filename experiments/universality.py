@@ -10,15 +10,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import train
-from experiments.experiment import Experiment, main, whole_row
-from experiments.measure import (
-    ADDITION_KEYS,
-    CIRCUIT_KEYS,
-    GROUP_KEYS,
-    addition,
-    circuit,
-    how_many,
-)
+from experiments.experiment import Experiment, main
+from experiments.measure import ACCURACIES, GROUPS, addition_and_circuit, result_row
 from experiments.runs import SHORT, Row, Run
 from experiments.summary import Rows, aligned, by, column, in_words, solved
 from minifunc.circuit import parse
@@ -40,19 +33,18 @@ LONGER = {f"{name}_longer": name for name in TOO_SHORT}
 TIMES = 2.5  # as many steps
 
 
-def make(name: str, seed: int, steps: int) -> Run:
-    if name in LONGER:
+def make(kind: str, seed: int, steps: int) -> Run:
+    if kind in LONGER:
         steps = round(steps * TIMES)
     return Run(
-        f"model_{name}",
-        model=CONFIGS[LONGER.get(name, name)],
+        f"model_{kind}",
+        model=CONFIGS[LONGER.get(kind, kind)],
         train=replace(SHORT, seed=seed, steps=steps, eval_every=max(1, steps // 2)),
     )
 
 
 def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
-    found = circuit(model, how_many(500, quick), how_many(50, quick))
-    return addition(model, how_many(200, quick)) | found
+    return addition_and_circuit(model, quick)
 
 
 def rows(run: Run, measured: Row) -> Rows:
@@ -60,44 +52,31 @@ def rows(run: Run, measured: Row) -> Rows:
     name = run.name.removeprefix("model_")
     config = {"name": name, **asdict(run.model), "n_parameters": n_parameters}
     about = {"config": config, "seed": run.train.seed}
-    return [whole_row(about, run, measured, (*ADDITION_KEYS, *CIRCUIT_KEYS))]
-
-
-# ---------------------------------------------------------------- the table
-
-COLUMNS = {  # title: width; a negative one is aligned to the left
-    "model": -26,
-    "runs": 5,
-    "solve it": 10,
-    "plain": 14,
-    "off by one": 14,
-    "FI heads": 12,
-    "PT heads": 12,
-    "consol.": 12,
-    "top FI r": 14,
-    "faithful": 14,
-}
+    return [result_row(about, run, measured)]
 
 
 def table(rows: Rows) -> str:
-    steps, widths = rows[0]["steps"], list(COLUMNS.values())
+    steps = rows[0]["steps"]
+    titles = ["model", "runs", "solve it", "plain", "off by one", "FI heads", "PT heads"]
+    titles += ["consol.", "top FI r", "faithful"]
+    widths = [-26, 5, 10, 14, 14, 12, 12, 12, 14, 14]
     lines = [
         f"off-by-one addition at 8 shots, means over seeds ± 95 % (Student's t), {steps} steps "
         f"each ({TIMES} times as many where it says longer); layers: in how many runs a group has "
         "a head there",
-        aligned(list(COLUMNS), widths) + "   FI in layers; PT in layers; consolidation in layers",
+        aligned(titles, widths) + "   FI in layers; PT in layers; consolidation in layers",
     ]
     for name, some in by(rows, lambda row: row["config"]["name"]):
         good = solved(some)
         cells = [name, len(some), f"{len(good)} of {len(some)}"]
-        cells += [in_words(column(some, key)) for key in ("plain_8", "off_by_one_8")]
-        cells += [in_words(column(good, key), digits=1) for key in GROUP_KEYS]
+        cells += [in_words(column(some, key)) for key in ACCURACIES[:2]]
+        cells += [in_words(column(good, key), digits=1) for key in GROUPS]
         cells += [in_words(column(good, key)) for key in ("top_fi_r", "faithfulness")]
-        layers = "; ".join(layers_of(good, key) for key in GROUP_KEYS)
+        layers = "; ".join(layers_of(good, key) for key in GROUPS)
         lines.append(aligned(cells, widths) + f"   {layers}")
     good = solved(rows)
     for n, words in enumerate(("FI heads", "FI and PT heads", "all three groups"), start=1):
-        n_runs = sum(all(row[key] for key in GROUP_KEYS[:n]) for row in good)
+        n_runs = sum(all(row[key] for key in GROUPS[:n]) for row in good)
         lines.append(f"{words}: in {n_runs} of the {len(good)} runs that do the task")
     return "\n".join(lines)
 
@@ -111,16 +90,7 @@ def layers_of(rows: Rows, key: str) -> str:
 
 
 EXPERIMENT = Experiment(
-    name="universality",
-    doc=__doc__,
-    names=(*CONFIGS, *LONGER),
-    seeds=3,
-    steps=700,
-    make=make,
-    measure=measure,
-    rows=rows,
-    table=table,
-    more={"default": 5},
+    "universality", __doc__, (*CONFIGS, *LONGER), make, measure, rows, table, more={"default": 5}
 )
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import diets, emergence
-from experiments.runs import by, in_words
+from experiments.summary import by, in_words
 
 ROOT = Path(__file__).parent.parent
 SECTION = re.search(
