@@ -17,6 +17,7 @@ import random
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,66 +45,23 @@ N_LOOKED_AT = 32  # prompts each time
 RANDOM_AT = 300  # the step at which random_heads are silenced,
 N_RANDOM = (5, 2)  # and how many of the last layer and of the one below
 
-# ---------------------------------------------------------------- what is done after each step
+# ---------------------------------------------------------------- heads silenced, blocks frozen
+
+# (step, model, run) → the heads that are to be silenced from this step on
+Choose = Callable[[int, Transformer, Run], set[str]]
 
 
-def no_previous_token(step: int, model: Transformer, run: Run, folder: Path) -> None:
-    def choose() -> set[str]:
-        answers = tasks.answer_positions(SHOTS)
-        return passing(previous_token_score(model, shifted_prompts(), answers))
-
-    silence(step, model, folder, choose)
-
-
-def no_copy_induction(step: int, model: Transformer, run: Run, folder: Path) -> None:
-    def choose() -> set[str]:
-        tokens, period, queries, _ = repeated_documents(N_LOOKED_AT)
-        return passing(copy_induction_score(model, tokens, period, queries))
-
-    silence(step, model, folder, choose)
-
-
-def random_heads(step: int, model: Transformer, run: Run, folder: Path) -> None:
-    def choose() -> set[str]:
-        if step != RANDOM_AT:
-            return set()
-        dice = random.Random(run.train.seed)
-        heads = range(run.model.n_heads)
-        chosen = set()
-        for depth, n in enumerate(N_RANDOM, start=1):
-            layer = run.model.n_layers - depth
-            chosen |= {f"{layer}.{head}" for head in dice.sample(heads, min(n, len(heads)))}
-        return chosen
-
-    silence(step, model, folder, choose)
-
-
-def frozen_0(step: int, model: Transformer, run: Run, folder: Path) -> None:
-    model.blocks[0].load_state_dict(as_drawn(run).blocks[0].state_dict())
-
-
-def frozen_1(step: int, model: Transformer, run: Run, folder: Path) -> None:
-    model.blocks[1].load_state_dict(as_drawn(run).blocks[1].state_dict())
-
-
-INTERVENTIONS = {
-    function.__name__: function
-    for function in (no_previous_token, no_copy_induction, random_heads, frozen_0, frozen_1)
-}
-
-
-def silence(step: int, model: Transformer, folder: Path, choose: Callable[[], set[str]]) -> None:
+def silence(choose: Choose, step: int, model: Transformer, run: Run, folder: Path) -> None:
     """Makes heads write nothing: their W_O is set to zero after this step and every later one.
 
-    choose() is asked every EVERY steps which heads are to be silenced from then on. silenced.json
-    says since which step, so that a run taken up from an older checkpoint goes the same way.
+    silenced.json says since which step, so that a run taken up from an older checkpoint goes the
+    same way.
     """
-    path = folder / "silenced.json"
     since = silenced(folder)
-    new = choose() - since.keys() if step % EVERY == 0 else set()
+    new = choose(step, model, run) - since.keys() if step % EVERY == 0 else set()
     if new:
         since |= dict.fromkeys(sorted(new), step)
-        save_json(path, since)
+        save_json(folder / "silenced.json", since)
     for name, first in since.items():
         if first <= step:
             layer, head = parse(name)
@@ -114,6 +72,25 @@ def silenced(folder: Path) -> dict[str, int]:
     """The step since which a head is silent, by head."""
     path = folder / "silenced.json"
     return load_json(path) if path.exists() else {}
+
+
+def previous_token_heads(step: int, model: Transformer, run: Run) -> set[str]:
+    answers = tasks.answer_positions(SHOTS)
+    return passing(previous_token_score(model, shifted_prompts(), answers))
+
+
+def copy_induction_heads(step: int, model: Transformer, run: Run) -> set[str]:
+    tokens, period, queries, _ = repeated_documents(N_LOOKED_AT)
+    return passing(copy_induction_score(model, tokens, period, queries))
+
+
+def random_heads(step: int, model: Transformer, run: Run) -> set[str]:
+    chosen: set[str] = set()
+    dice, heads = random.Random(run.train.seed), range(run.model.n_heads)
+    for depth, n in enumerate(N_RANDOM if step == RANDOM_AT else (), start=1):
+        layer = run.model.n_layers - depth
+        chosen |= {f"{layer}.{head}" for head in dice.sample(heads, min(n, len(heads)))}
+    return chosen
 
 
 def passing(score: Tensor) -> set[str]:
@@ -127,10 +104,23 @@ def shifted_prompts() -> Tensor:
     return tasks.evaluation_pairs("subtraction", 1, SHOTS, N_LOOKED_AT, generator()).contrast
 
 
+def freeze(layer: int, step: int, model: Transformer, run: Run, folder: Path) -> None:
+    """Puts a block back to what it was before the first step."""
+    model.blocks[layer].load_state_dict(as_drawn(run).blocks[layer].state_dict())
+
+
 @functools.cache
 def as_drawn(run: Run) -> Transformer:
-    """The model before its first step."""
     return Transformer(run.model, torch.Generator().manual_seed(run.train.seed))
+
+
+INTERVENTIONS = {
+    "no_previous_token": partial(silence, previous_token_heads),
+    "no_copy_induction": partial(silence, copy_induction_heads),
+    "random_heads": partial(silence, random_heads),
+    "frozen_0": partial(freeze, 0),
+    "frozen_1": partial(freeze, 1),
+}
 
 
 # ---------------------------------------------------------------- the experiment
@@ -146,8 +136,8 @@ def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
 
 
 def rows(run: Run, measured: Row) -> Rows:
-    name = "none" if run.intervention is None else run.intervention.__name__
-    about = {"intervention": name, "seed": run.train.seed, "silenced": None}
+    kind = run.name.removeprefix("without_")
+    about = {"intervention": kind, "seed": run.train.seed, "silenced": None}
     return [result_row(about, run, measured)]
 
 
@@ -163,13 +153,12 @@ def table(rows: Rows) -> str:
         cells = [name, len(some)]
         for key, digits in (("plain_8", 3), ("off_by_one_8", 3), ("fi_heads", 1), ("top_fi_r", 2)):
             cells.append(in_words(column(some, key), digits))
-        heads = "; ".join(heads_at_steps(row["silenced"] or {}) for row in some)
-        lines.append(aligned(cells, widths) + f"   {heads}")
+        by_seed = []
+        for row in some:
+            since = (row["silenced"] or {}).items()
+            by_seed.append(" ".join(f"{head}@{step}" for head, step in since) or "–")
+        lines.append(aligned(cells, widths) + "   " + "; ".join(by_seed))
     return "\n".join(lines)
-
-
-def heads_at_steps(since: dict[str, int]) -> str:
-    return " ".join(f"{head}@{step}" for head, step in since.items()) or "–"
 
 
 EXPERIMENT = Experiment(

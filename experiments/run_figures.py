@@ -5,6 +5,7 @@ the contrast answer. Needs matplotlib, an optional extra.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,26 +40,19 @@ PANELS = {
 }
 
 
-def heat_map(axes: Any, values: list[list[float]], most: float) -> None:
-    """Values from -most to most, coloured and written out."""
-    shades = [[value / most for value in row] for row in values]
-    texts = [[f"{value:.1f}" for value in row] for row in values]
-    draw_map(axes, shades, texts)
+def heat_map(axes: Any, values: list[list[float]], most: float, percent: bool = False) -> None:
+    """Cells from -most (red) to most (blue), with their values written in.
 
-
-def percent_map(axes: Any, values: list[list[float]]) -> None:
-    """Shares in percent; their colours follow the square root, so that small ones show."""
-    shades = [[(abs(x) / 100) ** 0.5 * (1 if x > 0 else -1) for x in row] for row in values]
-    texts = [[f"{x:+.0f}".replace("+0", "0").replace("-0", "0") for x in row] for row in values]
-    draw_map(axes, shades, texts)
-
-
-def draw_map(axes: Any, shades: list[list[float]], texts: list[list[str]]) -> None:
-    """A grid of cells on the diverging scale from -1 (red) to 1 (blue)."""
-    for y, row in enumerate(texts):
-        for x, text in enumerate(row):
+    percent: whole numbers, in colours that follow the square root, so that small ones show.
+    """
+    exponent = 0.5 if percent else 1.0
+    shades = [[math.copysign(abs(x / most) ** exponent, x) for x in row] for row in values]
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            whole = f"{value:+.0f}".replace("+0", "0").replace("-0", "0")
             colour = "white" if abs(shades[y][x]) > 0.65 else "black"
-            axes.text(x, y, text, ha="center", va="center", fontsize=7, color=colour)
+            style = {"ha": "center", "va": "center", "fontsize": 7, "color": colour}
+            axes.text(x, y, whole if percent else f"{value:.1f}", **style)
     axes.imshow(shades, cmap="RdBu", vmin=-1, vmax=1, aspect="equal")
 
 
@@ -74,7 +68,7 @@ def draw_heads(circuit: Circuit, plt: Any) -> Any:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
     for axis, (title, to_logits) in zip(axes, effects.items()):
         layers = [[*heads, mlp] for heads, mlp in zip(to_logits["heads"], to_logits["mlps"])]
-        percent_map(axis, [[100 * r for r in layer] for layer in layers])
+        heat_map(axis, [[100 * r for r in layer] for layer in layers], 100.0, percent=True)
         columns = range(len(layers[0]))
         labels = [*columns[:-1], "mlp"]
         axis.set(title=title, xlabel="head", xticks=columns, xticklabels=labels)
@@ -87,10 +81,9 @@ def draw_heads(circuit: Circuit, plt: Any) -> Any:
 
 def draw_vectors(circuit: Circuit, plt: Any) -> Any:
     """Function vectors of all FI heads together, and of each."""
-    maps = circuit["function_vectors"]
-    maps = {"all FI heads": maps["all"]} | {
-        f"head {name}": values for name, values in maps.items() if name != "all"
-    }
+    vectors = circuit["function_vectors"]
+    heads = [name for name in vectors if name != "all"]
+    maps = {"all FI heads": vectors["all"]} | {f"head {name}": vectors[name] for name in heads}
     most = max(abs(x) for values in maps.values() for row in values for x in row)
     size = (3.6 * len(maps), 3.7)
     figure, axes = plt.subplots(1, len(maps), figsize=size, layout="constrained", squeeze=False)
@@ -115,10 +108,8 @@ def draw_bars(circuit: Circuit, plt: Any) -> Any:
             panels[title] = {(row["prompt"], row["ablated"]): row for row in wanted}
     if not panels:
         raise KeyError("reuse")
-    size, n = (3.1 * len(panels), 3.2), len(panels)
-    figure, axes = plt.subplots(
-        1, n, figsize=size, sharey=True, layout="constrained", squeeze=False
-    )
+    layout = {"sharey": True, "layout": "constrained", "squeeze": False}
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.1 * len(panels), 3.2), **layout)
     for axis, (title, rows) in zip(axes[0], panels.items()):
         for place, key in enumerate(PLACES):
             if key in rows:

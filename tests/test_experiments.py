@@ -176,7 +176,7 @@ def test_a_silenced_head_stays_silent_also_over_a_kill(tmp_path, monkeypatch):
     criteria = replace(interventions.CRITERIA, looks_at_previous=0.055)
     monkeypatch.setattr(interventions, "CRITERIA", criteria)
     monkeypatch.setattr(interventions, "EVERY", 2)
-    run = tiny(seed=3, intervention=interventions.no_previous_token)
+    run = tiny(seed=3, intervention=interventions.INTERVENTIONS["no_previous_token"])
     with monkeypatch.context() as patch:
         stop_at(patch, 4, OSError)
         with pytest.raises(OSError):
@@ -196,7 +196,7 @@ def test_a_silenced_head_stays_silent_also_over_a_kill(tmp_path, monkeypatch):
 
 
 def test_a_frozen_block_stays_as_it_was_drawn(tmp_path):
-    run = tiny(seed=3, intervention=interventions.frozen_1)
+    run = tiny(seed=3, intervention=interventions.INTERVENTIONS["frozen_1"])
     carry_out(run, study(tmp_path))
     drawn = Transformer(TINY, torch.Generator().manual_seed(3)).state_dict()
     trained = load_run(run.folder(tmp_path))[0].state_dict()
