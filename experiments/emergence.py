@@ -24,8 +24,9 @@ from minifunc.analysis import scores
 from minifunc.circuit import heads_of, parse
 from minifunc.model import Transformer
 from minifunc.patching import HeadInput, Logits, Receiver
+from minifunc.support.errors import UserError
 from minifunc.support.evaluation import accuracy, last_logits
-from minifunc.support.runs import UserError, load_tensors
+from minifunc.support.files import load_tensors
 from tasks import DIETS
 
 Groups = dict[str, list[str]]  # of the finished model's circuit, heads by group

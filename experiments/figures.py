@@ -13,8 +13,9 @@ from typing import Any
 from experiments import diets, emergence
 from experiments.runs import Row, make_folder
 from experiments.summary import Rows, Values, by, column, mean_ci, solved
+from minifunc.support.errors import UserError, run_main
+from minifunc.support.files import load_json
 from minifunc.support.flags import Parser
-from minifunc.support.runs import UserError, load_json, run_main
 
 BLUE, RED, GREY = "#3465a4", "#c0392b", "#888888"
 # Accuracies at 8 shots: (key in a row, label, colour)

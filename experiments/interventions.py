@@ -38,7 +38,7 @@ from experiments.summary import Rows, aligned, by, column, in_words
 from minifunc.analysis.scores import copy_induction_score, previous_token_score
 from minifunc.circuit import parse
 from minifunc.model import Transformer
-from minifunc.support.runs import load_json, save_json
+from minifunc.support.files import load_json, save_json
 
 EVERY = 20  # steps between two looks at the heads
 N_LOOKED_AT = 32  # prompts each time

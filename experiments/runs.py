@@ -30,7 +30,8 @@ import tasks
 import train
 from minifunc.circuit import Criteria
 from minifunc.model import ModelConfig, Transformer
-from minifunc.support.runs import UserError, load_json, locked, save_json, save_tensors
+from minifunc.support.errors import UserError
+from minifunc.support.files import load_json, locked, save_json, save_tensors
 from train import TrainConfig
 
 Row = dict[str, Any]
