@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.figures import pyplot
-from minifunc.ablation import wilson
+from minifunc.support.evaluation import wilson
 from minifunc.support.errors import UserError, run_main
 from minifunc.support.files import load_json
 from minifunc.support.flags import Parser

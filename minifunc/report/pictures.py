@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from minifunc.ablation import wilson
+from minifunc.support.evaluation import wilson
 from minifunc.circuit import parse
 from minifunc.report.html import Markup, h, percent, signed
 

@@ -7,7 +7,7 @@ from minifunc.circuit import heads_of
 from minifunc.report import pictures
 from minifunc.report.findings import Findings
 from minifunc.report.html import Markup, details, h, inside, percent, signed, table
-from minifunc.report.terminal import sentence
+from minifunc.report.talk import sentence
 
 INPUTS = {
     "v": "values: what is handed over",
