@@ -1,6 +1,7 @@
 """What is measured on a trained model: accuracy, wrong answers, the grid of cells, the circuit."""
 
 import torch
+from minifunc.faithfulness import CircuitScores
 from torch import Tensor
 
 import tasks
@@ -8,7 +9,6 @@ import train
 from experiments.runs import Row, Run, provenance
 from minifunc.ablation import Ablator
 from minifunc.circuit import Criteria, discover, heads_of, parse
-from minifunc.faithfulness import CircuitScores
 from minifunc.model import Transformer
 from minifunc.patching import PathPatcher
 from minifunc.support.evaluation import accuracy, last_logits

@@ -13,8 +13,8 @@ from typing import Any
 
 from experiments.figures import pyplot, save
 from experiments.runs import make_folder
-from minifunc.ablation import wilson
 from minifunc.support.errors import UserError, run_main
+from minifunc.support.evaluation import wilson
 from minifunc.support.files import load_json
 from minifunc.support.flags import Parser
 
