@@ -11,7 +11,6 @@ from experiments.measure import addition, how_many, result_row
 from experiments.runs import Row, Run, default_run
 from experiments.summary import Rows, aligned, column, in_words
 from minifunc.model import Transformer
-from train import TrainConfig
 
 
 def make(kind: str, seed: int, steps: int) -> Run:
@@ -49,15 +48,7 @@ def table(rows: Rows) -> str:
 
 
 EXPERIMENT = Experiment(
-    "dependability",
-    __doc__,
-    ("default",),
-    make,
-    measure,
-    rows,
-    table,
-    seeds=10,
-    steps=TrainConfig.steps,
+    "dependability", __doc__, ("default",), make, measure, rows, table, seeds=10
 )
 
 if __name__ == "__main__":

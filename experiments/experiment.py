@@ -9,9 +9,9 @@ from pathlib import Path
 
 from experiments.runs import Measure, Row, Run, Study, make_folder, run_all
 from experiments.summary import Rows
-from minifunc.support.errors import UserError, run_main
-from minifunc.support.files import check_writable, save_json
 from minifunc.support.flags import Parser
+from minifunc.support.runs import UserError, check_writable, run_main, save_json
+from train import TrainConfig
 
 QUICK_STEPS = 30
 
@@ -33,7 +33,7 @@ class Experiment:
     rows: Callable[[Run, Row], Rows]
     table: Callable[[Rows], str]
     seeds: int = 3
-    steps: int = 700
+    steps: int = TrainConfig.steps
     more: dict[str, int] = field(default_factory=dict)
 
     def runs(self, kinds: Sequence[str], seeds: int | None, steps: int) -> list[Run]:

@@ -89,8 +89,9 @@ def layers_of(rows: Rows, key: str) -> str:
     return ", ".join(f"{layer} ({n})" for layer, n in n_runs.items()) or "–"
 
 
+KINDS = (*CONFIGS, *LONGER)
 EXPERIMENT = Experiment(
-    "universality", __doc__, (*CONFIGS, *LONGER), make, measure, rows, table, more={"default": 5}
+    "universality", __doc__, KINDS, make, measure, rows, table, steps=700, more={"default": 5}
 )
 
 if __name__ == "__main__":
