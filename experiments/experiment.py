@@ -9,8 +9,9 @@ from pathlib import Path
 
 from experiments.runs import Measure, Row, Run, Study, make_folder, run_all
 from experiments.summary import Rows
+from minifunc.support.errors import UserError, run_main
+from minifunc.support.files import check_writable, save_json
 from minifunc.support.flags import Parser
-from minifunc.support.runs import UserError, check_writable, run_main, save_json
 from train import TrainConfig
 
 QUICK_STEPS = 30
