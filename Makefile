@@ -36,7 +36,7 @@ train: .venv/ready  ## train a model into OUT, or go on with an interrupted run
 patch: .venv/ready  ## trace the circuit of the run in OUT: OUT/circuit.json
 	$(PY) patch.py $(RUN) --device $(DEVICE) $(ARGS)
 
-report: .venv/ready  ## the findings to look at, the model to play with: OUT/report.html
+report: .venv/ready  ## findings to look at, model to play with: OUT/report.html
 	$(PY) -m minifunc.report $(RUN) $(ARGS)
 
 ##@ Look at one run
