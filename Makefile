@@ -48,7 +48,7 @@ check: .venv/ready  ## what to know before relying on the run: OUT/check.json
 	$(PY) -m commands.check $(RUN) --device $(DEVICE) $(ARGS)
 
 reference: .venv/ready  ## train the run in reference/ anew
-	$(PY) -m commands.reference $(ARGS)
+	$(PY) -m commands.reference --device $(DEVICE) $(ARGS)
 
 ##@ Experiments: many runs (ARGS=--quick: minutes; the same command goes on)
 

@@ -303,8 +303,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/support/evaluation.py",
-        "torch.tensor([tokens.shape[1] - 1], device=device)",
-        "torch.tensor([tokens.shape[1] - 2], device=device)",
+        "torch.tensor([tokens.shape[1] - 1], device=model.device)",
+        "torch.tensor([tokens.shape[1] - 2], device=model.device)",
         "answers are read a position early",
         ("evaluation",),
     ),
