@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 import tasks
-from minifunc.ablation import Ablator, all_heads, random_group, wilson
+from minifunc.ablation import Ablator, all_heads, random_group
 from minifunc.model import Transformer
 from minifunc.support.errors import UserError, run_main
-from minifunc.support.evaluation import last_logits
+from minifunc.support.evaluation import last_logits, wilson
 from minifunc.support.files import load_json, save_json
 from minifunc.support.flags import Parser, pick_device
 from minifunc.support.runs import add_run_flag, chosen_run, load_circuit, load_run

@@ -221,9 +221,9 @@ class Block(nn.Module):
         resid = hooks(resid, f"{self.name}.hook_resid_pre")
         attn_out = self.attn(self.ln1(resid, hooks), queries, hooks)  # [batch, query, d_model]
         attn_out = hooks(attn_out, f"{self.name}.hook_attn_out")
-        return self.upper_half(at_positions(resid, queries) + attn_out, hooks)
+        return self.add_mlp(at_positions(resid, queries) + attn_out, hooks)
 
-    def upper_half(self, resid: Tensor, hooks: Hooks) -> Tensor:
+    def add_mlp(self, resid: Tensor, hooks: Hooks) -> Tensor:
         """resid_mid → resid_post, both [batch, query, d_model]."""
         resid = hooks(resid, f"{self.name}.hook_resid_mid")
         if self.mlp is not None:

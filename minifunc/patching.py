@@ -346,7 +346,7 @@ class PathPatcher(PairedRuns):
                 inputs = {r.hook: value for r, value in read.items() if r.head == head}
                 resid = resid + self._head_change(runs, layer, head, inputs)
             hooks = self._overwriting(read)
-            resid = self.model.blocks[layer].upper_half(resid.flatten(0, 1), hooks)
+            resid = self.model.blocks[layer].add_mlp(resid.flatten(0, 1), hooks)
             logits = self.model.run_from(resid, layer + 1, self.last, hooks)
         F_patched = self.score(logits[:, -1].unflatten(0, (n_senders, -1)), runs.prompts)
         return F_patched - self.F_contrast[runs.prompts]

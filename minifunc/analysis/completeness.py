@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
-from minifunc.ablation import Ablator, CircuitScores, random_group
+from minifunc.ablation import CircuitScores, random_group
+from minifunc.analysis.rows import Prompts
 from minifunc.circuit import heads_of
 
 N_CONTROLS = 10  # random circuits beside one that was found, and random subsets of it
+SOURCES = ("base", "operands_changed", "mean")  # of what the heads outside a circuit send
 MOST_GREEDY = 10  # heads in the largest greedy subset
 
 
@@ -168,33 +170,35 @@ def circuit_row(
 
 
 def evaluate_circuits(
-    search: Mapping[str, CircuitScores],
-    scores: Mapping[str, CircuitScores],
+    search: Prompts,
+    judged: Prompts,
     groups: Mapping[str, Sequence[str]],
     faithful: float,
     generator: torch.Generator,
 ) -> dict[str, Any]:
     """circuit.json's `evaluation` of all groups together, and of what elimination leaves.
 
-    search, scores: by source (base, operands_changed, mean), on the prompts on which circuits and
-    subsets are looked for, and on others, which judge them. faithful: what elimination keeps.
+    search: the prompts on which circuits and subsets are looked for. judged: others, on which they
+    are judged. faithful: what elimination keeps.
     """
-    both = [search["base"], search["operands_changed"]]
+    looking = {how: search.scores(how) for how in SOURCES}
+    scores = {how: judged.scores(how) for how in SOURCES}
+    both = [looking["base"], looking["operands_changed"]]
     union = heads_of(head for heads in groups.values() for head in heads)
     circuits = {
         "union of groups": union,
         "eliminated, both contrasts": eliminate(both, faithful),
-        "eliminated, shown answers alone": eliminate([search["base"]], faithful),
-        "eliminated, means put in": eliminate([search["mean"]], faithful),
+        "eliminated, shown answers alone": eliminate([looking["base"]], faithful),
+        "eliminated, means put in": eliminate([looking["mean"]], faithful),
     }
-    n_heads = scores["base"].ablator.cfg.n_heads
+    n_heads = judged.cfg.n_heads
     rows = []
     for name, heads in circuits.items():
         drawn = [random_group(heads, n_heads, generator, avoid=False) for _ in range(N_CONTROLS)]
         rows += [circuit_row(of_source, name, heads, drawn) for of_source in scores.values()]
 
     def whole(how: str, circuit: list[str]) -> dict[str, Any]:
-        return evaluate(scores[how], circuit, groups, search[how], generator)
+        return evaluate(scores[how], circuit, groups, looking[how], generator)
 
     return {
         **whole("base", union),
@@ -203,10 +207,3 @@ def evaluate_circuits(
         "by_elimination": whole("base", circuits["eliminated, both contrasts"]),
         "circuits": rows,
     }
-
-
-def scores_of(
-    ablator: Ablator, answers: tuple[torch.Tensor, torch.Tensor], hows: Sequence[str]
-) -> dict[str, CircuitScores]:
-    """`CircuitScores` by source."""
-    return {how: CircuitScores(ablator, how, *answers) for how in hows}

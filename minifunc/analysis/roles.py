@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from minifunc.ablation import Ablator, CircuitScores
-from minifunc.analysis.rows import Answers, ablation_row
+from minifunc.analysis.rows import Prompts, ablation_row
 from minifunc.circuit import (
     ROUTES,
     Criteria,
@@ -38,11 +37,11 @@ CONCERNED = {  # the groups that a threshold makes
 
 
 def readers(
-    ablator: Ablator, answers: Answers, shown: Sequence[int], found: Discovery, criteria: Criteria
+    prompts: Prompts, shown: Sequence[int], found: Discovery, criteria: Criteria
 ) -> dict[str, dict[str, Any]]:
     """`reader_roles` of the heads below the FI heads, each replaced alone at the positions `shown`.
 
-    shown: those of the examples, so that the query stays. The ablator has the sources of PUT_IN.
+    shown: those of the examples, so that the query stays. The prompts have the sources of PUT_IN.
     """
     groups = found.groups
     direct = {*groups["function_induction"], *groups["consolidation"]}
@@ -51,8 +50,10 @@ def readers(
     replaced: dict[str, dict[str, dict[str, float]]] = {head: {} for head in heads}
     for name, how in PUT_IN.items():
         # Unrelated prompts have no answer of their own here: r is measured by the range to base.
-        scores = CircuitScores(ablator, "base" if how == "unrelated" else how, *answers)
-        for head, logits in zip(heads, ablator.logits([[head] for head in heads], how, shown)):
+        scores = prompts.scores("base" if how == "unrelated" else how)
+        for head, logits in zip(
+            heads, prompts.ablator.logits([[head] for head in heads], how, shown)
+        ):
             score = scores.score(logits)
             replaced[head][name] = {
                 "r": round(scores.share(score.F - scores.full.F), 4),
@@ -128,15 +129,13 @@ def regrouped(found: Discovery, criteria: Criteria) -> dict[str, list[str]]:
     return groups
 
 
-def sensitivity(
-    ablator: Ablator, answers: Answers, found: Discovery, criteria: Criteria
-) -> list[dict[str, Any]]:
+def sensitivity(prompts: Prompts, found: Discovery, criteria: Criteria) -> list[dict[str, Any]]:
     """Rows of `evaluation.sensitivity`: `other_thresholds`, and what is left without each group."""
     rows = []
     for row in other_thresholds(found, criteria):
         reads_operands = row["group"] in ("expected_answer", "previous_token")
         how = "operands_changed" if reads_operands else "base"
-        left = ablation_row(ablator, answers, row["group"], row["heads"], how)
+        left = ablation_row(prompts.ablator, prompts.answers, row["group"], row["heads"], how)
         kept = ("how", "base_acc", "contrast_acc", "n_prompts")
         rows.append(row | {name: left[name] for name in kept})
     return rows

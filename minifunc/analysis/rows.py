@@ -1,17 +1,39 @@
 """Effects and ablations as rows of circuit.json, rounded; and back."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minifunc.ablation import Ablator
-from minifunc.patching import Effects
+from minifunc.ablation import Ablator, CircuitScores
+from minifunc.analysis.attribution import attribute, rank_correlation
+from minifunc.circuit import Discovery
+from minifunc.model import ModelConfig
+from minifunc.patching import Effects, Logits, PathPatcher
 from minifunc.support.evaluation import accuracy, wilson
 
 Answers = tuple[Tensor, Tensor]  # of base and contrast prompts, [n_prompts] int64 each
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts on which heads can be replaced, with their base and contrast answers."""
+
+    ablator: Ablator
+    answers: Answers
+
+    @property
+    def cfg(self) -> ModelConfig:
+        return self.ablator.cfg
+
+    def scores(self, how: str) -> CircuitScores:
+        return CircuitScores(self.ablator, how, *self.answers)
+
+
+# ---------------------------------------------------------------- effects
 
 
 def as_lists(effects: Effects) -> dict[str, Any]:
@@ -27,6 +49,44 @@ def as_effects(lists: dict[str, Any]) -> Effects:
     """r values from circuit.json; the values of single prompts are not kept there."""
     heads, mlps, embedding = (torch.tensor(lists[name]) for name in ("heads", "mlps", "embedding"))
     return Effects(heads, mlps, embedding, torch.empty(0), torch.empty(0))
+
+
+def direct(patchers: Mapping[str, PathPatcher]) -> dict[str, Any]:
+    """F under each contrast, heads → logits under the first, and the linear estimate of that."""
+    F = {}
+    for contrast, patcher in patchers.items():
+        ends = {"base": patcher.F_base, "contrast": patcher.F_contrast}
+        F[contrast] = {name: round(each.mean().item(), 5) for name, each in ends.items()}
+    exact, linear = patchers["answers"].sweep(Logits()), attribute(patchers["answers"])
+    correlation = round(rank_correlation(linear.heads, exact.heads), 4)
+    return {
+        "F": F["answers"],
+        "contrast": "answers",
+        "effects": {"logits": as_lists(exact)},
+        "operands_changed": {"F": F["operands"]},
+        "attribution": as_lists(linear) | {"rank_correlation": correlation},
+    }
+
+
+def discovered(found: Discovery, circuit: Mapping[str, Any]) -> dict[str, Any]:
+    """What `discover` found; circuit: what `direct` gave."""
+    effects: dict[str, dict[str, Any]] = {}
+    for contrast, each in found.effects.items():
+        effects[contrast] = {receiver: as_lists(effect) for receiver, effect in each.items()}
+    routes = {}
+    for group, route in found.routes.items():
+        routes[group] = {node: round(r, 5) for node, r in route.items()}
+    return {
+        "effects": effects["answers"],
+        "operands_changed": circuit["operands_changed"] | {"effects": effects["operands"]},
+        "groups": found.groups,
+        "routes": routes,
+        "graph": found.graph,
+        "attention": found.attention,
+    }
+
+
+# ---------------------------------------------------------------- ablations
 
 
 def ablation_row(

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minifunc.ablation import wilson
 from minifunc.circuit import parse
 from minifunc.report.html import Markup, h, percent, signed
+from minifunc.support.evaluation import wilson
 
 # ---------------------------------------------------------------- heat maps
 

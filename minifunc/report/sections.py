@@ -11,7 +11,7 @@ from minifunc.report import pictures
 from minifunc.report.findings import Findings
 from minifunc.report.html import Markup, details, h, inside, percent, signed, table
 from minifunc.report.pictures import CONTRASTS, Axis, Curve, Plot, Scale
-from minifunc.report.terminal import sentence
+from minifunc.report.talk import sentence
 
 Content = list[Any]  # what `h` takes as children
 SHARES = Axis([(share, percent(share)) for share in (0.0, 0.25, 0.5, 0.75, 1.0)])
