@@ -136,7 +136,7 @@ class Ablator:
             put[torch.tensor(run.positions)[:, None], torch.tensor(heads)] = True
             z = torch.where(put[queries].to(z.device), sent[:, queries], z)
         attn_out = z.flatten(2) @ block.attn.W_O.flatten(0, 1)
-        return block.upper_half(stream[:, queries] + attn_out, Hooks())
+        return block.add_mlp(stream[:, queries] + attn_out, Hooks())
 
     def _own_z(self, run: _Run, below: Replaced) -> Tensor:
         """z of all heads of block len(below), none of them replaced: [p, query, head, d_head]."""
