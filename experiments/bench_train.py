@@ -129,7 +129,7 @@ def steps(
 
     The plain step scores every position, with an AdamW as it comes and gradients clipped as in ours.
     """
-    diet, shape = tasks.DIETS[tasks.DEFAULT_DIET], (cfg.documents, cfg.examples)
+    diet, shape = tasks.DEFAULT_DIET, (cfg.documents, cfg.examples)
     model = Transformer(model_cfg, torch.Generator().manual_seed(0)).to(device)
     plain = plain_copy(model)
     worst = largest_difference(

@@ -1,7 +1,7 @@
 """Where function induction comes from: the same model on other diets (`make diets` writes results/diets.json).
 
 A ladder of diets that ends at the default, its last rung but one (`strict`) without one ingredient, less held out, and the grid of
-(function × wrapper) cells cut in other ways (tasks.DIETS). One table says which ingredient is necessary and which is
+(function × wrapper) cells cut in other ways (catalogue.py). One table says which ingredient is necessary and which is
 enough, another what the accuracy on the unseen cell depends on.
 """
 
@@ -15,6 +15,7 @@ import torch
 
 import tasks
 import train
+from experiments.catalogue import DIETS
 from experiments.measure import FEW, addition, circuit, grid
 from experiments.runs import SHORT, Experiment, Run, by, in_words, main, mean_ci, provenance
 from minifunc.model import Transformer
@@ -81,7 +82,7 @@ def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> dict[str
 
 def about(name: str) -> dict[str, Any]:
     """What of a diet the law is about: the wrappers that `+` meets, the functions met shifted, the share of `+`, the cells held out."""
-    diet = tasks.DIETS[name]
+    diet = DIETS[name]
     documents = tasks.sample(diet, 4000, 9, torch.Generator().manual_seed(0))
     met = [
         wrapper
@@ -240,7 +241,7 @@ def shown_cells(rows: list[dict[str, Any]]) -> list[float | None]:
     """Mean accuracy over the cells that the diet shows, for each run."""
     found: list[float | None] = []
     for row in rows:
-        diet = tasks.DIETS[row["diet"]]
+        diet = DIETS[row["diet"]]
         shares = [
             row["grid"][wrapper][symbol]
             for wrapper in tasks.WRAPPERS
@@ -290,7 +291,7 @@ THRICE = dict.fromkeys(
     [name for names in SECTIONS.values() for name in names] + ["plus_plain"], 3
 )  # what the claims rest on has three seeds
 EXPERIMENT = Experiment(
-    "diets", __doc__, tuple(tasks.DIETS), 2, 700, make, measure, rows, table, more=THRICE
+    "diets", __doc__, tuple(DIETS), 2, 700, make, measure, rows, table, more=THRICE
 )
 
 if __name__ == "__main__":

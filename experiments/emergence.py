@@ -13,6 +13,7 @@ import torch
 
 import tasks
 import train
+from experiments.catalogue import DIETS
 from experiments.measure import FEW, SEED, SHOTS, circuit, patchers_of, repeated_documents
 from experiments.runs import SNAPSHOT_SEEDS, Experiment, Run, by, default_run, main, provenance
 from minifunc.circuit import heads_of, parse
@@ -57,7 +58,7 @@ def at_one_step(
     model: Transformer, run: Run, groups: dict[str, list[str]], quick: bool
 ) -> dict[str, Any]:
     documents = tasks.sample(
-        tasks.DIETS[run.diet],
+        DIETS[run.diet],
         FEW if quick else 256,
         run.train.examples,
         torch.Generator().manual_seed(SEED),

@@ -71,7 +71,7 @@ def cell_documents(wrapper: str, symbol: str, n: int) -> tasks.Documents:
     """Documents of one cell of the grid, with SHOTS + 1 examples, whatever a diet holds out."""
     weights = dict.fromkeys(tasks.WRAPPERS, 0.0) | {wrapper: 1.0}
     return tasks.sample(
-        tasks.changed(**weights, functions=(symbol,), never=(), mixed=0.0),
+        tasks.Diet("one cell", **weights, functions=(symbol,), never=(), mixed=0.0),
         n,
         SHOTS + 1,
         torch.Generator().manual_seed(SEED),

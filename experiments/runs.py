@@ -28,9 +28,11 @@ from tqdm import tqdm
 
 import tasks
 import train
+from experiments.catalogue import DIETS
 from minifunc.circuit import Criteria
 from minifunc.support.flags import Parser
 from minifunc.model import ModelConfig, Transformer
+from minifunc.support.checkpoints import Diverged
 from minifunc.support.runs import (
     UserError,
     check_writable,
@@ -81,7 +83,7 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """All that makes the run what it is, as config.json holds it, but for the versions."""
-        config = train.describe(self.model, self.train, self.diet)
+        config = train.describe(self.model, self.train, DIETS[self.diet])
         return {part: config[part] for part in ("model", "train", "diet", "vocabulary")}
 
 
@@ -93,7 +95,7 @@ Intervention = Callable[
 def default_run(seed: int, steps: int) -> Run:
     """The default, as dependability and emergence share it."""
     return Run(
-        diet=tasks.DEFAULT_DIET,
+        diet=tasks.DEFAULT_DIET.name,
         train=replace(TrainConfig(), seed=seed, steps=steps),
         snapshots=log_spaced(steps) if seed < SNAPSHOT_SEEDS else (),
     )
@@ -180,13 +182,13 @@ def carry_out(
                 folder,
                 run.model,
                 run.train,
-                run.diet,
+                DIETS[run.diet],
                 torch.device("cpu"),
                 (folder / "resume.pt").exists(),
                 after_step,
             )
         row = measure(model, run, folder, quick)
-    except train.Diverged as error:
+    except Diverged as error:
         row = {"diverged": True, "message": str(error)}
         save_json(folder / "diverged.json", {"settings": same, "row": row})
     else:
@@ -326,7 +328,7 @@ def provenance(run: Run) -> dict[str, Any]:
         )
     except OSError:
         pass
-    versions = train.describe(run.model, run.train, run.diet)["versions"]
+    versions = train.describe(run.model, run.train, DIETS[run.diet])["versions"]
     return {
         "steps": run.train.steps,
         "criteria": vars(Criteria()),

@@ -15,7 +15,7 @@ import torch
 
 import tasks
 import train
-from experiments import dependability, diets, emergence, interventions, measure, runs, universality
+from experiments import catalogue, dependability, diets, emergence, interventions, measure, runs, universality
 from experiments.runs import Run, carry_out, finished, log_spaced, mean_ci, run_all
 from minifunc.model import ModelConfig
 from minifunc.patching import Logits
@@ -397,9 +397,7 @@ def test_the_default_run_is_what_train_py_makes_by_itself(tmp_path, monkeypatch)
     monkeypatch.setattr(
         train,
         "train",
-        lambda out, model_cfg, cfg, diet_name, *_: made.append(
-            train.describe(model_cfg, cfg, diet_name)
-        ),
+        lambda out, model_cfg, cfg, diet, *_: made.append(train.describe(model_cfg, cfg, diet)),
     )
     monkeypatch.setattr(train, "print_table", lambda *_: None)
     made = []
@@ -566,7 +564,7 @@ def test_every_kind_of_run_that_the_lists_name_can_be_made():
             diets.OTHER_CELLS,
         )
         for name in names
-    } == set(tasks.DIETS)
+    } == set(catalogue.DIETS)
 
 
 @pytest.mark.slow
