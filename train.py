@@ -1,6 +1,6 @@
 """Trains a model on a diet: `python train.py --out out/default`.
 
-What is learned: next-token prediction on documents of examples (tasks.py), scored at the answers
+What is learned: next-token prediction on documents of examples (corpus.py), scored at the answers
 only. The run can be stopped at any moment (Ctrl-C) and taken up again with --resume, to the same
 final weights. `torchrun --nproc-per-node=4 train.py` shares out every batch among four processes.
 """
@@ -9,7 +9,8 @@ import math
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+import corpus
 import minifunc
 import tasks
 from minifunc.model import ModelConfig, Transformer
-from minifunc.support.checkpoints import (
-    Diverged,
-    Progress,
-    StopAsked,
-    check_unused,
-    claimed,
-    load_checkpoint,
-)
+from minifunc.support.checkpoints import Progress, StopAsked, check_unused, claimed, load_checkpoint
 from minifunc.support.evaluation import last_logits
-from minifunc.support.flags import Parser, add_flags, from_flags
+from minifunc.support.flags import Parser, add_flags
 from minifunc.support.processes import all_sum, any_process, join, run_together, share
-from minifunc.support.runs import UserError, load_json, pick_device
-from minifunc.support.settings import (
-    as_json,
-    check_numbers,
-    from_json,
-    refuse_contradictions,
-    saved_settings,
-)
-
-__all__ = ["Diverged", "TrainConfig", "describe", "evaluate", "main", "train"]
+from minifunc.support.runs import UserError, pick_device
+from minifunc.support.settings import as_json, check_numbers, chosen_settings
 
 MODEL = ModelConfig(n_heads=6, d_vocab=len(tasks.VOCABULARY), act_fn="relu", rotary_base=100.0)
 SHOTS = (1, 2, 4, 8, 16)
@@ -88,7 +75,7 @@ class TrainConfig:
         return 2 * self.examples - 1 if self.long_every else self.examples
 
 
-def loss_on_answers(model: Transformer, documents: tasks.Documents) -> Tensor:
+def loss_on_answers(model: Transformer, documents: corpus.Documents) -> Tensor:
     """Cross-entropy (nats) of the answers that what stands before them determines, [].
 
     The model is asked at the `=` signs alone. With several processes: the sum over this one's
@@ -114,7 +101,7 @@ def train_step(
     model: Transformer,
     optimizer: torch.optim.Optimizer,
     cfg: TrainConfig,
-    documents: tasks.Documents,
+    documents: corpus.Documents,
 ) -> tuple[Tensor, Tensor]:
     """One step on one batch → its loss and the norm of the gradient before clipping, [] each."""
     loss = loss_on_answers(model, documents)
@@ -137,19 +124,17 @@ def evaluate(model: Transformer, n_prompts: int, every_task: bool) -> Table:
     for task in tasks.TASKS if every_task else ["addition"]:
         ks = tasks.TASKS[task].ks
         n = n_prompts if task == "addition" else n_prompts // (len(ks) - 1)
-        for k in ks:
-            for shots in SHOTS:
-                pairs = tasks.evaluation_pairs(task, k, shots, n, generator)
-                if pairs.contrast.shape[1] > model.cfg.n_ctx:
-                    continue
-                right = answers_right(model, pairs)
-                rows = {task: right}
-                if tasks.TASKS[task].wrapper == "base":
-                    rows = {"carry": right[pairs.carry], "no_carry": right[~pairs.carry]}
-                    rows = {f"{task}_{name}": part for name, part in rows.items()}
-                for name, part in rows.items():
-                    by_shots = table.setdefault(name, {}).setdefault(str(k), {})
-                    by_shots[str(shots)] = round(part.mean().item(), 4)  # NaN where it is empty
+        for k, shots in product(ks, SHOTS):
+            pairs = tasks.evaluation_pairs(task, k, shots, n, generator)
+            if pairs.contrast.shape[1] > model.cfg.n_ctx:
+                continue
+            right, carry = answers_right(model, pairs), pairs.carry
+            rows = {task: right}
+            if tasks.TASKS[task].wrapper == "base":
+                rows = {f"{task}_carry": right[carry], f"{task}_no_carry": right[~carry]}
+            for name, part in rows.items():
+                by_shots = table.setdefault(name, {}).setdefault(str(k), {})
+                by_shots[str(shots)] = round(part.mean().item(), 4)  # NaN where there is none
     return table
 
 
@@ -164,19 +149,15 @@ def answers_right(model: Transformer, pairs: tasks.Pairs) -> Tensor:
     return right
 
 
-def describe(model_cfg: ModelConfig, cfg: TrainConfig, diet: tasks.Diet) -> dict[str, Any]:
+def describe(model_cfg: ModelConfig, cfg: TrainConfig, diet: corpus.Diet) -> dict[str, Any]:
     """What goes into config.json."""
-    python = sys.version.split()[0]
+    versions = {"minifunc": minifunc.__version__, "torch": torch.__version__}
     config = {
         "model": asdict(model_cfg),
         "train": asdict(cfg),
         "diet": asdict(diet),
         "vocabulary": tasks.VOCABULARY,
-        "versions": {
-            "minifunc": minifunc.__version__,
-            "torch": torch.__version__,
-            "python": python,
-        },
+        "versions": versions | {"python": sys.version.split()[0]},
     }
     return as_json(config)
 
@@ -185,7 +166,7 @@ def train(
     out: Path,
     model_cfg: ModelConfig,
     cfg: TrainConfig,
-    diet: tasks.Diet,
+    diet: corpus.Diet,
     device: torch.device,
     resume: bool = False,
     after_step: Callable[[int, Transformer], None] | None = None,
@@ -202,28 +183,27 @@ def train(
     data = torch.Generator().manual_seed(cfg.seed + 1_000_000)
     run = Progress(out, config, model, optimizer, data)
     run.begin(checkpoint)
-    first, shown = run.step + 1, {}
-    bar = tqdm(
-        total=cfg.steps, initial=run.step, desc="train", unit="step", mininterval=0.5, disable=None
-    )
+    done, shown = run.step, {}
+    bar = tqdm(total=cfg.steps, initial=done, desc="train", unit="step", disable=None)
 
     with StopAsked() as stop, bar:
-        for run.step in range(first, cfg.steps + 1):
+        for step in range(done + 1, cfg.steps + 1):
             for group in optimizer.param_groups:
-                group["lr"] = cfg.lr_at(run.step)
-            documents = tasks.sample(diet, *cfg.batch_at(run.step), data)
+                group["lr"] = cfg.lr_at(step)
+            documents = corpus.sample(diet, *cfg.batch_at(step), data)
             loss, norm = train_step(model, optimizer, cfg, documents)
+            run.step = step
 
             stopping = any_process(stop.asked)
-            evaluating = run.step % cfg.eval_every == 0 or run.step == cfg.steps
-            if evaluating or stopping or run.step % 20 == 0:  # to look at a value makes a GPU wait
+            evaluating = step % cfg.eval_every == 0 or step == cfg.steps
+            if evaluating or stopping or step % 20 == 0:  # to look at a value makes a GPU wait
                 run.check_finite(loss, norm)
                 shown["loss"] = f"{loss.item():.3f}"
             if after_step:
-                after_step(run.step, model)
+                after_step(step, model)
             if evaluating:
                 table = evaluate(model, 100, every_task=False)
-                line = {"step": run.step, "seconds": round(run.seconds, 2)}
+                line = {"step": step, "seconds": round(run.seconds, 2)}
                 run.metrics.append(line | {"loss": round(loss.item(), 5), "accuracy": table})
                 for name, k in (("1+1=2", "0"), ("1+1=3", "1")):
                     shown[name] = f"{table['addition'][k].get('8', math.nan):.2f}"
@@ -232,15 +212,15 @@ def train(
             bar.set_postfix(shown, refresh=False)
             bar.update()
             if stopping:
-                how_far = f"step {run.step} of {cfg.steps}"
-                raise KeyboardInterrupt(f"stopped after {how_far}: go on with --resume")
+                stopped = f"stopped after step {step} of {cfg.steps}"
+                raise KeyboardInterrupt(f"{stopped}: go on with --resume")
 
-    if first > cfg.steps:  # nothing was left to do, but a kill may have come between two files
+    if done == cfg.steps:  # nothing was left to do, but a kill may have come between two files
         run.save()
     return model.requires_grad_(False).eval()
 
 
-def print_table(model: Transformer, diet: tasks.Diet, n_prompts: int) -> None:
+def print_table(model: Transformer, diet: corpus.Diet, n_prompts: int) -> None:
     """Accuracy by task and number of shots; what the diet never shows is marked."""
     table = evaluate(model, n_prompts, every_task=True)
     others = [task for task in table if task != "addition"]
@@ -267,78 +247,52 @@ def print_table(model: Transformer, diet: tasks.Diet, n_prompts: int) -> None:
         print(line if shown else f"{line}   never trained on")
 
 
-def named_diet(text: str) -> tasks.Diet:
-    """One of tasks.DIETS, or that of a JSON file; the fields left out are those of `strict`."""
-    if text in tasks.DIETS:
-        return tasks.DIETS[text]
-    path = Path(text)
-    if path.suffix != ".json":
-        raise UserError(f"unknown diet {text!r}; the diets are {', '.join(tasks.DIETS)}")
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
-    return replace(from_json(tasks.DIETS["strict"], load_json(path), path), name=path.stem)
-
-
-def settings(arguments: Namespace) -> tuple[ModelConfig, TrainConfig, tasks.Diet]:
-    """What to train: as the flags say, or with --resume as the run's config.json says."""
-    out, place = Path(arguments.out), ""
-    if arguments.resume:
-        place = f"{out / 'config.json'}: "
-        defaults = {"model": MODEL, "train": TrainConfig(), "diet": tasks.DEFAULT_DIET}
-        saved = saved_settings(out / "config.json", defaults, tasks.VOCABULARY)
-        model_cfg, cfg, diet = saved
-        refuse_contradictions(arguments, out, model_cfg, cfg)
-        if arguments.diet not in (None, diet.name) and named_diet(arguments.diet) != diet:
-            raise UserError(f"the run in {out} has the diet {diet.name}, not {arguments.diet}")
-    else:
-        model_cfg, cfg = from_flags(arguments, MODEL), from_flags(arguments, TrainConfig())
-        diet = named_diet(arguments.diet or tasks.DEFAULT_DIET.name)
-    d_vocab, n_ctx = len(tasks.VOCABULARY), 1 + tasks.EXAMPLE * cfg.longest
-    if model_cfg.d_vocab < d_vocab or model_cfg.n_ctx < n_ctx:
-        needs = f"d_vocab >= {d_vocab} and n_ctx >= {n_ctx}"
-        raise UserError(f"{place}the model needs {needs} for documents of {cfg.longest} examples")
-    return model_cfg, cfg, diet
-
-
 def parse(argv: list[str] | None) -> Namespace:
     parser = Parser(prog="train.py", description=(__doc__ or "").splitlines()[0])
-    diets = f"{', '.join(tasks.DIETS)}, or a JSON file of a diet's fields"
     add = parser.add_argument
     add("--out", default="out/default", help="folder of the run (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
-    add("--diet", help=f"{diets} (default: {tasks.DEFAULT_DIET.name})")
+    diets = f"{', '.join(corpus.DIETS)}, or a JSON file of a diet's fields"
+    add("--diet", help=f"{diets} (default: {corpus.DEFAULT_DIET.name})")
     add("--resume", action="store_true", help="go on with the run in --out")
-    help_prompts = "prompts behind each figure of the last table (default: %(default)s)"
-    add("--table-prompts", type=int, default=500, help=help_prompts)
+    behind = "prompts behind each figure of the last table (default: %(default)s)"
+    add("--table-prompts", type=int, default=500, help=behind)
     add_flags(parser, "training", TrainConfig())
     add_flags(parser, "model", MODEL)
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def run(argv: list[str] | None) -> int:
+    arguments = parse(argv)
+    out, device = Path(arguments.out), pick_device(arguments.device)
     if not 8 <= arguments.table_prompts <= 100_000:
         raise UserError("--table-prompts must be from 8 to 100000")
-    return arguments
+    defaults = {"model": MODEL, "train": TrainConfig(), "diet": corpus.DEFAULT_DIET}
+    chosen = chosen_settings(arguments, defaults, corpus.DIETS, tasks.VOCABULARY)
+    model_cfg, cfg, diet = chosen
+    d_vocab, n_ctx = len(tasks.VOCABULARY), 1 + tasks.EXAMPLE * cfg.longest
+    if model_cfg.d_vocab < d_vocab or model_cfg.n_ctx < n_ctx:
+        place = f"{out / 'config.json'}: " if arguments.resume else ""
+        needs = f"d_vocab >= {d_vocab} and n_ctx >= {n_ctx}"
+        raise UserError(f"{place}the model needs {needs} for documents of {cfg.longest} examples")
+    config = describe(model_cfg, cfg, diet)
+    if not arguments.resume:
+        check_unused(out, config)
+    device = join(device)
+    try:
+        with claimed(out, config, arguments.resume):
+            model = train(out, model_cfg, cfg, diet, device, arguments.resume)
+            print_table(model, diet, arguments.table_prompts)
+    except KeyboardInterrupt as stop:
+        at_once = "stopped at once: --resume goes on from the last checkpoint"
+        print(str(stop) or at_once, file=sys.stderr)
+        return 130
+    print(f"the run is in {out}")
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    def work() -> int:
-        arguments = parse(argv)
-        out, device = Path(arguments.out), pick_device(arguments.device)
-        model_cfg, cfg, diet = settings(arguments)
-        config = describe(model_cfg, cfg, diet)
-        if not arguments.resume:
-            check_unused(out, config)
-        device = join(device)
-        try:
-            with claimed(out, config, arguments.resume):
-                model = train(out, model_cfg, cfg, diet, device, arguments.resume)
-                print_table(model, diet, arguments.table_prompts)
-        except KeyboardInterrupt as stop:
-            at_once = "stopped at once: --resume goes on from the last checkpoint"
-            print(str(stop) or at_once, file=sys.stderr)
-            return 130
-        print(f"the run is in {out}")
-        return 0
-
-    return run_together(work)
+    return run_together(lambda: run(argv))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import corpus
 import tasks
 import train
 from minifunc.model import ModelConfig, Transformer
@@ -106,7 +107,7 @@ def plain_copy(model: Transformer) -> PlainTransformer:
 
 
 def largest_difference(
-    model: Transformer, plain: PlainTransformer, documents: tasks.Documents
+    model: Transformer, plain: PlainTransformer, documents: corpus.Documents
 ) -> float:
     """Between the two models, scored at the same answers: of the losses and of the gradients of the embedding, which all else goes into."""
     device = model.unembed.W_U.device
@@ -129,11 +130,11 @@ def steps(
 
     The plain step scores every position, with an AdamW as it comes and gradients clipped as in ours.
     """
-    diet, shape = tasks.DEFAULT_DIET, (cfg.documents, cfg.examples)
+    diet, shape = corpus.DEFAULT_DIET, (cfg.documents, cfg.examples)
     model = Transformer(model_cfg, torch.Generator().manual_seed(0)).to(device)
     plain = plain_copy(model)
     worst = largest_difference(
-        model, plain, tasks.sample(diet, *shape, torch.Generator().manual_seed(0))
+        model, plain, corpus.sample(diet, *shape, torch.Generator().manual_seed(0))
     )
     ours_data, plain_data = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
     ours_optimizer = train.make_optimizer(model, cfg)
@@ -142,10 +143,10 @@ def steps(
     )
 
     def ours() -> None:
-        train.train_step(model, ours_optimizer, cfg, tasks.sample(diet, *shape, ours_data))
+        train.train_step(model, ours_optimizer, cfg, corpus.sample(diet, *shape, ours_data))
 
     def plain_step() -> None:
-        tokens = tasks.sample(diet, *shape, plain_data).tokens.to(device)
+        tokens = corpus.sample(diet, *shape, plain_data).tokens.to(device)
         logits = plain(tokens[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
         plain_optimizer.zero_grad()

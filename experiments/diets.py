@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+import corpus
 import tasks
 import train
 from experiments.catalogue import DIETS
@@ -83,7 +84,7 @@ def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> dict[str
 def about(name: str) -> dict[str, Any]:
     """What of a diet the law is about: the wrappers that `+` meets, the functions met shifted, the share of `+`, the cells held out."""
     diet = DIETS[name]
-    documents = tasks.sample(diet, 4000, 9, torch.Generator().manual_seed(0))
+    documents = corpus.sample(diet, 4000, 9, torch.Generator().manual_seed(0))
     met = [
         wrapper
         for wrapper in tasks.WRAPPERS

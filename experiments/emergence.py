@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+import corpus
 import tasks
 import train
 from experiments.catalogue import DIETS
@@ -57,7 +58,7 @@ def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> dict[str
 def at_one_step(
     model: Transformer, run: Run, groups: dict[str, list[str]], quick: bool
 ) -> dict[str, Any]:
-    documents = tasks.sample(
+    documents = corpus.sample(
         DIETS[run.diet],
         FEW if quick else 256,
         run.train.examples,

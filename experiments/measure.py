@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import corpus
 import tasks
 import train
 from minifunc.ablation import Ablator
@@ -67,11 +68,11 @@ def answers_given(model: Transformer, pairs: tasks.Pairs) -> dict[str, Any]:
     return {"answers": shares, "top_probability": round(sure, 4), "failure": failure}
 
 
-def cell_documents(wrapper: str, symbol: str, n: int) -> tasks.Documents:
+def cell_documents(wrapper: str, symbol: str, n: int) -> corpus.Documents:
     """Documents of one cell of the grid, with SHOTS + 1 examples, whatever a diet holds out."""
     weights = dict.fromkeys(tasks.WRAPPERS, 0.0) | {wrapper: 1.0}
-    return tasks.sample(
-        tasks.Diet("one cell", **weights, functions=(symbol,), never=(), mixed=0.0),
+    return corpus.sample(
+        corpus.Diet("one cell", **weights, functions=(symbol,), never=(), mixed=0.0),
         n,
         SHOTS + 1,
         torch.Generator().manual_seed(SEED),

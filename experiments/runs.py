@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-import tasks
+import corpus
 import train
 from experiments.catalogue import DIETS
 from minifunc.circuit import Criteria
@@ -95,7 +95,7 @@ Intervention = Callable[
 def default_run(seed: int, steps: int) -> Run:
     """The default, as dependability and emergence share it."""
     return Run(
-        diet=tasks.DEFAULT_DIET.name,
+        diet=corpus.DEFAULT_DIET.name,
         train=replace(TrainConfig(), seed=seed, steps=steps),
         snapshots=log_spaced(steps) if seed < SNAPSHOT_SEEDS else (),
     )

@@ -8,6 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import corpus
 import tasks
 import train
 from experiments import bench, bench_cost, bench_processes, bench_train
@@ -65,7 +66,7 @@ def test_the_plain_model_is_the_same_function_and_its_loss_at_the_answers_has_th
         block.ln1.w.data.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(0))
     plain = bench_train.plain_copy(model.float()).double()
     model = model.double()
-    documents = tasks.sample(tasks.DIETS["strict"], 4, 3, torch.Generator().manual_seed(0))
+    documents = corpus.sample(corpus.DIETS["strict"], 4, 3, torch.Generator().manual_seed(0))
     torch.testing.assert_close(
         plain(documents.tokens), model(documents.tokens), rtol=0, atol=1e-5
     )  # its angles are float32

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import corpus
 import tasks
 import train
 from experiments import catalogue, dependability, diets, emergence, interventions, measure, runs, universality
@@ -58,8 +59,8 @@ def norm(model, run, folder, quick):
 
 
 def stop_at(monkeypatch, step, error=KeyboardInterrupt):
-    """Makes training end in the middle, as if it had been killed, after some calls of tasks.sample."""
-    sample, calls = tasks.sample, []
+    """Makes training end in the middle, as if it had been killed, after some calls of corpus.sample."""
+    sample, calls = corpus.sample, []
 
     def killed(*arguments):
         calls.append(1)
@@ -67,7 +68,7 @@ def stop_at(monkeypatch, step, error=KeyboardInterrupt):
             raise error("killed")
         return sample(*arguments)
 
-    monkeypatch.setattr(tasks, "sample", killed)
+    monkeypatch.setattr(corpus, "sample", killed)
     return calls
 
 

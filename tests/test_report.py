@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 import patch
+import corpus
 import tasks
 import train
 from commands import check
@@ -26,7 +27,7 @@ def traced(tmp_path_factory):
         n_layers=2, n_heads=2, d_model=16, d_head=8, d_mlp=16, d_vocab=len(tasks.VOCABULARY)
     )
     save_tensors(out / "model.pt", Transformer(cfg).state_dict())
-    save_json(out / "config.json", train.describe(cfg, train.TrainConfig(), tasks.DIETS["strict"]))
+    save_json(out / "config.json", train.describe(cfg, train.TrainConfig(), corpus.DIETS["strict"]))
     save_lines(
         out / "metrics.jsonl",
         [

@@ -39,8 +39,8 @@ class Diverged(UserError):
 class Progress:
     """How far a run has come, and the checkpoints of it in the folder `out`.
 
-    step: the last one that is done; seconds: what all took, over all interruptions; metrics: one
-    dictionary for each evaluation.
+    step: the one at hand, or the last one done; seconds: what all took, over all interruptions;
+    metrics: one dictionary for each evaluation.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Progress:
         raise Diverged(f"{where}: {kept}; try a lower --lr")
 
     def save(self) -> None:
-        """Writes a checkpoint. Raises Diverged, and keeps the last one, where a weight is not finite."""
+        """Writes a checkpoint. Raises Diverged where a weight is not finite; the last one stays."""
         self.check_finite(*self.model.parameters())
         if not is_main():
             return

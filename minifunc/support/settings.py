@@ -1,11 +1,13 @@
-"""Settings are frozen dataclasses: their numbers checked, and read back from JSON."""
+"""Settings are frozen dataclasses: checked, read back from JSON, and chosen by flags."""
 
 import json
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from minifunc.support.flags import from_flags
 from minifunc.support.runs import UserError, load_json
 
 Config = TypeVar("Config")
@@ -51,31 +53,55 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def saved_settings(path: Path, defaults: Mapping[str, Any], vocabulary: list[str]) -> list[Any]:
-    """The parts of a run's config.json that `defaults` names, as dataclasses of their kinds.
+def named_diet(text: str, diets: Mapping[str, Config]) -> Config:
+    """One of `diets`, or that of a JSON file; the fields left out are those of `strict`."""
+    path = Path(text)
+    if path.suffix == ".json" and path.is_file():
+        diet = from_json(diets["strict"], load_json(path), path)
+        return replace(diet, name=path.stem)  # type: ignore[type-var]
+    if text not in diets:
+        raise UserError(f"unknown diet {text!r}; the diets are {', '.join(diets)}")
+    return diets[text]
 
-    Raises UserError where such a run cannot go on.
-    """
+
+def chosen_settings(
+    arguments: Namespace,
+    defaults: Mapping[str, Any],
+    diets: Mapping[str, Any],
+    vocabulary: list[str],
+) -> tuple[Any, Any, Any]:
+    """What to train, (model, train, diet): as the flags say, or else `defaults`; with --resume as
+    the run's config.json says. Raises UserError for flags that contradict it."""
+    if not arguments.resume:
+        model, train = (from_flags(arguments, defaults[part]) for part in ("model", "train"))
+        return model, train, named_diet(arguments.diet or defaults["diet"].name, diets)
+    path = Path(arguments.out) / "config.json"
     config = load_json(path)
     if not isinstance(config, dict) or not config.keys() >= {*defaults, "vocabulary"}:
         raise UserError(f"{path} is no config of ours")
-    saved = []
-    for part, default in defaults.items():
-        saved.append(from_json(default, config[part], f"{path}: `{part}`"))
-        if as_json(asdict(saved[-1])) != config[part]:
+    saved = {
+        part: from_json(defaults[part], config[part], f"{path}: `{part}`") for part in defaults
+    }
+    for part, settings in saved.items():
+        if as_json(asdict(settings)) != config[part]:
             raise UserError(f"{path}: `{part}` lacks a field of this version; it cannot go on")
     if config["vocabulary"] != vocabulary:
         raise UserError(
             f"{path}: the run has another vocabulary than this version; it cannot go on"
         )
-    return saved
+    _refuse_contradictions(arguments, saved, diets)
+    return saved["model"], saved["train"], saved["diet"]
 
 
-def refuse_contradictions(arguments: Any, out: Path, *settings: Any) -> None:
-    """Raises UserError for a flag that was given and is not what the run in `out` has."""
-    for config in settings:
-        for name, value in asdict(config).items():
-            given = getattr(arguments, name, None)
-            if given is not None and given != value:
-                advice = f"give another --out, or leave --{name.replace('_', '-')} out"
-                raise UserError(f"the run in {out} has {name} {value}, not {given}: {advice}")
+def _refuse_contradictions(
+    arguments: Namespace, saved: dict[str, Any], diets: Mapping[str, Any]
+) -> None:
+    values = {**asdict(saved["model"]), **asdict(saved["train"]), "diet": saved["diet"].name}
+    for name, value in values.items():
+        given = getattr(arguments, name, None)
+        if given is None or given == value:
+            continue
+        if name == "diet" and named_diet(given, diets) == saved["diet"]:
+            continue
+        advice = f"give another --out, or leave --{name.replace('_', '-')} out"
+        raise UserError(f"the run in {arguments.out} has {name} {value}, not {given}: {advice}")

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import patch
+import corpus
 import tasks
 import train
 from minifunc.model import ModelConfig
@@ -50,7 +51,7 @@ def sound(tmp_path_factory):
         change.setattr(
             train, "evaluate", lambda *_, **__: {"addition": {"0": {"8": 0.5}, "1": {"8": 0.5}}}
         )
-        train.train(folder, MODEL, TRAIN, tasks.DEFAULT_DIET, torch.device("cpu"))
+        train.train(folder, MODEL, TRAIN, corpus.DEFAULT_DIET, torch.device("cpu"))
         if report:  # which reads it
             assert patch.main(["--run", str(folder), "--device", "cpu", "--prompts", "4"]) == 0
         else:
@@ -64,7 +65,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(train, "evaluate", lambda *_, **__: {"addition": {"0": {}, "1": {}}})
     monkeypatch.setattr(train, "print_table", lambda *_: None)
     monkeypatch.setattr(train, "train_step", lambda *_: (torch.tensor(1.0), torch.tensor(1.0)))
-    monkeypatch.setattr(train.tasks, "sample", lambda *_: None)
+    monkeypatch.setattr(train.corpus, "sample", lambda *_: None)
     monkeypatch.setattr(
         patch,
         "trace",

@@ -15,6 +15,7 @@ import together
 import torch
 from torch.testing import assert_close
 
+import corpus
 import tasks
 import train
 from minifunc.support import processes as distributed
@@ -126,7 +127,7 @@ def test_results_are_printed_once(studies):
 def test_a_mistake_is_told_once_with_exit_code_2_and_leaves_no_folder(studies):
     _, pair, ran = studies
     assert [line for line in ran.stderr.splitlines() if line.startswith("error: ")] == [
-        f"error: unknown diet 'keto'; the diets are {', '.join(tasks.DIETS)}"
+        f"error: unknown diet 'keto'; the diets are {', '.join(corpus.DIETS)}"
     ]
     assert (
         ran.returncode != 0
@@ -178,8 +179,8 @@ def test_the_shares_of_any_number_of_processes_add_up_to_the_loss_and_its_gradie
         ModelConfig(**together.MODEL, d_vocab=len(tasks.VOCABULARY)),
         torch.Generator().manual_seed(0),
     ).double()
-    documents = tasks.sample(
-        tasks.DIETS["strict"], 5, 9, torch.Generator().manual_seed(1)
+    documents = corpus.sample(
+        corpus.DIETS["strict"], 5, 9, torch.Generator().manual_seed(1)
     )  # 7 processes: some have none
     documents = replace(
         documents, determined=documents.determined & (torch.arange(5) != 1)[:, None]

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import patch
-import tasks
+import corpus
 import train
 from minifunc.support import runs
 from minifunc.support.processes import (
@@ -42,7 +42,7 @@ FLAGS = [
 def study(out: Path) -> list[int]:
     """Trains one run in peace and one with an interruption, and traces the first; returns the exit codes."""
     codes = [train.main(["--out", str(out / "whole"), *FLAGS])]
-    sample, calls = tasks.sample, []
+    sample, calls = corpus.sample, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -53,9 +53,9 @@ def study(out: Path) -> list[int]:
             signal.raise_signal(signal.SIGINT)
         return sample(*arguments)
 
-    tasks.sample = interrupted
+    corpus.sample = interrupted
     codes.append(train.main(["--out", str(out / "resumed"), *FLAGS]))
-    tasks.sample = sample
+    corpus.sample = sample
     any_process(False)  # wait until the files are there
     codes.append(
         train.main(
