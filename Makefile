@@ -1,83 +1,102 @@
-# `make train && make patch` is the main job. Each target sets up .venv with the pinned packages by itself.
+# `make train && make patch` is the main job. Each target sets up .venv with the pinned packages.
+# A line `target:  ## words` is what `make help` prints; `##@` begins a group of them.
 PYTHON = python3
 OUT    = out/default
 SEED   = 0
 DEVICE = auto
 ARGS   =
 
-PY = .venv/bin/python
+PROMPT = 1+1=3, 2+2=5, 3+3=
+
+PY  = .venv/bin/python
+RUN = --run $(OUT) --or-reference
 
 .DEFAULT_GOAL = help
-.PHONY: help train patch ask check report diets emergence universality dependability figures test test-slow test-matrix mutations lint coverage parity bench clean
+.PHONY: help train patch ask check report diets emergence universality dependability reference figures \
+    test test-slow lint coverage mutations parity test-matrix bench clean
 
-help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo 'variables: OUT=$(OUT) SEED=$(SEED) DEVICE=$(DEVICE) PYTHON=$(PYTHON) ARGS=  (ARGS goes to the script as it is)'
+help:  ## this list
+	@awk -F ':.*## ' '/^##@ / {print "\n" substr($$0, 5)} \
+	    /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo 'OUT=$(OUT) SEED=$(SEED) DEVICE=$(DEVICE) PYTHON=$(PYTHON)'
+	@echo 'ARGS= goes to the script as it is. Where OUT holds no trained run, patch, ask,'
+	@echo 'check and report use the one in reference/ and write to out/reference/.'
 
 .venv/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
-train: .venv/ready  ## train a model into OUT, or go on with an interrupted run there
+##@ Start here
+
+train: .venv/ready  ## train a model into OUT, or go on with an interrupted run
 	$(PY) train.py --out $(OUT) --seed $(SEED) --device $(DEVICE) $(if $(wildcard $(OUT)/resume.pt),--resume) $(ARGS)
 
-patch: .venv/ready  ## trace the circuit of the run in OUT, write OUT/circuit.json
-	$(PY) patch.py --run $(OUT) --device $(DEVICE) $(ARGS)
+patch: .venv/ready  ## trace the circuit of the run in OUT: OUT/circuit.json
+	$(PY) patch.py $(RUN) --device $(DEVICE) $(ARGS)
 
-report: .venv/ready  ## make OUT/report.html: the findings to look at, and the model to play with
-	$(PY) -m minifunc.report --run $(OUT) $(ARGS)
+report: .venv/ready  ## the findings to look at, the model to play with: OUT/report.html
+	$(PY) -m minifunc.report $(RUN) $(ARGS)
 
-PROMPT = 1+1=3, 2+2=5, 3+3=
+##@ Look at one run
 
-ask: .venv/ready  ## answer PROMPT with the run in OUT, and say which heads carried the answer
-	@$(PY) patch.py --run $(OUT) --device $(DEVICE) --ask '$(subst ','\'',$(PROMPT))' $(ARGS)
+ask: .venv/ready  ## answer PROMPT, and say which heads carried the answer
+	@$(PY) -m commands.ask $(RUN) --device $(DEVICE) --prompt '$(subst ','\'',$(PROMPT))' $(ARGS)
 
-check: .venv/ready  ## run the checklist on the run in OUT, write OUT/check.json
-	$(PY) patch.py --run $(OUT) --device $(DEVICE) --check $(ARGS)
+check: .venv/ready  ## what to know before relying on the run: OUT/check.json
+	$(PY) -m commands.check $(RUN) --device $(DEVICE) $(ARGS)
 
-diets: .venv/ready  ## train 21 diets, write results/diets.json (ARGS=--quick: minutes; the same command goes on after a stop)
+reference: .venv/ready  ## train the run in reference/ anew
+	$(PY) -m commands.reference $(ARGS)
+
+##@ Experiments: many runs (ARGS=--quick: minutes; the same command goes on)
+
+diets: .venv/ready  ## what training text it takes: 21 diets
 	$(PY) -m experiments.diets $(ARGS)
 
-emergence: .venv/ready  ## follow three default runs step by step, and train with parts kept from forming; write results/{emergence,interventions}.json
+emergence: .venv/ready  ## runs step by step, and with parts kept from forming
 	$(PY) -m experiments.emergence $(ARGS)
 	$(PY) -m experiments.interventions $(ARGS)
 
-universality: .venv/ready  ## twelve models, several seeds each, write results/universality.json
+universality: .venv/ready  ## twelve architectures, several seeds each
 	$(PY) -m experiments.universality $(ARGS)
 
-dependability: .venv/ready  ## ten seeds of the default, write results/dependability.json
+dependability: .venv/ready  ## ten seeds of the default
 	$(PY) -m experiments.dependability $(ARGS)
 
-figures: .venv/ready  ## draw docs/figures/ from results/ and from OUT/circuit.json (installs matplotlib)
+figures: .venv/ready  ## draw docs/figures/ from results/ and OUT (gets matplotlib)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[figures]'
 	$(if $(wildcard $(OUT)/circuit.json),$(PY) -m experiments.run_figures --run $(OUT))
 	$(PY) -m experiments.figures $(ARGS)
 
-test: .venv/ready  ## run the tests
+##@ For developers
+
+test: .venv/ready  ## run the tests, about a minute
 	$(PY) -m pytest $(ARGS)
 
-test-slow: .venv/ready  ## kill runs and damage files many times over (minutes)
+test-slow: .venv/ready  ## the others: kills, damaged files, processes (minutes)
 	$(PY) -m pytest -m slow $(ARGS)
 
 .venv/ready-dev: .venv/ready
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev]'
 	@touch $@
 
-lint: .venv/ready-dev  ## ruff, and mypy (strict) on minifunc/ and the three scripts
+lint: .venv/ready-dev  ## ruff's rules and format, mypy (strict)
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-coverage: .venv/ready-dev  ## run the tests and print which lines of minifunc/ and tasks.py they reach; exit code 1 below 95 %
+coverage: .venv/ready-dev  ## which lines the tests reach; fails below 95 %
 	$(PY) -m coverage erase
 	$(PY) -m coverage run -m pytest $(ARGS)
 	$(PY) -m coverage combine --quiet
 	$(PY) -m coverage report --show-missing --skip-covered --fail-under=95
 
-mutations: .venv/ready  ## put 56 faults into a copy of the source, one at a time: do the tests notice? (minutes)
+mutations: .venv/ready  ## do the tests notice faults put into the source? (minutes)
 	$(PY) -m tests.robustness.mutations $(ARGS)
 
-test-matrix:  ## install and test with Python 3.10 to 3.13 and the oldest, the pinned and the newest packages (gigabytes, an hour)
+test-matrix:  ## Python 3.10 to 3.13, oldest to newest packages (an hour)
 	$(PYTHON) -m tests.robustness.matrix $(ARGS)
 
 .venv-parity/ready: setup.cfg pyproject.toml constraints.txt
@@ -97,13 +116,13 @@ test-matrix:  ## install and test with Python 3.10 to 3.13 and the oldest, the p
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'auto-circuit==1.0.1'
 	@touch $@
 
-parity: .venv-parity/ready .venv-parity4/ready  ## compare with TransformerLens 2.18 and 4, and with safetensors, there and back (in environments of their own)
+parity: .venv-parity/ready .venv-parity4/ready  ## compare with TransformerLens 2.18 and 4 (gigabytes)
 	.venv-parity/bin/python -m pytest tests/test_parity.py tests/test_export.py $(ARGS)
 	.venv-parity4/bin/python -m pytest tests/test_export.py $(ARGS)
 
-bench: .venv-parity/ready-bench  ## time patcher and training against the others, write results/bench.json
+bench: .venv-parity/ready-bench  ## time patcher and training against the others
 	.venv-parity/bin/python -m experiments.bench --device $(DEVICE) $(ARGS)
 
-clean:  ## remove the environments and caches; never a trained run
+clean:  ## remove environments and caches; never a trained run
 	rm -rf .venv .venv-parity .venv-parity4 build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*
 	find . -name __pycache__ -type d -not -path './out/*' -prune -exec rm -rf {} +

@@ -1,6 +1,6 @@
 """Trains a model on a diet: `python train.py --out out/default`.
 
-What is learned: next-token prediction on documents of examples (corpus.py), scored at the answers
+What is learned: next-token prediction on documents of examples (tasks.py), scored at the answers
 only. The run can be stopped at any moment (Ctrl-C) and taken up again with --resume, to the same
 final weights. `torchrun --nproc-per-node=4 train.py` shares out every batch among four processes.
 """
@@ -19,15 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-import corpus
 import minifunc
 import tasks
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support.checkpoints import Progress, StopAsked, check_unused, claimed, load_checkpoint
+from minifunc.support.errors import UserError
 from minifunc.support.evaluation import last_logits
-from minifunc.support.flags import Parser, add_flags
+from minifunc.support.flags import Parser, add_flags, pick_device
 from minifunc.support.processes import all_sum, any_process, join, run_together, share
-from minifunc.support.runs import UserError, pick_device
 from minifunc.support.settings import as_json, check_numbers, chosen_settings
 
 MODEL = ModelConfig(n_heads=6, d_vocab=len(tasks.VOCABULARY), act_fn="relu", rotary_base=100.0)
@@ -75,7 +74,7 @@ class TrainConfig:
         return 2 * self.examples - 1 if self.long_every else self.examples
 
 
-def loss_on_answers(model: Transformer, documents: corpus.Documents) -> Tensor:
+def loss_on_answers(model: Transformer, documents: tasks.Documents) -> Tensor:
     """Cross-entropy (nats) of the answers that what stands before them determines, [].
 
     The model is asked at the `=` signs alone. With several processes: the sum over this one's
@@ -101,7 +100,7 @@ def train_step(
     model: Transformer,
     optimizer: torch.optim.Optimizer,
     cfg: TrainConfig,
-    documents: corpus.Documents,
+    documents: tasks.Documents,
 ) -> tuple[Tensor, Tensor]:
     """One step on one batch → its loss and the norm of the gradient before clipping, [] each."""
     loss = loss_on_answers(model, documents)
@@ -149,7 +148,7 @@ def answers_right(model: Transformer, pairs: tasks.Pairs) -> Tensor:
     return right
 
 
-def describe(model_cfg: ModelConfig, cfg: TrainConfig, diet: corpus.Diet) -> dict[str, Any]:
+def describe(model_cfg: ModelConfig, cfg: TrainConfig, diet: tasks.Diet) -> dict[str, Any]:
     """What goes into config.json."""
     versions = {"minifunc": minifunc.__version__, "torch": torch.__version__}
     config = {
@@ -166,7 +165,7 @@ def train(
     out: Path,
     model_cfg: ModelConfig,
     cfg: TrainConfig,
-    diet: corpus.Diet,
+    diet: tasks.Diet,
     device: torch.device,
     resume: bool = False,
     after_step: Callable[[int, Transformer], None] | None = None,
@@ -190,7 +189,7 @@ def train(
         for step in range(done + 1, cfg.steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = cfg.lr_at(step)
-            documents = corpus.sample(diet, *cfg.batch_at(step), data)
+            documents = tasks.sample(diet, *cfg.batch_at(step), data)
             loss, norm = train_step(model, optimizer, cfg, documents)
             run.step = step
 
@@ -220,7 +219,7 @@ def train(
     return model.requires_grad_(False).eval()
 
 
-def print_table(model: Transformer, diet: corpus.Diet, n_prompts: int) -> None:
+def print_table(model: Transformer, diet: tasks.Diet, n_prompts: int) -> None:
     """Accuracy by task and number of shots; what the diet never shows is marked."""
     table = evaluate(model, n_prompts, every_task=True)
     others = [task for task in table if task != "addition"]
@@ -252,8 +251,8 @@ def parse(argv: list[str] | None) -> Namespace:
     add = parser.add_argument
     add("--out", default="out/default", help="folder of the run (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
-    diets = f"{', '.join(corpus.DIETS)}, or a JSON file of a diet's fields"
-    add("--diet", help=f"{diets} (default: {corpus.DEFAULT_DIET.name})")
+    diets = f"{', '.join(tasks.DIETS)}, or a JSON file of a diet's fields"
+    add("--diet", help=f"{diets} (default: {tasks.DEFAULT_DIET.name})")
     add("--resume", action="store_true", help="go on with the run in --out")
     behind = "prompts behind each figure of the last table (default: %(default)s)"
     add("--table-prompts", type=int, default=500, help=behind)
@@ -267,8 +266,8 @@ def run(argv: list[str] | None) -> int:
     out, device = Path(arguments.out), pick_device(arguments.device)
     if not 8 <= arguments.table_prompts <= 100_000:
         raise UserError("--table-prompts must be from 8 to 100000")
-    defaults = {"model": MODEL, "train": TrainConfig(), "diet": corpus.DEFAULT_DIET}
-    chosen = chosen_settings(arguments, defaults, corpus.DIETS, tasks.VOCABULARY)
+    defaults = {"model": MODEL, "train": TrainConfig(), "diet": tasks.DEFAULT_DIET}
+    chosen = chosen_settings(arguments, defaults, tasks.DIETS, tasks.VOCABULARY)
     model_cfg, cfg, diet = chosen
     d_vocab, n_ctx = len(tasks.VOCABULARY), 1 + tasks.EXAMPLE * cfg.longest
     if model_cfg.d_vocab < d_vocab or model_cfg.n_ctx < n_ctx:

@@ -1,138 +1,157 @@
-"""One prompt, answered and taken apart in the terminal: `python patch.py --ask "1+1=3, 2+2=5, 3+3="`.
+"""One prompt, answered and taken apart: `python -m commands.ask "1+1=3, 2+2=5, 3+3="`.
 
-Which heads carried the answer is told in one of two exact ways. If another prompt differs from this one by the plain answers alone
-(the *base prompt*) and is answered otherwise, by path patching between the two. If not, by switching off one head at a time.
+Which heads carried the answer is told in one of two exact ways. The *base prompt* is the same
+prompt with the plain answers shown. If it is answered otherwise, path patching between the two
+tells; if not, switching off one head at a time does.
 """
+
+import sys
+from argparse import SUPPRESS
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 import tasks
 from minifunc.ablation import Ablator, all_heads
-from minifunc.circuit import Criteria, heads_of, parse
-from minifunc.model import Transformer
-from minifunc.nodes import Logits
-from minifunc.patching import PathPatcher
-from minifunc.support.runs import UserError
+from minifunc.circuit import Criteria, parse
+from minifunc.model import Hook, Transformer
+from minifunc.patching import Logits, PathPatcher
+from minifunc.support.errors import UserError, run_main
+from minifunc.support.flags import Parser, pick_device
+from minifunc.support.runs import add_run_flag, chosen_run, load_run
 
+PROMPT = "1+1=3, 2+2=5, 3+3="
+NAMES = tasks.VOCABULARY
 MOST_HEADS = 8  # lines of the list
+STRONG = Criteria().strong  # |r| from which a head alone has carried part of the answer
 
 
 def prompt_tokens(text: str, n_ctx: int) -> Tensor:
-    """Text → tokens [pos], an `=` at the end. Raises UserError for what cannot be read or asked."""
+    """Text → tokens [pos], an `=` at the end. Raises UserError for what cannot be asked."""
     try:
         tokens = tasks.encode(text)
     except ValueError as error:
         raise UserError(str(error)) from None
     if tokens[-1] != tasks.EQUALS:
-        raise UserError(
-            "the prompt shows every answer: leave the last one open, as in 1+1=3, 2+2=5, 3+3="
-        )
+        fault = "the prompt shows every answer: leave the last one open, as in"
+        raise UserError(f"{fault} {PROMPT}")
     if len(tokens) > n_ctx:
         raise UserError(f"the prompt has {len(tokens)} tokens; the model's context holds {n_ctx}")
     return tokens
 
 
 def plain_answer(x: int, op: int, y: int) -> int | None:
-    """The token that answers the problem `x op y` as it stands; None for one that there is not."""
+    """The token that answers the problem `x op y` as it stands; None for no problem of ours."""
     p = tasks.PROBLEMS
-    row = ((p.x == x) & (p.op == op) & (p.y == y)).nonzero()[:, 0]
-    if not len(row):
+    rows = ((p.x == x) & (p.op == op) & (p.y == y)).nonzero()[:, 0]
+    if not len(rows):
         return None
-    return int(p.value[row[0]]) + (tasks.A if tasks.LETTERED[p.function[row[0]]] else tasks.ZERO)
+    is_letter = tasks.LETTERED[p.function[rows[0]]]
+    return int(p.value[rows[0]]) + (tasks.A if is_letter else tasks.ZERO)
 
 
 def base_prompt(tokens: Tensor) -> Tensor:
-    """The same prompt with the plain answers shown, [pos]; an answer to what is no problem of ours stays."""
+    """The same prompt with plain answers shown, [pos]; an answer to no problem of ours stays."""
     base = tokens.clone()
     for place in tasks.answer_positions((len(tokens) - 5) // tasks.EXAMPLE).tolist():
         answer = plain_answer(*tokens[[place - 4, place - 3, place - 2]].tolist())
-        base[place] = base[place] if answer is None else answer
+        if answer is not None:
+            base[place] = answer
     return base
 
 
-def top(probabilities: Tensor, n: int = 5) -> list[tuple[str, float]]:
-    best = probabilities.topk(min(n, len(probabilities)))
-    return [
-        (tasks.VOCABULARY[token], share)
-        for token, share in zip(best.indices.tolist(), best.values.tolist())
-    ]
-
-
 @torch.no_grad()
-def switched_off(model: Transformer, tokens: Tensor) -> dict[str, Tensor]:
-    """Probabilities [d_vocab] of what comes next when one head sends zeros and everything after is live, for each head."""
-    out = {}
-    for name in all_heads(model.cfg):
-        layer, head = parse(name)
-
-        def zero(z: Tensor, _: str, head: int = head) -> Tensor:
-            z = z.clone()
-            z[:, :, head] = 0
-            return z
-
-        out[name] = model.run_with_hooks(tokens[None], {f"blocks.{layer}.attn.hook_z": zero})[
-            0, -1
-        ].softmax(-1)
-    return out
+def probabilities(model: Transformer, tokens: Tensor, **hooks: Hook) -> Tensor:
+    """Of what comes after the prompt tokens [pos], [d_vocab]."""
+    return model.run_with_hooks(tokens[None], hooks)[0, -1].softmax(-1)
 
 
-@torch.no_grad()
-def answer(model: Transformer, text: str, criteria: Criteria) -> str:
-    """What `--ask` prints. Raises UserError for a prompt that cannot be asked."""
-    tokens = prompt_tokens(text, model.cfg.n_ctx).to(model.unembed.W_U.device)
-    base = base_prompt(tokens.cpu()).to(tokens.device)
-    shares, base_shares = (model(prompt[None])[0, -1].softmax(-1) for prompt in (tokens, base))
-    given, plain = int(shares.argmax()), int(base_shares.argmax())
-    name = tasks.VOCABULARY
-    lines = [f"prompt  {tasks.decode(tokens)}", f"answer  {name[given]}", ""]
-    lines += [
-        f"  {token:>4}{share:8.1%}  {'█' * round(30 * share)}" for token, share in top(shares)
-    ]
-    if given == plain:
-        lines += [
-            "",
-            f"Which heads carried it: the probability of {name[given]} when one head alone is switched off (sends zeros; everything after is live).",
-        ]
-        left = sorted(switched_off(model, tokens).items(), key=lambda pair: pair[1][given].item())
-        return "\n".join(
-            lines
-            + [
-                f"  {head:>4}{after[given].item():8.1%}   then {top(after, 1)[0][0]}"
-                for head, after in left[:MOST_HEADS]
-            ]
-        )
-    patcher = PathPatcher(
-        model, base[None], tokens[None], torch.tensor([plain]), torch.tensor([given])
-    )
-    effects = patcher.sweep(Logits()).heads
-    ranked = sorted(all_heads(model.cfg), key=lambda head: effects[parse(head)].item())
-    strong = heads_of(head for head in ranked if effects[parse(head)] <= -criteria.strong)
-    lines += [
-        "",
-        f"The same with the plain answers shown, {tasks.decode(base)}, is answered {name[plain]} ({base_shares[plain].item():.1%}).",
-    ]
-    lines += [
-        f"Which heads carried it: r in %, how far logit({name[plain]}) - logit({name[given]}) goes from this prompt's (0) to that one's (-100)",
+def top(shares: Tensor, n: int = 5) -> list[tuple[str, float]]:
+    """The n most probable tokens of [d_vocab], as strings, with their probabilities."""
+    best = shares.topk(n)
+    return [(NAMES[token], share) for token, share in zip(best.indices, best.values.tolist())]
+
+
+def without_head(model: Transformer, tokens: Tensor, name: str) -> Tensor:
+    """Probabilities [d_vocab] when one head sends zeros and everything after it is live."""
+    layer, head = parse(name)
+
+    def zero(z: Tensor, _: str) -> Tensor:
+        z = z.clone()  # [batch, pos, head, d_head]
+        z[:, :, head] = 0
+        return z
+
+    return probabilities(model, tokens, **{f"blocks.{layer}.attn.hook_z": zero})
+
+
+def by_switching_off(model: Transformer, tokens: Tensor, given: int) -> list[str]:
+    """Lines: the probability of the answer `given` without each head, the lowest first."""
+    shares = {name: without_head(model, tokens, name) for name in all_heads(model.cfg)}
+    left = {name: shares[name][given].item() for name in shares}
+    told = f"Which heads carried it: the probability of {NAMES[given]} when one head alone is"
+    lines = [f"{told} switched off (sends zeros; everything after is live)."]
+    for name in sorted(left, key=left.__getitem__)[:MOST_HEADS]:
+        lines.append(f"  {name:>4}{left[name]:8.1%}   then {NAMES[shares[name].argmax()]}")
+    return lines
+
+
+def by_patching(model: Transformer, tokens: Tensor, base: Tensor) -> list[str]:
+    """Lines: r of each head on the logits, the strongest first, and the answer without those."""
+    base_shares = probabilities(model, base)
+    plain, given = base_shares.argmax(), probabilities(model, tokens).argmax()
+    patcher = PathPatcher(model, base[None], tokens[None], plain[None].cpu(), given[None].cpu())
+    heads = patcher.sweep(Logits()).heads
+    r = {name: heads[parse(name)].item() for name in all_heads(model.cfg)}
+    lines = [
+        f"The same with the plain answers shown, {tasks.decode(base)}, is answered {NAMES[plain]}"
+        f" ({base_shares[plain].item():.1%}).",
+        f"Which heads carried it: r in %, how far logit({NAMES[plain]}) - logit({NAMES[given]})"
+        " goes from this prompt's (0) to that one's (-100)",
         "when a head's direct path to the logits sends what it sends there (path patching, exact).",
     ]
-    lines += [
-        f"  {head:>4}{100 * effects[parse(head)].item():8.1f}  {'█' * max(0, round(-30 * effects[parse(head)].item()))}"
-        for head in ranked[:MOST_HEADS]
-        if abs(effects[parse(head)]) >= 0.001
-    ]
+    for name in sorted(r, key=r.__getitem__)[:MOST_HEADS]:
+        if abs(r[name]) >= 0.001:
+            lines.append(f"  {name:>4}{100 * r[name]:8.1f}  {'█' * max(0, round(-30 * r[name]))}")
+    strong = [name for name in r if r[name] <= -STRONG]
     if not strong:
-        return "\n".join(
-            [*lines, f"No head alone has r of {-100 * criteria.strong:.0f} % or less."]
-        )
-    after = (
-        Ablator(model, tokens[None], {"base": base[None]})
-        .logits([strong], "base")[0, 0]
-        .softmax(-1)
-    )
-    return "\n".join(
-        [
-            *lines,
-            f"With all that {', '.join(strong)} send swapped for what they send there, the answer is {top(after, 1)[0][0]} ({top(after, 1)[0][1]:.1%}).",
-        ]
-    )
+        return [*lines, f"No head alone has r of {-100 * STRONG:.0f} % or less."]
+    ablator = Ablator(model, tokens[None], {"base": base[None]})
+    after = ablator.logits([strong], "base")[0, 0].softmax(-1)
+    told = f"With all that {', '.join(strong)} send swapped for what they send there, the answer is"
+    return [*lines, f"{told} {NAMES[after.argmax()]} ({after.max().item():.1%})."]
+
+
+def answer(model: Transformer, text: str) -> str:
+    """What the command prints. Raises UserError for a prompt that cannot be asked."""
+    tokens = prompt_tokens(text, model.cfg.n_ctx).to(model.device)
+    base = base_prompt(tokens.cpu()).to(model.device)
+    shares = probabilities(model, tokens)
+    given = int(shares.argmax())
+    lines = [f"prompt  {tasks.decode(tokens)}", f"answer  {NAMES[given]}", ""]
+    for token, share in top(shares):
+        lines.append(f"  {token:>4}{share:8.1%}  {'█' * round(30 * share)}")
+    if given == probabilities(model, base).argmax():
+        return "\n".join([*lines, "", *by_switching_off(model, tokens, given)])
+    return "\n".join([*lines, "", *by_patching(model, tokens, base)])
+
+
+def work(argv: Sequence[str] | None) -> int:
+    parser = Parser(prog="python -m commands.ask", description=__doc__.splitlines()[0])
+    add_run_flag(parser)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
+    parser.add_argument("--prompt", default=PROMPT, help="default: %(default)s")
+    parser.add_argument("prompt", nargs="?", default=SUPPRESS, help="the same, without a flag")
+    arguments = parser.parse_args(argv)
+    device = pick_device(arguments.device, float64=True)
+    model, _ = load_run(chosen_run(arguments).run, device, tasks.VOCABULARY)
+    print(answer(model, arguments.prompt))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(lambda: work(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

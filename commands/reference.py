@@ -12,11 +12,11 @@ import tempfile
 from pathlib import Path
 
 import train
+from minifunc.support.errors import UserError, run_main
 from minifunc.support.flags import Parser
-from minifunc.support.runs import UserError, load_run, run_main
+from minifunc.support.runs import REFERENCE, load_run
 
 FILES = ("config.json", "model.pt", "metrics.jsonl")
-REFERENCE = Path(__file__).parent.parent / "reference"
 
 
 def swap(new: Path, folder: Path) -> None:

@@ -1,24 +1,29 @@
-"""The other sides of the benchmark: path patching as people write it today, one sender and one receiver at a time.
+"""The other sides of the benchmark: path patching as people write it today, one path at a time.
 
-    Loop    the published two-pass loop (arXiv 2507.09875): one full pass with every head frozen but the sender, which
-            records the receiver, and one with the receiver overwritten. On TransformerLens 2.18, or on our own model.
-    Edges   auto-circuit 1.0.1: one full pass with the one edge's difference added to the receiver's input, everything else live.
-            That is `freeze_mlps=True` here: the direct path is the residual stream alone.
+    Loop    the published two-pass loop (arXiv 2507.09875): one full pass with every head frozen
+            but the sender, which records what the receiver reads, and one with the receiver
+            overwritten. On TransformerLens 2.18, or on our own model.
+    Edges   auto-circuit 1.0.1: one full pass with the one edge's difference added to the
+            receiver's input, everything else live. That is `freeze_mlps=True` here: the direct
+            path is the residual stream alone.
 
-Both make their two cached runs in `start()` and share them over all pairs. TransformerLens 4.3 has the second kind too
-(`get_act_patch_direct_path`: one full pass for each pair, heads only, no logits), but no longer the class that
-the first loop and auto-circuit are written for, so it cannot stand beside them in one run.
+Both make their two cached runs in `start()` and share them over all paths. TransformerLens 4.3 has
+the second kind too (`get_act_patch_direct_path`: one full pass for each path, heads only, no
+logits), but no longer the class that the first loop and auto-circuit are written for, so it cannot
+stand beside them in one run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
 from torch import Tensor
 
 import tasks
-from minifunc.model import Hooks, Transformer
-from minifunc.patching import HeadInput, Logits
+from experiments.bench_sweep import Head, Receiver
+from minifunc.model import Hook, Transformer
+from minifunc.patching import HeadInput
+from minifunc.support.export import lens_config
 
 try:
     import transformer_lens as lens
@@ -29,62 +34,50 @@ try:
 except ImportError:
     graph_utils = None
 
-Head = tuple[int, int]  # (layer, head)
+Run = Callable[[Tensor, Mapping[str, Hook]], Tensor]  # tokens, hooks by name → logits of one pass
 
 
-def hooked_transformer(model: Transformer) -> "lens.HookedTransformer":
-    """Our weights in TransformerLens, on the same device. The model must have rotary positions, RMSNorm and MLPs."""
-    cfg = model.cfg
-    shape = {
-        name: getattr(cfg, name)
-        for name in (
-            "n_layers",
-            "n_heads",
-            "d_model",
-            "d_head",
-            "d_mlp",
-            "d_vocab",
-            "n_ctx",
-            "eps",
-            "act_fn",
-        )
-    }
-    rotary = {
-        "positional_embedding_type": "rotary",
-        "rotary_dim": cfg.d_head,
-        "rotary_base": int(cfg.rotary_base),
-        "rotary_adjacent_pairs": True,
-    }
-    device = str(model.unembed.W_U.device)
-    other = lens.HookedTransformer(
-        lens.HookedTransformerConfig(
-            **shape, **rotary, normalization_type="RMS", init_weights=False, device=device
-        )
-    )
-    for parameter in other.parameters():
-        parameter.data.zero_()  # what we lack (biases) stays zero
-    other.load_state_dict(model.state_dict(), strict=False)
-    return other.requires_grad_(False)
+def sides(model: Transformer, pairs: tasks.Pairs, freeze_mlps: bool) -> dict[str, "Side"]:
+    """The tools that are installed here and patch with live MLPs, or with frozen ones."""
+    found: dict[str, Side] = {}
+    if freeze_mlps:
+        if graph_utils is not None:
+            found["auto-circuit 1.0.1, one pass per edge"] = Edges(model, pairs)
+        return found
+    if lens is not None:
+        found["two-pass loop on TransformerLens 2.18"] = Loop(model, pairs, lens_runner(model))
+    found["own two-pass loop"] = Loop(model, pairs, model.run_with_hooks)
+    return found
 
 
 class Side:
-    """What both loops share: the prompts and their score. `change` gives F_patched - F_contrast, [n_prompts]."""
+    """What all loops share: the prompts, their score, and the paths asked for."""
 
-    def __init__(self, pairs: tasks.Pairs, device: torch.device) -> None:
+    changes: list[Tensor]  # of the paths asked for last
+
+    def __init__(self, model: Transformer, pairs: tasks.Pairs) -> None:
+        device = model.device
         self.base, self.contrast = pairs.base.to(device), pairs.contrast.to(device)
-        self.answers = torch.stack([pairs.base_answers, pairs.contrast_answers], dim=1).to(
-            device
-        )  # [n_prompts, 2]
+        answers = torch.stack([pairs.base_answers, pairs.contrast_answers], dim=1)
+        self.answers = answers.to(device)  # [n_prompts, 2]
 
     def F(self, logits: Tensor) -> Tensor:
-        """logits [n_prompts, pos, d_vocab] → logit(base answer) - logit(contrast answer) at the last position, [n_prompts]."""
+        """Logit(base answer) - logit(contrast answer) at the last position.
+
+        logits [n_prompts, pos, d_vocab] → [n_prompts].
+        """
         picked = logits[:, -1].gather(-1, self.answers)
         return picked[:, 0] - picked[:, 1]
 
+    def ask(self, paths: Sequence[tuple[Head, Receiver]]) -> None:
+        """Patches each path; `changes` then holds F_patched - F_contrast, [n_prompts] each."""
+        self.changes = [self.F_patched(*path) - self.F_contrast for path in paths]
+
     def start(self) -> None:
+        """Makes the cached runs and sets F_contrast [n_prompts]."""
         raise NotImplementedError
 
-    def change(self, sender: Head, receiver: HeadInput | Logits) -> Tensor:
+    def F_patched(self, sender: Head, receiver: Receiver) -> Tensor:
         raise NotImplementedError
 
     def close(self) -> None:
@@ -92,134 +85,119 @@ class Side:
 
 
 class Loop(Side):
-    """The two-pass loop, MLPs live. `run(tokens, hooks)` gives the logits of one pass, hooks being {name: fn(activation, name)}."""
+    """The two-pass loop, MLPs live."""
 
-    def __init__(
-        self,
-        run: Callable[[Tensor, dict], Tensor],
-        n_layers: int,
-        pairs: tasks.Pairs,
-        device: torch.device,
-    ) -> None:
-        super().__init__(pairs, device)
-        self.run, self.n_layers = run, n_layers
-        self.names = [f"blocks.{layer}.attn.hook_z" for layer in range(n_layers)]
+    def __init__(self, model: Transformer, pairs: tasks.Pairs, run: Run) -> None:
+        super().__init__(model, pairs)
+        self.run = run
+        layers = range(model.cfg.n_layers)
+        self.z_names = [f"blocks.{layer}.attn.hook_z" for layer in layers]
+        self.last_name = f"blocks.{layers[-1]}.hook_resid_post"
 
-    def cached(self, tokens: Tensor) -> dict[str, Tensor]:
+    def start(self) -> None:
+        self.z_base, _ = self.cached(self.base)
+        self.z_contrast, logits = self.cached(self.contrast)
+        self.F_contrast = self.F(logits)
+
+    def cached(self, tokens: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """z of every layer by name, and the logits."""
         cache: dict[str, Tensor] = {}
 
         def store(x: Tensor, name: str) -> Tensor:
             cache[name] = x
             return x
 
-        cache["logits"] = self.run(tokens, dict.fromkeys(self.names, store))
-        return cache
+        logits = self.run(tokens, dict.fromkeys(self.z_names, store))
+        return cache, logits
 
-    def start(self) -> None:
-        self.of_base, self.of_contrast = self.cached(self.base), self.cached(self.contrast)
+    def F_patched(self, sender: Head, receiver: Receiver) -> Tensor:
+        layer, head = sender
+        place = self.last_name
+        if isinstance(receiver, HeadInput):
+            place = f"blocks.{receiver.layer}.attn.hook_{receiver.which}"
+        read: dict[str, Tensor] = {}  # by the receiver, in the first pass
 
-    def change(self, sender: Head, receiver: HeadInput | Logits) -> Tensor:
-        noted: dict[str, Tensor] = {}
-        to_head = isinstance(receiver, HeadInput)
-        place = (
-            f"blocks.{receiver.layer}.attn.hook_{receiver.which}"
-            if to_head
-            else f"blocks.{self.n_layers - 1}.hook_resid_post"
-        )
+        def freeze(z: Tensor, name: str) -> Tensor:
+            frozen = self.z_contrast[name]
+            if name == self.z_names[layer]:
+                frozen = frozen.clone()
+                frozen[:, :, head] = self.z_base[name][:, :, head]
+            return frozen
 
-        def frozen(x: Tensor, name: str) -> Tensor:
-            z = self.of_contrast[name]
-            if name == self.names[sender[0]]:
-                z = z.clone()
-                z[:, :, sender[1]] = self.of_base[name][:, :, sender[1]]
-            return z
-
-        def note(x: Tensor, name: str) -> Tensor:
-            noted[name] = x
+        def record(x: Tensor, name: str) -> Tensor:
+            read[name] = x
             return x
 
         def overwrite(x: Tensor, name: str) -> Tensor:
-            if not to_head:
-                return noted[name]
+            if not isinstance(receiver, HeadInput):
+                return read[name]
             x = x.clone()
-            x[:, :, receiver.head] = noted[name][:, :, receiver.head]
+            x[:, :, receiver.head] = read[name][:, :, receiver.head]
             return x
 
-        self.run(self.contrast, dict.fromkeys(self.names, frozen) | {place: note})
-        return self.F(self.run(self.contrast, {place: overwrite})) - self.F(
-            self.of_contrast["logits"]
-        )
+        self.run(self.contrast, dict.fromkeys(self.z_names, freeze) | {place: record})
+        return self.F(self.run(self.contrast, {place: overwrite}))
 
 
 class Edges(Side):
-    """auto-circuit, used as its own edge-by-edge search uses it: the patching mode is entered once, then one mask at a time is set."""
+    """auto-circuit, used as its own edge-by-edge search uses it.
 
-    def __init__(self, model: Transformer, pairs: tasks.Pairs, device: torch.device) -> None:
-        super().__init__(pairs, device)
+    The patching mode is entered once, then one mask at a time is set.
+    """
+
+    def __init__(self, model: Transformer, pairs: tasks.Pairs) -> None:
+        super().__init__(model, pairs)
         other = hooked_transformer(model)
         other.cfg.use_attn_result = other.cfg.use_split_qkv_input = other.cfg.use_hook_mlp_in = True
         self.model = graph_utils.patchable_model(
-            other, factorized=True, separate_qkv=True, device=device
+            other, factorized=True, separate_qkv=True, device=model.device
         )
         self.edges = {edge.name: edge for edge in self.model.edges}
         self.mode = ExitStack()
 
-    def close(self) -> None:
-        self.mode.close()
-
     def start(self) -> None:
         self.close()  # of an earlier start
-        self.of_contrast = self.model(self.contrast)
-        sent = ablation_activations.src_ablations(
-            self.model, self.base
-        )  # [source, n_prompts, pos, d_model]
+        self.F_contrast = self.F(self.model(self.contrast))
+        # [source, n_prompts, pos, d_model]
+        sent = ablation_activations.src_ablations(self.model, self.base)
         self.mode.enter_context(graph_utils.patch_mode(self.model, sent, edges=[]))
 
-    def change(self, sender: Head, receiver: HeadInput | Logits) -> Tensor:
-        to = (
-            f"A{receiver.layer}.{receiver.head}.{receiver.which.upper()}"
-            if isinstance(receiver, HeadInput)
-            else "Resid End"
-        )
-        edge = self.edges[f"A{sender[0]}.{sender[1]}->{to}"]
+    def F_patched(self, sender: Head, receiver: Receiver) -> Tensor:
+        layer, head = sender
+        end = "Resid End"
+        if isinstance(receiver, HeadInput):
+            end = f"A{receiver.layer}.{receiver.head}.{receiver.which.upper()}"
+        edge = self.edges[f"A{layer}.{head}->{end}"]
         mask = edge.patch_mask(self.model).data
         mask[edge.patch_idx] = 1.0
         with torch.inference_mode():  # as there
             logits = self.model(self.contrast)
         mask[edge.patch_idx] = 0.0
-        return self.F(logits) - self.F(self.of_contrast)
+        return self.F(logits)
+
+    def close(self) -> None:
+        self.mode.close()
 
 
-def two_pass_loops(model: Transformer, pairs: tasks.Pairs) -> dict[str, Side]:
-    """The two-pass loop on TransformerLens, where that is installed, and on our own model."""
-    n_layers, device = model.cfg.n_layers, model.unembed.W_U.device
-    sides: dict[str, Side] = {}
-    if lens is not None:
-        other = hooked_transformer(model)
-
-        def run(
-            tokens: Tensor, hooks: dict
-        ) -> Tensor:  # TransformerLens passes the hook point, of which the loop wants the name
-            return other.run_with_hooks(
-                tokens,
-                fwd_hooks=[
-                    (name, lambda x, hook, fn=fn: fn(x, hook.name)) for name, fn in hooks.items()
-                ],
-            )
-
-        sides["two-pass loop on TransformerLens 2.18"] = Loop(run, n_layers, pairs, device)
-    sides["own two-pass loop"] = Loop(
-        lambda tokens, hooks: model(tokens, None, Hooks(hooks)), n_layers, pairs, device
-    )
-    return sides
+def hooked_transformer(model: Transformer) -> "lens.HookedTransformer":
+    """Our weights in TransformerLens, on the same device."""
+    config = lens_config(model.cfg) | {"device": str(model.device)}
+    other = lens.HookedTransformer(lens.HookedTransformerConfig(**config))
+    for parameter in other.parameters():
+        parameter.data.zero_()  # what we lack (biases) stays zero
+    other.load_state_dict(model.state_dict(), strict=False)
+    return other.requires_grad_(False)
 
 
-def edge_loops(model: Transformer, pairs: tasks.Pairs) -> dict[str, Side]:
-    """auto-circuit, where it is installed."""
-    return (
-        {}
-        if graph_utils is None
-        else {
-            "auto-circuit 1.0.1, one pass per edge": Edges(model, pairs, model.unembed.W_U.device)
-        }
-    )
+def lens_runner(model: Transformer) -> Run:
+    """Passes through our weights in TransformerLens."""
+    other = hooked_transformer(model)
+
+    def adapted(function: Hook) -> Callable[..., Tensor]:
+        return lambda x, hook: function(x, hook.name)  # it is given the point, we want its name
+
+    def run(tokens: Tensor, hooks: Mapping[str, Hook]) -> Tensor:
+        fwd_hooks = [(name, adapted(function)) for name, function in hooks.items()]
+        return other.run_with_hooks(tokens, fwd_hooks=fwd_hooks)
+
+    return run

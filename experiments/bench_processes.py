@@ -1,110 +1,122 @@
-"""What a second process brings: the sweep of all heads → v, q, k of every head, by one process of one thread and by two (torchrun, gloo).
+"""What is measured in processes of its own: peak memory, and what a second process brings.
 
-Run as a command, it is one of the processes: it meets the others, sweeps, and the first one prints seconds and r as JSON.
+Run as a command, it is one of these processes: it gets a task and a sweep, and prints JSON.
 """
 
 import json
 import os
+import pickle
+import resource
 import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import tasks
+from experiments.bench_sweep import Sweep
 from minifunc.support.processes import any_process, is_main, join, run_together
-from minifunc.model import ModelConfig, Transformer
-from minifunc.patching import HeadInput, PathPatcher
 
-PROMPTS, SHOTS = 100, 8
+ROOT = Path(__file__).parent.parent
 
 
-def row(cfg: ModelConfig, repeats: int) -> dict[str, Any]:
-    """The row of results/bench.json: `ours` are two processes, `other` is one; each has one thread. They take turns."""
-    took: dict[int, list[float]] = {1: [], 2: []}
+def peak_memory(sweep: Sweep, device: torch.device) -> float:
+    """Peak memory of a sweep beside weights and prompts, in GiB, measured in a fresh process.
+
+    CUDA: what was allocated. CPU: growth of the resident set.
+    """
+    return float(_in_fresh_process("memory", sweep, device))
+
+
+def compare_processes(sweep: Sweep, repeats: int) -> tuple[float, float, float]:
+    """One process and two, of one thread each, in turn.
+
+    Returns the median seconds of one and of two, and the largest difference of r.
+    """
+    seconds: dict[int, list[float]] = {1: [], 2: []}
     r: dict[int, torch.Tensor] = {}
     for _ in range(repeats):
-        for n in took:
-            found = _started(n, cfg)
-            took[n].append(found["seconds"])
+        for n in seconds:
+            found = _in_fresh_process("seconds", sweep, torch.device("cpu"), n)
+            seconds[n].append(found["seconds"])
             r[n] = torch.tensor(found["r"], dtype=torch.float64)
-    one, two = (statistics.median(took[n]) for n in (1, 2))
-    shape = {
-        "name": "default",
-        **{
-            name: getattr(cfg, name)
-            for name in ("n_layers", "n_heads", "d_model", "d_head", "d_mlp")
-        },
-        "prompts": PROMPTS,
-    }
-    return {
-        "work": "two processes: all heads → v, q, k",
-        "model": shape,
-        "ours_s": two,
-        "other": "one process, one thread each",
-        "other_s": one,
-        "ratio": one / two,
-        "max_abs_diff": (r[1] - r[2]).abs().max().item(),
-        "peak_gib": None,
-    }
+    one, two = (statistics.median(seconds[n]) for n in (1, 2))
+    return one, two, (r[1] - r[2]).abs().max().item()
 
 
-def _started(n: int, cfg: ModelConfig) -> dict[str, Any]:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(n),
-        "-m",
-        "experiments.bench_processes",
-        json.dumps(vars(cfg)),
-    ]
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        command,
-        cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def _in_fresh_process(
+    task: str, sweep: Sweep, device: torch.device, n_processes: int | None = None
+) -> Any:
+    """What this file prints as a command. n_processes: under torchrun, with one thread each."""
+    launcher, environment = [], dict(os.environ)
+    if n_processes is not None:
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={n_processes}",
+        ]
+        environment["OMP_NUM_THREADS"] = "1"
+    handed_over = pickle.dumps((sweep, device)).hex()
+    command = [sys.executable, *launcher, "-m", "experiments.bench_processes", task, handed_over]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"the {n} processes failed: {done.stderr[-500:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        raise RuntimeError(f"the process for {task} failed: {done.stderr[-500:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def _sweep() -> int:
-    device = join(torch.device("cpu"))
-    cfg = ModelConfig(**json.loads(sys.argv[1]))
-    model = Transformer(cfg, torch.Generator().manual_seed(0)).to(device).requires_grad_(False)
-    pairs = tasks.evaluation_pairs("addition", 1, SHOTS, PROMPTS, torch.Generator().manual_seed(0))
-    receivers = [
-        HeadInput(layer, head, which)
-        for layer in range(1, cfg.n_layers)
-        for head in range(cfg.n_heads)
-        for which in "vqk"
-    ]
+# ---------------------------------------------------------------- in the fresh process
 
-    def sweep(n_receivers: int) -> list[list[float]]:
-        patcher = PathPatcher(
-            model, pairs.base, pairs.contrast, pairs.base_answers, pairs.contrast_answers
-        )
-        return [effects.r.tolist() for effects in patcher.sweep_each(receivers[:n_receivers])]
 
-    sweep(1)  # to warm up
+def _seconds(sweep: Sweep, device: torch.device) -> dict[str, Any]:
+    """Of one sweep, all processes together; and its r."""
+    model, pairs = sweep.model(device), sweep.pairs()
+    replace(sweep, receivers=sweep.receivers[:1]).run(model, pairs)  # to warm up
     any_process(False)  # all begin together
     started = time.perf_counter()
-    found = sweep(len(receivers))
+    found = sweep.run(model, pairs)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "r": [effects.r.tolist() for effects in found.values()]}
+
+
+def _memory(sweep: Sweep, device: torch.device) -> float:
+    """Peak of one sweep, GiB."""
+    narrow = replace(sweep.cfg, d_model=16, d_head=2, d_mlp=16)
+    small = replace(sweep, cfg=narrow, n_prompts=1, max_memory=None)
+    model, pairs = sweep.model(device), sweep.pairs()
+    small.run(small.model(device), small.pairs())  # what libraries take once is not the sweep's
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        sweep.run(model, pairs)
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**30
+    before = _resident("VmRSS")
+    sweep.run(model, pairs)
+    return max(0, _resident("VmHWM") - before) / 2**30
+
+
+def _resident(which: str) -> int:
+    """Bytes of the resident set, now (VmRSS) or at its peak (VmHWM)."""
+    try:  # getrusage's peak would include that of the parent process, which Linux hands on
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _main() -> int:
+    task, handed_over = sys.argv[1:]
+    sweep, device = pickle.loads(bytes.fromhex(handed_over))
+    measure = {"memory": _memory, "seconds": _seconds}[task]
+    found = measure(sweep, join(device))
     if is_main():
-        print(json.dumps({"seconds": time.perf_counter() - started, "r": found}))
+        print(json.dumps(found))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_together(_sweep))
+    sys.exit(run_together(_main))

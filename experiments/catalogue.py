@@ -1,14 +1,13 @@
-"""The diets that are compared (`make diets`): those of corpus.py, and others that change one thing.
+"""The diets that are compared (`make diets`): those of tasks.py, and others that change one thing.
 
-Each is `strict` with some fields changed, handed as a value to `corpus.sample` and `train.train`.
+Each is `strict` with some fields changed, handed as a value to `tasks.sample` and `train.train`.
 """
 
 from itertools import product
 from typing import Any
 
-from corpus import DIETS as MAIN
-from corpus import HELD_OUT, Diet
-from tasks import CHOICE, SHIFTS, SYMBOLS
+from tasks import CHOICE, HELD_OUT, SHIFTS, SYMBOLS, Diet
+from tasks import DIETS as MAIN
 
 EVERY_SHIFT = tuple(k for k in SHIFTS if k)
 PLUS_ALONE: dict[str, Any] = dict(shift=0.0, base=0.0, relabel=0.0, reflect=0.0, functions=("+",))

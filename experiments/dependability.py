@@ -1,52 +1,54 @@
-"""How far the default can be relied on: one run for each of ten seeds (`make dependability` writes results/dependability.json)."""
+"""Can the default be relied on? One run for each of ten seeds (`make dependability`).
+
+Writes results/dependability.json: accuracy on addition for every k.
+"""
 
 import sys
 from pathlib import Path
-from typing import Any
 
-import train
-from experiments.measure import FEW, addition
-from experiments.runs import Experiment, Run, default_run, in_words, main, provenance
+from experiments.experiment import Experiment, main
+from experiments.measure import addition, how_many, result_row
+from experiments.runs import Row, Run, default_run
+from experiments.summary import Rows, aligned, column, in_words
 from minifunc.model import Transformer
 
 
-def make(name: str, seed: int, steps: int) -> Run:
+def make(kind: str, seed: int, steps: int) -> Run:
     return default_run(seed, steps)
 
 
-def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> dict[str, Any]:
-    return addition(model, FEW if quick else 500)
+def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
+    return addition(model, how_many(500, quick))
 
 
-def rows(run: Run, measured: dict[str, Any]) -> list[dict[str, Any]]:
-    nothing = {key: None for key in ("plain_8", "off_by_one_8", "off_by_k_8")}
-    return [{"seed": run.train.seed} | nothing | measured | provenance(run)]
+def rows(run: Run, measured: Row) -> Rows:
+    return [result_row({"seed": run.train.seed}, run, measured, circuit=False)]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: Rows) -> str:
     ks = sorted({k for row in rows for k in row["off_by_k_8"] or ()}, key=int)
-    out = [
+    widths = [6, 8] + [8] * len(ks)
+    lines = [
         f"addition at 8 shots, {rows[0]['steps']} steps each, no seed left out",
-        f"{'seed':>6}{'plain':>8}" + "".join(f"{int(k):>+8}" for k in ks),
+        aligned(["seed", "plain", *(f"{int(k):+}" for k in ks)], widths),
     ]
     for row in rows:
-        out.append(
-            f"{row['seed']:>6}"
-            + (
-                "  diverged"
-                if row["diverged"]
-                else f"{row['plain_8']:8.3f}" + "".join(f"{row['off_by_k_8'][k]:8.3f}" for k in ks)
-            )
-        )
-    ones = [0.0 if row["diverged"] else row["off_by_one_8"] for row in rows]
-    out.append(
-        f"off by one: {in_words(ones, 3)} (± 95 %), lowest {min(ones):.3f}; at least 0.95 with {sum(share >= 0.95 for share in ones)} of {len(ones)} seeds"
+        if row["diverged"]:
+            lines.append(f"{row['seed']:>6}  diverged")
+            continue
+        shares = [row["plain_8"], *(row["off_by_k_8"][k] for k in ks)]
+        lines.append(aligned([row["seed"], *(f"{share:.3f}" for share in shares)], widths))
+    ones = column(rows, "off_by_one_8")
+    n_good = sum(share >= 0.95 for share in ones)
+    lines.append(
+        f"off by one: {in_words(ones, 3)} (± 95 %), lowest {min(ones):.3f}; "
+        f"at least 0.95 with {n_good} of {len(ones)} seeds"
     )
-    return "\n".join(out)
+    return "\n".join(lines)
 
 
 EXPERIMENT = Experiment(
-    "dependability", __doc__, ("default",), 10, train.TrainConfig.steps, make, measure, rows, table
+    "dependability", __doc__, ("default",), make, measure, rows, table, seeds=10
 )
 
 if __name__ == "__main__":

@@ -1,75 +1,59 @@
-"""Lists of training runs: each is trained by train.train, measured, and kept in a folder of its own, several at a time.
+"""Many training runs: each in its own folder, several at a time, each going on where it stopped.
 
-    OUT/NAME/seed0/     what train.py writes; steps/00123.pt, weights on the way, where a run keeps them;
-                        EXPERIMENT.json, what was measured, written last: without it a run is unfinished;
-                        diverged.json, where the loss became infinite
+    OUT/NAME/seed0/         what train.py writes
+        steps/00123.pt      weights on the way, where a run keeps them
+        STUDY.json          what was measured; written last: without it the run is unfinished
+        diverged.json       in its place, where the loss became infinite
 
-Stop at any moment; the same command goes on where it was, and runs that two experiments share are trained once.
-Every run has one thread, so the results do not depend on how many run side by side.
+A `Run` says what is trained, a `Study` what is then measured, and `run_all` carries out a list of
+runs. Stop it at any moment: the same call goes on where it was. Runs that two studies share are
+trained once. Every run has one thread, so no result depends on how many run side by side.
 """
 
-import argparse
-import math
 import multiprocessing
 import os
 import platform
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-import corpus
+import tasks
 import train
 from experiments.catalogue import DIETS
 from minifunc.circuit import Criteria
-from minifunc.support.flags import Parser
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support.checkpoints import Diverged
-from minifunc.support.runs import (
-    UserError,
-    check_writable,
-    load_json,
-    locked,
-    run_main,
-    save_json,
-    save_tensors,
-)
+from minifunc.support.errors import UserError
+from minifunc.support.files import load_json, locked, save_json, save_tensors
 from train import TrainConfig
+
+Row = dict[str, Any]
 
 N_SNAPSHOTS = 48  # weights kept on the way, evenly spaced on a logarithmic scale
 SNAPSHOT_SEEDS = 3  # the default's first seeds keep them
-QUICK_STEPS = 30
-SHORT = replace(
-    TrainConfig(), documents=64, long_every=3, lr=1e-2, weight_decay=0.2
-)  # what results/ of diets, universality and interventions were made with; the default may go on
-T_975 = {
-    2: 12.706,
-    3: 4.303,
-    4: 3.182,
-    5: 2.776,
-    6: 2.571,
-    7: 2.447,
-    8: 2.365,
-    9: 2.306,
-    10: 2.262,
-    12: 2.201,
-    15: 2.145,
-    20: 2.093,
-    30: 2.045,
-}  # Student's t by number of values
+# What results/ of diets, universality and interventions were made with; the default may go on.
+SHORT = replace(TrainConfig(), documents=64, long_every=3, lr=1e-2, weight_decay=0.2)
+
+
+# ---------------------------------------------------------------- what is trained, and measured
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run. name: its folder; snapshots: the steps after which the weights are kept; intervention: what is done to the model after every step."""
+    """One training run.
+
+    name: of its folder. diet: the name of one. snapshots: the steps after which the weights are
+    kept. intervention: what is done to the model after every step.
+    """
 
     name: str = "default"
     diet: str = "strict"
@@ -81,33 +65,55 @@ class Run:
     def folder(self, out: Path) -> Path:
         return out / self.name / f"seed{self.train.seed}"
 
+    def config(self) -> dict[str, Any]:
+        """What config.json holds."""
+        return train.describe(self.model, self.train, DIETS[self.diet])
+
     def settings(self) -> dict[str, Any]:
-        """All that makes the run what it is, as config.json holds it, but for the versions."""
-        config = train.describe(self.model, self.train, DIETS[self.diet])
+        """All that makes the run what it is: its config, but for the versions."""
+        config = self.config()
         return {part: config[part] for part in ("model", "train", "diet", "vocabulary")}
 
 
-Intervention = Callable[
-    [int, Transformer, Run, Path], None
-]  # (step, model, run, folder): changes the weights in place
+# (step, model, run, folder): changes the weights in place
+Intervention = Callable[[int, Transformer, Run, Path], None]
+# (model, run, folder, quick) → what was measured
+Measure = Callable[[Transformer, Run, Path, bool], Row]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is measured on each of some runs, and where they are kept. quick: on few prompts."""
+
+    name: str
+    measure: Measure
+    out: Path
+    quick: bool = False
+
+    def settings(self, run: Run) -> dict[str, Any]:
+        """The run's, and those of the measurement: with other criteria it is measured again."""
+        return run.settings() | {"quick": self.quick, "criteria": vars(Criteria())}
 
 
 def default_run(seed: int, steps: int) -> Run:
     """The default, as dependability and emergence share it."""
     return Run(
-        diet=corpus.DEFAULT_DIET.name,
+        diet=tasks.DEFAULT_DIET.name,
         train=replace(TrainConfig(), seed=seed, steps=steps),
         snapshots=log_spaced(steps) if seed < SNAPSHOT_SEEDS else (),
     )
 
 
 def log_spaced(last: int, n: int = N_SNAPSHOTS) -> tuple[int, ...]:
-    """At least n different whole numbers from 1 to `last`, evenly spaced on a logarithmic scale (all of them where there are fewer)."""
+    """At least n different whole numbers from 1 to `last`, evenly spaced on a logarithmic scale.
+
+    All of them, where there are fewer than n.
+    """
     if last <= n:
         return tuple(range(1, last + 1))
     found: set[int] = set()
-    for points in range(n, 100 * n):
-        found = {round(last ** (i / (points - 1))) for i in range(points)}
+    for n_points in range(n, 100 * n):  # rounded, some of the points coincide
+        found = {round(last ** (i / (n_points - 1))) for i in range(n_points)}
         if len(found) >= n:
             break
     return tuple(sorted(found))
@@ -115,191 +121,152 @@ def log_spaced(last: int, n: int = N_SNAPSHOTS) -> tuple[int, ...]:
 
 # ---------------------------------------------------------------- one run
 
-Measure = Callable[
-    [Transformer, Run, Path, bool], dict[str, Any]
-]  # (model, run, folder, quick) → what was measured
 
+def finished(run: Run, study: Study) -> Row | None:
+    """What was measured, or that the run diverged; None where it is not finished.
 
-def measuring(quick: bool) -> dict[str, Any]:
-    """How it was measured: with other criteria, trained runs are measured again."""
-    return {"quick": quick, "criteria": vars(Criteria())}
-
-
-def finished(run: Run, out: Path, experiment: str, quick: bool) -> dict[str, Any] | None:
-    """What was measured, or that it diverged; None where the run is not finished. Raises UserError where the folder
-    belongs to another run: nothing is overwritten."""
-    folder = run.folder(out)
+    Raises UserError where the folder belongs to another run: nothing is overwritten.
+    """
+    folder = run.folder(study.out)
     if (folder / "config.json").exists():
         config = load_json(folder / "config.json")
-        if not isinstance(config, dict) or any(
-            config.get(part) != value for part, value in run.settings().items()
-        ):
+        parts = config if isinstance(config, dict) else {}
+        if any(parts.get(name) != value for name, value in run.settings().items()):
             raise UserError(
-                f"{folder} was made with other settings than this version has: remove it, or give another --out"
+                f"{folder} was made with other settings than this version has: "
+                "remove it, or give another --out"
             )
-    for name in ("diverged", experiment):
-        if (folder / f"{name}.json").exists():
-            kept = load_json(folder / f"{name}.json")
-            if (
-                isinstance(kept, dict)
-                and kept.get("settings")
-                == run.settings() | (measuring(quick) if name == experiment else {})
-                and isinstance(kept.get("row"), dict)
-            ):
-                return kept["row"]
+    for name, settings in (("diverged", run.settings()), (study.name, study.settings(run))):
+        path = folder / f"{name}.json"
+        kept = load_json(path) if path.exists() else None
+        if not isinstance(kept, dict) or kept.get("settings") != settings:
+            continue
+        if isinstance(kept.get("row"), dict):
+            return kept["row"]
     return None
 
 
-def carry_out(
-    run: Run, out: Path, experiment: str, measure: Measure, quick: bool
-) -> dict[str, Any]:
-    """Trains (or goes on training) one run, measures it, writes that down and returns it."""
-    row = finished(run, out, experiment, quick)
+def carry_out(run: Run, study: Study) -> Row:
+    """Trains one run, or goes on with it, measures it, writes that down and returns it."""
+    row = finished(run, study)
     if row is not None:
         return row
-    folder = run.folder(out)
-    try:
-        (folder / "steps").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
-    told = 0
+    folder = run.folder(study.out)
+    make_folder(folder / "steps")
+    n_made = 0  # steps made here; a checkpoint may hold more of them
 
     def after_step(step: int, model: Transformer) -> None:
-        nonlocal told
-        told += 1
+        nonlocal n_made
+        n_made += 1
         if run.intervention:
             run.intervention(step, model, run, folder)
         if step in run.snapshots:
             save_tensors(folder / "steps" / f"{step:05}.pt", model.state_dict())
-        _progress.tell(1)
-        if _progress.stopped():
+        progress.add(1)
+        if progress.stop_asked():
             signal.raise_signal(signal.SIGINT)  # train.py then makes a checkpoint and stops
 
-    same = run.settings()
+    diet, cpu = DIETS[run.diet], torch.device("cpu")
+    resume = (folder / "resume.pt").exists()
     try:
         with locked(folder):
-            model = train.train(
-                folder,
-                run.model,
-                run.train,
-                DIETS[run.diet],
-                torch.device("cpu"),
-                (folder / "resume.pt").exists(),
-                after_step,
-            )
-        row = measure(model, run, folder, quick)
+            model = train.train(folder, run.model, run.train, diet, cpu, resume, after_step)
+        row = {"diverged": False} | study.measure(model, run, folder, study.quick)
     except Diverged as error:
         row = {"diverged": True, "message": str(error)}
-        save_json(folder / "diverged.json", {"settings": same, "row": row})
+        save_json(folder / "diverged.json", {"settings": run.settings(), "row": row})
     else:
-        row = {"diverged": False} | row
-        save_json(folder / f"{experiment}.json", {"settings": same | measuring(quick), "row": row})
-    _progress.tell(run.train.steps - told)  # those that had been made before
+        save_json(folder / f"{study.name}.json", {"settings": study.settings(run), "row": row})
+    progress.add(run.train.steps - n_made)
     return row
 
 
-class Progress:
-    """Counts the steps of all runs, over all processes, and carries the wish to stop."""
-
-    def __init__(self, steps: Any = None, stop: Any = None) -> None:
-        self.steps, self.stop, self.bar = steps, stop, None
-
-    def tell(self, n: int) -> None:
-        if self.steps is not None:
-            with self.steps.get_lock():
-                self.steps.value += n
-        if self.bar is not None:
-            self.bar.update(n)
-
-    def stopped(self) -> bool:
-        return self.stop is not None and self.stop.is_set()
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it. Raises UserError where it cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
 
 
-_progress = Progress()
+def provenance(run: Run) -> Row:
+    """What every row of results says about where it comes from."""
+    hardware = {"processor": processor(), "cores": os.cpu_count(), "threads": 1, "device": "cpu"}
+    versions = run.config()["versions"]
+    made = {"versions": versions, "hardware": hardware}
+    return {"steps": run.train.steps, "criteria": vars(Criteria())} | made
 
 
-def _start(steps: Any, stop: Any) -> None:
-    """A worker begins: one thread; the terminal's Ctrl-C reaches the parent alone; where the parent is gone, so is the worker."""
-    global _progress
-    _progress = Progress(steps, stop)
-    torch.set_num_threads(1)
-    if hasattr(os, "setsid"):
-        os.setsid()
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (the bars of train.py: the parent shows one for all)
-
-    def follow() -> None:
-        multiprocessing.parent_process().join()  # type: ignore[union-attr]
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+def processor() -> str:
+    """The processor's name, by Linux where it says one, else by Python."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 # ---------------------------------------------------------------- all runs
 
 
-def run_all(
-    runs: Sequence[Run], out: Path, experiment: str, measure: Measure, jobs: int, quick: bool
-) -> list[dict[str, Any]]:
-    """One row for each run, in their order. Raises UserError where a run cannot be made, KeyboardInterrupt after Ctrl-C;
-    what was done until then is kept."""
-    rows: dict[Run, dict[str, Any]] = {}
-    for run in runs:
-        row = finished(run, out, experiment, quick)
-        if row is not None:
-            rows[run] = row
-    left = [run for run in dict.fromkeys(runs) if run not in rows]
-    with tqdm(
-        total=sum(run.train.steps for run in left),
-        desc=f"{experiment}: {len(left)} of {len(runs)} runs",
-        unit="step",
-        mininterval=0.5,
-        disable=None,
-    ) as bar:
-        if jobs == 1:
-            rows |= _one_by_one(left, bar, out, experiment, measure, quick)
+@dataclass(frozen=True)
+class Progress:
+    """How a run reports: add(n) counts its steps for the one bar; stop_asked() says to stop."""
+
+    add: Callable[[int], object] = lambda n: None
+    stop_asked: Callable[[], bool] = lambda: False
+
+
+progress = Progress()  # of this process: a worker's counts for all, and is stopped by the parent
+
+
+def run_all(runs: Sequence[Run], study: Study, jobs: int) -> list[Row]:
+    """One row for each run, in their order, `jobs` of them at a time.
+
+    Raises UserError where a run cannot be made, KeyboardInterrupt after Ctrl-C. What was done
+    until then is kept.
+    """
+    rows = {run: finished(run, study) for run in runs}
+    left = [run for run, row in rows.items() if row is None]
+    total = sum(run.train.steps for run in left)
+    words = f"{study.name}: {len(left)} of {len(runs)} runs"
+    with tqdm(total=total, desc=words, unit="step", mininterval=0.5, disable=None) as bar:
+        if left and jobs == 1:
+            rows |= one_by_one(left, study, bar)
         elif left:
-            rows |= _side_by_side(left, bar, out, experiment, measure, quick, jobs)
+            rows |= side_by_side(left, study, bar, jobs)
     return [rows[run] for run in runs]
 
 
-def _one_by_one(
-    left: Sequence[Run], bar: Any, out: Path, experiment: str, measure: Measure, quick: bool
-) -> dict[Run, dict[str, Any]]:
+def one_by_one(runs: Sequence[Run], study: Study, bar: Any) -> dict[Run, Row]:
+    """Carries out the runs in this process."""
+    global progress
     torch.set_num_threads(1)
-    _progress.bar = bar
-    stderr = sys.stderr
+    before, stderr = progress, sys.stderr
+    progress = Progress(add=bar.update)
     try:
-        with open(os.devnull, "w") as sys.stderr:  # the bars of train.py: there is one for all
-            return {run: carry_out(run, out, experiment, measure, quick) for run in left}
+        with open(os.devnull, "w") as sys.stderr:  # no bars of train.py: there is one for all
+            return {run: carry_out(run, study) for run in runs}
     finally:
-        sys.stderr, _progress.bar = stderr, None
+        progress, sys.stderr = before, stderr
 
 
-def _side_by_side(
-    left: Sequence[Run],
-    bar: Any,
-    out: Path,
-    experiment: str,
-    measure: Measure,
-    quick: bool,
-    jobs: int,
-) -> dict[Run, dict[str, Any]]:
+def side_by_side(runs: Sequence[Run], study: Study, bar: Any, jobs: int) -> dict[Run, Row]:
+    """Carries out the runs in `jobs` worker processes of one thread each."""
     context = multiprocessing.get_context("spawn")
-    steps, stop = context.Value("q", 0), context.Event()
-    rows: dict[Run, dict[str, Any]] = {}
+    n_steps, stop = context.Value("q", 0), context.Event()
     os.environ["OMP_NUM_THREADS"] = "1"  # read as a worker imports torch
-    with ProcessPoolExecutor(
-        min(jobs, len(left)), mp_context=context, initializer=_start, initargs=(steps, stop)
-    ) as pool:
-        futures: dict[Future[dict[str, Any]], Run] = {
-            pool.submit(carry_out, run, out, experiment, measure, quick): run for run in left
-        }
+    rows: dict[Run, Row] = {}
+    jobs = min(jobs, len(runs))
+    with ProcessPoolExecutor(jobs, context, start_worker, (n_steps, stop)) as pool:
+        futures = {pool.submit(carry_out, run, study): run for run in runs}
+        waiting = set(futures)
         try:
-            waiting = set(futures)
             while waiting:
                 done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
                 rows |= {futures[future]: future.result() for future in done}
-                bar.update(steps.value - bar.n)
+                bar.update(n_steps.value - bar.n)
         except BrokenProcessPool:
             raise UserError(
                 "a process was ended from outside (out of memory?): the same command goes on"
@@ -311,183 +278,25 @@ def _side_by_side(
     return rows
 
 
-# ---------------------------------------------------------------- what was found
+def start_worker(n_steps: Any, stop: Any) -> None:
+    """Sets up a worker: one thread, no bars, and an end where the parent is gone.
 
-
-def provenance(run: Run) -> dict[str, Any]:
-    """What every row says about where it comes from."""
-    processor = platform.processor() or platform.machine()
-    try:
-        processor = next(
-            (
-                line.split(":")[1].strip()
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if "model name" in line
-            ),
-            processor,
-        )
-    except OSError:
-        pass
-    versions = train.describe(run.model, run.train, DIETS[run.diet])["versions"]
-    return {
-        "steps": run.train.steps,
-        "criteria": vars(Criteria()),
-        "versions": versions,
-        "hardware": {
-            "processor": processor,
-            "cores": os.cpu_count(),
-            "threads": 1,
-            "device": "cpu",
-        },
-    }
-
-
-def mean_ci(values: Sequence[float | None]) -> tuple[float, float]:
-    """Mean and half the 95 % interval (Student's t) of some runs' values. None (a run that diverged, a circuit that is not
-    there) is left out; NaN where nothing is left, and for the interval where there is one value."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return math.nan, math.nan
-    mean = sum(known) / len(known)
-    if len(known) < 2:
-        return mean, math.nan
-    t = T_975[
-        max(n for n in T_975 if n <= len(known))
-    ]  # the next smaller number of values: never too narrow
-    return mean, t * math.sqrt(
-        sum((value - mean) ** 2 for value in known) / (len(known) - 1) / len(known)
-    )
-
-
-def in_words(values: Sequence[float | None], digits: int = 2) -> str:
-    """`0.98 ± 0.02`; a dash where there is nothing."""
-    mean, half = mean_ci(values)
-    return (
-        "–"
-        if math.isnan(mean)
-        else f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
-    )
-
-
-def by(
-    rows: Sequence[dict[str, Any]], key: Callable[[dict[str, Any]], str]
-) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Groups rows by a key, in the order in which the keys are first met."""
-    for name in dict.fromkeys(map(key, rows)):
-        yield name, [row for row in rows if key(row) == name]
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A list of runs and what is measured on them.
-
-    names: of its kinds of run, each trained with `seeds` seeds (or as many as `more` says), `steps` long; make(name,
-    seed, steps) → the run. rows(run, measured) → the rows of the results; table(rows) → text.
+    n_steps: the counter that all workers share. stop: the parent's wish to stop; the terminal's
+    Ctrl-C reaches the parent alone.
     """
+    global progress
 
-    name: str
-    doc: str
-    names: tuple[str, ...]
-    seeds: int
-    steps: int
-    make: Callable[[str, int, int], Run]
-    measure: Measure
-    rows: Callable[[Run, dict[str, Any]], list[dict[str, Any]]]
-    table: Callable[[list[dict[str, Any]]], str]
-    more: dict[str, int] = field(default_factory=dict)
+    def add(n: int) -> None:
+        with n_steps.get_lock():
+            n_steps.value += n
 
-    def runs(self, names: Sequence[str], seeds: int | None, steps: int) -> list[Run]:
-        """Seed by seed, so that every kind has been tried once before any is tried again."""
-        wanted = {
-            name: self.more.get(name, self.seeds) if seeds is None else seeds for name in names
-        }
-        return [
-            self.make(name, seed, steps)
-            for seed in range(max(wanted.values()))
-            for name in names
-            if seed < wanted[name]
-        ]
+    def end_with_parent() -> None:
+        multiprocessing.parent_process().join()  # type: ignore[union-attr]
+        os._exit(1)
 
-
-def main(experiment: Experiment, argv: list[str] | None = None) -> int:
-    """The command line of an experiment."""
-
-    def work() -> int:
-        parser = Parser(
-            prog=f"experiments.{experiment.name}",
-            description=experiment.doc.splitlines()[0],
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
-        parser.add_argument(
-            "--jobs",
-            type=int,
-            default=len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(),
-            help="runs at a time",
-        )
-        parser.add_argument("--out", default="out/experiments", help="where the runs are")
-        parser.add_argument(
-            "--only", metavar="NAME,NAME", help=f"some of: {', '.join(experiment.names)}"
-        )
-        parser.add_argument(
-            "--seeds",
-            type=int,
-            help=f"seeds of each (default: {experiment.seeds}{''.join(f'; {name} {n}' for name, n in experiment.more.items())})",
-        )
-        parser.add_argument(
-            "--steps", type=int, help=f"steps of each (default: {experiment.steps})"
-        )
-        parser.add_argument(
-            "--quick",
-            action="store_true",
-            help="one seed, few steps, few prompts: to see that it works",
-        )
-        parser.add_argument(
-            "--results",
-            help="where the rows go (default: results/ for the whole list, else the folder OUT)",
-        )
-        arguments = parser.parse_args(argv)
-        names = tuple(arguments.only.split(",")) if arguments.only else experiment.names
-        wrong = [name for name in names if name not in experiment.names]
-        if wrong:
-            raise UserError(
-                f"unknown {experiment.name} run {wrong[0]!r}; there are: {', '.join(experiment.names)}"
-            )
-        for name in ("jobs", "seeds", "steps"):
-            if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-                raise UserError(f"--{name} must be at least 1")
-        out = (
-            Path(arguments.out)
-            / ("quick" if arguments.quick else "")
-            / (f"{arguments.steps}_steps" if arguments.steps else "")
-        )
-        seeds, steps = (
-            arguments.seeds or (1 if arguments.quick else None),
-            arguments.steps or (QUICK_STEPS if arguments.quick else experiment.steps),
-        )
-        whole = not (arguments.quick or arguments.only or arguments.seeds or arguments.steps)
-        path = Path(
-            arguments.results
-            or (f"results/{experiment.name}.json" if whole else out / f"{experiment.name}.json")
-        )
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the folder {out}: {error.strerror}") from None
-        check_writable(path)
-        runs = experiment.runs(names, seeds, steps)
-        try:
-            measured = run_all(
-                runs, out, experiment.name, experiment.measure, arguments.jobs, arguments.quick
-            )
-        except KeyboardInterrupt:
-            print("stopped: the same command goes on", file=sys.stderr)
-            return 130
-        rows = [row for run, found in zip(runs, measured) for row in experiment.rows(run, found)]
-        save_json(path, rows)
-        print(experiment.table(rows))
-        print(f"\nthe rows are in {path}")
-        return 0
-
-    return run_main(work)
+    progress = Progress(add, stop.is_set)
+    torch.set_num_threads(1)
+    if hasattr(os, "setsid"):
+        os.setsid()
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (the parent shows one bar for all)
+    threading.Thread(target=end_with_parent, daemon=True).start()

@@ -1,19 +1,24 @@
-"""Is it always the same circuit? Other seeds, depths, heads, widths, positions, no MLPs (`make universality` writes
-results/universality.json): does off-by-one addition generalise, by the same three groups of heads, in which layers?
+"""Is it always the same circuit? The same training for other models (`make universality`).
+
+Other depths, heads, widths and positions, and no MLPs. Writes results/universality.json: whether
+off-by-one addition generalises, whether it is done by the same three groups of heads, and in which
+layers these are.
 """
 
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import train
-from experiments.measure import FEW, addition, circuit
-from experiments.runs import SHORT, Experiment, Run, by, in_words, main, provenance
+from experiments.experiment import Experiment, main
+from experiments.measure import ACCURACIES, GROUPS, addition_and_circuit, result_row
+from experiments.runs import SHORT, Row, Run
+from experiments.summary import Rows, aligned, by, column, in_words, solved
+from minifunc.circuit import parse
 from minifunc.model import ModelConfig, Transformer
 
 M = train.MODEL
-WIDTH = M.n_heads * M.d_head  # all heads together: as wide, however many there are
+WIDTH = M.n_heads * M.d_head  # of all heads together: the same, however many there are
 CONFIGS: dict[str, ModelConfig] = {
     "default": M,
     **{f"{n}_layers": replace(M, n_layers=n) for n in (2, 3, 5, 6)},
@@ -22,112 +27,71 @@ CONFIGS: dict[str, ModelConfig] = {
     "learned_positions": replace(M, positions="learned"),
     "attention_only": replace(M, act_fn="none"),
 }
-LONGER = {
-    f"{name}_longer": name for name in ("2_layers", "1_head", "learned_positions", "attention_only")
-}  # can't they, or not yet?
+# Those that do not learn it in the usual steps, given more of them: can't they, or not yet?
+TOO_SHORT = ("2_layers", "1_head", "learned_positions", "attention_only")
+LONGER = {f"{name}_longer": name for name in TOO_SHORT}
 TIMES = 2.5  # as many steps
 
 
-def make(name: str, seed: int, steps: int) -> Run:
-    steps = round(steps * TIMES) if name in LONGER else steps
+def make(kind: str, seed: int, steps: int) -> Run:
+    if kind in LONGER:
+        steps = round(steps * TIMES)
     return Run(
-        f"model_{name}",
-        model=CONFIGS[LONGER.get(name, name)],
+        f"model_{kind}",
+        model=CONFIGS[LONGER.get(kind, kind)],
         train=replace(SHORT, seed=seed, steps=steps, eval_every=max(1, steps // 2)),
     )
 
 
-def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> dict[str, Any]:
-    return addition(model, FEW if quick else 200) | circuit(
-        model, FEW if quick else 500, FEW if quick else 50
-    )
+def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
+    return addition_and_circuit(model, quick)
 
 
-def rows(run: Run, measured: dict[str, Any]) -> list[dict[str, Any]]:
-    name = run.name.removeprefix("model_")
-    nothing = {
-        key: None
-        for key in (
-            "plain_8",
-            "off_by_one_8",
-            "off_by_k_8",
-            "fi_heads",
-            "pt_heads",
-            "consolidation_heads",
-            "top_fi_r",
-            "faithfulness",
-        )
-    } | {"failure": "diverged"}
+def rows(run: Run, measured: Row) -> Rows:
     n_parameters = sum(parameter.numel() for parameter in Transformer(run.model).parameters())
-    return [
-        {
-            "config": {"name": name} | asdict(run.model) | {"n_parameters": n_parameters},
-            "seed": run.train.seed,
-        }
-        | nothing
-        | measured
-        | provenance(run)
+    name = run.name.removeprefix("model_")
+    config = {"name": name, **asdict(run.model), "n_parameters": n_parameters}
+    about = {"config": config, "seed": run.train.seed}
+    return [result_row(about, run, measured)]
+
+
+def table(rows: Rows) -> str:
+    steps = rows[0]["steps"]
+    titles = ["model", "runs", "solve it", "plain", "off by one", "FI heads", "PT heads"]
+    titles += ["consol.", "top FI r", "faithful"]
+    widths = [-26, 5, 10, 14, 14, 12, 12, 12, 14, 14]
+    lines = [
+        f"off-by-one addition at 8 shots, means over seeds ± 95 % (Student's t), {steps} steps "
+        f"each ({TIMES} times as many where it says longer); layers: in how many runs a group has "
+        "a head there",
+        aligned(titles, widths) + "   FI in layers; PT in layers; consolidation in layers",
     ]
-
-
-def layers_of(rows: list[dict[str, Any]], key: str) -> str:
-    """How many runs have heads of a group in each layer: `3 in layer 2, 1 in layer 3`."""
-    layers = [sorted({int(head.split(".")[0]) for head in row[key] or ()}) for row in rows]
-    met = sorted({layer for some in layers for layer in some})
-    return ", ".join(f"{layer} ({sum(layer in some for some in layers)})" for layer in met) or "–"
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    out = [
-        f"off-by-one addition at 8 shots, means over seeds ± 95 % (Student's t), {rows[0]['steps']} steps each ({TIMES} times as many where it says longer); layers: in how many runs a group has a head there"
-    ]
-    out.append(
-        f"{'model':26}{'runs':>5}{'solve it':>10}{'plain':>14}{'off by one':>14}{'FI heads':>12}{'PT heads':>12}{'consol.':>12}{'top FI r':>14}{'faithful':>14}   FI in layers; PT in layers; consolidation in layers"
-    )
     for name, some in by(rows, lambda row: row["config"]["name"]):
-        good = [row for row in some if not row["diverged"] and row["off_by_one_8"] >= 0.5]
-        shares = [
-            in_words([0.0 if row["diverged"] else row[key] for row in some])
-            for key in ("plain_8", "off_by_one_8")
-        ]
-        counts = [
-            in_words([len(row[key]) for row in good], 1)
-            for key in ("fi_heads", "pt_heads", "consolidation_heads")
-        ]
-        rest = [in_words([row[key] for row in good]) for key in ("top_fi_r", "faithfulness")]
-        places = "; ".join(
-            layers_of(good, key) for key in ("fi_heads", "pt_heads", "consolidation_heads")
-        )
-        out.append(
-            f"{name:26}{len(some):>5}{f'{len(good)} of {len(some)}':>10}"
-            + "".join(f"{cell:>14}" for cell in shares)
-            + "".join(f"{cell:>12}" for cell in counts)
-            + "".join(f"{cell:>14}" for cell in rest)
-            + f"   {places}"
-        )
-    solved = [row for row in rows if not row["diverged"] and row["off_by_one_8"] >= 0.5]
-    for word, keys in (
-        ("FI heads", ("fi_heads",)),
-        ("FI and PT heads", ("fi_heads", "pt_heads")),
-        ("all three groups", ("fi_heads", "pt_heads", "consolidation_heads")),
-    ):
-        out.append(
-            f"{word}: in {sum(all(row[key] for key in keys) for row in solved)} of the {len(solved)} runs that do the task"
-        )
-    return "\n".join(out)
+        good = solved(some)
+        cells = [name, len(some), f"{len(good)} of {len(some)}"]
+        cells += [in_words(column(some, key)) for key in ACCURACIES[:2]]
+        cells += [in_words(column(good, key), digits=1) for key in GROUPS]
+        cells += [in_words(column(good, key)) for key in ("top_fi_r", "faithfulness")]
+        layers = "; ".join(layers_of(good, key) for key in GROUPS)
+        lines.append(aligned(cells, widths) + f"   {layers}")
+    good = solved(rows)
+    for n, words in enumerate(("FI heads", "FI and PT heads", "all three groups"), start=1):
+        n_runs = sum(all(row[key] for key in GROUPS[:n]) for row in good)
+        lines.append(f"{words}: in {n_runs} of the {len(good)} runs that do the task")
+    return "\n".join(lines)
 
 
+def layers_of(rows: Rows, key: str) -> str:
+    """In how many runs a group has heads in each layer: `2 (3), 3 (1)`, or a dash."""
+    layers = [{parse(head)[0] for head in row[key]} for row in rows]
+    met = sorted(set().union(*layers))
+    n_runs = {layer: sum(layer in some for some in layers) for layer in met}
+    return ", ".join(f"{layer} ({n})" for layer, n in n_runs.items()) or "–"
+
+
+KINDS = (*CONFIGS, *LONGER)
 EXPERIMENT = Experiment(
-    "universality",
-    __doc__,
-    (*CONFIGS, *LONGER),
-    3,
-    700,
-    make,
-    measure,
-    rows,
-    table,
-    more={"default": 5},
+    "universality", __doc__, KINDS, make, measure, rows, table, steps=700, more={"default": 5}
 )
 
 if __name__ == "__main__":

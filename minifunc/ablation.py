@@ -1,44 +1,56 @@
-"""What a model answers when some heads send something else than they would.
+"""What a model answers when some heads send something else; whether a circuit is enough.
 
-This is ablation, not path patching: everything above a replaced head is live. What is put in decides what comes out
-as much as what is taken away: a base run's values carry the base answer along. So a claim needs several
-replacements, and the same done to as many other heads.
+This is ablation, not path patching: everything above a replaced head is live. What is put in
+decides what comes out as much as what is taken away: a base run's values carry the base answer
+along. So a claim needs several replacements, and the same done to as many other heads.
 
-Many groups of heads are tried on the same prompts, so the two things that they share are computed once: the run as
-it is, from which each group's run starts at its lowest replaced layer, and what the heads send on the source prompts.
+A **circuit** C is a set of heads; MLPs and embeddings always stay. To run the model as a circuit,
+every head outside C sends what a source says, at every position (Wang et al. 2022). With
+F(C) = logit(base answer) - logit(contrast answer) at the last position, mean over prompts, and M
+the circuit of all heads:
+
+    faithfulness   (F(C) - F(none)) / (F(M) - F(none))                1: C behaves like the model
+    gap of K       |F(C minus K) - F(M minus K)| / |F(M) - F(none)|   0: nothing outside C takes
+                                                                      over where K in C is missing
+With the paired base run as source, F(none) is F_base: the faithfulness of arXiv 2507.09875. Heads
+outside then still send whatever is the same in both runs, and under changed shown answers that is
+the whole route of the expected answer. So circuits are judged under changed operands and means too.
 """
 
-import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from minifunc.circuit import heads_of, parse
-from minifunc.support.evaluation import ROWS, accuracy
 from minifunc.model import Hooks, ModelConfig, Transformer
+from minifunc.support.evaluation import ROWS, accuracy
+from minifunc.support.recent import Recent
+
+KEPT_BYTES = 64 * 2**20  # of streams that an Ablator keeps, so that they need not be run again
+Replaced = tuple[tuple[int, ...], ...]  # for each block, from the lowest: the heads replaced there
 
 
-@dataclass
-class _Part:
-    """The cached runs of some of the prompts; p = prompts in this part."""
+@dataclass(frozen=True)
+class _Run:
+    """A run with heads replaced: of which prompts (from `start` on), by which source, where."""
 
-    resid: list[
-        Tensor
-    ]  # n_layers + 1 of [p, pos, d_model]: what enters each block, and the final norm
-    z: dict[str, list[Tensor]]  # by source, n_layers of [p (or 1, for a mean), pos, head, d_head]
+    start: int
+    how: str
+    positions: tuple[int, ...]
 
 
 class Ablator:
     """A model on some prompts, ready to be run with the z of any heads replaced.
 
-    tokens [n_prompts, pos] int64, answered at the last position. sources: by name, tokens [n_prompts, pos] of the
-    prompts whose z are put in, row by row. means: by name, tokens [any number, pos]; their mean z, position by
-    position, is put in. Keeps n_layers * (d_model + n_sources * n_heads * d_head) numbers for each token in memory.
-    Raises ValueError where a source does not have the prompts' shape.
+    tokens [n_prompts, pos] int64, answered at the last position. sources: by name, tokens
+    [n_prompts, pos] of the prompts whose z are put in, row by row. means: by name, tokens
+    [any number, pos]; their mean z, position by position, is put in. Raises ValueError where a
+    source does not have the prompts' shape.
+
+    Groups of heads that agree below some layer share the stream that enters it. Such a stream is
+    computed once, also over several calls: those used last are kept.
     """
 
     @torch.no_grad()
@@ -50,207 +62,193 @@ class Ablator:
         means: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model, self.cfg, self.n_prompts = model, model.cfg, len(tokens)
-        device = model.unembed.W_U.device
         for name, source in sources.items():
             if source.shape != tokens.shape:
                 raise ValueError(
-                    f"the source {name!r} must be tokens of shape {list(tokens.shape)} like the prompts, not {list(source.shape)}"
+                    f"the source {name!r} must be tokens of shape {list(tokens.shape)} "
+                    f"like the prompts, not {list(source.shape)}"
                 )
-        self.everywhere = torch.arange(tokens.shape[1], device=device)
-        self.rows = (
-            ROWS // 4 if device.type == "cpu" else ROWS
-        )  # in one pass; fewer stay near a processor's caches
-        self._resid = [f"blocks.{layer}.hook_resid_pre" for layer in range(self.cfg.n_layers)] + [
-            f"blocks.{self.cfg.n_layers - 1}.hook_resid_post"
-        ]
-        self._z = [f"blocks.{layer}.attn.hook_z" for layer in range(self.cfg.n_layers)]
-        mean_z = {name: self._mean(source) for name, source in (means or {}).items()}
-        self._parts = []
-        for start in range(0, len(tokens), self.rows):
-            rows = slice(start, start + self.rows)
-            resid = self._run(tokens[rows], self._resid)
-            self._parts.append(
-                _Part(
-                    resid,
-                    {name: self._run(source[rows], self._z) for name, source in sources.items()}
-                    | mean_z,
-                )
-            )
+        self.everywhere = torch.arange(tokens.shape[1], device=model.device)
+        # Prompts in one pass: few of them stay near a processor's caches.
+        self.rows = ROWS // 4 if model.device.type == "cpu" else ROWS
+        embedded = self._run(tokens, ["blocks.0.hook_resid_pre"])
+        self._embedded = embedded[0]  # [n_prompts, pos, d_model]
+        names = [f"blocks.{layer}.attn.hook_z" for layer in range(self.cfg.n_layers)]
+        # By source, for each layer [n_prompts, pos, head, d_head]; of a mean, one row for all.
+        self.sent = {name: self._run(source, names) for name, source in sources.items()}
+        for name, source in (means or {}).items():
+            self.sent[name] = [z.mean(0, keepdim=True) for z in self._run(source, names)]
+        self._recent = Recent(KEPT_BYTES)
 
     def _run(self, tokens: Tensor, names: list[str]) -> list[Tensor]:
-        _, cache = self.model.run_with_cache(tokens.to(self.everywhere.device), names)
-        return [cache[name] for name in names]
-
-    def _mean(self, tokens: Tensor) -> list[Tensor]:
-        """Mean z over prompts, n_layers of [1, pos, head, d_head]."""
-        sums = [
-            [z.sum(0, keepdim=True) for z in self._run(rows, self._z)]
-            for rows in tokens.split(self.rows)
-        ]
-        return [sum(layer) / len(tokens) for layer in zip(*sums)]
+        """The activations of these names on tokens [n, pos], each [n, …]."""
+        parts = []
+        for rows in tokens.split(self.rows):
+            _, cache = self.model.run_with_cache(rows.to(self.model.device), names)
+            parts.append([cache[name] for name in names])
+        return [torch.cat(part) for part in zip(*parts)]
 
     @torch.no_grad()
     def logits(
         self, groups: Sequence[Iterable[str]], how: str, positions: Sequence[int] | None = None
     ) -> Tensor:
-        """Logits at the last position, [n_groups, n_prompts, d_vocab], when all heads of a group send what source `how` says.
+        """Logits at the last position when all heads of a group send what source `how` says.
 
-        positions: where they do (default: at every position); elsewhere they send what they make of what they read.
+        Returns [n_groups, n_prompts, d_vocab]. positions: where they do (default: everywhere);
+        elsewhere they send what they make of what they read.
         """
-        masks = torch.zeros(len(groups), self.cfg.n_layers, self.cfg.n_heads, dtype=torch.bool)
-        for index, group in enumerate(groups):
-            for layer, head in map(parse, group):
-                masks[index, layer, head] = True
-        there = torch.zeros(len(self.everywhere), dtype=torch.bool)
-        there[list(range(len(there)) if positions is None else positions)] = True
-        there = there.to(self.everywhere.device)[:, None, None]  # [pos, 1, 1]
-        lowest = [
-            int(mask.any(1).float().argmax()) if mask.any() else self.cfg.n_layers for mask in masks
-        ]
-        result = self._parts[0].resid[0].new_empty(len(groups), self.n_prompts, self.cfg.d_vocab)
-        for layer in sorted(set(lowest)):
-            alike = torch.tensor([index for index, start in enumerate(lowest) if start == layer])
-            for number, part in enumerate(self._parts):
-                n_rows = len(part.resid[0])
-                for some in alike.split(max(1, self.rows // n_rows)):
-                    result[some, number * self.rows : number * self.rows + n_rows] = self._continue(
-                        part, layer, masks[some], how, there
-                    )
+        places = tuple(range(len(self.everywhere)) if positions is None else positions)
+        replaced = [self._by_block(group) for group in groups]
+        result = self._embedded.new_empty(len(groups), self.n_prompts, self.cfg.d_vocab)
+        for start in range(0, self.n_prompts, self.rows):
+            run = _Run(start, how, places)
+            # In this order, groups that share a stream follow each other.
+            for index in sorted(range(len(groups)), key=replaced.__getitem__):
+                last = self._stream(run, replaced[index])[:, -1]  # [p, d_model]
+                logits = self.model.unembed(self.model.ln_final(last, Hooks()))
+                result[index, start : start + self.rows] = logits
         return result
 
-    def _continue(self, part: _Part, layer: int, masks: Tensor, how: str, there: Tensor) -> Tensor:
-        """Runs the groups `masks` [group, layer, head] on one part, from block `layer` up: [group, p, d_vocab]."""
-        n_groups = len(masks)
-        on_device = masks.to(there.device)
+    def _by_block(self, group: Iterable[str]) -> Replaced:
+        heads = sorted({parse(head) for head in group})
+        blocks = range(self.cfg.n_layers)
+        return tuple(tuple(head for layer, head in heads if layer == block) for block in blocks)
 
-        def replace(
-            z: Tensor, name: str
-        ) -> (
-            Tensor
-        ):  # [group * p, query, head, d_head]; the last block shows its last position alone
-            at = int(name.split(".")[1])
-            put = on_device[:, at, None, None, :, None] & there[-z.shape[1] :]
-            return torch.where(
-                put, part.z[how][at][:, -z.shape[1] :], z.unflatten(0, (n_groups, -1))
-            ).flatten(0, 1)
+    def _stream(self, run: _Run, replaced: Replaced) -> Tensor:
+        """What leaves the lowest len(replaced) blocks, [p, pos, d_model] (all blocks: pos = 1)."""
+        if not replaced:
+            return self._embedded[run.start : run.start + self.rows]
+        if not any(replaced):
+            run = _Run(run.start, how="", positions=())  # the same whatever the source
+        key = ("stream", run, replaced)
+        return self._recent.get(key, lambda: self._leave_block(run, replaced))
 
-        hooks = Hooks({name: replace for at, name in enumerate(self._z) if masks[:, at].any()})
-        resid = part.resid[layer].expand(n_groups, -1, -1, -1).flatten(0, 1)
-        return self.model.run_from(resid, layer, self.everywhere[-1:], hooks)[:, -1].unflatten(
-            0, (n_groups, -1)
-        )
+    def _leave_block(self, run: _Run, replaced: Replaced) -> Tensor:
+        """The stream that leaves the block of the last entry of `replaced`."""
+        below, heads, layer = replaced[:-1], replaced[-1], len(replaced) - 1
+        block, stream = self.model.blocks[layer], self._stream(run, below)
+        z = self._recent.get(("z", run, below), lambda: self._own_z(run, below))
+        queries = slice(-z.shape[1], None)
+        if heads:
+            sent = self.sent[run.how][layer]  # [n_prompts or 1, pos, head, d_head]
+            sent = sent[run.start : run.start + self.rows] if len(sent) > 1 else sent
+            put = torch.zeros(len(self.everywhere), self.cfg.n_heads, 1, dtype=torch.bool)
+            put[torch.tensor(run.positions)[:, None], torch.tensor(heads)] = True
+            z = torch.where(put[queries].to(z.device), sent[:, queries], z)
+        attn_out = z.flatten(2) @ block.attn.W_O.flatten(0, 1)
+        return block.add_mlp(stream[:, queries] + attn_out, Hooks())
+
+    def _own_z(self, run: _Run, below: Replaced) -> Tensor:
+        """z of all heads of block len(below), none of them replaced: [p, query, head, d_head]."""
+        layer, block = len(below), self.model.blocks[len(below)]
+        queries = self.everywhere[-1:] if layer == self.cfg.n_layers - 1 else self.everywhere
+        seen: list[Tensor] = []
+
+        def see(z: Tensor, name: str) -> Tensor:
+            seen.append(z)
+            return z
+
+        hooks = Hooks({f"blocks.{layer}.attn.hook_z": see})
+        block.attn(block.ln1(self._stream(run, below), hooks), queries, hooks)
+        return seen[0]
 
 
 def all_heads(cfg: ModelConfig) -> list[str]:
     return [f"{layer}.{head}" for layer in range(cfg.n_layers) for head in range(cfg.n_heads)]
 
 
-# ---------------------------------------------------------------- rows for circuit.json
+# ---------------------------------------------------------------- is a circuit enough?
 
 
-def wilson(share: float, n: int) -> list[float]:
-    """95 % interval of a share seen in n trials (Wilson 1927).
+@dataclass(frozen=True)
+class Score:
+    """The model run as a circuit: mean F in logits, shares of base and of contrast answers."""
 
-    >>> wilson(1.0, 100)
-    [0.963, 1.0]
+    F: float
+    base_acc: float
+    contrast_acc: float
+
+
+class CircuitScores:
+    """Scores circuits on an `Ablator`'s prompts; heads outside send what its source `how` says.
+
+    base_answers, contrast_answers [n_prompts] int64. Each circuit is run once.
     """
-    z = 1.96
-    centre, half = (
-        (share + z * z / (2 * n)) / (1 + z * z / n),
-        z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)),
-    )
-    return [round(max(0.0, centre - half), 4), round(min(1.0, centre + half), 4)]
+
+    def __init__(
+        self, ablator: Ablator, how: str, base_answers: Tensor, contrast_answers: Tensor
+    ) -> None:
+        self.ablator, self.how = ablator, how
+        answers = torch.stack([base_answers, contrast_answers], dim=1)
+        self.answers = answers.to(ablator.model.device)  # [n_prompts, 2]
+        self.heads = all_heads(ablator.cfg)
+        self._known: dict[frozenset[str], Score] = {}
+        self.full, self.none = self.scores([self.heads, []])
+        self.F_range = self.full.F - self.none.F
+
+    def score(self, logits: Tensor) -> Score:
+        """The score of logits [n_prompts, d_vocab], however they came about."""
+        picked = logits.gather(1, self.answers)  # [n_prompts, 2]
+        F = (picked[:, 0] - picked[:, 1]).double().mean().item()
+        return Score(F, *(accuracy(logits, answers) for answers in self.answers.T))
+
+    def scores(self, circuits: Sequence[Iterable[str]]) -> list[Score]:
+        """One `Score` for each circuit."""
+        wanted = [frozenset(circuit) for circuit in circuits]
+        new = sorted(set(wanted) - self._known.keys(), key=sorted)
+        if new:
+            outside = [[head for head in self.heads if head not in circuit] for circuit in new]
+            for circuit, logits in zip(new, self.ablator.logits(outside, self.how)):
+                self._known[circuit] = self.score(logits)
+        return [self._known[circuit] for circuit in wanted]
+
+    def share(self, F: float) -> float:
+        """A difference of F as a share of F(M) - F(none). Raises ValueError if that is nothing."""
+        if not abs(self.F_range) > 1e-6:
+            raise ValueError(
+                "all heads together do not change F on these prompts, "
+                "so there is nothing to be faithful to"
+            )
+        return F / self.F_range
+
+    def faithfulness(self, circuits: Sequence[Iterable[str]]) -> list[float]:
+        return [self.share(score.F - self.none.F) for score in self.scores(circuits)]
+
+    def gaps(self, circuit: Iterable[str], without: Sequence[Iterable[str]]) -> list[float]:
+        """The completeness gap of each K in `without`."""
+        circuit, model, subsets = set(circuit), set(self.heads), [set(K) for K in without]
+        alone = self.scores([circuit - K for K in subsets])
+        in_model = self.scores([model - K for K in subsets])
+        return [abs(self.share(a.F - b.F)) for a, b in zip(alone, in_model)]
 
 
-def ablation_row(
-    ablator: Ablator, answers: tuple[Tensor, Tensor], label: str, heads: Sequence[str], how: str
-) -> dict[str, Any]:
-    """One group: shares of base and contrast answers [n_prompts] given; `ci` is the second share's 95 % interval over prompts."""
-    logits = ablator.logits([heads], how)[0]
-    base, contrast = (accuracy(logits, wanted) for wanted in answers)
-    return {
-        "ablated": label,
-        "heads": list(heads),
-        "how": how,
-        "base_acc": round(base, 4),
-        "contrast_acc": round(contrast, 4),
-        "n_draws": 1,
-        "ci": wilson(contrast, len(logits)),
-        "n_prompts": len(logits),
-    }
-
-
-def control_row(
-    ablator: Ablator,
-    answers: tuple[Tensor, Tensor],
-    label: str,
-    draws: Sequence[Sequence[str]],
-    how: str,
-) -> dict[str, Any]:
-    """Many drawn groups as one row: means over draws, sd and `ci` (2.5 % to 97.5 %; of a single group: over prompts) of the contrast share over draws, the worst group.
-
-    A group that was drawn several times is run once and counted as often as it was drawn.
-    """
-    counts = Counter(tuple(heads) for heads in draws)
-    logits = ablator.logits(list(counts), how)
-    times = torch.tensor(list(counts.values()))
-    base, contrast = (
-        torch.tensor([accuracy(one, wanted) for one in logits], dtype=torch.float64)
-        for wanted in answers
-    )
-    over_draws = contrast.repeat_interleave(times)
-    ends = (
-        over_draws.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        if len(counts) > 1
-        else wilson(contrast.item(), ablator.n_prompts)
-    )
-    worst = int(contrast.argmin())
-    return {
-        "ablated": label,
-        "heads": [],
-        "how": how,
-        "base_acc": round((base @ times.double() / times.sum()).item(), 4),
-        "contrast_acc": round(over_draws.mean().item(), 4),
-        "n_draws": len(draws),
-        "ci": [round(end, 4) for end in ends],
-        "n_prompts": ablator.n_prompts,
-        "n_groups": len(counts),
-        "n_heads": round(sum(map(len, draws)) / len(draws), 2),
-        "sd": round(over_draws.std(correction=0).item(), 4),
-        "worst": {
-            "heads": list(list(counts)[worst]),
-            "contrast_acc": round(contrast[worst].item(), 4),
-        },
-    }
-
-
-def random_group_anywhere(
-    heads: Sequence[str], n_layers: int, n_heads: int, generator: torch.Generator
-) -> list[str]:
-    """As many heads as `heads` has, drawn from all others, whatever their layer (all of those, where they are fewer)."""
-    outside = [
-        f"{layer}.{head}"
-        for layer in range(n_layers)
-        for head in range(n_heads)
-        if f"{layer}.{head}" not in heads
-    ]
-    drawn = torch.randperm(len(outside), generator=generator)[: len(heads)]
-    return heads_of(outside[index] for index in drawn.tolist())
+# ---------------------------------------------------------------- controls
 
 
 def random_group(
     heads: Sequence[str], n_heads: int, generator: torch.Generator, avoid: bool = True
 ) -> list[str]:
-    """As many heads from each layer as `heads` has there, drawn from that layer's other heads (all of those, where they
-    are fewer), or from all of its heads if the group need not be avoided.
+    """As many heads from each layer as `heads` has there, drawn from that layer's other heads.
 
-    >>> random_group(["3.1", "3.2", "3.3", "3.4"], n_heads=6, generator=torch.Generator())  # layer 3 has no others
+    All of those, where they are fewer. Without `avoid` the heads themselves may be drawn too.
+
+    >>> random_group(["3.1", "3.2", "3.3", "3.4"], 6, torch.Generator())  # layer 3 has no others
     ['3.0', '3.5']
     """
+    places = [parse(head) for head in heads]
     group = []
-    for layer in sorted({parse(head)[0] for head in heads}):
-        inside = [parse(head)[1] for head in heads if parse(head)[0] == layer]
-        outside = [head for head in range(n_heads) if not avoid or head not in inside]
-        drawn = torch.randperm(len(outside), generator=generator)[: len(inside)]
-        group += [f"{layer}.{outside[index]}" for index in sorted(drawn.tolist())]
+    for layer in sorted({layer for layer, _ in places}):
+        inside = [head for block, head in places if block == layer]
+        others = [head for head in range(n_heads) if not (avoid and head in inside)]
+        drawn = torch.randperm(len(others), generator=generator)[: len(inside)]
+        group += [f"{layer}.{others[index]}" for index in sorted(drawn.tolist())]
     return group
+
+
+def random_group_anywhere(
+    heads: Sequence[str], cfg: ModelConfig, generator: torch.Generator
+) -> list[str]:
+    """As many heads as `heads` has, drawn from all others of any layer (all, where fewer)."""
+    others = [head for head in all_heads(cfg) if head not in heads]
+    drawn = torch.randperm(len(others), generator=generator)[: len(heads)]
+    return heads_of(others[index] for index in drawn.tolist())

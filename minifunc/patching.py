@@ -1,80 +1,195 @@
 """Exact path patching, batched over senders, without a forward pass per sender.
 
-Two runs of the same model on paired prompts: **base** and **contrast** (elsewhere: clean and corrupted). For a
-**sender** (a head, an MLP, the embedding) and a **receiver** (the logits, a head's q, k or v, an MLP's input,
-the residual stream at some layer) path patching asks: if only the sender's *direct* path to the receiver carried the base run's value,
-everything else being the contrast run, how would the answer change? (Wang et al. 2022; Goldowsky-Dill et al.
-2023; the definitions used here are those of arXiv 2507.09875.) With F = logit(base answer) - logit(contrast
-answer) at the last position and means over prompts,
+`minifunc/definition.py` says what path patching is: two passes for one sender and one receiver.
+Here the same numbers come for all senders at once. With F = logit(base answer) - logit(contrast
+answer) at the last position, and means over prompts, the effect of a sender on a receiver is
 
-    r = (F_patched - F_contrast) / (F_contrast - F_base)         r = -1: fully back to the base run's behaviour
+    r = (F_patched - F_contrast) / (F_contrast - F_base)      -1: all the way back to the base run
 
-The definition takes two passes for each sender and receiver: (1) run the contrast prompt with every head frozen
-but the sender, and note what the receiver would read; (2) run it again with only the receiver overwritten by
-that, everything after it live. Two observations make it cheap without making it approximate:
+as in arXiv 2507.09875. (Path patching: Wang et al. 2022, Goldowsky-Dill et al. 2023.) Two
+observations make it cheap without making it approximate:
 
-* **Pass 1, all senders at once.** While every head is frozen, positions don't talk to each other and no
-  attention is computed. All that differs from the contrast run is delta [sender, prompt, pos, d_model], what a
-  sender's change has become in the residual stream. It starts as (z_base - z_contrast) W_O where the sender
-  writes, and going up it changes only at MLPs: delta += MLP(x + delta) - MLP(x). One sweep serves every
-  receiver; for the logits it is needed at the last position alone.
-* **Pass 2 starts at the receiver.** Below it nothing changed, so the cached contrast run is continued from the
-  receiver's layer, with senders folded into the batch. In the last block only the last position is computed, and
-  positions before the first one at which the two runs differ are not computed again: their k and v are a `past`.
+* **Pass 1 serves all senders, and needs no attention.** While every head is frozen, positions do
+  not talk to each other. All that differs from the contrast run is delta, what a sender's change
+  has become in the residual stream. It starts as (z_base - z_contrast) W_O where the sender
+  writes. On its way up only MLPs change it: delta += MLP(x + delta) - MLP(x). Whoever reads on the
+  way reads x + delta. So one sweep up the layers serves every receiver, up to the highest one.
+* **Pass 2 starts at the receiver.** Below it nothing has changed. The cached contrast run goes on
+  from there, with the senders folded into the batch. In the receiver's own layer its head alone is
+  computed again; in the last block the last position alone.
 
-Semantics (`freeze_mlps`): with **live** MLPs (False, the paper's) a direct path may pass through MLPs, which
-are re-run in pass 1; with **frozen** MLPs (True, "edge" patching) delta stays as it was sent. Norms are re-run
-on x + delta under both. Several receivers given as a list are overwritten together, each with its pass-1 value.
+Semantics (`freeze_mlps`): with **live** MLPs (False, the paper's) a direct path may lead through
+MLPs; with **frozen** MLPs (True, "edge" patching) delta stays as it was sent. Norms are always run
+anew, on x + delta. Several receivers given as a list are overwritten together.
+
+The stream is read at **stages**: the heads of a layer read at 2 * layer, its MLP at 2 * layer + 1,
+and the end is 2 * n_layers. delta is [sender, p, pos, d_model], p = prompts of one chunk.
 """
 
 import bisect
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from minifunc.model import Hooks, ModelConfig, Transformer, attention_scores
+from minifunc.support.checks import check_receivers
+from minifunc.support.effects import Effects, Row, Senders
+from minifunc.support.pairs import CachedRuns, PairedRuns
 from minifunc.support.processes import all_sum
-from minifunc.model import Hook, Hooks, Transformer
-from minifunc.nodes import HeadInput, Logits, MLPInput, Receiver, Resid
-from minifunc.pairs import Chunk, PairedRuns
 
 __all__ = ["Effects", "HeadInput", "Logits", "MLPInput", "PathPatcher", "Receiver", "Resid"]
 
+Positions = tuple[int, ...] | None  # from 0; None: everywhere
+Asked = Sequence[str | Sequence[str]]  # senders by name; those in a list send together
+NO_HOOKS = Hooks()
 
-Senders = Sequence[str | Sequence[str]]
+# ---------------------------------------------------------------- receivers
+
+
+class Receiver:
+    """Where a sender's change can be read: a value that knows what it reads, and at which stage.
+
+    head: of which head it is an input (None: of none). is_stream: whether it is the residual stream
+    itself, not what a head or an MLP reads of it.
+    """
+
+    head: int | None
+    positions: Positions
+    is_stream = False
+
+    @property
+    def hook(self) -> str:
+        """The hook point that pass 2 overwrites."""
+        return ""
+
+    def stage(self, cfg: ModelConfig) -> int:
+        raise NotImplementedError
+
+    def read(self, model: Transformer, x: Tensor) -> Tensor:
+        """What it reads of the stream x [sender, prompt, pos, d_model] at its stage."""
+        return x
 
 
 @dataclass(frozen=True)
-class Effects:
-    """r of every sender on one receiver, float64 on the CPU; -1 = fully back to base, 0 = nothing.
+class Logits(Receiver):
+    """The final residual stream at the last position, as the unembedding reads it."""
 
-    heads [n_layers, n_heads], mlps [n_layers] (zeros in an attention-only model), embedding []; NaN where a sender
-    was not asked for. per_prompt [n_senders, n_prompts]: each prompt's F_patched - F_contrast in logits, and
-    r [n_senders]: rows in the order of the `senders` asked for, by default `PathPatcher.senders`. A sender at or
-    above its receiver has no path to it: its effect is exactly 0.
+    head = None
+    positions = None
+    is_stream = True
+
+    def __str__(self) -> str:
+        return "logits"
+
+    def stage(self, cfg: ModelConfig) -> int:
+        return 2 * cfg.n_layers
+
+
+@dataclass(frozen=True)
+class HeadInput(Receiver):
+    """The q, k or v of one head, at all positions or only at some."""
+
+    layer: int
+    head: int
+    which: str
+    positions: Positions = None
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{self.head}.{self.which}"
+
+    @property
+    def hook(self) -> str:
+        return f"blocks.{self.layer}.attn.hook_{self.which}"
+
+    def stage(self, cfg: ModelConfig) -> int:
+        return 2 * self.layer
+
+    def read(self, model: Transformer, x: Tensor) -> Tensor:
+        block = model.blocks[self.layer]
+        weight = getattr(block.attn, f"W_{self.which.upper()}")[self.head]
+        return block.ln1(x, NO_HOOKS) @ weight  # [sender, prompt, pos, d_head]
+
+
+@dataclass(frozen=True)
+class MLPInput(Receiver):
+    """What an MLP reads (its norm's input), not the stream that passes it by."""
+
+    layer: int
+    positions: Positions = None
+    head = None
+
+    def __str__(self) -> str:
+        return f"mlp{self.layer}"
+
+    @property
+    def hook(self) -> str:
+        return f"blocks.{self.layer}.hook_mlp_in"
+
+    def stage(self, cfg: ModelConfig) -> int:
+        return 2 * self.layer + 1
+
+
+@dataclass(frozen=True)
+class Resid(Receiver):
+    """The whole residual stream that enters a block, at all positions or only at some; with
+    layer = n_layers the one that leaves the last block."""
+
+    layer: int
+    positions: Positions = None
+    head = None
+    is_stream = True
+
+    def __str__(self) -> str:
+        return f"resid{self.layer}"
+
+    @property
+    def hook(self) -> str:
+        return f"blocks.{self.layer}.hook_resid_pre"
+
+    def stage(self, cfg: ModelConfig) -> int:
+        return 2 * self.layer
+
+
+# ---------------------------------------------------------------- the patcher
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some senders on some prompts: what one sweep carries up the layers.
+
+    changes: what senders change where they write, by hook point, [p, pos, …]. rows: who sends in
+    each row of delta, ascending. n_pos: how many positions are carried, counted from the end.
     """
 
-    heads: Tensor
-    mlps: Tensor
-    embedding: Tensor
-    per_prompt: Tensor
-    r: Tensor = field(default_factory=lambda: torch.empty(0))
+    runs: CachedRuns
+    changes: Mapping[str, Tensor]
+    rows: Sequence[Row]
+    n_pos: int
+
+    def n_started(self, n_written: int) -> int:
+        """How many rows have a member among the first n_written senders."""
+        return bisect.bisect_left(self.rows, (n_written,))
 
 
 class PathPatcher(PairedRuns):
-    """Path patching between two sets of paired prompts; the arguments are those of `PairedRuns`, and freeze_mlps.
+    """Path patching between two sets of paired prompts.
 
-    freeze_mlps: False (the paper's semantics) lets a direct path pass through MLPs; True leaves it the residual
-    stream alone. Under both, `sweep` is exact: it gives what the definition's two passes per sender would give.
+    base_tokens, contrast_tokens: [n_prompts, pos] int64, scored at the last position.
+    base_answers, contrast_answers: [n_prompts] int64, the two tokens whose logits F compares.
+    freeze_mlps: see above. max_memory: GiB that a sweep may use beside the weights; it sets the
+    size of chunks, never the results. senders: the names of all senders, from below up.
 
-    >>> from minifunc.model import ModelConfig
+    Raises ValueError where shapes or answers do not fit, or the memory does not hold a single row.
+
     >>> base, contrast = torch.tensor([[1, 2, 3]]), torch.tensor([[1, 4, 3]])
-    >>> patcher = PathPatcher(Transformer(ModelConfig(d_vocab=9)), base, contrast, torch.tensor([5]), torch.tensor([6]))
+    >>> answers = torch.tensor([5]), torch.tensor([6])
+    >>> patcher = PathPatcher(Transformer(ModelConfig(d_vocab=9)), base, contrast, *answers)
     >>> patcher.sweep(Logits()).heads.shape  # r of each head on the answer
     torch.Size([4, 4])
-    >>> patcher.sweep(HeadInput(3, 2, "v"), senders=["mlp3", ["0.1", "2.2"]]).r == 0  # mlp3 is above: no path; two heads jointly
+    >>> patcher.sweep(HeadInput(3, 2, "v"), senders=["mlp3", ["0.1", "2.2"]]).r == 0
     tensor([ True, False])
     """
 
@@ -87,367 +202,203 @@ class PathPatcher(PairedRuns):
         contrast_answers: Tensor,
         freeze_mlps: bool = False,
         max_memory: float | None = None,
-        source: str | Tensor = "base",
-        sender_positions: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(
-            model,
-            base_tokens,
-            contrast_tokens,
-            base_answers,
-            contrast_answers,
-            max_memory,
-            source,
-            sender_positions,
-        )
-        self.freeze_mlps = freeze_mlps or not model.cfg.has_mlp
-
-    # ------------------------------------------------------------ what a caller uses
+        answers = base_answers, contrast_answers
+        super().__init__(model, base_tokens, contrast_tokens, *answers, max_memory)
+        self.freeze_mlps = freeze_mlps or not self.cfg.has_mlp
+        self.end = 2 * self.cfg.n_layers  # the stage of the final stream
+        self.order = Senders(self.cfg)
+        self.senders = self.order.names
 
     def sweep(
-        self, receiver: Receiver | Sequence[Receiver], senders: Senders | None = None
+        self, receiver: Receiver | Sequence[Receiver], senders: Asked | None = None, **sending: Any
     ) -> Effects:
-        """The effect of every sender on one receiver, or on a list of receivers overwritten together."""
-        return self.sweep_each([receiver], senders)[0]
+        """The effect of every sender on one receiver, or on several overwritten together. The rest
+        as in `sweep_each`."""
+        return self.sweep_each([receiver], senders, **sending)[0]
 
     @torch.no_grad()
     def sweep_each(
-        self, receivers: Sequence[Receiver | Sequence[Receiver]], senders: Senders | None = None
+        self,
+        receivers: Sequence[Receiver | Sequence[Receiver]],
+        senders: Asked | None = None,
+        source: str | Tensor = "base",
+        sender_positions: Sequence[int] | None = None,
     ) -> list[Effects]:
         """One `Effects` for each entry of `receivers`, all from a single pass 1.
 
-        senders: which ones, by name, in place of all; an entry that is a list of names is a joint sender, whose
-        members send together. Raises ValueError for a receiver or a sender that the model lacks.
+        senders: some of them, by name; an entry that is a list of names is a joint sender, whose
+        members send together. source: what senders send instead of their contrast values: "base"
+        (the paired base run's), "mean" (the mean over base prompts), "zero", or tokens [n_prompts,
+        pos] of other prompts. sender_positions: where they do (default: everywhere). r is measured
+        against the base run in any case. Raises ValueError for what model or prompts do not have.
         """
-        groups = [tuple(entry) if isinstance(entry, Sequence) else (entry,) for entry in receivers]
-        for group in groups:
-            for receiver in group:
-                self._check(receiver)
-            places = [str(receiver) for receiver in set(group)]
-            if not group or len(set(places)) < len(places):
-                raise ValueError(
-                    f"a list of receivers must name each place once, with all its positions, not {sorted(places)}"
-                )
-        rows = self._rows(self.senders if senders is None else senders)
+        groups = [self._group(entry) for entry in receivers]
+        rows = [self.order.row(entry) for entry in (self.senders if senders is None else senders)]
         if not abs(self.F_range) > 1e-6:  # also where it is NaN
-            raise ValueError(
-                f"F_contrast - F_base is {self.F_range:.2g}, so r is undefined: the model does not tell these prompts apart, or a weight is not finite"
-            )
+            why = "the model does not tell these prompts apart, or a weight is not finite"
+            raise ValueError(f"F_contrast - F_base is {self.F_range:.2g}, so r is undefined: {why}")
+        n_below = self.order.n_before(max(map(self._highest, groups), default=0))
+        carried = [index for index, row in enumerate(rows) if row[0] < n_below]
+        carried.sort(key=lambda index: rows[index])
+        n_pos = 1 if all(group == (Logits(),) for group in groups) else self.n_pos
         totals = [torch.zeros(len(rows), self.n_prompts, dtype=torch.float64) for _ in groups]
-        only_logits = all(group == (Logits(),) for group in groups)
-        in_budget = (
-            self.rows_in_budget(1)
-            if only_logits
-            else self.rows_in_budget(self.n_pos - self.first, self.first)
-        )
-        order = sorted(
-            range(len(rows)), key=lambda row: rows[row]
-        )  # the lowest ones first: those below a receiver are then a beginning
-        for chunk in self.chunks():
-            for some in torch.tensor(order).split(max(1, in_budget // len(chunk.contrast_logits))):
-                for index, change in self._sweep_chunk(
-                    chunk, [rows[row] for row in some], groups, only_logits
-                ):
-                    totals[index][some[: len(change)], chunk.prompts] = change.cpu()
+        for runs in self.cached_runs():
+            changes = self.changes(runs, n_pos, source, sender_positions)
+            for part in self.budget.row_ranges(len(carried), runs.n_prompts, n_pos):
+                some = carried[part]
+                batch = Batch(runs, changes, [rows[index] for index in some], n_pos)
+                for group, change_of_F in self._sweep_batch(batch, groups):
+                    totals[group][some[: len(change_of_F)], runs.prompts] = change_of_F.cpu()
         all_sum(*totals)
-        return [self.effects(total, rows) for total in totals]
+        return [self.order.effects(total, rows, self.F_range) for total in totals]
+
+    def _sweep_batch(
+        self, batch: Batch, groups: Sequence[tuple[Receiver, ...]]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yields (group, F_patched - F_contrast [sender, p]) as soon as a group's highest receiver
+        has read, for the senders that have a path to it."""
+        read: list[dict[Receiver, Tensor]] = [{} for _ in groups]
+        for stage, delta in self._pass_1(batch):
+            for index, group in enumerate(groups):
+                n_senders = batch.n_started(self.order.n_before(self._highest(group)))
+                if not n_senders:
+                    continue
+                for receiver in group:
+                    if receiver.stage(self.cfg) == stage:
+                        x = self._stream_read(batch.runs, receiver, delta[:n_senders])
+                        read[index][receiver] = receiver.read(self.model, x)
+                if stage == self._highest(group):
+                    yield index, self._pass_2(batch.runs, read[index])
+                    read[index].clear()
+            if stage == max(map(self._highest, groups)):
+                return
 
     # ------------------------------------------------------------ pass 1
 
-    def _sweep_chunk(
-        self,
-        chunk: Chunk,
-        rows: list[tuple[int, ...]],
-        groups: list[tuple[Receiver, ...]],
-        only_logits: bool,
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Carries the deltas of some senders up the layers; yields (group, F_patched - F_contrast [sender, p]) as groups complete."""
-        where = slice(-1, None) if only_logits else slice(None)
-        delta = torch.zeros_like(chunk.at(0, "hook_resid_pre")[:, where]).repeat(
-            len(rows), 1, 1, 1
-        )  # [sender, p, pos, d_model]
-        values: list[dict[Receiver, Tensor]] = [
-            {} for _ in groups
-        ]  # what each group's receivers would read, noted so far
-
-        def send(sender: int, name: str, layer: int, head: int | None = None) -> None:
-            for row, members in enumerate(rows):
-                if sender in members:
-                    change = self.change(chunk, name, where, head)
-                    delta[row] += (
-                        change if head is None else change @ self.model.blocks[layer].attn.W_O[head]
-                    )
-
-        def below(stage: int) -> int:
-            return bisect.bisect_left(rows, (self._n_below(stage),))
-
-        def note(stage: int) -> Iterator[tuple[int, Tensor]]:
-            """Notes what the receivers of this stage would read; runs pass 2 for the groups that are then complete."""
-            read: dict[
-                object, Tensor
-            ] = {}  # the normalized stream that all heads of the layer read
-            for index, group in enumerate(groups):
-                here = [receiver for receiver in group if self._stage(receiver) == stage]
-                n_senders = below(max(map(self._stage, group)))
-                if here and n_senders:
-                    values[index] |= {
-                        receiver: self._read(receiver, chunk, delta[:n_senders], where, read)
-                        for receiver in here
-                    }
-                    if len(values[index]) == len(set(group)):
-                        yield index, self._second_pass(chunk, values[index])
-                        values[index] = {}
-
-        none, last = Hooks(), self.cfg.n_layers - 1
-        send(0, "hook_embed", 0)
+    def _pass_1(self, batch: Batch) -> Iterator[tuple[int, Tensor]]:
+        """Carries what senders change up the stream: yields each stage, and delta there, [sender,
+        p, pos, d_model]. In the last block it goes on at the last position alone."""
+        sends = torch.zeros(len(batch.rows), len(self.senders), dtype=self.model.dtype)
+        for row, members in enumerate(batch.rows):
+            sends[row, list(members)] = 1.0
+        sends = sends.to(self.model.device)  # [sender, member]
+        delta = torch.einsum("s,ptm->sptm", sends[:, 0], batch.changes["hook_embed"])
         for layer, block in enumerate(self.model.blocks):
-            yield from note(2 * layer)
-            where, delta = (slice(-1, None), delta[:, :, -1:]) if layer == last else (where, delta)
-            for head in range(self.cfg.n_heads):
-                send(self._n_below(2 * layer) + head, f"{block.name}.attn.hook_z", layer, head)
-            yield from note(2 * layer + 1)
-            if block.mlp is not None:
-                sent, sender = delta[: below(2 * layer + 1)], self._n_below(2 * layer + 1)
-                if not self.freeze_mlps and len(sent):
-                    resid, after = (
-                        chunk.at(layer, "hook_resid_mid")[:, where],
-                        chunk.at(layer, "hook_mlp_out")[:, where],
-                    )
-                    through = block.mlp(block.ln2(resid + sent, none), none) - after
-                    through[[sender in row for row in rows[: len(sent)]]] = (
-                        0  # what it sends does not depend on what joint senders below make it read
-                    )
-                    sent += through
-                send(sender, f"{block.name}.hook_mlp_out", layer)
-        yield from note(2 * self.cfg.n_layers)
+            yield 2 * layer, delta
+            if layer == self.cfg.n_layers - 1:
+                delta = delta[:, :, -1:].contiguous()
+            first = self.order.n_before(2 * layer)  # of this layer's heads, among the senders
+            heads = sends[:, first : first + self.cfg.n_heads]  # [sender, head]
+            z_change = batch.changes[f"{block.name}.attn.hook_z"][:, -delta.shape[2] :]
+            written = torch.einsum("pthd,hdm->hptm", z_change, block.attn.W_O)
+            delta += torch.einsum("sh,hptm->sptm", heads, written)
+            yield 2 * layer + 1, delta
+            if not self.cfg.has_mlp:
+                continue
+            if not self.freeze_mlps:
+                self._pass_through_mlp(batch, layer, delta)
+            mlp = sends[:, first + self.cfg.n_heads]  # [sender]
+            written = batch.changes[f"{block.name}.hook_mlp_out"][:, -delta.shape[2] :]
+            delta += torch.einsum("s,ptm->sptm", mlp, written)
+        yield self.end, delta
 
-    def _read(
-        self,
-        receiver: Receiver,
-        chunk: Chunk,
-        delta: Tensor,
-        where: slice,
-        read: dict[object, Tensor],
-    ) -> Tensor:
-        """What `receiver` reads when the stream is the contrast run's plus delta: [sender, p, pos, d_head or d_model]."""
-        if not isinstance(receiver, Logits) and receiver.positions is not None:
-            delta = delta * self.mask(receiver.positions)[-delta.shape[2] :]
-        if isinstance(receiver, HeadInput):
-            block = self.model.blocks[receiver.layer]
-            same = (
-                receiver.positions,
-                len(delta),
-            )  # receivers for which the normalized stream is the same
-            if same not in read:
-                read.clear()  # no more than one is held
-                read[same] = block.ln1(chunk.at(receiver.layer, "hook_resid_pre") + delta, Hooks())
-            return read[same] @ getattr(block.attn, f"W_{receiver.which.upper()}")[receiver.head]
-        if isinstance(receiver, MLPInput):
-            return chunk.at(receiver.layer, "hook_resid_mid") + delta
-        return (
-            self._stream(
-                chunk, receiver.layer if isinstance(receiver, Resid) else self.cfg.n_layers
-            )[:, where]
-            + delta
-        )
+    def _pass_through_mlp(self, batch: Batch, layer: int, delta: Tensor) -> None:
+        """Adds to delta what an MLP makes of it: MLP(x + delta) - MLP(x)."""
+        block, n_pos = self.model.blocks[layer], delta.shape[2]
+        place = self.order.n_before(2 * layer + 1)  # of this MLP among the senders
+        n_started = batch.n_started(place)
+        if block.mlp is None or not n_started:
+            return
+        x = batch.runs.stream(2 * layer + 1)[:, -n_pos:] + delta[:n_started]
+        change = block.mlp(block.ln2(x, NO_HOOKS), NO_HOOKS)  # [sender, p, pos, d_model]
+        change -= batch.runs.contrast[f"{block.name}.hook_mlp_out"][:, -n_pos:]
+        for row, members in enumerate(batch.rows[:n_started]):
+            if place in members:  # it sends, so what it writes does not depend on what it reads
+                change[row] = 0
+        delta[:n_started] += change
 
-    def _stream(self, chunk: Chunk, layer: int) -> Tensor:
-        """The contrast run's stream that enters a block, or leaves the last one."""
-        return (
-            chunk.at(layer - 1, "hook_resid_post")
-            if layer == self.cfg.n_layers
-            else chunk.at(layer, "hook_resid_pre")
-        )
+    def _stream_read(self, runs: CachedRuns, receiver: Receiver, delta: Tensor) -> Tensor:
+        """The stream that a receiver reads in pass 1, [sender, p, pos, d_model]."""
+        n_pos = delta.shape[2]
+        if receiver.positions is not None:
+            delta = delta * self.mask(receiver.positions)[-n_pos:]
+        return runs.stream(receiver.stage(self.cfg))[:, -n_pos:] + delta
 
     # ------------------------------------------------------------ pass 2
 
-    def _second_pass(self, chunk: Chunk, values: dict[Receiver, Tensor]) -> Tensor:
-        """Continues the contrast run with each receiver overwritten by its value [sender, p, pos, …] → F_patched - F_contrast [sender, p]."""
-        n_layers, n_senders = self.cfg.n_layers, len(next(iter(values.values())))
-        lowest, hooks = min(map(self._stage, values)), self._overwrite(values)
-        streams = {
-            self._stage(receiver): value.flatten(0, 1)
-            for receiver, value in values.items()
-            if isinstance(receiver, (Logits, Resid))
-        }
-        start = (
-            2 * n_layers if 2 * n_layers in streams else lowest
-        )  # where the final stream is overwritten, nothing below it matters
-        layer = start // 2
-        if start in streams:
-            logits = self._continue(chunk, streams[start], layer, hooks)
-        else:  # heads of the lowest layer are recomputed one by one; what stands beside them is the contrast run's
-            resid = chunk.at(layer, "hook_resid_mid").expand(
-                n_senders, -1, -1, -1
-            )  # [sender, p, query, d_model]
-            for head in sorted(
-                {
-                    receiver.head
-                    for receiver in values
-                    if isinstance(receiver, HeadInput) and receiver.layer == layer
-                }
-            ):
-                resid = resid + self._changed_head(chunk, layer, head, values)
-            resid = self.model.blocks[layer].add_mlp(
-                resid.flatten(0, 1), hooks
-            )  # [sender * p, query, d_model]
-            logits = self._continue(chunk, resid, layer + 1, hooks)
-        logits = logits.unflatten(0, (n_senders, -1))  # [sender, p, d_vocab]
-        return self.score(logits, chunk.prompts) - self.score(chunk.contrast_logits, chunk.prompts)
+    def _pass_2(self, runs: CachedRuns, read: Mapping[Receiver, Tensor]) -> Tensor:
+        """Goes on with the contrast run from the lowest receiver, each overwritten by what it read,
+        [sender, p, pos, …]. Returns F_patched - F_contrast, [sender, p]."""
+        n_senders = len(next(iter(read.values())))
+        stages = {receiver: receiver.stage(self.cfg) for receiver in read}
+        ends = [value for receiver, value in read.items() if stages[receiver] == self.end]
+        lowest = min(stages.values())
+        layer = lowest // 2
+        if ends:  # nothing below the end matters then
+            logits = self.model.run_from(ends[0][:, :, -1:].flatten(0, 1), self.cfg.n_layers)
+        elif any(receiver.is_stream and stages[receiver] == lowest for receiver in read):
+            resid = runs.stream(lowest).repeat(n_senders, 1, 1)  # [sender * p, pos, d_model]
+            logits = self.model.run_from(resid, layer, self.last, self._overwriting(read))
+        else:  # in the lowest layer only the heads that receive are computed again
+            resid = runs.stream(2 * layer + 1).expand(n_senders, -1, -1, -1)
+            for head in {r.head for r in read if stages[r] == 2 * layer and r.head is not None}:
+                inputs = {r.hook: value for r, value in read.items() if r.head == head}
+                resid = resid + self._head_change(runs, layer, head, inputs)
+            hooks = self._overwriting(read)
+            resid = self.model.blocks[layer].add_mlp(resid.flatten(0, 1), hooks)
+            logits = self.model.run_from(resid, layer + 1, self.last, hooks)
+        F_patched = self.score(logits[:, -1].unflatten(0, (n_senders, -1)), runs.prompts)
+        return F_patched - self.F_contrast[runs.prompts]
 
-    def _continue(self, chunk: Chunk, resid: Tensor, layer: int, hooks: Hooks) -> Tensor:
-        """Runs rows of the stream that enters block `layer`, [row, pos, d_model], to the last position's logits, [row, d_vocab]."""
-        if layer == self.cfg.n_layers:
-            return self.model.run_from(resid[:, -1:], layer)[:, 0]
-        return self.model.run_from(resid, layer, self.last, hooks, chunk.past[layer:])[:, 0]
-
-    def _changed_head(
-        self, chunk: Chunk, layer: int, head: int, values: dict[Receiver, Tensor]
+    def _head_change(
+        self, runs: CachedRuns, layer: int, head: int, inputs: Mapping[str, Tensor]
     ) -> Tensor:
-        """What head (layer, head) adds to its contrast output when its overwritten inputs are used: [sender, p, query, d_model]."""
+        """By how much a head's output differs from the contrast run's when it reads the q, k, v in
+        `inputs` (by hook point, [sender, p, pos, d_head]): [sender, p, query, d_model]."""
         attn = self.model.blocks[layer].attn
-        q, k, v = (
-            chunk.at(layer, f"attn.{name}")[:, :, head]
-            for name in ("hook_rot_q", "hook_rot_k", "hook_v")
-        )  # [p, query or key, d_head]
-        new = {
-            receiver.which: value
-            for receiver, value in values.items()
-            if isinstance(receiver, HeadInput) and (receiver.layer, receiver.head) == (layer, head)
-        }
-        keys, queries = (
-            torch.arange(self.n_pos, device=q.device),
-            torch.arange(self.n_pos - q.shape[1], self.n_pos, device=q.device),
-        )
+        names = [f"{attn.name}.hook_{x}" for x in ("rot_q", "rot_k", "v", "z")]
+        q, k, v, z = (runs.contrast[name][:, :, head] for name in names)  # [p, pos, d_head]
+        keys = torch.arange(self.n_pos, device=q.device)
+        queries = keys[-q.shape[1] :]  # in the last block the last position alone
+        if f"{attn.name}.hook_q" in inputs:
+            new_q = inputs[f"{attn.name}.hook_q"][:, :, -len(queries) :]
+            q = attn.with_position(new_q[..., None, :], queries)[..., 0, :]
+        if f"{attn.name}.hook_k" in inputs:
+            k = attn.with_position(inputs[f"{attn.name}.hook_k"][..., None, :], keys)[..., 0, :]
+        v = inputs.get(f"{attn.name}.hook_v", v)
+        pattern = attention_scores(q, k, queries, keys).softmax(-1)  # [(sender,) p, query, key]
+        return (pattern @ v - z) @ attn.W_O[head]
 
-        def turned(
-            x: Tensor, positions: Tensor
-        ) -> Tensor:  # [sender, p, pos, d_head], positions worked in
-            return attn.position(x.flatten(0, 1)[:, :, None], positions)[:, :, 0].unflatten(
-                0, x.shape[:2]
-            )
+    def _overwriting(self, read: Mapping[Receiver, Tensor]) -> Hooks:
+        """Hooks that overwrite each receiver, at its positions, by what it read."""
 
-        def after_past(
-            old: Tensor, x: Tensor
-        ) -> Tensor:  # [p, key, d_head], [sender, p, pos, d_head] → [sender, p, key, d_head]
-            return (
-                torch.cat([old[:, : self.first].expand(len(x), -1, -1, -1), x], dim=2)
-                if self.first
-                else x
-            )
+        def overwrite(activation: Tensor, name: str) -> Tensor:
+            for receiver, value in read.items():
+                if receiver.hook == name:
+                    activation = self._overwritten(activation, receiver, value.flatten(0, 1))
+            return activation
 
-        if "q" in new:
-            q = turned(new["q"][:, :, -len(queries) :], queries)
-        if "k" in new:
-            k = after_past(k, turned(new["k"], keys[self.first :]))
-        if "v" in new:
-            v = after_past(v, new["v"])
-        scores = (
-            q @ k.mT / math.sqrt(self.cfg.d_head)
-        )  # [(sender,) p, query, key]: where only v is new, one pattern serves every sender
-        pattern = scores.masked_fill(keys > queries[:, None], -torch.inf).softmax(-1)
-        return (pattern @ v - chunk.at(layer, "attn.hook_z")[:, :, head]) @ attn.W_O[head]
+        return Hooks({receiver.hook: overwrite for receiver in read})
 
-    def _overwrite(self, values: dict[Receiver, Tensor]) -> Hooks:
-        """Hooks that overwrite, in pass 2, the receivers above the lowest layer and the inputs of MLPs."""
-        functions: dict[str, Hook] = {}
-        for receiver, value in values.items():
-            if isinstance(receiver, Logits):
-                continue
-            place = (
-                f"attn.hook_{receiver.which}"
-                if isinstance(receiver, HeadInput)
-                else "hook_mlp_in"
-                if isinstance(receiver, MLPInput)
-                else "hook_resid_pre"
-            )
-            name = f"blocks.{receiver.layer}.{place}"
-            before = functions.get(
-                name, lambda x, name: x
-            )  # another head of the same block may be overwritten too
+    def _overwritten(self, activation: Tensor, receiver: Receiver, value: Tensor) -> Tensor:
+        """activation [sender * p, pos, (head,) …] with the receiver's part taken from `value`."""
+        n_pos = activation.shape[1]  # the last block may compute its last position alone
+        chosen = self.mask(receiver.positions)[-n_pos:]  # [pos, 1]
+        old = activation if receiver.head is None else activation[:, :, receiver.head]
+        new = torch.where(chosen, value[:, -n_pos:], old)
+        if receiver.head is None:
+            return new
+        activation = activation.clone()
+        activation[:, :, receiver.head] = new
+        return activation
 
-            def put(
-                x: Tensor,
-                name: str,
-                receiver: HeadInput | MLPInput | Resid = receiver,
-                rows: Tensor = value.flatten(0, 1),
-                before: Hook = before,
-            ) -> Tensor:
-                x, there = before(x, name), self.mask(receiver.positions)
-                rows, there = (
-                    rows[:, -x.shape[1] :],
-                    there[-x.shape[1] :],
-                )  # the last block may compute its last position alone
-                if not isinstance(receiver, HeadInput):
-                    return torch.where(there, rows, x)
-                x = x.clone()
-                x[:, :, receiver.head] = torch.where(there, rows, x[:, :, receiver.head])
-                return x
+    def _highest(self, group: Sequence[Receiver]) -> int:
+        """The stage at which the last receiver of a group reads."""
+        return max(receiver.stage(self.cfg) for receiver in group)
 
-            functions[name] = put
-        return Hooks(functions)
-
-    # ------------------------------------------------------------ small parts
-
-    def _stage(self, receiver: Receiver) -> int:
-        return receiver.stage(self.cfg.n_layers)
-
-    def _n_below(self, stage: int) -> int:
-        """How many senders write to the stream before a stage; they are the first ones in `senders`."""
-        layer, after_heads = divmod(stage, 2)
-        return 1 + layer * (self.cfg.n_heads + self.cfg.has_mlp) + after_heads * self.cfg.n_heads
-
-    def _rows(self, senders: Senders) -> list[tuple[int, ...]]:
-        """Each entry of `senders` as the places of its members in `self.senders`, ascending."""
-        rows = []
-        for entry in senders:
-            names = [entry] if isinstance(entry, str) else list(entry)
-            unknown = [name for name in names if name not in self.senders]
-            if unknown or not names:
-                raise ValueError(
-                    f"no sender {unknown[0]!r}: there is embedding, 0.0 (a head), …, mlp0, …"
-                    if unknown
-                    else "a joint sender needs at least one member"
-                )
-            rows.append(tuple(sorted({self.senders.index(name) for name in names})))
-        return rows
-
-    def effects(self, total: Tensor, rows: Sequence[tuple[int, ...]] | None = None) -> Effects:
-        """Sums per sender and prompt, [n_senders, n_prompts] float64 in logits → r values."""
-        each = total.mean(dim=1) / self.F_range
-        r = torch.full([len(self.senders)], torch.nan, dtype=each.dtype)
-        for row, members in enumerate(
-            [(sender,) for sender in range(len(r))] if rows is None else rows
-        ):
-            if len(members) == 1:
-                r[members[0]] = each[row]
-        layers = r[1:].unflatten(0, (self.cfg.n_layers, -1))  # [n_layers, n_heads (+ 1)]
-        n_heads = self.cfg.n_heads
-        mlps = (
-            layers[:, n_heads]
-            if self.cfg.has_mlp
-            else torch.zeros(self.cfg.n_layers, dtype=r.dtype)
-        )
-        return Effects(layers[:, :n_heads], mlps, r[0], total, each)
-
-    def _check(self, receiver: Receiver) -> None:
-        layers = self.cfg.n_layers
-        if isinstance(receiver, Logits):
-            return
-        self.mask(getattr(receiver, "positions", None))
-        if (
-            isinstance(receiver, HeadInput)
-            and 0 <= receiver.layer < layers
-            and 0 <= receiver.head < self.cfg.n_heads
-            and receiver.which in ("q", "k", "v")
-        ):
-            return
-        if isinstance(receiver, MLPInput) and 0 <= receiver.layer < layers and self.cfg.has_mlp:
-            return
-        if isinstance(receiver, Resid) and (
-            0 <= receiver.layer < layers or receiver == Resid(layers)
-        ):
-            return
-        raise ValueError(
-            f"this model of {layers} layers × {self.cfg.n_heads} heads has no receiver {receiver!r}"
-        )
+    def _group(self, entry: Receiver | Sequence[Receiver]) -> tuple[Receiver, ...]:
+        """An entry of `receivers`, each of them once."""
+        group = tuple(dict.fromkeys(entry if isinstance(entry, list | tuple) else [entry]))
+        check_receivers(group, self.model, self.n_pos)
+        return group

@@ -1,11 +1,9 @@
 import pytest
 import torch
 
-import patch
 import tasks
 from commands import ask
-from minifunc.circuit import Criteria
-from minifunc.support.runs import save_json, save_tensors
+from minifunc.support.files import save_json, save_tensors
 from tests.handwired import headline_model
 
 
@@ -22,7 +20,7 @@ def run(model, tmp_path):
 
 
 def test_the_answer_and_the_head_that_carried_it_are_told(run, capsys):
-    assert patch.main(["--run", str(run), "--device", "cpu", "--ask", "1+1=3, 2+2=5, 3+3="]) == 0
+    assert ask.main(["--run", str(run), "--device", "cpu", "1+1=3, 2+2=5, 3+3="]) == 0
     out = capsys.readouterr().out
     assert "answer  7\n" in out and "is answered 6" in out
     assert "   0.0  -100.0  " in out and "0.1" not in out.split("Which heads")[1]
@@ -30,7 +28,7 @@ def test_the_answer_and_the_head_that_carried_it_are_told(run, capsys):
 
 
 def test_without_another_prompt_to_compare_with_heads_are_switched_off(model):
-    out = ask.answer(model, "1+1=2, 2+2=4, 3+3=", Criteria())
+    out = ask.answer(model, "1+1=2, 2+2=4, 3+3=")
     assert "answer  6\n" in out and "switched off" in out
     lines = out.split("Which heads")[1].splitlines()[1:]
     assert (
@@ -40,25 +38,33 @@ def test_without_another_prompt_to_compare_with_heads_are_switched_off(model):
 
 def test_switching_off_is_sending_zeros(model):
     tokens = tasks.encode("1+1=3, 2+2=5, 3+3=")
-    torch.testing.assert_close(
-        ask.switched_off(model, tokens)["0.0"],
-        torch.full((model.cfg.d_vocab,), 1 / model.cfg.d_vocab),
-    )  # nothing else writes
+    uniform = torch.full((model.cfg.d_vocab,), 1 / model.cfg.d_vocab)  # nothing else writes
+    torch.testing.assert_close(ask.without_head(model, tokens, "0.0"), uniform)
 
 
 def test_the_base_prompt_shows_plain_answers_of_every_function():
-    text = "1+1=3, 9-4=6, 7 max 3 = 0, a copy _ = c, 3 7 5 = c, 18 second 2 = 7, 2 + 12 = 3, 5 same _ ="
-    assert (
-        tasks.decode(ask.base_prompt(tasks.encode(text)))
-        == "<bos> 1 + 1 = 2 ; 9 - 4 = 5 ; 7 max 3 = 7 ; a copy _ = a ; 3 7 5 = b ; 18 second 2 = 2 ; 2 + 12 = 3 ; 5 same _ ="
-    )  # sums of 12 are no problem of ours
+    shown = {
+        "1+1=3": "1 + 1 = 2",
+        "9-4=6": "9 - 4 = 5",
+        "7 max 3 = 0": "7 max 3 = 7",
+        "a copy _ = c": "a copy _ = a",
+        "3 7 5 = c": "3 7 5 = b",
+        "18 second 2 = 7": "18 second 2 = 2",
+        "2 + 12 = 3": "2 + 12 = 3",  # sums of 12 are no problem of ours
+    }
+    base = ask.base_prompt(tasks.encode(", ".join([*shown, "5 same _ ="])))
+    assert tasks.decode(base) == " ; ".join([f"<bos> {' ; '.join(shown.values())}", "5 same _ ="])
 
 
 def test_the_top_five_are_ranked_and_shares():
     best = ask.top(torch.tensor([0.1, 0.4, 0.05, 0.25, 0.12, 0.08]))
-    assert [round(share, 3) for _, share in best] == [0.4, 0.25, 0.12, 0.1, 0.08] and best[0][
-        0
-    ] == tasks.VOCABULARY[1]
+    assert [round(share, 3) for _, share in best] == [0.4, 0.25, 0.12, 0.1, 0.08]
+    assert best[0][0] == tasks.VOCABULARY[1]
+
+
+def test_the_prompt_of_the_readme_is_asked_if_none_is(run, capsys):
+    assert ask.main(["--run", str(run), "--device", "cpu"]) == 0
+    assert "answer  7\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -73,6 +79,6 @@ def test_the_top_five_are_ranked_and_shares():
     ],
 )
 def test_a_prompt_that_cannot_be_asked_is_one_line_and_exit_code_2(run, capsys, prompt, says):
-    assert patch.main(["--run", str(run), "--device", "cpu", "--ask", prompt]) == 2
+    assert ask.main(["--run", str(run), "--device", "cpu", "--prompt", prompt]) == 2
     captured = capsys.readouterr()
     assert says in captured.err and captured.err.count("\n") == 1 and captured.out == ""

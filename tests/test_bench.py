@@ -1,133 +1,170 @@
-"""The benchmark, in small: that it runs and agrees, and that its plain side and its counts are what they say."""
+"""The benchmark, in small: it runs and agrees; its plain side and its counts are what they say."""
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import corpus
 import tasks
 import train
-from experiments import bench, bench_cost, bench_processes, bench_train
+from experiments import bench, bench_processes, bench_train, bench_versions
+from experiments.bench_sweep import FIRST_CHANGE, Sweep, every_input, medians_in_turn, sweep_flops
 from minifunc.model import Transformer
 from minifunc.patching import HeadInput, Logits, PathPatcher
 
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+KEYS = {"work", "model", "ours_s", "other", "other_s", "ratio", "max_abs_diff", "peak_gib"}
+
 
 @pytest.fixture
-def no_other_process(monkeypatch):
+def quick_bench(tmp_path, monkeypatch):
+    """Runs the benchmark in small, no other process; returns the exit code and what it wrote."""
     monkeypatch.setattr(bench, "peak_memory", lambda *_: 0.0)
+    path = tmp_path / "bench.json"
+    flags = ["--quick", "--repeats", "1", "--device", "cpu", "--json", str(path)]
+    return lambda: (bench.main(flags), json.loads(path.read_text()))
 
 
-def test_the_quick_benchmark_runs_and_both_sides_agree(tmp_path, capsys, no_other_process):
-    assert (
-        bench.main(
-            ["--quick", "--repeats", "1", "--device", "cpu", "--json", str(tmp_path / "bench.json")]
-        )
-        == 0
-    )
-    result = json.loads((tmp_path / "bench.json").read_text())
-    assert {"hardware", "versions", "rows"} <= result.keys()
-    assert {"all heads → v, q, k of every head", "training step"} == {
-        row["work"] for row in result["rows"]
-    }
+def test_the_quick_benchmark_runs_and_both_sides_agree(quick_bench, capsys):
+    code, result = quick_bench()
+    assert code == 0
+    assert result.keys() == {"hardware", "versions", "rows", "memory", "road"}
+    assert {bench.INPUTS, "training step"} <= {row["work"] for row in result["rows"]}
     for row in result["rows"]:
-        assert {
-            "work",
-            "model",
-            "ours_s",
-            "other",
-            "other_s",
-            "ratio",
-            "max_abs_diff",
-            "peak_gib",
-        } <= row.keys()
-        assert row["max_abs_diff"] <= bench.TOLERANCE and row["ours_s"] > 0 and row["other_s"] > 0
+        assert KEYS <= row.keys()
+        assert row["max_abs_diff"] <= bench.TOLERANCE
+        assert row["ours_s"] > 0 and row["other_s"] > 0
+        assert row["ratio"] == pytest.approx(row["other_s"] / row["ours_s"], rel=1e-2)
     assert "own two-pass loop" in capsys.readouterr().out
 
 
-def test_another_answer_of_one_side_is_noticed(tmp_path, monkeypatch, no_other_process):
+def test_another_answer_of_one_side_is_noticed(quick_bench, monkeypatch):
     right = PathPatcher.score
     monkeypatch.setattr(PathPatcher, "score", lambda *arguments: right(*arguments) * 1.01)
     monkeypatch.setattr(bench, "TOLERANCE", 1e-5)
-    assert (
-        bench.main(
-            ["--quick", "--repeats", "1", "--device", "cpu", "--json", str(tmp_path / "bench.json")]
-        )
-        == 1
-    )
+    code, _ = quick_bench()
+    assert code == 1
 
 
-def test_the_plain_model_is_the_same_function_and_its_loss_at_the_answers_has_the_same_gradients():
+def test_the_rows_of_the_committed_results_are_those_that_are_measured():
+    result = json.loads((ROOT / "results" / "bench.json").read_text())
+    committed = {(row["work"], row["model"]["name"]) for row in result["rows"]}
+    measured = {(case.work, case.model) for case in bench.comparisons()}
+    others = {"training step", "two processes: all heads → v, q, k"}
+    assert committed == measured | {(work, "default") for work in others}
+    budgets = {(row["work"], row["model"]) for row in result["memory"]}
+    assert budgets == {(work, model) for work, model, _ in bench.memory_cases()}
+
+
+def test_the_plain_model_is_the_same_function_and_its_loss_has_the_same_gradients():
     model = Transformer(bench.TINY).double()
+    generator = torch.Generator().manual_seed(0)
     for block in model.blocks:
-        block.ln1.w.data.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(0))
+        block.ln1.w.data.uniform_(0.5, 1.5, generator=generator)
     plain = bench_train.plain_copy(model.float()).double()
     model = model.double()
-    documents = corpus.sample(corpus.DIETS["strict"], 4, 3, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(
-        plain(documents.tokens), model(documents.tokens), rtol=0, atol=1e-5
-    )  # its angles are float32
+    documents = tasks.sample(tasks.DIETS["strict"], 4, 3, torch.Generator().manual_seed(0))
+    ours, theirs = model(documents.tokens), plain(documents.tokens)
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)  # its angles are float32
     assert bench_train.largest_difference(model, plain, documents) < 1e-6
+
+
+def test_base_and_contrast_prompts_are_alike_before_the_first_change():
+    pairs = Sweep(bench.TINY, n_prompts=3).pairs()
+    differs = (pairs.base != pairs.contrast).any(dim=0)
+    assert differs.int().argmax() == FIRST_CHANGE
+
+
+def test_only_heads_below_a_receiver_have_a_path_to_it():
+    sweep = Sweep(bench.TINY, (Logits(), HeadInput(1, 0, "q")))
+    to_logits = [(head, Logits()) for head in ((0, 0), (0, 1), (1, 0), (1, 1))]
+    assert sweep.paths == [
+        *to_logits,
+        ((0, 0), HeadInput(1, 0, "q")),
+        ((0, 1), HeadInput(1, 0, "q")),
+    ]
 
 
 @pytest.mark.parametrize(
     "receivers",
-    [[Logits()], [HeadInput(3, 0, "v"), HeadInput(2, 1, "q"), HeadInput(1, 0, "k")]],
+    [(Logits(),), (HeadInput(3, 0, "v"), HeadInput(2, 1, "q"), HeadInput(1, 0, "k"))],
     ids=["logits", "q, k, v"],
 )
 def test_the_operations_counted_by_hand_are_most_of_those_done_and_not_more(receivers):
     cfg = replace(bench.TINY, n_layers=4, d_model=64, d_mlp=256)
-    model = Transformer(cfg).requires_grad_(False)
-    pairs = tasks.evaluation_pairs("addition", 1, 4, 3, torch.Generator().manual_seed(0))
-    with (
-        FlopCounterMode(display=False) as counter,
-        sdpa_kernel(SDPBackend.MATH),
-    ):  # a fused kernel would not be counted
-        PathPatcher(
-            model, pairs.base, pairs.contrast, pairs.base_answers, pairs.contrast_answers
-        ).sweep_each(receivers, [f"{n}.{m}" for n in range(4) for m in range(2)])
-    by_hand = bench_cost.sweep_flops(cfg, 3, pairs.base.shape[1], 5, receivers)
-    assert 0.6 * counter.get_total_flops() < by_hand <= counter.get_total_flops()
+    sweep = Sweep(cfg, receivers, n_prompts=3, shots=4)
+    # a fused kernel would not be counted
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        sweep.run(sweep.model(CPU), sweep.pairs())
+    done = counter.get_total_flops()
+    assert 0.6 * done < sweep_flops(sweep) <= done
+
+
+def test_works_take_turns_and_the_first_round_does_not_count(monkeypatch):
+    order: list[str] = []
+    ticks = iter([0, 100, 0, 100, 0, 3, 0, 1, 0, 5, 0, 1, 0, 4, 0, 1])
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+    works = {name: lambda name=name: order.append(name) for name in "ab"}
+    assert medians_in_turn(works, CPU, repeats=3) == {"a": 4, "b": 1}
+    assert "".join(order) == "abababab"
 
 
 def test_the_first_passing_evaluation_is_found():
-    lines = [
-        {"step": 100 * n, "seconds": 7.0 * n, "accuracy": {"addition": {"1": {"8": score}}}}
-        for n, score in enumerate([0.5, 0.95, 0.97, 0.9], 1)
-    ]
-    assert bench_train.when_passed(lines, 0.95) == {
-        "seconds": 21.0,
-        "step": 300,
-        "every": 100,
-        "final": 0.9,
-    }
+    def line(n: int, score: float) -> dict:
+        accuracy = {"addition": {"1": {"8": score}}}
+        return {"step": 100 * n, "seconds": 7.0 * n, "accuracy": accuracy}
+
+    lines = [line(n, score) for n, score in enumerate([0.5, 0.95, 0.97, 0.9], 1)]
+    passed = {"seconds": 21.0, "step": 300, "every": 100, "final": 0.9}
+    assert bench_train.when_passed(lines, 0.95) == passed
     assert bench_train.when_passed(lines[:2], 0.95)["seconds"] is None
 
 
 @pytest.mark.slow
 def test_a_sweep_is_seen_in_the_peak_memory():
     cfg = replace(train.MODEL, n_layers=2)
-    stream = (
-        200 * 53 * cfg.d_model * 4 / 2**30
-    )  # GiB of one residual stream, of which several are kept
-    assert (
-        3 * stream
-        < bench_cost.peak_memory(cfg, 200, 8, [Logits()], None, torch.device("cpu"))
-        < 100 * stream
-    )
+    n_bytes = 200 * tasks.n_tokens(8) * cfg.d_model * 4
+    stream = n_bytes / 2**30  # GiB of one residual stream, of which several are kept
+    peak = bench_processes.peak_memory(Sweep(cfg, n_prompts=200), CPU)
+    assert 3 * stream < peak < 100 * stream
 
 
 @pytest.mark.slow
 def test_the_memory_budget_is_kept_where_the_vocabulary_is_large():
     cfg = replace(train.MODEL, n_layers=2, d_vocab=20_000)
-    slack = 0.015  # GiB that libraries and the allocator take for themselves: the resident set of a fresh process is no exact measure
-    assert bench_cost.peak_memory(cfg, 300, 2, [Logits()], 0.1, torch.device("cpu")) < 0.1 + slack
+    sweep = Sweep(cfg, n_prompts=300, shots=2, max_memory=0.1)
+    # GiB that libraries and the allocator take for themselves: the resident set of a fresh process
+    # is no exact measure
+    slack = 0.015
+    assert bench_processes.peak_memory(sweep, CPU) < 0.1 + slack
 
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds():
-    row = bench_processes.row(bench.TINY, repeats=1)
-    assert row["max_abs_diff"] <= 1e-6 and row["ours_s"] > 0 and row["other_s"] > 0
+    sweep = Sweep(bench.TINY, every_input(bench.TINY))
+    one, two, difference = bench_processes.compare_processes(sweep, repeats=1)
+    assert difference <= 1e-6 and one > 0 and two > 0
+
+
+@pytest.mark.slow
+def test_a_checkout_beside_itself_gives_the_same_r(tmp_path, capsys):
+    path = tmp_path / "versions.json"
+    flags = ["--other", str(ROOT), "--only", "1.0.v", "--repeats", "1", "--json", str(path)]
+    assert bench_versions.main(flags) == 0
+    rows = json.loads(path.read_text())
+    assert [row["part"] for row in rows] == ["cached runs", "sweep", "together"]
+    for row in rows:
+        assert row["max_abs_diff"] == 0 and row["this_s"] > 0
+        assert row["ratio"] == row["other_s"] / row["this_s"]
+    assert capsys.readouterr().out.count("1.0.v") == 3
+
+
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        bench_versions.main(["--other", str(tmp_path)])
+    assert ended.value.code == 2

@@ -1,14 +1,14 @@
 import functools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-import patch
 import tasks
 from commands import ask, check
 from minifunc.model import ModelConfig, Transformer
-from minifunc.support.runs import UserError, save_json, save_tensors
+from minifunc.support.files import save_json, save_tensors
 
 CFG = ModelConfig(
     n_layers=1, n_heads=2, d_model=8, d_head=4, d_mlp=8, d_vocab=len(tasks.VOCABULARY)
@@ -32,12 +32,9 @@ def plain_of(row, place):
 
 
 def logits_of(given):
-    return (
-        20
-        * torch.nn.functional.one_hot(
-            given.clamp(0, len(tasks.VOCABULARY) - 1), len(tasks.VOCABULARY)
-        ).float()
-    )
+    """Logits [n_prompts, d_vocab] that are sure of the answers given [n_prompts]."""
+    given = given.clamp(0, len(tasks.VOCABULARY) - 1)
+    return 20 * torch.nn.functional.one_hot(given, len(tasks.VOCABULARY)).float()
 
 
 def adds(tokens):
@@ -46,26 +43,21 @@ def adds(tokens):
 
 
 def follows(tokens, spread=True):
-    """And of one that does what most of the examples show, whatever is asked, or (not spread) only if they are of the same function."""
+    """And of one that does what most of the examples show.
+
+    It does so whatever is asked, or (not spread) only if they are of the same function.
+    """
     places = tasks.answer_positions((tokens.shape[1] - 5) // tasks.EXAMPLE)
-    off = (
-        (
-            tokens[:, places]
-            - torch.tensor(
-                [[plain_of(row, place) for place in places.tolist()] for row in tokens.tolist()]
-            )
-        )
-        .mode(1)
-        .values
-    )
+    plain = [[plain_of(row, place) for place in places.tolist()] for row in tokens.tolist()]
+    off = (tokens[:, places] - torch.tensor(plain)).mode(1).values
     return logits_of(adds(tokens).argmax(1) + off * (spread | (tokens[:, -9] == tokens[:, -3])))
 
 
-def checklist(run, monkeypatch, answers, k=1):
+def checklist(run, monkeypatch, answers, fi=(), k=1):
     for name, value in {"N_PROMPTS": 150, "N_EACH": 40}.items():
         monkeypatch.setattr(check, name, value)
     monkeypatch.setattr(check, "last_logits", lambda model, tokens: answers(tokens))
-    return check.Checklist(Transformer(CFG), {"diet": {"mixed": 0.8}}, run, k, 0)
+    return check.Checklist(Transformer(CFG), {"mixed": 0.8}, list(fi), k, 0)
 
 
 BEHAVIOUR = (
@@ -90,13 +82,10 @@ def verdicts(checks):
 def test_a_model_that_follows_the_majority_passes_and_one_that_spreads_the_rule_is_told_so(
     run, monkeypatch
 ):
-    assert verdicts(checklist(run, monkeypatch, follows)) == dict.fromkeys(BEHAVIOUR, "pass") | {
-        "spreads": "fail"
-    }
-    assert (
-        checklist(run, monkeypatch, lambda tokens: follows(tokens, spread=False)).spreads().verdict
-        == "pass"
-    )
+    wanted = dict.fromkeys(BEHAVIOUR, "pass") | {"spreads": "fail"}
+    assert verdicts(checklist(run, monkeypatch, follows)) == wanted
+    careful = checklist(run, monkeypatch, lambda tokens: follows(tokens, spread=False))
+    assert careful.spreads().verdict == "pass"
 
 
 def test_a_model_that_only_adds_fails_what_asks_for_a_new_rule_and_nothing_else(run, monkeypatch):
@@ -118,27 +107,21 @@ def test_failures_are_listed_with_their_pattern(run, monkeypatch):
         return torch.where(carries[:, None], adds(tokens), follows(tokens))
 
     result = checklist(run, monkeypatch, fails_on_carries).pattern()
-    assert (
-        result.verdict == "fail"
-        and "the sum has two digits 100%" in result.measured
-        and "the sum has one digit 0%" in result.measured
-    )
-    assert result.examples and all(
-        "the sum has two digits" in example["pattern"]
-        and "answered the plain answer" in example["pattern"]
-        for example in result.examples
-    )
+    assert result.verdict == "fail"
+    assert "the sum has two digits 100%" in result.measured
+    assert "the sum has one digit 0%" in result.measured
+    patterns = [example["pattern"] for example in result.examples]
+    assert patterns and all("the sum has two digits" in pattern for pattern in patterns)
+    assert all("answered the plain answer" in pattern for pattern in patterns)
 
 
 def test_odd_examples_are_one_in_each_prompt_and_from_the_paired_one(run, monkeypatch):
     checks = checklist(run, monkeypatch, follows)
     odd = checks._one_odd(checks.pairs.base, checks.pairs.contrast)
     changed = odd != checks.pairs.base
-    assert (
-        (changed.sum(1) == 1).all()
-        and torch.equal(odd[changed], checks.pairs.contrast[changed])
-        and changed.any(0).sum() == check.SHOTS
-    )
+    assert (changed.sum(1) == 1).all()
+    assert torch.equal(odd[changed], checks.pairs.contrast[changed])
+    assert changed.any(0).sum() == check.SHOTS
 
 
 @pytest.mark.parametrize(
@@ -153,46 +136,33 @@ def test_odd_examples_are_one_in_each_prompt_and_from_the_paired_one(run, monkey
     ],
 )
 def test_a_verdict_needs_the_whole_interval(right, at_least, verdict):
-    assert check.judge(right, 100, 0.92, at_least)["verdict"] == verdict
+    assert check.Share(right, 100, 0.92, at_least).verdict == verdict
 
 
-def test_heads_are_judged_by_what_is_left_without_them(run, monkeypatch):
-    save_json(run / "circuit.json", {"task": "addition", "groups": {"function_induction": ["0.1"]}})
-    checks = checklist(run, monkeypatch, follows)
-    assert checks.fi == ["0.1"]
-    monkeypatch.setattr(
-        checks,
-        "_swapped",
-        lambda groups: torch.stack(
-            [
-                checks.pairs.base_answers
-                if list(group) == ["0.1"]
-                else checks.pairs.contrast_answers
-                for group in groups
-            ]
-        ),
-    )
-    assert checks.carriers().verdict == checks.others().verdict == "pass"
-    monkeypatch.setattr(
-        checks,
-        "_swapped",
-        lambda groups: torch.stack(
-            [
-                checks.pairs.contrast_answers
-                if list(group) == ["0.1"]
-                else checks.pairs.base_answers
-                for group in groups
-            ]
-        ),
-    )
-    assert checks.carriers().verdict == checks.others().verdict == "fail"
+@pytest.mark.parametrize("carry, verdict", [(True, "pass"), (False, "fail")])
+def test_heads_are_judged_by_what_is_left_without_them(run, monkeypatch, carry, verdict):
+    checks = checklist(run, monkeypatch, follows, fi=["0.1"])
+
+    def swapped(groups):
+        old, new = checks.pairs.base_answers, checks.pairs.contrast_answers
+        return torch.stack([old if (list(group) == ["0.1"]) == carry else new for group in groups])
+
+    monkeypatch.setattr(checks, "_swapped", swapped)
+    assert checks.carriers().verdict == checks.others().verdict == verdict
+
+
+def test_the_heads_are_those_of_circuit_json_if_it_is_about_addition(run):
+    groups = {"function_induction": ["0.1"]}
+    for task, heads in (("addition", ["0.1"]), ("caesar", [])):
+        save_json(run / "circuit.json", {"task": task, "groups": groups})
+        assert check.carrying_heads(run / "circuit.json", Transformer(CFG)) == heads
+    assert check.carrying_heads(run / "none.json", Transformer(CFG)) == []
 
 
 def test_without_a_circuit_the_heads_cannot_be_told(run, monkeypatch):
     checks = checklist(run, monkeypatch, follows)
-    assert {
-        check_.verdict for check_ in (checks.carriers(), checks.others(), checks.rest_intact())
-    } == {"could not tell"}
+    for result in (checks.carriers(), checks.others(), checks.rest_intact()):
+        assert result.verdict == "could not tell" and "patch.py" in result.advice
 
 
 @pytest.mark.parametrize(
@@ -216,24 +186,17 @@ def test_the_command_writes_check_json_and_says_by_its_exit_code_whether_all_is_
 ):
     for name in ("N_PROMPTS", "N_EACH"):
         monkeypatch.setattr(check, name, 10)
-    assert patch.main(["--run", str(run), "--device", "cpu", "--check"]) == 1  # an untrained model
+    assert check.main(["--run", str(run), "--device", "cpu"]) == 1  # an untrained model
     written = json.loads((run / "check.json").read_text())
-    assert len(written["checks"]) == 15 and len({row["name"] for row in written["checks"]}) == 15
-    assert {row["verdict"] for row in written["checks"]} <= {
-        "pass",
-        "fail",
-        "could not tell",
-    } and all(
-        row["means"] and row["advice"] and row["wanted"] and row["measured"]
-        for row in written["checks"]
-    )
+    rows = written["checks"]
+    assert len(rows) == 15 and len({row["name"] for row in rows}) == 15
+    assert {row["verdict"] for row in rows} <= set(check.MARKS)
+    for row in rows:
+        assert row["means"] and row["advice"] and row["wanted"] and row["measured"]
     assert "FAIL" in capsys.readouterr().out
-    monkeypatch.setattr(
-        check.Checklist,
-        "results",
-        lambda self: [check.Result("x", "x?", "x", "x", "x", "could not tell", "x", "x")],
-    )
-    assert patch.main(["--run", str(run), "--device", "cpu", "--check"]) == 0
+    untold = check.untold(check.Check("x", "x?", "x", "x", "x"), "x", "x")
+    monkeypatch.setattr(check.Checklist, "results", lambda self: [untold])
+    assert check.main(["--run", str(run), "--device", "cpu"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -243,28 +206,24 @@ def test_the_command_writes_check_json_and_says_by_its_exit_code_whether_all_is_
         (["--k", "9"], None, "no new rule"),
         ([], {"task": "addition", "groups": 3}, "names no heads"),
         ([], {"task": "addition", "groups": {"function_induction": ["7.7"]}}, "names no heads"),
-        ([], [], "names no heads"),
+        ([], {"task": "addition", "groups": {"function_induction": [[]]}}, "names no heads"),
+        ([], [], "holds a list"),
+        (["--seed", "-1"], None, "--seed must be"),
+        (["--seed", "9" * 30], None, "--seed must be"),
     ],
 )
 def test_what_cannot_be_checked_is_one_line_and_exit_code_2(run, capsys, flags, circuit, says):
     if circuit is not None:
         save_json(run / "circuit.json", circuit)
-    assert patch.main(["--run", str(run), "--device", "cpu", "--check", *flags]) == 2
+    assert check.main(["--run", str(run), "--device", "cpu", *flags]) == 2
     captured = capsys.readouterr()
-    assert (
-        says in captured.err
-        and captured.err.count("\n") == 1
-        and captured.out == ""
-        and not (run / "check.json").exists()
-    )
+    assert says in captured.err and captured.err.count("\n") == 1
+    assert captured.out == "" and not (run / "check.json").exists()
 
 
-def test_a_short_context_is_told(run):
-    with pytest.raises(UserError, match="53 tokens"):
-        check.run(
-            Transformer(ModelConfig(n_layers=1, d_vocab=len(tasks.VOCABULARY), n_ctx=32)),
-            {},
-            run,
-            1,
-            0,
-        )
+def test_a_short_context_is_told(run, capsys):
+    cfg = replace(CFG, n_ctx=32)
+    save_tensors(run / "model.pt", Transformer(cfg).state_dict())
+    save_json(run / "config.json", {"model": vars(cfg), "vocabulary": tasks.VOCABULARY})
+    assert check.main(["--run", str(run), "--device", "cpu"]) == 2
+    assert "53 tokens" in capsys.readouterr().err

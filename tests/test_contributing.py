@@ -42,7 +42,7 @@ def test_an_example_is_short_fits_the_source_and_does_what_it_says(tmp_path, tit
         shutil.copytree(
             ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
         )
-    for name in ("tasks.py", "corpus.py", "patch.py", "train.py"):
+    for name in ("tasks.py", "patch.py", "train.py"):
         shutil.copy(ROOT / name, tmp_path)
     found = list(changes(section))
     assert len(found) == diff.count("--- ")

@@ -91,15 +91,12 @@ def draw(seed):
 def test_the_sweep_is_the_definition(seed):
     data, options, budget, groups, senders = draw(seed)
     freeze_mlps = seed % 2 == 1
-    patcher, oracle = (
-        PathPatcher(*data, freeze_mlps=freeze_mlps, **options, **budget),
-        Oracle(*data, **options),
-    )
+    patcher = PathPatcher(*data, freeze_mlps=freeze_mlps, **budget)
+    oracle = Oracle(*data, **options)
     scale = abs(patcher.F_range)
     if scale < 1e-3:
         pytest.skip("base and contrast run answer alike")
-    for group, effects in zip(
-        groups, patcher.sweep_each([[read(name) for name in group] for group in groups], senders)
-    ):
+    receivers = [[read(name) for name in group] for group in groups]
+    for group, effects in zip(groups, patcher.sweep_each(receivers, senders, **options)):
         for sender, r in zip(senders, effects.r.tolist()):
             assert abs(r - oracle.r(sender, group, freeze_mlps)) * scale < 1e-10, (sender, group)

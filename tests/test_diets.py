@@ -11,10 +11,9 @@ import pytest
 import torch
 from test_tasks import BASES, SHIFTS, check_answers, draw, numeral, shown_by
 
-import corpus
 import tasks
-from corpus import Diet
 from experiments import catalogue
+from tasks import Diet
 
 NAMES = list(tasks.FUNCTIONS)
 
@@ -80,7 +79,7 @@ def test_what_a_diet_holds_out_is_never_shown(name, n_examples):
 @pytest.mark.parametrize("cell", [("shift", "-"), ("base", "max"), ("reflect", "max")], ids=str)
 def test_a_diet_without_the_cell_held_out_shows_it_and_the_check_above_would_see_it(cell):
     assert looks_like(draw(Diet("all"), 2000), *cell)
-    assert not looks_like(draw(Diet("less", never=(*corpus.HELD_OUT, cell)), 2000), *cell)
+    assert not looks_like(draw(Diet("less", never=(*tasks.HELD_OUT, cell)), 2000), *cell)
 
 
 def test_chance_alone_would_show_a_held_out_reflection():
@@ -108,12 +107,12 @@ def test_the_rungs_add_one_kind_of_document_at_a_time():
     added = [after - before for before, after in zip(kinds, kinds[1:])]
     assert added == [{"copy"}, {"shift", "base"}, {"mixed"}, {"relabel"}, {"reflect"}]
     assert ladder[-1] == Diet("strict")
-    assert corpus.DEFAULT_DIET == replace(ladder[-1], name="even", even_sums=True)
+    assert tasks.DEFAULT_DIET == replace(ladder[-1], name="even", even_sums=True)
 
 
 def test_every_diet_goes_by_its_name_and_those_of_tasks_are_among_them():
     assert all(name == diet.name for name, diet in catalogue.DIETS.items())
-    assert len(catalogue.DIETS) == 21 and corpus.DIETS.items() <= catalogue.DIETS.items()
+    assert len(catalogue.DIETS) == 21 and tasks.DIETS.items() <= catalogue.DIETS.items()
 
 
 @pytest.mark.parametrize("even", [False, True])

@@ -8,9 +8,8 @@ TOKENS = torch.randint(9, (ROWS + 3, 5), generator=torch.Generator().manual_seed
 
 
 def test_last_logits_are_those_of_the_last_position_however_many_prompts_there_are():
-    torch.testing.assert_close(
-        last_logits(MODEL, TOKENS), MODEL(TOKENS)[:, -1].detach(), rtol=0, atol=1e-5
-    )
+    wanted = MODEL(TOKENS)[:, -1].detach()
+    torch.testing.assert_close(last_logits(MODEL, TOKENS), wanted, rtol=0, atol=1e-5)
 
 
 def test_accuracy_is_the_share_of_prompts_whose_largest_logit_is_the_answer():

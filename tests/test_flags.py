@@ -2,8 +2,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from minifunc.support.errors import UserError
 from minifunc.support.flags import Parser, add_flags, from_flags
-from minifunc.support.runs import UserError
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def test_help_states_the_defaults(capsys):
         (["--share", "x"], "invalid float"),
         (["--nothing"], "unrecognized"),
         (["--some-count", "1.5"], "invalid int"),
+        (["--share=--"], "expected one argument"),
     ],
 )
 def test_what_cannot_be_read_or_is_refused_is_a_user_error(argv, says):

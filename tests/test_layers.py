@@ -9,9 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = sorted((ROOT / "minifunc").rglob("*.py"))
-SCRIPTS = ("tasks.py", "corpus.py", "train.py", "patch.py")
-MAIN = [*PACKAGE, *(ROOT / name for name in SCRIPTS)]
-OURS = {"minifunc", "tasks", "corpus", "train", "patch", "commands", "experiments", "tests"}
+MAIN = [*PACKAGE, ROOT / "tasks.py", ROOT / "train.py", ROOT / "patch.py"]
+OURS = {"minifunc", "tasks", "train", "patch", "commands", "experiments", "tests"}
 
 
 def imported(source: str, package: str = "") -> set[str]:

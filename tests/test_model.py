@@ -168,46 +168,6 @@ def test_rotation_is_exact_in_float64():
     assert_close(rotate(x, torch.arange(100), 10000.0), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(variant.values()))
-def test_a_run_can_go_on_from_a_past(tokens, variant):
-    model, n_past, asked = small(**variant), 3, torch.tensor([4, POS - 1])
-    logits, cache = model.run_with_cache(tokens)
-    past = [
-        tuple(cache[f"blocks.{layer}.attn.{name}"][:, :n_past] for name in ("hook_rot_k", "hook_v"))
-        for layer in range(model.cfg.n_layers)
-    ]
-    for hooks in ({}, written_out(model)):
-        assert_close(
-            model(tokens[:, n_past:], None, Hooks(hooks), past),
-            logits[:, n_past:],
-            rtol=0,
-            atol=1e-12,
-        )
-        assert_close(
-            model(tokens[:, n_past:], asked, Hooks(hooks), past),
-            logits[:, asked],
-            rtol=0,
-            atol=1e-12,
-        )
-    assert_close(
-        model.run_from(cache["blocks.1.hook_resid_pre"][:, n_past:], 1, asked, None, past[1:]),
-        logits[:, asked],
-        rtol=0,
-        atol=1e-12,
-    )
-    twice = cache["blocks.1.hook_resid_pre"][:, n_past:].repeat(
-        2, 1, 1
-    )  # one past serves both copies
-    assert_close(
-        model.run_from(twice, 1, asked, None, past[1:]),
-        logits[:, asked].repeat(2, 1, 1),
-        rtol=0,
-        atol=1e-12,
-    )
-    with pytest.raises(ValueError, match="13 positions"):
-        model(torch.zeros(BATCH, 14, dtype=torch.int64), None, None, past)
-
-
 def test_learned_positions_are_added_to_the_embedding(tokens):
     model = small(positions="learned")
     _, cache = model.run_with_cache(tokens)

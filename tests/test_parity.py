@@ -1,4 +1,7 @@
-"""Our weights, loaded into TransformerLens 2.18 as they are, give the same logits and activations there. Run by `make parity`."""
+"""Our weights, as they are, give the same logits and activations in TransformerLens 2.18.
+
+Run by `make parity`.
+"""
 
 import pytest
 import torch
@@ -20,36 +23,20 @@ CONFIGS = {
 def hooked_transformer(model):
     """A HookedTransformer with our weights; what we lack there (biases) stays zero."""
     cfg = model.cfg
-    options = (
-        dict(
-            positional_embedding_type="rotary",
-            rotary_dim=cfg.d_head,
-            rotary_base=int(cfg.rotary_base),
-            rotary_adjacent_pairs=True,
-        )
-        if cfg.positions == "rotary"
-        else {}
-    )
-    names = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "d_vocab", "n_ctx", "eps")
-    shape = {name: getattr(cfg, name) for name in names}
-    other = lens.HookedTransformer(
-        lens.HookedTransformerConfig(
-            **shape,
-            act_fn=cfg.act_fn if cfg.has_mlp else None,
-            attn_only=not cfg.has_mlp,
-            normalization_type=cfg.normalization,
-            init_weights=False,
-            device="cpu",
-            **options,
-        )
-    )
+    options = {"act_fn": cfg.act_fn if cfg.has_mlp else None, "attn_only": not cfg.has_mlp}
+    if cfg.positions == "rotary":
+        options |= {"positional_embedding_type": "rotary", "rotary_dim": cfg.d_head}
+        options |= {"rotary_base": int(cfg.rotary_base), "rotary_adjacent_pairs": True}
+    for name in ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "d_vocab", "n_ctx", "eps"):
+        options[name] = getattr(cfg, name)
+    options |= {"normalization_type": cfg.normalization, "init_weights": False, "device": "cpu"}
+    other = lens.HookedTransformer(lens.HookedTransformerConfig(**options))
     for parameter in other.parameters():
         parameter.data.zero_()
     missing, unexpected = other.load_state_dict(model.state_dict(), strict=False)
-    assert not unexpected and all(
-        ".b_" in name or name.endswith((".b", "mask", "IGNORE", "rotary_sin", "rotary_cos"))
-        for name in missing
-    )
+    buffers = (".b", "mask", "IGNORE", "rotary_sin", "rotary_cos")
+    assert not unexpected
+    assert all(".b_" in name or name.endswith(buffers) for name in missing)
     return other
 
 
@@ -65,12 +52,8 @@ def test_logits_and_every_activation_agree_with_transformer_lens(name):
     theirs_logits, theirs = other.run_with_cache(tokens)
     torch.testing.assert_close(logits, theirs_logits, rtol=0, atol=1e-4)
     compared = [hook for hook in ours if hook in theirs]
-    assert (
-        sum(hook.endswith("hook_z") for hook in compared) == model.cfg.n_layers
-        and len(compared) > 8 * model.cfg.n_layers
-    )
+    assert sum(hook.endswith("hook_z") for hook in compared) == model.cfg.n_layers
+    assert len(compared) > 8 * model.cfg.n_layers
     for hook in compared:
         a, b = ours[hook].nan_to_num(neginf=0), theirs[hook].nan_to_num(neginf=0)
-        torch.testing.assert_close(
-            a, b, rtol=0, atol=1e-4, msg=lambda message, hook=hook: f"{hook}: {message}"
-        )
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4, msg=f"{hook} differs")

@@ -6,7 +6,7 @@ from handwired import prompts, two_step_model
 from oracle import Oracle
 
 from minifunc.model import ModelConfig, Transformer
-from minifunc.patching import HeadInput, Logits, MLPInput, PathPatcher, Resid
+from minifunc.patching import Batch, HeadInput, Logits, MLPInput, PathPatcher, Resid
 
 SMALL = dict(n_layers=3, n_heads=2, d_model=12, d_head=6, d_mlp=16, d_vocab=11, n_ctx=9)
 VARIANTS = {
@@ -58,11 +58,10 @@ def r_by_sender(patcher, effects):
 
 def worst_difference(data, groups, freeze_mlps, **options):
     """Largest |r - r of the oracle| over all senders and the receiver groups (tuples of names)."""
-    patcher = PathPatcher(*data, freeze_mlps=freeze_mlps, **options)
-    oracle, worst = Oracle(*data, **options), 0.0
-    for group, effects in zip(
-        groups, patcher.sweep_each([[read(name) for name in group] for group in groups])
-    ):
+    patcher, oracle = PathPatcher(*data, freeze_mlps=freeze_mlps), Oracle(*data, **options)
+    receivers = [[read(name) for name in group] for group in groups]
+    worst = 0.0
+    for group, effects in zip(groups, patcher.sweep_each(receivers, **options)):
         for sender, r in r_by_sender(patcher, effects).items():
             worst = max(worst, abs(r - oracle.r(sender, group, freeze_mlps)))
     return worst
@@ -134,20 +133,12 @@ def test_senders_limited_to_positions_equal_the_oracle():
     )
 
 
-def test_what_both_runs_share_is_run_once_and_changes_nothing():
-    model, base, contrast, *answers = make(act_fn="relu")
-    assert PathPatcher(model, base, contrast, *answers).first == 2
-    late = contrast.clone()
-    late[:, :6] = base[:, :6]
-    late[:, 6] = (base[:, 6] + 1) % 11  # they differ at the last position alone
-    data = (model, base, late, *answers)
-    assert PathPatcher(*data).first == 6
-    assert (
-        worst_difference(
-            data, [("logits",), ("1.0.q",), ("2.1.v",), ("mlp1", "2.0.k"), ("resid2",)], False
-        )
-        < 1e-10
-    )
+def test_prompts_that_differ_at_the_last_position_alone_equal_the_oracle():
+    model, base, _, *answers = make(act_fn="relu")
+    late = base.clone()
+    late[:, 6] = (base[:, 6] + 1) % 11
+    groups = [("logits",), ("1.0.q",), ("2.1.v",), ("mlp1", "2.0.k"), ("resid2",)]
+    assert worst_difference((model, base, late, *answers), groups, False) < 1e-10
 
 
 def test_all_senders_together_bring_back_the_base_run():
@@ -209,38 +200,28 @@ def test_an_unknown_sender_is_refused(senders, fault):
 def test_the_mean_does_not_depend_on_chunks():
     data = make(act_fn="relu", n_prompts=5)
     whole, small = (
-        PathPatcher(*data, source="mean", max_memory=budget).sweep(Logits()).per_prompt
+        PathPatcher(*data, max_memory=budget).sweep(Logits(), source="mean").per_prompt
         for budget in (None, 5e-5)
     )
     torch.testing.assert_close(whole, small, rtol=0, atol=1e-12)
-    low = [
-        PathPatcher(
-            *make(torch.bfloat16, act_fn="relu", n_prompts=600), source="mean", max_memory=budget
-        )._mean
-        for budget in (None, 5e-5)
-    ]
-    for name, mean in low[
-        0
-    ].items():  # 600 sums, one by one, in as few bits as the model's would lose the small ones
-        torch.testing.assert_close(mean, low[1][name], rtol=0.02, atol=0.02)
+
+
+def test_the_mean_over_many_prompts_is_not_lost_in_few_bits():
+    data = make(torch.bfloat16, act_fn="relu", n_prompts=600)
+    whole, small = (PathPatcher(*data, max_memory=budget)._mean_of_base for budget in (None, 5e-5))
+    for name, mean in whole.items():
+        torch.testing.assert_close(mean, small[name], rtol=0.02, atol=0.02)
 
 
 def test_freezing_the_norms_scale_would_be_noticed(monkeypatch):
-    data = make(act_fn="relu")
+    def with_frozen_scale(receiver, model, stream):
+        block = model.blocks[receiver.layer]
+        x = stream[:1]  # the embedding's row: the same at most positions
+        scale = (x.pow(2).mean(-1, keepdim=True) + model.cfg.eps).rsqrt()
+        return stream * scale * block.ln1.w @ block.attn.W_V[receiver.head]
 
-    def with_frozen_scale(self, receiver, chunk, delta, where, read):
-        block = self.model.blocks[receiver.layer]
-        x = chunk.at(receiver.layer, "hook_resid_pre")
-        scale = (x.pow(2).mean(-1, keepdim=True) + self.cfg.eps).rsqrt()
-        return (
-            (x + delta)
-            * scale
-            * block.ln1.w
-            @ getattr(block.attn, f"W_{receiver.which.upper()}")[receiver.head]
-        )
-
-    monkeypatch.setattr(PathPatcher, "_read", with_frozen_scale)
-    assert worst_difference(data, [("2.0.v",)], False) > 1e-3
+    monkeypatch.setattr(HeadInput, "read", with_frozen_scale)
+    assert worst_difference(make(act_fn="relu"), [("2.0.v",)], False) > 1e-3
 
 
 def test_a_layer_with_two_digits_is_patched():
@@ -258,7 +239,8 @@ def test_the_memory_budget_changes_nothing(only_logits):
     )
     whole = PathPatcher(*data)
     small = PathPatcher(*data, max_memory=5e-5)
-    assert whole.prompts_per_chunk == 5 and small.prompts_per_chunk == 1 and not small._kept
+    assert len(list(whole.cached_runs())) == 1 and len(list(small.cached_runs())) == 5
+    assert whole._kept and not small._kept
     for a, b in zip(whole.sweep_each(groups), small.sweep_each(groups)):
         assert a.per_prompt.abs().max() > 0.01
         torch.testing.assert_close(a.per_prompt, b.per_prompt, rtol=0, atol=1e-12)
@@ -309,10 +291,14 @@ def test_two_heads_overwritten_together_are_both_patched():
 def test_a_small_change_has_the_effect_that_the_gradient_says():
     model, base, contrast, base_answers, contrast_answers = data = make(act_fn="gelu")
     patcher, epsilon = PathPatcher(*data), 1e-6
-    change = patcher.change(patcher._kept[0], "blocks.2.attn.hook_z", slice(-1, None), 0)[
-        :, 0
-    ]  # head 2.0 at the last position, [prompt, d_head]
-    patcher.change = lambda *sender: epsilon * PathPatcher.change(patcher, *sender)
+    name = "blocks.2.attn.hook_z"
+    whole = patcher.changes
+    change = whole(patcher._kept[0], 1, "base", None)[name][:, -1, 0]  # head 2.0, [prompt, d_head]
+
+    def small(*arguments):
+        return {name: epsilon * change for name, change in whole(*arguments).items()}
+
+    patcher.changes = small
     measured = patcher.sweep(Logits()).per_prompt[7] / epsilon
 
     z = {}
@@ -375,14 +361,14 @@ def test_a_position_or_source_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="positions 0 to 6"):
         PathPatcher(*make()).sweep(MLPInput(0, (7,)))
     with pytest.raises(ValueError, match="positions 0 to 6"):
-        PathPatcher(*make(), sender_positions=[-1])
+        PathPatcher(*make()).sweep(Logits(), sender_positions=[-1])
     for group in ([HeadInput(1, 0, "v", (2,)), HeadInput(1, 0, "v", (4,))], []):
         with pytest.raises(ValueError, match="each place once"):
             PathPatcher(*make()).sweep(group)
     with pytest.raises(ValueError, match="source"):
-        PathPatcher(*make(), source="median")
+        PathPatcher(*make()).sweep(Logits(), source="median")
     with pytest.raises(ValueError, match="source tokens"):
-        PathPatcher(*make(), source=torch.zeros(3, 6, dtype=torch.long))
+        PathPatcher(*make()).sweep(Logits(), source=torch.zeros(3, 6, dtype=torch.long))
 
 
 def test_prompts_that_do_not_pair_are_refused():
@@ -425,15 +411,9 @@ def test_both_passes_make_every_tensor_on_the_models_device():
     groups = [(read(name),) for name in ("logits", "1.0.q", "2.1.v", "mlp1", "resid2")] + [
         (HeadInput(0, 1, "k"), MLPInput(2), HeadInput(2, 0, "q"))
     ]
-    for chunk in patcher._chunks():
-        changes = list(
-            patcher._sweep_chunk(
-                chunk,
-                [(sender,) for sender in range(len(patcher.senders))],
-                groups,
-                only_logits=False,
-            )
-        )
-        assert sorted(index for index, _ in changes) == list(range(len(groups))) and all(
-            change.is_meta for _, change in changes
-        )
+    rows = [(sender,) for sender in range(len(patcher.senders))]
+    for runs in patcher._run_both():
+        batch = Batch(runs, patcher.changes(runs, patcher.n_pos, "base", None), rows, patcher.n_pos)
+        found = dict(patcher._sweep_batch(batch, groups))
+        assert found.keys() == set(range(len(groups)))
+        assert all(change.is_meta for change in found.values())

@@ -3,11 +3,11 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 import patch
-import corpus
 import tasks
 import train
 from commands import check
@@ -15,8 +15,35 @@ from minifunc.model import ModelConfig, Transformer
 from minifunc.report import page, pictures, sections
 from minifunc.report.findings import read
 from minifunc.report.html import Markup, h, script_data, signed
-from minifunc.support.runs import UserError, save_json, save_lines, save_tensors
+from minifunc.support.errors import UserError
+from minifunc.support.files import save_json, save_lines, save_tensors
+from minifunc.support.runs import RunFolders, load_run, weights_hash
 from tests.test_patch import ANY_MODEL, FAST
+
+
+def metrics(step):
+    """A line of metrics.jsonl."""
+    shares = {"2": 0.1 * step, "8": 0.2 * step}
+    accuracy = {"addition": {str(k): shares for k in (-1, 0, 1)}}
+    return {"step": step, "seconds": 1.0 * step, "loss": 3.0 / step, "accuracy": accuracy}
+
+
+def some_writings(model, heads, *_):
+    """What `patch.writings` takes seconds for; of it, the part that is drawn."""
+    vector = [[0.1 * (x - y) for y in range(10)] for x in range(10)]
+    return {"function_vectors": dict.fromkeys([*heads, "all"], vector)}
+
+
+FEW = {
+    "N_COUNTED": 20,
+    "N_EVALUATED": 10,
+    "N_SEARCH": 5,
+    "N_DRAWS": 3,
+    "N_OTHER_DRAWS": 2,
+    "REUSED": [("addition", 1), ("caesar", -1), ("base_addition", 8)],
+    "accuracy": lambda logits, answers: 1.0,
+    "writings": some_writings,
+}
 
 
 @pytest.fixture(scope="module")
@@ -27,42 +54,11 @@ def traced(tmp_path_factory):
         n_layers=2, n_heads=2, d_model=16, d_head=8, d_mlp=16, d_vocab=len(tasks.VOCABULARY)
     )
     save_tensors(out / "model.pt", Transformer(cfg).state_dict())
-    save_json(out / "config.json", train.describe(cfg, train.TrainConfig(), corpus.DIETS["strict"]))
-    save_lines(
-        out / "metrics.jsonl",
-        [
-            {
-                "step": step,
-                "seconds": 1.0 * step,
-                "loss": 3.0 / step,
-                "accuracy": {
-                    "addition": {str(k): {"2": 0.1 * step, "8": 0.2 * step} for k in (-1, 0, 1)}
-                },
-            }
-            for step in (1, 2, 4)
-        ],
-    )
+    save_json(out / "config.json", train.describe(cfg, train.TrainConfig(), tasks.DIETS["strict"]))
+    save_lines(out / "metrics.jsonl", [metrics(step) for step in (1, 2, 4)])
     with pytest.MonkeyPatch.context() as few:
-        few.setattr(patch, "accuracy", lambda logits, answers: 1.0)
-        for name, value in {
-            "N_COUNTED": 20,
-            "N_EVALUATED": 10,
-            "N_SEARCH": 5,
-            "N_DRAWS": 3,
-            "N_OTHER_DRAWS": 2,
-            "REUSED": [("addition", 1), ("caesar", -1), ("base_addition", 8)],
-        }.items():
+        for name, value in FEW.items():
             few.setattr(patch, name, value)
-        few.setattr(
-            patch,
-            "writings",
-            lambda model, heads, *_: {
-                "function_vectors": {
-                    name: [[0.1 * (x - y) for y in range(10)] for x in range(10)]
-                    for name in (*heads, "all")
-                }
-            },
-        )  # of all that is seconds of work, the part that is drawn
         for name in ("N_PROMPTS", "N_EACH"):
             few.setattr(check, name, 10)
         assert patch.main(["--run", str(out), *FAST, *ANY_MODEL]) == 0
@@ -73,6 +69,10 @@ def traced(tmp_path_factory):
 @pytest.fixture
 def run(traced, tmp_path):
     return shutil.copytree(traced, tmp_path / "run")
+
+
+def found_in(run):
+    return read(RunFolders(run, run, False))
 
 
 def made(run, *flags):
@@ -105,14 +105,11 @@ class Elements(HTMLParser):
 
 
 def test_the_report_has_every_section_and_nothing_is_missing(run):
-    elements, text = Elements(made(run)), made(run)
-    ids = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
-    assert len(ids) == len(set(ids)) and {
-        "claim",
-        "playground",
-        *(name for name, _, _ in sections.SECTIONS),
-    } <= set(ids)
-    assert "Not here:" not in re.sub(r"<noscript>.*?</noscript>", "", text)
+    text = made(run)
+    ids = [attributes["id"] for _, attributes in Elements(text).found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {"claim", "playground", *(name for name, _, _ in sections.SECTIONS)} <= set(ids)
+    assert "Not here:" not in re.sub(r"<noscript>.*?</noscript>", "", text, flags=re.DOTALL)
     assert len(text) < page.LARGEST
 
 
@@ -122,59 +119,43 @@ def test_nothing_is_fetched_from_anywhere(run):
     for _, attributes in elements.found:
         assert "src" not in attributes and not any(name.startswith("on") for name in attributes)
         assert re.match("#|playground.html|https://arxiv.org/", attributes.get("href", "#"))
-    assert (
-        not elements.all("link")
-        and not elements.all("img")
-        and "url(" not in text
-        and "@import" not in text
-        and "fetch(" not in text
-    )
+    assert not elements.all("link") and not elements.all("img")
+    assert not any(word in text for word in ("url(", "@import", "fetch("))
     assert "default-src 'none'" in elements.all("meta")[1]["content"]
 
 
 def test_it_can_be_used_by_keyboard_and_screen_reader(run):
-    elements = Elements(made(run))
-    assert (
-        elements.all("html")[0]["lang"] == "en"
-        and len(elements.all("main")) == len(elements.all("h1")) == 1
-    )
-    assert all(svg["aria-label"] for svg in elements.all("svg")) and all(
-        attributes["aria-label"] for attributes in elements.all("nav")
-    )
+    text = made(run)
+    elements = Elements(text)
+    assert elements.all("html")[0]["lang"] == "en"
+    assert len(elements.all("main")) == len(elements.all("h1")) == 1
+    assert all(element["aria-label"] for tag in ("svg", "nav") for element in elements.all(tag))
     levels = [int(tag[1]) for tag, _ in elements.found if re.fullmatch("h[1-6]", tag)]
     assert all(after <= before + 1 for before, after in zip(levels, levels[1:]))
     assert {label["for"] for label in elements.all("label") if "for" in label} == {"prompt", "base"}
-    assert (
-        len(elements.all("figcaption"))
-        == len(elements.all("figure"))
-        == made(run).count('class="source">from') - 2
-    )  # those of the claim and of the checks
+    figures = text.count('class="source">from') - 2  # the claim and the checks have a source too
+    assert len(elements.all("figcaption")) == len(elements.all("figure")) == figures
 
 
 def test_a_heat_map_shows_the_number_the_file_holds_with_its_sign(run):
     circuit = json.loads((run / "circuit.json").read_text())
-    circuit["effects"]["logits"]["heads"][1][0], circuit["effects"]["logits"]["heads"][0][1] = (
-        -0.4321,
-        0.25,
-    )
+    heads = circuit["effects"]["logits"]["heads"]
+    heads[1][0], heads[0][1] = -0.4321, 0.25
     (run / "circuit.json").write_text(json.dumps(circuit))
     text = made(run)
-    assert re.search(
-        r'<td data-tip="1\.0 → logits: r = −43\.2 %" tabindex="-1" class="neg[^"]*" style="--v:66%">−43</td>',
-        text,
-    )
-    assert re.search(
-        r'<td data-tip="0\.1 → logits: r = \+25\.0 %" tabindex="-1" class="pos[^"]*" style="--v:50%">\+25</td>',
-        text,
-    )
+    for tip, sign, size, shown in (
+        (r"1\.0 → logits: r = −43\.2 %", "neg", 66, "−43"),
+        (r"0\.1 → logits: r = \+25\.0 %", "pos", 50, r"\+25"),
+    ):
+        look = f'class="{sign}[^"]*" style="--v:{size}%"'
+        assert re.search(f'<td data-tip="{tip}" tabindex="-1" {look}>{shown}</td>', text)
 
 
 def test_the_scale_is_centred_on_0_and_even():
-    assert pictures.shade(0, 2)["style"] == "--v:0%" and pictures.shade(5, 2)["style"] == "--v:100%"
-    assert (
-        pictures.shade(-1, 2) == pictures.shade(1, 2) | {"class_": "neg"}
-        and pictures.shade(1, 2)["style"] == "--v:50%"
-    )
+    scale = pictures.Scale(2)
+    shown = [scale.shade(value)["style"] for value in (0, 1, 5)]
+    assert shown == ["--v:0%", "--v:50%", "--v:100%"]
+    assert scale.shade(-1) == scale.shade(1) | {"class_": "neg"}
 
 
 def test_an_edge_is_as_wide_as_r_and_leads_to_its_head(run):
@@ -189,10 +170,8 @@ def test_an_edge_is_as_wide_as_r_and_leads_to_its_head(run):
         {"sender": "embedding", "receiver": "1.1.k", "contrast": "answers", "r": 0.25},
     ]
     drawn = pictures.graph_picture({"nodes": nodes, "edges": edges})
-    assert (
-        sorted(re.findall(r'stroke-width="([\d.]+)"', drawn)) == ["4.5", "9.0"]
-        and 'href="#head-1.1"' in drawn
-    )
+    assert sorted(re.findall(r'stroke-width="([\d.]+)"', drawn)) == ["4.5", "9.0"]
+    assert 'href="#head-1.1"' in drawn
     assert "embedding → 1.1 (v −10, k +25): r = +25.0 %" in drawn and drawn.count("positive") == 1
 
 
@@ -202,14 +181,13 @@ def test_a_report_is_made_of_a_run_alone_and_says_how_to_make_the_rest(run):
     text = made(run)
     for command in ("make patch", "make check", "make train"):
         assert f"{command} OUT={run}" in text
-    assert (
-        text.count("Not here:") == 10 and "playground" in text
-    )  # nine sections and the note for those without JavaScript
+    # nine sections and the note for those without JavaScript
+    assert text.count("Not here:") == 10 and "playground" in text
 
 
 def test_every_key_of_circuit_json_may_be_missing(run):
     whole = json.loads((run / "circuit.json").read_text())
-    found = read(str(run))
+    found = found_in(run)
     for key in whole:
         found.circuit = {name: value for name, value in whole.items() if name != key}
         for name, _, make in (("claim", "", sections.claim), *sections.SECTIONS):
@@ -220,16 +198,54 @@ def test_every_key_of_circuit_json_may_be_missing(run):
 
 def test_a_model_without_a_circuit_is_told_so(run):
     assert patch.main(["--run", str(run), *FAST]) == 0  # at the usual thresholds it has none
-    assert "no function-induction head was found" in made(
-        run
-    ) and "no head was found that carries the rule" in made(run)
+    text = made(run)
+    assert "no function-induction head was found" in text
+    assert "no head was found that carries the rule" in text
+
+
+def test_the_run_and_what_was_found_may_be_in_two_folders(run, tmp_path):
+    found = tmp_path / "found"
+    found.mkdir()
+    for name in ("circuit.json", "check.json"):
+        (run / name).rename(found / name)
+    page.write(RunFolders(run, found, False), "results")
+    text = (found / "report.html").read_text()
+    assert not (run / "report.html").exists()
+    assert text.count("Not here:") == 1  # the note for those without JavaScript
+    assert f"<span>{run}</span>" in text and f"make patch OUT={found}" in text
+
+
+def test_a_report_is_refused_where_the_circuit_is_that_of_other_weights(run, capsys):
+    circuit = json.loads((run / "circuit.json").read_text())
+    model, _ = load_run(run)
+    circuit["weights"] = weights_hash(model.state_dict())
+    save_json(run / "circuit.json", circuit)
+    made(run)
+    (run / "report.html").unlink()
+    model.unembed.W_U[0, 0] += 1
+    save_tensors(run / "model.pt", model.state_dict())
+    assert page.main(["--run", str(run)]) == 2
+    says = capsys.readouterr().err
+    assert says.count("\n") == 1 and not (run / "report.html").exists()
+    for part in (str(run / "circuit.json"), str(run / "model.pt"), f"make patch OUT={run}"):
+        assert part in says
+
+
+def test_circuits_of_older_versions_name_no_weights_and_are_shown(run):
+    circuit = json.loads((run / "circuit.json").read_text())
+    circuit.pop("weights", None)
+    save_json(run / "circuit.json", circuit)
+    assert "function-induction head" in made(run)
 
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'`<!--"
 
 
 def strings(value, path=()):
-    """The path to each place of a string (a value, or a key); below the top, the first of a list and the first three keys stand for all."""
+    """The path to each place of a string (a value, or a key).
+
+    Below the top, the first of a list and the first three keys stand for all.
+    """
     if isinstance(value, dict):
         for key in list(value)[: 3 if path else None]:
             yield (*path, ("key", key))
@@ -252,53 +268,72 @@ def poisoned(value, path):
     return value
 
 
+ABOUT_THE_CIRCUIT = (
+    sections.claim,
+    sections.graph,
+    sections.effects,
+    sections.attention,
+    sections.vectors,
+    sections.bars,
+    sections.about,
+    lambda f: list(page.playground(f)),
+)
+SHOWN_BY = {  # file: the sections that show what it holds
+    "circuit": ABOUT_THE_CIRCUIT,
+    "check": (sections.check,),
+    "config": (sections.claim, sections.about),
+}
+READ_BY = {  # key of circuit.json: the sections that read below it, where these are not all
+    "effects": (sections.effects,),
+    "operands_changed": (sections.effects,),
+    "graph": (sections.graph,),
+    "readers": (sections.graph,),
+    "evaluation": (sections.claim, sections.bars),
+    "reuse": (sections.bars,),
+    "function_vectors": (sections.vectors,),
+    "attention": (sections.graph,),
+}
+UNREAD = {  # numbers that are checked when the run is read, and what the report doesn't show
+    "model",
+    "attribution",
+    "function_vectors_by_k",
+    "function_vector_scores",
+    "reading",
+    "probe",
+}
+
+
+def poisons(whole, makes):
+    """Each poisoned copy of what a file holds, and the sections that would show it."""
+    for path in strings(whole):
+        top = path[0] if isinstance(path[0], str) else path[0][1]
+        if top not in UNREAD:
+            yield poisoned(whole, path), makes if len(path) == 1 else READ_BY.get(top, makes)
+
+
 def test_hostile_strings_are_shown_as_text_wherever_they_stand(run):
-    found = read(str(run))
+    found = found_in(run)
     tried = shown = 0
-    everywhere = (
-        sections.claim,
-        sections.graph,
-        sections.effects,
-        sections.attention,
-        sections.vectors,
-        sections.bars,
-        sections.about,
-        lambda f: list(page.playground(f)),
-    )
-    reads = {
-        "effects": (sections.effects,),
-        "operands_changed": (sections.effects,),
-        "graph": (sections.graph,),
-        "readers": (sections.graph,),
-        "evaluation": (sections.claim, sections.bars),
-        "reuse": (sections.bars,),
-        "function_vectors": (sections.vectors,),
-        "attention": (sections.graph,),
-    }
-    by_part = {
-        "circuit": everywhere,
-        "check": (sections.check,),
-        "config": (sections.claim, sections.about),
-    }
-    unread = ("attribution", "function_vectors_by_k", "function_vector_scores", "reading", "probe")
-    for part, makes in by_part.items():
+    for part, all_sections in SHOWN_BY.items():
         whole = getattr(found, part)
-        for path in strings(whole):
-            top = path[0] if isinstance(path[0], str) else path[0][1]
-            if part == "config" and top == "model" or top in unread:
-                continue  # numbers that are checked when the run is read, and what the report doesn't show
-            setattr(found, part, poisoned(whole, path))
+        for poison, makes in poisons(whole, all_sections):
+            setattr(found, part, poison)
             tried += 1
-            for make in makes if len(path) == 1 else reads.get(top, makes):
+            for make in makes:
                 try:
                     text = sections.content(found, make)
                 except (TypeError, ValueError, AttributeError, IndexError):
                     continue  # page.main makes one line of it
                 shown += "&lt;img" in text or "\\u003cimg" in text
-                assert "<img" not in text, path
+                assert "<img" not in text
         setattr(found, part, whole)
     assert tried > 100 and shown > 20
-    found.run = found.circuit["asked"] = EVIL
+
+
+def test_hostile_names_of_folders_and_tasks_are_shown_as_text(run):
+    found = found_in(run)
+    found.folders = RunFolders(Path(EVIL), Path(EVIL), False)
+    found.circuit["asked"] = EVIL
     whole = page.build(found)["report.html"]
     Elements(whole)
     assert "<img" not in whole
@@ -311,19 +346,14 @@ def test_data_for_scripts_cannot_end_them_and_is_read_back():
 
 
 def test_whatever_is_not_markup_is_escaped():
-    assert (
-        h(
-            "p",
-            "<b>",
-            Markup("<i></i>"),
-            [1, None, False, " & "],
-            class_='a"b',
-            hidden=True,
-            data_tip=None,
-        )
-        == '<p class="a&quot;b" hidden>&lt;b&gt;<i></i>1 &amp; </p>'
-    )
+    children = ["<b>", Markup("<i></i>"), [1, None, False, " & "]]
+    made = h("p", *children, class_='a"b', hidden=True, data_tip=None)
+    assert made == '<p class="a&quot;b" hidden>&lt;b&gt;<i></i>1 &amp; </p>'
     assert signed(-0.04, 1) == "0.0" and signed(-0.4, 1) == "−0.4"
+
+
+ODD_STEP = '{"step": "a", "accuracy": {"addition": {"0": {"8": 1}}}, "loss": 1, "seconds": 1}\n'
+FI_ONLY = '{"groups": {"function_induction": ["1.1"]}, "accuracy": 3}'
 
 
 @pytest.mark.parametrize(
@@ -332,35 +362,22 @@ def test_whatever_is_not_markup_is_escaped():
         ("circuit.json", "{", "circuit.json cannot be read"),
         ("circuit.json", "[]", "none of ours"),
         ("circuit.json", '{"groups": {"function_induction": 3}}', "another layout"),
-        (
-            "circuit.json",
-            '{"groups": {"function_induction": ["1.1"]}, "accuracy": 3}',
-            "another layout",
-        ),
+        ("circuit.json", FI_ONLY, "another layout"),
+        ("circuit.json", '{"weights": 3}', "other weights"),
         ("metrics.jsonl", '{"step": 1}\n{', "metrics.jsonl cannot be read"),
         ("metrics.jsonl", "3\n", "none of ours"),
-        (
-            "metrics.jsonl",
-            '{"step": "a", "accuracy": {"addition": {"0": {"8": 1}}}, "loss": 1, "seconds": 1}\n',
-            "another layout",
-        ),
+        ("metrics.jsonl", ODD_STEP, "another layout"),
         ("check.json", '{"checks": 5}', "another layout"),
         ("config.json", "{", "config.json cannot be read"),
         ("model.pt", "", "damaged"),
     ],
 )
-def test_a_broken_file_is_one_line_and_exit_code_2_and_nothing_is_written(
-    run, capsys, name, text, says
-):
+def test_a_broken_file_is_one_line_and_exit_code_2(run, capsys, name, text, says):
     (run / name).write_text(text)
     assert page.main(["--run", str(run)]) == 2
     captured = capsys.readouterr()
-    assert (
-        says in captured.err
-        and captured.err.count("\n") == 1
-        and captured.out == ""
-        and not (run / "report.html").exists()
-    )
+    assert says in captured.err and captured.err.count("\n") == 1
+    assert captured.out == "" and not (run / "report.html").exists()
 
 
 def test_a_vocabulary_that_does_not_fit_is_refused(run):
@@ -368,14 +385,16 @@ def test_a_vocabulary_that_does_not_fit_is_refused(run):
     config["vocabulary"].pop()
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="vocabulary"):
-        read(str(run))
+        found_in(run)
 
 
 def test_a_large_model_plays_on_a_page_of_its_own_and_a_huge_one_nowhere(run, monkeypatch):
     monkeypatch.setattr(page, "LARGEST", 1000)
-    assert 'href="playground.html"' in made(run) and 'id="weights"' not in made(run)
-    Elements((run / "playground.html").read_text())
-    assert 'id="weights"' in (run / "playground.html").read_text()
+    text = made(run)
+    assert 'href="playground.html"' in text and 'id="weights"' not in text
+    apart = (run / "playground.html").read_text()
+    Elements(apart)
+    assert 'id="weights"' in apart
     monkeypatch.setattr(page, "MOST_WEIGHTS", 10)
     assert "too many for a page" in made(run)
 
@@ -394,7 +413,6 @@ def test_moments_are_drawn_where_emergence_was_measured(run, tmp_path):
 
 def test_names_at_line_ends_do_not_cover_each_other():
     places = pictures.spread([(10, "a"), (11, "b"), (40, "c"), (12, "d")], 13)
+    assert sorted(places, key=places.get) == ["a", "b", "d", "c"]
     order = sorted(places.values())
-    assert all(after - before >= 13 for before, after in zip(order, order[1:])) and sorted(
-        places, key=places.get
-    ) == ["a", "b", "d", "c"]
+    assert all(after - before >= 13 for before, after in zip(order, order[1:]))

@@ -1,4 +1,7 @@
-"""The report's JavaScript: model.js against PyTorch, prompts.js against tasks.py, and the playground in a real browser. Skips where neither is there."""
+"""The report's JavaScript: model.js against PyTorch, prompts.js against tasks.py, the playground.
+
+What needs node or a browser is skipped where there is none.
+"""
 
 import base64
 import dataclasses
@@ -17,14 +20,13 @@ import tasks
 from commands import ask
 from minifunc.model import ModelConfig, Transformer
 from minifunc.report import page
-from minifunc.support.runs import save_json, save_tensors
+from minifunc.support.files import save_json, save_tensors
 from tests.handwired import headline_model
 
 SOURCES = page.files("minifunc.report")
-NODE, CHROMIUM = (
-    shutil.which("node"),
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome"),
-)
+NODE = shutil.which("node")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 needs_node = pytest.mark.skipif(NODE is None, reason="node is not installed")
 SMALL = ModelConfig(
     n_layers=2, n_heads=2, d_model=24, d_head=8, d_mlp=32, d_vocab=len(tasks.VOCABULARY), n_ctx=64
@@ -32,37 +34,37 @@ SMALL = ModelConfig(
 
 
 def node(script, **data):
-    """What a script that sees `data`, M (model.js) and P (prompts.js) returns."""
-    requires = "".join(
-        f"const {name} = require({json.dumps(str(SOURCES / file))}); "
-        for name, file in (("M", "model.js"), ("P", "prompts.js"))
+    """What a script returns that sees `data`, M (model.js) and P (prompts.js)."""
+    program = f"""
+        const M = require({json.dumps(str(SOURCES / "model.js"))});
+        const P = require({json.dumps(str(SOURCES / "prompts.js"))});
+        const data = JSON.parse(require("fs").readFileSync(0));
+        const result = (() => {{ {script} }})();
+        console.log(JSON.stringify(result));
+    """
+    done = subprocess.run(
+        [NODE, "-e", program],
+        input=json.dumps(data),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
-    program = f"{requires}const data = JSON.parse(require('fs').readFileSync(0)); console.log(JSON.stringify((() => {{ {script} }})()))"
-    return json.loads(
-        subprocess.run(
-            [NODE, "-e", program],
-            input=json.dumps(data),
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        ).stdout
-    )
+    return json.loads(done.stdout)
 
 
 def embedded(model):
+    """A model as a report holds it."""
     state = {name: weight.float().contiguous() for name, weight in model.state_dict().items()}
-    text = base64.b64encode(
-        b"".join(weight.numpy().tobytes() for weight in state.values())
-    ).decode()
+    values = b"".join(weight.numpy().tobytes() for weight in state.values())
     return {
         "config": vars(model.cfg),
         "layout": [[name, weight.numel()] for name, weight in state.items()],
-        "weights": text,
+        "weights": base64.b64encode(values).decode(),
     }
 
 
-MAKE = "const model = new M.Transformer(data.config, M.readWeights(data.weights, data.layout)); "
+MAKE = "const model = new M.Transformer(data.config, M.readWeights(data.weights, data.layout));"
 
 
 @needs_node
@@ -77,26 +79,17 @@ MAKE = "const model = new M.Transformer(data.config, M.readWeights(data.weights,
     ids=str,
 )
 def test_logits_are_those_of_pytorch(changes):
-    model = Transformer(
-        dataclasses.replace(SMALL, **changes), torch.Generator().manual_seed(1)
-    ).requires_grad_(False)
+    cfg = dataclasses.replace(SMALL, **changes)
+    model = Transformer(cfg, torch.Generator().manual_seed(1)).requires_grad_(False)
     for weight in model.parameters():
-        weight.mul_(
-            1.5
-        )  # so that nonlinearities are met away from 0, and norms have weights other than 1
+        weight.mul_(1.5)  # nonlinearities are met away from 0, and norms have weights other than 1
     generator = torch.Generator().manual_seed(0)
-    prompts = [
-        row
-        for k in (0, 1, -2, 3)
-        for row in tasks.evaluation_pairs("addition", k, 4, 13, generator).contrast
-    ]  # 52, of each of four models
-    logits = node(
-        MAKE + "return data.prompts.map((tokens) => Array.from(model.run(tokens).logits))",
-        prompts=[prompt.tolist() for prompt in prompts],
-        **embedded(model),
-    )
+    pairs = [tasks.evaluation_pairs("addition", k, 4, 13, generator) for k in (0, 1, -2, 3)]
+    prompts = torch.cat([pair.contrast for pair in pairs])  # 52, of each of four models
+    run_all = "return data.prompts.map((tokens) => Array.from(model.run(tokens).logits));"
+    logits = node(MAKE + run_all, prompts=prompts.tolist(), **embedded(model))
     found = torch.tensor(logits).view(len(prompts), -1, model.cfg.d_vocab)
-    assert (found - model(torch.stack(prompts))).abs().max() <= 1e-4
+    assert (found - model(prompts)).abs().max() <= 1e-4
     assert found.std() > 0.1
 
 
@@ -104,44 +97,28 @@ def test_logits_are_those_of_pytorch(changes):
 def test_attention_patterns_and_z_are_those_of_pytorch():
     model, tokens = Transformer(SMALL), tasks.encode("1+1=3, 2+2=5, 3+3=")
     _, cache = model.run_with_cache(tokens[None])
-    out = node(
-        MAKE
-        + "const run = model.run(data.tokens); return [Array.from(run.patterns['1.1']), Array.from(run.z['1.1'])]",
-        tokens=tokens.tolist(),
-        **embedded(model),
-    )
-    torch.testing.assert_close(
-        torch.tensor(out[0]).view(17, 17),
-        cache["blocks.1.attn.hook_pattern"][0, 1].detach(),
-        atol=1e-5,
-        rtol=0,
-    )
-    torch.testing.assert_close(
-        torch.tensor(out[1]).view(17, 8),
-        cache["blocks.1.attn.hook_z"][0, :, 1].detach(),
-        atol=1e-5,
-        rtol=0,
-    )
+    script = """
+        const run = model.run(data.tokens);
+        return [Array.from(run.patterns["1.1"]), Array.from(run.z["1.1"])];
+    """
+    pattern, z = node(MAKE + script, tokens=tokens.tolist(), **embedded(model))
+    wanted = cache["blocks.1.attn.hook_pattern"][0, 1].detach()
+    torch.testing.assert_close(torch.tensor(pattern).view(17, 17), wanted, atol=1e-5, rtol=0)
+    wanted = cache["blocks.1.attn.hook_z"][0, :, 1].detach()
+    torch.testing.assert_close(torch.tensor(z).view(17, 8), wanted, atol=1e-5, rtol=0)
 
 
 @needs_node
 def test_erf_is_exact():
     xs = [x / 7 for x in range(-60, 61)]
-    assert (
-        max(
-            abs(found - math.erf(x))
-            for found, x in zip(node("return data.xs.map(M.erf)", xs=xs), xs)
-        )
-        < 1e-14
-    )
+    found = node("return data.xs.map(M.erf);", xs=xs)
+    assert max(abs(erf - math.erf(x)) for erf, x in zip(found, xs)) < 1e-14
 
 
 @needs_node
 def test_a_head_switched_off_sends_zeros_and_a_swapped_one_its_base_values():
-    model, (tokens, base) = (
-        Transformer(SMALL).requires_grad_(False),
-        (tasks.encode(text) for text in ("1+1=3, 2+2=5, 3+3=", "1+1=2, 2+2=4, 3+3=")),
-    )
+    model = Transformer(SMALL).requires_grad_(False)
+    tokens, base = tasks.encode("1+1=3, 2+2=5, 3+3="), tasks.encode("1+1=2, 2+2=4, 3+3=")
     _, cache = model.run_with_cache(base[None])
 
     def changed(z, name):
@@ -149,16 +126,14 @@ def test_a_head_switched_off_sends_zeros_and_a_swapped_one_its_base_values():
         z[:, :, 0] = 0 if name == "blocks.0.attn.hook_z" else cache[name][:, :, 0]
         return z
 
-    wanted = model.run_with_hooks(
-        tokens[None], dict.fromkeys(["blocks.0.attn.hook_z", "blocks.1.attn.hook_z"], changed)
-    )[0, -1].softmax(-1)
-    found = node(
-        MAKE
-        + "return Array.from(model.runSwitched(data.tokens, data.base, {'0.0': 'off', '1.0': 'base'}).probabilities)",
-        tokens=tokens.tolist(),
-        base=base.tolist(),
-        **embedded(model),
-    )
+    hooks = dict.fromkeys(["blocks.0.attn.hook_z", "blocks.1.attn.hook_z"], changed)
+    wanted = model.run_with_hooks(tokens[None], hooks)[0, -1].softmax(-1)
+    script = """
+        const switched = { "0.0": "off", "1.0": "base" };
+        return Array.from(model.runSwitched(data.tokens, data.base, switched).probabilities);
+    """
+    prompts = {"tokens": tokens.tolist(), "base": base.tolist()}
+    found = node(MAKE + script, **prompts, **embedded(model))
     torch.testing.assert_close(torch.tensor(found), wanted, atol=1e-5, rtol=0)
 
 
@@ -171,22 +146,32 @@ def test_prompts_are_read_and_made_plain_as_tasks_does_it():
         "3 7 5=c, 1 2 9 = a, 4 1 0 =",
         "2 first 17=3, 4 same _ = 5, 18 second 3 =",
     ]
-    got = node(
-        "return data.texts.map((text) => { const tokens = P.tokenize(text, data.words); return [tokens, P.baseTokens(tokens, data.words)] })",
-        texts=texts,
-        words=tasks.VOCABULARY,
-    )
-    for text, (tokens, base) in zip(texts, got):
+    script = """
+        return data.texts.map((text) => {
+            const tokens = P.tokenize(text, data.words);
+            return [tokens, P.baseTokens(tokens, data.words)];
+        });
+    """
+    read = node(script, texts=texts, words=tasks.VOCABULARY)
+    for text, (tokens, base) in zip(texts, read):
         wanted = tasks.encode(text)
-        assert " ".join(tokens) == tasks.decode(wanted) and " ".join(base) == tasks.decode(
-            ask.base_prompt(wanted)
-        )
-    bad = ["", "1+1=3", "1+1=, 2+2=", "1+99=3, 2+2=", "x", "1+1=3 2+2="]
-    for message in node(
-        "return data.bad.map((text) => { try { P.tokenize(text, data.words); return '' } catch (error) { return error.message } })",
-        bad=bad,
-        words=tasks.VOCABULARY,
-    ):
+        assert " ".join(tokens) == tasks.decode(wanted)
+        assert " ".join(base) == tasks.decode(ask.base_prompt(wanted))
+
+
+@needs_node
+def test_what_cannot_be_read_is_refused_in_words():
+    texts = ["", "1+1=3", "1+1=, 2+2=", "1+99=3, 2+2=", "x", "1+1=3 2+2="]
+    script = """
+        return data.texts.map((text) => {
+            try {
+                return P.tokenize(text, data.words).join(" ");
+            } catch (error) {
+                return error.message;
+            }
+        });
+    """
+    for message in node(script, texts=texts, words=tasks.VOCABULARY):
         assert "cannot read" in message or "leave the last answer open" in message
 
 
@@ -206,77 +191,78 @@ def test_with_its_fi_head_swapped_the_answer_falls_from_7_to_6(headline):
     html = headline.read_text()
     data = json.loads(re.search(r'id="model-data">(.*?)</script>', html)[1])
     weights = re.search(r'id="weights">(.*?)</script>', html)[1]
-    script = (
-        MAKE
-        + "const tokens = P.tokenize(data.prompt.slice(6), data.vocabulary), ids = (some) => some.map((token) => data.vocabulary.indexOf(token)); const ask = (switched) => { const p = model.runSwitched(ids(tokens), ids(P.baseTokens(tokens, data.vocabulary)), switched).probabilities; return data.vocabulary[p.indexOf(Math.max(...p))] }; return [ask({}), ask({'0.0': 'base'}), ask({'0.1': 'base'})]"
-    )
-    prompt = "<bos> 1+1=3, 2+2=5, 3+3="
-    assert node(
-        script,
-        config=data["model"],
-        layout=data["layout"],
-        weights=weights,
-        vocabulary=data["vocabulary"],
-        prompt=prompt,
-    ) == ["7", "6", "7"]
+    script = """
+        const ids = (strings) => strings.map((string) => data.vocabulary.indexOf(string));
+        const tokens = P.tokenize("1+1=3, 2+2=5, 3+3=", data.vocabulary);
+        const base = P.baseTokens(tokens, data.vocabulary);
+        const answer = (switched) => {
+            const found = model.runSwitched(ids(tokens), ids(base), switched).probabilities;
+            return data.vocabulary[found.indexOf(Math.max(...found))];
+        };
+        return [answer({}), answer({ "0.0": "base" }), answer({ "0.1": "base" })];
+    """
+    embedded = {"config": data["model"], "layout": data["layout"], "weights": weights}
+    answers = node(MAKE + script, vocabulary=data["vocabulary"], **embedded)
+    assert answers == ["7", "6", "7"]
 
 
 CLICKS = """<script>
-const best = () => document.getElementById("answer").dataset.best, said = [best()], press = (id) => { document.getElementById(id).click(); said.push(best()); };
-["switch-0.0", "switch-0.0", "set-function_induction", "reset"].forEach(press);
-document.querySelectorAll("input[name=mode]")[1].click(); press("switch-0.0");
-document.getElementById("prompt").value = "what?"; document.getElementById("play").requestSubmit();
-said.push(document.getElementById("problem").textContent.slice(0, 11), document.documentElement.scrollWidth <= innerWidth);
+const at = (id) => document.getElementById(id);
+const said = [];
+const press = (id) => {
+    if (id) at(id).click();
+    said.push(at("answer").dataset.best);
+};
+[null, "switch-0.0", "switch-0.0", "set-function_induction", "reset"].forEach(press);
+document.querySelectorAll("input[name=mode]")[1].click();
+press("switch-0.0");
+at("prompt").value = "what?";
+at("play").requestSubmit();
+said.push(at("problem").textContent.slice(0, 11));
+said.push(document.documentElement.scrollWidth <= innerWidth);
 document.body.dataset.said = JSON.stringify(said);
 </script></body>"""
 
+QUIET = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=500,900",
+    "--enable-logging=stderr",
+    "--v=0",
+]
 
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_in_a_browser_a_click_takes_7_to_6_and_back_without_an_error_or_a_request(
-    headline, tmp_path
-):
-    clicked = tmp_path / "clicked.html"
-    clicked.write_text(headline.read_text().replace("</body>", CLICKS))
-    quiet = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--window-size=500,900",
-    ]
-    flags = [
-        *quiet,
-        f"--user-data-dir={tmp_path / 'profile'}",
-        "--enable-logging=stderr",
-        "--v=0",
-        "--dump-dom",
-        clicked.as_uri(),
-    ]
-    page_text, log = (
-        tmp_path / "dom.html",
-        tmp_path / "log.txt",
-    )  # files, for a browser's helpers may hold on to pipes
+
+def browse(page, folder):
+    """What a browser makes of a page, and what it logs. Skips where the browser doesn't come up."""
+    dom, log = folder / "dom.html", folder / "log.txt"  # helpers of a browser may hold on to pipes
+    profile = f"--user-data-dir={folder / 'profile'}"
+    command = [CHROMIUM, *QUIET, profile, "--dump-dom", page.as_uri()]
     with (
-        open(page_text, "wb") as out,
+        open(dom, "wb") as out,
         open(log, "wb") as err,
-        subprocess.Popen(
-            [CHROMIUM, *flags], stdout=out, stderr=err, start_new_session=True
-        ) as browser,
+        subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True) as browser,
     ):
         try:
             browser.wait(timeout=40)
         except subprocess.TimeoutExpired:
-            os.killpg(
-                browser.pid, signal.SIGKILL
-            )  # the session that it was started in, and no more
+            os.killpg(browser.pid, signal.SIGKILL)  # the session it was started in, and no more
             pytest.skip("chromium did not come up in time, as happens on a crowded machine")
-    said = json.loads(
-        re.search(r'data-said="(.*?)"', page_text.read_text())[1].replace("&quot;", '"')
-    )
-    assert said[:5] == ["7", "6", "7", "6", "7"] and said[6:] == ["cannot read", True]
+    return dom.read_text(), log.read_text()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_in_a_browser_a_click_takes_7_to_6_and_back_without_an_error(headline, tmp_path):
+    clicked = tmp_path / "clicked.html"
+    clicked.write_text(headline.read_text().replace("</body>", CLICKS))
+    dom, log = browse(clicked, tmp_path)
+    said = json.loads(re.search(r'data-said="(.*?)"', dom)[1].replace("&quot;", '"'))
+    assert said[:5] == ["7", "6", "7", "6", "7"]
     assert said[5] != "7"  # switched off, it brings nothing
-    assert "CONSOLE" not in log.read_text(), log.read_text()
+    assert said[6:] == ["cannot read", True]
+    assert "CONSOLE" not in log, log

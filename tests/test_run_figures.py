@@ -1,68 +1,58 @@
 import pytest
 
-from minifunc.support.runs import save_json
+from minifunc.support.files import save_json
 
 EFFECTS = {"logits": {"heads": [[0.0, -0.4], [0.02, -0.1]], "mlps": [0.0, -0.9], "embedding": 0.0}}
-ROWS = [
-    {
-        "task": "addition",
-        "k": 1,
-        "items": "all",
-        "prompt": prompt,
-        "ablated": ablated,
-        "base_acc": 0.3,
-        "contrast_acc": 0.7,
-        "n_prompts": 50,
-    }
-    for prompt, ablated in (("base", "none"), ("contrast", "none"))
-]
+SHARES = {"base_acc": 0.3, "contrast_acc": 0.7, "n_prompts": 50}
+ROW = {"task": "addition", "k": 1, "items": "all", "ablated": "none"} | SHARES
 CIRCUIT = {
     "effects": EFFECTS,
     "operands_changed": {"effects": EFFECTS},
-    "function_vectors": {"1.1": [[0.5 * (x - y) for y in range(10)] for x in range(10)]}
-    | {"all": [[0.1] * 10] * 10},
-    "reuse": ROWS,
+    "function_vectors": {
+        "1.1": [[0.5 * (x - y) for y in range(10)] for x in range(10)],
+        "all": [[0.1] * 10] * 10,
+    },
+    "reuse": [ROW | {"prompt": prompt} for prompt in ("base", "contrast")],
 }
 
 
-def test_the_figures_of_a_run_come_from_circuit_json_alone_and_what_it_lacks_is_said(
-    tmp_path, capsys
-):
+@pytest.fixture
+def run_figures():
     pytest.importorskip("matplotlib")
     from experiments import run_figures
 
+    return run_figures
+
+
+def test_the_figures_of_a_run_come_from_circuit_json_alone(tmp_path, run_figures):
     save_json(tmp_path / "circuit.json", CIRCUIT)
+    drawn = []
     for attempt in ("one", "two"):
-        assert run_figures.main(["--run", str(tmp_path), "--out", str(tmp_path / attempt)]) == 0
-    drawn = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert drawn == sorted(
-        f"{name}.{kind}" for name in run_figures.FIGURES for kind in ("png", "svg")
-    ) and all(
-        (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
-        for file in drawn
-    )
-    save_json(
-        tmp_path / "circuit.json",
-        {name: value for name, value in CIRCUIT.items() if name != "function_vectors"},
-    )
-    assert run_figures.main(["--run", str(tmp_path), "--out", str(tmp_path / "three")]) == 0
-    assert (
-        "function_vectors is not drawn" in capsys.readouterr().err
-        and len(list((tmp_path / "three").iterdir())) == 4
-    )
+        out = tmp_path / attempt
+        assert run_figures.main(["--run", str(tmp_path), "--out", str(out)]) == 0
+        drawn.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert drawn[0] == drawn[1]
+    names = {f"{name}.{kind}" for name in run_figures.FIGURES for kind in ("png", "svg")}
+    assert drawn[0].keys() == names
+
+
+def test_what_circuit_json_lacks_is_said(tmp_path, capsys, run_figures):
+    some = {name: value for name, value in CIRCUIT.items() if name != "function_vectors"}
+    save_json(tmp_path / "circuit.json", some)
+    assert run_figures.main(["--run", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert "function_vectors is not drawn" in capsys.readouterr().err
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+OTHER_LAYOUT = {"effects": 3, "operands_changed": {"effects": 3}}
 
 
 @pytest.mark.parametrize(
-    "circuit, says",
-    [
-        (None, "make patch makes it"),
-        ({"effects": 3, "operands_changed": {"effects": 3}}, "another layout"),
-    ],
+    "circuit, says", [(None, "make patch makes it"), (OTHER_LAYOUT, "another layout")]
 )
-def test_a_run_without_a_circuit_is_one_line_and_exit_code_2(tmp_path, capsys, circuit, says):
-    pytest.importorskip("matplotlib")
-    from experiments import run_figures
-
+def test_a_run_without_a_circuit_is_one_line_and_exit_code_2(
+    tmp_path, capsys, run_figures, circuit, says
+):
     if circuit is not None:
         save_json(tmp_path / "circuit.json", circuit)
     assert run_figures.main(["--run", str(tmp_path), "--out", str(tmp_path / "out")]) == 2

@@ -1,5 +1,9 @@
-"""A run's folder: what is written is read back, what is broken is refused in one line, and nothing in a file is run."""
+"""A run's folder: what is written is read back, what is broken is refused in one line.
 
+And nothing in a file is run.
+"""
+
+import argparse
 import io
 import json
 import os
@@ -13,17 +17,16 @@ from dataclasses import asdict
 import pytest
 import torch
 
+import patch
+import tasks
+from commands import ask, check
 from minifunc.model import ModelConfig, Transformer
-from minifunc.support.runs import (
-    UserError,
-    load_json,
-    load_run,
-    load_tensors,
-    pick_device,
-    run_main,
-    save_json,
-    save_tensors,
-)
+from minifunc.report import page
+from minifunc.support import runs
+from minifunc.support.errors import UserError, run_main
+from minifunc.support.files import load_json, load_tensors, save_json, save_lines, save_tensors
+from minifunc.support.flags import pick_device
+from minifunc.support.runs import load_run
 
 try:
     import resource
@@ -58,7 +61,7 @@ def run(tmp_path, model):
 
 
 def refused(path, work, *arguments):
-    """Asserts that this is one line for the user that names the file, and no warnings beside it; returns it."""
+    """Asserts that this is one line that names the file, and no warnings beside it; returns it."""
     with pytest.raises(UserError) as caught, warnings.catch_warnings(record=True) as noise:
         warnings.simplefilter("always")
         work(*arguments)
@@ -78,9 +81,8 @@ def test_a_saved_run_comes_back_as_it_was(run, model):
 
 def test_weights_file_is_a_bare_state_dict_that_plain_torch_reads(run, model):
     state = torch.load(run / "model.pt", weights_only=True)
-    assert state.keys() == model.state_dict().keys() and all(
-        torch.equal(state[name], weight) for name, weight in model.state_dict().items()
-    )
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(state[name], weight) for name, weight in model.state_dict().items())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -111,9 +113,8 @@ def test_a_folder_in_a_files_place_is_named(run, name):
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.3, 0.9, 0.999])
 def test_a_truncated_weights_file_is_refused(run, kept):
     whole = (run / "model.pt").read_bytes()
-    (run / "model.pt").write_bytes(
-        whole[: kept if kept >= 1 or kept == 0 else int(kept * len(whole))]
-    )
+    n_bytes = int(kept * len(whole)) if kept < 1 else kept
+    (run / "model.pt").write_bytes(whole[:n_bytes])
     refused(run / "model.pt", load_run, run)
 
 
@@ -137,9 +138,8 @@ def test_scattered_damage_gives_a_refusal_or_a_model_but_no_other_error(run):
     whole, random = (run / "model.pt").read_bytes(), torch.Generator().manual_seed(0)
     n_refused = 0
     for place in torch.randint(len(whole), (100,), generator=random).tolist():
-        (run / "model.pt").write_bytes(
-            whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :]
-        )
+        damaged = whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :]
+        (run / "model.pt").write_bytes(damaged)
         try:
             load_run(run)
         except UserError:
@@ -166,7 +166,7 @@ def test_a_packed_weights_file_is_refused_before_it_is_unpacked(run):
 
 
 def test_tuples_within_tuples_do_not_end_the_process(run):
-    """Python hashes a key of the kind ((((…)))) by calling itself, a million times where there are as many."""
+    """Python hashes a key ((((…)))) by calling itself, a million times where there are as many."""
     nested = b"\x80\x02}" + b")" + b"\x85" * 10**6 + b"Ns."  # {((((…)))): None}
     with (
         zipfile.ZipFile(run / "model.pt") as archive,
@@ -179,10 +179,8 @@ def test_tuples_within_tuples_do_not_end_the_process(run):
 
 
 def test_one_value_stretched_over_a_shape_is_no_weight(run, model):
-    save_tensors(
-        run / "model.pt",
-        {**model.state_dict(), WEIGHT: torch.zeros(1).expand(model.state_dict()[WEIGHT].shape)},
-    )
+    stretched = torch.zeros(1).expand(model.state_dict()[WEIGHT].shape)
+    save_tensors(run / "model.pt", {**model.state_dict(), WEIGHT: stretched})
     assert WEIGHT in refused(run / "model.pt", load_run, run)
 
 
@@ -227,9 +225,8 @@ UNSOUND = {
 
 @pytest.mark.parametrize("fault", UNSOUND)
 def test_an_unsound_weight_is_named(run, model, fault):
-    save_tensors(
-        run / "model.pt", {**model.state_dict(), WEIGHT: UNSOUND[fault](model.state_dict()[WEIGHT])}
-    )
+    state = dict(model.state_dict())
+    save_tensors(run / "model.pt", {**state, WEIGHT: UNSOUND[fault](state[WEIGHT])})
     assert WEIGHT in refused(run / "model.pt", load_run, run)
 
 
@@ -314,10 +311,8 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(
     path = tmp_path / "file"
     path.write_bytes(b"old")
     monkeypatch.setattr(os, call, fail)
-    with pytest.raises(
-        (UserError, KeyboardInterrupt),
-        match=None if isinstance(fault, KeyboardInterrupt) else f"cannot write {path}",
-    ):
+    says = None if isinstance(fault, KeyboardInterrupt) else f"cannot write {path}"
+    with pytest.raises((UserError, KeyboardInterrupt), match=says):
         save_json(path, {"new": 1})
     assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("file", b"old")]
 
@@ -351,9 +346,8 @@ def test_a_file_is_not_written_through_a_link(tmp_path):
     for name in ("file", "file.tmp"):
         (tmp_path / name).symlink_to(tmp_path / "precious")
     save_json(tmp_path / "file", {})
-    assert (tmp_path / "precious").read_bytes() == b"precious" and not (
-        tmp_path / "file"
-    ).is_symlink()
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+    assert not (tmp_path / "file").is_symlink()
 
 
 def test_numbers_that_are_not_finite_are_not_written(tmp_path):
@@ -363,14 +357,11 @@ def test_numbers_that_are_not_finite_are_not_written(tmp_path):
 def test_a_new_file_replaces_the_old_one_whole(tmp_path):
     save_json(tmp_path / "file", {"long": list(range(1000))})
     save_json(tmp_path / "file", {"short": 1})
-    assert (
-        json.loads((tmp_path / "file").read_text()) == load_json(tmp_path / "file") == {"short": 1}
-    )
+    assert json.loads((tmp_path / "file").read_text()) == {"short": 1}
+    assert load_json(tmp_path / "file") == {"short": 1}
     save_tensors(tmp_path / "file", {"a": torch.arange(3)})
-    assert (
-        load_tensors(tmp_path / "file")["a"].tolist() == [0, 1, 2]
-        and len(list(tmp_path.iterdir())) == 1
-    )
+    assert load_tensors(tmp_path / "file")["a"].tolist() == [0, 1, 2]
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("place", ["missing/file", "afile/file", "folder"])
@@ -416,14 +407,10 @@ def test_ctrl_c_is_a_word_and_a_mistake_with_a_strange_path_one_line(capsys):
     def work(error):
         raise error
 
-    assert (
-        run_main(lambda: work(KeyboardInterrupt())) == 130
-        and capsys.readouterr().err == "stopped\n"
-    )
-    assert (
-        run_main(lambda: work(UserError("no run in a\nb\u2028c"))) == 2
-        and capsys.readouterr().err == "error: no run in a b c\n"
-    )
+    assert run_main(lambda: work(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "stopped\n"
+    assert run_main(lambda: work(UserError("no run in a\nb\u2028c"))) == 2
+    assert capsys.readouterr().err == "error: no run in a b c\n"
 
 
 def test_a_path_that_no_encoding_knows_can_be_shown(monkeypatch):
@@ -440,3 +427,154 @@ def test_a_reader_that_has_gone_is_no_fault(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.FileIO(write, "w"), "utf-8"))
     assert run_main(lambda: print("a line") or 0) == 1
     assert not capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- the run to use
+
+
+SMALL = ModelConfig(
+    n_layers=1, n_heads=2, d_model=8, d_head=4, d_mlp=8, d_vocab=len(tasks.VOCABULARY)
+)
+CONFIG = {"model": asdict(SMALL), "vocabulary": tasks.VOCABULARY, "train": {"steps": 100}}
+PLACES = ["flag", "default"]  # how OUT is named: `--run out/default --or-reference`, or not at all
+
+
+def make_run(folder, step=100):
+    folder.mkdir(parents=True)
+    save_json(folder / "config.json", CONFIG)
+    save_tensors(folder / "model.pt", Transformer(SMALL).state_dict())
+    save_lines(folder / "metrics.jsonl", [{"step": step}])
+    return folder
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A folder to work in and beside it a reference run; what takes long is left out."""
+    monkeypatch.setattr(runs, "REFERENCE", make_run(tmp_path / "clone" / "reference"))
+    monkeypatch.chdir(tmp_path / "clone")
+    monkeypatch.setattr(patch, "trace", lambda *_, **__: {"task": "addition"})
+    monkeypatch.setattr(patch, "show", lambda *_, **__: "")
+    monkeypatch.setattr(check.Checklist, "results", lambda self: [])
+    monkeypatch.setattr(page, "build", lambda found: {"report.html": f"of {found.run}"})
+    return tmp_path / "clone"
+
+
+COMMANDS = {
+    "ask": (ask.main, ["--device", "cpu"], None),
+    "check": (check.main, ["--device", "cpu"], "check.json"),
+    "patch": (patch.main, ["--device", "cpu"], "circuit.json"),
+    "report": (page.main, [], "report.html"),
+}
+every_command = pytest.mark.parametrize("command", COMMANDS)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def run_command(command, *flags):
+    main, always, _ = COMMANDS[command]
+    return main([*flags, *always])
+
+
+@every_command
+@pytest.mark.parametrize("flags", [[], ["--run", "out/default", "--or-reference"]], ids=PLACES)
+def test_without_a_run_the_reference_is_used_and_said_and_never_written_to(
+    clone, capsys, command, flags
+):
+    before, result = contents(clone), COMMANDS[command][2]
+    assert run_command(command, *flags) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "reference run" in said[0] and "`make train`" in said[0]
+    written = contents(clone).keys() - before.keys()
+    assert written == ({clone / "out" / "reference" / result} if result else set())
+    assert contents(clone / "reference").items() <= before.items()
+
+
+@every_command
+def test_the_reference_named_by_its_folder_is_never_written_to_either(clone, capsys, command):
+    before = contents(clone / "reference")
+    assert run_command(command, "--run", "reference") == 0
+    assert contents(clone / "reference") == before and not capsys.readouterr().err
+    assert (clone / "out" / "reference").exists() == (command != "ask")
+
+
+@every_command
+def test_a_run_that_is_named_and_not_there_is_an_error(clone, capsys, command):
+    before = contents(clone)
+    assert run_command(command, "--run", "out/none") == 2
+    said = capsys.readouterr().err
+    assert "out/none/config.json is missing" in said and said.count("\n") == 1
+    assert contents(clone) == before
+
+
+@every_command
+def test_a_run_of_ones_own_is_used_and_written_to(clone, capsys, command):
+    before, result = contents(make_run(clone / "out" / "default")), COMMANDS[command][2]
+    assert run_command(command, "--run", "out/default", "--or-reference") == 0
+    assert not capsys.readouterr().err and not (clone / "out" / "reference").exists()
+    written = contents(clone / "out").keys() - before.keys()
+    assert written == ({clone / "out" / "default" / result} if result else set())
+
+
+@every_command
+@pytest.mark.parametrize(
+    "out, make", [("out/default", "`make train`"), ("out/b", "`make train OUT=out/b`")]
+)
+def test_a_run_without_a_checkpoint_is_told_how_to_go_on(clone, capsys, command, out, make):
+    (make_run(clone / out) / "model.pt").unlink()
+    before = contents(clone)
+    assert run_command(command, "--run", out, "--or-reference") == 2
+    said = capsys.readouterr().err
+    assert f"go on with {make}\n" in said and said.count("\n") == 1
+    assert contents(clone) == before
+
+
+@every_command
+def test_an_unfinished_run_is_used_and_told_how_to_go_on(clone, capsys, command):
+    make_run(clone / "out" / "default", step=40)
+    save_tensors(clone / "out" / "default" / "resume.pt", {"step": 60})
+    assert run_command(command) == 0
+    said = capsys.readouterr().err
+    assert said == "out/default is unfinished, at step 60 of 100: go on with `make train`\n"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.pt", "metrics.jsonl", "resume.pt"])
+def test_a_damaged_run_is_never_replaced_by_the_reference(clone, name):
+    out = make_run(clone / "out" / "default")
+    (out / name).write_bytes(b"{")
+    chosen = runs.chosen_run(argparse.Namespace(run=None, or_reference=True))
+    assert chosen.run.resolve() == out and not chosen.is_reference
+    for path in out.iterdir():
+        path.unlink()
+    (out / name).symlink_to("nowhere")
+    assert run_command("ask") == 2
+
+
+def test_where_no_reference_was_installed_a_missing_run_is_a_plain_error(
+    clone, monkeypatch, capsys
+):
+    monkeypatch.setattr(runs, "REFERENCE", clone / "nowhere")
+    assert run_command("ask") == 2
+    assert "out/default/config.json is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["check", "report"])
+def test_a_circuit_of_other_weights_is_refused_by_name(clone, capsys, command):
+    out = make_run(clone / "out" / "default")
+    state = load_tensors(out / "model.pt")
+    circuit = {"task": "addition", "groups": {"function_induction": ["0.1"]}}
+    save_json(out / "circuit.json", circuit | {"weights": runs.weights_hash(state)})
+    assert run_command(command) == 0
+    state["unembed.W_U"] += 1
+    save_tensors(out / "model.pt", state)
+    capsys.readouterr()
+    assert run_command(command) == 2
+    said = capsys.readouterr().err
+    assert "out/default/circuit.json is about other weights" in said and said.count("\n") == 1
+
+
+def test_a_results_folder_that_cannot_be_made_is_one_line(clone, capsys):
+    (clone / "out").write_text("")
+    assert run_command("check") == 2
+    assert "cannot make out/reference" in capsys.readouterr().err

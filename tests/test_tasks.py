@@ -6,10 +6,9 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-import corpus
 import tasks
 
-MIX = corpus.Diet(
+MIX = tasks.Diet(
     "mix",
     plain=0.2,
     shift=0.2,
@@ -38,7 +37,7 @@ SHIFTS, BASES = range(-4, 5), range(6, 10)
 
 
 def draw(diet=MIX, n_documents=1500, n_examples=9, seed=0):
-    return corpus.sample(diet, n_documents, n_examples, torch.Generator().manual_seed(seed))
+    return tasks.sample(diet, n_documents, n_examples, torch.Generator().manual_seed(seed))
 
 
 def number(string):
@@ -173,7 +172,7 @@ def shown_by(documents, function):
 @pytest.mark.parametrize("seed, n_examples", [(0, 9), (1, 9), (2, 4), (3, 20), (4, 9)])
 def test_what_must_never_be_shown_is_not(diet, seed, n_examples, function):
     documents = draw(
-        corpus.DIETS.get(diet, MIX) if isinstance(diet, str) else diet, 25_000, n_examples, seed
+        tasks.DIETS.get(diet, MIX) if isinstance(diet, str) else diet, 25_000, n_examples, seed
     )
     shown, could = shown_by(documents, function)
     assert could > 500 and (
@@ -197,17 +196,17 @@ def test_chance_would_show_it_and_the_check_above_would_see_it():
 
 @pytest.mark.parametrize("symbol", tasks.SYMBOLS)
 def test_a_function_is_met_under_just_the_wrappers_that_the_default_does_not_hold_out(symbol):
-    documents = draw(corpus.DEFAULT_DIET, 25_000)
+    documents = draw(tasks.DEFAULT_DIET, 25_000)
     holds = (documents.function == tasks.SYMBOLS.index(symbol)).any(1)
     met = {tasks.WRAPPERS[index] for index in documents.wrapper[holds].unique()}
-    never = {wrapper for wrapper, held_out in corpus.HELD_OUT if held_out == symbol}
+    never = {wrapper for wrapper, held_out in tasks.HELD_OUT if held_out == symbol}
     assert met == set(tasks.WRAPPERS) - never and holds.sum() > 3000
 
 
 def test_what_the_reuse_tasks_ask_was_never_in_training():
     for name in ("addition", "choice", "base_addition"):
         task = tasks.TASKS[name]
-        assert task.symbol not in corpus.DEFAULT_DIET.under(task.wrapper)
+        assert task.symbol not in tasks.DEFAULT_DIET.under(task.wrapper)
 
 
 @pytest.mark.parametrize("allowed", [(1,), (4,), (-4, 2)], ids=str)
@@ -240,13 +239,13 @@ def test_the_most_extreme_random_numbers_still_make_sound_documents(monkeypatch,
     )
     assert (
         sum(check_answers(draw(n_documents=500)).values())
-        == sum(check_answers(draw(corpus.DIETS["even"], 500)).values())
+        == sum(check_answers(draw(tasks.DIETS["even"], 500)).values())
         == 500
     )
 
 
 def test_copy_documents_may_answer_anything():
-    documents = draw(corpus.Diet("copies", plain=0.0, shift=0.0, relabel=0.0, reflect=0.0), 3000)
+    documents = draw(tasks.Diet("copies", plain=0.0, shift=0.0, relabel=0.0, reflect=0.0), 3000)
     shown = {answer for tokens in documents.tokens for answer in tasks.decode(tokens).split()[5::6]}
     assert shown == set(map(str, range(-4, 31))) | set("abcdefghijklmnopqrstuvwxyz")
 
@@ -303,7 +302,7 @@ def test_a_seed_names_a_batch():
 @pytest.mark.parametrize(
     "work",
     [
-        lambda g: corpus.sample(MIX, 20, 9, g).tokens,
+        lambda g: tasks.sample(MIX, 20, 9, g).tokens,
         lambda g: tasks.evaluation_pairs("addition", 1, 2, 20, g).base,
     ],
     ids=["sample", "pairs"],

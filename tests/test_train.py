@@ -13,7 +13,6 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.testing import assert_close
 
-import corpus
 import tasks
 import train
 from experiments import catalogue
@@ -69,7 +68,7 @@ def no_table(monkeypatch):
 def whole(tmp_path_factory):
     """The folder of a run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    train.train(folder, MODEL, TRAIN, corpus.DEFAULT_DIET, torch.device("cpu"))
+    train.train(folder, MODEL, TRAIN, tasks.DEFAULT_DIET, torch.device("cpu"))
     return folder
 
 
@@ -110,10 +109,10 @@ def interrupted(folder, monkeypatch, place, step):
         if calls == step:
             signal.raise_signal(signal.SIGINT)
 
-    sample = corpus.sample
+    sample = tasks.sample
     with monkeypatch.context() as patch:
         if place == "before":
-            patch.setattr(corpus, "sample", lambda *arguments: (press(), sample(*arguments))[1])
+            patch.setattr(tasks, "sample", lambda *arguments: (press(), sample(*arguments))[1])
         handle = register_optimizer_step_post_hook(press if place == "after" else lambda *_: None)
         try:
             return main(folder, *TINY)
@@ -145,7 +144,7 @@ def test_a_second_ctrl_c_stops_at_once_with_a_word_about_it(tmp_path, monkeypatc
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(corpus, "sample", twice)
+    monkeypatch.setattr(tasks, "sample", twice)
     assert main(tmp_path, *TINY) not in (0, 2)
     assert "stopped" in capsys.readouterr().err
 
@@ -203,7 +202,7 @@ def test_a_run_in_a_read_only_folder_does_not_go_on(tmp_path, monkeypatch, capsy
 
 def test_ctrl_c_is_given_back_after_a_run(whole, tmp_path):
     before = signal.getsignal(signal.SIGINT)
-    train.train(tmp_path, MODEL, replace(TRAIN, steps=1), corpus.DEFAULT_DIET, torch.device("cpu"))
+    train.train(tmp_path, MODEL, replace(TRAIN, steps=1), tasks.DEFAULT_DIET, torch.device("cpu"))
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -211,7 +210,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, monkeypatch, no_table
     for name, content in contents(whole).items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "model.pt").unlink()  # as after a kill between two files
-    monkeypatch.setattr(corpus, "sample", lambda *_: pytest.fail("a step was made"))
+    monkeypatch.setattr(tasks, "sample", lambda *_: pytest.fail("a step was made"))
     assert main(tmp_path, "--resume", "--device", "cpu") == 0
     assert metrics(tmp_path) == metrics(whole)
     assert all(
@@ -414,12 +413,12 @@ def test_a_diet_of_ones_own_is_trained_on_written_down_and_taken_up_again(
 ):
     never = [["shift", "+"], ["reflect", "max"]]
     path = diet_file(tmp_path, even_sums=True, never=never, copy=0, functions=["+", "max"])
-    wanted = corpus.Diet(
+    wanted = tasks.Diet(
         "mine", even_sums=True, never=tuple(map(tuple, never)), copy=0, functions=("+", "max")
     )
-    drawn, sample = [], corpus.sample
+    drawn, sample = [], tasks.sample
     monkeypatch.setattr(
-        corpus, "sample", lambda diet, *rest: (drawn.append(diet), sample(diet, *rest))[1]
+        tasks, "sample", lambda diet, *rest: (drawn.append(diet), sample(diet, *rest))[1]
     )
     out = tmp_path / "run"
     assert main(out, *TINY, "--diet", path) == 0
@@ -484,7 +483,7 @@ def test_a_diet_file_that_is_no_object_is_one_line(tmp_path, capsys, text):
 
 def test_loss_counts_determined_answers_alone():
     model = Transformer(MODEL).requires_grad_(False)
-    documents = corpus.sample(corpus.DEFAULT_DIET, 20, 9, torch.Generator().manual_seed(0))
+    documents = tasks.sample(tasks.DEFAULT_DIET, 20, 9, torch.Generator().manual_seed(0))
     chosen = (
         torch.rand(documents.determined.shape, generator=torch.Generator().manual_seed(1)) < 0.2
     )
@@ -503,9 +502,9 @@ def test_loss_counts_determined_answers_alone():
 
 def test_training_lowers_the_loss(tmp_path):
     lower = replace(TRAIN, steps=60, documents=32, long_every=0, eval_every=1000, warmup=5)
-    documents = corpus.sample(corpus.DEFAULT_DIET, 200, 9, torch.Generator().manual_seed(99))
+    documents = tasks.sample(tasks.DEFAULT_DIET, 200, 9, torch.Generator().manual_seed(99))
     untrained = Transformer(MODEL, torch.Generator().manual_seed(lower.seed))
-    trained = train.train(tmp_path, MODEL, lower, corpus.DEFAULT_DIET, torch.device("cpu"))
+    trained = train.train(tmp_path, MODEL, lower, tasks.DEFAULT_DIET, torch.device("cpu"))
     assert (
         train.loss_on_answers(trained, documents)
         < train.loss_on_answers(untrained, documents) - 0.5
@@ -605,7 +604,7 @@ def test_a_run_writes_the_files_of_the_contract(whole):
     ] == asdict(TRAIN)
     assert (
         config["vocabulary"] == tasks.VOCABULARY
-        and config["diet"]["name"] == corpus.DEFAULT_DIET.name
+        and config["diet"]["name"] == tasks.DEFAULT_DIET.name
         and config["versions"]["torch"] == torch.__version__
     )
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
@@ -635,8 +634,8 @@ def test_results_go_to_stdout_and_mark_what_was_never_trained_on(whole, capsys):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_run_on_cuda_is_resumed_and_loads_on_the_cpu(tmp_path, monkeypatch):
     cuda = torch.device("cuda")
-    train.train(tmp_path, MODEL, replace(TRAIN, steps=3), corpus.DEFAULT_DIET, cuda)
-    train.train(tmp_path, MODEL, TRAIN, corpus.DEFAULT_DIET, cuda, resume=True)
+    train.train(tmp_path, MODEL, replace(TRAIN, steps=3), tasks.DEFAULT_DIET, cuda)
+    train.train(tmp_path, MODEL, TRAIN, tasks.DEFAULT_DIET, cuda, resume=True)
     assert [line["step"] for line in metrics(tmp_path)] == [3, 6] and load_run(tmp_path)[0](
         torch.zeros(1, 4, dtype=torch.long)
     ).isfinite().all()

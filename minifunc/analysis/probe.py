@@ -1,8 +1,15 @@
-"""Where a number can be read off the residual stream: linear probes, in closed form, scored on prompts they did not see.
+"""Linear probes: where along the residual stream can a number be read off?
 
-At a shown answer c the model must come to hold d = c - f(x, y). A probe is a linear map from the stream to a number,
-fitted by least squares with a small ridge; R² on other prompts says how much of the number is linearly there. It does not say
-that the model uses it, nor that it holds it as one thing: where c and f(x, y) can both be read, so can their difference.
+At a shown answer c the model must come to hold the difference d = c - f(x, y). A probe is a linear
+map from the stream to a number, fitted by least squares with a small ridge, and scored on prompts
+that it did not see: R² says how much of the number is linearly there.
+
+    stream at one site     [n_prompts, n_positions, d_model]    a row of x for each position
+    c, f(x, y), d          [n_prompts, n_positions]             a column of y for each target
+    fitted on half of the prompts, scored on the other half     {target: one R² for each site}
+
+A high R² does not say that the model uses the number, nor that it holds it as one thing: where c
+and f(x, y) can both be read, so can their difference.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minifunc.model import Hooks, Transformer
+from minifunc.analysis.activations import Examples, activations
+from minifunc.model import Transformer
 
-Rows = tuple[
-    Tensor, Tensor
-]  # prompts [n, pos] int64 and what their examples should answer, [n, shots]
-PENALTY = 1e-4  # of the mean variance of an input: enough where inputs are dependent, too little to matter elsewhere
+PENALTY = 1e-4  # of an input's mean variance: enough where inputs are dependent
+PLACES = {"answer": 0, "equals": -1, "y": -2}  # where probes read, counted from the shown answer
 
 
 @dataclass(frozen=True)
@@ -26,11 +32,15 @@ class Probe:
     """y ≈ (x - mean_x) @ weight + mean_y; float64."""
 
     weight: Tensor  # [n_inputs, n_targets]
-    mean_x: Tensor
-    mean_y: Tensor
+    mean_x: Tensor  # [n_inputs]
+    mean_y: Tensor  # [n_targets]
 
     def __call__(self, x: Tensor) -> Tensor:
         return (x.double() - self.mean_x) @ self.weight + self.mean_y
+
+
+Measure = Callable[[Probe, Tensor, Tensor], Tensor]  # (probe, x, y) → one value for each target
+Data = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]  # the stream by site, numbers by target
 
 
 def fit(x: Tensor, y: Tensor, penalty: float = PENALTY) -> Probe:
@@ -38,23 +48,22 @@ def fit(x: Tensor, y: Tensor, penalty: float = PENALTY) -> Probe:
     x, y = x.double(), y.double()
     mean_x, mean_y = x.mean(0), y.mean(0)
     centred = x - mean_x
-    gram = centred.T @ centred / len(x)
-    ridge = torch.eye(len(gram), dtype=x.dtype, device=x.device) * (
-        penalty * gram.diagonal().mean() + 1e-12
-    )
-    return Probe(
-        torch.linalg.solve(gram + ridge, centred.T @ (y - mean_y) / len(x)), mean_x, mean_y
-    )
+    gram = centred.T @ centred / len(x)  # [n_inputs, n_inputs]
+    moment = centred.T @ (y - mean_y) / len(x)  # [n_inputs, n_targets]
+    ridge = penalty * gram.diagonal().mean() + 1e-12
+    identity = torch.eye(len(gram), dtype=x.dtype, device=x.device)
+    return Probe(torch.linalg.solve(gram + identity * ridge, moment), mean_x, mean_y)
 
 
 def r2(probe: Probe, x: Tensor, y: Tensor) -> Tensor:
-    """1 - residual / variance around the mean of y [n, n_targets]: [n_targets]. 1 is perfect; 0 is no better than the mean; it may be negative."""
+    """1 - residual / variance of y [n, n_targets]: [n_targets]. 0 is as good as the mean of y."""
     y = y.double()
-    return 1 - (y - probe(x)).square().sum(0) / (y - y.mean(0)).square().sum(0).clamp(min=1e-12)
+    residual, variance = (y - probe(x)).square().sum(0), (y - y.mean(0)).square().sum(0)
+    return 1 - residual / variance.clamp(min=1e-12)
 
 
 def correlation(probe: Probe, x: Tensor, y: Tensor) -> Tensor:
-    """Correlation of a probe's readings with y [n, n_targets]: [n_targets]. Unlike R² it forgives a wrong zero and a wrong scale."""
+    """Of readings and y [n, n_targets]: [n_targets]. It forgives a wrong zero and a wrong scale."""
     read, y = probe(x), y.double()
     read, y = read - read.mean(0), y - y.mean(0)
     return (read * y).sum(0) / (read.norm(dim=0) * y.norm(dim=0)).clamp(min=1e-12)
@@ -68,166 +77,132 @@ def one_hot(labels: Tensor, among: Tensor | None = None) -> Tensor:
             [0., 0., 1.]], dtype=torch.float64)
     """
     among = labels if among is None else among
-    return torch.nn.functional.one_hot(
-        labels - among.min(), int(among.max() - among.min()) + 1
-    ).double()
+    n_columns = int(among.max() - among.min()) + 1
+    return torch.nn.functional.one_hot(labels - among.min(), n_columns).double()
 
 
 def sites(model: Transformer) -> list[str]:
-    """The residual stream from the embedding to the end: before each block, and after each attention and MLP."""
+    """The stream from the embedding to the end: first, and after each attention and MLP."""
     kinds = ["hook_resid_mid", "hook_resid_post"] if model.cfg.has_mlp else ["hook_resid_mid"]
-    return [
-        "blocks.0.hook_resid_pre",
-        *(f"blocks.{layer}.{kind}" for layer in range(model.cfg.n_layers) for kind in kinds),
-    ]
+    names = [f"blocks.{layer}.{kind}" for layer in range(model.cfg.n_layers) for kind in kinds]
+    return ["blocks.0.hook_resid_pre", *names]
 
 
 def writers(model: Transformer) -> list[str]:
     """What wrote last before each of `sites`: embed, attn0, mlp0, attn1, …"""
-    return [
-        "embed",
-        *(("attn" if "mid" in name else "mlp") + name.split(".")[1] for name in sites(model)[1:]),
-    ]
+    kinds = ["attn", "mlp"] if model.cfg.has_mlp else ["attn"]
+    return ["embed", *(f"{kind}{layer}" for layer in range(model.cfg.n_layers) for kind in kinds)]
 
 
-@torch.no_grad()
-def stream(
-    model: Transformer, tokens: Tensor, positions: Tensor, rows: int = 256
-) -> dict[str, Tensor]:
-    """The stream at some positions [m] of tokens [n, pos], by site: each [n, m, d_model]."""
-    device, names = model.unembed.W_U.device, sites(model)
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
-
-    def keep(x: Tensor, name: str) -> Tensor:
-        found[name].append(x[:, positions.to(device)])
-        return x
-
-    for part in tokens.split(rows):
-        model(part.to(device), None, Hooks(dict.fromkeys(names, keep)))
-    return {name: torch.cat(parts) for name, parts in found.items()}
+def stream(model: Transformer, tokens: Tensor, positions: Tensor) -> dict[str, Tensor]:
+    """By site, the stream at some positions of tokens [n, pos]: [n, *positions.shape, d_model]."""
+    where = positions.to(model.device)
+    return activations(model, tokens, sites(model), lambda x: x[:, where])
 
 
-Measure = Callable[[Probe, Tensor, Tensor], Tensor]
+def readable(fitted: Data, scored: Data, measure: Measure = r2) -> dict[str, list[float]]:
+    """How well probes fitted on some prompts read each target on others: {target: value by site}.
 
-
-def readable(
-    train: Mapping[str, Tensor],
-    train_targets: Mapping[str, Tensor],
-    test: Mapping[str, Tensor],
-    test_targets: Mapping[str, Tensor],
-    measure: Measure = r2,
-) -> dict[str, list[float]]:
-    """How well each target is read on the test prompts, for probes fitted on the training prompts: {target: one value per site}.
-
-    train, test: {site: [n, m, d_model]} as `stream` gives them; targets {name: [n, m]}, a number for each prompt and position. That no prompt
-    is in both is the caller's to see to (`halves`). Raises ValueError for targets of another shape.
+    Streams [n, m, d_model] as `stream` gives them, targets [n, m]. That no prompt is in both is the
+    caller's to see to (`halves`). Raises ValueError for targets of another shape.
     """
-    names, y = list(train_targets), []
-    for streams, targets in ((train, train_targets), (test, test_targets)):
+    columns = []
+    for streams, targets in (fitted, scored):
         x = next(iter(streams.values()))
-        for name in names:
-            if targets[name].shape != x.shape[:2]:
+        for name, y in targets.items():
+            if y.shape != x.shape[:2]:
                 raise ValueError(
-                    f"target {name!r} must be {list(x.shape[:2])}, one number for each prompt and position, not {list(targets[name].shape)}"
+                    f"target {name!r} must be {list(x.shape[:2])}, one number for each prompt and "
+                    f"position, not {list(y.shape)}"
                 )
-        y.append(torch.stack([targets[name].flatten() for name in names], dim=1).to(x.device))
-    found = torch.stack(
-        [
-            measure(fit(train[site].flatten(0, 1), y[0]), test[site].flatten(0, 1), y[1])
-            for site in train
-        ]
-    )  # [n_sites, n_targets]
-    return {
-        name: [round(value, 4) for value in column] for name, column in zip(names, found.T.tolist())
-    }
+        y = torch.stack([targets[name].flatten() for name in fitted[1]], dim=1)  # [n * m, target]
+        columns.append(y.to(x.device))
+    found: dict[str, list[float]] = {name: [] for name in fitted[1]}
+    for site, x in fitted[0].items():
+        probe = fit(x.flatten(0, 1), columns[0])
+        values = measure(probe, scored[0][site].flatten(0, 1), columns[1])
+        for name, value in zip(found, values.tolist()):
+            found[name].append(round(value, 4))
+    return found
 
 
 def halves(tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Rows of tokens [n, pos] for training and for testing, at random, each prompt in one of the two and once: two index tensors."""
-    _, which = tokens.unique(dim=0, return_inverse=True)
-    first = torch.full((int(which.max()) + 1,), len(tokens)).scatter_reduce_(
-        0, which.cpu(), torch.arange(len(tokens)), "amin"
-    )  # one row of each prompt
+    """Rows of tokens [n, pos] for training and for testing, drawn at random: two index tensors.
+
+    Each prompt is in one of the two and once, however often it stands in `tokens`.
+    """
+    _, prompt = tokens.cpu().unique(dim=0, return_inverse=True)  # [n], equal where the rows are
+    first = torch.full((int(prompt.max()) + 1,), len(tokens))  # the first row of each prompt
+    first.scatter_reduce_(0, prompt, torch.arange(len(tokens)), "amin")
     shuffled = first[torch.randperm(len(first), generator=generator)]
-    return shuffled[: len(first) // 2], shuffled[len(first) // 2 :]
+    half = len(first) // 2
+    return shuffled[:half], shuffled[half:]
 
 
 def largest_step(values: Sequence[float], names: Sequence[str]) -> tuple[str, float]:
-    """The name at which a series rises most above the value before it, and by how much. The first value has nothing before it."""
+    """The name at which a series rises most above the value before it, and by how much."""
     steps = [after - before for before, after in pairwise(values)]
     best = max(range(len(steps)), key=steps.__getitem__)
     return names[best + 1], round(steps[best], 4)
 
 
+def targets_of(examples: Examples) -> dict[str, Tensor]:
+    """What probes are to read, each [n_prompts, n_shots]."""
+    e = examples
+    return {"difference": e.difference, "shown": e.shown, "expected": e.expected}
+
+
+def read_at_places(
+    model: Transformer, examples: Examples, generator: torch.Generator
+) -> dict[str, Any]:
+    """{place: {target: R² by site}, "from_shown_alone": R²} of prompts, fitted on half of them."""
+    targets = targets_of(examples)
+    order = torch.randperm(examples.expected.numel(), generator=generator)
+    targets["shuffled"] = examples.difference.flatten()[order].reshape(examples.expected.shape)
+    train, test = halves(examples.tokens, generator)
+    y, other_y = ({name: some[half] for name, some in targets.items()} for half in (train, test))
+
+    positions = torch.stack([examples.answers + offset for offset in PLACES.values()])
+    streams = stream(model, examples.tokens, positions)  # each [n_prompts, place, n_shots, d_model]
+    found: dict[str, Any] = {}
+    for index, place in enumerate(PLACES):
+        x = {site: some[train, index] for site, some in streams.items()}
+        other_x = {site: some[test, index] for site, some in streams.items()}
+        found[place] = readable((x, y), (other_x, other_y))
+
+    table, other_table = (
+        one_hot(some["shown"].flatten(), targets["shown"]) for some in (y, other_y)
+    )
+    d, other_d = (some["difference"].flatten()[:, None] for some in (y, other_y))
+    return found | {"from_shown_alone": round(r2(fit(table, d), other_table, other_d).item(), 4)}
+
+
 def probes(
-    model: Transformer,
-    kinds: Mapping[str, Rows],
-    others: Rows,
-    answers: Tensor,
-    zero: int,
-    generator: torch.Generator,
+    model: Transformer, kinds: Mapping[str, Examples], others: Examples, generator: torch.Generator
 ) -> dict[str, Any]:
     """R² of linear probes along the residual stream, on prompts that were not fitted.
 
-    difference = c - f(x, y), shown = c, expected = f(x, y), shuffled = the differences of other examples (must come to about 0), at
-        answer          the shown answers
-        equals, y       the `=` before them and the second operand: before c is shown, the difference can only come from earlier examples
-    kinds: {"consistent": one k in a prompt, "dealt": the examples dealt anew, so nothing but the example itself tells its difference};
-    others: dealt prompts of other functions. Each is tokens [n, pos] and the expected answers [n, shots] as numbers; number n is token zero + n.
-    from_shown_alone: what one table over c achieves, no stream at all. other_functions: probes fitted at the answers of the other functions
-    on numbers (dealt), scored on this one. made_by: what wrote into the stream where the difference's R² rises most, in dealt documents.
+    kinds: {"consistent": one k in a prompt, "dealt": the examples dealt anew, so that nothing but
+    the example itself tells its difference}; others: dealt prompts of other functions. The result:
+        sites                  what wrote last before each site
+        [kind][place][target]  R² by site at the shown answers, the `=` before them and the second
+                               operand. Before c is shown, d can only come from earlier examples.
+                               shuffled: the differences of other examples; R² must be about 0
+        from_shown_alone       R² of one table over c for d, without any stream
+        other_functions        probes fitted at the answers of `others`, scored on dealt prompts
+        made_by, step          the writer at which R² of d rises most in dealt prompts, the rise
     """
-    shots, places = len(answers), {"answer": 0, "equals": -1, "y": -2}
-    where = torch.cat([answers + offset for offset in places.values()])
-    found: dict[str, Any] = {
-        "sites": writers(model),
-        "n_prompts": len(kinds["dealt"][0]),
-        **{kind: {} for kind in kinds},
-    }
-
-    def targets(rows: Tensor, plain: Tensor) -> dict[str, Tensor]:
-        shown = rows[:, answers] - zero
-        return {"difference": shown - plain, "shown": shown, "expected": plain}
-
-    def part(
-        streams: dict[str, Tensor], rows: Tensor | slice, index: int
-    ) -> dict[str, Tensor]:  # at the index-th place alone
-        return {site: x[rows, shots * index : shots * (index + 1)] for site, x in streams.items()}
-
-    for kind, (rows, plain) in kinds.items():
-        streams, numbers = stream(model, rows, where), targets(rows, plain)
-        numbers["shuffled"] = (
-            numbers["difference"]
-            .flatten()[torch.randperm(plain.numel(), generator=generator)]
-            .reshape(plain.shape)
-        )
-        train, test = halves(rows, generator)
-        fitted, scored = (
-            {name: values[half] for name, values in numbers.items()} for half in (train, test)
-        )
-        for index, place in enumerate(places):
-            found[kind][place] = readable(
-                part(streams, train, index), fitted, part(streams, test, index), scored
-            )
-        table, y = zip(
-            *(
-                (
-                    one_hot(some["shown"].flatten(), numbers["shown"]),
-                    some["difference"].flatten()[:, None],
-                )
-                for some in (fitted, scored)
-            )
-        )
-        found[kind]["from_shown_alone"] = round(r2(fit(table[0], y[0]), table[1], y[1]).item(), 4)
-    there, here = (
-        stream(model, others[0], answers),
-        part(streams, slice(None), 0),
-    )  # here: the dealt documents of this task
-    for name, measure in (("r2", r2), ("correlation", correlation)):
-        found["other_functions"] = found.get("other_functions", {}) | {
-            name: readable(there, targets(*others), here, targets(*kinds["dealt"]), measure)
-        }
-    found["made_by"], found["step"] = largest_step(
-        found["dealt"]["answer"]["difference"], found["sites"]
+    dealt = kinds["dealt"]
+    found: dict[str, Any] = {"sites": writers(model), "n_prompts": len(dealt.tokens)}
+    for kind, examples in kinds.items():
+        found[kind] = read_at_places(model, examples, generator)
+    fitted, scored = (
+        (stream(model, some.tokens, some.answers), targets_of(some)) for some in (others, dealt)
     )
+    measures = {"r2": r2, "correlation": correlation}
+    found["other_functions"] = {
+        name: readable(fitted, scored, measure) for name, measure in measures.items()
+    }
+    rise = found["dealt"]["answer"]["difference"]
+    found["made_by"], found["step"] = largest_step(rise, found["sites"])
     return found

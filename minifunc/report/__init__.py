@@ -1,1 +1,1 @@
-"""The report: one HTML file made from a run's files, with nothing from elsewhere in it (`make report`)."""
+"""The report: one HTML file made of a run's files, with nothing from elsewhere (`make report`)."""

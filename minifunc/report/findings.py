@@ -1,7 +1,7 @@
-"""What a report shows: a run's files, read with care, and what is worked out from the model when the report is made.
+"""What a report shows: a run's files, read with care, and what the model itself is asked.
 
-A file that is not there is no fault: the report then says what is missing and which command makes it. A file that cannot be
-read is one (UserError).
+A file that is not there is no fault: the report then says what is missing and which command
+makes it. A file that cannot be read is one (UserError).
 """
 
 import json
@@ -12,26 +12,30 @@ from typing import Any
 import torch
 
 from minifunc.model import Transformer
-from minifunc.support.runs import UserError, load_json, load_run
+from minifunc.support.errors import UserError
+from minifunc.support.files import load_json
+from minifunc.support.runs import RunFolders, load_circuit, load_run
 
 HEADLINE = "<bos> 1 + 1 = 3 ; 2 + 2 = 5 ; 3 + 3 ="  # what the README begins with
-EXAMPLE = "<bos> 6 + 1 = 8 ; 2 + 2 = 5 ; 4 + 5 = 10 ; 1 + 3 = 5 ; 3 + 3 ="  # four shots of the same, for runs that keep no example of their own
+# four shots of the same, for runs that keep no example of their own
+EXAMPLE = "<bos> 6 + 1 = 8 ; 2 + 2 = 5 ; 4 + 5 = 10 ; 1 + 3 = 5 ; 3 + 3 ="
 
 
 @dataclass
 class Findings:
     """A run and all that is known of it; what is missing is None or empty."""
 
-    run: str  # as the user named it
+    folders: RunFolders
     model: Transformer
     config: dict[str, Any]
     circuit: dict[str, Any] | None = None
     metrics: list[dict[str, Any]] = field(default_factory=list)
     check: dict[str, Any] | None = None
-    emergence: list[dict[str, Any]] = field(default_factory=list)  # rows of results/emergence.json
+    emergence: list[dict[str, Any]] = field(default_factory=list)  # results/emergence.json
 
     @property
     def vocabulary(self) -> list[str]:
+        """The token strings by id."""
         return self.config["vocabulary"]
 
     @property
@@ -41,60 +45,57 @@ class Findings:
 
     def makes(self, target: str) -> str:
         """The command that makes a file of this run."""
-        return f"make {target}" + ("" if self.run == "out/default" else f" OUT={self.run}")
+        name = self.folders.name
+        return f"make {target}" + ("" if name == "out/default" else f" OUT={name}")
 
     def tokens(self, text: str) -> list[int]:
-        """Ids of a prompt written as token strings; empty where the vocabulary lacks one or the context is too short."""
+        """Ids of a prompt written as token strings; empty where the model cannot read it."""
         ids = {string: index for index, string in enumerate(self.vocabulary)}
         strings = text.split()
-        return (
-            [ids[string] for string in strings]
-            if all(string in ids for string in strings) and len(strings) <= self.model.cfg.n_ctx
-            else []
-        )
+        if len(strings) > self.model.cfg.n_ctx or not ids.keys() >= set(strings):
+            return []
+        return [ids[string] for string in strings]
 
     def example(self) -> list[int]:
         """A real prompt to look at attention on: the run's own, or four sums off by one."""
-        kept = self.circuit.get("example", {}).get("contrast") if self.circuit else None
-        return self.tokens(kept or EXAMPLE)
+        own = self.circuit.get("example", {}).get("contrast") if self.circuit else None
+        return self.tokens(own or EXAMPLE)
 
     def patterns(self, tokens: list[int]) -> dict[str, list[list[float]]]:
         """Every head's attention on one prompt: {"layer.head": [query][key]}."""
-        layers = range(self.model.cfg.n_layers)
-        names = [f"blocks.{layer}.attn.hook_pattern" for layer in layers]
-        _, cache = self.model.run_with_cache(
-            torch.tensor([tokens], device=self.model.unembed.W_U.device), names
-        )
-        return {
-            f"{layer}.{head}": pattern
-            for layer in layers
-            for head, pattern in enumerate(cache[names[layer]][0].float().tolist())
-        }
+        prompt = torch.tensor([tokens], device=self.model.device)  # [1, pos]
+        names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(self.model.cfg.n_layers)]
+        _, cache = self.model.run_with_cache(prompt, names)
+        patterns = {}
+        for layer, name in enumerate(names):
+            for head, pattern in enumerate(cache[name][0].float().tolist()):
+                patterns[f"{layer}.{head}"] = pattern
+        return patterns
 
 
-def read(run: str, results: str = "results") -> Findings:
-    """Everything that the folder `run` holds. Raises UserError where it holds no trained run, or a file is broken."""
-    folder = Path(run)
-    model, config = load_run(folder)
+def read(folders: RunFolders, experiments: str = "results") -> Findings:
+    """All that is known of a run. `experiments`: the folder that holds emergence.json.
+
+    Raises UserError where there is no trained run, a file is broken, or circuit.json is about
+    other weights than model.pt holds.
+    """
+    run, results = folders.run, folders.results
+    model, config = load_run(run)
     vocabulary = config["vocabulary"]
-    if len(vocabulary) != model.cfg.d_vocab or not all(
-        isinstance(string, str) for string in vocabulary
-    ):
-        raise UserError(
-            f"{folder / 'config.json'}: `vocabulary` must hold the {model.cfg.d_vocab} token strings"
-        )
-    found = Findings(run, model, config)
-    found.circuit, found.check = (_object(folder / name) for name in ("circuit.json", "check.json"))
-    found.metrics = _lines(folder / "metrics.jsonl")
-    emergence = Path(results) / "emergence.json"
-    rows = load_json(emergence) if emergence.exists() else []
-    found.emergence = (
-        [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    )
+    all_text = all(isinstance(string, str) for string in vocabulary)
+    if len(vocabulary) != model.cfg.d_vocab or not all_text:
+        wanted = f"`vocabulary` must hold the {model.cfg.d_vocab} token strings"
+        raise UserError(f"{run / 'config.json'}: {wanted}")
+    found = Findings(folders, model, config)
+    found.circuit = load_circuit(results / "circuit.json", model)
+    found.check = _object(results / "check.json")
+    found.metrics = _lines(run / "metrics.jsonl")
+    found.emergence = _rows(Path(experiments) / "emergence.json")
     return found
 
 
 def _object(path: Path) -> dict[str, Any] | None:
+    """The object that a JSON file holds; None without the file."""
     if not path.exists():
         return None
     value = load_json(path)
@@ -103,7 +104,14 @@ def _object(path: Path) -> dict[str, Any] | None:
     return value
 
 
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The objects in the list that a JSON file holds; none without the file."""
+    rows = load_json(path) if path.exists() else []
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; none without the file."""
     if not path.exists():
         return []
     try:

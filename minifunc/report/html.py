@@ -1,23 +1,15 @@
 """HTML and SVG as nested calls: `h("p", "1 < 2", class_="note")` → `<p class="note">1 &lt; 2</p>`.
 
-Whatever is not `Markup` is escaped, so text from a run's files cannot become markup. Nothing else in this package writes a tag.
+Whatever is not `Markup` is escaped, so text from a run's files cannot become markup.
+Nothing else in this package writes a tag.
 """
 
 import json
 from html import escape
 from typing import Any
 
-VOID = {
-    "meta",
-    "input",
-    "br",
-    "rect",
-    "line",
-    "circle",
-    "path",
-    "polyline",
-    "stop",
-}  # without an end tag here
+EMPTY = {"meta", "input", "br"}  # HTML elements that have no end tag
+SHAPES = {"rect", "line", "circle", "path", "polyline"}  # SVG elements without content
 
 
 class Markup(str):
@@ -25,28 +17,28 @@ class Markup(str):
 
 
 def h(tag: str, *children: Any, **attributes: Any) -> Markup:
-    """One element. Children: Markup as it is, other values escaped, lists flattened, None and False left out.
+    """One element.
 
-    Attributes: `class_` and `for_` lose their last underscore, inner ones become dashes; None and False leave one out, True gives a bare one.
+    Children: Markup as it is, other values escaped, lists flattened, None and False left out.
+    Attributes: see `attribute`.
     """
-    parts = []
-    for name, value in attributes.items():
-        name = name.rstrip("_").replace("_", "-")
-        parts += (
-            []
-            if value is None or value is False
-            else [f" {name}"]
-            if value is True
-            else [f' {name}="{escape(str(value))}"']
-        )
-    opened = f"<{tag}{''.join(parts)}>"
-    return Markup(
-        opened
-        if tag in VOID and tag in ("meta", "input", "br")
-        else f"{opened[:-1]}/>"
-        if tag in VOID
-        else f"{opened}{inside(children)}</{tag}>"
-    )
+    written = "".join(attribute(name, value) for name, value in attributes.items())
+    if tag in EMPTY:
+        return Markup(f"<{tag}{written}>")
+    if tag in SHAPES:
+        return Markup(f"<{tag}{written}/>")
+    return Markup(f"<{tag}{written}>{inside(children)}</{tag}>")
+
+
+def attribute(name: str, value: Any) -> str:
+    """One attribute, with a space before it; None and False leave it out, True gives a bare one.
+
+    `class_` and `for_` lose their last underscore; inner underscores become dashes.
+    """
+    name = name.rstrip("_").replace("_", "-")
+    if value is None or value is False:
+        return ""
+    return f" {name}" if value is True else f' {name}="{escape(str(value))}"'
 
 
 def inside(children: Any) -> Markup:
@@ -59,43 +51,36 @@ def inside(children: Any) -> Markup:
 
 
 def script_data(name: str, value: Any) -> Markup:
-    """A value as JSON that scripts of the page read; `<` is written \\u003c, so that no text in it can end the element."""
-    text = (
-        json.dumps(value, ensure_ascii=True, separators=(",", ":"))
-        .replace("<", "\\u003c")
-        .replace(">", "\\u003e")
-        .replace("&", "\\u0026")
-    )
+    """A value as JSON for the scripts of the page.
+
+    `<`, `>` and `&` are written as escapes, so that no text in it can end the element.
+    """
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
     return Markup(f'<script type="application/json" id="{escape(name)}">{text}</script>')
 
 
 def table(columns: list[Any], rows: list[list[Any]], caption: str, numbers: bool = True) -> Markup:
-    """A table that can be copied; the first cell of a row names it. numbers: align all other cells to the right."""
-    head = h("thead", h("tr", [h("th", name, scope="col") for name in columns]))
-    body = h(
-        "tbody",
-        [
-            h("tr", h("th", row[0], scope="row"), [h("td", cell) for cell in row[1:]])
-            for row in rows
-        ],
+    """A table that can be copied; the first cell of a row names it.
+
+    numbers: align all cells but the names to the right.
+    """
+    head = h("tr", [h("th", name, scope="col") for name in columns])
+    body = [
+        h("tr", h("th", name, scope="row"), [h("td", cell) for cell in cells])
+        for name, *cells in rows
+    ]
+    whole = h(
+        "table",
+        [h("caption", caption), h("thead", head), h("tbody", body)],
+        class_="plain numbers" if numbers else "plain",
     )
-    return h(
-        "div",
-        h(
-            "table",
-            h("caption", caption),
-            head,
-            body,
-            class_="plain numbers" if numbers else "plain",
-        ),
-        class_="scroll",
-        tabindex="0",
-        role="region",
-        aria_label=caption,
-    )
+    return h("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption)
 
 
 def details(summary: str, *children: Any) -> Markup:
+    """Children that are folded away behind one line."""
     return h("details", h("summary", summary), *children)
 
 

@@ -1,27 +1,32 @@
-"""The report as one file: sections, styles, scripts and weights put together, and the command that writes it."""
+"""The report as one file: sections, styles, scripts and weights, and the command that writes it."""
 
 import base64
+from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
-from typing import Any
 
 from minifunc.circuit import heads_of
-from minifunc.support.flags import Parser
 from minifunc.report.findings import HEADLINE, Findings, read
-from minifunc.report.html import Markup, h, script_data
+from minifunc.report.html import Markup, h, inside, script_data
 from minifunc.report.sections import SECTIONS, claim, content
-from minifunc.support.runs import UserError, check_writable, run_main, save_text
+from minifunc.support.errors import UserError, run_main
+from minifunc.support.files import save_text
+from minifunc.support.flags import Parser
+from minifunc.support.runs import RunFolders, add_run_flag, chosen_run
 
-LARGEST = 2_000_000  # bytes of report.html; where the weights would make it larger, the playground becomes a file of its own
-MOST_WEIGHTS = 16_000_000  # and beyond so many it is left out
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"  # nothing is fetched from anywhere
+LARGEST = 2_000_000  # bytes; where the weights make it larger, the model plays on its own page
+MOST_WEIGHTS = 16_000_000  # a model with more is not played with at all
+# Nothing is fetched from anywhere.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+ODD_LAYOUT = (TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError)
 
 
 def asset(name: str) -> Markup:
+    """A script, style or piece of HTML that lies beside this file."""
     return Markup(files("minifunc.report").joinpath(name).read_text(encoding="utf-8"))
 
 
-def document(f: Findings, title: str, body: list[Any], scripts: list[Any]) -> str:
+def document(title: str, header: Markup, main: Sequence[Markup], scripts: Sequence[Markup]) -> str:
+    """A whole page."""
     head = h(
         "head",
         h("meta", charset="utf-8"),
@@ -30,60 +35,70 @@ def document(f: Findings, title: str, body: list[Any], scripts: list[Any]) -> st
         h("title", title),
         h("style", asset("style.css")),
     )
-    return "<!doctype html>\n" + h("html", head, h("body", body, scripts), lang="en") + "\n"
+    body = h("body", header, h("main", main, id="main"), h("script", asset("page.js")), scripts)
+    return "<!doctype html>\n" + h("html", head, body, lang="en") + "\n"
 
 
-def header(f: Findings, links: list[tuple[str, str]]) -> list[Any]:
-    toggle = h("button", "Dark", id="theme", type="button", aria_pressed="false")
-    nav = h(
-        "nav",
-        h("ul", [h("li", h("a", words, href=target)) for target, words in links]),
-        aria_label="Sections",
+def header(f: Findings, links: dict[str, str]) -> Markup:
+    """The bar that stays on top: the run's name, links to the sections, light or dark."""
+    items = [h("li", h("a", words, href=target)) for target, words in links.items()]
+    bar = h(
+        "header",
+        h("p", "minifunc", h("span", f.folders.name), class_="brand"),
+        h("nav", h("ul", items), aria_label="Sections"),
+        h("button", "Dark", id="theme", type="button", aria_pressed="false"),
     )
-    return [
-        h("a", "To the content", href="#main", class_="skip"),
-        h("header", h("p", "minifunc", h("span", f.run), class_="brand"), nav, toggle),
-    ]
+    return inside([h("a", "To the content", href="#main", class_="skip"), bar])
 
 
-def playground(f: Findings) -> tuple[Markup, list[Any]]:
+def playground(f: Findings) -> tuple[Markup, list[Markup]]:
     """The section in which the model runs, and the scripts and data behind it."""
-    state = {
-        name: weight.detach().float().cpu().contiguous()
-        for name, weight in f.model.state_dict().items()
-    }
-    groups = f.circuit["groups"] if f.circuit and isinstance(f.circuit.get("groups"), dict) else {}
-    data = {
-        "model": f.config["model"] | vars(f.model.cfg),
-        "vocabulary": f.vocabulary,
-        "layout": [[name, weight.numel()] for name, weight in state.items()],
-        "groups": {str(name): heads_of(heads) for name, heads in groups.items()},
-        "prompt": HEADLINE,
-    }
-    weights = base64.b64encode(
-        b"".join(weight.numpy().astype("<f4").tobytes() for weight in state.values())
-    ).decode("ascii")
-    scripts = [
-        script_data("model-data", data),
-        h("script", Markup(weights), type="text/plain", id="weights"),
-        *(h("script", asset(name)) for name in ("model.js", "prompts.js", "playground.js")),
-    ]
-    return h(
+    section = h(
         "section",
         h("h2", "Playground"),
         asset("playground.html"),
         id="playground",
         aria_label="Playground",
-    ), scripts
+    )
+    scripts = [h("script", asset(name)) for name in ("model.js", "prompts.js", "playground.js")]
+    return section, [*model_data(f), *scripts]
 
 
-def build(f: Findings) -> dict[str, str]:
-    """The files of a report: {"report.html": …} and, of a large model, "playground.html"."""
-    page = h("script", asset("page.js"))
-    sections = [
-        h("section", h("h2", title), content(f, make), id=name, aria_label=title)
-        for name, title, make in SECTIONS
-    ]
+def model_data(f: Findings) -> list[Markup]:
+    """What the scripts read: the model's shape, vocabulary and groups of heads; its weights."""
+    state = f.model.state_dict()
+    arrays = {name: weight.detach().float().cpu().numpy() for name, weight in state.items()}
+    groups = f.circuit.get("groups") if f.circuit else None
+    if not isinstance(groups, dict):
+        groups = {}
+    data = {
+        "model": f.config["model"] | vars(f.model.cfg),
+        "vocabulary": f.vocabulary,
+        "layout": [[name, array.size] for name, array in arrays.items()],
+        "groups": {str(name): heads_of(heads) for name, heads in groups.items()},
+        "prompt": HEADLINE,
+    }
+    values = b"".join(array.astype("<f4").tobytes() for array in arrays.values())
+    weights = Markup(base64.b64encode(values).decode("ascii"))
+    return [script_data("model-data", data), h("script", weights, type="text/plain", id="weights")]
+
+
+def playground_elsewhere() -> Markup:
+    """Says that the model runs on a page of its own."""
+    link = h("a", "on a page of its own", href="playground.html")
+    words = h("p", "With its weights this page would be large, so the model runs ", link, ".")
+    return h("section", h("h2", "Playground"), words, id="playground")
+
+
+def playground_nowhere(n_weights: int) -> Markup:
+    """Says that the model is too large for any page."""
+    reason = f"this model has {n_weights:,} weights, too many for a page."
+    words = h("p", h("b", "Not here: "), reason, class_="missing")
+    return h("section", h("h2", "Playground"), words, id="playground")
+
+
+def report(f: Findings, played: Markup, scripts: Sequence[Markup] = ()) -> str:
+    """The page of all sections; `played`: what stands where the playground goes."""
     opening = h(
         "section",
         h("h1", "Function induction, seen from inside"),
@@ -91,99 +106,60 @@ def build(f: Findings) -> dict[str, str]:
         id="claim",
         aria_label="The claim",
     )
-    links = [
-        (f"#{name}", name.capitalize())
-        for name in ("playground", *(name for name, _, _ in SECTIONS))
+    sections = [
+        h("section", h("h2", title), content(f, make), id=name, aria_label=title)
+        for name, title, make in SECTIONS
     ]
-    size = sum(weight.numel() for weight in f.model.parameters())
-    if size > MOST_WEIGHTS:
-        away = h(
-            "section",
-            h("h2", "Playground"),
-            h(
-                "p",
-                h("b", "Not here: "),
-                f"this model has {size:,} weights, too many for a page.",
-                class_="missing",
-            ),
-            id="playground",
-        )
-        return {
-            "report.html": document(
-                f,
-                f"minifunc: {f.run}",
-                [*header(f, links), h("main", opening, away, sections, id="main")],
-                [page],
-            )
-        }
+    names = ["playground", *(name for name, _, _ in SECTIONS)]
+    links = {f"#{name}": name.capitalize() for name in names}
+    main = [opening, played, *sections]
+    return document(f"minifunc: {f.folders.name}", header(f, links), main, scripts)
+
+
+def build(f: Findings) -> dict[str, str]:
+    """The files of a report: {"report.html": …} and, of a large model, "playground.html"."""
+    n_weights = sum(weight.numel() for weight in f.model.parameters())
+    if n_weights > MOST_WEIGHTS:
+        return {"report.html": report(f, playground_nowhere(n_weights))}
     played, scripts = playground(f)
-    whole = document(
-        f,
-        f"minifunc: {f.run}",
-        [*header(f, links), h("main", opening, played, sections, id="main")],
-        [page, *scripts],
-    )
+    whole = report(f, played, scripts)
     if len(whole.encode()) <= LARGEST:
         return {"report.html": whole}
-    away = h(
-        "section",
-        h("h2", "Playground"),
-        h(
-            "p",
-            "With its weights this page would be large, so the model runs ",
-            h("a", "on a page of its own", href="playground.html"),
-            ".",
-        ),
-        id="playground",
-    )
-    apart = document(
-        f,
-        f"minifunc playground: {f.run}",
-        [*header(f, [("report.html", "Report")]), h("main", played, id="main")],
-        [page, *scripts],
-    )
-    return {
-        "report.html": document(
-            f,
-            f"minifunc: {f.run}",
-            [*header(f, links), h("main", opening, away, sections, id="main")],
-            [page],
-        ),
-        "playground.html": apart,
-    }
+    bar = header(f, {"report.html": "Report"})
+    apart = document(f"minifunc playground: {f.folders.name}", bar, [played], scripts)
+    return {"report.html": report(f, playground_elsewhere()), "playground.html": apart}
+
+
+def write(folders: RunFolders, experiments: str) -> None:
+    """Reads a run, and writes and names the files of its report."""
+    results = folders.results
+    found = read(folders, experiments)
+    folders.to_write("report.html")
+    try:
+        pages = build(found)
+    except ODD_LAYOUT as error:
+        says = (str(error).splitlines() or [""])[0][:120]
+        fault = f"{type(error).__name__}: {says}"
+        raise UserError(f"{results} holds a file of another layout than ours: {fault}") from None
+    for name, text in pages.items():
+        save_text(results / name, text)
+        print(f"{results / name} ({len(text.encode()) / 1e6:.1f} MB)")
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command: its flags, and exit code 0, or 2 for an input that cannot be used."""
+
     def work() -> int:
         parser = Parser(prog="python -m minifunc.report", description="Makes a run's report.html.")
-        parser.add_argument(
-            "--run", default="out/default", help="folder of the trained run (default: %(default)s)"
-        )
+        add_run_flag(parser)
         parser.add_argument(
             "--results",
             default="results",
-            help="folder of the experiments' results, of which emergence.json is drawn (default: %(default)s)",
+            help="folder of the experiments' results, of which emergence.json is drawn "
+            "(default: %(default)s)",
         )
         arguments = parser.parse_args(argv)
-        folder = Path(arguments.run)
-        found = read(arguments.run, arguments.results)
-        check_writable(folder / "report.html")
-        try:
-            pages = build(found)
-        except (
-            TypeError,
-            ValueError,
-            AttributeError,
-            IndexError,
-            ArithmeticError,
-            RecursionError,
-        ) as error:
-            raise UserError(
-                f"{folder} holds a file of another layout than ours: {type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
-            ) from None
-        for name, text in pages.items():
-            save_text(folder / name, text)
-            print(f"{folder / name} ({len(text.encode()) / 1e6:.1f} MB)")
+        write(chosen_run(arguments), arguments.results)
         return 0
 
     return run_main(work)

@@ -1,160 +1,120 @@
-"""The pictures of a report: tables that are heat maps, and SVG drawn by hand. Colours are named in style.css alone.
+"""The pictures of a report: tables that are heat maps, and SVG. Colours are in style.css alone.
 
-Everything that carries a number has it in `data-tip`, which page.js shows on hover, focus and touch, and once more in a table.
+Everything that carries a number has it in `data-tip`, which page.js shows on hover, focus and
+touch, and once more in a table.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from minifunc.ablation import wilson
 from minifunc.circuit import parse
 from minifunc.report.html import Markup, h, percent, signed
+from minifunc.support.evaluation import wilson
 
 # ---------------------------------------------------------------- heat maps
 
 
-def shade(value: float, most: float, root: bool = False) -> dict[str, str]:
-    """Class and style of a cell on the diverging scale from -most to most, centred on 0; root: on the scale of square roots."""
-    size = min(1.0, abs(value) / most) if most else 0.0
-    size = math.sqrt(size) if root else size
-    return {
-        "class_": ("neg" if value < 0 else "pos") + " strong" * (size > 0.62),
-        "style": f"--v:{100 * size:.0f}%",
-    }
+@dataclass(frozen=True)
+class Scale:
+    """The diverging scale of colours from -most to most, centred on 0."""
+
+    most: float
+    root: bool = False  # even steps of the square root, so that small values show
+
+    def shade(self, value: float) -> dict[str, str]:
+        """Class and style of what has this value."""
+        size = min(1.0, abs(value) / self.most) if self.most else 0.0
+        size = math.sqrt(size) if self.root else size
+        sign = "neg" if value < 0 else "pos"
+        return {"class_": sign + " strong" * (size > 0.62), "style": f"--v:{100 * size:.0f}%"}
+
+    def legend(self, unit: str, low: str, high: str) -> Markup:
+        """The scale as a row of swatches, with the meaning of its two ends."""
+        right = (0.05, 0.25, 0.5, 1.0) if self.root else (0.25, 0.5, 0.75, 1.0)
+        digits = 0 if self.most >= 10 else 1
+        swatches = []
+        for step in (*(-step for step in reversed(right)), 0.0, *right):
+            value = step * self.most
+            swatches.append(h("span", signed(value, digits), **self.shade(value)))
+        ends = h("span", low), h("span", f"{unit}, {high}")
+        return h("p", ends[0], h("span", swatches, class_="scale"), ends[1], class_="legend")
+
+    def cell(self, value: float, shown: str, tip: str, marked: bool = False) -> Markup:
+        """A cell of a heat map; marked: outlined."""
+        look = self.shade(value)
+        look["class_"] += " marked" * marked + " zero" * (shown == "0")
+        return h("td", shown, data_tip=tip, tabindex="-1", **look)
+
+
+NO_CELL = h("td", class_="empty")
 
 
 def heat_map(
     title: str,
-    rows: Sequence[tuple[str, Sequence[float | None]]],
+    corner: str,
     columns: Sequence[str],
-    most: float,
-    show: Callable[[float], str],
-    tip: Callable[[str, str, float], str],
-    root: bool = False,
-    corner: str = "",
-    marked: Callable[[str, str], bool] = lambda row, column: False,
+    rows: Sequence[tuple[str, Sequence[Markup]]],
     kind: str = "heat",
 ) -> Markup:
-    """A table whose cells are coloured; None is an empty cell. tip(row, column, value): what is said of a cell. marked: cells to outline."""
-
-    def cell(row: str, column: str, value: float | None) -> Markup:
-        if value is None:
-            return h("td", class_="empty")
-        look, shown = shade(value, most, root), show(value)
-        look["class_"] += " marked" * marked(row, column) + " zero" * (shown == "0")
-        return h("td", shown, data_tip=tip(row, column, value), tabindex="-1", **look)
-
-    head = h(
-        "thead", h("tr", h("td", corner), [h("th", column, scope="col") for column in columns])
-    )
-    body = h(
-        "tbody",
-        [
-            h(
-                "tr",
-                h("th", name, scope="row"),
-                [cell(name, column, value) for column, value in zip(columns, values)],
-            )
-            for name, values in rows
-        ],
-    )
+    """A table of rows (name, cells). corner: what stands above the names."""
+    names = [h("th", column, scope="col") for column in columns]
+    head = h("thead", h("tr", h("td", corner), names))
+    body = h("tbody", [h("tr", h("th", name, scope="row"), cells) for name, cells in rows])
     return h("div", h("table", h("caption", title), head, body, class_=kind), class_="scroll")
 
 
-def legend(most: float, unit: str, root: bool, low: str, high: str) -> Markup:
-    """The scale of `shade`, with the meaning of its two ends."""
-    steps = (
-        [-1, -0.5, -0.25, -0.05, 0, 0.05, 0.25, 0.5, 1]
-        if root
-        else [-1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1]
-    )
-    digits = 0 if most >= 10 else 1
-    swatches = [h("span", signed(step * most, digits), **shade(step, 1, root)) for step in steps]
-    return h(
-        "p",
-        h("span", low),
-        h("span", swatches, class_="scale"),
-        h("span", f"{unit}, {high}"),
-        class_="legend",
-    )
-
-
 def effects_map(
-    title: str, effects: Mapping[str, Any], what: str, marked: Sequence[str] = ()
+    title: str, effects: Mapping[str, Any], receiver: str, marked: Sequence[str] = ()
 ) -> Markup:
-    """r of every sender on one receiver: a row per layer, the last one on top, with its MLP; the embedding below."""
-    heads, mlps = effects["heads"], effects["mlps"]
-    columns = [f"h{index}" for index in range(len(heads[0]))] + ["mlp"]
-    rows: list[tuple[str, Sequence[float | None]]] = [
-        (str(layer), [*map(float, row), float(mlps[layer])])
-        for layer, row in reversed(list(enumerate(heads)))
-    ]
-    rows += [("embed", [float(effects["embedding"])])]
+    """r of every sender on one receiver.
 
-    def name(row: str, column: str) -> str:
-        return (
-            "embedding"
-            if row == "embed"
-            else f"mlp{row}"
-            if column == "mlp"
-            else f"{row}.{column[1:]}"
-        )
+    A row per layer, the last one on top, with its MLP at the right; the embedding below.
+    `marked`: senders to outline.
+    """
+    scale = Scale(1.0, root=True)
 
-    def tip(row: str, column: str, r: float) -> str:
-        return f"{name(row, column)} → {what}: r = {signed(100 * r, 1)} %"
+    def cell(sender: str, value: Any) -> Markup:
+        r = float(value)
+        tip = f"{sender} → {receiver}: r = {signed(100 * r, 1)} %"
+        return scale.cell(r, signed(100 * r), tip, sender in marked)
 
-    return heat_map(
-        title,
-        rows,
-        columns,
-        1.0,
-        lambda r: signed(100 * r),
-        tip,
-        root=True,
-        corner="layer",
-        marked=lambda row, column: name(row, column) in marked,
-    )
+    rows = []
+    for layer, of_heads in enumerate(effects["heads"]):
+        heads = [cell(f"{layer}.{head}", r) for head, r in enumerate(of_heads)]
+        mlp = cell(f"mlp{layer}", effects["mlps"][layer])
+        rows.append((str(layer), [*heads, mlp]))
+    rows.reverse()
+    rows.append(("embed", [cell("embedding", effects["embedding"])]))
+    columns = [f"h{head}" for head in range(len(effects["heads"][0]))] + ["mlp"]
+    return heat_map(title, "layer", columns, rows)
 
 
-def vector_map(title: str, rows: Sequence[Sequence[float]], most: float, k: int) -> Markup:
-    """A function vector: row x, column y, how much logit(y) rises; the cells y = x + k are outlined."""
-    columns = [str(y) for y in range(len(rows[0]))]
-    named = [(str(x), [float(value) for value in row]) for x, row in enumerate(rows)]
-    return heat_map(
-        title,
-        named,
-        columns,
-        most,
-        lambda value: signed(value, 1),
-        lambda x, y, value: f"input {x}, output {y}: {signed(value, 2)} logits",
-        corner="x \\ y",
-        marked=lambda x, y: int(y) == int(x) + k,
-        kind="heat vector",
-    )
+def vector_map(title: str, logits: Sequence[Sequence[float]], scale: Scale, k: int) -> Markup:
+    """A function vector, logits [x][y]: by how much y rises. The cells y = x + k are outlined."""
+    rows = []
+    for x, row in enumerate(logits):
+        cells = []
+        for y, value in enumerate(map(float, row)):
+            tip = f"input {x}, output {y}: {signed(value, 2)} logits"
+            cells.append(scale.cell(value, signed(value, 1), tip, y == x + k))
+        rows.append((str(x), cells))
+    columns = [str(y) for y in range(len(logits[0]))]
+    return heat_map(title, "x \\ y", columns, rows, kind="heat vector")
 
 
 # ---------------------------------------------------------------- SVG
 
 
 def svg(width: float, height: float, label: str, *children: Any, **attributes: Any) -> Markup:
-    return h(
-        "svg",
-        *children,
-        **{
-            "viewBox": f"0 0 {width:g} {height:g}",
-            "width": f"{width:g}",
-            "height": f"{height:g}",
-            "role": "img",
-            "aria_label": label,
-        }
-        | attributes,
-    )
+    """A picture of this size in px. label: what a screen reader says of it."""
+    size = {"viewBox": f"0 0 {width:g} {height:g}", "width": f"{width:g}", "height": f"{height:g}"}
+    return h("svg", *children, **{**size, "role": "img", "aria_label": label, **attributes})
 
 
-def text(
-    x: float, y: float, words: Any, class_: str = "", anchor: str = "start", **attributes: Any
-) -> Markup:
+def text(x: float, y: float, words: Any, class_: str = "", anchor: str = "start") -> Markup:
+    """Words on a baseline that has (x, y) at its start, middle or end, as `anchor` says."""
     return h(
         "text",
         words,
@@ -162,226 +122,190 @@ def text(
         y=f"{y:g}",
         class_=class_ or None,
         text_anchor=anchor if anchor != "start" else None,
-        **attributes,
     )
 
 
-def shorter(token: str) -> str:
-    return "bos" if token == "<bos>" else token
+def rect(x: float, y: float, width: float, height: float, **attributes: Any) -> Markup:
+    """A filled box whose upper left corner is (x, y)."""
+    return h("rect", x=f"{x:g}", y=f"{y:g}", width=f"{width:g}", height=f"{height:g}", **attributes)
+
+
+def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
+    """A straight line."""
+    return h("line", x1=f"{x1:g}", x2=f"{x2:g}", y1=f"{y1:g}", y2=f"{y2:g}", class_=class_)
 
 
 def attention(
-    head: str,
-    pattern: Sequence[Sequence[float]],
-    tokens: Sequence[str],
-    answers: Sequence[int],
-    size: int = 11,
+    head: str, pattern: Sequence[Sequence[float]], tokens: Sequence[str], answers: Sequence[int]
 ) -> Markup:
-    """One head's attention on one prompt: a row per query token, a column per key token; shown answers are set off."""
-    left, top, n = 28, 18, len(tokens)
-    cells = []
-    for query, row in enumerate(pattern):
-        for key, share in enumerate(row[: query + 1]):
-            if share >= 0.03:
-                cells.append(
-                    h(
-                        "rect",
-                        x=left + key * size,
-                        y=top + query * size,
-                        width=size - 1,
-                        height=size - 1,
-                        style=f"--v:{100 * min(1.0, share):.0f}%",
-                        class_="look",
-                        data_tip=f"{tokens[query]} ({query}) looks at {tokens[key]} ({key}): {percent(share)}",
-                    )
-                )
-    names = [
-        text(
-            left - 5,
-            top + at * size + size - 2.5,
-            shorter(token),
-            "answer" if at in answers else "",
-            "end",
-        )
-        for at, token in enumerate(tokens)
-    ]
-    names += [
-        text(
-            left + at * size + size / 2,
-            top - 5,
-            shorter(token),
-            "answer" if at in answers else "",
-            "middle",
-        )
-        for at, token in enumerate(tokens)
-    ]
-    bands = [
-        h("rect", x=left + at * size - 0.5, y=top, width=size, height=n * size, class_="band")
-        for at in answers
-    ]
-    steps = "".join(f"h{size}v{size}" for _ in tokens)
-    seen = h("path", d=f"M{left} {top}{steps}H{left}Z", class_="floor")  # what a token can see
-    return svg(
-        left + n * size + 4,
-        top + n * size + 4,
-        f"Attention of head {head}: rows look at columns",
-        seen,
-        bands,
-        cells,
-        names,
-        class_="attention",
-    )
+    """One head's attention on one prompt: a row per query token, a column per key token.
+
+    pattern: [query][key]. answers: the places of shown answers, which are set off.
+    """
+    left, top, size = 28, 18, 11  # px; size: of a cell
+    length = len(tokens) * size
+    stairs = f"h{size}v{size}" * len(tokens)
+    floor = h("path", d=f"M{left} {top}{stairs}H{left}Z", class_="floor")  # what a token can see
+    bands = [rect(left + at * size - 0.5, top, size, length, class_="band") for at in answers]
+    cells, names_of_rows, names_of_columns = [], [], []
+    for query, token in enumerate(tokens):
+        y = top + query * size
+        for key, share in enumerate(pattern[query][: query + 1]):
+            if share >= 0.03:  # less is hardly seen
+                tip = f"{token} ({query}) looks at {tokens[key]} ({key}): {percent(share)}"
+                look = {"style": f"--v:{100 * min(1.0, share):.0f}%", "class_": "look"}
+                x = left + key * size
+                cells.append(rect(x, y, size - 1, size - 1, **look, data_tip=tip))
+        word = "bos" if token == "<bos>" else token
+        class_ = "answer" if query in answers else ""
+        names_of_rows.append(text(left - 5, y + size - 2.5, word, class_, "end"))
+        middle = left + query * size + size / 2
+        names_of_columns.append(text(middle, top - 5, word, class_, "middle"))
+    parts = [floor, bands, cells, names_of_rows, names_of_columns]
+    label = f"Attention of head {head}: rows look at columns"
+    return svg(left + length + 4, top + length + 4, label, parts, class_="attention")
 
 
-BARS = {
+BARS = {  # (prompt, heads swapped): name
     ("base", "none"): "old rule shown",
     ("contrast", "none"): "new rule shown",
     ("contrast", "function_induction"): "… FI heads swapped",
     ("contrast", "random_same_layers"): "… others swapped",
 }
+BARS_LEFT, BARS_WIDTH = 132, 186  # px: where bars begin, and how long one of 100 % is
 
 
 def four_bars(title: str, rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> Markup:
-    """Shares of plain and shifted answers in four settings, with 95 % intervals over prompts."""
-    left, width, step, top = 132, 186, 30, 24
-    parts: list[Any] = [text(0, 12, title, "title")]
-    parts += [
-        [
-            h(
-                "line",
-                x1=left + width * at,
-                x2=left + width * at,
-                y1=top - 4,
-                y2=top + 4 * step - 4,
-                class_="grid",
-            ),
-            text(left + width * at, top + 4 * step + 9, percent(at), "tick", "middle"),
-        ]
-        for at in (0, 0.5, 1)
-    ]
-    for index, (key, name) in enumerate(BARS.items()):
+    """Shares of plain and shifted answers in the four settings of BARS.
+
+    rows: {setting: its row of `reuse`}; a setting without a row has no bars.
+    """
+    top, step = 24, 30  # px; step: from one setting to the next
+    bottom = top + len(BARS) * step
+    grid, names, bars = [], [], []
+    for share in (0, 0.5, 1):
+        x = BARS_LEFT + BARS_WIDTH * share
+        grid.append(line(x, top - 4, x, bottom - 4, "grid"))
+        grid.append(text(x, bottom + 9, percent(share), "tick", "middle"))
+    for index, (setting, name) in enumerate(BARS.items()):
         y = top + index * step
-        parts.append(text(left - 8, y + 14, name, "", "end"))
-        if key not in rows:
-            continue
-        n = int(rows[key]["n_prompts"])
-        for offset, (answer, which) in enumerate(
-            (("base_acc", "plain answer"), ("contrast_acc", "shifted answer"))
-        ):
-            share = float(rows[key][answer])
-            low, high = wilson(share, n)
-            bar_y = y + 2 + offset * 9
-            tip = f"{title}, {name}: {which} on {percent(share)} of {n} prompts (95 % interval {percent(low)} to {percent(high)})"
-            whisker = f"M{left + width * low:.1f} {bar_y + 4}H{left + width * high:.1f}"
-            parts.append(
-                h(
-                    "g",
-                    h("rect", x=left, y=bar_y, width=f"{max(width * share, 1):.1f}", height=8),
-                    h("path", d=whisker),
-                    h("rect", x=left, y=bar_y, width=width, height=8, class_="hit"),
-                    class_=which.replace(" ", "-"),
-                    data_tip=tip,
-                )
-            )
-    return svg(
-        left + width + 22,
-        top + 4 * step + 16,
-        f"{title}: shares of plain and shifted answers",
-        parts,
-        class_="bars",
-    )
+        names.append(text(BARS_LEFT - 8, y + 14, name, "", "end"))
+        if row := rows.get(setting):
+            where, n = f"{title}, {name}", int(row["n_prompts"])
+            bars.append(bar(y + 2, where, "plain", float(row["base_acc"]), n))
+            bars.append(bar(y + 11, where, "shifted", float(row["contrast_acc"]), n))
+    parts = [text(0, 12, title, "title"), grid, names, bars]
+    label = f"{title}: shares of plain and shifted answers"
+    return svg(BARS_LEFT + BARS_WIDTH + 22, bottom + 16, label, parts, class_="bars")
 
 
-def curves(
-    label: str,
-    series: Sequence[tuple[str, str, Sequence[tuple[float, float]]]],
-    ticks: Sequence[tuple[float, str]],
-    y_ticks: Sequence[tuple[float, str]],
-    x_name: str,
-    tip: Callable[[str, float, float], str],
-    log_x: bool = False,
-    log_y: bool = False,
-    moments: Sequence[tuple[float, str]] = (),
-) -> Markup:
-    """Lines of (name, class, [(x, y), …]), named at their right end; moments: upright lines with a name."""
-    left, right, top, width, height = 52, 108, 22 + 14 * len(moments), 420, 220
-    across, up = (math.log if log_x else float), (math.log if log_y else float)
-    xs = [across(x) for x, _ in ticks] + [across(x) for _, _, points in series for x, _ in points]
-    ys = [up(y) for y, _ in y_ticks] + [up(y) for _, _, points in series for _, y in points]
-    low_x, wide, low_y, tall = (
-        min(xs),
-        (max(xs) - min(xs)) or 1.0,
-        min(ys),
-        (max(ys) - min(ys)) or 1.0,
-    )
+def bar(y: float, where: str, answer: str, share: float, n: int) -> Markup:
+    """The share of n prompts that get an answer, with its 95 % interval over prompts.
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        return left + width * (across(x) - low_x) / wide, top + height * (
-            1 - (up(y) - low_y) / tall
-        )
-
-    parts: list[Any] = []
-    for y, name in y_ticks:
-        parts += [
-            h(
-                "line",
-                x1=left,
-                x2=left + width,
-                y1=f"{place(ticks[0][0], y)[1]:.1f}",
-                y2=f"{place(ticks[0][0], y)[1]:.1f}",
-                class_="grid",
-            ),
-            text(left - 8, place(ticks[0][0], y)[1] + 4, name, "tick", "end"),
-        ]
-    parts += [
-        text(round(place(x, y_ticks[0][0])[0], 1), top + height + 18, name, "tick", "middle")
-        for x, name in ticks
+    All of the bar's row answers to the pointer.
+    """
+    low, high = wilson(share, n)
+    start, end = (f"{BARS_LEFT + BARS_WIDTH * limit:.1f}" for limit in (low, high))
+    interval = f"95 % interval {percent(low)} to {percent(high)}"
+    tip = f"{where}: {answer} answer on {percent(share)} of {n} prompts ({interval})"
+    parts = [
+        rect(BARS_LEFT, y, round(max(BARS_WIDTH * share, 1), 1), 8),
+        h("path", d=f"M{start} {y + 4}H{end}"),
+        rect(BARS_LEFT, y, BARS_WIDTH, 8, class_="hit"),
     ]
-    parts.append(text(left + width / 2, top + height + 36, x_name, "tick", "middle"))
-    for index, (x, name) in enumerate(moments):
-        at = round(place(x, y_ticks[0][0])[0], 1)
-        parts += [
-            h("line", x1=at, x2=at, y1=14 * index + 12, y2=top + height, class_="moment"),
-            text(at + 4, 14 * index + 14, name, "tick"),
-        ]
-    ends = spread([(place(*points[-1])[1], name) for name, _, points in series if points], 13)
-    for name, class_, points in series:
-        if not points:
-            continue
-        placed = [place(x, y) for x, y in points]
-        dots = [
-            h("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=3.5, data_tip=tip(name, *point))
-            for (x, y), point in zip(placed, points)
-        ]
-        parts.append(
-            h(
-                "g",
-                h("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in placed)),
-                dots,
-                text(left + width + 9, ends[name] + 4, name),
-                class_=f"curve {class_}",
-            )
-        )
-    return svg(left + width + right, top + height + 42, label, parts, class_="curves")
+    return h("g", parts, class_=f"{answer}-answer", data_tip=tip)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis of a plot, with named ticks."""
+
+    ticks: Sequence[tuple[float, str]]
+    log: bool = False
+
+    def scale(self, values: Iterable[float]) -> Callable[[float], float]:
+        """A function from a value to its place, 0 to 1; the axis spans its ticks and `values`."""
+        along: Callable[[float], float] = math.log if self.log else float
+        spanned = [along(value) for value in (*(value for value, _ in self.ticks), *values)]
+        low = min(spanned)
+        span = (max(spanned) - low) or 1.0
+        return lambda value: (along(value) - low) / span
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a plot. class_ gives its colour; the name stands at its right end."""
+
+    name: str
+    class_: str
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Curves on two axes."""
+
+    label: str  # what a screen reader says of it
+    x_name: str
+    x: Axis
+    y: Axis
+    tip: Callable[[str, float, float], str]  # (name of the curve, x, y) → what is said of a point
+    moments: Sequence[tuple[float, str]] = ()  # upright lines at some x, with a name
+
+    def draw(self, curves: Sequence[Curve]) -> Markup:
+        """The picture; curves without points are left out."""
+        curves = [curve for curve in curves if curve.points]
+        left, top, width, height, right = 52, 22 + 14 * len(self.moments), 420, 220, 108  # px
+        bottom, end = top + height, left + width
+        along = self.x.scale(x for curve in curves for x, _ in curve.points)
+        up = self.y.scale(y for curve in curves for _, y in curve.points)
+
+        def x_at(x: float) -> float:
+            return round(left + width * along(x), 1)
+
+        def y_at(y: float) -> float:
+            return top + height * (1 - up(y))
+
+        grid, ticks, moments, lines = [], [], [], []
+        for tick, name in self.y.ticks:
+            y = y_at(tick)
+            grid.append(line(left, round(y, 1), end, round(y, 1), "grid"))
+            grid.append(text(left - 8, y + 4, name, "tick", "end"))
+        for tick, name in self.x.ticks:
+            ticks.append(text(x_at(tick), bottom + 18, name, "tick", "middle"))
+        ticks.append(text(left + width / 2, bottom + 36, self.x_name, "tick", "middle"))
+        for index, (moment, name) in enumerate(self.moments):
+            x, y = x_at(moment), 14 * index + 12
+            moments += [line(x, y, x, bottom, "moment"), text(x + 4, y + 2, name, "tick")]
+        name_at = spread([(y_at(curve.points[-1][1]), curve.name) for curve in curves], 13)
+        for curve in curves:
+            corners, dots = [], []
+            for x, y in curve.points:
+                cx, cy = f"{x_at(x):.1f}", f"{y_at(y):.1f}"
+                corners.append(f"{cx},{cy}")
+                dots.append(h("circle", cx=cx, cy=cy, r=3.5, data_tip=self.tip(curve.name, x, y)))
+            drawn = h("polyline", points=" ".join(corners))
+            named = text(end + 9, name_at[curve.name] + 4, curve.name)
+            lines.append(h("g", drawn, dots, named, class_=f"curve {curve.class_}"))
+        parts = [grid, ticks, moments, lines]
+        return svg(end + right, bottom + 42, self.label, parts, class_="curves")
 
 
 def spread(wanted: Sequence[tuple[float, str]], least: float) -> dict[str, float]:
     """Places near the wanted ones that are at least so far apart, in their order."""
-    placed: list[tuple[float, str]] = []
-    for y, name in sorted(wanted):
-        placed.append((max(y, placed[-1][0] + least) if placed else y, name))
-    shift = (
-        sum(y for y, _ in sorted(wanted)) / len(wanted) - sum(y for y, _ in placed) / len(placed)
-        if placed
-        else 0.0
-    )
-    return {name: y + shift for y, name in placed}
+    if not wanted:
+        return {}
+    placed: list[float] = []
+    for y, _ in sorted(wanted):
+        placed.append(max(y, placed[-1] + least) if placed else y)
+    shift = (sum(y for y, _ in sorted(wanted)) - sum(placed)) / len(wanted)
+    return {name: y + shift for (_, name), y in zip(sorted(wanted), placed)}
 
 
 # ---------------------------------------------------------------- the circuit as a graph
 
 COLUMNS = ("from", "bring the answers", "function induction", "also write", "answer")
-KINDS = (
+KINDS = (  # the first that fits colours a node
     "function_induction",
     "consolidation",
     "previous_token",
@@ -389,14 +313,38 @@ KINDS = (
     "shown_answer",
     "other_direct",
     "upstream",
-)  # the first that fits colours a node
+)
+CONTRASTS = {"answers": "shown answers changed", "operands": "operands changed"}
+Node = Mapping[str, Any]  # {name, kind, steps, groups} of circuit.json
 
 
-def kind_of(node: Mapping[str, Any]) -> str:
-    return next((group for group in KINDS if group in node["groups"]), str(node["kind"]))
+@dataclass(frozen=True)
+class Edge:
+    """A sender's strongest effect on a node under one contrast, whichever input it is on."""
+
+    sender: str
+    receiver: str
+    contrast: str
+    r: float = 0.0
+    inputs: tuple[str, ...] = ()  # the effect on each input of a head, in words
 
 
-def column_of(node: Mapping[str, Any]) -> int:
+def merged(graph: Mapping[str, Any]) -> list[Edge]:
+    """One edge for each sender, receiver and contrast: that of the largest |r| among the inputs."""
+    edges: dict[tuple[str, str, str], Edge] = {}
+    for edge in graph["edges"]:
+        receiver, which = str(edge["receiver"]), ""
+        if receiver[-2:] in (".q", ".k", ".v"):
+            receiver, which = receiver[:-2], receiver[-1]
+        key = str(edge["sender"]), receiver, str(edge["contrast"])
+        so_far, r = edges.get(key, Edge(*key)), float(edge["r"])
+        inputs = (f"{which} {signed(100 * r)}",) if which else ()
+        edges[key] = Edge(*key, max(so_far.r, r, key=abs), so_far.inputs + inputs)
+    return list(edges.values())
+
+
+def column_of(node: Node) -> int:
+    """Which of COLUMNS a node stands in."""
     if node["kind"] == "logits":
         return 4
     if node["kind"] == "embedding":
@@ -406,115 +354,88 @@ def column_of(node: Mapping[str, Any]) -> int:
     return {1: 3, 2: 1}.get(int(node["steps"]), 0)
 
 
-def merged(graph: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One edge for each sender, receiver and contrast: the largest |r| among the receiver's inputs, all of which `inputs` names."""
-    edges: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for edge in graph["edges"]:
-        node, _, which = (
-            str(edge["receiver"]).rpartition(".")
-            if str(edge["receiver"])[-2:] in (".q", ".k", ".v")
-            else (str(edge["receiver"]), "", "")
-        )
-        one = edges.setdefault(
-            (str(edge["sender"]), node, str(edge["contrast"])),
-            {
-                "sender": str(edge["sender"]),
-                "receiver": node,
-                "contrast": str(edge["contrast"]),
-                "r": 0.0,
-                "inputs": [],
-            },
-        )
-        one["r"] = max(one["r"], float(edge["r"]), key=abs)
-        one["inputs"] += [f"{which} {signed(100 * float(edge['r']))}"] if which else []
-    return list(edges.values())
+def depth(node: Node) -> float:
+    """How far up in the model a node is; an MLP comes after the heads of its layer."""
+    if node["kind"] == "head":
+        return parse(node["name"])[0]
+    return int(node["name"][3:]) + 0.5 if node["kind"] == "mlp" else -1
+
+
+def columns_of(graph: Mapping[str, Any]) -> dict[str, list[Node]]:
+    """The nodes of each column that has some, the latest of the model on top."""
+    columns: dict[str, list[Node]] = {name: [] for name in COLUMNS}
+    for node in graph["nodes"]:
+        if node["kind"] != "together":
+            columns[COLUMNS[column_of(node)]].append(node)
+    for nodes in columns.values():
+        nodes.sort(key=lambda node: (-depth(node), str(node["name"])))
+    return {name: nodes for name, nodes in columns.items() if nodes}
+
+
+BOX_WIDTH, BOX_HEIGHT = 92, 30  # px, of a node
 
 
 def graph_picture(graph: Mapping[str, Any]) -> Markup:
-    """The circuit from left to right; an edge is as wide as |r|, dashed where r > 0, and coloured by the contrast under which it shows."""
-    gap, step, top, wide, tall = 240, 46, 58, 92, 30
-    columns: list[list[Mapping[str, Any]]] = [[], [], [], [], []]
-    for node in graph["nodes"]:
-        if node["kind"] != "together":
-            columns[column_of(node)].append(node)
-    edges = merged(graph)
-    for column in columns:
-        column.sort(
-            key=lambda node: (
-                -(
-                    parse(node["name"])[0]
-                    if node["kind"] == "head"
-                    else int(node["name"][3:]) + 0.5
-                    if node["kind"] == "mlp"
-                    else -1
-                ),
-                str(node["name"]),
-            )
-        )
-    used = [place for place in range(5) if columns[place]]
-    height = top + max(map(len, columns)) * step + 10
-    at = {}
-    for x, place in enumerate(used):
-        start = top + (height - top - 10 - len(columns[place]) * step) / 2
-        for y, node in enumerate(columns[place]):
-            at[str(node["name"])] = (x * gap + 8.0, start + y * step, x)
-    parts: list[Any] = [
-        text(x * gap + 8 + wide / 2, 22, COLUMNS[place], "column", "middle")
-        for x, place in enumerate(used)
-    ]
-    drawn = [
-        edge
-        for edge in edges
-        if edge["sender"] in at
-        and edge["receiver"] in at
-        and at[edge["sender"]][2] < at[edge["receiver"]][2]
-        and not (edge["receiver"] == "logits" and edge["contrast"] != "answers")
-    ]
-    for edge in sorted(drawn, key=lambda edge: -abs(edge["r"])):
-        (x1, y1, _), (x2, y2, _) = at[edge["sender"]], at[edge["receiver"]]
-        aside = {"answers": -3, "operands": 3}.get(edge["contrast"], 0) * (
-            edge["receiver"] != "logits"
-        )  # so that the two routes don't hide each other
-        x1, y1, y2 = x1 + wide, y1 + tall / 2 + aside, y2 + tall / 2 + aside
-        bend = (x2 - x1) * 0.5
-        via = f" ({', '.join(edge['inputs'])})" if edge["inputs"] else ""
-        changed = "shown answers changed" if edge["contrast"] == "answers" else "operands changed"
-        tip = f"{edge['sender']} → {edge['receiver']}{via}: r = {signed(100 * edge['r'], 1)} %, {changed}"
-        kind = (
-            "to-logits"
-            if edge["receiver"] == "logits"
-            else f"by-{'answers' if edge['contrast'] == 'answers' else 'operands'}"
-        )
-        parts.append(
-            h(
-                "path",
-                d=f"M{x1:g} {y1:g}C{x1 + bend:g} {y1:g} {x2 - bend:g} {y2:g} {x2:g} {y2:g}",
-                stroke_width=f"{max(1.2, 18 * min(1.0, abs(edge['r']))):.1f}",
-                class_=f"edge {kind}" + " positive" * (edge["r"] > 0),
-                data_tip=tip,
-            )
-        )
-    for column in columns:
-        for node in column:
-            name = str(node["name"])
-            x1, y1, _ = at[name]
-            box = [
-                h("rect", x=f"{x1:g}", y=f"{y1:g}", width=wide, height=tall, rx=8),
-                text(x1 + wide / 2, y1 + 20, name, "", "middle"),
-            ]
-            tip = f"{name}: {', '.join(str(group).replace('_', ' ') for group in node['groups']) or node['kind']}"
-            look = {"class_": f"node {kind_of(node)}", "data_tip": tip}
-            parts.append(
-                h("a", box, href=f"#head-{name}", aria_label=tip, **look)
-                if node["kind"] == "head"
-                else h("g", box, **look)
-            )
-    width = (len(used) - 1) * gap + wide + 16
-    return svg(
-        width,
-        height,
-        "The circuit: which nodes write to which",
-        parts,
-        class_="graph",
-        role="group",
+    """The circuit from left to right; graph: that of circuit.json."""
+    top, across, down = 58, 240, 46  # px; from one column to the next, and from node to node
+    columns = columns_of(graph)
+    height = down * max((len(nodes) for nodes in columns.values()), default=0)
+    places: dict[str, tuple[float, float]] = {}  # the upper left corners
+    names, boxes, lines = [], [], []
+    for index, (name, nodes) in enumerate(columns.items()):
+        x = index * across + 8
+        names.append(text(x + BOX_WIDTH / 2, 22, name, "column", "middle"))
+        y = top + (height - len(nodes) * down) / 2
+        for row, node in enumerate(nodes):
+            places[str(node["name"])] = (x, y + row * down)
+            boxes.append(box(node, x, y + row * down))
+    for edge in sorted(merged(graph), key=lambda edge: -abs(edge.r)):
+        start, end = places.get(edge.sender), places.get(edge.receiver)
+        twice = edge.receiver == "logits" and edge.contrast != "answers"
+        if start and end and start[0] < end[0] and not twice:
+            lines.append(connection(edge, start, end))
+    label = "The circuit: which nodes write to which"
+    width = (len(columns) - 1) * across + BOX_WIDTH + 16
+    parts = [names, lines, boxes]
+    return svg(width, top + height + 10, label, parts, class_="graph", role="group")
+
+
+def connection(edge: Edge, start: tuple[float, float], end: tuple[float, float]) -> Markup:
+    """An edge, from the right side of the sender's box to the left side of the receiver's.
+
+    It is as wide as |r|, dashed where r > 0, and coloured by the contrast under which it shows.
+    """
+    by_answers = edge.contrast == "answers"
+    class_, aside = "to-logits", 0
+    if edge.receiver != "logits":
+        class_ = "by-answers" if by_answers else "by-operands"
+        aside = -3 if by_answers else 3  # so that the two routes don't hide each other
+    x1, x2 = start[0] + BOX_WIDTH, end[0]
+    y1, y2 = (y + BOX_HEIGHT / 2 + aside for _, y in (start, end))
+    bend = (x2 - x1) * 0.5
+    via = f" ({', '.join(edge.inputs)})" if edge.inputs else ""
+    effect = f"r = {signed(100 * edge.r, 1)} %"
+    changed = CONTRASTS["answers" if by_answers else "operands"]
+    return h(
+        "path",
+        d=f"M{x1:g} {y1:g}C{x1 + bend:g} {y1:g} {x2 - bend:g} {y2:g} {x2:g} {y2:g}",
+        stroke_width=f"{max(1.2, 18 * min(1.0, abs(edge.r))):.1f}",
+        class_=f"edge {class_}" + " positive" * (edge.r > 0),
+        data_tip=f"{edge.sender} → {edge.receiver}{via}: {effect}, {changed}",
     )
+
+
+def box(node: Node, x: float, y: float) -> Markup:
+    """A node; that of a head leads to its row of the table."""
+    name, groups = str(node["name"]), node["groups"]
+    parts = [
+        rect(x, y, BOX_WIDTH, BOX_HEIGHT, rx=8),
+        text(x + BOX_WIDTH / 2, y + 20, name, "", "middle"),
+    ]
+    words = [str(group).replace("_", " ") for group in groups] or [node["kind"]]
+    tip = f"{name}: {', '.join(words)}"
+    colour = next((group for group in KINDS if group in groups), node["kind"])
+    look = {"class_": f"node {colour}", "data_tip": tip}
+    if node["kind"] == "head":
+        return h("a", parts, href=f"#head-{name}", aria_label=tip, **look)
+    return h("g", parts, **look)

@@ -1,14 +1,16 @@
-/* The playground: a prompt, the model's answer, heads that can be switched, and where they look. All of the model is in model.js. */
+/* The playground: a prompt, the model's answer, heads that can be switched, and where they look.
+   All of the model is in model.js. */
 "use strict";
 
 (() => {
-  const read = (id) => JSON.parse(document.getElementById(id).textContent);
-  const { model: config, vocabulary, layout, groups, prompt: headline } = read("model-data");
-  const model = new MiniFunc.Transformer(config, MiniFunc.readWeights(document.getElementById("weights").textContent.trim(), layout));
   const at = (id) => document.getElementById(id);
-  const heads = Array.from({ length: config.n_layers * config.n_heads }, (_, i) => `${Math.floor(i / config.n_heads)}.${i % config.n_heads}`);
+  const data = JSON.parse(at("model-data").textContent);
+  const { model: config, vocabulary, groups } = data;
+  const weights = MiniFunc.readWeights(at("weights").textContent.trim(), data.layout);
+  const model = new MiniFunc.Transformer(config, weights);
+
   const PRESETS = {
-    "off by +1": Prompts.toText(headline.split(" ")),
+    "off by +1": Prompts.toText(data.prompt.split(" ")),
     "plain": "1+1=2, 2+2=4, 3+3=",
     "off by +2": "1+1=4, 2+5=9, 6+2=10, 1+4=7, 3+3=",
     "off by −1": "1+1=1, 2+5=6, 6+2=7, 1+4=4, 3+3=",
@@ -16,9 +18,25 @@
     "base 8": "5+6=13, 4+7=13, 2+3=5, 7+7=16, 6+6=",
   };
   const STATES = { base: "sends what it sends on the base prompt", off: "switched off" };
-  const NAMES = { function_induction: "FI heads", expected_answer: "heads that bring the expected answer", shown_answer: "heads that bring the shown answer", previous_token: "previous-token heads", consolidation: "consolidation heads" };
+  const NAMES = {
+    function_induction: "FI heads",
+    expected_answer: "heads that bring the expected answer",
+    shown_answer: "heads that bring the shown answer",
+    previous_token: "previous-token heads",
+    consolidation: "consolidation heads",
+  };
+
+  const heads = []; // the last layer first, as they stand on the page
+  for (let layer = config.n_layers - 1; layer >= 0; layer--) {
+    for (let head = 0; head < config.n_heads; head++) heads.push(`${layer}.${head}`);
+  }
+
   let switched = {}; // {"layer.head": "base" | "off"}
-  let tokens = [], base = [], query = 0, now = null;
+  let tokens = []; // of the prompt
+  let query = Infinity; // the token that heads look from; update() takes the last one for more
+  let now = null; // what the model returned last
+
+  // ---- Small tools
 
   function element(tag, words, properties = {}) {
     const made = Object.assign(document.createElement(tag), properties);
@@ -26,21 +44,50 @@
     return made;
   }
 
-  const groupOf = (head) => Object.keys(NAMES).find((group) => (groups[group] || []).includes(head)) || "";
-  const percent = (share) => `${(100 * share).toFixed(share > 0.995 || share < 0.0005 ? 0 : 1)} %`;
-  const ids = (strings) => strings.map((string) => vocabulary.indexOf(string));
+  function button(words, properties, onClick) {
+    const made = element("button", words, { type: "button", ...properties });
+    made.addEventListener("click", onClick);
+    return made;
+  }
+
+  function percent(share) {
+    const digits = share > 0.995 || share < 0.0005 ? 0 : 1;
+    return `${(100 * share).toFixed(digits)} %`;
+  }
+
+  const membersOf = (group) => groups[group] || [];
+  const groupOf = (head) => Object.keys(NAMES).find((name) => membersOf(name).includes(head)) || "";
+  const idsOf = (strings) => strings.map((string) => vocabulary.indexOf(string));
+  const ranked = (values) => [...values.keys()].sort((a, b) => values[b] - values[a]);
+
+  // ---- Reading, running, showing
+
+  /** The base prompt as the user wrote it, or else the one that belongs to the prompt. */
+  function readBase() {
+    const field = at("base");
+    if (field.dataset.own && field.value.trim()) return Prompts.tokenize(field.value, vocabulary);
+    const base = Prompts.baseTokens(tokens, vocabulary);
+    if (!field.dataset.own) field.value = Prompts.toText(base);
+    return base;
+  }
 
   /** Reads both prompts, runs the model as it is and as it is switched, and shows both. */
   function update() {
     at("problem").textContent = "";
     try {
       tokens = Prompts.tokenize(at("prompt").value, vocabulary);
-      base = at("base").value.trim() && at("base").dataset.own ? Prompts.tokenize(at("base").value, vocabulary) : Prompts.baseTokens(tokens, vocabulary);
-      if (!at("base").dataset.own) at("base").value = Prompts.toText(base);
-      if (tokens.length > config.n_ctx) throw new Error(`this prompt has ${tokens.length} tokens; the model sees ${config.n_ctx}`);
-      if (base.length !== tokens.length) throw new Error("the base prompt must have as many examples as the prompt");
-      now = model.runSwitched(ids(tokens), ids(base), switched);
-      const asTrained = Object.keys(switched).length ? model.runSwitched(ids(tokens), ids(base), {}) : now;
+      const base = readBase();
+      if (tokens.length > config.n_ctx) {
+        const limit = `the model sees ${config.n_ctx}`;
+        throw new Error(`this prompt has ${tokens.length} tokens; ${limit}`);
+      }
+      if (base.length !== tokens.length) {
+        throw new Error("the base prompt must have as many examples as the prompt");
+      }
+      const [ids, baseIds] = [idsOf(tokens), idsOf(base)];
+      now = model.runSwitched(ids, baseIds, switched);
+      const isSwitched = Object.keys(switched).length > 0;
+      const asTrained = isSwitched ? model.runSwitched(ids, baseIds, {}) : now;
       query = Math.min(query, tokens.length - 1);
       showAnswer(now.probabilities, asTrained.probabilities);
       showLooks();
@@ -50,28 +97,46 @@
     showHeads();
   }
 
-  const ranked = (probabilities) => Array.from(probabilities.keys()).sort((a, b) => probabilities[b] - probabilities[a]);
+  /** Another prompt: its own base prompt, seen from its last token. */
+  function forgetPrompt() {
+    delete at("base").dataset.own;
+    query = Infinity;
+  }
 
   function showAnswer(probabilities, before) {
-    const best = ranked(probabilities)[0], first = ranked(before)[0];
-    const shown = [...new Set([...ranked(probabilities).slice(0, 5), first])];
-    const big = element("p", vocabulary[best], { className: "big" + (best !== first ? " changed" : "") });
+    const best = ranked(probabilities)[0];
+    const first = ranked(before)[0];
     const list = element("ol", undefined, { className: "top" });
-    for (const token of shown) {
-      const row = element("li");
-      const bar = element("span", undefined, { className: "bar" });
-      bar.style.setProperty("--now", `${100 * probabilities[token]}%`);
-      bar.style.setProperty("--before", `${100 * before[token]}%`);
-      row.dataset.tip = `${vocabulary[token]}: ${percent(probabilities[token])}, as trained ${percent(before[token])}`;
-      row.append(element("b", vocabulary[token]), bar, element("span", percent(probabilities[token])));
-      list.append(row);
+    for (const token of new Set([...ranked(probabilities).slice(0, 5), first])) {
+      list.append(answerRow(vocabulary[token], probabilities[token], before[token]));
     }
+    const answer = element("p", vocabulary[best], { className: "big" });
+    answer.classList.toggle("changed", best !== first);
     const count = Object.keys(switched).length;
-    const words = !count ? "as trained" : best === first ? `with ${count} head${count > 1 ? "s" : ""} switched; as trained too` : `with ${count} head${count > 1 ? "s" : ""} switched; as trained ${vocabulary[first]}`;
-    at("answer").replaceChildren(element("p", "answer", { className: "label" }), big, element("p", words, { className: "label" }), list);
+    let words = "as trained";
+    if (count) {
+      const trained = best === first ? "too" : vocabulary[first];
+      words = `with ${count} head${count > 1 ? "s" : ""} switched; as trained ${trained}`;
+    }
+    const label = (text) => element("p", text, { className: "label" });
+    at("answer").replaceChildren(label("answer"), answer, label(words), list);
     at("answer").dataset.best = vocabulary[best];
   }
 
+  /** One of the likely answers: its probability as a bar, with a mark at what it was as trained. */
+  function answerRow(token, share, before) {
+    const row = element("li");
+    const bar = element("span", undefined, { className: "bar" });
+    bar.style.setProperty("--now", `${100 * share}%`);
+    bar.style.setProperty("--before", `${100 * before}%`);
+    row.dataset.tip = `${token}: ${percent(share)}, as trained ${percent(before)}`;
+    row.append(element("b", token), bar, element("span", percent(share)));
+    return row;
+  }
+
+  // ---- Heads to switch
+
+  /** Switches heads as the chosen mode says, or back where all of them are so already. */
   function toggle(names) {
     const mode = document.querySelector("input[name=mode]:checked").value;
     const back = names.every((name) => switched[name] === mode);
@@ -82,88 +147,132 @@
     update();
   }
 
+  function reset() {
+    switched = {};
+    update();
+  }
+
   function makeHeads() {
     at("heads").style.setProperty("--columns", config.n_heads);
-    for (let layer = config.n_layers - 1; layer >= 0; layer--)
-      for (let head = 0; head < config.n_heads; head++) {
-        const name = `${layer}.${head}`;
-        const button = element("button", name, { type: "button", id: `switch-${name}`, className: `head ${groupOf(name)}` });
-        button.addEventListener("click", () => toggle([name]));
-        at("heads").append(button);
-      }
-    for (const group of Object.keys(NAMES)) {
-      const members = (groups[group] || []).filter((name) => heads.includes(name));
-      if (!members.length) continue;
-      const button = element("button", `all ${NAMES[group]}`, { type: "button", id: `set-${group}`, className: `chip ${group}` });
-      button.addEventListener("click", () => toggle(members));
-      at("sets").append(button);
+    for (const name of heads) {
+      const look = { id: `switch-${name}`, className: `head ${groupOf(name)}` };
+      at("heads").append(button(name, look, () => toggle([name])));
     }
-    const reset = element("button", "as trained", { type: "button", id: "reset", className: "chip" });
-    reset.addEventListener("click", () => { switched = {}; update(); });
-    at("sets").append(reset);
+    for (const [group, name] of Object.entries(NAMES)) {
+      const members = membersOf(group).filter((head) => heads.includes(head));
+      const look = { id: `set-${group}`, className: `chip ${group}` };
+      if (members.length) at("sets").append(button(`all ${name}`, look, () => toggle(members)));
+    }
+    at("sets").append(button("as trained", { id: "reset", className: "chip" }, reset));
   }
 
   function showHeads() {
     for (const name of heads) {
-      const button = at(`switch-${name}`), state = switched[name] || "";
-      button.dataset.state = state;
-      button.setAttribute("aria-pressed", String(Boolean(state)));
-      const words = [`head ${name}`, groupOf(name).replaceAll("_", " "), STATES[state] || "as trained"].filter(Boolean).join(", ");
-      button.setAttribute("aria-label", words);
-      button.dataset.tip = words;
+      const head = at(`switch-${name}`);
+      const state = switched[name] || "";
+      const group = groupOf(name).replaceAll("_", " ");
+      const parts = [`head ${name}`, group, STATES[state] || "as trained"];
+      const words = parts.filter(Boolean).join(", ");
+      head.dataset.state = state;
+      head.dataset.tip = words;
+      head.setAttribute("aria-pressed", String(Boolean(state)));
+      head.setAttribute("aria-label", words);
     }
   }
 
-  /** The tokens, and below each the attention that every head pays to it from the token `query`. */
+  // ---- Where heads look
+
+  /** A grid: the tokens on top, and below them a row for each head. */
   function showLooks() {
-    const grid = at("looks"), width = tokens.length;
-    grid.style.setProperty("--columns", width);
-    const row = [element("span", "")];
-    tokens.forEach((token, place) => {
-      const button = element("button", token === "<bos>" ? "bos" : token, { type: "button", className: "token" + (place === query ? " chosen" : "") });
-      button.setAttribute("aria-label", `${token}, place ${place}`);
-      for (const event of ["pointerenter", "focus", "click"]) button.addEventListener(event, () => { if (query !== place) { query = place; paint(); } });
-      row.push(button);
-    });
-    for (const name of [...heads].sort((a, b) => parseInt(b) - parseInt(a))) { // the last layer on top
-      row.push(element("span", name, { className: `name ${groupOf(name)}` }));
-      for (let key = 0; key < width; key++) row.push(element("span", undefined, { className: "cell" }));
+    const parts = [element("span", ""), ...tokens.map(tokenButton)];
+    for (const name of heads) {
+      parts.push(element("span", name, { className: `name ${groupOf(name)}` }));
+      for (const _ of tokens) parts.push(element("span", undefined, { className: "cell" }));
     }
-    grid.replaceChildren(...row);
+    at("looks").style.setProperty("--columns", tokens.length);
+    at("looks").replaceChildren(...parts);
     paint();
   }
 
+  function tokenButton(token, place) {
+    const look = () => {
+      if (query === place) return;
+      query = place;
+      paint();
+    };
+    const made = button(token === "<bos>" ? "bos" : token, { className: "token" }, look);
+    made.setAttribute("aria-label", `${token}, place ${place}`);
+    made.addEventListener("pointerenter", look);
+    made.addEventListener("focus", look);
+    return made;
+  }
+
+  /** Colours the grid: the attention that every head pays to each token from the token `query`. */
   function paint() {
-    const width = tokens.length, children = at("looks").children, words = [];
-    tokens.forEach((_, place) => children[1 + place].classList.toggle("chosen", place === query));
-    for (let row = 1; row <= heads.length; row++) {
-      const name = children[row * (width + 1)].textContent;
-      for (let key = 0; key < width; key++) {
-        const cell = children[row * (width + 1) + 1 + key], share = key <= query ? now.patterns[name][query * width + key] : 0;
+    const width = tokens.length;
+    const cells = at("looks").children;
+    const from = `${tokens[query]} (place ${query})`;
+    tokens.forEach((_, place) => cells[1 + place].classList.toggle("chosen", place === query));
+    heads.forEach((name, row) => {
+      const shares = now.patterns[name].subarray(query * width, query * width + query + 1);
+      tokens.forEach((token, key) => {
+        const cell = cells[(row + 1) * (width + 1) + 1 + key];
+        const share = shares[key] ?? 0; // it sees no token behind it
+        const looks = `${name}: ${from} looks at ${token} (place ${key}): ${percent(share)}`;
         cell.style.setProperty("--v", `${100 * share}%`);
-        cell.dataset.tip = key <= query ? `${name}: ${tokens[query]} (place ${query}) looks at ${tokens[key]} (place ${key}): ${percent(share)}` : "";
-      }
-      if ((groups.function_induction || []).includes(name)) {
-        const looks = now.patterns[name].subarray(query * width, query * width + query + 1);
-        const best = ranked(looks)[0];
-        words.push(`${name} at ${tokens[best]} (place ${best}, ${percent(looks[best])})`);
-      }
+        cell.dataset.tip = key <= query ? looks : "";
+      });
+    });
+    at("looks-words").textContent = mostLookedAt(from);
+  }
+
+  /** Where each function-induction head looks most, in a sentence. */
+  function mostLookedAt(from) {
+    const words = [];
+    for (const name of heads) {
+      if (!membersOf("function_induction").includes(name)) continue;
+      const start = query * tokens.length;
+      const looks = now.patterns[name].subarray(start, start + query + 1);
+      const best = ranked(looks)[0];
+      words.push(`${name} at ${tokens[best]} (place ${best}, ${percent(looks[best])})`);
     }
-    at("looks-words").textContent = words.length ? `From ${tokens[query]} (place ${query}), the FI heads look most: ${words.join(", ")}.` : "";
+    return words.length ? `From ${from}, the FI heads look most: ${words.join(", ")}.` : "";
+  }
+
+  // ---- What the user does
+
+  let waiting;
+  function updateSoon() {
+    clearTimeout(waiting);
+    waiting = setTimeout(update, 150);
   }
 
   for (const [name, text] of Object.entries(PRESETS)) {
-    try { Prompts.tokenize(text, vocabulary); } catch { continue; } // a model with another vocabulary
-    const button = element("button", name, { type: "button", className: "chip", title: text });
-    button.addEventListener("click", () => { at("prompt").value = text; delete at("base").dataset.own; query = Infinity; update(); });
-    at("presets").append(button);
+    try {
+      Prompts.tokenize(text, vocabulary);
+    } catch {
+      continue; // a model with another vocabulary
+    }
+    const ask = () => {
+      at("prompt").value = text;
+      forgetPrompt();
+      update();
+    };
+    at("presets").append(button(name, { className: "chip", title: text }, ask));
   }
-  let waiting;
-  at("prompt").addEventListener("input", () => { delete at("base").dataset.own; query = Infinity; clearTimeout(waiting); waiting = setTimeout(update, 150); });
-  at("base").addEventListener("input", () => { at("base").dataset.own = "yes"; clearTimeout(waiting); waiting = setTimeout(update, 150); });
-  at("play").addEventListener("submit", (event) => { event.preventDefault(); update(); });
+  at("prompt").addEventListener("input", () => {
+    forgetPrompt();
+    updateSoon();
+  });
+  at("base").addEventListener("input", () => {
+    at("base").dataset.own = "yes";
+    updateSoon();
+  });
+  at("play").addEventListener("submit", (event) => {
+    event.preventDefault();
+    update();
+  });
   at("prompt").value = PRESETS["off by +1"];
-  query = Infinity;
   makeHeads();
   update();
 })();

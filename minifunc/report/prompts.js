@@ -1,34 +1,68 @@
-/* Prompts as text: `1+1=3, 2+2=5, 3+3=` to tokens and back, and the base prompt that belongs to one. */
+/* Prompts as text: `1+1=3, 2+2=5, 3+3=` to tokens and back, and the base prompt of one. */
 "use strict";
 
 const Prompts = (() => {
-  const EXAMPLE = /^\s*([a-z]|\d+)\s*([+-]|[a-z]{2,}|(?<=\s)\d+(?=\s))\s*([a-z]|\d+|_)?\s*=\s*([a-z]|-?\d+)?\s*$/;
+  /* `x op y = answer`. An operation is a sign, a word, or a number between two others (a choice).
+     y may be missing, and so may the answer, as it is in the last example. */
+  const X = /([a-z]|\d+)/;
+  const OPERATION = /([+-]|[a-z]{2,}|(?<=\s)\d+(?=\s))/;
+  const Y = /([a-z]|\d+|_)?/;
+  const ANSWER = /([a-z]|-?\d+)?/;
+  const EXAMPLE = new RegExp(
+    String.raw`^\s*${X.source}\s*${OPERATION.source}\s*${Y.source}\s*=\s*${ANSWER.source}\s*$`,
+  );
+  const LIKE = "1+1=3, 2+2=5, 3+3=";
 
   /** Text → token strings, <bos> in front. Throws an Error, in words, for what cannot be read. */
   function tokenize(text, vocabulary) {
     const tokens = ["<bos>"];
-    for (const example of text.replace("<bos>", " ").trim().replace(/[;,]+$/, "").split(/[;,]/)) {
-      const match = EXAMPLE.exec(example);
-      const strings = match ? [match[1], match[2], match[3] || "_", "=", ...(match[4] ? [match[4], ";"] : [])] : [];
-      if (!match || tokens[tokens.length - 1] === "=" || !strings.every((string) => vocabulary.includes(string)))
-        throw new Error(`cannot read “${example.trim()}”: write examples like 1+1=3, 2+2=5, 3+3=`);
+    const examples = text.replace("<bos>", " ").trim().replace(/[;,]+$/, "").split(/[;,]/);
+    for (const example of examples) {
+      const strings = tokensOf(example);
+      const follows = tokens[tokens.length - 1] !== "=";
+      const known = strings.every((string) => vocabulary.includes(string));
+      if (!strings.length || !follows || !known) {
+        throw new Error(`cannot read “${example.trim()}”: write examples like ${LIKE}`);
+      }
       tokens.push(...strings);
     }
-    if (tokens[tokens.length - 1] !== "=") throw new Error("leave the last answer open, as in 1+1=3, 2+2=5, 3+3=");
+    if (tokens[tokens.length - 1] !== "=") {
+      throw new Error(`leave the last answer open, as in ${LIKE}`);
+    }
     return tokens;
   }
 
-  /** What `x op y` is as it stands; undefined where that is unknown. Three numbers in a row: the letter of the largest. */
+  /** The tokens of one example; none where it cannot be read. */
+  function tokensOf(example) {
+    const match = EXAMPLE.exec(example);
+    if (!match) return [];
+    const [, x, op, y, answer] = match;
+    const tokens = [x, op, y || "_", "="];
+    return answer ? [...tokens, answer, ";"] : tokens;
+  }
+
+  /** What `x op y` is as it stands; undefined where that is unknown.
+      Three numbers in a row: the letter of the largest. */
   function plainAnswer(x, op, y) {
     const [a, b] = [Number(x), Number(y)];
-    const known = { "+": a + b, "-": a - b, max: Math.max(a, b), min: Math.min(a, b), first: x, second: y, same: x, copy: x };
+    const known = {
+      "+": a + b,
+      "-": a - b,
+      max: Math.max(a, b),
+      min: Math.min(a, b),
+      first: x,
+      second: y,
+      same: x,
+      copy: x,
+    };
     if (Object.hasOwn(known, op)) return String(known[op]);
     if (!/^\d+$/.test(op)) return undefined;
     const options = [a, Number(op), b];
     return "abc"[options.indexOf(Math.max(...options))];
   }
 
-  /** Token strings → those of the base prompt: every shown answer replaced by the plain one, where that is known. */
+  /** Token strings → those of the base prompt: every shown answer replaced by the plain one,
+      where that is known. */
   function baseTokens(tokens, vocabulary) {
     const base = tokens.slice();
     for (let at = 5; at < base.length; at += 6) {
@@ -40,7 +74,8 @@ const Prompts = (() => {
 
   /** Token strings → text as one types it. */
   function toText(tokens) {
-    return tokens.filter((token) => token !== "<bos>").join(" ").replace(/ (\+|-|=) ?/g, "$1").replace(/ ;/g, ",");
+    const text = tokens.filter((token) => token !== "<bos>").join(" ");
+    return text.replace(/ (\+|-|=) ?/g, "$1").replace(/ ;/g, ",");
   }
 
   return { tokenize, plainAnswer, baseTokens, toText };

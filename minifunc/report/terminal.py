@@ -1,361 +1,290 @@
-"""What the terminal shows of a traced circuit: tables, a heat map and one plain sentence, from what circuit.json holds."""
+"""All that is known of a traced circuit, as text: what `patch.py --full` prints, step by step.
 
+Every function takes what circuit.json holds and returns lines. `told` wraps them.
+"""
+
+import shutil
+import textwrap
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from minifunc.analysis import function_vectors, reading
-from minifunc.circuit import Criteria, feeding, heads_of, nodes, parse
-from minifunc.patching import Effects
+from minifunc.analysis.rows import as_effects
+from minifunc.circuit import Criteria, feeding, heads_of, parse
+from minifunc.report import talk
+from minifunc.report.talk import Circuit, listed, named, sentence, setting, words
 
 
-def as_effects(lists: dict[str, Any]) -> Effects:
-    """r values as they stand in circuit.json → Effects; the values of single prompts are not kept there."""
-    return Effects(
-        torch.tensor(lists["heads"]),
-        torch.tensor(lists["mlps"]),
-        torch.tensor(lists["embedding"]),
-        torch.empty(0),
-        torch.empty(0),
+def told(step: str, circuit: Circuit, full: bool, colour: bool) -> list[str]:
+    """Lines on one step of the study: those of the short talk, or all, as wide as the terminal."""
+    lines = talk.heat_map(circuit, colour) if step == "direct" else []
+    if not full:
+        return lines + (talk.PARTS[step](circuit) if step in talk.PARTS else [])
+    for part in PARTS[step]:
+        lines += part(circuit)
+    width = shutil.get_terminal_size().columns
+    return [wrapped(line, width) for line in ["", *lines]] if lines else []
+
+
+def wrapped(line: str, width: int) -> str:
+    """A line broken at spaces where it is too long, its continuations indented further."""
+    if len(line) <= width or "\x1b" in line:  # a coloured line is as wide as its table
+        return line
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    return textwrap.fill(
+        line, width, subsequent_indent=indent, drop_whitespace=True, break_on_hyphens=False
     )
 
 
-def heat_map(
-    title: str, heads: list[list[float]], mlps: list[float], embedding: float, colour: bool
-) -> str:
-    """r in percent, a row per layer; red pulls back to base (r < 0), blue pushes on (r > 0)."""
-    n_heads = len(heads[0])
-    lines = [
-        f"{title} (r in %)",
-        "layer " + "".join(f"{f'h{head}':>7}" for head in range(n_heads)) + "     mlp",
-    ]
-    for layer, row in reversed(list(enumerate(heads))):
-        lines.append(
-            f"{layer:>5} "
-            + "".join(_cell(r, colour) for r in row)
-            + " "
-            + _cell(mlps[layer], colour)
-        )
-    lines.append("embed " + _cell(embedding, colour))
-    return "\n".join(lines)
+# ---------------------------------------------------------------- the task, heads → logits
 
 
-def _cell(r: float, colour: bool) -> str:
-    text = f"{100 * r:7.1f}"
-    if not colour:
-        return text
-    shade = 255 - int(215 * min(1.0, abs(r) ** 0.5))
-    red, green, blue = (255, shade, shade) if r < 0 else (shade, shade, 255)
-    return f"\x1b[48;2;{red};{green};{blue}m\x1b[38;2;0;0;0m{text}\x1b[0m"
-
-
-def named(effects: dict[str, float], most: int = 4) -> str:
-    """Nodes with their r in percent: `0.0 -73, mlp1 -20`."""
-    return ", ".join(f"{name} {100 * r:+.0f}" for name, r in list(effects.items())[:most]) or "none"
-
-
-def in_words(route: dict[str, float], most: int = 4) -> str:
-    """A route's strongest nodes: `the embedding (-34 %) and mlp0 (-29 %)`."""
-    parts = [
-        f"{'the ' * (name == 'embedding')}{name} ({100 * r:.0f} %)"
-        for name, r in list(route.items())[:most]
-    ]
-    return " and ".join([", ".join(parts[:-1])] * (len(parts) > 1) + parts[-1:]) or "no single node"
-
-
-def sentence(circuit: dict[str, Any]) -> str:
-    """One plain sentence that says what was found."""
-    groups, asked = circuit["groups"], circuit["asked"]
-    task = f"{circuit['task'].removeprefix('base_')} {asked}"
-    done = circuit["accuracy"]["contrast_prompt"]["contrast"]
-    if not groups["function_induction"]:
-        why = (
-            "the model does not do the task"
-            if done < circuit["criteria"]["solves"]
-            else "no head moves the answer and looks at earlier answers as the criteria ask"
-        )
-        return f"No function-induction circuit was found for {task} (right on {done:.1%} of prompts): {why}."
-    effects = circuit["effects"]["logits"]
-    direct = {
-        name: r
-        for name, r in nodes(as_effects(effects)).items()
-        if abs(r) >= circuit["criteria"]["strong"]
-    }
-    fi, others = (
-        {
-            name: r
-            for name, r in sorted(direct.items(), key=lambda pair: -abs(pair[1]))
-            if (name in groups["function_induction"]) == wanted
-        }
-        for wanted in (True, False)
-    )
-    left, alone = (
-        circuit["evaluation"]["ablation"][0],
-        circuit["evaluation"]["circuits"][0],
-    )  # both with values from the base prompt
-    return (
-        f"{task.capitalize()} (right on {done:.1%} of prompts) is carried to the answer by the function-induction head{'s' * (len(fi) > 1)} {in_words(fi, len(fi))}, which at the last `=` look at the earlier answers; "
-        f"other direct writers are {in_words(others, len(others))}. "
-        f"What was shown reaches the inputs of these heads from {in_words(circuit['routes']['shown_answer'])}; what was to be expected, from {in_words(circuit['routes']['expected_answer'])}. "
-        f"With their values from the base prompt put in, the model answers {asked} on {left['contrast_acc']:.1%} of prompts and gives the plain answer on {left['base_acc']:.1%}. "
-        f"With those of all heads but the {len(alone['heads'])} of these groups put in, it answers {asked} on {alone['circuit_accuracy']:.1%} "
-        f"(faithfulness {alone['faithfulness']:.2f}; as many random heads of the same layers: {alone['random_circuits']['mean']:.2f})."
-    )
-
-
-def show(circuit: dict[str, Any], colour: bool) -> str:
-    """The findings as text."""
-    c, found = circuit, bool(circuit["groups"]["function_induction"])
-    parts = [solved(c), direct(c, colour), groups(c)]
-    if found:
-        parts += [
-            inputs(c),
-            readers(c),
-            evaluated(c),
-            ablated(c),
-            thresholds(c),
-            written(c),
-            reused(c),
-        ]
-    return "\n\n".join("\n".join(part) for part in parts if part) + "\n\n" + sentence(c)
-
-
-def solved(c: dict[str, Any]) -> list[str]:
-    out = [
-        f"{c['task'].removeprefix('base_')} {c['asked']}, {c['shots']} shots, {c['n_prompts']} prompts, {'frozen' if c['freeze_mlps'] else 'live'} MLPs, {c['seconds']:.0f} s on {c['device']}"
-    ]
+def solved(c: Circuit) -> list[str]:
+    lines = [setting(c)]
     for prompt in ("base_prompt", "contrast_prompt"):
-        share = c["accuracy"][prompt]
-        out.append(
-            f"  {prompt.replace('_', ' '):16} plain answer {share['base']:.3f}   answer {c['asked']} {share['contrast']:.3f}"
+        plain, shifted = (c["accuracy"][prompt][answer] for answer in ("base", "contrast"))
+        lines.append(
+            f"  {words(prompt):16} plain answer {plain:.3f}   answer {c['asked']} {shifted:.3f}"
         )
+    F = f"base {c['F']['base']:.2f}, contrast {c['F']['contrast']:.2f}"
+    return [*lines, f"  F = logit(plain) - logit({c['asked']}): {F}"]
+
+
+def attributed(c: Circuit) -> list[str]:
+    exact, linear = (torch.tensor(e["heads"]) for e in (c["effects"]["logits"], c["attribution"]))
     return [
-        *out,
-        f"  F = logit(plain) - logit({c['asked']}): base {c['F']['base']:.2f}, contrast {c['F']['contrast']:.2f}",
+        "attribution patching, the linear estimate of the same, ranks the heads with a correlation "
+        f"of {c['attribution']['rank_correlation']:.2f}; "
+        f"largest error {100 * (exact - linear).abs().max().item():.0f} % points"
     ]
 
 
-def direct(c: dict[str, Any], colour: bool) -> list[str]:
-    logits = c["effects"]["logits"]
-    worst = (
-        (torch.tensor(logits["heads"]) - torch.tensor(c["attribution"]["heads"])).abs().max().item()
-    )
-    out = [heat_map("heads → logits", logits["heads"], logits["mlps"], logits["embedding"], colour)]
-    return [
-        *out,
-        f"attribution patching, the linear estimate of the same, ranks the heads with a correlation of {c['attribution']['rank_correlation']:.2f}; largest error {100 * worst:.0f} % points",
-    ]
+# ---------------------------------------------------------------- groups and what feeds them
 
 
-def groups(c: dict[str, Any]) -> list[str]:
+def groups(c: Circuit) -> list[str]:
     """The groups, the criteria that made them, and where their heads look."""
-    out = [
-        f"{group.replace('_', ' '):20}" + (", ".join(heads) or "none")
-        for group, heads in c["groups"].items()
-    ]
-    out.append(
-        "  criteria: "
-        + ", ".join(
-            f"{name.replace('_', ' ')} >= {value:g}" for name, value in c["criteria"].items()
-        )
-    )
+    lines = [f"{words(group):20}{listed(heads)}" for group, heads in c["groups"].items()]
+    criteria = (f"{words(name)} >= {value:g}" for name, value in c["criteria"].items())
+    lines.append(f"  criteria: {listed(criteria)}")
     shown = heads_of(head for heads in c["groups"].values() for head in heads)
     if shown:
-        out.append(
-            f"\n{'head':8}{'r in %':>8}"
-            + "".join(f"{name.replace('_', ' '):>20}" for name in c["attention"][shown[0]])
-            + "   (shares of attention)"
-        )
+        columns = "".join(f"{words(name):>20}" for name in c["attention"][shown[0]])
+        lines += ["", f"{'head':8}{'r in %':>8}{columns}   (shares of attention)"]
     for head in shown:
         layer, index = parse(head)
-        out.append(
-            f"{head:8}{100 * c['effects']['logits']['heads'][layer][index]:8.1f}"
-            + "".join(f"{share:20.2f}" for share in c["attention"][head].values())
-        )
-    return out
+        r = 100 * c["effects"]["logits"]["heads"][layer][index]
+        shares = "".join(f"{share:20.2f}" for share in c["attention"][head].values())
+        lines.append(f"{head:8}{r:8.1f}{shares}")
+    return lines
 
 
-def inputs(c: dict[str, Any]) -> list[str]:
+def inputs(c: Circuit) -> list[str]:
     """What feeds each receiver, under each contrast; receivers that nothing feeds are left out."""
-    criteria, out = (
-        Criteria(**c["criteria"]),
-        ["what feeds them (r in %; q, k and v are a head's inputs)"],
-    )
+    criteria = Criteria(**c["criteria"])
+    lines = ["what feeds them (r in %; q, k and v are a head's inputs)"]
     under = {
         "shown answers changed": c["effects"],
         "operands changed": c["operands_changed"]["effects"],
     }
-    for receiver in dict.fromkeys(
-        name for effects in under.values() for name in effects if name != "logits"
-    ):
+    receivers = dict.fromkeys(name for effects in under.values() for name in effects)
+    for receiver in receivers:
         for contrast, effects in under.items():
-            fed = feeding([as_effects(effects[receiver])], criteria) if receiver in effects else {}
-            out += [f"→ {receiver:22}{contrast + ':':24}{named(fed)}"] if fed else []
-    return out
+            if receiver == "logits" or receiver not in effects:
+                continue
+            fed = feeding([as_effects(effects[receiver])], criteria)
+            if fed:
+                lines.append(f"→ {receiver:22}{contrast + ':':24}{named(fed)}")
+    return lines
 
 
-def readers(c: dict[str, Any]) -> list[str]:
+def readers(c: Circuit) -> list[str]:
     """The heads below the FI heads."""
-    out = [
-        f"heads below: where they look from a shown answer, and r and accuracy ({c['asked']}) when each is replaced over the examples by values from"
+    if not c["readers"]:
+        return []
+    sources = {
+        "answers": "other shown answers",
+        "operands": "other operands",
+        "unrelated": "unrelated examples",
+    }
+    lines = [
+        "heads below: where they look from a shown answer, and r and accuracy "
+        f"({c['asked']}) when each is replaced over the examples by values from",
+        f"{'head':8}{'kind':18}{'looks at':12}{'brings':18}"
+        + "".join(f"{text:>22}" for text in sources.values()),
     ]
-    out.append(
-        f"{'head':8}{'kind':18}{'looks at':12}{'brings':18}{'other shown answers':>22}{'other operands':>22}{'unrelated examples':>22}"
-    )
     for head, role in c["readers"].items():
-        cells = "".join(
-            f"{100 * role['replaced'][name]['r']:12.0f} % {role['replaced'][name]['contrast_acc']:7.2f}"
-            for name in ("answers", "operands", "unrelated")
-        )
-        out.append(
-            f"{head:8}{role['kind'].replace('_', ' '):18}{role['looks_at']:12}{' and '.join(role['brings']) or 'neither':18}{cells}"
-        )
-    return out if c["readers"] else []
+        brings = " and ".join(role["brings"]) or "neither"
+        line = f"{head:8}{words(role['kind']):18}{role['looks_at']:12}{brings:18}"
+        for name in sources:
+            without = role["replaced"][name]
+            line += f"{100 * without['r']:12.0f} % {without['contrast_acc']:7.2f}"
+        lines.append(line)
+    return lines
 
 
-def evaluated(c: dict[str, Any]) -> list[str]:
+# ---------------------------------------------------------------- is it enough, is it needed?
+
+
+def evaluated(c: Circuit) -> list[str]:
     """Circuits run alone: all heads outside replaced."""
     e = c["evaluation"]
-    out = [
-        f"circuits alone, {e['n_prompts']} other prompts: heads outside send what they send on the base prompt, on the one with other operands, or their mean"
+    lines = [
+        f"circuits alone, {e['n_prompts']} other prompts: heads outside send what they send on the "
+        "base prompt, on the one with other operands, or their mean",
+        "  (random: as many heads of the same layers, the circuit's own among them, so they overlap"
+        " with it and may even equal it)",
+        f"{'circuit':34}{'heads':>6}  {'outside':18}{'faithfulness':>14}{c['asked']:>10}"
+        f"{'plain':>8}{'random: mean':>15}{'highest':>9}",
     ]
-    out.append(
-        f"{'circuit':34}{'heads':>6}  {'outside':18}{'faithfulness':>14}{c['asked']:>10}{'plain':>8}   as many random heads of the same layers: mean, highest"
-    )
     for row in e["circuits"]:
-        drawn = row["random_circuits"]
-        out.append(
-            f"{row['circuit']:34}{len(row['heads']):>6}  {row['replaced_by'].replace('_', ' '):18}{row['faithfulness']:14.3f}{row['circuit_accuracy']:10.3f}{row['base_acc']:8.3f}   {drawn['mean']:8.3f}{drawn['highest']:8.3f}"
+        drawn, outside = row["random_circuits"], words(row["replaced_by"])
+        lines.append(
+            f"{row['circuit']:34}{len(row['heads']):>6}  {outside:18}{row['faithfulness']:14.3f}"
+            f"{row['circuit_accuracy']:10.3f}{row['base_acc']:8.3f}"
+            f"{drawn['mean']:15.3f}{drawn['highest']:9.3f}"
         )
-    for name, part in (
-        ("union of groups", e),
-        ("the same, operands changed", e["operands_changed"]),
-        ("eliminated, both contrasts", e["by_elimination"]),
-    ):
-        gaps, least = (
-            part["completeness_gaps"],
-            sorted(part["minimality"].items(), key=lambda pair: pair[1]),
-        )
-        out.append(f"  {name}: {', '.join(part['circuit'])}")
-        out.append(
-            f"    completeness gap, share of F's range: greedy max {part['completeness']:.3f} (without {', '.join(gaps['worst'])}), mean {gaps.get('greedy_mean', 0):.3f}; random max {gaps.get('random_max', 0):.3f}, mean {gaps.get('random_mean', 0):.3f}"
-        )
-        out.append(
+    parts = {
+        "union of groups": e,
+        "the same, operands changed": e["operands_changed"],
+        "eliminated, both contrasts": e["by_elimination"],
+    }
+    for name, part in parts.items():
+        gaps = part["completeness_gaps"]
+        least_first = sorted(part["minimality"].items(), key=lambda pair: pair[1])
+        lines += [
+            f"  {name}: {listed(part['circuit'])}",
+            f"    completeness gap, share of F's range: greedy max {part['completeness']:.3f} "
+            f"(without {listed(gaps['worst'])}), mean {gaps.get('greedy_mean', 0):.3f}; "
+            f"random max {gaps.get('random_max', 0):.3f}, mean {gaps.get('random_mean', 0):.3f}",
             "    minimality, least needed first: "
-            + ", ".join(f"{head} {share:.3f}" for head, share in least)
-        )
-    return out
+            + listed(f"{head} {share:.3f}" for head, share in least_first),
+        ]
+    return lines
 
 
-def ablated(c: dict[str, Any]) -> list[str]:
+def ablated(c: Circuit) -> list[str]:
     """Groups replaced in the whole model, and their controls."""
-    out = [
+    lines = [
         "ablation: other values in place of what some heads send on contrast prompts",
-        "  base = from the paired base prompt, mean = mean over base prompts, unrelated = from another pair's base prompt, same k = from another contrast prompt, same answer = from one that asks for the same answer too",
+        "  base = from the paired base prompt, mean = mean over base prompts, unrelated = from "
+        "another pair's base prompt, same k = from another contrast prompt, same answer = from one "
+        "that asks for the same answer too",
+        f"  {'heads':46}{'values from':18}{'prompts':>8}{'plain':>8}{c['asked']:>10}"
+        "  [95 % over prompts; random groups: over draws]",
     ]
-    out.append(
-        f"  {'heads':46}{'values from':18}{'prompts':>8}{'plain':>8}{c['asked']:>10}  [95 % over prompts; random groups: over draws]"
-    )
     for row in c["evaluation"]["ablation"]:
-        drawn = (
-            f"   {row['n_draws']} draws of {row['n_heads']:g} heads, {row['n_groups']} groups; worst {row['worst']['contrast_acc']:.3f} ({', '.join(row['worst']['heads'])})"
-            if "worst" in row
-            else ""
-        )
-        drawn = (
-            f"   the same put into base prompts: {row['floor']:.3f}" if "floor" in row else drawn
-        )
-        label = f"{row['ablated'].replace('_', ' ')} {'(' * bool(row['heads'])}{', '.join(row['heads'])}{')' * bool(row['heads'])}"
+        heads = f" ({', '.join(row['heads'])})" if row["heads"] else ""
         low, high = row["ci"]
-        out.append(
-            f"  {label:45} {row['how'].replace('_', ' '):18}{row['n_prompts']:>8}{row['base_acc']:8.3f}{row['contrast_acc']:10.3f}  [{low:.2f}, {high:.2f}]{drawn}"
+        line = (
+            f"  {words(row['ablated']) + heads:45} {words(row['how']):18}{row['n_prompts']:>8}"
+            f"{row['base_acc']:8.3f}{row['contrast_acc']:10.3f}  [{low:.2f}, {high:.2f}]"
         )
-    return out
+        if "floor" in row:
+            line += f"   the same put into base prompts: {row['floor']:.3f}"
+        elif "worst" in row:
+            worst = row["worst"]
+            line += (
+                f"   {row['n_draws']} draws of {row['n_heads']:g} heads, {row['n_groups']} groups; "
+                f"worst {worst['contrast_acc']:.3f} ({', '.join(worst['heads'])})"
+            )
+        lines.append(line)
+    return lines
 
 
-def thresholds(c: dict[str, Any]) -> list[str]:
+def thresholds(c: Circuit) -> list[str]:
     """The groups that other thresholds would make."""
-    out = [
-        f"other thresholds (* in force; those that change nothing are left out): the group, and the accuracy {c['asked']} that is left without it"
+    lines = [
+        "other thresholds (* in force; those that change nothing are left out): the group, and the "
+        f"accuracy {c['asked']} that is left without it"
     ]
     rows = c["evaluation"]["sensitivity"]
     in_force = {(row["criterion"], row["group"]): row["heads"] for row in rows if row["in_force"]}
     for row in rows:
-        if row["heads"] == in_force[row["criterion"], row["group"]] and not (
-            row["in_force"] and row["heads"]
-        ):
-            continue
-        mark = "*" if row["in_force"] else " "
-        out.append(
-            f" {mark}{row['criterion'].replace('_', ' '):20}{row['value']:6.2f}  {row['group'].replace('_', ' '):20}{row['contrast_acc']:6.2f}  {', '.join(row['heads']) or 'none'}"
-        )
-    return out
-
-
-def reused(c: dict[str, Any]) -> list[str]:
-    """The four accuracies of each task: plain / shifted answers."""
-    columns = [
-        ("base", "none"),
-        ("contrast", "none"),
-        ("contrast", "function_induction"),
-        ("contrast", "random_same_layers"),
-    ]
-    out = [
-        "the same heads on other tasks: shares of plain / shifted answers (random: as many heads of the same layers, or all others where they are fewer)",
-        f"  {'task':18}{'base prompt':>16}{'contrast prompt':>18}{'without FI':>16}{'without random':>18}",
-    ]
-    by_task: dict[tuple[str, int, str], dict[tuple[str, str], str]] = {}
-    for row in c["reuse"]:
-        by_task.setdefault((row["task"], row["k"], row["items"]), {})[
-            row["prompt"], row["ablated"]
-        ] = f"{row['base_acc']:.2f} / {row['contrast_acc']:.2f}"
-    for (task, k, items), cells in by_task.items():
-        name = f"{task} {k:+d}" if items == "all" else f"base {k}, {items}"
-        out.append(
-            f"  {name:18}"
-            + "".join(
-                f"{cells.get(column, ''):>{width}}"
-                for column, width in zip(columns, (16, 18, 16, 18))
+        changes = row["heads"] != in_force[row["criterion"], row["group"]]
+        if changes or (row["in_force"] and row["heads"]):
+            mark = "*" if row["in_force"] else " "
+            lines.append(
+                f" {mark}{words(row['criterion']):20}{row['value']:6.2f}  {words(row['group']):20}"
+                f"{row['contrast_acc']:6.2f}  {listed(row['heads'])}"
             )
-        )
-    return out if by_task else []
+    return lines
 
 
-def written(c: dict[str, Any]) -> list[str]:
+# ---------------------------------------------------------------- what the heads write; other tasks
+
+
+def written(c: Circuit) -> list[str]:
     """What the FI heads write and read, and the probes."""
     if "probe" not in c:
         return []
-    lines, probe = (
-        [function_vectors.show(c, c["k"]), "", reading.show(c["reading"]), ""],
-        c["probe"],
-    )
+    vectors, read = function_vectors.show(c, c["k"]), reading.show(c["reading"])
+    return [*vectors.split("\n"), "", *read.split("\n"), "", *probed(c["probe"])]
+
+
+def probed(probe: dict[str, Any]) -> list[str]:
     width = max(map(len, probe["sites"])) + 3
-    lines.append(
-        f"linear probes, R² on prompts not fitted, after each writer{'':15}"
-        + "".join(f"{site:>{width}}" for site in probe["sites"])
-    )
-    rows = [
-        (kind, place, target)
-        for kind in ("dealt", "consistent")
-        for place in ("answer", "equals")
-        for target in ("difference", "expected", "shuffled")
+    sites = "".join(f"{site:>{width}}" for site in probe["sites"])
+    lines = [f"{'linear probes, R² on prompts not fitted, after each writer':72}{sites}"]
+
+    def row(where: str, target: str, values: list[float]) -> str:
+        return f"  {where:34}{target:36}" + "".join(f"{value:{width}.3f}" for value in values)
+
+    for kind in ("dealt", "consistent"):
+        for place in ("answer", "equals"):
+            for target in ("difference", "expected", "shuffled"):
+                values = probe[kind][place][target]
+                lines.append(row(f"{kind} documents, at {place}", target, values))
+    for measure, text in (("r2", "difference"), ("correlation", "difference, correlation, not R²")):
+        values = probe["other_functions"][measure]["difference"]
+        lines.append(row("fitted on other functions", text, values))
+    return [
+        *lines,
+        f"  from the shown answer alone: {probe['dealt']['from_shown_alone']:.3f}. The difference "
+        f"becomes readable at the answers by {probe['made_by']} ({probe['step']:+.3f}).",
     ]
-    for kind, place, target in rows:
-        lines.append(
-            f"  {kind + ' documents, at ' + place:34}{target:38}"
-            + "".join(f"{value:{width}.3f}" for value in probe[kind][place][target])
-        )
-    for measure, text in (
-        ("r2", "difference"),
-        ("correlation", "difference, correlation instead of R²"),
-    ):
-        lines.append(
-            f"  {'fitted on other functions':34}{text:38}"
-            + "".join(
-                f"{value:{width}.3f}" for value in probe["other_functions"][measure]["difference"]
-            )
-        )
-    lines.append(
-        f"  from the shown answer alone: {probe['dealt']['from_shown_alone']:.3f}. The difference becomes readable at the answers by {probe['made_by']} ({probe['step']:+.3f})."
-    )
+
+
+def reused(c: Circuit) -> list[str]:
+    """The four accuracies of each task: plain / shifted answers."""
+    columns = {
+        ("base", "none"): "base prompt",
+        ("contrast", "none"): "contrast prompt",
+        ("contrast", "function_induction"): "without FI",
+        ("contrast", "random_same_layers"): "without random",
+    }
+    if not c["reuse"]:
+        return []
+    lines = [
+        "the same heads on other tasks: shares of plain / shifted answers (random: as many heads "
+        "of the same layers, or all others where they are fewer)",
+        f"  {'task':18}" + "".join(f"{text:>18}" for text in columns.values()),
+    ]
+    by_task: dict[str, dict[tuple[str, str], str]] = {}
+    for row in c["reuse"]:
+        name = f"{row['task']} {row['k']:+d}"
+        if row["items"] != "all":
+            name = f"base {row['k']}, {row['items']}"
+        share = f"{row['base_acc']:.2f} / {row['contrast_acc']:.2f}"
+        by_task.setdefault(name, {})[row["prompt"], row["ablated"]] = share
+    for name, cells in by_task.items():
+        lines.append(f"  {name:18}" + "".join(f"{cells.get(column, ''):>18}" for column in columns))
     return lines
+
+
+def concluded(c: Circuit) -> list[str]:
+    return [sentence(c)]
+
+
+PARTS: dict[str, list[Callable[[Circuit], list[str]]]] = {
+    "task": [solved],
+    "direct": [attributed],
+    "circuit": [groups, inputs],
+    "enough": [evaluated, readers],
+    "ablation": [ablated, thresholds],
+    "writing": [written],
+    "reuse": [reused],
+    "conclusion": [concluded],
+}

@@ -1,1 +1,1 @@
-"""What makes it dependable: run folders, flags, several processes, export. Nothing here is about circuits."""
+"""What makes it dependable: files, run folders, flags, several processes, export."""

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from minifunc.model import ModelConfig, Transformer
-from minifunc.support.processes import is_main
-from minifunc.support.runs import (
-    UserError,
+from minifunc.support.errors import UserError
+from minifunc.support.files import (
     check_writable,
     load_json,
     load_tensors,
@@ -27,9 +26,9 @@ from minifunc.support.runs import (
     save_json,
     save_lines,
     save_tensors,
-    weights_fault,
-    whole,
 )
+from minifunc.support.processes import is_main
+from minifunc.support.runs import weights_fault, whole
 
 
 class Diverged(UserError):

@@ -1,28 +1,43 @@
-"""What a model answers: the token it prefers at the last position, and how often that is the right one."""
+"""What a model answers: the token it prefers at the last position, and how often it is right."""
+
+import math
 
 import torch
 from torch import Tensor
 
 from minifunc.model import Hooks, Transformer
 
-ROWS = (
-    512  # prompts in one forward pass: enough to keep every core busy, small enough for any machine
-)
+ROWS = 512  # prompts in one pass: enough to keep every core busy, small enough for any machine
 
 
 @torch.no_grad()
 def last_logits(model: Transformer, tokens: Tensor, hooks: Hooks | None = None) -> Tensor:
-    """tokens [n_prompts, pos] int64 → logits at the last position, [n_prompts, d_vocab]. Hooks see all prompts at once."""
-    device = model.unembed.W_U.device
-    last = torch.tensor([tokens.shape[1] - 1], device=device)
+    """tokens [n_prompts, pos] int64 → logits at the last position, [n_prompts, d_vocab].
+
+    Hooks see all prompts at once.
+    """
+    last = torch.tensor([tokens.shape[1] - 1], device=model.device)
     rows = tokens.split(len(tokens) if hooks else ROWS)
-    return torch.cat([model(part.to(device), last, hooks)[:, 0] for part in rows])
+    return torch.cat([model(part.to(model.device), last, hooks)[:, 0] for part in rows])
 
 
 def accuracy(logits: Tensor, answers: Tensor) -> float:
-    """Share of prompts on which the largest of logits [n_prompts, d_vocab] is at answers [n_prompts].
+    """Share of prompts whose largest logit [n_prompts, d_vocab] is the answer's [n_prompts].
 
     >>> accuracy(torch.tensor([[0.0, 2.0], [3.0, 1.0]]), torch.tensor([1, 1]))
     0.5
     """
     return (logits.argmax(-1) == answers.to(logits.device)).cpu().double().mean().item()
+
+
+def wilson(share: float, n: int) -> list[float]:
+    """95 % interval of a share seen in n trials (Wilson 1927).
+
+    >>> wilson(1.0, 100)
+    [0.963, 1.0]
+    """
+    z = 1.96
+    scale = 1 + z * z / n
+    centre = (share + z * z / (2 * n)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return [round(max(0.0, centre - half), 4), round(min(1.0, centre + half), 4)]

@@ -1,46 +1,78 @@
-"""Command-line flags made from the fields of a dataclass, so that help and defaults cannot drift from the code."""
+"""Command-line flags: made from a dataclass's fields, so that help and defaults cannot drift.
+
+What `--device` names is settled here too.
+"""
 
 import argparse
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
-from minifunc.support.runs import UserError
+import torch
+
+from minifunc.support.errors import UserError
 
 Config = TypeVar("Config")
+KINDS = {"int": int, "float": float, "str": str}  # a field of another type gets no flag
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line each."""
+    """An argument parser whose complaints are one line each (UserError)."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found = super().parse_args(args, namespace)
+        for action in self._actions:
+            value = getattr(found, action.dest, None)
+            if action.nargs is None and isinstance(value, list):  # what it makes of `--strong=--`
+                self.error(f"argument {action.option_strings[0]}: expected one argument")
+        return found
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def add_flags(parser: argparse.ArgumentParser, title: str, default: Any) -> None:
-    """One flag per field of the dataclass instance `default`; a flag that is not given stays None."""
+    """One flag per field of the dataclass instance `default`; a flag not given stays None."""
     group = parser.add_argument_group(title)
     for field in fields(default):
-        kind = {"int": int, "float": float, "str": str}.get(
-            getattr(field.type, "__name__", str(field.type))
-        )
-        if kind is not None:
-            group.add_argument(
-                f"--{field.name.replace('_', '-')}",
-                type=kind,
-                metavar=field.name.split("_")[-1].upper(),
-                help=f"default: {getattr(default, field.name)}",
-            )
+        kind = KINDS.get(getattr(field.type, "__name__", str(field.type)))
+        if kind is None:
+            continue
+        flag, unit = f"--{field.name.replace('_', '-')}", field.name.split("_")[-1].upper()
+        told = f"default: {getattr(default, field.name)}"
+        group.add_argument(flag, type=kind, metavar=unit, help=told)
 
 
 def from_flags(arguments: argparse.Namespace, default: Config) -> Config:
     """`default` with the flags that were given; a value the dataclass refuses is a UserError."""
-    given = {field.name: getattr(arguments, field.name, None) for field in fields(default)}  # type: ignore[arg-type]
-    for name, value in given.items():
-        if isinstance(value, list):  # what argparse makes of `--strong=--`
-            raise UserError(f"--{name.replace('_', '-')} needs one value")
+    given = {}
+    for field in fields(default):  # type: ignore[arg-type]
+        value = getattr(arguments, field.name, None)
+        if value is not None:
+            given[field.name] = value
     try:
-        return replace(
-            default, **{name: value for name, value in given.items() if value is not None}
-        )  # type: ignore[type-var]
+        return replace(default, **given)  # type: ignore[type-var]
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def pick_device(name: str, float64: bool = False) -> torch.device:
+    """auto (cuda, then mps, then cpu), or the device named.
+
+    float64: one that has these numbers, which mps has not. Raises UserError for one that is not
+    there.
+    """
+    found = ["cpu"]
+    if torch.backends.mps.is_available() and not float64:
+        found.insert(0, "mps")
+    if torch.cuda.is_available():
+        found.insert(0, "cuda")
+    if name == "auto":
+        return torch.device(found[0])
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")  # which nobody can compute on
+    n_gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.type in found and (device.type != "cuda" or (device.index or 0) < n_gpus):
+        return device
+    raise UserError(f"device {name!r} is not available here; there is: {', '.join(found)}")

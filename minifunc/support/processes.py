@@ -1,14 +1,15 @@
-"""Several processes as one: `torchrun --nproc-per-node=4 train.py`, or patch.py; on one machine or many.
+"""Several processes as one: `torchrun --nproc-per-node=4 train.py`, or patch.py, on any machines.
 
-Every process runs the whole script and draws the same documents and prompts. Each computes its `share` of the
-work, and `all_sum` puts the parts together. The first process (`is_main`) alone writes files, and what the others print is
-dropped. Processes talk through torch.distributed: nccl between GPUs, one for each process of a machine, otherwise
-gloo. Without torchrun there is one process, and nothing here does anything. Machines must see the same files.
+Every process runs the whole script and draws the same documents and prompts. Each computes its
+`share` of the work, and `all_sum` puts the parts together. The first process (`is_main`) alone
+writes files; what the others print is dropped. Processes talk through torch.distributed: nccl
+between GPUs, one for each process of a machine, otherwise gloo. Without torchrun there is one
+process, and nothing here does anything. Machines must see the same files.
 """
 
-import contextlib
 import os
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from minifunc.support.runs import UserError, _line, run_main
+from minifunc.support.errors import UserError, first_line, run_main
 
 
 def world_size() -> int:
@@ -35,14 +36,20 @@ def is_main() -> bool:
 
 
 def share(items: Any) -> Any:
-    """This process's part of a list, range or tensor (its first axis): every item is in the share of one process."""
+    """This process's part of a list, range or tensor (its first axis); the parts don't overlap."""
     return items[rank() :: world_size()]
+
+
+def own_range(n: int) -> range:
+    """This process's part of 0 .. n - 1, in one piece."""
+    return range(rank() * n // world_size(), (rank() + 1) * n // world_size())
 
 
 def all_sum(*tensors: Tensor) -> None:
     """Replaces each tensor by its sum over all processes: one exchange, the same bits everywhere.
 
-    The tensors have one dtype and one device, and the same shapes in every process. Raises UserError where another process is gone.
+    The tensors have one dtype and one device, and the same shapes in every process. Raises
+    UserError where another process is gone.
     """
     if world_size() == 1 or not tensors:
         return
@@ -50,9 +57,8 @@ def all_sum(*tensors: Tensor) -> None:
     try:
         dist.all_reduce(flat)
     except RuntimeError as error:
-        raise UserError(
-            f"process {rank()} lost the others: one has ended, or cannot be reached ({_line(error)})"
-        ) from None
+        lost = f"process {rank()} lost the others: one has ended, or cannot be reached"
+        raise UserError(f"{lost} ({first_line(error)})") from None
     for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
         tensor.detach().copy_(total.view_as(tensor))
 
@@ -65,59 +71,48 @@ def any_process(flag: bool) -> bool:
 
 
 def join(device: torch.device) -> torch.device:
-    """Waits for the other processes and returns this one's device: with CUDA, the GPU of its local rank.
+    """Waits for the other processes and returns this one's device: with CUDA, its own GPU.
 
     Raises UserError where the processes cannot meet, or are more than the GPUs.
     """
-    if _started() == 1:
+    if _n_started() == 1:
         return device
-    local = _number("LOCAL_RANK")
+    local, backend = _number("LOCAL_RANK"), "gloo"
     if device.type == "cuda":
-        if device.index is not None or local >= torch.cuda.device_count():
-            raise UserError(
-                f"process {local} of this machine has no GPU of its own ({torch.cuda.device_count()} there): start at most one process for each, with --device cuda or cpu"
-            )
-        device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
+        device, backend = _own_gpu(device, local), "cpu:gloo,cuda:nccl"
     elif device.type != "cpu":
         raise UserError(f"several processes run on cpu or cuda, not on {device.type}")
     try:
-        store, number, size = next(dist.rendezvous("env://", timeout=timedelta(minutes=2)))  # type: ignore[attr-defined]
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=store,
-            rank=number,
-            world_size=size,
-        )
+        store, number, size = _meet(timedelta(minutes=2))
+        dist.init_process_group(backend, store=store, rank=number, world_size=size)
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise UserError(
-            f"the processes cannot meet at MASTER_ADDR:MASTER_PORT {place}: {_line(error)}"
-        ) from None
+        apart = f"the processes cannot meet at MASTER_ADDR:MASTER_PORT {place}"
+        raise UserError(f"{apart}: {first_line(error)}") from None
     return device
 
 
 def run_together(work: Callable[[], int]) -> int:
-    """`run_main` for a script that torchrun may have started: a mistake that all processes meet is shown once."""
+    """`run_main` for a script that torchrun may have started: what all would say is said once."""
 
     def one_of_them() -> int:
         try:
-            if _started() == 1:
+            if _n_started() == 1 or _number("RANK") == 0:
                 return work()
-            with contextlib.ExitStack() as silence:
-                if _number("RANK"):
-                    nowhere = silence.enter_context(open(os.devnull, "w"))
-                    silence.enter_context(contextlib.redirect_stdout(nowhere))
-                    silence.enter_context(contextlib.redirect_stderr(nowhere))
-                code = work()
+            with (
+                open(os.devnull, "w") as nowhere,
+                redirect_stdout(nowhere),
+                redirect_stderr(nowhere),
+            ):
+                return work()
         except UserError:
             if not _first_to_fail():
                 return 2
             raise
         finally:
+            # Left to the end of Python, gloo's threads may abort it where a partner is gone.
             if world_size() > 1:
-                dist.destroy_process_group()  # left to the end of Python, gloo's threads may abort it where a partner is gone
-        return code
+                dist.destroy_process_group()
 
     return run_main(one_of_them)
 
@@ -126,23 +121,36 @@ def _number(name: str, default: str = "") -> int:
     """The number that torchrun put into an environment variable."""
     text = os.environ.get(name, default)
     if not text.isdecimal():
-        raise UserError(
-            f"{name} is {text!r} in the environment of one process among several: torchrun sets it to a number"
-        )
+        found = f"{name} is {text!r} in the environment of one process among several"
+        raise UserError(f"{found}: torchrun sets it to a number")
     return int(text)
 
 
-def _started() -> int:
+def _n_started() -> int:
     """Number of processes that were started, met or not."""
     return _number("WORLD_SIZE", "1")
 
 
+def _meet(timeout: timedelta) -> Any:
+    """The store that the processes share, this one's number, and how many there are."""
+    return next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
+
+
+def _own_gpu(device: torch.device, local: int) -> torch.device:
+    n_gpus = torch.cuda.device_count()
+    if device.index is not None or local >= n_gpus:
+        none = f"process {local} of this machine has no GPU of its own ({n_gpus} there)"
+        raise UserError(f"{none}: start at most one process for each, with --device cuda or cpu")
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
 def _first_to_fail() -> bool:
-    """Whether no other process under this torchrun has come here before; with no torchrun every process speaks for itself."""
+    """Whether no other process has come here; without torchrun each speaks for itself."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
     try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=10)))  # type: ignore[attr-defined]  # torchrun's own, which outlives the processes
-        return store.add("failed", 1) == 1
+        store, _, _ = _meet(timedelta(seconds=10))  # torchrun's own, which outlives the processes
+        return bool(store.add("failed", 1) == 1)
     except RuntimeError:
         return True

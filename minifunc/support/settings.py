@@ -7,8 +7,9 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from minifunc.support.errors import UserError
+from minifunc.support.files import load_json
 from minifunc.support.flags import from_flags
-from minifunc.support.runs import UserError, load_json
 
 Config = TypeVar("Config")
 

@@ -14,8 +14,10 @@ import pytest
 import torch
 
 import train
-from minifunc.support import runs
-from minifunc.support.runs import UserError, load_run, locked
+from minifunc.support import files
+from minifunc.support.errors import UserError
+from minifunc.support.files import locked
+from minifunc.support.runs import load_run
 
 FILES = {"config.json", "metrics.jsonl", "model.pt", "resume.pt", "lock"}
 
@@ -195,9 +197,9 @@ def test_where_there_are_no_locks_there_is_none(tmp_path, monkeypatch):
     def unsupported(*_):
         raise OSError(errno.ENOLCK, "no locks available")
 
-    monkeypatch.setattr(runs.fcntl, "flock", unsupported)
+    monkeypatch.setattr(files.fcntl, "flock", unsupported)
     with locked(tmp_path), locked(tmp_path):
         pass
-    monkeypatch.setattr(runs, "fcntl", None)
+    monkeypatch.setattr(files, "fcntl", None)
     with locked(tmp_path), locked(tmp_path):
         pass

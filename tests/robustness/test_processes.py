@@ -1,6 +1,5 @@
-"""Two processes find what one finds; files and lines are written once; nobody waits for a process that is gone."""
+"""Two processes find what one finds; files and lines are written once; nobody waits in vain."""
 
-import json
 import os
 import re
 import socket
@@ -15,20 +14,19 @@ import together
 import torch
 from torch.testing import assert_close
 
-import corpus
 import tasks
 import train
-from minifunc.support import processes as distributed
-from minifunc.support.processes import all_sum, any_process, is_main, join, run_together, share
 from minifunc.model import ModelConfig, Transformer
-from minifunc.support.runs import UserError
+from minifunc.support import processes as support
+from minifunc.support.errors import UserError
+from minifunc.support.files import load_json, load_lines
+from minifunc.support.processes import all_sum, any_process, is_main, join, run_together, share
 
 HERE = Path(__file__).parent
-ENVIRONMENT = {
-    name: value
-    for name, value in os.environ.items()
-    if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-} | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    ENVIRONMENT.pop(name, None)
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 # ---------------------------------------------------------------- two processes
@@ -36,18 +34,12 @@ ENVIRONMENT = {
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory):
-    """The same study by one process and by two, whose last act is a mistake: (folder of one, folder of two, what torchrun said)."""
+    """The same study by one process and by two, whose last act is a mistake.
+
+    Returns the folder of one, the folder of two, and what torchrun said.
+    """
     one, pair = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(HERE / "together.py"),
-        "study",
-        str(pair),
-    ]
+    command = [*TORCHRUN, str(HERE / "together.py"), "study", str(pair)]
     ran = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert (pair / "facts0.json").exists() and (pair / "facts1.json").exists(), ran.stderr
     with pytest.MonkeyPatch.context() as restore:
@@ -64,106 +56,78 @@ def studies(tmp_path_factory):
 @pytest.mark.parametrize("run", ["whole", "resumed"])
 def test_two_processes_train_to_the_weights_and_metrics_of_one(studies, run):
     one, pair, _ = studies
-    mine, theirs = (
-        torch.load(folder / run / "model.pt", weights_only=True) for folder in (one, pair)
-    )
+    mine = torch.load(one / run / "model.pt", weights_only=True)
+    theirs = torch.load(pair / run / "model.pt", weights_only=True)
     assert mine["embed.W_E"].dtype == torch.float64
     assert_close(theirs, mine, rtol=0, atol=1e-10)
-    for ours, other in zip(
-        *((folder / run / "metrics.jsonl").read_text().splitlines() for folder in (one, pair)),
-        strict=True,
-    ):
-        assert {**json.loads(other), "seconds": 0} == {**json.loads(ours), "seconds": 0}
+    our_lines = load_lines(one / run / "metrics.jsonl")
+    for ours, other in zip(our_lines, load_lines(pair / run / "metrics.jsonl"), strict=True):
+        assert {**other, "seconds": 0} == {**ours, "seconds": 0}
 
 
 @pytest.mark.slow
 def test_two_processes_trace_the_circuit_of_one(studies):
-    mine, theirs = (
-        json.loads((folder / "whole" / "circuit.json").read_text()) for folder in studies[:2]
-    )
+    mine, theirs = (load_json(folder / "whole" / "circuit.json") for folder in studies[:2])
     assert {**theirs, "seconds": 0} == {**mine, "seconds": 0}
 
 
 @pytest.mark.slow
 def test_a_wish_to_stop_that_one_process_hears_stops_both_after_the_same_step(studies):
     _, pair, ran = studies
-    facts = [json.loads((pair / f"facts{rank}.json").read_text()) for rank in (0, 1)]
+    facts = [load_json(pair / f"facts{rank}.json") for rank in (0, 1)]
     assert [fact["codes"] for fact in facts] == [[0, 130, 0, 0]] * 2
     assert ran.stderr.count("stopped after step 2 of 6") == 1
 
 
 @pytest.mark.slow
 def test_work_is_shared_out_and_summed(studies):
-    facts = [json.loads((studies[1] / f"facts{rank}.json").read_text()) for rank in (0, 1)]
-    assert (
-        sorted(facts[0]["share"] + facts[1]["share"]) == list(range(5))
-        and facts[0]["share"]
-        and facts[1]["share"]
-    )
-    assert all(
-        fact["sum"] == [[2.0, 11.0]] and fact["number"] == 2.0 and fact["any"] and not fact["none"]
-        for fact in facts
-    )
+    facts = [load_json(studies[1] / f"facts{rank}.json") for rank in (0, 1)]
+    shares = [fact["share"] for fact in facts]
+    assert sorted(shares[0] + shares[1]) == list(range(5)) and all(shares)
+    for fact in facts:
+        assert fact["sum"] == [[2.0, 11.0]] and fact["number"] == 2.0
+        assert fact["any"] and not fact["none"]
 
 
 @pytest.mark.slow
 def test_results_are_printed_once(studies):
     _, pair, ran = studies
-    assert (
-        ran.stdout.count("the end") == 1
-        and ran.stdout.count(f"the run is in {pair / 'whole'}") == 1
-    )
-    assert {path.name for path in (pair / "whole").iterdir()} == {
-        "config.json",
-        "metrics.jsonl",
-        "model.pt",
-        "resume.pt",
-        "circuit.json",
-        "lock",
-    }
+    assert ran.stdout.count("the end") == 1
+    assert ran.stdout.count(f"the run is in {pair / 'whole'}") == 1
+    made = {"config.json", "metrics.jsonl", "model.pt", "resume.pt", "circuit.json", "lock"}
+    assert {path.name for path in (pair / "whole").iterdir()} == made
 
 
 @pytest.mark.slow
 def test_a_mistake_is_told_once_with_exit_code_2_and_leaves_no_folder(studies):
     _, pair, ran = studies
     assert [line for line in ran.stderr.splitlines() if line.startswith("error: ")] == [
-        f"error: unknown diet 'keto'; the diets are {', '.join(corpus.DIETS)}"
+        f"error: unknown diet 'keto'; the diets are {', '.join(tasks.DIETS)}"
     ]
-    assert (
-        ran.returncode != 0
-        and re.search(r"exitcode *: 2 ", ran.stderr)
-        and not (pair / "new").exists()
-    )
+    assert ran.returncode != 0 and re.search(r"exitcode *: 2 ", ran.stderr)
+    assert not (pair / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_process_whose_partner_is_gone_ends_with_one_line(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        meeting = {
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free.getsockname()[1]),
-        }
+        meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        meeting["MASTER_PORT"] = str(free.getsockname()[1])
     command = [sys.executable, str(HERE / "together.py"), "die", str(tmp_path)]
-    first, second = (
-        subprocess.Popen(
-            command,
-            env=ENVIRONMENT | meeting | {"RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    )
+    processes = []
+    for rank in "01":
+        own = {"RANK": rank, "LOCAL_RANK": rank}
+        environment = ENVIRONMENT | meeting | own
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        processes.append(process)
+    first, second = processes
     try:
         assert second.wait(120) == 7
         gone = time.monotonic()
         told = first.communicate(timeout=120)[1]
-        assert (
-            first.returncode == 2
-            and told.count("error: ") == 1
-            and "lost the others" in told
-            and "Traceback" not in told
-        )
+        assert first.returncode == 2 and "Traceback" not in told
+        assert told.count("error: ") == 1 and "lost the others" in told
         assert time.monotonic() - gone < 30
     finally:
         first.kill()
@@ -175,22 +139,18 @@ def test_a_process_whose_partner_is_gone_ends_with_one_line(tmp_path):
 
 @pytest.mark.parametrize("n", [2, 3, 7])
 def test_the_shares_of_any_number_of_processes_add_up_to_the_loss_and_its_gradient(monkeypatch, n):
-    model = Transformer(
-        ModelConfig(**together.MODEL, d_vocab=len(tasks.VOCABULARY)),
-        torch.Generator().manual_seed(0),
-    ).double()
-    documents = corpus.sample(
-        corpus.DIETS["strict"], 5, 9, torch.Generator().manual_seed(1)
-    )  # 7 processes: some have none
-    documents = replace(
-        documents, determined=documents.determined & (torch.arange(5) != 1)[:, None]
-    )
+    cfg = ModelConfig(**together.MODEL, d_vocab=len(tasks.VOCABULARY))
+    model = Transformer(cfg, torch.Generator().manual_seed(0)).double()
+    data = torch.Generator().manual_seed(1)
+    documents = tasks.sample(tasks.DIETS["strict"], 5, 9, data)  # of 7 processes, some have none
+    determined = documents.determined & (torch.arange(5) != 1)[:, None]
+    documents = replace(documents, determined=determined)
     whole = train.loss_on_answers(model, documents)
     gradient = torch.autograd.grad(whole, list(model.parameters()))
-    monkeypatch.setattr(distributed, "world_size", lambda: n)
+    monkeypatch.setattr(support, "world_size", lambda: n)
     losses = []
     for number in range(n):
-        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        monkeypatch.setattr(support, "rank", lambda number=number: number)
         losses.append(train.loss_on_answers(model, documents))
     assert_close(sum(losses), whole, rtol=0, atol=1e-12)
     parts = [torch.autograd.grad(loss, list(model.parameters())) for loss in losses]
@@ -206,11 +166,11 @@ def test_every_prompt_of_the_table_is_answered_by_one_process(monkeypatch, n):
     answers = torch.where(torch.arange(5) == 2, 0, last.argmax(-1))  # all but one are right
     pairs = replace(pairs, contrast_answers=answers)
     whole = train.answers_right(model, pairs)
-    monkeypatch.setattr(distributed, "world_size", lambda: n)
+    monkeypatch.setattr(support, "world_size", lambda: n)
     monkeypatch.setattr(train, "all_sum", lambda *_: None)
     parts = []
     for number in range(n):
-        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        monkeypatch.setattr(support, "rank", lambda number=number: number)
         parts.append(train.answers_right(model, pairs))
     assert whole.tolist() == [1.0, 1.0, 0.0, 1.0, 1.0]
     assert torch.equal(sum(parts), whole)
@@ -220,25 +180,14 @@ def test_alone_nothing_is_shared_or_changed(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     tensor = torch.tensor([3.0])
     all_sum(tensor)
-    assert (
-        tensor == 3
-        and share([1, 2, 3]) == [1, 2, 3]
-        and is_main()
-        and any_process(True)
-        and not any_process(False)
-    )
-    assert (
-        join(torch.device("cpu")) == torch.device("cpu") and not torch.distributed.is_initialized()
-    )
+    assert tensor == 3 and share([1, 2, 3]) == [1, 2, 3]
+    assert is_main() and any_process(True) and not any_process(False)
+    cpu = torch.device("cpu")
+    assert join(cpu) == cpu and not torch.distributed.is_initialized()
 
 
-MEETING = {
-    "WORLD_SIZE": "2",
-    "RANK": "0",
-    "LOCAL_RANK": "0",
-    "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "29500",
-}
+MEETING = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+MEETING |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,113 @@
+"""An experiment: kinds of runs, what is measured on them, and the command that writes the rows."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from experiments.runs import Measure, Row, Run, Study, make_folder, run_all
+from experiments.summary import Rows
+from minifunc.support.errors import UserError, run_main
+from minifunc.support.files import check_writable, save_json
+from minifunc.support.flags import Parser
+from train import TrainConfig
+
+QUICK_STEPS = 30
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A list of runs and what is measured on them.
+
+    kinds: the names of the kinds of runs. make(kind, seed, steps) → the run. measure: see
+    `runs.Measure`. rows(run, measured) → the rows of the results. table(rows) → text.
+    seeds: how many of each kind, but for those in `more`. steps: how long each is trained.
+    """
+
+    name: str
+    doc: str
+    kinds: tuple[str, ...]
+    make: Callable[[str, int, int], Run]
+    measure: Measure
+    rows: Callable[[Run, Row], Rows]
+    table: Callable[[Rows], str]
+    seeds: int = 3
+    steps: int = TrainConfig.steps
+    more: dict[str, int] = field(default_factory=dict)
+
+    def runs(self, kinds: Sequence[str], seeds: int | None, steps: int) -> list[Run]:
+        """Seed by seed, so that every kind has been tried once before any is tried again."""
+        n_seeds = {kind: seeds or self.more.get(kind, self.seeds) for kind in kinds}
+        made = []
+        for seed in range(max(n_seeds.values())):
+            made += [self.make(kind, seed, steps) for kind in kinds if seed < n_seeds[kind]]
+        return made
+
+
+def main(experiment: Experiment, argv: list[str] | None = None) -> int:
+    """The command line of an experiment."""
+    return run_main(lambda: work(experiment, argv))
+
+
+def work(experiment: Experiment, argv: list[str] | None) -> int:
+    arguments = parse(experiment, argv)
+    kinds = tuple(arguments.only.split(",")) if arguments.only else experiment.kinds
+    for kind in kinds:
+        if kind not in experiment.kinds:
+            there_are = ", ".join(experiment.kinds)
+            raise UserError(f"unknown {experiment.name} run {kind!r}; there are: {there_are}")
+
+    out = Path(arguments.out)
+    seeds, steps = None, experiment.steps
+    if arguments.quick:
+        out, seeds, steps = out / "quick", 1, QUICK_STEPS
+    if arguments.steps:  # runs of another length are other runs
+        out, steps = out / f"{arguments.steps}_steps", arguments.steps
+    path = out / f"{experiment.name}.json"
+    if not (arguments.quick or arguments.only or arguments.seeds or arguments.steps):
+        path = Path(f"results/{experiment.name}.json")
+    path = Path(arguments.results or path)
+    make_folder(out)
+    check_writable(path)
+
+    runs = experiment.runs(kinds, arguments.seeds or seeds, steps)
+    study = Study(experiment.name, experiment.measure, out, arguments.quick)
+    try:
+        measured = run_all(runs, study, arguments.jobs)
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on", file=sys.stderr)
+        return 130
+    rows = [row for run, found in zip(runs, measured) for row in experiment.rows(run, found)]
+    save_json(path, rows)
+    print(experiment.table(rows))
+    print(f"\nthe rows are in {path}")
+    return 0
+
+
+def parse(experiment: Experiment, argv: list[str] | None) -> argparse.Namespace:
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+    more = "".join(f"; {name} {n}" for name, n in experiment.more.items())
+    parser = Parser(
+        prog=f"experiments.{experiment.name}",
+        description=experiment.doc.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--jobs", type=int, default=cores, help="runs at a time")
+    add("--out", default="out/experiments", help="where the runs are")
+    add("--only", metavar="NAME,NAME", help=f"some of: {', '.join(experiment.kinds)}")
+    add("--seeds", type=int, help=f"seeds of each (default: {experiment.seeds}{more})")
+    add("--steps", type=int, help=f"steps of each (default: {experiment.steps})")
+    quick = "one seed, few steps, few prompts: to see that it works"
+    add("--quick", action="store_true", help=quick)
+    results = "where the rows go (default: results/ for the whole list, else the folder OUT)"
+    add("--results", help=results)
+    arguments = parser.parse_args(argv)
+    for name in ("jobs", "seeds", "steps"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1")
+    return arguments

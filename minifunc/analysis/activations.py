@@ -1,0 +1,55 @@
+"""What the analyses share: activations of many prompts, and what the prompts' examples say."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minifunc.model import Transformer
+
+ROWS = 256  # prompts in one forward pass
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Prompts of examples `x op y = c ;`, with the numbers that stand in them."""
+
+    tokens: Tensor  # [n_prompts, pos] int64
+    answers: Tensor  # [n_shots] int64: the positions of the shown answers
+    expected: Tensor  # [n_prompts, n_shots] int64: f(x, y)
+    shown: Tensor  # [n_prompts, n_shots] int64: c
+
+    @property
+    def difference(self) -> Tensor:
+        """d = c - f(x, y), [n_prompts, n_shots]."""
+        return self.shown - self.expected
+
+    def to(self, device: torch.device) -> "Examples":
+        tensors = (self.tokens, self.answers, self.expected, self.shown)
+        return Examples(*(tensor.to(device) for tensor in tensors))
+
+
+def last_position(model: Transformer, tokens: Tensor) -> Tensor:
+    """The last position of tokens [n_prompts, pos], on the model's device: [1]."""
+    return torch.tensor([tokens.shape[1] - 1], device=model.device)
+
+
+@torch.no_grad()
+def activations(
+    model: Transformer,
+    tokens: Tensor,
+    names: Sequence[str],
+    cut: Callable[[Tensor], Tensor],
+    positions: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """{name: activation at this hook point} for tokens [n_prompts, pos], a few prompts at a time.
+
+    cut: takes what is kept from an activation [batch, …]. positions: as in `Transformer.forward`.
+    """
+    kept: dict[str, list[Tensor]] = {name: [] for name in names}
+    for rows in tokens.split(ROWS):
+        _, cache = model.run_with_cache(rows.to(model.device), names, positions)
+        for name in names:
+            kept[name].append(cut(cache[name]).clone())  # the rest of it is freed
+    return {name: torch.cat(parts) for name, parts in kept.items()}

@@ -1,0 +1,209 @@
+"""Is a circuit the whole story, and is all of it needed? Completeness, minimality, elimination.
+
+`CircuitScores` (`minifunc/ablation.py`) says what faithfulness and the gap of a subset K are. Here
+subsets are searched for, as in arXiv 2507.09875 and Wang et al. 2022:
+
+    completeness   the largest gap of greedily grown K, beside those of random K and whole groups
+    minimality     of a head v in C: the largest |F(C minus K minus v) - F(C minus K)|, as a share
+                   of |F(M) - F(none)|, over K = nothing and K = the other heads of its groups
+    elimination    heads are taken out while the rest stays faithful; what is left is a circuit too
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from minifunc.ablation import CircuitScores, random_group
+from minifunc.analysis.rows import Prompts
+from minifunc.circuit import heads_of
+
+N_CONTROLS = 10  # random circuits beside one that was found, and random subsets of it
+SOURCES = ("base", "operands_changed", "mean")  # of what the heads outside a circuit send
+MOST_GREEDY = 10  # heads in the largest greedy subset
+
+
+def greedy_subsets(
+    scores: CircuitScores, circuit: Iterable[str], most: int = MOST_GREEDY
+) -> list[list[str]]:
+    """Subsets K of a circuit, each one head larger than the one before, up to `most`.
+
+    Always by the head that makes the completeness gap largest.
+    """
+    circuit = heads_of(circuit)
+    K: list[str] = []
+    found = []
+    for _ in range(min(most, len(circuit))):
+        left = [head for head in circuit if head not in K]
+        gaps = scores.gaps(circuit, [[*K, head] for head in left])
+        K = [*K, left[gaps.index(max(gaps))]]
+        found.append(heads_of(K))
+    return found
+
+
+def random_subsets(circuit: Iterable[str], n: int, generator: torch.Generator) -> list[list[str]]:
+    """n subsets of a circuit, each head in with probability one half."""
+    circuit = heads_of(circuit)
+    chosen = torch.rand(n, len(circuit), generator=generator) < 0.5
+    return [[head for head, take in zip(circuit, row) if take] for row in chosen.tolist()]
+
+
+def minimality(
+    scores: CircuitScores, circuit: Iterable[str], groups: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+    """By head v: the largest share of F that it moves, over the K that the module's text names.
+
+    K = the rest of its group shows a head whose work the others take over when it alone is missing.
+    """
+    heads = heads_of(circuit)
+    pairs: dict[str, list[tuple[set[str], set[str]]]] = {}  # by head: circuits with it and without
+    for head in heads:
+        missing = [set[str]()] + [set(group) - {head} for group in groups.values() if head in group]
+        pairs[head] = [(set(heads) - K, set(heads) - K - {head}) for K in missing]
+    scores.scores([circuit for each in pairs.values() for pair in each for circuit in pair])
+
+    def moved(pair: tuple[set[str], set[str]]) -> float:
+        whole, without = scores.scores(pair)
+        return abs(scores.share(whole.F - without.F))
+
+    return {head: max(map(moved, each)) for head, each in pairs.items()}
+
+
+def eliminate(criteria: Sequence[CircuitScores], level: float) -> list[str]:
+    """The heads that are left when every head is taken out that can be, weakest first.
+
+    The rest must stay faithful: |1 - faithfulness| <= 1 - level under each of the given scores.
+    Heads are tried in the order of how much their loss alone, from the whole model, moves F; then
+    again from the start, until none can go: without any one of its heads the circuit is no longer
+    faithful. Deterministic.
+    """
+    heads = criteria[0].heads
+    kept = set(heads)
+    alone = [scores.faithfulness([kept - {head} for head in heads]) for scores in criteria]
+    loss = {head: max(abs(1 - f) for f in each) for head, *each in zip(heads, *alone)}
+
+    def faithful(circuit: set[str]) -> bool:
+        off = (abs(1 - scores.faithfulness([circuit])[0]) for scores in criteria)
+        return all(distance <= 1 - level for distance in off)
+
+    before = None
+    while kept != before:
+        before = set(kept)
+        for head in sorted(heads_of(before), key=loss.__getitem__):
+            if faithful(kept - {head}):
+                kept -= {head}
+    return heads_of(kept)
+
+
+def evaluate(
+    scores: CircuitScores,
+    circuit: Iterable[str],
+    groups: Mapping[str, Sequence[str]],
+    search: CircuitScores,
+    generator: torch.Generator,
+    n_random: int = N_CONTROLS,
+) -> dict[str, Any]:
+    """The keys of circuit.json's `evaluation` for one circuit.
+
+    search: scores on (fewer) prompts, on which greedy subsets are looked for; their gaps are then
+    measured by `scores`.
+    """
+    circuit = heads_of(circuit)
+    parts = {name: [head for head in group if head in circuit] for name, group in groups.items()}
+    parts = {name: part for name, part in parts.items() if part}
+    greedy = greedy_subsets(search, circuit)
+    drawn = random_subsets(circuit, n_random, generator)
+    greedy_gaps, random_gaps, group_gaps = (
+        scores.gaps(circuit, subsets) for subsets in (greedy, drawn, list(parts.values()))
+    )
+    gaps: dict[str, Any] = {}
+    for name, values in (("greedy", greedy_gaps), ("random", random_gaps)):
+        if values:
+            gaps[f"{name}_max"] = round(max(values), 4)
+            gaps[f"{name}_mean"] = round(sum(values) / len(values), 4)
+    return {
+        "circuit": circuit,
+        "faithfulness": round(scores.faithfulness([circuit])[0], 4),
+        "circuit_accuracy": round(scores.scores([circuit])[0].contrast_acc, 4),
+        "completeness": round(max(greedy_gaps, default=0.0), 4),
+        "completeness_gaps": {
+            **gaps,
+            "groups": {name: round(gap, 4) for name, gap in zip(parts, group_gaps)},
+            "worst": greedy[greedy_gaps.index(max(greedy_gaps))] if greedy else [],
+            "n_greedy": len(greedy),
+            "n_random": n_random,
+            "n_search_prompts": search.ablator.n_prompts,
+        },
+        "minimality": {
+            head: round(share, 4) for head, share in minimality(scores, circuit, parts).items()
+        },
+        "replaced_by": scores.how,
+        "n_prompts": scores.ablator.n_prompts,
+    }
+
+
+def circuit_row(
+    scores: CircuitScores, name: str, heads: list[str], drawn: Sequence[Sequence[str]]
+) -> dict[str, Any]:
+    """A circuit run alone, and random circuits beside it (which may hold some of its heads)."""
+    got = scores.scores([heads])[0]
+    faithfulness, *by_chance = scores.faithfulness([heads, *drawn])
+    return {
+        "circuit": name,
+        "heads": heads,
+        "replaced_by": scores.how,
+        "faithfulness": round(faithfulness, 4),
+        "circuit_accuracy": round(got.contrast_acc, 4),
+        "base_acc": round(got.base_acc, 4),
+        "F": {
+            "circuit": round(got.F, 4),
+            "none": round(scores.none.F, 4),
+            "full": round(scores.full.F, 4),
+        },
+        "n_prompts": scores.ablator.n_prompts,
+        "random_circuits": {
+            "n_draws": len(drawn),
+            "mean": round(sum(by_chance) / len(drawn), 4),
+            "highest": round(max(by_chance), 4),
+        },
+    }
+
+
+def evaluate_circuits(
+    search: Prompts,
+    judged: Prompts,
+    groups: Mapping[str, Sequence[str]],
+    faithful: float,
+    generator: torch.Generator,
+) -> dict[str, Any]:
+    """circuit.json's `evaluation` of all groups together, and of what elimination leaves.
+
+    search: the prompts on which circuits and subsets are looked for. judged: others, on which they
+    are judged. faithful: what elimination keeps.
+    """
+    looking = {how: search.scores(how) for how in SOURCES}
+    scores = {how: judged.scores(how) for how in SOURCES}
+    both = [looking["base"], looking["operands_changed"]]
+    union = heads_of(head for heads in groups.values() for head in heads)
+    circuits = {
+        "union of groups": union,
+        "eliminated, both contrasts": eliminate(both, faithful),
+        "eliminated, shown answers alone": eliminate([looking["base"]], faithful),
+        "eliminated, means put in": eliminate([looking["mean"]], faithful),
+    }
+    n_heads = judged.cfg.n_heads
+    rows = []
+    for name, heads in circuits.items():
+        drawn = [random_group(heads, n_heads, generator, avoid=False) for _ in range(N_CONTROLS)]
+        rows += [circuit_row(of_source, name, heads, drawn) for of_source in scores.values()]
+
+    def whole(how: str, circuit: list[str]) -> dict[str, Any]:
+        return evaluate(scores[how], circuit, groups, looking[how], generator)
+
+    return {
+        **whole("base", union),
+        "defined_as": "union of groups",
+        "operands_changed": whole("operands_changed", union),
+        "by_elimination": whole("base", circuits["eliminated, both contrasts"]),
+        "circuits": rows,
+    }

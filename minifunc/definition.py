@@ -1,0 +1,112 @@
+"""Path patching as it is defined: two passes of the whole model for one sender and one receiver.
+
+Two runs of a model on paired prompts are compared: a **base** run, and a **contrast** run, whose
+examples show another rule. A **sender** (a head, say) wrote one thing in the base run, another in
+the contrast run. How much does that matter to a **receiver** (the logits, say)?
+
+Putting the sender's base output into the contrast run would not tell: other heads read it and pass
+it on. Only the **direct path** shall count, the one that leads through no other head. So
+
+    pass 1   Run the contrast prompts with every head frozen at what it wrote there. The sender
+             alone writes what it wrote in the base run. Note what the receiver reads.
+    pass 2   Run the contrast prompts again, everything live. Only what the receiver reads is
+             overwritten by what pass 1 noted. How does the answer change?
+
+In pass 1 norms run. MLPs run as well, so a direct path may lead through them (**live** MLPs, as in
+arXiv 2507.09875); or they are frozen as heads are (`freeze_mlps`), and only the stream is left.
+
+This is slow, and written to be read. `minifunc/patching.py` computes the same for all senders at
+once. The tests hold it to this one, to 1e-10; the two share no code.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minifunc.model import Transformer
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sender writes or a receiver reads: at a hook point, one head, some positions.
+
+    head: None where the activation has no heads. positions: None for all of them.
+    """
+
+    hook: str
+    head: int | None = None
+    positions: tuple[int, ...] | None = None
+
+    def put(self, activation: Tensor, value: Tensor) -> Tensor:
+        """`activation` [prompt, pos, (head,) …], but in this place what `value` holds there."""
+        positions = slice(None) if self.positions is None else list(self.positions)
+        place = (slice(None), positions) + (() if self.head is None else (self.head,))
+        activation = activation.clone()
+        activation[place] = value[place]
+        return activation
+
+
+def sender(name: str, positions: tuple[int, ...] | None = None) -> Place:
+    """Where "embedding", "mlp2" or the head "3.1" writes."""
+    if name == "embedding":
+        return Place("hook_embed", None, positions)
+    if name.startswith("mlp"):
+        return Place(f"blocks.{name[3:]}.hook_mlp_out", None, positions)
+    layer, head = name.split(".")
+    return Place(f"blocks.{layer}.attn.hook_z", int(head), positions)
+
+
+def receiver(name: str, n_layers: int, positions: tuple[int, ...] | None = None) -> Place:
+    """Where "logits", "mlp2", "resid2" (the stream that enters block 2) or "3.1.v" reads."""
+    if name in ("logits", f"resid{n_layers}"):
+        return Place(f"blocks.{n_layers - 1}.hook_resid_post", None, positions)
+    if name.startswith("resid"):
+        return Place(f"blocks.{name[5:]}.hook_resid_pre", None, positions)
+    if name.startswith("mlp"):
+        return Place(f"blocks.{name[3:]}.hook_mlp_in", None, positions)
+    layer, head, q_k_or_v = name.split(".")
+    return Place(f"blocks.{layer}.attn.hook_{q_k_or_v}", int(head), positions)
+
+
+@torch.no_grad()
+def path_patch(
+    model: Transformer,
+    contrast_tokens: Tensor,
+    sent: Mapping[str, Tensor],
+    senders: Sequence[Place],
+    receivers: Sequence[Place],
+    freeze_mlps: bool = False,
+) -> Tensor:
+    """Logits at the last position, [n_prompts, d_vocab]: those of the contrast run, but the direct
+    paths from the senders to the receivers carry what is in `sent`.
+
+    contrast_tokens [n_prompts, pos] int64. sent: the activations of the base run, by hook point.
+    """
+    _, contrast = model.run_with_cache(contrast_tokens)
+
+    # Pass 1: what do the receivers read when all is frozen, and the senders write what was `sent`?
+    freezes = ("attn.hook_z", "hook_mlp_out") if freeze_mlps else ("attn.hook_z",)
+    frozen = {name: x for name, x in contrast.items() if name.endswith(freezes)}
+    for place in senders:
+        before = frozen.get(place.hook, contrast[place.hook])
+        frozen[place.hook] = place.put(before, sent[place.hook])
+    read = {}
+
+    def freeze_and_note(activation: Tensor, name: str) -> Tensor:
+        read[name] = frozen.get(name, activation)
+        return read[name]
+
+    hooks = [*frozen, *(place.hook for place in receivers)]
+    model.run_with_hooks(contrast_tokens, dict.fromkeys(hooks, freeze_and_note))
+
+    # Pass 2: what does the model answer when the receivers read that, and all else is live?
+    def overwrite(activation: Tensor, name: str) -> Tensor:
+        for place in receivers:
+            if place.hook == name:
+                activation = place.put(activation, read[name])
+        return activation
+
+    patched = model.run_with_hooks(contrast_tokens, {place.hook: overwrite for place in receivers})
+    return patched[:, -1]

@@ -1,0 +1,101 @@
+"""Checks of a configuration. A wrong value raises ValueError: it names the field, and what fits."""
+
+import difflib
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import fields
+from typing import Any
+
+from torch import Tensor
+
+
+def check_model_config(cfg: Any) -> None:
+    """Raises ValueError for a `ModelConfig` of a shape that cannot be built."""
+    for field in fields(cfg):
+        value = getattr(cfg, field.name)
+        most = 1000 if field.name in ("n_layers", "n_heads") else 1_000_000
+        if field.type is int:
+            _check_whole(field.name, value, most)
+        if field.type is float:
+            _check_positive(field.name, value)
+    _check_known("positions", cfg.positions, ("rotary", "learned", "none"))
+    _check_known("normalization", cfg.normalization, ("RMS", "LN"))
+    _check_known("act_fn", cfg.act_fn, ("gelu", "relu", "none"))
+    if cfg.positions == "rotary" and cfg.d_head % 2:
+        raise ValueError(f"model config: rotary positions need an even d_head, not {cfg.d_head}")
+
+
+def _check_whole(name: str, value: Any, most: int) -> None:
+    if type(value) is not int or not 1 <= value <= most:
+        must = f"must be a whole number from 1 to {most}"
+        raise ValueError(f"model config: {name} {must}, not {value!r:.60}")
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if type(value) not in (int, float) or not 0 < value < 1e300:  # JSON has larger whole numbers
+        raise ValueError(f"model config: {name} must be a positive number, not {value!r:.60}")
+
+
+def _check_known(name: str, value: Any, known: Collection[str]) -> None:
+    if value not in known:
+        must = f"must be one of {', '.join(known)}"
+        raise ValueError(f"model config: {name} {must}, not {value!r:.60}")
+
+
+def check_hook_names(names: Iterable[str], known: Collection[str]) -> None:
+    """Raises ValueError, with the nearest names, for one that is no hook point."""
+    for name in names:
+        if name not in known:
+            near = ", ".join(difflib.get_close_matches(name, known, 3))
+            raise ValueError(f"no hook point {name!r}" + (f"; close ones: {near}" if near else ""))
+
+
+def check_pairs(base: Tensor, contrast: Tensor, *answers: Tensor) -> None:
+    """Raises ValueError unless tokens are [n_prompts, pos] of one shape, answers [n_prompts]."""
+    if base.shape != contrast.shape or base.ndim != 2 or 0 in base.shape:
+        must = "base and contrast tokens must be [n_prompts, pos] of one shape"
+        raise ValueError(f"{must}, not {list(base.shape)} and {list(contrast.shape)}")
+    if any(given.shape != base.shape[:1] for given in answers):
+        shapes = " and ".join(str(list(given.shape)) for given in answers)
+        raise ValueError(f"answers must be [n_prompts] = [{len(base)}], not {shapes}")
+
+
+def check_positions(positions: Iterable[int], n_pos: int) -> None:
+    """Raises ValueError for a position that the prompts do not have."""
+    for position in positions:
+        if not 0 <= position < n_pos:
+            have = f"the prompts have positions 0 to {n_pos - 1}"
+            raise ValueError(f"position {position} is out of range: {have}")
+
+
+def check_source(source: str | Tensor, tokens: Tensor) -> None:
+    """Raises ValueError unless senders can send that in place of what they do on `tokens`."""
+    if isinstance(source, Tensor):
+        if source.shape != tokens.shape:
+            wanted = f"{list(tokens.shape)} like the prompts, not {list(source.shape)}"
+            raise ValueError(f"source tokens must be {wanted}")
+    elif source not in ("base", "mean", "zero"):
+        raise ValueError(f"source must be 'base', 'mean', 'zero' or tokens, not {source!r}")
+
+
+def _has_receiver(cfg: Any, hooks: Collection[str], receiver: Any) -> bool:
+    if not hasattr(receiver, "stage"):
+        return False
+    if receiver.is_stream and receiver.stage(cfg) == 2 * cfg.n_layers:
+        return receiver.positions is None  # only the last position of it reaches the answer
+    has_head = receiver.head is None or 0 <= receiver.head < cfg.n_heads
+    is_input = receiver.head is None or receiver.which in ("q", "k", "v")
+    return receiver.hook in hooks and has_head and is_input
+
+
+def check_receivers(group: Sequence[Any], model: Any, n_pos: int) -> None:
+    """Raises ValueError for receivers that the model lacks, or that name one place twice."""
+    cfg, hooks = model.cfg, model.hook_names()
+    for receiver in group:
+        if not _has_receiver(cfg, hooks, receiver):
+            size = f"{cfg.n_layers} layers × {cfg.n_heads} heads"
+            raise ValueError(f"this model of {size} has no receiver {receiver!r}")
+        check_positions(receiver.positions or (), n_pos)
+    places = sorted(map(str, group))
+    if not group or len(set(places)) < len(places):
+        rule = "must name each place once, with all its positions"
+        raise ValueError(f"a list of receivers {rule}, not {places}")

@@ -1,0 +1,53 @@
+"""A user's mistake is one line on stderr and exit code 2, never a traceback."""
+
+import io
+import os
+import sys
+from collections.abc import Callable
+
+import torch
+
+
+class UserError(Exception):
+    """A user's mistake or an unusable input: shown as one line, exit code 2."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line of at most 160 characters."""
+    return (str(error) or type(error).__name__).splitlines()[0][:160]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch's CPU allocator says so by a plain RuntimeError."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return "allocate memory" in str(error)
+
+
+def run_main(work: Callable[[], int]) -> int:
+    """Runs a script's work and returns its exit code.
+
+    A UserError, and memory that runs out, become one line on stderr and exit code 2; Ctrl-C a word
+    and 130.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a path may hold what no encoding knows
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = work()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader has gone (`| head`): no reason to complain
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python flushes it again at its end)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except UserError as error:
+        complaint = " ".join(str(error).splitlines())
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        complaint = "out of memory: ask for fewer prompts or documents, or a smaller model"
+    print("error:", complaint, file=sys.stderr)
+    return 2

@@ -1,0 +1,73 @@
+"""Hooks: to see and to change activations, one call at a time.
+
+A hook is `fn(activation, name)`; it returns the activation to go on with. Hooks are handed to one
+call and passed down with it. Nothing is stored in the model, so nothing can stay behind.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from minifunc.support.checks import check_hook_names
+
+Hook = Callable[[Tensor, str], Tensor]
+
+
+class Hooks:
+    """What one call sees or changes. `hooks(activation, name)` returns what to go on with."""
+
+    def __init__(self, functions: Mapping[str, Hook] | None = None) -> None:
+        self.functions = dict(functions or {})
+
+    def __call__(self, activation: Tensor, name: str) -> Tensor:
+        function = self.functions.get(name)
+        return activation if function is None else function(activation, name)
+
+    def wants(self, *names: str) -> bool:
+        return any(name in self.functions for name in names)
+
+
+class Hooked(nn.Module):
+    """A model with hook points: its forward takes tokens, positions and `Hooks`."""
+
+    def hook_names(self) -> list[str]:
+        """Every hook point, in the order in which a forward pass meets them."""
+        raise NotImplementedError
+
+    def run_with_hooks(
+        self, tokens: Tensor, hooks: Mapping[str, Hook], positions: Tensor | None = None
+    ) -> Tensor:
+        """Logits of a run in which each named activation is replaced by what its function returns.
+
+        >>> import torch; from minifunc import ModelConfig, Transformer
+        >>> model, tokens = Transformer(ModelConfig(d_vocab=9)), torch.tensor([[1, 2, 3]])
+        >>> def without_head_2(z, name):  # [batch, pos, head, d_head]
+        ...     return torch.cat([z[:, :, :2], 0 * z[:, :, 2:3], z[:, :, 3:]], dim=2)
+        >>> logits = model.run_with_hooks(tokens, {"blocks.1.attn.hook_z": without_head_2})
+        >>> logits.shape, torch.equal(logits, model(tokens))
+        (torch.Size([1, 3, 9]), False)
+        """
+        check_hook_names(hooks, self.hook_names())
+        return self(tokens, positions, Hooks(hooks))
+
+    def run_with_cache(
+        self, tokens: Tensor, names: Sequence[str] | None = None, positions: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits, and the activations of the run at `names` (default: at every hook point).
+
+        >>> import torch; from minifunc import ModelConfig, Transformer
+        >>> model, tokens = Transformer(ModelConfig(d_vocab=9)), torch.tensor([[1, 2, 3]])
+        >>> logits, cache = model.run_with_cache(tokens)
+        >>> cache["blocks.0.attn.hook_pattern"].sum(-1).shape  # adds up to one at each query
+        torch.Size([1, 4, 3])
+        """
+        names = self.hook_names() if names is None else names
+        check_hook_names(names, self.hook_names())
+        cache: dict[str, Tensor] = {}
+
+        def store(activation: Tensor, name: str) -> Tensor:
+            cache[name] = activation
+            return activation
+
+        logits = self(tokens, positions, Hooks(dict.fromkeys(names, store)))
+        return logits, cache

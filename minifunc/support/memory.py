@@ -1,0 +1,84 @@
+"""How much work fits into memory at once. It sets the size of chunks, never the results.
+
+One half of the budget is for the cached runs of the prompts, the other for the rows of pass 2: one
+sender on one prompt each. On a CPU fewer rows are taken, since those that stay near its caches go
+through faster.
+"""
+
+import torch
+
+from minifunc.model import Transformer
+
+GIB = 2**30
+CPU_ROWS = 2**26  # bytes of rows that a CPU takes at once
+
+
+class MemoryBudget:
+    """Cuts prompts and senders into ranges that fit.
+
+    gib: what may be used beside the weights (default: 2, on CUDA a quarter of what is free). Raises
+    ValueError where not a single row would fit.
+    """
+
+    def __init__(self, model: Transformer, n_pos: int, gib: float | None = None) -> None:
+        self.model, self.n_pos = model, n_pos
+        self.on_cpu = model.device.type == "cpu"
+        if gib is None:
+            gib = 2.0 if model.device.type != "cuda" else _free_on(model.device) / 4
+        if not 0 < gib < 2**20:
+            raise ValueError(f"max_memory must be a positive number of GiB, not {gib}")
+        self.bytes = gib * GIB
+        needed = self.row_bytes(n_pos) + self.cache_bytes()
+        if self.bytes < needed:
+            one = f"too small for one row, which needs {needed / GIB:.3g} GiB"
+            raise ValueError(
+                f"max_memory of {gib:.3g} GiB is {one}: ask for more, or use shorter prompts"
+            )
+        if self.on_cpu:
+            _keep_freed_memory()
+
+    def cache_bytes(self) -> int:
+        """What the cached runs of one prompt take."""
+        cfg = self.model.cfg
+        streams = (4 * cfg.n_layers + 3) * cfg.d_model
+        heads = 5 * cfg.n_layers * cfg.n_heads * cfg.d_head
+        numbers = self.n_pos * (streams + heads) + 2 * cfg.d_vocab
+        return numbers * self.model.dtype.itemsize
+
+    def row_bytes(self, n_pos: int) -> int:
+        """What one row of n_pos positions takes at the widest moment of pass 2."""
+        cfg = self.model.cfg
+        wide = 8 * cfg.d_model + 8 * cfg.n_heads * cfg.d_head + 2 * cfg.d_mlp * cfg.has_mlp
+        numbers = n_pos * (wide + 3 * n_pos) + 2 * cfg.d_vocab
+        return numbers * self.model.dtype.itemsize
+
+    def keeps(self, n_prompts: int) -> bool:
+        """Whether the cached runs of so many prompts fit, all at once."""
+        return n_prompts * self.cache_bytes() <= self.bytes / 2
+
+    def prompt_ranges(self, prompts: range) -> list[slice]:
+        """The prompts in chunks: their cached runs fit, and so does one row for each of them."""
+        in_cache = int(self.bytes / 2 // self.cache_bytes())
+        if not self.keeps(len(prompts)):
+            in_cache //= 2  # while a chunk is made anew, the one before it is still there
+        size = max(1, min(len(prompts), in_cache, self._rows(self.n_pos)))
+        return [slice(i, min(i + size, prompts.stop)) for i in prompts[::size]]
+
+    def row_ranges(self, n_senders: int, n_prompts: int, n_pos: int) -> list[slice]:
+        """The senders in chunks, of which each stands for n_prompts rows of n_pos positions."""
+        size = max(1, self._rows(n_pos) // n_prompts)
+        return [slice(i, i + size) for i in range(0, n_senders, size)]
+
+    def _rows(self, n_pos: int) -> int:
+        budget = min(self.bytes / 2, CPU_ROWS) if self.on_cpu else self.bytes / 2
+        return int(budget // self.row_bytes(n_pos)) or 1
+
+
+def _free_on(device: torch.device) -> float:
+    """GiB that are free on a CUDA device."""
+    return torch.cuda.mem_get_info(device)[0] / GIB
+
+
+def _keep_freed_memory() -> None:
+    """Freeing one large block makes glibc keep freed memory, for the next tensor."""
+    torch.empty(31 * 2**20, dtype=torch.uint8)

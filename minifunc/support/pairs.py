@@ -1,0 +1,148 @@
+"""The two runs that path patching compares, cached in chunks of prompts that fit into memory.
+
+Base and contrast prompts are paired. They are scored by F = logit(base answer) - logit(contrast
+answer) at the last position. Under torchrun each process runs its own part of the prompts.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minifunc.model import Transformer
+from minifunc.support.checks import check_pairs, check_positions, check_source
+from minifunc.support.memory import MemoryBudget
+from minifunc.support.processes import all_sum, own_range
+
+
+@dataclass(frozen=True)
+class CachedRuns:
+    """Both runs on some of the prompts, as far as a sweep needs them; p = prompts in here.
+
+    contrast, base: activations by hook point, [p, pos, …]. In the last block those that follow
+    attention, and q, are there at the last position alone: nothing else reaches the answer.
+    """
+
+    prompts: slice
+    contrast: Mapping[str, Tensor]
+    base: Mapping[str, Tensor]
+
+    @property
+    def n_prompts(self) -> int:
+        return int(self.prompts.stop - self.prompts.start)
+
+    def stream(self, stage: int) -> Tensor:
+        """The contrast run's residual stream at a stage (`patching.py`), [p, pos, d_model]."""
+        layer, after_attention = divmod(stage, 2)
+        name = f"blocks.{layer}.hook_resid_{'mid' if after_attention else 'pre'}"
+        end = f"blocks.{layer - 1}.hook_resid_post"
+        return self.contrast[name if name in self.contrast else end]
+
+
+class PairedRuns:
+    """Paired prompts of one model, and their runs. The arguments are those of `PathPatcher`.
+
+    sent: the hook points at which senders write, from below up. F_base, F_contrast [n_prompts]
+    float64, in logits; F_range is the difference of their means.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        base_tokens: Tensor,
+        contrast_tokens: Tensor,
+        base_answers: Tensor,
+        contrast_answers: Tensor,
+        max_memory: float | None = None,
+    ) -> None:
+        check_pairs(base_tokens, contrast_tokens, base_answers, contrast_answers)
+        self.model, self.cfg, device = model, model.cfg, model.device
+        self.base_tokens, self.contrast_tokens = base_tokens.to(device), contrast_tokens.to(device)
+        self.answers = torch.stack([base_answers, contrast_answers], dim=1).to(device)
+        self.n_prompts, self.n_pos = base_tokens.shape
+        self.last = torch.tensor([self.n_pos - 1], device=device)
+        self.sent = ["hook_embed"]
+        for layer in range(self.cfg.n_layers):
+            self.sent += [f"blocks.{layer}.attn.hook_z"]
+            self.sent += [f"blocks.{layer}.hook_mlp_out"] * self.cfg.has_mlp
+        self.budget = MemoryBudget(model, self.n_pos, max_memory)
+        self.F_base = torch.zeros(self.n_prompts, dtype=torch.float64, device=device)
+        self.F_contrast = self.F_base.clone()
+        self._kept: list[CachedRuns] = []
+        keeps = self.budget.keeps(len(own_range(self.n_prompts)))
+        for runs in self._run_both():
+            self._kept += [runs] * keeps
+        all_sum(self.F_base, self.F_contrast)
+        self.F_range = float(self.F_contrast.mean() - self.F_base.mean())
+
+    def cached_runs(self) -> Iterable[CachedRuns]:
+        """Both runs, in chunks of prompts: kept where all fit the budget, else made anew."""
+        return self._kept or self._run_both()
+
+    @torch.no_grad()
+    def _run_both(self) -> Iterator[CachedRuns]:
+        """Runs both prompts of some pairs at a time; keeps what a sweep needs, and notes F."""
+        needed = list(self.sent)
+        for layer in range(self.cfg.n_layers):
+            needed += [f"blocks.{layer}.hook_resid_pre", f"blocks.{layer}.hook_resid_mid"]
+            needed += [f"blocks.{layer}.attn.hook_{name}" for name in ("rot_q", "rot_k", "v")]
+        needed += [f"blocks.{self.cfg.n_layers - 1}.hook_resid_post"]
+        for prompts in self.budget.prompt_ranges(own_range(self.n_prompts)):
+            base_logits, base = self._run(self.base_tokens[prompts], self.sent)
+            contrast_logits, contrast = self._run(self.contrast_tokens[prompts], needed)
+            self.F_base[prompts] = self.score(base_logits, prompts)
+            self.F_contrast[prompts] = self.score(contrast_logits, prompts)
+            yield CachedRuns(prompts, contrast, base)
+
+    def _run(self, tokens: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits at the last position, [p, d_vocab], and activations."""
+        logits, cache = self.model.run_with_cache(tokens.to(self.model.device), names, self.last)
+        return logits[:, -1], cache
+
+    def score(self, logits: Tensor, prompts: slice) -> Tensor:
+        """F = logit(base answer) - logit(contrast answer) of logits [..., p, d_vocab]: [..., p], in
+        float64, since it is a small difference of large numbers."""
+        answers = self.answers[prompts].expand(*logits.shape[:-1], 2)
+        picked = logits.gather(-1, answers).double()
+        return picked[..., 0] - picked[..., 1]
+
+    def changes(
+        self, runs: CachedRuns, n_pos: int, source: str | Tensor, positions: Sequence[int] | None
+    ) -> dict[str, Tensor]:
+        """What senders change where they write, by hook point: source - contrast at the last n_pos
+        positions, [p, pos, …]; zero but at `positions` (None: all). source: as in `sweep_each`."""
+        check_source(source, self.contrast_tokens)
+        sent = runs.base
+        if isinstance(source, Tensor):
+            _, sent = self._run(source[runs.prompts], self.sent)
+        elif source == "zero":
+            sent = {name: torch.zeros_like(runs.contrast[name]) for name in self.sent}
+        elif source == "mean":
+            sent = self._mean_of_base
+        changes = {}
+        for name in self.sent:
+            change = sent[name][:, -n_pos:] - runs.contrast[name][:, -n_pos:]
+            chosen = self.mask(positions)[-change.shape[1] :]  # [pos, 1]
+            changes[name] = change * (chosen if change.ndim == 3 else chosen[..., None])
+        return changes
+
+    @functools.cached_property
+    def _mean_of_base(self) -> dict[str, Tensor]:
+        """Mean over the base prompts of all that senders write, by hook point: [1, pos, …]."""
+        total: dict[str, Tensor] = {}
+        for prompts in self.budget.prompt_ranges(range(self.n_prompts)):
+            _, cache = self._run(self.base_tokens[prompts], self.sent)
+            for name, x in cache.items():
+                part = x.sum(0, keepdim=True, dtype=torch.float64)
+                total[name] = total[name] + part if name in total else part
+        return {name: (x / self.n_prompts).to(self.model.dtype) for name, x in total.items()}
+
+    def mask(self, positions: Sequence[int] | None) -> Tensor:
+        """[pos, 1] bool: true at the positions (None: everywhere)."""
+        chosen = torch.full([self.n_pos, 1], positions is None)
+        if positions is not None:
+            check_positions(positions, self.n_pos)
+            chosen[list(positions)] = True
+        return chosen.to(self.model.device)
