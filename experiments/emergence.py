@@ -242,15 +242,7 @@ def event_lines(seeds: Sequence[Rows]) -> list[str]:
 
 
 EXPERIMENT = Experiment(
-    "emergence",
-    __doc__,
-    ("default",),
-    make,
-    measure,
-    rows,
-    table,
-    seeds=SNAPSHOT_SEEDS,
-    steps=train.TrainConfig.steps,
+    "emergence", __doc__, ("default",), make, measure, rows, table, seeds=SNAPSHOT_SEEDS
 )
 
 if __name__ == "__main__":
