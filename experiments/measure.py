@@ -1,13 +1,12 @@
 """What is measured on a trained model: accuracy, wrong answers, the grid of cells, the circuit."""
 
 import torch
-from minifunc.faithfulness import CircuitScores
 from torch import Tensor
 
 import tasks
 import train
 from experiments.runs import Row, Run, provenance
-from minifunc.ablation import Ablator
+from minifunc.ablation import Ablator, CircuitScores
 from minifunc.circuit import Criteria, discover, heads_of, parse
 from minifunc.model import Transformer
 from minifunc.patching import PathPatcher
