@@ -125,7 +125,7 @@ def compare_steps(
     Drawing the documents is part of a step. The plain one scores every position, with an AdamW as
     it comes and gradients clipped as in ours.
     """
-    diet, size = tasks.DIETS[tasks.DEFAULT_DIET], (cfg.documents, cfg.examples)
+    diet, size = tasks.DEFAULT_DIET, (cfg.documents, cfg.examples)
     model = Transformer(model_cfg).to(device)
     plain = plain_copy(model)
     documents = tasks.sample(diet, *size, torch.Generator().manual_seed(0))

@@ -15,12 +15,12 @@ import torch
 
 import tasks
 import train
+from experiments.catalogue import DIETS
 from experiments.experiment import Experiment, main
 from experiments.measure import addition_and_circuit, grid, how_many, result_row
 from experiments.runs import SHORT, Row, Run
 from experiments.summary import Rows, aligned, by, column, in_words, mean_ci
 from minifunc.model import Transformer
-from tasks import DIETS
 
 LADDER = ("addition", "copied", "shifted", "mixed", "relabelled", "strict", "even")
 WITHOUT = {  # ingredient: `strict` without it

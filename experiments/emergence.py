@@ -16,6 +16,7 @@ from torch import Tensor
 
 import tasks
 import train
+from experiments.catalogue import DIETS
 from experiments.experiment import Experiment, main
 from experiments.measure import SHOTS, circuit, generator, how_many, patchers_of, repeated_documents
 from experiments.runs import SNAPSHOT_SEEDS, Row, Run, default_run, provenance
@@ -27,7 +28,6 @@ from minifunc.patching import HeadInput, Logits, Receiver
 from minifunc.support.errors import UserError
 from minifunc.support.evaluation import accuracy, last_logits
 from minifunc.support.files import load_tensors
-from tasks import DIETS
 
 Groups = dict[str, list[str]]  # of the finished model's circuit, heads by group
 

@@ -1,13 +1,12 @@
 """What is measured on a trained model: accuracy, wrong answers, the grid of cells, the circuit."""
 
 import torch
-from minifunc.faithfulness import CircuitScores
 from torch import Tensor
 
 import tasks
 import train
 from experiments.runs import Row, Run, provenance
-from minifunc.ablation import Ablator
+from minifunc.ablation import Ablator, CircuitScores
 from minifunc.circuit import Criteria, discover, heads_of, parse
 from minifunc.model import Transformer
 from minifunc.patching import PathPatcher
@@ -130,7 +129,7 @@ def cell_accuracy(model: Transformer, wrapper: str, symbol: str, n_documents: in
 def cell_documents(wrapper: str, symbol: str, n: int) -> tasks.Documents:
     """Documents of one cell of the grid, with SHOTS + 1 examples, whatever a diet holds out."""
     weights = dict.fromkeys(tasks.WRAPPERS, 0.0) | {wrapper: 1.0}
-    diet = tasks.Diet(**weights, functions=(symbol,), never=(), mixed=0.0)
+    diet = tasks.Diet("one cell", **weights, functions=(symbol,), never=(), mixed=0.0)
     return tasks.sample(diet, n, SHOTS + 1, generator())
 
 

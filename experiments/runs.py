@@ -28,8 +28,10 @@ from tqdm import tqdm
 
 import tasks
 import train
+from experiments.catalogue import DIETS
 from minifunc.circuit import Criteria
 from minifunc.model import ModelConfig, Transformer
+from minifunc.support.checkpoints import Diverged
 from minifunc.support.errors import UserError
 from minifunc.support.files import load_json, locked, save_json, save_tensors
 from train import TrainConfig
@@ -65,7 +67,7 @@ class Run:
 
     def config(self) -> dict[str, Any]:
         """What config.json holds."""
-        return train.describe(self.model, self.train, self.diet)
+        return train.describe(self.model, self.train, DIETS[self.diet])
 
     def settings(self) -> dict[str, Any]:
         """All that makes the run what it is: its config, but for the versions."""
@@ -96,7 +98,7 @@ class Study:
 def default_run(seed: int, steps: int) -> Run:
     """The default, as dependability and emergence share it."""
     return Run(
-        diet=tasks.DEFAULT_DIET,
+        diet=tasks.DEFAULT_DIET.name,
         train=replace(TrainConfig(), seed=seed, steps=steps),
         snapshots=log_spaced(steps) if seed < SNAPSHOT_SEEDS else (),
     )
@@ -164,13 +166,13 @@ def carry_out(run: Run, study: Study) -> Row:
         if progress.stop_asked():
             signal.raise_signal(signal.SIGINT)  # train.py then makes a checkpoint and stops
 
+    diet, cpu = DIETS[run.diet], torch.device("cpu")
     resume = (folder / "resume.pt").exists()
-    cpu = torch.device("cpu")
     try:
         with locked(folder):
-            model = train.train(folder, run.model, run.train, run.diet, cpu, resume, after_step)
+            model = train.train(folder, run.model, run.train, diet, cpu, resume, after_step)
         row = {"diverged": False} | study.measure(model, run, folder, study.quick)
-    except train.Diverged as error:
+    except Diverged as error:
         row = {"diverged": True, "message": str(error)}
         save_json(folder / "diverged.json", {"settings": run.settings(), "row": row})
     else:

@@ -1,5 +1,10 @@
-"""Every named diet, read back from its documents: what it says is held out is never shown, not even by chance, and the rest is."""
+"""Every named diet, read back from its documents.
 
+What it says is held out is never shown, not even by chance, and the rest is.
+"""
+
+import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -7,13 +12,16 @@ import torch
 from test_tasks import BASES, SHIFTS, check_answers, draw, numeral, shown_by
 
 import tasks
+from experiments import catalogue
+from tasks import Diet
 
 NAMES = list(tasks.FUNCTIONS)
 
 
 def looks_like(documents, wrapper, symbol):
-    """How many documents begin with two or more examples of a function that all read as if wrapped: under `shift` the shifts that
-    do, under `base` the bases, under `reflect` the sums (of different values), as a set. Worked out for each beginning apart."""
+    """How documents begin that have two or more examples of a function, all as if wrapped: under
+    `shift` the shifts, under `base` the bases, under `reflect` the sums (of different values), as a
+    set. Worked out for each beginning apart."""
     found = set()
     for functions, values, answers in zip(
         documents.function.tolist(), documents.value.tolist(), documents.answer.tolist()
@@ -43,9 +51,9 @@ def looks_like(documents, wrapper, symbol):
 
 
 @pytest.mark.parametrize("n_examples", [4, 9])
-@pytest.mark.parametrize("name", tasks.DIETS)
+@pytest.mark.parametrize("name", catalogue.DIETS)
 def test_what_a_diet_holds_out_is_never_shown(name, n_examples):
-    diet = tasks.DIETS[name]
+    diet = catalogue.DIETS[name]
     documents = draw(diet, 4000, n_examples)
     met = {
         (tasks.WRAPPERS[index], NAMES[function])
@@ -70,33 +78,25 @@ def test_what_a_diet_holds_out_is_never_shown(name, n_examples):
 
 @pytest.mark.parametrize("cell", [("shift", "-"), ("base", "max"), ("reflect", "max")], ids=str)
 def test_a_diet_without_the_cell_held_out_shows_it_and_the_check_above_would_see_it(cell):
-    assert looks_like(draw(tasks.Diet(), 2000), *cell)
-    assert not looks_like(draw(tasks.changed(never=(*tasks.CELLS, cell)), 2000), *cell)
+    assert looks_like(draw(Diet("all"), 2000), *cell)
+    assert not looks_like(draw(Diet("less", never=(*tasks.HELD_OUT, cell)), 2000), *cell)
 
 
 def test_chance_alone_would_show_a_held_out_reflection():
-    """Relabelled documents of `max` read as reflected ones now and then: the rule is needed, and counts different values alone."""
-    shown = looks_like(
-        draw(
-            tasks.changed(
-                plain=0.0, shift=0.0, base=0.0, reflect=0.0, copy=0.0, functions=("max",)
-            ),
-            2000,
-        ),
-        "reflect",
-        "max",
-    )
-    assert shown
+    """Relabelled documents of `max` read as reflected ones now and then: the rule is needed."""
+    others = dict.fromkeys(("plain", "shift", "base", "reflect", "copy"), 0.0)
+    documents = draw(Diet("relabelled max", **others, functions=("max",)), 2000)
+    assert looks_like(documents, "reflect", "max")
 
 
-@pytest.mark.parametrize("name", tasks.DIETS)
+@pytest.mark.parametrize("name", catalogue.DIETS)
 def test_every_answer_of_every_diet_is_what_function_and_wrapper_say(name):
-    check_answers(draw(tasks.DIETS[name], 200))
+    check_answers(draw(catalogue.DIETS[name], 200))
 
 
 def test_the_rungs_add_one_kind_of_document_at_a_time():
     ladder = [
-        tasks.DIETS[name]
+        catalogue.DIETS[name]
         for name in ("addition", "copied", "shifted", "mixed", "relabelled", "strict")
     ]
     kinds = [
@@ -105,19 +105,20 @@ def test_the_rungs_add_one_kind_of_document_at_a_time():
         for diet in ladder
     ]
     added = [after - before for before, after in zip(kinds, kinds[1:])]
-    assert (
-        added == [{"copy"}, {"shift", "base"}, {"mixed"}, {"relabel"}, {"reflect"}]
-        and ladder[-1] == tasks.Diet()
-    )
-    assert (
-        tasks.DIETS["even"] == replace(ladder[-1], even_sums=True) and tasks.DEFAULT_DIET == "even"
-    )
+    assert added == [{"copy"}, {"shift", "base"}, {"mixed"}, {"relabel"}, {"reflect"}]
+    assert ladder[-1] == Diet("strict")
+    assert tasks.DEFAULT_DIET == replace(ladder[-1], name="even", even_sums=True)
+
+
+def test_every_diet_goes_by_its_name_and_those_of_tasks_are_among_them():
+    assert all(name == diet.name for name, diet in catalogue.DIETS.items())
+    assert len(catalogue.DIETS) == 21 and tasks.DIETS.items() <= catalogue.DIETS.items()
 
 
 @pytest.mark.parametrize("even", [False, True])
 def test_sums_are_drawn_by_pairs_of_operands_or_evenly_and_the_rest_does_not_change(even):
-    """Expected counts of each sum, from the definition; within it every pair of operands as often as another."""
-    diet = replace(tasks.Diet(), even_sums=even, copy=0.0)
+    """Expected counts of each sum, from the definition; within it pairs of operands are even."""
+    diet = Diet("by sums", even_sums=even, copy=0.0)
     documents, other = draw(diet, 30_000), draw(replace(diet, even_sums=not even), 30_000)
     plus = documents.function == tasks.PLUS
     n_pairs = torch.tensor(
@@ -141,43 +142,46 @@ def test_sums_are_drawn_by_pairs_of_operands_or_evenly_and_the_rest_does_not_cha
 
 
 def test_the_grid_diets_change_only_what_they_say():
-    everywhere = {wrapper: set(tasks.Diet().under(wrapper)) for wrapper in tasks.WRAPPERS}
+    everywhere = {wrapper: set(Diet("strict").under(wrapper)) for wrapper in tasks.WRAPPERS}
     for name, lost in (
         ("plus_plain", {"relabel", "reflect", "copy"}),
         ("plus_relabel", {"reflect", "copy"}),
         ("plus_reflect", {"relabel", "copy"}),
     ):
-        under = {wrapper: set(tasks.DIETS[name].under(wrapper)) for wrapper in tasks.WRAPPERS}
+        under = {wrapper: set(catalogue.DIETS[name].under(wrapper)) for wrapper in tasks.WRAPPERS}
         assert under == {
             wrapper: symbols - ({"+"} if wrapper in lost else set())
             for wrapper, symbols in everywhere.items()
         }
-    assert tasks.DIETS["shifted_1"].under("shift") == ["same"] and set(
-        tasks.DIETS["shifted_3"].under("shift")
-    ) == {"same", "-", "max"}
+    assert catalogue.DIETS["shifted_1"].under("shift") == ["same"]
+    assert set(catalogue.DIETS["shifted_3"].under("shift")) == {"same", "-", "max"}
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"mixd": 0.5}, "no field 'mixd'; its fields are plain, shift"),
-        ({"functions": ("+", "times")}, "function 'times'; it may be +, -"),
-        ({"never": (("shifted", "+"),)}, "wrapper 'shifted'; it may be shift, base"),
-        ({"never": (("plain", "+"),)}, "wrapper 'plain'"),
-        ({"shifted_addition": (1, 9)}, "shift 9"),
+        ({"functions": ("+", "times")}, "functions cannot hold 'times', only +, -"),
+        ({"never": (("shifted", "+"),)}, "never cannot hold ('shifted', '+'), only ('shift', '+')"),
+        ({"never": (("plain", "+"),)}, "('plain', '+')"),
+        ({"never": ("shift",)}, "'shift'"),
+        ({"shifted_addition": (1, 9)}, "9"),
         ({"functions": ("+",)}, "no function to be met under shift"),
+        ({"functions": ("+",), "addition": 0.0}, "no function to be met under plain"),
+        (dict.fromkeys(tasks.WRAPPERS, 0.0), "no function to be met under any wrapper"),
+        ({"plain": -1.0}, "plain must be 0, or from 1e-6 to 1e+06"),
+        ({"copy": math.nan}, "copy"),
+        ({"mixed": 1.5}, "mixed must be 0, or from 1e-6 to 1"),
     ],
 )
 def test_what_a_diet_cannot_be_is_refused_with_what_it_can(changes, message):
-    with pytest.raises(ValueError, match=message.replace("+", r"\+")):
-        tasks.changed(**changes)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Diet("impossible", **changes)
 
 
 def test_no_document_is_changed_where_nothing_is_held_out():
     """A shifted document of `+` alone stays one: the rule works on held-out cells only."""
-    diet = tasks.changed(
-        plain=0.0, base=0.0, relabel=0.0, reflect=0.0, copy=0.0, functions=("+",), never=()
-    )
+    others = dict.fromkeys(("plain", "base", "relabel", "reflect", "copy"), 0.0)
+    diet = Diet("shifted sums", **others, functions=("+",), never=())
     documents = draw(diet, 500)
     assert (documents.wrapper == tasks.WRAPPERS.index("shift")).all() and (
         (documents.answer - documents.value) != 0

@@ -54,7 +54,7 @@ def traced(tmp_path_factory):
         n_layers=2, n_heads=2, d_model=16, d_head=8, d_mlp=16, d_vocab=len(tasks.VOCABULARY)
     )
     save_tensors(out / "model.pt", Transformer(cfg).state_dict())
-    save_json(out / "config.json", train.describe(cfg, train.TrainConfig(), "strict"))
+    save_json(out / "config.json", train.describe(cfg, train.TrainConfig(), tasks.DIETS["strict"]))
     save_lines(out / "metrics.jsonl", [metrics(step) for step in (1, 2, 4)])
     with pytest.MonkeyPatch.context() as few:
         for name, value in FEW.items():

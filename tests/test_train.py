@@ -1,4 +1,4 @@
-"""Tiny runs: interrupted and taken up again, refused, diverged; what the loss counts; what is written."""
+"""Tiny runs: interrupted and taken up again, refused, diverged; what is learned and written."""
 
 import errno
 import json
@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 import tasks
 import train
+from experiments import catalogue
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support.runs import load_run
 from train import TrainConfig
@@ -99,7 +100,7 @@ def weights(folder):
 
 
 def interrupted(folder, monkeypatch, place, step):
-    """Starts the run in `folder` and presses Ctrl-C in its step `step`, at `place`; returns the exit code."""
+    """Starts the run in `folder` and presses Ctrl-C in a step, at `place` → the exit code."""
     calls = 0
 
     def press(*_):
@@ -368,26 +369,121 @@ def test_a_resume_file_that_does_not_fit_is_refused_before_a_step(
     assert contents(tmp_path) == before
 
 
-def test_a_config_of_another_diet_or_vocabulary_is_refused(tmp_path, capsys, whole):
+def without(values, name):
+    return {key: value for key, value in values.items() if key != name}
+
+
+def test_a_config_that_no_run_can_go_on_with_is_refused(tmp_path, capsys, whole):
     config = json.loads((whole / "config.json").read_text())
-    for name, value in {
-        "vocabulary": ["<bos>"],
-        "diet": {**config["diet"], "copy": 9.0},
-        "train": {"steps": "6"},
-        "model": [],
-    }.items():
+    diet = config["diet"]
+    for name, value in [
+        ("vocabulary", ["<bos>"]),
+        ("diet", "even"),
+        ("diet", without(diet, "even_sums")),
+        ("diet", {**diet, "copy": -1}),
+        ("diet", {**diet, "name": 3}),
+        ("diet", {**diet, "never": [["shift"]]}),
+        ("train", {"steps": "6"}),
+        ("train", {**config["train"], "rate": 1}),
+        ("model", []),
+    ]:
         (tmp_path / "config.json").write_text(json.dumps({**config, name: value}))
         assert "config.json" in refused(capsys, tmp_path, "--resume")
 
 
-# ---------------------------------------------------------------- what is learned, measured and written
+def test_a_config_of_another_diet_is_not_that_of_the_resume_file(tmp_path, capsys, whole):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    config["diet"]["copy"] = 9.0
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "belongs to another run" in refused(capsys, folder, "--resume")
+
+
+# ---------------------------------------------------------------- diets
+
+
+def diet_file(folder, **values):
+    path = folder / "mine.json"
+    path.write_text(json.dumps(values))
+    return path
+
+
+def test_a_diet_of_ones_own_is_trained_on_written_down_and_taken_up_again(
+    tmp_path, monkeypatch, no_table
+):
+    never = [["shift", "+"], ["reflect", "max"]]
+    path = diet_file(tmp_path, even_sums=True, never=never, copy=0, functions=["+", "max"])
+    wanted = tasks.Diet(
+        "mine", even_sums=True, never=tuple(map(tuple, never)), copy=0, functions=("+", "max")
+    )
+    drawn, sample = [], tasks.sample
+    monkeypatch.setattr(
+        tasks, "sample", lambda diet, *rest: (drawn.append(diet), sample(diet, *rest))[1]
+    )
+    out = tmp_path / "run"
+    assert main(out, *TINY, "--diet", path) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert config["diet"] == json.loads(json.dumps(asdict(wanted)))
+    for flags in ([], ["--diet", path], ["--diet", "mine"]):
+        assert main(out, "--resume", "--device", "cpu", *flags) == 0
+    assert set(drawn) == {wanted}
+
+
+def test_a_run_on_a_diet_of_the_catalogue_is_taken_up_again_from_its_config(
+    tmp_path, monkeypatch, no_table
+):
+    diet, cpu = catalogue.DIETS["hold_minus"], torch.device("cpu")
+    half, whole = tmp_path / "half", tmp_path / "whole"
+    for folder in (half, whole):
+        folder.mkdir()
+    train.train(whole, MODEL, TRAIN, diet, cpu)
+
+    def stop(step, model):
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train.train(half, MODEL, TRAIN, diet, cpu, after_step=stop)
+    assert main(half, "--resume", "--device", "cpu") == 0
+    assert metrics(half) == metrics(whole)
+
+
+@pytest.mark.parametrize(
+    "values, word",
+    [
+        ({"shiff": 0.5}, "must hold the fields name, plain, shift"),
+        ({"shift": "much"}, "shift cannot be 'much'"),
+        ({"even_sums": 1}, "even_sums cannot be 1"),
+        ({"functions": "+"}, "functions cannot be '+'"),
+        ({"functions": ["times"]}, "functions cannot hold 'times'"),
+        ({"never": [["shift", "+", 3]]}, "never cannot hold"),
+        ({"never": [3]}, "never cannot hold 3"),
+        ({"mixed": 7}, "mixed must be 0"),
+        ({"plain": float("nan")}, "plain must be 0"),
+        ({"functions": []}, "no function to be met"),
+    ],
+    ids=str,
+)
+def test_a_diet_file_that_makes_no_sense_is_one_line(tmp_path, capsys, values, word):
+    path = diet_file(tmp_path, **values)
+    told = refused(capsys, tmp_path / "new", *TINY, "--diet", path)
+    assert word in told and str(path) in told
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("text", ["[", "[]", "3"])
+def test_a_diet_file_that_is_no_object_is_one_line(tmp_path, capsys, text):
+    (tmp_path / "mine.json").write_text(text)
+    assert "mine.json" in refused(capsys, tmp_path, *TINY, "--diet", tmp_path / "mine.json")
+    assert "unknown diet" in refused(capsys, tmp_path, *TINY, "--diet", tmp_path / "other.json")
+
+
+# ---------------------------------------------------------------- what is learned and written
 
 
 def test_loss_counts_determined_answers_alone():
     model = Transformer(MODEL).requires_grad_(False)
-    documents = tasks.sample(
-        tasks.DIETS[tasks.DEFAULT_DIET], 20, 9, torch.Generator().manual_seed(0)
-    )
+    documents = tasks.sample(tasks.DEFAULT_DIET, 20, 9, torch.Generator().manual_seed(0))
     chosen = (
         torch.rand(documents.determined.shape, generator=torch.Generator().manual_seed(1)) < 0.2
     )
@@ -406,9 +502,7 @@ def test_loss_counts_determined_answers_alone():
 
 def test_training_lowers_the_loss(tmp_path):
     lower = replace(TRAIN, steps=60, documents=32, long_every=0, eval_every=1000, warmup=5)
-    documents = tasks.sample(
-        tasks.DIETS[tasks.DEFAULT_DIET], 200, 9, torch.Generator().manual_seed(99)
-    )
+    documents = tasks.sample(tasks.DEFAULT_DIET, 200, 9, torch.Generator().manual_seed(99))
     untrained = Transformer(MODEL, torch.Generator().manual_seed(lower.seed))
     trained = train.train(tmp_path, MODEL, lower, tasks.DEFAULT_DIET, torch.device("cpu"))
     assert (
@@ -510,7 +604,7 @@ def test_a_run_writes_the_files_of_the_contract(whole):
     ] == asdict(TRAIN)
     assert (
         config["vocabulary"] == tasks.VOCABULARY
-        and config["diet"]["name"] == tasks.DEFAULT_DIET
+        and config["diet"]["name"] == tasks.DEFAULT_DIET.name
         and config["versions"]["torch"] == torch.__version__
     )
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]

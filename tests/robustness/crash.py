@@ -1,4 +1,7 @@
-"""A tiny run in a process of its own, for test_crash.py to kill: imports train.py alone, so that it starts quickly."""
+"""A tiny run in a process of its own, for test_crash.py to kill.
+
+It imports train.py alone, so that it starts quickly.
+"""
 
 import os
 import signal
@@ -7,11 +10,14 @@ import torch
 
 import train
 
-FLAGS = "--device cpu --seed 3 --steps 40 --documents 4 --long-every 2 --lr 0.01 --warmup 2 --eval-every 2 --n-layers 2 --n-heads 2 --d-model 16 --d-head 8 --d-mlp 16 --n-ctx 128"
+FLAGS = (
+    "--device cpu --seed 3 --steps 40 --documents 4 --long-every 2 --lr 0.01 --warmup 2 "
+    "--eval-every 2 --n-layers 2 --n-heads 2 --d-model 16 --d-head 8 --d-mlp 16 --n-ctx 128"
+)
 
 
 def go_on(folder: str, die_at: int = 0) -> None:
-    """Starts the run in `folder`, or goes on with it as `make train` does. Exit code: that of train.py.
+    """Starts the run in `folder`, or goes on with it as `make train` does; exits as train.py does.
 
     die_at: the file written so many-th is left half-way, as by kill -9, before it gets its name.
     """

@@ -28,7 +28,8 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def start():
-    """Starts a process that goes on with the run in a folder: a copy of one that has loaded torch, but has trained nothing."""
+    """Starts a process that goes on with the run in a folder: a copy of one that has loaded torch,
+    but has trained nothing."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train"])
 
@@ -70,7 +71,8 @@ def results(folder):
 
 
 def killed(start, folder, random, delay, at_a_write):
-    """Goes on with the run and kills it after up to `delay` seconds, or within a few milliseconds after the next file was begun. False where it had ended before."""
+    """Goes on with the run and kills it after up to `delay` seconds, or within a few milliseconds
+    after the next file was begun. False where it had ended before."""
     process = start(folder)
     until = time.monotonic() + random.uniform(0, delay)
     while process.is_alive() and time.monotonic() < until + at_a_write:
@@ -92,8 +94,9 @@ def step_of(folder):
 
 
 def kill_and_finish(start, folder, random, times, seconds):
-    """Kills the run in `folder` up to `times` times, half of them when a file is being written, and lets it end. seconds: what
-    a whole run takes. Returns for each kill the step it had come to and whether a file was left half written."""
+    """Kills the run in `folder` up to `times` times, half of them when a file is being written, and
+    lets it end. seconds: what a whole run takes. Returns for each kill the step it had come to, and
+    whether a file was left half written."""
     kills = []
     while len(kills) < times and killed(
         start, folder, random, seconds, at_a_write=random.random() < 0.5
@@ -133,7 +136,8 @@ def test_many_runs_killed_at_any_moment_go_on_to_the_same_weights_and_metrics(
         runs += 1
     steps, half_written = {step for step, _ in kills}, sum(half for _, half in kills)
     print(
-        f"{len(kills)} kills in {runs} runs, at {len(steps)} different checkpoints, {half_written} in the middle of a file: all identical"
+        f"{len(kills)} kills in {runs} runs, at {len(steps)} different checkpoints, "
+        f"{half_written} in the middle of a file: all identical"
     )
     assert len(steps) > 5 and half_written
 

@@ -157,20 +157,23 @@ def test_the_shares_of_any_number_of_processes_add_up_to_the_loss_and_its_gradie
     assert_close(tuple(map(sum, zip(*parts))), gradient, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("n", [2, 5])
-def test_every_entry_of_the_table_is_computed_by_one_process(monkeypatch, n):
+@pytest.mark.parametrize("n", [2, 3, 7])
+def test_every_prompt_of_the_table_is_answered_by_one_process(monkeypatch, n):
+    """Each process finds its own prompts right or wrong; together they find what one would."""
     model = Transformer(ModelConfig(**together.MODEL, d_vocab=len(tasks.VOCABULARY)))
-    monkeypatch.setattr(train, "accuracy", lambda logits, answers: 1.0)
-    monkeypatch.setattr(train, "world_size", lambda: n)
-    shares = []
+    pairs = tasks.evaluation_pairs("addition", 1, 2, 5, torch.Generator().manual_seed(0))
+    last = model(pairs.contrast)[:, -1]
+    answers = torch.where(torch.arange(5) == 2, 0, last.argmax(-1))  # all but one are right
+    pairs = replace(pairs, contrast_answers=answers)
+    whole = train.answers_right(model, pairs)
+    monkeypatch.setattr(support, "world_size", lambda: n)
+    monkeypatch.setattr(train, "all_sum", lambda *_: None)
+    parts = []
     for number in range(n):
-        monkeypatch.setattr(train, "rank", lambda number=number: number)
-        table = train.evaluate(model, 1, every_task=False)["addition"]
-        shares.append(torch.tensor([list(by_shots.values()) for by_shots in table.values()]))
-    assert (sum(shares) == 1).all()
-    # Each has its part of the long prompts.
-    by_shots = torch.stack(shares).sum(1)  # [process, number of shots]
-    assert (by_shots.amax(0) - by_shots.amin(0) <= 1).all()
+        monkeypatch.setattr(support, "rank", lambda number=number: number)
+        parts.append(train.answers_right(model, pairs))
+    assert whole.tolist() == [1.0, 1.0, 0.0, 1.0, 1.0]
+    assert torch.equal(sum(parts), whole)
 
 
 def test_alone_nothing_is_shared_or_changed(monkeypatch):

@@ -1,0 +1,84 @@
+"""Trains the run in reference/ anew: `python -m commands.reference`.
+
+The default run is trained into a temporary folder beside reference/, and swapped in whole once it
+is done, so that an interruption leaves the old one. Flags of train.py go on to it.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import train
+from minifunc.support.errors import UserError, run_main
+from minifunc.support.flags import Parser
+from minifunc.support.runs import REFERENCE, load_run
+
+FILES = ("config.json", "model.pt", "metrics.jsonl")
+
+
+def swap(new: Path, folder: Path) -> None:
+    """Puts the folder `new` in the place of `folder`, which is removed."""
+    old = folder.with_name(f"{folder.name}.old.tmp")
+    if folder.exists():
+        os.replace(folder, old)
+    try:
+        os.replace(new, folder)
+    except BaseException:
+        if old.exists():
+            os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Puts back what a process killed within `swap` left. Raises UserError where files of
+    another kind would be lost."""
+    old = folder.with_name(f"{folder.name}.old.tmp")
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+    shutil.rmtree(old, ignore_errors=True)
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    foreign = [name for name in found if name not in FILES]
+    if foreign:
+        raise UserError(f"{folder} also holds {foreign[0]}, which would be lost")
+
+
+def renew(folder: Path, flags: list[str]) -> int:
+    """Trains with `flags` of train.py and puts the run into `folder` → the exit code."""
+    recover(folder)
+    new = Path(tempfile.mkdtemp(".tmp", f"{folder.name}.", folder.parent))
+    try:
+        code = train.main([*flags, "--out", str(new)])
+        if code != 0:
+            return code
+        load_run(new)  # raises UserError where the run is not sound
+        for path in new.iterdir():
+            if path.name not in FILES:
+                path.unlink()
+        new.chmod(0o755)  # mkdtemp keeps a folder from all others
+        swap(new, folder)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    print(f"swapped in: the run is in {folder}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    def work() -> int:
+        usage = "%(prog)s [--reference DIR] [flags of train.py]"
+        parser = Parser(prog="commands.reference", usage=usage, allow_abbrev=False)
+        parser.description, parser.formatter_class = __doc__, argparse.RawTextHelpFormatter
+        parser.add_argument("--reference", type=Path, default=REFERENCE, help="the folder")
+        arguments, flags = parser.parse_known_args(argv)
+        return renew(arguments.reference, flags)
+
+    return run_main(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

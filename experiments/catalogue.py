@@ -1,0 +1,69 @@
+"""The diets that are compared (`make diets`): those of tasks.py, and others that change one thing.
+
+Each is `strict` with some fields changed, handed as a value to `tasks.sample` and `train.train`.
+"""
+
+from itertools import product
+from typing import Any
+
+from tasks import CHOICE, HELD_OUT, SHIFTS, SYMBOLS, Diet
+from tasks import DIETS as MAIN
+
+EVERY_SHIFT = tuple(k for k in SHIFTS if k)
+PLUS_ALONE: dict[str, Any] = dict(shift=0.0, base=0.0, relabel=0.0, reflect=0.0, functions=("+",))
+
+
+def no_plus_under(*wrappers: str) -> Any:
+    return (*HELD_OUT, *product(wrappers, "+"))
+
+
+def shifted_only(*shown: str) -> Any:
+    others = [symbol for symbol in SYMBOLS if symbol not in ("+", CHOICE, *shown)]
+    return (*HELD_OUT, *product(["shift"], others))
+
+
+LADDER = [  # each rung adds one kind of document to the one before
+    Diet("addition", **PLUS_ALONE, copy=0.0),
+    Diet("copied", **PLUS_ALONE),
+    Diet("shifted", relabel=0.0, reflect=0.0, mixed=0.0),  # the others, shifted or in base k
+    Diet("mixed", relabel=0.0, reflect=0.0),
+    Diet("relabelled", reflect=0.0),
+    MAIN["strict"],  # and reflected ones
+    MAIN["even"],  # the same, with every sum as often as any other: the default
+]
+WITHOUT_ONE = [  # `strict` without one ingredient (`relabelled` is the one without reflection)
+    Diet("no_relabel", relabel=0.0),
+    Diet("no_mixed", mixed=0.0),
+    Diet("no_copy", copy=0.0),
+]
+LESS_HELD_OUT = [  # `+` shifted by every k but one; by the negative ones
+    Diet("held_out_cell", shifted_addition=tuple(k for k in EVERY_SHIFT if k != 1)),
+    Diet("held_out_half", shifted_addition=tuple(k for k in EVERY_SHIFT if k < 0)),
+]
+WRAPPERS_OF_PLUS = [  # the wrappers that `+` meets, while the other functions meet all
+    Diet("plus_plain", never=no_plus_under("relabel", "reflect", "copy")),
+    Diet("plus_relabel", never=no_plus_under("reflect", "copy")),
+    Diet("plus_reflect", never=no_plus_under("relabel", "copy")),
+]
+SHIFTED_FUNCTIONS = [  # the functions that are seen shifted
+    Diet("shifted_1", never=shifted_only("same")),
+    Diet("shifted_3", never=shifted_only("same", "-", "max")),
+]
+SHARE_OF_PLUS = [Diet("addition_low", addition=0.5), Diet("addition_high", addition=8.0)]
+OTHER_CELLS = [  # other cells held out instead of (shift, +)
+    Diet("hold_minus", shifted_addition=EVERY_SHIFT, never=(*HELD_OUT, ("shift", "-"))),
+    Diet("hold_max_reflect", shifted_addition=EVERY_SHIFT, never=(*HELD_OUT, ("reflect", "max"))),
+]
+DIETS = {
+    diet.name: diet
+    for diets in (
+        LADDER,
+        WITHOUT_ONE,
+        LESS_HELD_OUT,
+        WRAPPERS_OF_PLUS,
+        SHIFTED_FUNCTIONS,
+        SHARE_OF_PLUS,
+        OTHER_CELLS,
+    )
+    for diet in diets
+}

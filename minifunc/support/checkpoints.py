@@ -1,0 +1,204 @@
+"""What lets a run be stopped, or killed, at any moment: its checkpoints, its folder, its Ctrl-C.
+
+`resume.pt` holds all that an interrupted run needs to go on to the same final weights.
+"""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minifunc.model import ModelConfig, Transformer
+from minifunc.support.errors import UserError
+from minifunc.support.files import (
+    check_writable,
+    load_json,
+    load_tensors,
+    locked,
+    save_json,
+    save_lines,
+    save_tensors,
+)
+from minifunc.support.processes import is_main
+from minifunc.support.runs import weights_fault, whole
+
+
+class Diverged(UserError):
+    """The loss, the gradient or a weight is no longer finite."""
+
+
+class Progress:
+    """How far a run has come, and the checkpoints of it in the folder `out`.
+
+    step: the one at hand, or the last one done; seconds: what all took, over all interruptions;
+    metrics: one dictionary for each evaluation.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        config: dict[str, Any],
+        model: Transformer,
+        optimizer: torch.optim.Optimizer,
+        data: torch.Generator,
+    ) -> None:
+        self.out, self.config = out, config
+        self.model, self.optimizer, self.data = model, optimizer, data
+        self.step = 0
+        self.metrics: list[dict[str, Any]] = []
+        self._started = time.perf_counter()
+
+    def begin(self, checkpoint: dict[str, Any] | None) -> None:
+        """Goes on from a checkpoint (of `load_checkpoint`), or starts a new run in the folder."""
+        if is_main():
+            for name in ("resume.pt", "model.pt", "metrics.jsonl"):
+                check_writable(self.out / name)  # now, not after the first steps
+        if checkpoint is None:
+            if is_main():
+                save_json(self.out / "config.json", self.config)
+            return
+        self.model.load_state_dict(checkpoint["model"])
+        groups = self.optimizer.state_dict()["param_groups"]  # as config.json says, not the file
+        self.optimizer.load_state_dict({"state": checkpoint["moments"], "param_groups": groups})
+        self.data.set_state(checkpoint["data"])
+        self.step, self.metrics = checkpoint["step"], checkpoint["metrics"]
+        self._started -= checkpoint["seconds"]
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+    def check_finite(self, *tensors: Tensor) -> None:
+        """Raises Diverged where one of the tensors holds a value that is not finite."""
+        if all(tensor.isfinite().all() for tensor in tensors):
+            return
+        kept = "no checkpoint had been made yet"
+        if (self.out / "resume.pt").exists():
+            kept = f"{self.out} keeps its last good checkpoint"
+        where = f"the loss is no longer finite at step {self.step}"
+        raise Diverged(f"{where}: {kept}; try a lower --lr")
+
+    def save(self) -> None:
+        """Writes a checkpoint. Raises Diverged where a weight is not finite; the last one stays."""
+        self.check_finite(*self.model.parameters())
+        if not is_main():
+            return
+        state = {
+            "config": self.config,
+            "step": self.step,
+            "seconds": self.seconds,
+            "metrics": json.dumps(self.metrics),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "data": self.data.get_state(),
+        }
+        save_tensors(self.out / "resume.pt", state)
+        save_tensors(self.out / "model.pt", self.model.state_dict())
+        save_lines(self.out / "metrics.jsonl", self.metrics)
+
+
+def load_checkpoint(out: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The resume.pt of an interrupted run, with the optimizer's state by parameter as `moments`.
+
+    It is checked whole before anything large is made. Raises UserError where it does not fit.
+    """
+    path = out / "resume.pt"
+    state = load_tensors(path)
+    with torch.device("meta"):
+        model = Transformer(ModelConfig(**config["model"]))
+    try:
+        if any(state["config"][part] != config[part] for part in ("model", "train", "diet")):
+            raise UserError(f"{path} belongs to another run than {out / 'config.json'}")
+        fault = weights_fault(model, state["model"])
+        if fault:
+            raise UserError(f"{path} does not fit config.json: {fault}")
+        step, seconds, metrics = state["step"], state["seconds"], json.loads(state["metrics"])
+        _require(type(step) is int and 0 < step <= config["train"]["steps"])
+        _require(type(seconds) is float and 0 <= seconds < math.inf)
+        _require(type(metrics) is list and all(type(line) is dict for line in metrics))
+        json.dumps(metrics, allow_nan=False)
+        torch.Generator().set_state(state["data"])
+        saved = state["optimizer"]["state"]
+        moments = {
+            index: _moments(saved[index], weight, step)
+            for index, weight in enumerate(model.parameters())
+        }
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+        raise UserError(f"{path} is damaged or no checkpoint of ours") from None
+    return state | {"moments": moments, "metrics": metrics}
+
+
+def _moments(saved: dict[str, Any], weight: Tensor, step: int) -> dict[str, Tensor]:
+    """What AdamW keeps of one weight. Raises ValueError where it does not fit (it would crash)."""
+    moments = {key: saved[key] for key in ("step", "exp_avg", "exp_avg_sq")}
+    for key, value in moments.items():
+        _require(whole(value, torch.Size() if key == "step" else weight.shape))
+        _require(key == "step" or value.dtype == weight.dtype)
+        _require(bool(value.isfinite().all()))
+    _require(bool(moments["step"] == step))
+    return moments
+
+
+def _require(holds: bool) -> None:
+    if not holds:
+        raise ValueError
+
+
+@contextlib.contextmanager
+def claimed(out: Path, config: dict[str, Any], resume: bool) -> Iterator[None]:
+    """The folder of a run is made, and kept from all other processes. Raises UserError where it
+    cannot be, or where a new run would overwrite something."""
+    if not is_main():
+        yield
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out}: {error.strerror}") from None
+    with locked(out):
+        if not resume:
+            check_unused(out, config)  # once more: another process may have been faster
+        yield
+
+
+def check_unused(out: Path, config: dict[str, Any]) -> None:
+    """Raises UserError where a new run would overwrite something. A config.json of ours, alone, is
+    what a run leaves behind that ended before its first checkpoint: nothing is lost with it."""
+    names = ("config.json", "metrics.jsonl", "model.pt", "resume.pt", "circuit.json")
+    found = [name for name in names if os.path.exists(out / name)]
+    if found == ["config.json"]:
+        kept = load_json(out / "config.json")
+        if isinstance(kept, dict) and kept.keys() == config.keys():
+            return
+    if found:
+        advice = "go on with --resume, or give another --out"
+        raise UserError(f"{out} already holds {found[-1]}: {advice}")
+
+
+class StopAsked:
+    """Turns the first Ctrl-C into a wish to stop after this step; a second one stops at once."""
+
+    asked = False
+
+    def _ask(self, signum: int, frame: Any) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, self.before)
+
+    def __enter__(self) -> "StopAsked":
+        try:
+            self.before = signal.signal(signal.SIGINT, self._ask)
+        except ValueError:  # not the main thread: Ctrl-C is somebody else's business
+            self.before = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)

@@ -1,0 +1,108 @@
+"""Settings are frozen dataclasses: checked, read back from JSON, and chosen by flags."""
+
+import json
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from minifunc.support.errors import UserError
+from minifunc.support.files import load_json
+from minifunc.support.flags import from_flags
+
+Config = TypeVar("Config")
+
+
+def check_numbers(config: Any, least: Mapping[str, int], most: Mapping[str, int]) -> None:
+    """Raises ValueError for a field of a dataclass that is no number of its type, or not within
+    its bounds: 0 and 2^40 where no others are given."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        low, high = least.get(field.name, 0), most.get(field.name, 2**40)
+        is_number = type(value) is field.type or (field.type is float and type(value) is int)
+        if not is_number or not low <= value <= high:
+            bounds = f"from {low} to {high}"
+            raise ValueError(f"{field.name} must be a number {bounds}, not {value!r:.60}")
+
+
+def as_json(value: Any) -> Any:
+    """What plain values are once they are written to a JSON file and read again."""
+    return json.loads(json.dumps(value))
+
+
+def from_json(default: Config, values: Any, place: object) -> Config:
+    """`default`, a frozen dataclass, with the fields that a JSON object gives.
+
+    Raises UserError, which names the `place`, for what does not fit.
+    """
+    known: dict[str, Any] = asdict(default)  # type: ignore[call-overload]
+    if not isinstance(values, dict) or not values.keys() <= known.keys():
+        raise UserError(f"{place} must hold the fields {', '.join(known)} and no others")
+    for name, value in values.items():
+        kinds = {float: (float, int), tuple: (list,)}.get(type(known[name]), (type(known[name]),))
+        if type(value) not in kinds:
+            raise UserError(f"{place}: {name} cannot be {value!r:.60}")
+    try:
+        changes = {name: _tuples(value) for name, value in values.items()}
+        return replace(default, **changes)  # type: ignore[type-var]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{place}: {str(error).splitlines()[0][:300]}") from None
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def named_diet(text: str, diets: Mapping[str, Config]) -> Config:
+    """One of `diets`, or that of a JSON file; the fields left out are those of `strict`."""
+    path = Path(text)
+    if path.suffix == ".json" and path.is_file():
+        diet = from_json(diets["strict"], load_json(path), path)
+        return replace(diet, name=path.stem)  # type: ignore[type-var]
+    if text not in diets:
+        raise UserError(f"unknown diet {text!r}; the diets are {', '.join(diets)}")
+    return diets[text]
+
+
+def chosen_settings(
+    arguments: Namespace,
+    defaults: Mapping[str, Any],
+    diets: Mapping[str, Any],
+    vocabulary: list[str],
+) -> tuple[Any, Any, Any]:
+    """What to train, (model, train, diet): as the flags say, or else `defaults`; with --resume as
+    the run's config.json says. Raises UserError for flags that contradict it."""
+    if not arguments.resume:
+        model, train = (from_flags(arguments, defaults[part]) for part in ("model", "train"))
+        return model, train, named_diet(arguments.diet or defaults["diet"].name, diets)
+    path = Path(arguments.out) / "config.json"
+    config = load_json(path)
+    if not isinstance(config, dict) or not config.keys() >= {*defaults, "vocabulary"}:
+        raise UserError(f"{path} is no config of ours")
+    saved = {
+        part: from_json(defaults[part], config[part], f"{path}: `{part}`") for part in defaults
+    }
+    for part, settings in saved.items():
+        if as_json(asdict(settings)) != config[part]:
+            raise UserError(f"{path}: `{part}` lacks a field of this version; it cannot go on")
+    if config["vocabulary"] != vocabulary:
+        raise UserError(
+            f"{path}: the run has another vocabulary than this version; it cannot go on"
+        )
+    _refuse_contradictions(arguments, saved, diets)
+    return saved["model"], saved["train"], saved["diet"]
+
+
+def _refuse_contradictions(
+    arguments: Namespace, saved: dict[str, Any], diets: Mapping[str, Any]
+) -> None:
+    values = {**asdict(saved["model"]), **asdict(saved["train"]), "diet": saved["diet"].name}
+    for name, value in values.items():
+        given = getattr(arguments, name, None)
+        if given is None or given == value:
+            continue
+        if name == "diet" and named_diet(given, diets) == saved["diet"]:
+            continue
+        advice = f"give another --out, or leave --{name.replace('_', '-')} out"
+        raise UserError(f"the run in {arguments.out} has {name} {value}, not {given}: {advice}")
