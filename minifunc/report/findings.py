@@ -4,7 +4,6 @@ A file that is not there is no fault: the report then says what is missing and w
 read is one (UserError).
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 
 from minifunc.model import Transformer
 from minifunc.support.errors import UserError
-from minifunc.support.files import load_json
+from minifunc.support.files import load_json, load_lines
 from minifunc.support.runs import load_circuit, load_run
 
 HEADLINE = "<bos> 1 + 1 = 3 ; 2 + 2 = 5 ; 3 + 3 ="  # what the README begins with
@@ -91,7 +90,8 @@ def read(run: str, results: str = "results", written: Path | None = None) -> Fin
     written = written or folder
     found.circuit = load_circuit(written / "circuit.json", model)
     found.check = _object(written / "check.json")
-    found.metrics = _lines(folder / "metrics.jsonl")
+    metrics = folder / "metrics.jsonl"
+    found.metrics = load_lines(metrics) if metrics.exists() else []
     emergence = Path(results) / "emergence.json"
     rows = load_json(emergence) if emergence.exists() else []
     found.emergence = (
@@ -107,15 +107,3 @@ def _object(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise UserError(f"{path} is none of ours: it holds a {type(value).__name__}")
     return value
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    try:
-        values = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0][:160]}") from None
-    if not all(isinstance(value, dict) for value in values):
-        raise UserError(f"{path} is none of ours: a line holds no object")
-    return values

@@ -179,7 +179,7 @@ def chosen_run(arguments: argparse.Namespace) -> RunFolders:
     if run.resolve() == REFERENCE:
         return RunFolders(run, REFERENCE_RESULTS, is_reference=True)
     if "config.json" in found and "model.pt" not in found:
-        said = f"{run} holds no model.pt: it was interrupted before its first checkpoint"
+        said = f"{run / 'model.pt'} is missing: the run was interrupted before its first checkpoint"
         raise UserError(f"{said}; go on with {make}")
     done, wanted = progress(run)
     if done < wanted:
