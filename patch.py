@@ -680,6 +680,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(
                 f"--seed must be from 0 to 2^63 - 1, and --prompts at most {MOST_PROMPTS}"
             )
+        folders.announce()
         try:
             circuit = trace(
                 model,

@@ -181,6 +181,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(
                 f"{folder} holds a file of another layout than ours: {type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
             ) from None
+        folders.announce()
         for name, text in pages.items():
             save_text(folder / name, text)
             print(f"{folder / name} ({len(text.encode()) / 1e6:.1f} MB)")
