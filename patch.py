@@ -353,6 +353,8 @@ def work(argv: list[str] | None) -> int:
     if not 0 <= study.seed < 2**63 or study.prompts > MOST_PROMPTS:
         raise UserError(f"--seed must be from 0 to 2^63 - 1, and --prompts at most {MOST_PROMPTS}")
 
+    folders.announce()
+
     def tell(step: str, circuit: dict[str, Any]) -> None:
         for line in told(step, circuit, arguments.full, colour=sys.stdout.isatty()):
             tqdm.write(line)

@@ -578,3 +578,14 @@ def test_a_results_folder_that_cannot_be_made_is_one_line(clone, capsys):
     (clone / "out").write_text("")
     assert run_command("check") == 2
     assert "cannot make out/reference" in capsys.readouterr().err
+
+
+def test_a_mistake_is_still_one_line_where_the_reference_is_used(clone, capsys):
+    for command, *flags in (
+        ["ask", "--prompt", "1+77="],
+        ["check", "--k", "0"],
+        ["patch", "--k", "0"],
+    ):
+        assert run_command(command, *flags) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("\n") == 1
