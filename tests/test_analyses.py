@@ -5,8 +5,8 @@ import torch
 
 import patch
 import tasks
-from minifunc.report import terminal as text
 from minifunc.model import ModelConfig, Transformer
+from minifunc.report import terminal as text
 
 
 def model():

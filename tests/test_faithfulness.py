@@ -1,8 +1,6 @@
 import pytest
 import torch
 from handwired import difference_model, difference_prompts, prompts, two_step_model
-
-from minifunc.ablation import Ablator
 from minifunc.faithfulness import (
     CircuitScores,
     eliminate,
@@ -11,6 +9,8 @@ from minifunc.faithfulness import (
     minimality,
     random_subsets,
 )
+
+from minifunc.ablation import Ablator
 from minifunc.model import ModelConfig, Transformer
 
 HEADS = [f"{layer}.{head}" for layer in range(3) for head in range(2)]

@@ -9,8 +9,8 @@ import torch
 import patch
 import tasks
 import train
-from minifunc.report import terminal as text
 from minifunc.model import Transformer
+from minifunc.report import terminal as text
 
 TINY = [
     "--n-layers",
