@@ -452,10 +452,9 @@ def clone(tmp_path, monkeypatch):
     """A folder to work in and beside it a reference run; what takes long is left out."""
     monkeypatch.setattr(runs, "REFERENCE", make_run(tmp_path / "clone" / "reference"))
     monkeypatch.chdir(tmp_path / "clone")
-    monkeypatch.setattr(patch, "trace", lambda *_, **__: {"task": "addition"})
-    monkeypatch.setattr(patch, "show", lambda *_, **__: "")
+    monkeypatch.setattr(patch, "trace", lambda *_, **__: {"task": "addition", "seconds": 0.0})
     monkeypatch.setattr(check.Checklist, "results", lambda self: [])
-    monkeypatch.setattr(page, "build", lambda found: {"report.html": f"of {found.run}"})
+    monkeypatch.setattr(page, "build", lambda found: {"report.html": f"of {found.folders.name}"})
     return tmp_path / "clone"
 
 

@@ -122,7 +122,7 @@ def load_circuit(path: Path, model: Transformer) -> dict[str, Any] | None:
     if not isinstance(circuit, dict):
         raise UserError(f"{path} is none of ours: it holds a {type(circuit).__name__}")
     if "weights" in circuit and circuit["weights"] != weights_hash(model.state_dict()):
-        raise UserError(f"{path} is about other weights than the run's; patch.py makes it anew")
+        raise UserError(f"{path} is about other weights than the run's: run `make patch` again")
     return circuit
 
 
