@@ -124,8 +124,8 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
         known({"evaluation": evaluation, "readers": roles}, "enough")
 
         # 4. What is left without them? With controls, and with other thresholds.
-        counted, plain = replacements(model, many), replacements(model, many, many.base)
-        prompts = (counted, plain, replacements(model, first(many, N_SEARCH)))
+        counted, fewer = replacements(model, many), replacements(model, first(many, N_SEARCH))
+        prompts = (counted, replace(counted, ablator=counted.ablator.on(many.base)), fewer)
         draws = (N_DRAWS, generator)
         evaluation["ablation"] = group_ablations(prompts, found.groups, roles, draws)
         evaluation["sensitivity"] = sensitivity(few, found, criteria)
@@ -188,8 +188,8 @@ def answers_of(pairs: tasks.Pairs) -> tuple[Tensor, Tensor]:
     return pairs.base_answers, pairs.contrast_answers
 
 
-def replacements(model: Transformer, pairs: tasks.Pairs, tokens: Tensor | None = None) -> Prompts:
-    """The contrast prompts (or other tokens), with all that is put in place of what a head sends.
+def replacements(model: Transformer, pairs: tasks.Pairs) -> Prompts:
+    """The contrast prompts, with all that is put in place of what a head sends there.
 
     base: what it sends on the paired base prompt; mean: its mean over base prompts; unrelated: what
     it sends on another pair's base prompt; same_k: on another pair's contrast prompt; same_answer:
@@ -204,8 +204,8 @@ def replacements(model: Transformer, pairs: tasks.Pairs, tokens: Tensor | None =
         "same_k": pairs.contrast.roll(1, 0),
         "same_answer": donors(pairs),
     }
-    tokens = pairs.contrast if tokens is None else tokens
-    return Prompts(Ablator(model, tokens, sources, means={"mean": pairs.base}), answers_of(pairs))
+    ablator = Ablator(model, pairs.contrast, sources, means={"mean": pairs.base})
+    return Prompts(ablator, answers_of(pairs))
 
 
 def donors(pairs: tasks.Pairs) -> Tensor:
