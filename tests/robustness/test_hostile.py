@@ -68,13 +68,11 @@ def quick(monkeypatch):
     monkeypatch.setattr(
         patch,
         "trace",
-        lambda model, task, k, shots, n_prompts, *_: {
-            "n": len(
-                tasks.evaluation_pairs(task, k, shots, min(n_prompts, 3), torch.Generator()).base
-            )
+        lambda model, study, *_: {
+            "n": len(study.pairs(min(study.prompts, 3), torch.Generator()).base),
+            "seconds": 0.0,
         },
     )
-    monkeypatch.setattr(patch, "show", lambda *_, **__: "")
 
 
 # ---------------------------------------------------------------- mutations of bytes
