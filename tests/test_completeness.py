@@ -1,16 +1,15 @@
 import pytest
 import torch
 from handwired import difference_model, difference_prompts, prompts, two_step_model
-from minifunc.faithfulness import (
-    CircuitScores,
+
+from minifunc.ablation import Ablator, CircuitScores
+from minifunc.analysis.completeness import (
     eliminate,
     evaluate,
     greedy_subsets,
     minimality,
     random_subsets,
 )
-
-from minifunc.ablation import Ablator
 from minifunc.model import ModelConfig, Transformer
 
 HEADS = [f"{layer}.{head}" for layer in range(3) for head in range(2)]
