@@ -381,7 +381,7 @@ def damage(run):
         (["--prompts", "1000000000"], None, "at most"),
         (["--nonsense"], None, "unrecognized"),
         (["--json", "/proc/no/such/place.json"], None, "cannot write"),
-        ([], lambda run: (run / "model.pt").unlink(), "holds no model.pt"),
+        ([], lambda run: (run / "model.pt").unlink(), "model.pt is missing"),
         ([], lambda run: (run / "config.json").write_text("{"), "config.json cannot be read"),
         ([], damage, "model.pt is damaged"),
         ([], shutil.rmtree, "holds no run"),
