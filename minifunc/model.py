@@ -307,11 +307,7 @@ class Transformer(Hooked):
         return self.run_from(resid, 0, positions, hooks)
 
     def run_from(
-        self,
-        resid: Tensor,
-        layer: int,
-        positions: Tensor | None = None,
-        hooks: Hooks | None = None,
+        self, resid: Tensor, layer: int, positions: Tensor | None = None, hooks: Hooks | None = None
     ) -> Tensor:
         """The upper part of the model, to the logits: from the stream [batch, pos, d_model] that
         enters block `layer` (n_layers: the final norm). positions, hooks: as in `forward`."""

@@ -33,9 +33,7 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # what w
 
 
 def load_run(
-    folder: str | Path,
-    device: torch.device | str = "cpu",
-    vocabulary: list[str] | None = None,
+    folder: str | Path, device: torch.device | str = "cpu", vocabulary: list[str] | None = None
 ) -> tuple[Transformer, dict[str, Any]]:
     """The trained model of a run's folder, on `device` and in evaluation mode, and its config.
 

@@ -499,11 +499,7 @@ def make_parser() -> argparse.ArgumentParser:
         "are caught, or, of some, not all.",
     )
     parser.add_argument(
-        "--only",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="these faults alone, by number from 0",
+        "--only", type=int, nargs="+", metavar="N", help="these faults alone, by number from 0"
     )
     parser.add_argument(
         "--named-only",
@@ -511,9 +507,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="don't run the other tests where the named ones miss a fault",
     )
     parser.add_argument(
-        "--unchecked",
-        action="store_true",
-        help="don't run the named tests without any fault first",
+        "--unchecked", action="store_true", help="don't run the named tests without any fault first"
     )
     parser.add_argument(
         "--limit",
