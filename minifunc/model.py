@@ -188,12 +188,14 @@ class MLP(nn.Module):
     def __init__(self, cfg: ModelConfig, name: str) -> None:
         super().__init__()
         self.name, self.act = name, F.gelu if cfg.act_fn == "gelu" else F.relu
+        self.relu = cfg.act_fn == "relu"
         self.W_in = nn.Parameter(torch.empty(cfg.d_model, cfg.d_mlp))
         self.W_out = nn.Parameter(torch.empty(cfg.d_mlp, cfg.d_model))
 
     def forward(self, x: Tensor, hooks: Hooks) -> Tensor:
         pre = hooks(x @ self.W_in, f"{self.name}.hook_pre")  # [batch, pos, d_mlp]
-        post = hooks(self.act(pre), f"{self.name}.hook_post")  # [batch, pos, d_mlp]
+        in_place = self.relu and not hooks.wants(f"{self.name}.hook_pre")  # where nobody saw pre
+        post = hooks(pre.relu_() if in_place else self.act(pre), f"{self.name}.hook_post")
         return post @ self.W_out
 
 
