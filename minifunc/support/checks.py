@@ -105,16 +105,19 @@ def check_receivers(group: Sequence[Any], model: Any, n_pos: int) -> None:
 # ---------------------------------------------------------------- training and what is trained on
 
 
-def check_numbers(config: Any, least: Mapping[str, int], most: Mapping[str, int]) -> None:
-    """Raises ValueError for a field of a dataclass that is no number of its type, or not within
-    its bounds: 0 and 2^40 where no others are given."""
-    for field in fields(config):
-        value = getattr(config, field.name)
+def check_train_config(cfg: Any) -> None:
+    """Raises ValueError for a `TrainConfig` whose fields are no numbers, or not within bounds."""
+    least = {"steps": 1, "documents": 1, "examples": 2, "eval_every": 1}
+    most = {"documents": 100_000, "examples": 100_000}
+    for field in fields(cfg):
+        value = getattr(cfg, field.name)
         low, high = least.get(field.name, 0), most.get(field.name, 2**40)
         is_number = type(value) is field.type or (field.type is float and type(value) is int)
         if not is_number or not low <= value <= high:
             bounds = f"from {low} to {high}"
             raise ValueError(f"{field.name} must be a number {bounds}, not {value!r:.60}")
+    if not cfg.lr > 0 or not cfg.clip > 0 or not cfg.beta2 < 1:
+        raise ValueError("lr and clip must be positive, and beta2 below 1")
 
 
 def check_diet(
