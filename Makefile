@@ -36,7 +36,7 @@ train: .venv/ready  ## train a model into OUT, or go on with an interrupted run
 patch: .venv/ready  ## trace the circuit of the run in OUT: OUT/circuit.json
 	$(PY) patch.py $(RUN) --device $(DEVICE) $(ARGS)
 
-report: .venv/ready  ## the findings to look at, the model to play with: OUT/report.html
+report: .venv/ready  ## findings to look at, model to play with: OUT/report.html
 	$(PY) -m minifunc.report $(RUN) $(ARGS)
 
 ##@ Look at one run
@@ -48,7 +48,7 @@ check: .venv/ready  ## what to know before relying on the run: OUT/check.json
 	$(PY) -m commands.check $(RUN) --device $(DEVICE) $(ARGS)
 
 reference: .venv/ready  ## train the run in reference/ anew
-	$(PY) -m commands.reference $(ARGS)
+	$(PY) -m commands.reference --device $(DEVICE) $(ARGS)
 
 ##@ Experiments: many runs (ARGS=--quick: minutes; the same command goes on)
 

@@ -66,9 +66,16 @@ class Study:
         """n pairs of prompts; in base k, those whose asked sum carries."""
         return tasks.evaluation_pairs(self.task, self.k, self.shots, n, generator, carry=True)
 
-    def patcher(self, model: Transformer, pairs: tasks.Pairs, base: Tensor) -> PathPatcher:
-        prompts = (base, pairs.contrast, pairs.base_answers, pairs.contrast_answers)
-        return PathPatcher(model, *prompts, self.freeze_mlps, self.max_memory)
+    def patchers(self, model: Transformer, pairs: tasks.Pairs) -> dict[str, PathPatcher]:
+        """By contrast: with other shown answers (the paper's), and with other operands."""
+        if pairs.operands_changed is None:
+            said = f"{self.task} cannot be traced: it has no second contrast, with other operands"
+            raise ValueError(said)
+        patchers = {}
+        for contrast, base in (("answers", pairs.base), ("operands", pairs.operands_changed)):
+            prompts = (base, pairs.contrast, *answers_of(pairs))
+            patchers[contrast] = PathPatcher(model, *prompts, self.freeze_mlps, self.max_memory)
+        return patchers
 
 
 Tell = Callable[[str, dict[str, Any]], None]
@@ -81,14 +88,8 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
     """
     started, generator = time.perf_counter(), Generator().manual_seed(study.seed)
     pairs = study.pairs(study.prompts, generator)  # to trace with: patching averages logits
-    if pairs.operands_changed is None:
-        said = f"{study.task} cannot be traced: it has no second contrast, with other operands"
-        raise ValueError(said)
     many = study.pairs(max(N_COUNTED, study.prompts), generator)  # to count right answers on
-    patchers = {
-        "answers": study.patcher(model, pairs, pairs.base),
-        "operands": study.patcher(model, pairs, pairs.operands_changed),
-    }
+    patchers = study.patchers(model, pairs)
     circuit: dict[str, Any] = {}
     with tqdm(total=6, desc="patch", mininterval=0.5, disable=None) as bar:
 
@@ -112,8 +113,7 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
         fi, gathering = (found.groups[name] for name in ("function_induction", "expected_answer"))
         evaluation: dict[str, Any] = {"ablation": [], "sensitivity": []}
         if not fi:
-            nothing = {"readers": {}, "evaluation": evaluation, "reuse": []}
-            known(nothing, "conclusion")
+            known({"readers": {}, "evaluation": evaluation, "reuse": []}, "conclusion")
             return circuit | {"seconds": round(time.perf_counter() - started, 2)}
 
         # 3. Is that the whole circuit? And which heads bring what was to be expected?
@@ -124,8 +124,8 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
         known({"evaluation": evaluation, "readers": roles}, "enough")
 
         # 4. What is left without them? With controls, and with other thresholds.
-        counted, plain = replacements(model, many), replacements(model, many, many.base)
-        prompts = (counted, plain, replacements(model, first(many, N_SEARCH)))
+        counted, fewer = replacements(model, many), replacements(model, first(many, N_SEARCH))
+        prompts = (counted, replace(counted, ablator=counted.ablator.on(many.base)), fewer)
         draws = (N_DRAWS, generator)
         evaluation["ablation"] = group_ablations(prompts, found.groups, roles, draws)
         evaluation["sensitivity"] = sensitivity(few, found, criteria)
@@ -188,8 +188,8 @@ def answers_of(pairs: tasks.Pairs) -> tuple[Tensor, Tensor]:
     return pairs.base_answers, pairs.contrast_answers
 
 
-def replacements(model: Transformer, pairs: tasks.Pairs, tokens: Tensor | None = None) -> Prompts:
-    """The contrast prompts (or other tokens), with all that is put in place of what a head sends.
+def replacements(model: Transformer, pairs: tasks.Pairs) -> Prompts:
+    """The contrast prompts, with all that is put in place of what a head sends there.
 
     base: what it sends on the paired base prompt; mean: its mean over base prompts; unrelated: what
     it sends on another pair's base prompt; same_k: on another pair's contrast prompt; same_answer:
@@ -204,8 +204,8 @@ def replacements(model: Transformer, pairs: tasks.Pairs, tokens: Tensor | None =
         "same_k": pairs.contrast.roll(1, 0),
         "same_answer": donors(pairs),
     }
-    tokens = pairs.contrast if tokens is None else tokens
-    return Prompts(Ablator(model, tokens, sources, means={"mean": pairs.base}), answers_of(pairs))
+    ablator = Ablator(model, pairs.contrast, sources, means={"mean": pairs.base})
+    return Prompts(ablator, answers_of(pairs))
 
 
 def donors(pairs: tasks.Pairs) -> Tensor:
@@ -360,6 +360,8 @@ def work(argv: list[str] | None) -> int:
     check_writable(path)
     if not 0 <= study.seed < 2**63 or study.prompts > MOST_PROMPTS:
         raise UserError(f"--seed must be from 0 to 2^63 - 1, and --prompts at most {MOST_PROMPTS}")
+
+    folders.announce()
 
     def tell(step: str, circuit: dict[str, Any]) -> None:
         for line in told(step, circuit, arguments.full, colour=sys.stdout.isatty()):

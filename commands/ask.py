@@ -143,9 +143,11 @@ def work(argv: Sequence[str] | None) -> int:
     parser.add_argument("--prompt", default=PROMPT, help="default: %(default)s")
     parser.add_argument("prompt", nargs="?", default=SUPPRESS, help="the same, without a flag")
     arguments = parser.parse_args(argv)
-    device = pick_device(arguments.device, float64=True)
-    model, _ = load_run(chosen_run(arguments).run, device, tasks.VOCABULARY)
-    print(answer(model, arguments.prompt))
+    device, folders = pick_device(arguments.device, float64=True), chosen_run(arguments)
+    model, _ = load_run(folders.run, device, tasks.VOCABULARY)
+    told = answer(model, arguments.prompt)
+    folders.announce()
+    print(told)
     return 0
 
 

@@ -554,6 +554,7 @@ def work(argv: Sequence[str] | None) -> int:
         raise UserError(f"the checks use prompts of {n_tokens} tokens; {context}")
     fi = carrying_heads(folders.results / "circuit.json", model)
     path, started = folders.to_write("check.json"), time.perf_counter()
+    folders.announce()
     results = Checklist(model, config.get("diet"), fi, k, seed).results()
     report = {"k": k, "shots": SHOTS, "seed": seed}
     report |= {"seconds": round(time.perf_counter() - started, 2)}

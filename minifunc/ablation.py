@@ -17,6 +17,7 @@ outside then still send whatever is the same in both runs, and under changed sho
 the whole route of the expected answer. So circuits are judged under changed operands and means too.
 """
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -71,22 +72,37 @@ class Ablator:
         self.everywhere = torch.arange(tokens.shape[1], device=model.device)
         # Prompts in one pass: few of them stay near a processor's caches.
         self.rows = ROWS // 4 if model.device.type == "cpu" else ROWS
-        embedded = self._run(tokens, ["blocks.0.hook_resid_pre"])
-        self._embedded = embedded[0]  # [n_prompts, pos, d_model]
-        names = [f"blocks.{layer}.attn.hook_z" for layer in range(self.cfg.n_layers)]
+        # Each of these runs once, also if it serves as a source and for a mean.
+        runs = {id(source): source for source in [*sources.values(), *(means or {}).values()]}
+        z = {key: self._all_z(source) for key, source in runs.items()}
         # By source, for each layer [n_prompts, pos, head, d_head]; of a mean, one row for all.
-        self.sent = {name: self._run(source, names) for name, source in sources.items()}
+        self.sent = {name: z[id(source)] for name, source in sources.items()}
         for name, source in (means or {}).items():
-            self.sent[name] = [z.mean(0, keepdim=True) for z in self._run(source, names)]
-        self._recent = Recent(KEPT_BYTES)
+            self.sent[name] = [layer.mean(0, keepdim=True) for layer in z[id(source)]]
+        self._read(tokens)
 
-    def _run(self, tokens: Tensor, names: list[str]) -> list[Tensor]:
-        """The activations of these names on tokens [n, pos], each [n, …]."""
-        parts = []
-        for rows in tokens.split(self.rows):
-            _, cache = self.model.run_with_cache(rows.to(self.model.device), names)
+    def _all_z(self, tokens: Tensor) -> list[Tensor]:
+        """z of each layer, [n, pos, head, d_head]; of the last, [n, 1, head, d_head] is enough."""
+        names = [f"blocks.{layer}.attn.hook_z" for layer in range(self.cfg.n_layers)]
+        last, parts = self.everywhere[-1:], []
+        for rows in tokens.to(self.model.device).split(self.rows):
+            _, cache = self.model.run_with_cache(rows, names, last)
             parts.append([cache[name] for name in names])
         return [torch.cat(part) for part in zip(*parts)]
+
+    def _read(self, tokens: Tensor) -> None:
+        """Takes these as the prompts."""
+        self._recent = Recent(KEPT_BYTES)
+        self._embedded = self.model.embed(tokens.to(self.model.device))  # [n_prompts, pos, d_model]
+        if self.cfg.positions == "learned":
+            self._embedded = self._embedded + self.model.pos_embed(tokens.shape[1])
+
+    @torch.no_grad()
+    def on(self, tokens: Tensor) -> "Ablator":
+        """The same replacements in other prompts, as many and as long."""
+        other = copy.copy(self)
+        other._read(tokens)
+        return other
 
     @torch.no_grad()
     def logits(

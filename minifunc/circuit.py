@@ -24,10 +24,7 @@ from minifunc.model import Transformer
 from minifunc.patching import Effects, HeadInput, Logits, MLPInput, PathPatcher, Receiver
 
 Head = tuple[int, int]
-ROUTES = {
-    "shown_answer": "answers",
-    "expected_answer": "operands",
-}  # group → contrast
+ROUTES = {"shown_answer": "answers", "expected_answer": "operands"}  # group → contrast
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,11 @@ it on. Only the **direct path** shall count, the one that leads through no other
 
     pass 1   Run the contrast prompts with every head frozen at what it wrote there. The sender
              alone writes what it wrote in the base run. Note what the receiver reads.
-    pass 2   Run the contrast prompts again, everything live. Only what the receiver reads is
-             overwritten by what pass 1 noted. How does the answer change?
+    pass 2   Run the contrast prompts again, all live, but the receiver reads what was noted.
+             How does the answer change?
 
 In pass 1 norms run. MLPs run as well, so a direct path may lead through them (**live** MLPs, as in
 arXiv 2507.09875); or they are frozen as heads are (`freeze_mlps`), and only the stream is left.
-
 This is slow, and written to be read. `minifunc/patching.py` computes the same for all senders at
 once. The tests hold it to this one, to 1e-10; the two share no code.
 """

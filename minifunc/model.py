@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minifunc.support.checks import check_model_config
+from minifunc.support.checks import check_model_config, check_tokens
 from minifunc.support.hooks import Hook, Hooked, Hooks
 
 __all__ = ["Hook", "Hooks", "ModelConfig", "Transformer"]
@@ -123,10 +123,8 @@ def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
     fraction = torch.arange(n_pairs, device=x.device, dtype=wide.dtype) / n_pairs
     angle = positions[:, None, None] * base**-fraction  # [pos, 1, pair]
     turn = torch.polar(torch.ones_like(angle), angle)
-    turned = (
-        torch.view_as_complex(wide.unflatten(-1, (n_pairs, 2))) * turn
-    )  # [..., pos, head, pair]
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    pairs = torch.view_as_complex(wide.unflatten(-1, (n_pairs, 2)))  # [..., pos, head, pair]
+    return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
 
 
 def attention_scores(q: Tensor, k: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
@@ -158,16 +156,10 @@ class Attention(nn.Module):
         v = hooks(self.project(x, self.W_V), f"{name}.hook_v")  # [batch, key, head, d_head]
         q = hooks(self.with_position(q, queries), f"{name}.hook_rot_q")
         k = hooks(self.with_position(k, keys), f"{name}.hook_rot_k")
-        q, k, v = (
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-        )  # [batch, head, …, d_head]
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [batch, head, …, d_head]
         if hooks.wants(f"{name}.hook_attn_scores", f"{name}.hook_pattern"):
             scores = hooks(attention_scores(q, k, queries, keys), f"{name}.hook_attn_scores")
-            pattern = hooks(
-                scores.softmax(dim=-1), f"{name}.hook_pattern"
-            )  # [batch, head, query, key]
+            pattern = hooks(scores.softmax(-1), f"{name}.hook_pattern")  # [batch, head, query, key]
             z = pattern @ v  # [batch, head, query, d_head]
         else:
             z = self.fused(q, k, v, queries, keys)
@@ -258,18 +250,11 @@ class Transformer(Hooked):
         self.embed = Embed(cfg)
         if cfg.positions == "learned":
             self.pos_embed = PosEmbed(cfg)
-        self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))  # type: ignore[assignment]
+        blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))
+        self.blocks = blocks  # type: ignore[assignment]
         self.ln_final = Norm(cfg, "ln_final")
         self.unembed = Unembed(cfg)
         self._draw_weights(generator or torch.Generator().manual_seed(0))
-
-    @property
-    def device(self) -> torch.device:
-        return self.unembed.W_U.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.unembed.W_U.dtype
 
     def _draw_weights(self, generator: torch.Generator) -> None:
         """Linear maps start at standard deviation 1/sqrt(fan in); those that write into the stream
@@ -296,9 +281,7 @@ class Transformer(Hooked):
         The last block then works for these alone: its q, pattern, z and all after them have `query`
         rows, and the logits are [batch, query, d_vocab]. Raises ValueError for a wrong shape.
         """
-        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.cfg.n_ctx:
-            wanted = f"[batch, pos] with 1 to {self.cfg.n_ctx} positions"
-            raise ValueError(f"tokens must be {wanted}, not {list(tokens.shape)}")
+        check_tokens(tokens, self.cfg.n_ctx)
         hooks = hooks or Hooks()
         resid = hooks(self.embed(tokens), "hook_embed")  # [batch, pos, d_model]
         if self.cfg.positions == "learned":
@@ -307,11 +290,7 @@ class Transformer(Hooked):
         return self.run_from(resid, 0, positions, hooks)
 
     def run_from(
-        self,
-        resid: Tensor,
-        layer: int,
-        positions: Tensor | None = None,
-        hooks: Hooks | None = None,
+        self, resid: Tensor, layer: int, positions: Tensor | None = None, hooks: Hooks | None = None
     ) -> Tensor:
         """The upper part of the model, to the logits: from the stream [batch, pos, d_model] that
         enters block `layer` (n_layers: the final norm). positions, hooks: as in `forward`."""
@@ -330,9 +309,10 @@ class Transformer(Hooked):
         block = ["hook_resid_pre", "ln1.hook_normalized", *(f"attn.hook_{name}" for name in attn)]
         block += ["hook_attn_out", "hook_resid_mid"]
         if self.cfg.has_mlp:
-            block += ["hook_mlp_in", "ln2.hook_normalized"]
-            block += ["mlp.hook_pre", "mlp.hook_post", "hook_mlp_out"]
-        names = ["hook_embed", *["hook_pos_embed"] * (self.cfg.positions == "learned")]
+            block += ["hook_mlp_in", "ln2.hook_normalized", "mlp.hook_pre", "mlp.hook_post"]
+            block += ["hook_mlp_out"]
+        block += ["hook_resid_post"]
+        names = ["hook_embed"] + ["hook_pos_embed"] * (self.cfg.positions == "learned")
         for layer in range(self.cfg.n_layers):
-            names += [f"blocks.{layer}.{name}" for name in [*block, "hook_resid_post"]]
+            names += [f"blocks.{layer}.{name}" for name in block]
         return [*names, "ln_final.hook_normalized"]

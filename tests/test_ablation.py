@@ -2,17 +2,11 @@ import pytest
 import torch
 from handwired import prompts, two_step_model
 
-from minifunc.ablation import (
-    ROWS,
-    Ablator,
-    ablation_row,
-    all_heads,
-    control_row,
-    random_group,
-    random_group_anywhere,
-    wilson,
-)
+from minifunc import ablation
+from minifunc.ablation import Ablator, all_heads, random_group, random_group_anywhere
+from minifunc.analysis.rows import ablation_row, control_row
 from minifunc.model import ModelConfig, Transformer
+from minifunc.support.evaluation import ROWS, wilson
 
 
 def ablated_logits(model, tokens, source, heads, mean=False):
@@ -82,11 +76,10 @@ def test_random_groups_match_layer_by_layer_and_avoid_the_group():
 
 
 def test_random_groups_from_any_layer_avoid_the_group_and_reach_every_other_head():
-    generator = torch.Generator().manual_seed(0)
-    groups = [random_group_anywhere(["0.1", "1.1"], 2, 3, generator) for _ in range(40)]
-    assert all(len(set(group)) == 2 for group in groups) and {
-        head for group in groups for head in group
-    } == {"0.0", "0.2", "1.0", "1.2"}
+    cfg, generator = ModelConfig(n_layers=2, n_heads=3), torch.Generator().manual_seed(0)
+    groups = [random_group_anywhere(["0.1", "1.1"], cfg, generator) for _ in range(40)]
+    assert all(len(set(group)) == 2 for group in groups)
+    assert {head for group in groups for head in group} == {"0.0", "0.2", "1.0", "1.2"}
 
 
 def make(n_prompts=5, **changes):
@@ -103,7 +96,7 @@ def make(n_prompts=5, **changes):
 
 
 def naive(model, tokens, values, heads, positions=range(7)):
-    """One whole run with hooks, head by head and position by position: logits [n_prompts, d_vocab]."""
+    """One whole run with hooks, head by head, position by position: [n_prompts, d_vocab]."""
 
     def put(z, name):
         z = z.clone()
@@ -164,11 +157,34 @@ def test_how_prompts_and_groups_are_split_changes_nothing():
     model, tokens, source, _ = make(n_prompts=ROWS // 4 + 3)
     ablator = Ablator(model, tokens, {"s": source}, means={"m": source})
     small = Ablator(model, tokens[-3:], {"s": source[-3:]}, means={"m": source})
-    assert len(ablator._parts) == 2 and len(small._parts) == 1
+    assert ablator.n_prompts > ablator.rows > small.n_prompts
     for how in ("s", "m"):
         torch.testing.assert_close(
             ablator.logits(GROUPS, how)[:, -3:], small.logits(GROUPS, how), rtol=0, atol=1e-12
         )
+
+
+def test_what_was_computed_before_is_used_again_and_what_was_dropped_is_not_missed(monkeypatch):
+    model, tokens, source, _ = make()
+    ablator = Ablator(model, tokens, {"s": source})
+    wanted = ablator.logits(GROUPS, "s")
+    runs, block = [], model.blocks[0].add_mlp
+    monkeypatch.setattr(model.blocks[0], "add_mlp", lambda *x: runs.append(1) or block(*x))
+    assert torch.equal(ablator.logits(GROUPS[::-1], "s"), wanted.flip(0)) and not runs
+    monkeypatch.setattr(ablation, "KEPT_BYTES", 1)  # nothing can be kept
+    fresh = Ablator(model, tokens, {"s": source})
+    torch.testing.assert_close(fresh.logits(GROUPS, "s"), wanted, rtol=0, atol=1e-12)
+    assert runs and not fresh._recent.tensors
+
+
+def test_the_same_replacements_serve_other_prompts():
+    model, tokens, source, other = make()
+    ablator = Ablator(model, tokens, {"s": source}, means={"m": source})
+    before = ablator.logits(GROUPS, "s")
+    moved, direct = ablator.on(other), Ablator(model, other, {"s": source}, means={"m": source})
+    for how in ("s", "m"):
+        assert torch.equal(moved.logits(GROUPS, how), direct.logits(GROUPS, how))
+    assert torch.equal(ablator.logits(GROUPS, "s"), before)
 
 
 def test_a_source_of_another_shape_is_refused():

@@ -6,7 +6,7 @@ import torch
 import patch
 import tasks
 from minifunc.model import ModelConfig, Transformer
-from minifunc.report import terminal as text
+from minifunc.report import terminal
 
 
 def model():
@@ -73,10 +73,7 @@ def test_the_analyses_have_the_promised_layout_and_fit_into_circuit_json():
                 model(),
                 ["0.1", "1.2"],
                 ["0.0"],
-                "addition",
-                1,
-                4,
-                24,
+                patch.Study(shots=4, prompts=24),
                 torch.Generator().manual_seed(0),
             ),
             allow_nan=False,
@@ -114,5 +111,5 @@ def test_the_analyses_have_the_promised_layout_and_fit_into_circuit_json():
         assert probe[kind]["answer"]["difference"][0] == pytest.approx(
             probe[kind]["from_shown_alone"], abs=0.02
         )
-    shown = "\n".join(text.written(found | {"k": 1}))
+    shown = "\n".join(terminal.written(found | {"k": 1}))
     assert "linear probes" in shown and probe["made_by"] in shown

@@ -17,7 +17,7 @@ LOOKS = {
 
 
 def looks(**heads):
-    """attention_shares of a model of 2 layers × 2 heads in which only the named shares are not 0."""
+    """attention_shares of 2 layers × 2 heads; all but the named shares are 0."""
     return {
         f"{layer}.{head}": LOOKS | heads.get(f"h{layer}{head}", {})
         for layer in range(2)

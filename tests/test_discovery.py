@@ -2,15 +2,8 @@ import pytest
 import torch
 from handwired import difference_model, difference_prompts, prompts, two_step_model
 
-from minifunc.circuit import (
-    Criteria,
-    discover,
-    heads_of,
-    mlps_of,
-    nodes,
-    other_thresholds,
-    reader_roles,
-)
+from minifunc.analysis.roles import other_thresholds, reader_roles
+from minifunc.circuit import Criteria, discover, heads_of, mlps_of
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import HeadInput, Logits, MLPInput, PathPatcher
 
@@ -92,7 +85,8 @@ def test_the_two_contrasts_tell_the_routes_of_shown_and_expected_answer_apart():
 
 
 def test_a_model_that_works_without_function_induction_is_told_so():
-    model = two_step_model()  # the head that writes the answer now takes it straight from position 1, and never sees an answer
+    # The head that writes the answer takes it straight from position 1, and never sees an answer.
+    model = two_step_model()
     attn = model.blocks[1].attn
     attn.W_Q.data[0][slice(12, 16)] = 0
     attn.W_Q.data[0][slice(12, 16)][3, 1] = 30.0
@@ -158,7 +152,7 @@ def test_every_edge_is_what_the_patcher_says_of_its_sender_and_receiver():
             else HeadInput(int(receiver[0]), int(receiver[2]), receiver[4])
         )
         if checked % 7 == 0:  # a sample of them
-            assert r == pytest.approx(nodes(patchers[contrast].sweep(place))[sender], abs=1e-5)
+            assert r == pytest.approx(patchers[contrast].sweep(place).named()[sender], abs=1e-5)
         checked += 1
     assert checked > 100
 

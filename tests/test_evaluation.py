@@ -1,7 +1,7 @@
 import torch
 
-from minifunc.support.evaluation import ROWS, accuracy, last_logits
 from minifunc.model import ModelConfig, Transformer
+from minifunc.support.evaluation import ROWS, accuracy, last_logits
 
 MODEL = Transformer(ModelConfig(n_layers=2, n_heads=2, d_model=8, d_head=4, d_mlp=8, d_vocab=9))
 TOKENS = torch.randint(9, (ROWS + 3, 5), generator=torch.Generator().manual_seed(0))

@@ -145,11 +145,7 @@ def test_a_run_that_diverges_is_recorded_as_such_and_not_tried_again(tmp_path, m
     assert not calls
 
 
-CHANGES = {
-    "train": replace(TRAIN, lr=1e-3),
-    "diet": "addition",
-    "model": replace(TINY, n_layers=1),
-}
+CHANGES = {"train": replace(TRAIN, lr=1e-3), "diet": "addition", "model": replace(TINY, n_layers=1)}
 
 
 @pytest.mark.parametrize("part", CHANGES)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from minifunc.model import Hooks, ModelConfig, Transformer, rotate
+from minifunc.model import ModelConfig, Transformer, rotate
 
 SMALL = dict(
     n_layers=2,

@@ -9,8 +9,10 @@ import torch
 import patch
 import tasks
 import train
-from minifunc.report import terminal as text
+from minifunc.circuit import Criteria
 from minifunc.model import Transformer
+from minifunc.report import talk, terminal
+from minifunc.support import runs
 
 TINY = [
     "--n-layers",
@@ -62,7 +64,7 @@ ANY_MODEL = [
 
 @pytest.fixture
 def solved(monkeypatch):
-    """Pretends that answers are right, so that an untrained model is studied to the end, on few prompts."""
+    """Pretends that answers are right: an untrained model is studied to the end, on few prompts."""
     monkeypatch.setattr(patch, "accuracy", lambda logits, answers: 1.0)
     for name, value in {
         "N_COUNTED": 20,
@@ -104,6 +106,7 @@ def test_circuit_json_has_the_promised_layout(run, solved, capsys):
         "contrast",
         "operands_changed",
     } <= c.keys()
+    assert c["weights"] == runs.weights_hash(torch.load(run / "model.pt", weights_only=True))
     assert c["F"].keys() == {"base", "contrast"} and c["accuracy"]["contrast_prompt"].keys() == {
         "base",
         "contrast",
@@ -187,7 +190,7 @@ def test_circuit_json_has_the_promised_layout(run, solved, capsys):
 def test_each_replacement_takes_its_values_from_where_it_says():
     pairs = tasks.evaluation_pairs("addition", 1, 3, 30, torch.Generator().manual_seed(0))
     model = Transformer(dataclasses.replace(train.MODEL, n_layers=2))
-    ablator = patch.replacements(model, pairs)
+    ablator = patch.replacements(model, pairs).ablator
     wanted = {
         "base": pairs.base,
         "operands_changed": pairs.operands_changed,
@@ -196,13 +199,11 @@ def test_each_replacement_takes_its_values_from_where_it_says():
     }
     for how, tokens in wanted.items():
         _, cache = model.run_with_cache(tokens, ["blocks.1.attn.hook_z"])
-        torch.testing.assert_close(
-            torch.cat([part.z[how][1] for part in ablator._parts]), cache["blocks.1.attn.hook_z"]
-        )
-    torch.testing.assert_close(
-        ablator._parts[0].z["mean"][1],
-        model.run_with_cache(pairs.base)[1]["blocks.1.attn.hook_z"].mean(0, keepdim=True),
-    )
+        # Of the last layer the last position is enough.
+        torch.testing.assert_close(ablator.sent[how][1], cache["blocks.1.attn.hook_z"][:, -1:])
+    _, cache = model.run_with_cache(pairs.base, ["blocks.0.attn.hook_z"])
+    mean = cache["blocks.0.attn.hook_z"].mean(0, keepdim=True)
+    torch.testing.assert_close(ablator.sent["mean"][0], mean)
 
 
 def test_donors_ask_for_the_same_answer_by_other_examples():
@@ -229,7 +230,7 @@ def test_reuse_gives_four_rows_a_task_and_none_where_there_are_no_prompts(monkey
 
 
 def test_every_part_of_the_text_is_shown_for_a_circuit_and_none_of_it_without(run, solved, capsys):
-    assert patch.main(["--run", str(run), *FAST, *ANY_MODEL]) == 0
+    assert patch.main(["--run", str(run), *FAST, *ANY_MODEL, "--full"]) == 0
     out = capsys.readouterr().out
     for title in (
         "what feeds them",
@@ -241,10 +242,39 @@ def test_every_part_of_the_text_is_shown_for_a_circuit_and_none_of_it_without(ru
     ):
         assert title in out
     assert (
-        patch.main(["--run", str(run), *FAST]) == 0
+        patch.main(["--run", str(run), *FAST, "--full"]) == 0
     )  # at the usual thresholds this model has no FI head
     out = capsys.readouterr().out
     assert "circuits alone" not in out and "heads → logits" in out
+
+
+@pytest.mark.parametrize("flags", [ANY_MODEL, []], ids=["found", "not found"])
+def test_the_talk_fits_a_page_and_ends_with_what_to_do_next(run, solved, capsys, flags):
+    assert patch.main(["--run", str(run), *FAST, *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines[:-2])) <= 80  # the line before the last names a path
+    assert lines[-2].startswith(f"everything is in {run}") and lines[-1] == "next: make report"
+
+
+def test_all_that_is_told_is_as_wide_as_the_terminal(run, solved, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "90")
+    assert patch.main(["--run", str(run), *FAST, *ANY_MODEL, "--full"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 100 and max(map(len, lines[:-2])) <= 90
+
+
+def test_each_finding_is_told_when_it_is_known(run, solved):
+    model, _ = runs.load_run(run, torch.device("cpu"))
+    steps = {}
+    criteria = Criteria(solves=1e-9, strong=1e-9, feeds=1e-9, looks_at_answers=1e-9)
+    patch.trace(
+        model, patch.Study(prompts=6), criteria, lambda step, c: steps.update({step: set(c)})
+    )
+    order = ["task", "direct", "circuit", "enough", "ablation", "writing", "reuse", "conclusion"]
+    assert list(steps) == order
+    assert "groups" in steps["circuit"] - steps["direct"]
+    assert "readers" in steps["enough"] - steps["circuit"] and "reuse" not in steps["writing"]
 
 
 def test_sums_in_base_k_are_called_so_and_only_those_that_carry_are_traced(
@@ -286,11 +316,11 @@ def test_freezing_the_mlps_is_passed_on(run, solved, tmp_path):
 
 
 def test_colour_marks_sign_and_size():
-    strong, weak, positive = (text._cell(r, colour=True) for r in (-0.9, -0.01, 0.9))
+    strong, weak, positive = (talk.cell(r, colour=True) for r in (-0.9, -0.01, 0.9))
     assert (
         len({strong, weak, positive}) == 3
         and "255;" in strong
-        and text._cell(-0.9, colour=False) == "  -90.0"
+        and talk.cell(-0.9, colour=False) == "  -90.0"
     )
 
 
@@ -299,7 +329,7 @@ def test_readers_are_shown_with_kind_and_what_breaks():
         name: {"r": -0.41, "base_acc": 0.2, "contrast_acc": 0.59}
         for name in ("answers", "operands", "unrelated")
     }
-    line = text.readers(
+    line = terminal.readers(
         {
             "asked": "off by +1",
             "readers": {

@@ -452,10 +452,9 @@ def clone(tmp_path, monkeypatch):
     """A folder to work in and beside it a reference run; what takes long is left out."""
     monkeypatch.setattr(runs, "REFERENCE", make_run(tmp_path / "clone" / "reference"))
     monkeypatch.chdir(tmp_path / "clone")
-    monkeypatch.setattr(patch, "trace", lambda *_, **__: {"task": "addition"})
-    monkeypatch.setattr(patch, "show", lambda *_, **__: "")
+    monkeypatch.setattr(patch, "trace", lambda *_, **__: {"task": "addition", "seconds": 0.0})
     monkeypatch.setattr(check.Checklist, "results", lambda self: [])
-    monkeypatch.setattr(page, "build", lambda found: {"report.html": f"of {found.run}"})
+    monkeypatch.setattr(page, "build", lambda found: {"report.html": f"of {found.folders.name}"})
     return tmp_path / "clone"
 
 
@@ -578,3 +577,14 @@ def test_a_results_folder_that_cannot_be_made_is_one_line(clone, capsys):
     (clone / "out").write_text("")
     assert run_command("check") == 2
     assert "cannot make out/reference" in capsys.readouterr().err
+
+
+def test_a_mistake_is_still_one_line_where_the_reference_is_used(clone, capsys):
+    for command, *flags in (
+        ["ask", "--prompt", "1+77="],
+        ["check", "--k", "0"],
+        ["patch", "--k", "0"],
+    ):
+        assert run_command(command, *flags) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("\n") == 1

@@ -66,10 +66,7 @@ def test_scores_of_the_hand_wired_model_are_where_it_was_wired_to_look():
 
 @pytest.mark.parametrize(
     "score, name",
-    [
-        (previous_token_score, "answer_to_previous"),
-        (function_induction_score, "last_to_answers"),
-    ],
+    [(previous_token_score, "answer_to_previous"), (function_induction_score, "last_to_answers")],
 )
 def test_scores_are_the_attention_shares_of_the_circuit(score, name):
     model = Transformer(ModelConfig(d_vocab=9, n_layers=2, n_heads=3, d_model=12, d_head=4))

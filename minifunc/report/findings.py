@@ -4,7 +4,6 @@ A file that is not there is no fault: the report then says what is missing and w
 makes it. A file that cannot be read is one (UserError).
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 
 from minifunc.model import Transformer
 from minifunc.support.errors import UserError
-from minifunc.support.files import load_json
+from minifunc.support.files import load_json, load_lines
 from minifunc.support.runs import RunFolders, load_circuit, load_run
 
 HEADLINE = "<bos> 1 + 1 = 3 ; 2 + 2 = 5 ; 3 + 3 ="  # what the README begins with
@@ -89,7 +88,8 @@ def read(folders: RunFolders, experiments: str = "results") -> Findings:
     found = Findings(folders, model, config)
     found.circuit = load_circuit(results / "circuit.json", model)
     found.check = _object(results / "check.json")
-    found.metrics = _lines(run / "metrics.jsonl")
+    metrics = run / "metrics.jsonl"
+    found.metrics = load_lines(metrics) if metrics.exists() else []
     found.emergence = _rows(Path(experiments) / "emergence.json")
     return found
 
@@ -108,16 +108,3 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     """The objects in the list that a JSON file holds; none without the file."""
     rows = load_json(path) if path.exists() else []
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; none without the file."""
-    if not path.exists():
-        return []
-    try:
-        values = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0][:160]}") from None
-    if not all(isinstance(value, dict) for value in values):
-        raise UserError(f"{path} is none of ours: a line holds no object")
-    return values

@@ -141,6 +141,7 @@ def write(folders: RunFolders, experiments: str) -> None:
         says = (str(error).splitlines() or [""])[0][:120]
         fault = f"{type(error).__name__}: {says}"
         raise UserError(f"{results} holds a file of another layout than ours: {fault}") from None
+    folders.announce()
     for name, text in pages.items():
         save_text(results / name, text)
         print(f"{results / name} ({len(text.encode()) / 1e6:.1f} MB)")

@@ -131,7 +131,7 @@ def enough(c: Circuit) -> list[str]:
         )
     return [
         *lines,
-        "  (random heads: faithfulness of as many of the same layers; they overlap with it)",
+        "  (random heads: as many of the same layers; they overlap with the circuit)",
         f"  it misses at most {e['completeness']:.0%} of F, whatever part of it is taken away",
     ]
 

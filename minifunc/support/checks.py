@@ -42,6 +42,13 @@ def _check_known(name: str, value: Any, known: Collection[str]) -> None:
         raise ValueError(f"model config: {name} {must}, not {value!r:.60}")
 
 
+def check_tokens(tokens: Tensor, n_ctx: int) -> None:
+    """Raises ValueError for tokens that a context of n_ctx positions cannot take."""
+    if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= n_ctx:
+        wanted = f"[batch, pos] with 1 to {n_ctx} positions"
+        raise ValueError(f"tokens must be {wanted}, not {list(tokens.shape)}")
+
+
 def check_hook_names(names: Iterable[str], known: Collection[str]) -> None:
     """Raises ValueError, with the nearest names, for one that is no hook point."""
     for name in names:

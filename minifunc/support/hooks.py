@@ -6,6 +6,7 @@ call and passed down with it. Nothing is stored in the model, so nothing can sta
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from minifunc.support.checks import check_hook_names
@@ -30,6 +31,14 @@ class Hooks:
 class Hooked(nn.Module):
     """A model with hook points: its forward takes tokens, positions and `Hooks`."""
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
     def hook_names(self) -> list[str]:
         """Every hook point, in the order in which a forward pass meets them."""
         raise NotImplementedError
@@ -39,7 +48,7 @@ class Hooked(nn.Module):
     ) -> Tensor:
         """Logits of a run in which each named activation is replaced by what its function returns.
 
-        >>> import torch; from minifunc import ModelConfig, Transformer
+        >>> from minifunc import ModelConfig, Transformer
         >>> model, tokens = Transformer(ModelConfig(d_vocab=9)), torch.tensor([[1, 2, 3]])
         >>> def without_head_2(z, name):  # [batch, pos, head, d_head]
         ...     return torch.cat([z[:, :, :2], 0 * z[:, :, 2:3], z[:, :, 3:]], dim=2)
@@ -55,7 +64,7 @@ class Hooked(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits, and the activations of the run at `names` (default: at every hook point).
 
-        >>> import torch; from minifunc import ModelConfig, Transformer
+        >>> from minifunc import ModelConfig, Transformer
         >>> model, tokens = Transformer(ModelConfig(d_vocab=9)), torch.tensor([[1, 2, 3]])
         >>> logits, cache = model.run_with_cache(tokens)
         >>> cache["blocks.0.attn.hook_pattern"].sum(-1).shape  # adds up to one at each query

@@ -33,9 +33,7 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # what w
 
 
 def load_run(
-    folder: str | Path,
-    device: torch.device | str = "cpu",
-    vocabulary: list[str] | None = None,
+    folder: str | Path, device: torch.device | str = "cpu", vocabulary: list[str] | None = None
 ) -> tuple[Transformer, dict[str, Any]]:
     """The trained model of a run's folder, on `device` and in evaluation mode, and its config.
 
@@ -122,7 +120,7 @@ def load_circuit(path: Path, model: Transformer) -> dict[str, Any] | None:
     if not isinstance(circuit, dict):
         raise UserError(f"{path} is none of ours: it holds a {type(circuit).__name__}")
     if "weights" in circuit and circuit["weights"] != weights_hash(model.state_dict()):
-        raise UserError(f"{path} is about other weights than the run's; patch.py makes it anew")
+        raise UserError(f"{path} is about other weights than the run's: run `make patch` again")
     return circuit
 
 
@@ -136,6 +134,12 @@ class RunFolders:
     run: Path
     results: Path
     is_reference: bool
+    notice: str = ""  # what the user should know of the choice
+
+    def announce(self) -> None:
+        """Prints the notice on stderr, once nothing can be wrong with the flags and the run."""
+        if self.notice:
+            print(self.notice, file=sys.stderr)
 
     @property
     def name(self) -> str:
@@ -163,30 +167,25 @@ def add_run_flag(parser: argparse.ArgumentParser) -> None:
 def chosen_run(arguments: argparse.Namespace) -> RunFolders:
     """The run that the flags name; the reference run where there is none and that is allowed.
 
-    Says on stderr that it takes the reference run, or an unfinished one. A damaged run stays the
-    chosen one, for `load_run` to refuse. Raises UserError for a run without a checkpoint.
+    The notice tells of the reference run, and of an unfinished one. A damaged run stays the chosen
+    one, for `load_run` to refuse. Raises UserError for a run without a checkpoint.
     """
     run = arguments.run or DEFAULT_RUN
     make = "`make train`" if run == DEFAULT_RUN else f"`make train OUT={run}`"
     found = [name for name in MADE_BY_TRAINING if os.path.lexists(run / name)]
     may_fall_back = arguments.or_reference or arguments.run is None
     if not found and may_fall_back and REFERENCE.is_dir():
-        said = (
-            f"no trained run in {run}: using the reference run, results go to {REFERENCE_RESULTS}/"
-        )
-        print(f"{said} ({make} makes a run of your own)", file=sys.stderr)
-        return RunFolders(REFERENCE, REFERENCE_RESULTS, is_reference=True)
+        said = f"no trained run in {run}: using the reference run, results go to"
+        said = f"{said} {REFERENCE_RESULTS}/ ({make} makes a run of your own)"
+        return RunFolders(REFERENCE, REFERENCE_RESULTS, is_reference=True, notice=said)
     if run.resolve() == REFERENCE:
         return RunFolders(run, REFERENCE_RESULTS, is_reference=True)
     if "config.json" in found and "model.pt" not in found:
-        said = f"{run} holds no model.pt: it was interrupted before its first checkpoint"
+        said = f"{run / 'model.pt'} is missing: the run was interrupted before its first checkpoint"
         raise UserError(f"{said}; go on with {make}")
     done, wanted = progress(run)
-    if done < wanted:
-        print(
-            f"{run} is unfinished, at step {done} of {wanted}: go on with {make}", file=sys.stderr
-        )
-    return RunFolders(run, run, is_reference=False)
+    said = f"{run} is unfinished, at step {done} of {wanted}: go on with {make}"
+    return RunFolders(run, run, is_reference=False, notice=said if done < wanted else "")
 
 
 def progress(run: Path) -> tuple[int, int]:

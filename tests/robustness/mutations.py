@@ -268,8 +268,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/circuit.py",
-        old="if r <= -criteria.strong and",
-        new="if abs(r) >= criteria.strong and",
+        old="if r < 0 and looks",
+        new="if looks",
         breaks="a head that moves towards the base answer is called FI",
         tests="circuit",
     ),
@@ -289,38 +289,38 @@ FAULTS = [
     ),
     Fault(
         "minifunc/ablation.py",
-        old="masks[index, layer, head] = True",
-        new="masks[0, layer, head] = True",
-        breaks="all groups are ablated together in the first",
+        old="self._stream(run, replaced[index])",
+        new="self._stream(run, replaced[0])",
+        breaks="every group is ablated as the first one is",
         tests="ablation",
     ),
     Fault(
         "minifunc/ablation.py",
-        old="torch.where(put, part.z[how][at][:, -z.shape[1] :], z",
-        new="torch.where(put, next(iter(part.z.values()))[at][:, -z.shape[1] :], z",
+        old="sent = self.sent[run.how][layer]",
+        new="sent = next(iter(self.sent.values()))[layer]",
         breaks="whatever the source, the first one is put in",
         tests="ablation",
     ),
     Fault(
         "minifunc/ablation.py",
-        old="self._run(source[rows], self._z) for name, source in sources.items()}",
-        new="self._run(source[: len(resid[0])], self._z) for name, source in sources.items()}",
+        old="sent[run.start : run.start + self.rows] if",
+        new="sent[: len(stream)] if",
         breaks="prompts beyond the first pass get the first ones' values",
         tests="ablation",
     ),
     Fault(
-        "minifunc/faithfulness.py",
+        "minifunc/ablation.py",
         old="self.share(score.F - self.none.F)",
         new="self.share(self.full.F - score.F)",
         breaks="faithfulness is one less itself",
-        tests="faithfulness",
+        tests="completeness",
     ),
     Fault(
-        "minifunc/faithfulness.py",
+        "minifunc/ablation.py",
         old="[[head for head in self.heads if head not in circuit] for circuit in new]",
         new="[[head for head in self.heads if head in circuit] for circuit in new]",
         breaks="the circuit is replaced in place of the rest",
-        tests="faithfulness",
+        tests="completeness",
     ),
     Fault(
         "minifunc/support/evaluation.py",
@@ -499,11 +499,7 @@ def make_parser() -> argparse.ArgumentParser:
         "are caught, or, of some, not all.",
     )
     parser.add_argument(
-        "--only",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="these faults alone, by number from 0",
+        "--only", type=int, nargs="+", metavar="N", help="these faults alone, by number from 0"
     )
     parser.add_argument(
         "--named-only",
@@ -511,9 +507,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="don't run the other tests where the named ones miss a fault",
     )
     parser.add_argument(
-        "--unchecked",
-        action="store_true",
-        help="don't run the named tests without any fault first",
+        "--unchecked", action="store_true", help="don't run the named tests without any fault first"
     )
     parser.add_argument(
         "--limit",

@@ -60,12 +60,11 @@ def quick(monkeypatch):
     monkeypatch.setattr(train, "train_step", lambda *_: (torch.tensor(1.0), torch.tensor(1.0)))
     monkeypatch.setattr(train.tasks, "sample", lambda *_: None)
 
-    def traced(model, task, k, shots, n_prompts, *_, **__):
-        tasks.evaluation_pairs(task, k, shots, min(n_prompts, 3), torch.Generator())
-        return {}
+    def traced(model, study, *_):
+        study.pairs(min(study.prompts, 3), torch.Generator())
+        return {"seconds": 0.0}
 
     monkeypatch.setattr(patch, "trace", traced)
-    monkeypatch.setattr(patch, "show", lambda *_, **__: "")
     monkeypatch.setattr(check.Checklist, "results", lambda self: [])
 
 

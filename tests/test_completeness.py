@@ -2,9 +2,8 @@ import pytest
 import torch
 from handwired import difference_model, difference_prompts, prompts, two_step_model
 
-from minifunc.ablation import Ablator
-from minifunc.faithfulness import (
-    CircuitScores,
+from minifunc.ablation import Ablator, CircuitScores
+from minifunc.analysis.completeness import (
     eliminate,
     evaluate,
     greedy_subsets,
