@@ -276,10 +276,10 @@ def writings(
     sources["same_k"] = p.contrast.roll(1, 0)
     inputs = reading.inputs_apart(model, p.base, p.contrast, *answers_of(p), sources, fi)
     enough = max(n, -(-N_EXAMPLES // (len(tasks.SHIFTS) * shots)))  # prompts of each k
-    tokens, expected, query = tasks.off_by_every_k(task, shots, enough, generator)
-    order = torch.randperm(len(tokens), generator=generator)
-    shown = examples(tokens[order], expected[order], answers)
-    x, y = (tasks.numbers_at(shown.tokens, answers + offset) for offset in (-4, -2))
+    shown, query = examples(off_by_every_k(task, shots, enough, generator))
+    order = torch.randperm(len(query), generator=generator)
+    shown = shown.rows(order)
+    x, y = (shown.tokens[:, answers + offset] - tasks.ZERO for offset in (-4, -2))
     gathering = gathering if task == "addition" else []
     found["reading"] = {
         "inputs": inputs,
@@ -291,24 +291,32 @@ def writings(
     return found
 
 
-def examples(tokens: Tensor, expected: Tensor, answers: Tensor) -> Examples:
-    return Examples(tokens, answers, expected, tasks.numbers_at(tokens, answers))
+def off_by_every_k(
+    task: str, shots: int, n_prompts: int, generator: Generator
+) -> list[tasks.Pairs]:
+    return [tasks.evaluation_pairs(task, k, shots, n_prompts, generator) for k in tasks.SHIFTS]
+
+
+def examples(pairs: Sequence[tasks.Pairs]) -> tuple[Examples, Tensor]:
+    """All contrast prompts with the numbers in them, and f(x, y) of their queries [n_prompts]."""
+    answers = tasks.answer_positions(pairs[0].shots)
+    tokens, plain = torch.cat([p.contrast for p in pairs]), torch.cat([p.base for p in pairs])
+    expected, shown = plain[:, answers] - tasks.ZERO, tokens[:, answers] - tasks.ZERO
+    query = torch.cat([p.base_answers for p in pairs]) - tasks.ZERO
+    return Examples(tokens, answers, expected, shown), query
 
 
 def probed(model: Transformer, study: Study, generator: Generator) -> dict[str, Any]:
     """Linear probes on documents of one k, on examples dealt anew, and on other functions."""
-    answers = tasks.answer_positions(study.shots)
     others = []
     for task in tasks.ON_NUMBERS:
         if task != study.task:
             few = max(1, study.prompts // 5)
-            others.append(tasks.off_by_every_k(task, study.shots, few, generator)[:2])
-    shifted = tasks.off_by_every_k(study.task, study.shots, study.prompts, generator)[:2]
-    other_tokens, other_expected = (torch.cat(parts) for parts in zip(*others))
-    mixed = tasks.dealt(other_tokens, other_expected, generator)
-    dealt = tasks.dealt(*shifted, generator)
-    kinds = {"consistent": examples(*shifted, answers), "dealt": examples(*dealt, answers)}
-    return probes(model, kinds, examples(*mixed, answers), generator)
+            others += off_by_every_k(task, study.shots, few, generator)
+    consistent, _ = examples(off_by_every_k(study.task, study.shots, study.prompts, generator))
+    mixed = examples(others)[0].dealt(generator)
+    kinds = {"consistent": consistent, "dealt": consistent.dealt(generator)}
+    return probes(model, kinds, mixed, generator)
 
 
 # ---------------------------------------------------------------- the command line

@@ -26,50 +26,44 @@ def test_naive_prompts_ask_for_each_input_after_every_other_demonstration():
     )
 
 
+def numbers_at(tokens, places):
+    return tokens[:, places] - tasks.ZERO
+
+
+def drawn(shots, n_prompts):
+    """Sums off by every k, and the sums that their queries ask for."""
+    generator = torch.Generator().manual_seed(0)
+    return patch.examples(patch.off_by_every_k("addition", shots, n_prompts, generator))
+
+
 def test_documents_hold_every_k_and_know_what_was_to_be_expected():
-    tokens, expected, asked = tasks.off_by_every_k(
-        "addition", 3, 20, torch.Generator().manual_seed(0)
-    )
-    x, y, c = (
-        tasks.numbers_at(tokens, tasks.answer_positions(3) + offset) for offset in (-4, -2, 0)
-    )
-    assert torch.equal(x + y, expected) and torch.equal(
-        tokens[:, -4] + tokens[:, -2] - 2 * tasks.ZERO, asked
-    )
-    assert torch.equal(
-        c - expected, torch.arange(-4, 5).repeat_interleave(20)[:, None].expand(-1, 3)
-    )
+    shown, asked = drawn(3, 20)
+    x, y, c = (numbers_at(shown.tokens, shown.answers + offset) for offset in (-4, -2, 0))
+    assert torch.equal(x + y, shown.expected)
+    assert torch.equal(c, shown.shown)
+    assert torch.equal(shown.tokens[:, -4] + shown.tokens[:, -2] - 2 * tasks.ZERO, asked)
+    k = torch.arange(-4, 5).repeat_interleave(20)
+    assert torch.equal(shown.difference, k[:, None].expand(-1, 3))
 
 
 def test_dealing_keeps_every_example_whole_and_makes_differences_independent():
-    tokens, expected, _ = tasks.off_by_every_k("addition", 4, 50, torch.Generator().manual_seed(0))
-    before, plain = tokens.clone(), expected.clone()
-    mixed, known = tasks.dealt(tokens, expected, torch.Generator().manual_seed(1))
-    assert torch.equal(tokens, before) and torch.equal(expected, plain)
-    x, y, c = (
-        tasks.numbers_at(mixed, tasks.answer_positions(4) + offset) for offset in (-4, -2, 0)
-    )
-    assert torch.equal(x + y, known)
+    shown, _ = drawn(4, 50)
+    tokens, expected = shown.tokens.clone(), shown.expected.clone()
+    mixed = shown.dealt(torch.Generator().manual_seed(1))
+    assert torch.equal(shown.tokens, tokens) and torch.equal(shown.expected, expected)
+    x, y, c = (numbers_at(mixed.tokens, mixed.answers + offset) for offset in (-4, -2, 0))
+    assert torch.equal(x + y, mixed.expected)
+    assert torch.equal(c, mixed.shown)
 
     def examples(rows):
-        return sorted(
-            map(
-                tuple,
-                torch.stack(
-                    [rows[:, tasks.answer_positions(4) + offset] for offset in (-4, -3, -2, -1, 0)],
-                    -1,
-                )
-                .flatten(0, 1)
-                .tolist(),
-            )
-        )
+        places = shown.answers[:, None] + torch.arange(-4, 1)
+        return sorted(map(tuple, rows[:, places].flatten(0, 1).tolist()))
 
-    assert examples(mixed) == examples(tokens) and torch.equal(mixed[:, 25:], tokens[:, 25:])
-    d = (c - known).double()
-    assert (
-        abs(torch.corrcoef(d[:, :2].T)[0, 1]) < 0.15
-        and (d != d[:, :1]).any(1).double().mean() > 0.9
-    )
+    assert examples(mixed.tokens) == examples(tokens)
+    assert torch.equal(mixed.tokens[:, 25:], tokens[:, 25:])
+    d = mixed.difference.double()
+    assert abs(torch.corrcoef(d[:, :2].T)[0, 1]) < 0.15
+    assert (d != d[:, :1]).any(1).double().mean() > 0.9
 
 
 def test_the_analyses_have_the_promised_layout_and_fit_into_circuit_json():

@@ -17,6 +17,7 @@ import tasks
 import train
 from experiments import catalogue
 from minifunc.model import ModelConfig, Transformer
+from minifunc.support import checkpoints, evaluation
 from minifunc.support.runs import load_run
 from train import TrainConfig
 
@@ -290,7 +291,7 @@ def test_a_run_that_another_process_finished_in_between_is_not_overwritten(
             (tmp_path / name).write_bytes(content)
         return device
 
-    monkeypatch.setattr(train, "join", join)
+    monkeypatch.setattr(checkpoints, "join", join)
     assert "already holds" in refused(capsys, tmp_path, *TINY)
     assert contents(tmp_path) == contents(whole)
 
@@ -566,7 +567,7 @@ def test_sums_in_base_k_are_counted_apart_by_whether_they_carry(monkeypatch):
         tasks, "evaluation_pairs", lambda *arguments: made.append(pairs(*arguments)) or made[-1]
     )
     monkeypatch.setattr(
-        train,
+        evaluation,
         "last_logits",
         lambda *_: torch.nn.functional.one_hot(
             made[-1].base_answers, len(tasks.VOCABULARY)
@@ -588,7 +589,9 @@ def test_evaluation_counts_right_answers(monkeypatch):
     monkeypatch.setattr(
         tasks, "evaluation_pairs", lambda *arguments: seen.append(pairs(*arguments)) or seen[-1]
     )
-    monkeypatch.setattr(train, "last_logits", lambda model, tokens: ten.expand(len(tokens), -1))
+    monkeypatch.setattr(
+        evaluation, "last_logits", lambda model, tokens: ten.expand(len(tokens), -1)
+    )
     table = train.evaluate(Transformer(MODEL), 4, False)
     shares = [share for by_shots in table["addition"].values() for share in by_shots.values()]
     assert shares == [

@@ -29,6 +29,24 @@ class Examples:
         tensors = (self.tokens, self.answers, self.expected, self.shown)
         return Examples(*(tensor.to(device) for tensor in tensors))
 
+    def rows(self, which: Tensor) -> "Examples":
+        """Some of the prompts, by their numbers."""
+        tokens, expected, shown = (x[which] for x in (self.tokens, self.expected, self.shown))
+        return Examples(tokens, self.answers, expected, shown)
+
+    def dealt(self, generator: torch.Generator) -> "Examples":
+        """The same examples dealt anew over all prompts, whose queries stay.
+
+        One example's difference then tells nothing of the next one's.
+        """
+        order = torch.randperm(self.expected.numel(), generator=generator)
+        places = self.answers[:, None] + torch.arange(-4, 1)  # [n_shots, 5]: x op y = c
+        tokens = self.tokens.clone()
+        examples = tokens[:, places].flatten(0, 1)[order]
+        tokens[:, places] = examples.view(len(tokens), *places.shape)
+        expected, shown = (x.flatten()[order].view(x.shape) for x in (self.expected, self.shown))
+        return Examples(tokens, self.answers, expected, shown)
+
 
 def last_position(model: Transformer, tokens: Tensor) -> Tensor:
     """The last position of tokens [n_prompts, pos], on the model's device: [1]."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support.errors import UserError
@@ -27,8 +28,10 @@ from minifunc.support.files import (
     save_lines,
     save_tensors,
 )
-from minifunc.support.processes import is_main
+from minifunc.support.processes import any_process, is_main, join
 from minifunc.support.runs import weights_fault, whole
+
+Table = dict[str, dict[str, dict[str, float]]]  # task → k → shots → accuracy
 
 
 class Diverged(UserError):
@@ -53,11 +56,12 @@ class Progress:
         self.out, self.config = out, config
         self.model, self.optimizer, self.data = model, optimizer, data
         self.step = 0
+        self.n_steps: int = config["train"]["steps"]
         self.metrics: list[dict[str, Any]] = []
+        self.shown: dict[str, str] = {}  # beside the bar
         self._started = time.perf_counter()
 
-    def begin(self, checkpoint: dict[str, Any] | None) -> None:
-        """Goes on from a checkpoint (of `load_checkpoint`), or starts a new run in the folder."""
+    def _begin(self, checkpoint: dict[str, Any] | None) -> None:
         if is_main():
             for name in ("resume.pt", "model.pt", "metrics.jsonl"):
                 check_writable(self.out / name)  # now, not after the first steps
@@ -71,6 +75,50 @@ class Progress:
         self.data.set_state(checkpoint["data"])
         self.step, self.metrics = checkpoint["step"], checkpoint["metrics"]
         self._started -= checkpoint["seconds"]
+        if self.step == self.n_steps:  # nothing is left to do; a kill may have come between files
+            self.save()
+
+    @contextlib.contextmanager
+    def going_on(self, checkpoint: dict[str, Any] | None) -> Iterator[None]:
+        """While steps are made: shows a bar, and Ctrl-C stops after the step at hand.
+
+        checkpoint: of `load_checkpoint`; None for a new run in the folder.
+        """
+        self._begin(checkpoint)
+        self.bar = tqdm(
+            total=self.n_steps, initial=self.step, desc="train", unit="step", disable=None
+        )
+        with StopAsked() as self.stop, self.bar:
+            yield
+
+    def made(self, step: int, loss: Tensor, norm: Tensor, look: bool) -> None:
+        """A step was made. Raises Diverged where its loss, or the gradient's norm, is not finite.
+
+        To look at a value makes a GPU wait: this is done when asked for, and now and then.
+        """
+        self.step = step
+        self.stopping = any_process(self.stop.asked)
+        if look or self.stopping or step % 20 == 0:
+            self.check_finite(loss, norm)
+            self.loss = loss.item()
+            self.shown["loss"] = f"{self.loss:.3f}"
+
+    def add_metrics(self, accuracy: Table) -> None:
+        """A line of metrics.jsonl, of the step just made."""
+        line = {"step": self.step, "seconds": round(self.seconds, 2)}
+        self.metrics.append(line | {"loss": round(self.loss, 5), "accuracy": accuracy})
+        for name, k in (("1+1=2", "0"), ("1+1=3", "1")):
+            self.shown[name] = f"{accuracy['addition'][k].get('8', math.nan):.2f}"
+
+    def end_step(self, save: bool) -> None:
+        """Makes a checkpoint, if wanted. Raises KeyboardInterrupt after Ctrl-C."""
+        if save or self.stopping:
+            self.save()
+        self.bar.set_postfix(self.shown, refresh=False)
+        self.bar.update()
+        if self.stopping:
+            stopped = f"stopped after step {self.step} of {self.n_steps}"
+            raise KeyboardInterrupt(f"{stopped}: go on with --resume")
 
     @property
     def seconds(self) -> float:
@@ -153,19 +201,35 @@ def _require(holds: bool) -> None:
 
 
 @contextlib.contextmanager
-def claimed(out: Path, config: dict[str, Any], resume: bool) -> Iterator[None]:
-    """The folder of a run is made, and kept from all other processes. Raises UserError where it
-    cannot be, or where a new run would overwrite something."""
-    if not is_main():
-        yield
-        return
+def claimed(
+    out: Path, config: dict[str, Any], resume: bool, device: torch.device
+) -> Iterator[torch.device]:
+    """While this process trains: waits for the others, makes the folder and locks it.
+
+    Gives the device of this process. Raises UserError where that cannot be, or where a new run
+    would overwrite something; says after Ctrl-C how to go on.
+    """
+    if not resume:
+        check_unused(out, config)
+    device = join(device)
+    try:
+        with locked_folder(out) if is_main() else contextlib.nullcontext():
+            if is_main() and not resume:
+                check_unused(out, config)  # once more: another process may have been faster
+            yield device
+    except KeyboardInterrupt as stop:
+        at_once = "stopped at once: --resume goes on from the last checkpoint"
+        raise KeyboardInterrupt(str(stop) or at_once) from None
+
+
+@contextlib.contextmanager
+def locked_folder(out: Path) -> Iterator[None]:
+    """Makes the folder, and keeps all other processes from training there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {out}: {error.strerror}") from None
     with locked(out):
-        if not resume:
-            check_unused(out, config)  # once more: another process may have been faster
         yield
 
 

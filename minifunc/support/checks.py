@@ -1,8 +1,9 @@
 """Checks of a configuration. A wrong value raises ValueError: it names the field, and what fits."""
 
 import difflib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
+from itertools import product
 from typing import Any
 
 from torch import Tensor
@@ -106,3 +107,56 @@ def check_receivers(group: Sequence[Any], model: Any, n_pos: int) -> None:
     if not group or len(set(places)) < len(places):
         rule = "must name each place once, with all its positions"
         raise ValueError(f"a list of receivers {rule}, not {places}")
+
+
+# ---------------------------------------------------------------- training and what is trained on
+
+
+def check_train_config(cfg: Any) -> None:
+    """Raises ValueError for a `TrainConfig` whose fields are no numbers, or not within bounds."""
+    least = {"steps": 1, "documents": 1, "examples": 2, "eval_every": 1}
+    most = {"documents": 100_000, "examples": 100_000}
+    for field in fields(cfg):
+        value = getattr(cfg, field.name)
+        low, high = least.get(field.name, 0), most.get(field.name, 2**40)
+        is_number = type(value) is field.type or (field.type is float and type(value) is int)
+        if not is_number or not low <= value <= high:
+            bounds = f"from {low} to {high}"
+            raise ValueError(f"{field.name} must be a number {bounds}, not {value!r:.60}")
+    if not cfg.lr > 0 or not cfg.clip > 0 or not cfg.beta2 < 1:
+        raise ValueError("lr and clip must be positive, and beta2 below 1")
+
+
+def check_diet(
+    diet: Any, wrappers: Sequence[str], symbols: Sequence[str], shifts: Sequence[int]
+) -> None:
+    """Raises ValueError for a diet that holds what there is not, or that leaves nothing to draw."""
+    cells = list(product(wrappers[1:], symbols))
+    may_hold = {"never": cells, "functions": symbols, "shifted_addition": shifts}
+    for field, known in may_hold.items():
+        for name in getattr(diet, field):
+            if name not in known:
+                names = ", ".join(map(str, known))
+                raise ValueError(f"a diet's {field} cannot hold {name!r}, only {names}")
+    for field in (*wrappers, "addition", "caesar", "choice", "mixed"):
+        weight, most = getattr(diet, field), 1 if field == "mixed" else 1e6
+        if weight != 0 and not 1e-6 <= weight <= most:
+            raise ValueError(f"a diet's {field} must be 0, or from 1e-6 to {most:g}")
+    met = [wrapper for wrapper in wrappers if getattr(diet, wrapper)]
+    empty = [wrapper for wrapper in met if not diet.under(wrapper)]
+    if empty or not met:
+        where = empty[0] if empty else "any wrapper"
+        raise ValueError(f"the diet leaves no function to be met under {where}")
+
+
+def check_request(tasks: Mapping[str, Any], task: str, k: int, counts: tuple[int, int]) -> None:
+    """Raises ValueError for prompts that there are none of. counts: of prompts and of shots."""
+    if task not in tasks:
+        raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(tasks)}")
+    ks, kind = tasks[task].ks, "bases" if tasks[task].wrapper == "base" else "shifts"
+    if k not in ks:
+        known = f"which for {task} holds {kind} from {ks[0]} to {ks[-1]}"
+        raise ValueError(f"k = {k} is outside the vocabulary, {known}")
+    if min(counts) < 1:
+        found = " and ".join(map(str, counts))
+        raise ValueError(f"at least one prompt and one shot are needed, not {found}")

@@ -27,8 +27,8 @@ def out_of_memory(error: BaseException) -> bool:
 def run_main(work: Callable[[], int]) -> int:
     """Runs a script's work and returns its exit code.
 
-    A UserError, and memory that runs out, become one line on stderr and exit code 2; Ctrl-C a word
-    and 130.
+    A UserError, and memory that runs out, become one line on stderr and exit code 2; Ctrl-C a word,
+    or what the KeyboardInterrupt says, and 130.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path may hold what no encoding knows
@@ -40,8 +40,8 @@ def run_main(work: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader has gone (`| head`): no reason to complain
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python flushes it again at its end)
         return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped", file=sys.stderr)
         return 130
     except UserError as error:
         complaint = " ".join(str(error).splitlines())

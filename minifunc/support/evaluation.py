@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from minifunc.model import Hooks, Transformer
+from minifunc.support.processes import all_sum, share
 
 ROWS = 512  # prompts in one pass: enough to keep every core busy, small enough for any machine
 
@@ -19,6 +20,18 @@ def last_logits(model: Transformer, tokens: Tensor, hooks: Hooks | None = None) 
     last = torch.tensor([tokens.shape[1] - 1], device=model.device)
     rows = tokens.split(len(tokens) if hooks else ROWS)
     return torch.cat([model(part.to(model.device), last, hooks)[:, 0] for part in rows])
+
+
+def answers_right(model: Transformer, tokens: Tensor, answers: Tensor) -> Tensor:
+    """1 where tokens [n_prompts, pos] are answered with `answers`, else 0: [n_prompts] float64.
+
+    Several processes share the prompts.
+    """
+    right = torch.zeros(len(tokens), dtype=torch.float64)
+    given = last_logits(model, share(tokens)).argmax(-1).cpu()
+    share(right)[:] = (given == share(answers)).double()
+    all_sum(right)
+    return right
 
 
 def accuracy(logits: Tensor, answers: Tensor) -> float:

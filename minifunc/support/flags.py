@@ -55,6 +55,12 @@ def from_flags(arguments: argparse.Namespace, default: Config) -> Config:
         raise UserError(str(error)) from None
 
 
+def check_flag(arguments: argparse.Namespace, name: str, least: int, most: int) -> None:
+    """Raises UserError for a number out of bounds."""
+    if not least <= getattr(arguments, name) <= most:
+        raise UserError(f"--{name.replace('_', '-')} must be from {least} to {most}")
+
+
 def pick_device(name: str, float64: bool = False) -> torch.device:
     """auto (cuda, then mps, then cpu), or the device named.
 

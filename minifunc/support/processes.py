@@ -96,8 +96,10 @@ def run_together(work: Callable[[], int]) -> int:
     """`run_main` for a script that torchrun may have started: what all would say is said once."""
 
     def one_of_them() -> int:
+        speaks = True
         try:
-            if _n_started() == 1 or _number("RANK") == 0:
+            speaks = _n_started() == 1 or _number("RANK") == 0
+            if speaks:
                 return work()
             with (
                 open(os.devnull, "w") as nowhere,
@@ -105,6 +107,10 @@ def run_together(work: Callable[[], int]) -> int:
                 redirect_stderr(nowhere),
             ):
                 return work()
+        except KeyboardInterrupt:
+            if not speaks:
+                return 130
+            raise
         except UserError:
             if not _first_to_fail():
                 return 2

@@ -1,12 +1,17 @@
-"""Settings are frozen dataclasses: checked, read back from JSON, and chosen by flags."""
+"""Settings are frozen dataclasses: chosen by flags, or read back from JSON."""
 
 import json
-from argparse import Namespace
+import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
+import minifunc
+from minifunc.model import ModelConfig
 from minifunc.support.errors import UserError
 from minifunc.support.files import load_json
 from minifunc.support.flags import from_flags
@@ -14,16 +19,10 @@ from minifunc.support.flags import from_flags
 Config = TypeVar("Config")
 
 
-def check_numbers(config: Any, least: Mapping[str, int], most: Mapping[str, int]) -> None:
-    """Raises ValueError for a field of a dataclass that is no number of its type, or not within
-    its bounds: 0 and 2^40 where no others are given."""
-    for field in fields(config):
-        value = getattr(config, field.name)
-        low, high = least.get(field.name, 0), most.get(field.name, 2**40)
-        is_number = type(value) is field.type or (field.type is float and type(value) is int)
-        if not is_number or not low <= value <= high:
-            bounds = f"from {low} to {high}"
-            raise ValueError(f"{field.name} must be a number {bounds}, not {value!r:.60}")
+def versions() -> dict[str, str]:
+    """What a run is made with."""
+    python = sys.version.split()[0]
+    return {"minifunc": minifunc.__version__, "torch": torch.__version__, "python": python}
 
 
 def as_json(value: Any) -> Any:
@@ -63,6 +62,16 @@ def named_diet(text: str, diets: Mapping[str, Config]) -> Config:
     if text not in diets:
         raise UserError(f"unknown diet {text!r}; the diets are {', '.join(diets)}")
     return diets[text]
+
+
+def add_run_flags(parser: ArgumentParser, diets: Mapping[str, Any], default: str) -> None:
+    """The flags of a training run: its folder, where it is computed, its diet, and --resume."""
+    add = parser.add_argument
+    add("--out", default="out/default", help="folder of the run (default: %(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
+    names = f"{', '.join(diets)}, or a JSON file of a diet's fields"
+    add("--diet", help=f"{names} (default: {default})")
+    add("--resume", action="store_true", help="go on with the run in --out")
 
 
 def chosen_settings(
@@ -106,3 +115,13 @@ def _refuse_contradictions(
             continue
         advice = f"give another --out, or leave --{name.replace('_', '-')} out"
         raise UserError(f"the run in {arguments.out} has {name} {value}, not {given}: {advice}")
+
+
+def check_room(
+    arguments: Namespace, model: ModelConfig, needs: Mapping[str, int], what: str
+) -> None:
+    """Raises UserError for a model of which a field is less than `what` needs."""
+    if any(getattr(model, name) < least for name, least in needs.items()):
+        place = f"{Path(arguments.out) / 'config.json'}: " if arguments.resume else ""
+        told = " and ".join(f"{name} >= {least}" for name, least in needs.items())
+        raise UserError(f"{place}the model needs {told} for {what}")

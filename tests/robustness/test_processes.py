@@ -17,6 +17,7 @@ from torch.testing import assert_close
 import tasks
 import train
 from minifunc.model import ModelConfig, Transformer
+from minifunc.support import evaluation
 from minifunc.support import processes as support
 from minifunc.support.errors import UserError
 from minifunc.support.files import load_json, load_lines
@@ -165,13 +166,13 @@ def test_every_prompt_of_the_table_is_answered_by_one_process(monkeypatch, n):
     last = model(pairs.contrast)[:, -1]
     answers = torch.where(torch.arange(5) == 2, 0, last.argmax(-1))  # all but one are right
     pairs = replace(pairs, contrast_answers=answers)
-    whole = train.answers_right(model, pairs)
+    whole = evaluation.answers_right(model, pairs.contrast, pairs.contrast_answers)
     monkeypatch.setattr(support, "world_size", lambda: n)
-    monkeypatch.setattr(train, "all_sum", lambda *_: None)
+    monkeypatch.setattr(evaluation, "all_sum", lambda *_: None)
     parts = []
     for number in range(n):
         monkeypatch.setattr(support, "rank", lambda number=number: number)
-        parts.append(train.answers_right(model, pairs))
+        parts.append(evaluation.answers_right(model, pairs.contrast, pairs.contrast_answers))
     assert whole.tolist() == [1.0, 1.0, 0.0, 1.0, 1.0]
     assert torch.equal(sum(parts), whole)
 

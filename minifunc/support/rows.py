@@ -1,0 +1,79 @@
+"""Rows of examples: drawn, and looked through from left to right. Rows are independent.
+
+`asked` [n_rows, n_examples] bool says which examples a question is about; the others don't count.
+"""
+
+import torch
+from torch import Generator, Tensor
+
+
+def integers(
+    low: Tensor | int, high: Tensor | int, size: tuple[int, ...], generator: Generator
+) -> Tensor:
+    """Whole numbers from `low` to `high` - 1, each as likely: [*size] int64.
+
+    >>> integers(3, 5, (6,), Generator().manual_seed(0))
+    tensor([4, 4, 3, 4, 4, 4])
+    """
+    drawn = torch.rand(size, generator=generator, dtype=torch.float64)
+    return low + (drawn * (high - low)).long()
+
+
+def evenly(drawn: Tensor, values: Tensor) -> Tensor:
+    """Numbers in [0, 1) → indices into values [n], so that each value is as likely as another.
+
+    >>> evenly(torch.tensor([0.1, 0.4, 0.6, 0.9]), torch.tensor([3, 3, 3, 5])).tolist()
+    [0, 2, 3, 3]
+    """
+    n_same = values.bincount()[values]  # [n]
+    up_to = (1 / len(values.unique()) / n_same.double()).cumsum(0)
+    return torch.searchsorted(up_to, drawn, right=True).clamp(max=len(values) - 1)
+
+
+def permuted(x: Tensor, n: int, generator: Generator) -> Tensor:
+    """x [n_rows, n_examples] from 0 to n - 1, changed by a random permutation of these numbers.
+
+    Every row has a permutation of its own.
+    """
+    permutation = torch.rand(len(x), n, generator=generator).argsort(1)  # [n_rows, n]
+    return permutation.gather(1, x)
+
+
+def all_so_far(holds: Tensor, asked: Tensor) -> Tensor:
+    """For each example: does it hold of all asked up to there? [n_rows, n_examples] bool.
+
+    >>> all_so_far(torch.tensor([[True, False, True]]), torch.tensor([[True, True, True]]))
+    tensor([[ True, False, False]])
+    """
+    return (holds | ~asked).cummin(1).values
+
+
+def same_so_far(x: Tensor, asked: Tensor) -> Tensor:
+    """For each example: is x the same for all asked up to there? [n_rows, n_examples] bool.
+
+    >>> same_so_far(torch.tensor([[7, 1, 7, 2]]), torch.tensor([[True, False, True, True]]))
+    tensor([[ True,  True,  True, False]])
+    """
+    first = x.gather(1, asked.int().argmax(1, keepdim=True))
+    return all_so_far(x == first, asked)
+
+
+def met_before(x: Tensor) -> Tensor:
+    """For each example: has its x been met to the left of it? [n_rows, n_examples] bool.
+
+    >>> met_before(torch.tensor([[5, 6, 5, 5]]))
+    tensor([[False, False,  True,  True]])
+    """
+    repeated = (x[:, :, None] == x[:, None]).tril(-1)
+    return repeated.any(2)
+
+
+def nearest(distance: Tensor, allowed: Tensor) -> Tensor:
+    """For each row of [n, m] the column of the least distance that is allowed, or -1: [n] int64.
+
+    >>> yes, no = True, False
+    >>> nearest(torch.tensor([[2, 1, 3], [2, 1, 3]]), torch.tensor([[yes, no, yes], [no, no, no]]))
+    tensor([ 0, -1])
+    """
+    least, column = distance.double().masked_fill(~allowed, torch.inf).min(dim=1)
+    return torch.where(least.isfinite(), column, -1)
