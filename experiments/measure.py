@@ -7,12 +7,11 @@ from torch import Tensor
 
 import tasks
 import train
-from minifunc.ablation import Ablator
+from minifunc.ablation import Ablator, CircuitScores
 from minifunc.circuit import Criteria, discover, heads_of, parse
-from minifunc.support.evaluation import accuracy, last_logits
-from minifunc.faithfulness import CircuitScores
 from minifunc.model import Transformer
 from minifunc.patching import PathPatcher
+from minifunc.support.evaluation import accuracy, last_logits
 
 SHOTS = 8  # of the measures that have one number of shots
 SEED = 2026  # of the prompts, the same for every run
