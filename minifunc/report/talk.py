@@ -233,9 +233,9 @@ def conclusion(c: Circuit) -> list[str]:
     text = (
         f"{title(c).capitalize()} (right on {done:.1%}) is carried to the answer by "
         f"{in_words(fi)}: heads that at the last `=` look back at the shown answers. "
-        f"With what they send on plain prompts put in, the answer is plain on {left['base']['base_acc']:.1%}. Other values put "
-        f"in break the plain answer too (means: plain on {left['mean']['base_acc']:.1%}): these "
-        "heads carry the answer, rule and all."
+        "With what they send on plain prompts put in, the answer is plain on "
+        f"{left['base']['base_acc']:.1%}; with mean values on "
+        f"{left['mean']['base_acc']:.1%}, so they carry the answer itself, not the rule alone."
     )
     return ["", *textwrap.wrap(text, WIDTH)]
 
