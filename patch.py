@@ -101,8 +101,8 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
 
         # 1. Does the model do the task, and which heads write the answer?
         shares = solving(model, many)
-        circuit |= asked(model, study, pairs) | {"criteria": vars(criteria)}
-        circuit |= {"accuracy": shares, "accuracy_prompts": len(many.base)}
+        circuit |= asked(model, study, pairs) | {"criteria": vars(criteria), "accuracy": shares}
+        circuit["accuracy_prompts"] = len(many.base)
         known(rows.direct(patchers), "task", "direct")
 
         # 2. Discovery: from the logits down, under both contrasts.
@@ -110,7 +110,7 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
         answers = tasks.answer_positions(study.shots)
         found = discover(patchers, answers, criteria, solves)
         known(rows.discovered(found, circuit), "circuit")
-        fi, gathering = (found.groups[name] for name in ("function_induction", "expected_answer"))
+        fi, groups = found.groups["function_induction"], found.groups
         evaluation: dict[str, Any] = {"ablation": [], "sensitivity": []}
         if not fi:
             known({"readers": {}, "evaluation": evaluation, "reuse": []}, "conclusion")
@@ -119,21 +119,19 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
         # 3. Is that the whole circuit? And which heads bring what was to be expected?
         search = replacements(model, first(pairs, N_SEARCH))
         few = replacements(model, first(many, N_EVALUATED))
-        evaluation |= evaluate_circuits(search, few, found.groups, criteria.faithful, generator)
+        evaluation |= evaluate_circuits(search, few, groups, criteria.faithful, generator)
         roles = readers(few, range(int(answers[-1]) + 1), found, criteria)
         known({"evaluation": evaluation, "readers": roles}, "enough")
 
         # 4. What is left without them? With controls, and with other thresholds.
         counted, fewer = replacements(model, many), replacements(model, first(many, N_SEARCH))
         prompts = (counted, replace(counted, ablator=counted.ablator.on(many.base)), fewer)
-        draws = (N_DRAWS, generator)
-        evaluation["ablation"] = group_ablations(prompts, found.groups, roles, draws)
+        evaluation["ablation"] = group_ablations(prompts, groups, roles, (N_DRAWS, generator))
         evaluation["sensitivity"] = sensitivity(few, found, criteria)
         known({"evaluation": evaluation}, "ablation")
 
         # 5. What do the FI heads look for, hand over and write?
-        on_numbers = study.task in tasks.ON_NUMBERS
-        known(writings(model, fi, gathering, study, generator) if on_numbers else {}, "writing")
+        known(writings(model, fi, groups["expected_answer"], study, generator), "writing")
 
         # 6. Do the same heads serve other tasks?
         known({"reuse": reuse(model, fi, REUSED, study.shots, generator)}, "reuse", "conclusion")
@@ -259,6 +257,8 @@ def writings(
     function_vectors…: what they write. reading: what their q, k and v are for, and what the heads
     `gathering` the expected answer write. probe: where numbers can be read off the stream.
     """
+    if study.task not in tasks.ON_NUMBERS:
+        return {}
     task, shots, n = study.task, study.shots, study.prompts
     answers = tasks.answer_positions(shots)
     tokens = torch.tensor([tasks.TOKEN[str(number)] for number in tasks.NUMBERS])
@@ -325,23 +325,16 @@ def probed(model: Transformer, study: Study, generator: Generator) -> dict[str, 
 def work(argv: list[str] | None) -> int:
     parser = Parser(prog="patch.py", description=__doc__.splitlines()[0])
     add_run_flag(parser)
-    told_of_k = "k is the shift, or the base of base_addition"
-    parser.epilog = f"tasks: {', '.join(tasks.TASKS)}; {told_of_k}"
+    parser.epilog = f"Tasks: {', '.join(tasks.TASKS)}. k is a shift, or the base of base_addition."
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: auto)")
-    parser.add_argument("--json", type=Path, help="where the findings go (default: circuit.json)")
+    to = "where the findings go (default: circuit.json in the run's folder)"
+    parser.add_argument("--json", type=Path, metavar="PATH", help=to)
     parser.add_argument("--full", action="store_true", help="print all that is found")
     add_flags(parser, "what is traced", Study())
-    parser.add_argument(
-        "--freeze-mlps",
-        action="store_true",
-        help="direct paths do not pass through MLPs (default: they do, as in the paper)",
-    )
-    parser.add_argument(
-        "--max-memory",
-        type=float,
-        metavar="GIB",
-        help="memory that a sweep may use (default: 2; on CUDA a quarter of what is free)",
-    )
+    frozen = "direct paths do not pass through MLPs (default: they do, as in the paper)"
+    parser.add_argument("--freeze-mlps", action="store_true", help=frozen)
+    memory = "memory that a sweep may use (default: 2; on CUDA a quarter of what is free)"
+    parser.add_argument("--max-memory", type=float, metavar="GIB", help=memory)
     add_flags(parser, "criteria of the groups", Criteria())
     arguments = parser.parse_args(argv)
     study, criteria = from_flags(arguments, Study()), from_flags(arguments, Criteria())
@@ -353,9 +346,8 @@ def work(argv: list[str] | None) -> int:
         said = f"--shots {study.shots} makes prompts of {n_tokens} tokens"
         raise UserError(f"{said}; the model's context holds {model.cfg.n_ctx}")
     if study.k == 0:
-        raise UserError(
-            "--k 0 leaves nothing to trace: base and contrast prompts would be the same"
-        )
+        said = "--k 0 leaves nothing to trace"
+        raise UserError(f"{said}: base and contrast prompts would be the same")
     path = arguments.json or folders.to_write("circuit.json")
     check_writable(path)
     if not 0 <= study.seed < 2**63 or study.prompts > MOST_PROMPTS:

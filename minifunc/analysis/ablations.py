@@ -26,8 +26,8 @@ def group_ablations(
 ) -> list[dict[str, Any]]:
     """Rows of `evaluation.ablation`: the groups of HOWS, controls beside them, readers of `roles`.
 
-    prompts: contrast prompts, their base prompts, and fewer contrast prompts for many random groups.
-    draws: how many random groups of each kind, and what draws them.
+    prompts: contrast prompts, their base prompts, and fewer contrast prompts, for many random
+    groups. draws: how many random groups of each kind, and what draws them.
     """
     contrast, base, fewer = prompts
     rows: list[dict[str, Any]] = []

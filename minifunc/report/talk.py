@@ -232,10 +232,10 @@ def conclusion(c: Circuit) -> list[str]:
     done = c["accuracy"]["contrast_prompt"]["contrast"]
     text = (
         f"{title(c).capitalize()} (right on {done:.1%}) is carried to the answer by "
-        f"{in_words(fi)}: heads that at the last `=` look back at the shown answers. With what they send on plain "
-        f"prompts put in, the answer is plain on {left['base']['base_acc']:.1%}. Other values put "
-        f"in break the plain answer too (means: plain on {left['mean']['base_acc']:.1%}): these "
-        "heads carry the answer, rule and all."
+        f"{in_words(fi)}: heads that at the last `=` look back at the shown answers. "
+        "With what they send on plain prompts put in, the answer is plain on "
+        f"{left['base']['base_acc']:.1%}; with mean values on "
+        f"{left['mean']['base_acc']:.1%}, so they carry the answer itself, not the rule alone."
     )
     return ["", *textwrap.wrap(text, WIDTH)]
 

@@ -19,13 +19,16 @@ from minifunc.report.talk import Circuit, listed, named, sentence, setting, word
 
 def told(step: str, circuit: Circuit, full: bool, colour: bool) -> list[str]:
     """Lines on one step of the study: those of the short talk, or all, as wide as the terminal."""
-    lines = talk.heat_map(circuit, colour) if step == "direct" else []
+    heat_map = talk.heat_map(circuit, colour) if step == "direct" else []
     if not full:
-        return lines + (talk.PARTS[step](circuit) if step in talk.PARTS else [])
+        return heat_map + (talk.PARTS[step](circuit) if step in talk.PARTS else [])
+    lines, width = ["", *heat_map] if heat_map else [], shutil.get_terminal_size().columns
     for part in PARTS[step]:
-        lines += part(circuit)
-    width = shutil.get_terminal_size().columns
-    return [wrapped(line, width) for line in ["", *lines]] if lines else []
+        found = part(circuit)
+        if found and not heat_map:
+            lines.append("")
+        lines += [wrapped(line, width) for line in found]
+    return lines
 
 
 def wrapped(line: str, width: int) -> str:
