@@ -9,24 +9,21 @@ them are in circuit.json.
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 from tqdm import tqdm
 
 import tasks
-from minifunc.ablation import Ablator, random_group
-from minifunc.analysis import function_vectors, reading, rows
-from minifunc.analysis.ablations import group_ablations, reuse_rows
-from minifunc.analysis.activations import Examples
+from minifunc.analysis import rows
+from minifunc.analysis.ablations import group_ablations
 from minifunc.analysis.completeness import evaluate_circuits
-from minifunc.analysis.probe import probes
 from minifunc.analysis.roles import readers, sensitivity
-from minifunc.analysis.rows import Prompts
+from minifunc.analysis.study import answers_of, first, replacements, reuse, writings
 from minifunc.circuit import Criteria, discover
 from minifunc.model import Transformer
 from minifunc.patching import PathPatcher
@@ -39,12 +36,9 @@ from minifunc.support.processes import is_main, join, run_together
 from minifunc.support.runs import add_run_flag, chosen_run, load_run, weights_hash
 
 N_DRAWS = 50  # random groups of each kind beside an ablated one
-N_OTHER_DRAWS = 10  # random groups for each reused task
 N_COUNTED = 500  # prompts on which right answers are counted, at least
-N_EVALUATED = 100  # prompts on which circuits, single readers and reuse are measured
+N_EVALUATED = 100  # prompts on which circuits and single readers are measured
 N_SEARCH = 50  # prompts on which circuits and subsets are looked for, and many random groups run
-N_INPUTS = 10  # inputs 0..9 of function vectors
-N_EXAMPLES = 4000  # at least, behind shares of variance, so that every pair of labels occurs
 MOST_PROMPTS = 100_000
 REUSED_TASKS = ("addition", "caesar", "base_addition", "choice")
 REUSED = [(task, k) for task in REUSED_TASKS for k in tasks.TASKS[task].ks if k]
@@ -117,24 +111,31 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
             return circuit | {"seconds": round(time.perf_counter() - started, 2)}
 
         # 3. Is that the whole circuit? And which heads bring what was to be expected?
-        search = replacements(model, first(pairs, N_SEARCH))
-        few = replacements(model, first(many, N_EVALUATED))
+        search = replacements(tasks, model, first(pairs, N_SEARCH))
+        few = replacements(tasks, model, first(many, N_EVALUATED))
         evaluation |= evaluate_circuits(search, few, groups, criteria.faithful, generator)
         roles = readers(few, range(int(answers[-1]) + 1), found, criteria)
         known({"evaluation": evaluation, "readers": roles}, "enough")
 
         # 4. What is left without them? With controls, and with other thresholds.
-        counted, fewer = replacements(model, many), replacements(model, first(many, N_SEARCH))
+        counted, fewer = (
+            replacements(tasks, model, many),
+            replacements(tasks, model, first(many, N_SEARCH)),
+        )
         prompts = (counted, replace(counted, ablator=counted.ablator.on(many.base)), fewer)
         evaluation["ablation"] = group_ablations(prompts, groups, roles, (N_DRAWS, generator))
         evaluation["sensitivity"] = sensitivity(few, found, criteria)
         known({"evaluation": evaluation}, "ablation")
 
         # 5. What do the FI heads look for, hand over and write?
-        known(writings(model, fi, groups["expected_answer"], study, generator), "writing")
+        known(writings(tasks, model, fi, groups["expected_answer"], study, generator), "writing")
 
         # 6. Do the same heads serve other tasks?
-        known({"reuse": reuse(model, fi, REUSED, study.shots, generator)}, "reuse", "conclusion")
+        known(
+            {"reuse": reuse(tasks, model, fi, REUSED, study.shots, generator)},
+            "reuse",
+            "conclusion",
+        )
     return circuit | {"seconds": round(time.perf_counter() - started, 2)}
 
 
@@ -170,153 +171,6 @@ def solving(model: Transformer, pairs: tasks.Pairs) -> dict[str, dict[str, float
         base, contrast = (accuracy(logits, answers) for answers in answers_of(pairs))
         shares[prompt] = {"base": base, "contrast": contrast}
     return shares
-
-
-def some(pairs: tasks.Pairs, which: slice | Tensor) -> tasks.Pairs:
-    """Some of the pairs, by a slice or by a mask [n_prompts]."""
-    tensors = {name: x[which] for name, x in vars(pairs).items() if isinstance(x, Tensor)}
-    return replace(pairs, **tensors)  # type: ignore[arg-type]
-
-
-def first(pairs: tasks.Pairs, n: int) -> tasks.Pairs:
-    return some(pairs, slice(n))
-
-
-def answers_of(pairs: tasks.Pairs) -> tuple[Tensor, Tensor]:
-    return pairs.base_answers, pairs.contrast_answers
-
-
-def replacements(model: Transformer, pairs: tasks.Pairs) -> Prompts:
-    """The contrast prompts, with all that is put in place of what a head sends there.
-
-    base: what it sends on the paired base prompt; mean: its mean over base prompts; unrelated: what
-    it sends on another pair's base prompt; same_k: on another pair's contrast prompt; same_answer:
-    on one that asks for the same answer as well; operands_changed: on the prompt with the same
-    shown answers, made plain by other operands.
-    """
-    assert pairs.operands_changed is not None
-    sources = {
-        "base": pairs.base,
-        "operands_changed": pairs.operands_changed,
-        "unrelated": pairs.base.roll(1, 0),
-        "same_k": pairs.contrast.roll(1, 0),
-        "same_answer": donors(pairs),
-    }
-    ablator = Ablator(model, pairs.contrast, sources, means={"mean": pairs.base})
-    return Prompts(ablator, answers_of(pairs))
-
-
-def donors(pairs: tasks.Pairs) -> Tensor:
-    """For each contrast prompt another with the same k and answer, if any: [n_prompts, pos]."""
-    n, generator = len(pairs.contrast), Generator().manual_seed(len(pairs.contrast))
-    pool = tasks.evaluation_pairs(pairs.task, pairs.k, pairs.shots, 20 * n, generator)
-    chosen = torch.zeros(n, dtype=torch.int64)
-    for answer in pairs.contrast_answers.unique():
-        mine = (pairs.contrast_answers == answer).nonzero()[:, 0]
-        theirs = (pool.contrast_answers == answer).nonzero()[:, 0]
-        if len(theirs):
-            chosen[mine] = theirs[mine % len(theirs)]  # so that not all take the same donor
-    return pool.contrast[chosen]
-
-
-def reuse(
-    model: Transformer,
-    heads: Sequence[str],
-    questions: Sequence[tuple[str, int]],
-    shots: int,
-    generator: Generator,
-) -> list[dict[str, Any]]:
-    """`reuse_rows` of each (task, k) that has prompts; sums in base k by whether they carry."""
-    drawn = [random_group(heads, model.cfg.n_heads, generator) for _ in range(N_OTHER_DRAWS)]
-    found = []
-    for task, k in questions:
-        try:
-            pairs = tasks.evaluation_pairs(task, k, shots, N_EVALUATED, generator)
-        except ValueError:
-            continue
-        kinds = {"all": pairs.carry}
-        if tasks.TASKS[task].wrapper == "base":
-            kinds = {"carry": pairs.carry, "no carry": ~pairs.carry}
-        for items, which in kinds.items():
-            part = some(pairs, which)
-            if len(part.base):
-                four = reuse_rows(model, part.base, part.contrast, answers_of(part), heads, drawn)
-                found += [{"task": task, "k": k, "items": items, **row} for row in four]
-    return found
-
-
-def writings(
-    model: Transformer,
-    fi: Sequence[str],
-    gathering: Sequence[str],
-    study: Study,
-    generator: Generator,
-) -> dict[str, Any]:
-    """For a function on numbers: what the FI heads write and read, where numbers can be read off.
-
-    function_vectors…: what they write. reading: what their q, k and v are for, and what the heads
-    `gathering` the expected answer write. probe: where numbers can be read off the stream.
-    """
-    if study.task not in tasks.ON_NUMBERS:
-        return {}
-    task, shots, n = study.task, study.shots, study.prompts
-    answers = tasks.answer_positions(shots)
-    tokens = torch.tensor([tasks.TOKEN[str(number)] for number in tasks.NUMBERS])
-    numbers = function_vectors.Numbers(tokens, tasks.NUMBERS[0])
-    asking = {}
-    for shift in tasks.SHIFTS:
-        p = replace(study, k=shift).pairs(3 * n, generator)
-        asking[shift] = (p.contrast, p.base_answers - tasks.ZERO)
-    naive = tasks.naive_prompts(N_INPUTS)
-    found = function_vectors.study(model, asking, naive, fi, numbers, study.k)
-
-    p = study.pairs(2 * n, generator)
-    assert p.operands_changed is not None
-    sources = {"base": p.base, "operands_changed": p.operands_changed}
-    sources["same_k"] = p.contrast.roll(1, 0)
-    inputs = reading.inputs_apart(model, p.base, p.contrast, *answers_of(p), sources, fi)
-    enough = max(n, -(-N_EXAMPLES // (len(tasks.SHIFTS) * shots)))  # prompts of each k
-    shown, query = examples(off_by_every_k(task, shots, enough, generator))
-    order = torch.randperm(len(query), generator=generator)
-    shown = shown.rows(order)
-    x, y = (shown.tokens[:, answers + offset] - tasks.ZERO for offset in (-4, -2))
-    gathering = gathering if task == "addition" else []
-    found["reading"] = {
-        "inputs": inputs,
-        "looks_for": reading.looks_for(model, shown, query[order], fi),
-        "hands_over": reading.hands_over(model, shown, numbers, fi),
-        "wrote": reading.wrote(model, shown, x, y, gathering) if gathering else {},
-    }
-    found["probe"] = probed(model, study, generator)
-    return found
-
-
-def off_by_every_k(
-    task: str, shots: int, n_prompts: int, generator: Generator
-) -> list[tasks.Pairs]:
-    return [tasks.evaluation_pairs(task, k, shots, n_prompts, generator) for k in tasks.SHIFTS]
-
-
-def examples(pairs: Sequence[tasks.Pairs]) -> tuple[Examples, Tensor]:
-    """All contrast prompts with the numbers in them, and f(x, y) of their queries [n_prompts]."""
-    answers = tasks.answer_positions(pairs[0].shots)
-    tokens, plain = torch.cat([p.contrast for p in pairs]), torch.cat([p.base for p in pairs])
-    expected, shown = plain[:, answers] - tasks.ZERO, tokens[:, answers] - tasks.ZERO
-    query = torch.cat([p.base_answers for p in pairs]) - tasks.ZERO
-    return Examples(tokens, answers, expected, shown), query
-
-
-def probed(model: Transformer, study: Study, generator: Generator) -> dict[str, Any]:
-    """Linear probes on documents of one k, on examples dealt anew, and on other functions."""
-    others = []
-    for task in tasks.ON_NUMBERS:
-        if task != study.task:
-            few = max(1, study.prompts // 5)
-            others += off_by_every_k(task, study.shots, few, generator)
-    consistent, _ = examples(off_by_every_k(study.task, study.shots, study.prompts, generator))
-    mixed = examples(others)[0].dealt(generator)
-    kinds = {"consistent": consistent, "dealt": consistent.dealt(generator)}
-    return probes(model, kinds, mixed, generator)
 
 
 # ---------------------------------------------------------------- the command line

@@ -5,6 +5,7 @@ import torch
 
 import patch
 import tasks
+from minifunc.analysis import study
 from minifunc.model import ModelConfig, Transformer
 from minifunc.report import terminal
 
@@ -33,7 +34,7 @@ def numbers_at(tokens, places):
 def drawn(shots, n_prompts):
     """Sums off by every k, and the sums that their queries ask for."""
     generator = torch.Generator().manual_seed(0)
-    return patch.examples(patch.off_by_every_k("addition", shots, n_prompts, generator))
+    return study.examples(tasks, study.off_by_every_k(tasks, "addition", shots, n_prompts, generator))
 
 
 def test_documents_hold_every_k_and_know_what_was_to_be_expected():
@@ -70,6 +71,7 @@ def test_the_analyses_have_the_promised_layout_and_fit_into_circuit_json():
     found = json.loads(
         json.dumps(
             patch.writings(
+                tasks,
                 model(),
                 ["0.1", "1.2"],
                 ["0.0"],

@@ -9,6 +9,7 @@ import torch
 import patch
 import tasks
 import train
+from minifunc.analysis import study
 from minifunc.circuit import Criteria
 from minifunc.model import Transformer
 from minifunc.report import talk, terminal
@@ -74,6 +75,7 @@ def solved(monkeypatch):
         "REUSED": [("addition", 2), ("caesar", -1)],
     }.items():
         monkeypatch.setattr(patch, name, value)
+    monkeypatch.setattr(study, "N_REUSED", 10)
 
 
 def test_a_model_that_cannot_do_the_task_has_no_circuit_and_is_told_so(run, capsys):
@@ -190,7 +192,7 @@ def test_circuit_json_has_the_promised_layout(run, solved, capsys):
 def test_each_replacement_takes_its_values_from_where_it_says():
     pairs = tasks.evaluation_pairs("addition", 1, 3, 30, torch.Generator().manual_seed(0))
     model = Transformer(dataclasses.replace(train.MODEL, n_layers=2))
-    ablator = patch.replacements(model, pairs).ablator
+    ablator = study.replacements(tasks, model, pairs).ablator
     wanted = {
         "base": pairs.base,
         "operands_changed": pairs.operands_changed,
@@ -208,7 +210,7 @@ def test_each_replacement_takes_its_values_from_where_it_says():
 
 def test_donors_ask_for_the_same_answer_by_other_examples():
     pairs = tasks.evaluation_pairs("addition", 2, 3, 60, torch.Generator().manual_seed(0))
-    donors, zero = patch.donors(pairs), tasks.ZERO
+    donors, zero = study.donors(tasks, pairs), tasks.ZERO
     query = donors[:, -4:] - zero
     assert ((query[:, 0] + query[:, 2] + 2) == pairs.contrast_answers - zero).all()
     assert (donors != pairs.contrast).any(1).all()
@@ -220,11 +222,11 @@ def test_donors_ask_for_the_same_answer_by_other_examples():
 
 
 def test_reuse_gives_four_rows_a_task_and_none_where_there_are_no_prompts(monkeypatch):
-    monkeypatch.setattr(patch, "N_EVALUATED", 10)
+    monkeypatch.setattr(study, "N_REUSED", 10)
     model = Transformer(dataclasses.replace(train.MODEL, n_layers=2))
     generator = torch.Generator().manual_seed(0)
     rows = patch.reuse(
-        model, ["1.0"], [("addition", 1), ("addition", 99), ("caesar", -2)], 3, generator
+        tasks, model, ["1.0"], [("addition", 1), ("addition", 99), ("caesar", -2)], 3, generator
     )
     assert [(row["task"], row["k"]) for row in rows] == [("addition", 1)] * 4 + [("caesar", -2)] * 4
 

@@ -28,7 +28,7 @@ def metrics(step):
     return {"step": step, "seconds": 1.0 * step, "loss": 3.0 / step, "accuracy": accuracy}
 
 
-def some_writings(model, heads, *_):
+def some_writings(language, model, heads, *_):
     """What `patch.writings` takes seconds for; of it, the part that is drawn."""
     vector = [[0.1 * (x - y) for y in range(10)] for x in range(10)]
     return {"function_vectors": dict.fromkeys([*heads, "all"], vector)}
@@ -39,7 +39,6 @@ FEW = {
     "N_EVALUATED": 10,
     "N_SEARCH": 5,
     "N_DRAWS": 3,
-    "N_OTHER_DRAWS": 2,
     "REUSED": [("addition", 1), ("caesar", -1), ("base_addition", 8)],
     "accuracy": lambda logits, answers: 1.0,
     "writings": some_writings,

@@ -1,0 +1,199 @@
+"""The analyses of a study that draw more prompts than those it traces.
+
+A `Language` is what `tasks.py` offers: tasks whose prompts come in pairs. It is handed in, since
+nothing in this package imports a script.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from minifunc.ablation import Ablator, random_group
+from minifunc.analysis import function_vectors, reading
+from minifunc.analysis.ablations import reuse_rows
+from minifunc.analysis.activations import Examples
+from minifunc.analysis.probe import probes
+from minifunc.analysis.rows import Prompts
+from minifunc.model import Transformer
+
+N_DRAWS = 10  # random groups for each reused task
+N_REUSED = 100  # prompts on which reuse is measured
+N_INPUTS = 10  # inputs 0..9 of function vectors
+N_EXAMPLES = 4000  # at least, behind shares of variance, so that every pair of labels occurs
+
+
+class Language(Protocol):
+    """As in tasks.py, where each of these is explained."""
+
+    @property
+    def TASKS(self) -> Mapping[str, Any]: ...
+    @property
+    def TOKEN(self) -> Mapping[str, int]: ...
+    @property
+    def ON_NUMBERS(self) -> Sequence[str]: ...
+    @property
+    def NUMBERS(self) -> range: ...
+    @property
+    def SHIFTS(self) -> range: ...
+    @property
+    def ZERO(self) -> int: ...
+    @property
+    def evaluation_pairs(self) -> Any: ...
+    @property
+    def answer_positions(self) -> Any: ...
+    @property
+    def naive_prompts(self) -> Any: ...
+
+
+def some(pairs: Any, which: slice | Tensor) -> Any:
+    """Some of the pairs, by a slice or by a mask [n_prompts]."""
+    tensors = {name: x[which] for name, x in vars(pairs).items() if isinstance(x, Tensor)}
+    return replace(pairs, **tensors)
+
+
+def first(pairs: Any, n: int) -> Any:
+    return some(pairs, slice(n))
+
+
+def answers_of(pairs: Any) -> tuple[Tensor, Tensor]:
+    return pairs.base_answers, pairs.contrast_answers
+
+
+def replacements(language: Language, model: Transformer, pairs: Any) -> Prompts:
+    """The contrast prompts, with all that is put in place of what a head sends there.
+
+    base: what it sends on the paired base prompt; mean: its mean over base prompts; unrelated: what
+    it sends on another pair's base prompt; same_k: on another pair's contrast prompt; same_answer:
+    on one that asks for the same answer as well; operands_changed: on the prompt with the same
+    shown answers, made plain by other operands.
+    """
+    sources = {
+        "base": pairs.base,
+        "operands_changed": pairs.operands_changed,
+        "unrelated": pairs.base.roll(1, 0),
+        "same_k": pairs.contrast.roll(1, 0),
+        "same_answer": donors(language, pairs),
+    }
+    ablator = Ablator(model, pairs.contrast, sources, means={"mean": pairs.base})
+    return Prompts(ablator, answers_of(pairs))
+
+
+def donors(language: Language, pairs: Any) -> Tensor:
+    """For each contrast prompt another with the same k and answer, if any: [n_prompts, pos]."""
+    n, generator = len(pairs.contrast), Generator().manual_seed(len(pairs.contrast))
+    pool = language.evaluation_pairs(pairs.task, pairs.k, pairs.shots, 20 * n, generator)
+    chosen = torch.zeros(n, dtype=torch.int64)
+    for answer in pairs.contrast_answers.unique():
+        mine = (pairs.contrast_answers == answer).nonzero()[:, 0]
+        theirs = (pool.contrast_answers == answer).nonzero()[:, 0]
+        if len(theirs):
+            chosen[mine] = theirs[mine % len(theirs)]  # so that not all take the same donor
+    return pool.contrast[chosen]
+
+
+def reuse(
+    language: Language,
+    model: Transformer,
+    heads: Sequence[str],
+    questions: Sequence[tuple[str, int]],
+    shots: int,
+    generator: Generator,
+) -> list[dict[str, Any]]:
+    """`reuse_rows` of each (task, k) that has prompts; sums in base k by whether they carry."""
+    drawn = [random_group(heads, model.cfg.n_heads, generator) for _ in range(N_DRAWS)]
+    found = []
+    for task, k in questions:
+        try:
+            pairs = language.evaluation_pairs(task, k, shots, N_REUSED, generator)
+        except ValueError:
+            continue
+        kinds = {"all": pairs.carry}
+        if language.TASKS[task].wrapper == "base":
+            kinds = {"carry": pairs.carry, "no carry": ~pairs.carry}
+        for items, which in kinds.items():
+            part = some(pairs, which)
+            if len(part.base):
+                four = reuse_rows(model, part.base, part.contrast, answers_of(part), heads, drawn)
+                found += [{"task": task, "k": k, "items": items, **row} for row in four]
+    return found
+
+
+def writings(
+    language: Language,
+    model: Transformer,
+    fi: Sequence[str],
+    gathering: Sequence[str],
+    study: Any,
+    generator: Generator,
+) -> dict[str, Any]:
+    """For a function on numbers: what the FI heads write and read, where numbers can be read off.
+
+    function_vectors…: what they write. reading: what their q, k and v are for, and what the heads
+    `gathering` the expected answer write. probe: where numbers can be read off the stream.
+    """
+    if study.task not in language.ON_NUMBERS:
+        return {}
+    task, shots, n = study.task, study.shots, study.prompts
+    answers = language.answer_positions(shots)
+    tokens = torch.tensor([language.TOKEN[str(number)] for number in language.NUMBERS])
+    numbers = function_vectors.Numbers(tokens, language.NUMBERS[0])
+    asking = {}
+    for shift in language.SHIFTS:
+        p = replace(study, k=shift).pairs(3 * n, generator)
+        asking[shift] = (p.contrast, p.base_answers - language.ZERO)
+    naive = language.naive_prompts(N_INPUTS)
+    found = function_vectors.study(model, asking, naive, fi, numbers, study.k)
+
+    p = study.pairs(2 * n, generator)
+    sources = {"base": p.base, "operands_changed": p.operands_changed}
+    sources["same_k"] = p.contrast.roll(1, 0)
+    inputs = reading.inputs_apart(model, p.base, p.contrast, *answers_of(p), sources, fi)
+    enough = max(n, -(-N_EXAMPLES // (len(language.SHIFTS) * shots)))  # prompts of each k
+    shown, query = examples(language, off_by_every_k(language, task, shots, enough, generator))
+    order = torch.randperm(len(query), generator=generator)
+    shown = shown.rows(order)
+    x, y = (shown.tokens[:, answers + offset] - language.ZERO for offset in (-4, -2))
+    gathering = gathering if task == "addition" else []
+    found["reading"] = {
+        "inputs": inputs,
+        "looks_for": reading.looks_for(model, shown, query[order], fi),
+        "hands_over": reading.hands_over(model, shown, numbers, fi),
+        "wrote": reading.wrote(model, shown, x, y, gathering) if gathering else {},
+    }
+    found["probe"] = probed(language, model, study, generator)
+    return found
+
+
+def off_by_every_k(
+    language: Language, task: str, shots: int, n: int, generator: Generator
+) -> list[Any]:
+    return [language.evaluation_pairs(task, k, shots, n, generator) for k in language.SHIFTS]
+
+
+def examples(language: Language, pairs: Sequence[Any]) -> tuple[Examples, Tensor]:
+    """All contrast prompts with the numbers in them, and f(x, y) of their queries [n_prompts]."""
+    answers = language.answer_positions(pairs[0].shots)
+    tokens, plain = torch.cat([p.contrast for p in pairs]), torch.cat([p.base for p in pairs])
+    expected, shown = plain[:, answers] - language.ZERO, tokens[:, answers] - language.ZERO
+    query = torch.cat([p.base_answers for p in pairs]) - language.ZERO
+    return Examples(tokens, answers, expected, shown), query
+
+
+def probed(
+    language: Language, model: Transformer, study: Any, generator: Generator
+) -> dict[str, Any]:
+    """Linear probes on documents of one k, on examples dealt anew, and on other functions."""
+    others = []
+    for task in language.ON_NUMBERS:
+        if task != study.task:
+            few = max(1, study.prompts // 5)
+            others += off_by_every_k(language, task, study.shots, few, generator)
+    consistent, _ = examples(
+        language, off_by_every_k(language, study.task, study.shots, study.prompts, generator)
+    )
+    mixed = examples(language, others)[0].dealt(generator)
+    kinds = {"consistent": consistent, "dealt": consistent.dealt(generator)}
+    return probes(model, kinds, mixed, generator)
