@@ -14,7 +14,7 @@ import torch
 import patch
 import tasks
 import train
-from minifunc.support import errors, files
+from minifunc.support import checkpoints, errors, files
 from minifunc.support.processes import (
     all_sum,
     any_process,
@@ -77,7 +77,7 @@ def work() -> int:
     number = torch.tensor(rank() + 0.5, dtype=torch.float64)
     all_sum(count, number)
     quick()
-    train.join = patch.join = lambda device: device  # they have met already
+    checkpoints.join = patch.join = lambda device: device  # they have met already
     train.run_together = patch.run_together = errors.run_main
     if not is_main():
         files.write_file = lambda path, write: sys.exit(f"a second process writes {path}")
