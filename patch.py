@@ -118,11 +118,9 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
         known({"evaluation": evaluation, "readers": roles}, "enough")
 
         # 4. What is left without them? With controls, and with other thresholds.
-        counted, fewer = (
-            replacements(tasks, model, many),
-            replacements(tasks, model, first(many, N_SEARCH)),
-        )
-        prompts = (counted, replace(counted, ablator=counted.ablator.on(many.base)), fewer)
+        counted = replacements(tasks, model, many)
+        plain = replace(counted, ablator=counted.ablator.on(many.base))
+        prompts = (counted, plain, replacements(tasks, model, first(many, N_SEARCH)))
         evaluation["ablation"] = group_ablations(prompts, groups, roles, (N_DRAWS, generator))
         evaluation["sensitivity"] = sensitivity(few, found, criteria)
         known({"evaluation": evaluation}, "ablation")
@@ -131,11 +129,8 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
         known(writings(tasks, model, fi, groups["expected_answer"], study, generator), "writing")
 
         # 6. Do the same heads serve other tasks?
-        known(
-            {"reuse": reuse(tasks, model, fi, REUSED, study.shots, generator)},
-            "reuse",
-            "conclusion",
-        )
+        reused = reuse(tasks, model, fi, REUSED, study.shots, generator)
+        known({"reuse": reused}, "reuse", "conclusion")
     return circuit | {"seconds": round(time.perf_counter() - started, 2)}
 
 

@@ -22,8 +22,12 @@ from torch import Tensor
 
 from minifunc.model import Transformer
 from minifunc.patching import Effects, HeadInput, Logits, MLPInput, PathPatcher, Receiver
+from minifunc.support.checks import check_shares
+from minifunc.support.names import heads_of, mlps_of, parse
 
-Head = tuple[int, int]
+__all__ = ["Criteria", "Discovery", "discover", "heads_of", "mlps_of", "parse"]
+
+
 ROUTES = {"shown_answer": "answers", "expected_answer": "operands"}  # group → contrast
 
 
@@ -49,40 +53,7 @@ class Criteria:
     faithful: float = 0.90
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0 < value <= 1:
-                flag = name.replace("_", "-")
-                raise ValueError(
-                    f"{flag} is a share: it must lie above 0 and not above 1, not {value}"
-                )
-
-
-# ---------------------------------------------------------------- names of nodes
-
-
-def parse(head: str) -> Head:
-    """The layer and the index of a head by name.
-
-    >>> parse("3.14")
-    (3, 14)
-    """
-    layer, index = head.split(".")
-    return int(layer), int(index)
-
-
-def heads_of(names: Iterable[str]) -> list[str]:
-    """The heads among some nodes, in the order of the model.
-
-    >>> heads_of(["mlp0", "10.1", "2.11", "2.3", "embedding"])
-    ['2.3', '2.11', '10.1']
-    """
-    return sorted({name for name in names if "." in name}, key=parse)
-
-
-def mlps_of(names: Iterable[str]) -> list[str]:
-    """The MLPs among some nodes, in the order of the model."""
-    mlps = {name for name in names if name.startswith("mlp")}
-    return sorted(mlps, key=lambda name: int(name[3:]))
+        check_shares(self)
 
 
 # ---------------------------------------------------------------- groups

@@ -160,3 +160,11 @@ def check_request(tasks: Mapping[str, Any], task: str, k: int, counts: tuple[int
     if min(counts) < 1:
         found = " and ".join(map(str, counts))
         raise ValueError(f"at least one prompt and one shot are needed, not {found}")
+
+
+def check_shares(criteria: Any) -> None:
+    """Raises ValueError unless every field lies above 0 and not above 1."""
+    for name, value in vars(criteria).items():
+        if not 0 < value <= 1:
+            must = "is a share: it must lie above 0 and not above 1"
+            raise ValueError(f"{name.replace('_', '-')} {must}, not {value}")

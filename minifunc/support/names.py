@@ -1,0 +1,30 @@
+"""Names of nodes: "embedding", "3.1" (a head: its layer and its index), "mlp2"."""
+
+from collections.abc import Iterable
+
+Head = tuple[int, int]
+
+
+def parse(head: str) -> Head:
+    """The layer and the index of a head by name.
+
+    >>> parse("3.14")
+    (3, 14)
+    """
+    layer, index = head.split(".")
+    return int(layer), int(index)
+
+
+def heads_of(names: Iterable[str]) -> list[str]:
+    """The heads among some nodes, in the order of the model.
+
+    >>> heads_of(["mlp0", "10.1", "2.11", "2.3", "embedding"])
+    ['2.3', '2.11', '10.1']
+    """
+    return sorted({name for name in names if "." in name}, key=parse)
+
+
+def mlps_of(names: Iterable[str]) -> list[str]:
+    """The MLPs among some nodes, in the order of the model."""
+    mlps = {name for name in names if name.startswith("mlp")}
+    return sorted(mlps, key=lambda name: int(name[3:]))
