@@ -1,6 +1,6 @@
 """The sections of a report. Each takes the findings and returns what stands below its heading.
 
-A KeyError says that a file lacks something; Missing, that no file has it.
+`content` asks for none whose NEEDS are not there. A KeyError says that a file lacks something.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,10 +21,6 @@ MADE_BY = {  # file: the target of make
     "metrics.jsonl": "train",
     "model.pt": "report",
 }
-
-
-class Missing(Exception):
-    """A piece that no file holds: what it is, and the target of make that makes it."""
 
 
 def source(f: Findings, file: str) -> Markup:
@@ -63,32 +59,6 @@ def amount(k: str) -> str:
     return "plain" if k == "0" else signed(int(k))
 
 
-def circuit_of(f: Findings) -> Circuit:
-    """What circuit.json holds. Raises Missing without it."""
-    if f.circuit is None:
-        raise Missing("the circuit has not been traced yet", "patch")
-    return f.circuit
-
-
-def traced(f: Findings) -> Circuit:
-    """What circuit.json holds. Raises Missing where no circuit was found."""
-    circuit = circuit_of(f)
-    if not f.fi:
-        what = (
-            "no function-induction head was found in this model, so there is no circuit to show: "
-            "it may not do the task"
-        )
-        raise Missing(what, "train")
-    return circuit
-
-
-def metrics_of(f: Findings) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl. Raises Missing where there are none."""
-    if not f.metrics:
-        raise Missing("there is no metrics.jsonl, which training writes", "train")
-    return f.metrics
-
-
 def members(circuit: Circuit) -> list[str]:
     """The heads of all groups, in the order of the model."""
     return heads_of(head for heads in circuit["groups"].values() for head in heads)
@@ -99,7 +69,7 @@ def members(circuit: Circuit) -> list[str]:
 
 def claim(f: Findings) -> Content:
     """One sentence with what was found, four large numbers, and the full account folded away."""
-    circuit = circuit_of(f)
+    circuit = f.circuit
     done = percent(float(circuit["accuracy"]["contrast_prompt"]["contrast"]), 1)
     never = ", which it was never trained on," if unseen(f, circuit) else ""
     shown = f"Shown {title(circuit)}{never} this model"
@@ -153,7 +123,7 @@ def claim_numbers(f: Findings, circuit: Circuit, done: str, remains: str) -> lis
 
 def graph(f: Findings) -> Content:
     """The circuit as a graph, its heads in a table, and all its edges folded away."""
-    circuit = traced(f)
+    circuit = f.circuit
     colours = {
         "by-answers": CONTRASTS["answers"],
         "by-operands": CONTRASTS["operands"],
@@ -203,7 +173,7 @@ def heads_table(circuit: Circuit) -> Markup:
 
 def effects(f: Findings) -> Content:
     """Heat maps of r on the logits, on the function-induction heads together, and on each."""
-    circuit, file = circuit_of(f), "circuit.json (effects)"
+    circuit, file = f.circuit, "circuit.json (effects)"
     caption = (
         "Each cell patches one head’s direct path to the answer. Outlined: heads of the circuit. "
         "The colour goes with the square root, so that small effects show."
@@ -248,11 +218,8 @@ GROUPS = {
 
 def attention(f: Findings) -> Content:
     """A prompt, and for each group of heads where they look on it: pictures and a table."""
-    circuit = traced(f)
-    ids = f.example()
-    if not ids:
-        raise Missing("there is no example prompt in this model's vocabulary", "patch")
-    tokens, patterns = [f.vocabulary[token] for token in ids], f.patterns(ids)
+    circuit = f.circuit
+    tokens, patterns = [f.vocabulary[token] for token in f.example], f.patterns(f.example)
     said = (
         ". A row is a token that looks, a column one that is looked at; shown answers are set off."
     )
@@ -291,7 +258,7 @@ def most_looked_at(shares: Sequence[float], tokens: Sequence[str]) -> str:
 
 def vectors(f: Findings) -> Content:
     """The function vectors as heat maps, that of all heads at once first."""
-    circuit = traced(f)
+    circuit = f.circuit
     maps, k = circuit["function_vectors"], int(circuit["k"])
     scale = Scale(max(abs(float(value)) for x_y in maps.values() for row in x_y for value in row))
     drawn = []
@@ -327,10 +294,7 @@ Panels = dict[str, dict[tuple[str, str], Any]]  # {title: {(prompt, ablated): ro
 
 def bars(f: Findings) -> Content:
     """Four bars for each amount of each task, addition unfolded; all ablations in a table."""
-    circuit = traced(f)
-    families = panels_of(circuit)
-    if not families:
-        raise Missing("no task was measured with heads swapped", "patch")
+    circuit = f.circuit
     colours = {"plain-answer": "plain answer", "shifted-answer": "shifted answer"}
     caption = (
         "Shares of prompts; lines are 95 % intervals over prompts. Swapped heads send what they "
@@ -338,7 +302,7 @@ def bars(f: Findings) -> Content:
         "others where they are fewer."
     )
     content: Content = [colour_key(colours)]
-    for family, panels in families.items():
+    for family, panels in panels_of(circuit).items():
         name = FAMILIES.get(family, family)
         drawn = [pictures.four_bars(asked, rows) for asked, rows in panels.items()]
         picture = h("div", drawn, class_="panels")
@@ -396,7 +360,7 @@ def ablations_table(ablations: Iterable[Mapping[str, Any]]) -> Markup:
 
 def accuracy(f: Findings) -> Content:
     """How well addition is done by shots: curves of some amounts, a heat map of all."""
-    last, file = metrics_of(f)[-1], "metrics.jsonl"
+    last, file = f.metrics[-1], "metrics.jsonl"
     shares = last["accuracy"]["addition"]  # {k: {shots: share}}
     shots = list(shares[min(shares, key=int)])
     measured = {}
@@ -447,7 +411,7 @@ def accuracy_map(shares: Mapping[str, Any], shots: Sequence[str]) -> Markup:
 
 def training(f: Findings) -> Content:
     """Accuracy and loss over the steps of training, and the same as a table."""
-    lines, file, moments = metrics_of(f), "metrics.jsonl", appear(f)
+    lines, file, moments = f.metrics, "metrics.jsonl", appear(f)
     measured: dict[str, list[tuple[float, Any]]] = {}
     for k in ("0", "-1", "1", "2", "3"):
         at_k = [line["accuracy"]["addition"].get(k, {}).get("8") for line in lines]
@@ -524,8 +488,6 @@ VERDICTS = {"pass": "✓ pass", "fail": "✗ fail", "could not tell": "? could n
 
 def check(f: Findings) -> Content:
     """How many checks passed, and each of them: folded, unless it failed."""
-    if f.check is None:
-        raise Missing("the checks have not been run on this model yet", "check")
     verdicts = [row["verdict"] for row in f.check["checks"]]
     passed, failed, unknown = (verdicts.count(verdict) for verdict in VERDICTS)
     counts = f"{passed} passed, {failed} failed, {unknown} could not be told."
@@ -573,7 +535,7 @@ def about(f: Findings) -> Content:
         ("diet", f.config.get("diet", {}).get("name", "?")),
         ("versions", named(f.config.get("versions", {}))),
     ]
-    if f.circuit:
+    if "criteria" in f.circuit:
         known.append(("criteria", named(f.circuit["criteria"])))
     cited = h("a", "arXiv 2507.09875", href="https://arxiv.org/abs/2507.09875")
     definition = [
@@ -608,15 +570,40 @@ SECTIONS: tuple[tuple[str, str, Callable[[Findings], Content]], ...] = (
 )
 
 
+NEEDS: dict[Callable[[Findings], Content], tuple[str, ...]] = {  # what Findings must hold
+    claim: ("circuit",),
+    graph: ("circuit", "fi"),
+    check: ("check",),
+    effects: ("circuit",),
+    attention: ("circuit", "fi", "example"),
+    vectors: ("circuit", "fi"),
+    bars: ("circuit", "fi"),
+    accuracy: ("metrics",),
+    training: ("metrics",),
+}
+WITHOUT = {  # what is missing: in words, and the target of make that makes it
+    "circuit": ("the circuit has not been traced yet", "patch"),
+    "fi": (
+        "no function-induction head was found in this model, so there is no circuit to show: "
+        "it may not do the task",
+        "train",
+    ),
+    "example": ("there is no example prompt in this model's vocabulary", "patch"),
+    "metrics": ("there is no metrics.jsonl, which training writes", "train"),
+    "check": ("the checks have not been run on this model yet", "check"),
+}
+
+
 def content(f: Findings, make: Callable[[Findings], Content]) -> Markup:
     """A section's content, or a note on what is missing and how to make it."""
     try:
-        return inside(make(f))
-    except Missing as missing:
-        what, target = missing.args
+        lacking = [part for part in NEEDS.get(make, ()) if not getattr(f, part)]
+        if not lacking:
+            return inside(make(f))
+        what, target = WITHOUT[lacking[0]]
     except KeyError as error:
-        lacking = f"a file of this run lacks “{str(error.args[0])[:60]}”"
-        what = f"{lacking}; an older version may have written it"
+        lacks = f"a file of this run lacks “{str(error.args[0])[:60]}”"
+        what = f"{lacks}; an older version may have written it"
         target = "check" if make is check else "patch"
     note = [h("b", "Not here: "), what, ". ", h("code", f.makes(target)), " makes it."]
     return h("p", note, class_="missing")
