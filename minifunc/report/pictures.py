@@ -11,6 +11,7 @@ from typing import Any
 
 from minifunc.circuit import parse
 from minifunc.report.html import Markup, h, percent, scrolling, signed, table
+from minifunc.report.talk import words
 from minifunc.support.evaluation import wilson
 
 # ---------------------------------------------------------------- heat maps
@@ -63,8 +64,7 @@ def effects_map(title: str, effects: Any, receiver: str, marked: Sequence[str] =
     """
     scale = Scale(1.0, root=True)
 
-    def cell(sender: str, value: Any) -> Markup:
-        r = float(value)
+    def cell(sender: str, r: float) -> Markup:
         tip = f"{sender} → {receiver}: r = {signed(100 * r, 1)} %"
         return scale.cell(r, signed(100 * r), tip, sender in marked)
 
@@ -83,7 +83,7 @@ def vector_map(title: str, logits: Sequence[Sequence[float]], scale: Scale, k: i
     rows = []
     for x, of_x in enumerate(logits):
         row: list[Any] = [x]
-        for y, value in enumerate(map(float, of_x)):
+        for y, value in enumerate(of_x):
             tip = f"input {x}, output {y}: {signed(value, 2)} logits"
             row.append(scale.cell(value, signed(value, 1), tip, y == x + k))
         rows.append(row)
@@ -101,10 +101,10 @@ def svg(width: float, height: float, label: str, *children: Any, **attributes: A
 
 
 def text(
-    x: float, y: float, words: Any, class_: str | None = None, anchor: str | None = None
+    x: float, y: float, inner: Any, class_: str | None = None, anchor: str | None = None
 ) -> Markup:
     """Words on a baseline that has (x, y) at its start, or at its middle or end: `anchor`."""
-    return h("text", words, x=x, y=y, class_=class_, text_anchor=anchor)
+    return h("text", inner, x=x, y=y, class_=class_, text_anchor=anchor)
 
 
 def rect(x: float, y: float, width: float, height: float, **attributes: Any) -> Markup:
@@ -171,9 +171,9 @@ def four_bars(title: str, rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> 
         y = top + index * step
         names.append(text(BARS_LEFT - 8, y + 14, name, anchor="end"))
         if row := rows.get(setting):
-            where, n = f"{title}, {name}", int(row["n_prompts"])
-            bars.append(bar(y + 2, where, "plain", float(row["base_acc"]), n))
-            bars.append(bar(y + 11, where, "shifted", float(row["contrast_acc"]), n))
+            where, n = f"{title}, {name}", row["n_prompts"]
+            bars.append(bar(y + 2, where, "plain", row["base_acc"], n))
+            bars.append(bar(y + 11, where, "shifted", row["contrast_acc"], n))
     parts = [text(0, 12, title, "title"), grid, names, bars]
     label = f"{title}: shares of plain and shifted answers"
     return svg(BARS_LEFT + BARS_WIDTH + 22, bottom + 16, label, parts, class_="bars")
@@ -204,13 +204,13 @@ class Axis:
     name: str = ""
     log: bool = False
 
-    def scale(self, values: Iterable[float]) -> Callable[[float], float]:
-        """A function from a value to its place, 0 to 1; the axis spans its ticks and `values`."""
+    def scale(self, values: Iterable[float], start: float, end: float) -> Callable[[float], float]:
+        """From a value to its place in px; the axis spans its ticks and `values`."""
         along: Callable[[float], float] = math.log if self.log else float
         spanned = [along(value) for value in (*(value for value, _ in self.ticks), *values)]
         low = min(spanned)
         span = (max(spanned) - low) or 1.0
-        return lambda value: (along(value) - low) / span
+        return lambda value: start + (end - start) * ((along(value) - low) / span)
 
 
 @dataclass(frozen=True)
@@ -228,25 +228,18 @@ def plot(
     """Curves on two axes. moments: upright lines at some x, with a name."""
     left, top, width, height = 52, 22 + 14 * len(moments), 420, 220  # px
     bottom, end = top + height, left + width
-    along = x.scale(at for curve in curves for at, _, _ in curve.points)
-    up = y.scale(value for curve in curves for _, value, _ in curve.points)
-
-    def x_at(value: float) -> float:
-        return round(left + width * along(value), 1)
-
-    def y_at(value: float) -> float:
-        return top + height * (1 - up(value))
-
+    x_at = x.scale((at for curve in curves for at, _, _ in curve.points), left, end)
+    y_at = y.scale((value for curve in curves for _, value, _ in curve.points), bottom, top)
     parts = []
     for value, name in y.ticks:
         level = y_at(value)
         parts.append(line(left, round(level, 1), end, round(level, 1), "grid"))
         parts.append(text(left - 8, level + 4, name, "tick", "end"))
     for value, name in x.ticks:
-        parts.append(text(x_at(value), bottom + 18, name, "tick", "middle"))
+        parts.append(text(round(x_at(value), 1), bottom + 18, name, "tick", "middle"))
     parts.append(text(left + width / 2, bottom + 36, x.name, "tick", "middle"))
     for index, (moment, name) in enumerate(moments):
-        at, level = x_at(moment), 14 * index + 12
+        at, level = round(x_at(moment), 1), 14 * index + 12
         parts.append(line(at, level, at, bottom, "moment"))
         parts.append(text(at + 4, level + 2, name, "tick"))
     name_at = spread([(y_at(curve.points[-1][1]), curve.name) for curve in curves], 13)
@@ -276,8 +269,10 @@ def spread(wanted: Sequence[tuple[float, str]], least: float) -> dict[str, float
 
 COLUMNS = ("from", "bring the answers", "function induction", "also write", "answer")
 # The first group that fits colours a node.
-KINDS = ("function_induction", "consolidation", "previous_token", "expected_answer", "shown_answer")
-KINDS += ("other_direct", "upstream")
+KINDS = (
+    *("function_induction", "consolidation", "previous_token"),
+    *("expected_answer", "shown_answer", "other_direct", "upstream"),
+)
 CONTRASTS = {"answers": "shown answers changed", "operands": "operands changed"}
 Node = Mapping[str, Any]  # {name, kind, steps, groups} of circuit.json
 
@@ -297,13 +292,13 @@ def merged(graph: Mapping[str, Any]) -> list[Edge]:
     """One edge for each sender, receiver and contrast: that of the largest |r| among the inputs."""
     edges: dict[tuple[str, str, str], Edge] = {}
     for edge in graph["edges"]:
-        receiver, which = str(edge["receiver"]), ""
+        receiver, which = edge["receiver"], ""
         if receiver[-2:] in (".q", ".k", ".v"):
             receiver, which = receiver[:-2], receiver[-1]
-        key = str(edge["sender"]), receiver, str(edge["contrast"])
-        so_far, r = edges.get(key, Edge(*key)), float(edge["r"])
-        inputs = (f"{which} {signed(100 * r)}",) if which else ()
-        edges[key] = Edge(*key, max(so_far.r, r, key=abs), so_far.inputs + inputs)
+        key = edge["sender"], receiver, edge["contrast"]
+        so_far = edges.get(key, Edge(*key))
+        inputs = (f"{which} {signed(100 * edge['r'])}",) if which else ()
+        edges[key] = Edge(*key, max(so_far.r, edge["r"], key=abs), so_far.inputs + inputs)
     return list(edges.values())
 
 
@@ -313,7 +308,7 @@ def column_of(node: Node) -> str:
         return "answer" if node["kind"] == "logits" else "from"
     if "function_induction" in node["groups"]:
         return "function induction"
-    return {1: "also write", 2: "bring the answers"}.get(int(node["steps"]), "from")
+    return {1: "also write", 2: "bring the answers"}.get(node["steps"], "from")
 
 
 def depth(node: Node) -> float:
@@ -323,31 +318,25 @@ def depth(node: Node) -> float:
     return int(node["name"][3:]) + 0.5 if node["kind"] == "mlp" else -1
 
 
-def columns_of(graph: Mapping[str, Any]) -> dict[str, list[Node]]:
-    """The nodes of each column that has some, the latest of the model on top."""
-    columns: dict[str, list[Node]] = {name: [] for name in COLUMNS}
-    for node in sorted(graph["nodes"], key=lambda node: (-depth(node), str(node["name"]))):
-        if node["kind"] != "together":
-            columns[column_of(node)].append(node)
-    return {name: nodes for name, nodes in columns.items() if nodes}
-
-
 BOX_WIDTH, BOX_HEIGHT = 92, 30  # px, of a node
 
 
 def graph_picture(graph: Mapping[str, Any]) -> Markup:
     """The circuit from left to right; graph: that of circuit.json."""
     top, across, down = 58, 240, 46  # px; from one column to the next, and from node to node
-    columns = columns_of(graph)
+    columns: dict[str, list[Node]] = {}
+    for node in sorted(graph["nodes"], key=lambda node: (-depth(node), node["name"])):
+        if node["kind"] != "together":
+            columns.setdefault(column_of(node), []).append(node)
     height = down * max((len(nodes) for nodes in columns.values()), default=0)
     places: dict[str, tuple[float, float]] = {}  # the upper left corners
     names, boxes, lines = [], [], []
-    for index, (name, nodes) in enumerate(columns.items()):
-        x = index * across + 8
+    for index, name in enumerate(sorted(columns, key=COLUMNS.index)):
+        x, nodes = index * across + 8, columns[name]
         names.append(text(x + BOX_WIDTH / 2, 22, name, "column", "middle"))
         y = top + (height - len(nodes) * down) / 2
         for row, node in enumerate(nodes):
-            places[str(node["name"])] = (x, y + row * down)
+            places[node["name"]] = (x, y + row * down)
             boxes.append(box(node, x, y + row * down))
     for edge in sorted(merged(graph), key=lambda edge: -abs(edge.r)):
         start, end = places.get(edge.sender), places.get(edge.receiver)
@@ -387,13 +376,10 @@ def connection(edge: Edge, start: tuple[float, float], end: tuple[float, float])
 
 def box(node: Node, x: float, y: float) -> Markup:
     """A node; that of a head leads to its row of the table."""
-    name, groups = str(node["name"]), node["groups"]
-    parts = [
-        rect(x, y, BOX_WIDTH, BOX_HEIGHT, rx=8),
-        text(x + BOX_WIDTH / 2, y + 20, name, anchor="middle"),
-    ]
-    words = [str(group).replace("_", " ") for group in groups] or [node["kind"]]
-    tip = f"{name}: {', '.join(words)}"
+    name, groups = node["name"], node["groups"]
+    label = text(x + BOX_WIDTH / 2, y + 20, name, anchor="middle")
+    parts = [rect(x, y, BOX_WIDTH, BOX_HEIGHT, rx=8), label]
+    tip = f"{name}: {', '.join(map(words, groups)) or node['kind']}"
     colour = next((group for group in KINDS if group in groups), node["kind"])
     look = {"class_": f"node {colour}", "data_tip": tip}
     if node["kind"] == "head":

@@ -3,6 +3,7 @@
 `content` asks for none whose NEEDS are not there. A KeyError says that a file lacks something.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -64,19 +65,15 @@ def members(circuit: Circuit) -> list[str]:
     return heads_of(head for heads in circuit["groups"].values() for head in heads)
 
 
-# ---------------------------------------------------------------- the claim, the circuit
-
-
 def claim(f: Findings) -> Content:
     """One sentence with what was found, four large numbers, and the full account folded away."""
     circuit = f.circuit
-    done = percent(float(circuit["accuracy"]["contrast_prompt"]["contrast"]), 1)
+    done = percent(circuit["accuracy"]["contrast_prompt"]["contrast"], 1)
     never = ", which it was never trained on," if unseen(f, circuit) else ""
     shown = f"Shown {title(circuit)}{never} this model"
     if not f.fi:
-        right = f"answers it rightly on {done} of prompts"
-        said = f"{shown} {right}, and no head was found that carries the rule."
-        return [h("p", said, class_="claim")]
+        none = "and no head was found that carries the rule."
+        return [h("p", f"{shown} answers it rightly on {done} of prompts, {none}", class_="claim")]
     carried = "1 attention head carries it: with what it sends"
     if len(f.fi) > 1:
         carried = f"{len(f.fi)} attention heads carry it: with what they send"
@@ -96,27 +93,24 @@ def claim(f: Findings) -> Content:
 
 def unseen(f: Findings, circuit: Circuit) -> bool:
     """Whether the run's diet never showed what was traced."""
-    diet = f.config.get("diet")
-    if not isinstance(diet, dict) or circuit["task"] != "addition":
-        return False
+    diet = f.config.get("diet", {})
     never = [list(cell) for cell in diet.get("never", ())]
-    return ["shift", "+"] in never and circuit["k"] not in diet.get("shifted_addition", ())
+    told = circuit["task"] != "addition" or circuit["k"] in diet.get("shifted_addition", ())
+    return ["shift", "+"] in never and not told
 
 
 def claim_numbers(f: Findings, circuit: Circuit, done: str, remains: str) -> list[Markup]:
     """The numbers in large print, each with what it counts."""
     n, n_heads = circuit["accuracy_prompts"], f.model.cfg.n_layers * f.model.cfg.n_heads
     alone = circuit["evaluation"]["circuits"][0]
-    of_random = f"(random ones: {float(alone['random_circuits']['mean']):.2f})"
+    of_random = f"(random ones: {alone['random_circuits']['mean']:.2f})"
     heads = f"function-induction head{'s' * (len(f.fi) > 1)} of {n_heads}: {', '.join(f.fi)}"
+    all_groups = f"the {len(alone['heads'])} heads of all groups alone"
     shown = [
         (done, f"answered {circuit['asked']}, {circuit['shots']} shots, {n} prompts"),
         (len(f.fi), heads),
         (remains, "left when their outputs are swapped for those of plain prompts"),
-        (
-            f"{float(alone['faithfulness']):.2f}",
-            f"faithfulness of the {len(alone['heads'])} heads of all groups alone {of_random}",
-        ),
+        (f"{alone['faithfulness']:.2f}", f"faithfulness of {all_groups} {of_random}"),
     ]
     return [h("div", h("b", value), h("span", what), class_="number") for value, what in shown]
 
@@ -156,9 +150,9 @@ def heads_table(circuit: Circuit) -> Markup:
     rows: list[list[Any]] = []
     for head in members(circuit):
         layer, index = parse(head)
-        r = float(circuit["effects"]["logits"]["heads"][layer][index])
+        r = circuit["effects"]["logits"]["heads"][layer][index]
         groups = [words(group) for group, heads in circuit["groups"].items() if head in heads]
-        looks = [percent(float(circuit["attention"][head][share])) for share in shares]
+        looks = [percent(circuit["attention"][head][share]) for share in shares]
         brings = "–"  # was not measured
         if head in circuit["readers"]:
             brings = " and ".join(circuit["readers"][head]["brings"]) or "neither"
@@ -166,9 +160,6 @@ def heads_table(circuit: Circuit) -> Markup:
         rows.append([name, ", ".join(groups), signed(100 * r, 1), brings, *looks])
     columns = ["head", "group", "r on the logits, %", "brings", *map(words, shares)]
     return numbers(columns, rows, "The heads of the circuit, and the shares of their attention")
-
-
-# ---------------------------------------------------------------- effects, attention, vectors
 
 
 def effects(f: Findings) -> Content:
@@ -259,8 +250,8 @@ def most_looked_at(shares: Sequence[float], tokens: Sequence[str]) -> str:
 def vectors(f: Findings) -> Content:
     """The function vectors as heat maps, that of all heads at once first."""
     circuit = f.circuit
-    maps, k = circuit["function_vectors"], int(circuit["k"])
-    scale = Scale(max(abs(float(value)) for x_y in maps.values() for row in x_y for value in row))
+    maps, k = circuit["function_vectors"], circuit["k"]
+    scale = Scale(max(abs(value) for x_y in maps.values() for row in x_y for value in row))
     drawn = []
     for name in sorted(maps, key=lambda name: name != "all"):
         what = "all of them at once" if name == "all" else f"head {name}"
@@ -278,9 +269,6 @@ def vectors(f: Findings) -> Content:
         scale.legend("logits", "suppressed", "raised"),
         figure(f, picture, caption, "circuit.json (function_vectors)"),
     ]
-
-
-# ---------------------------------------------------------------- other tasks
 
 
 FAMILIES = {
@@ -322,7 +310,7 @@ def panels_of(circuit: Circuit) -> dict[str, Panels]:
     """The rows of `reuse` by task, and within it by what was asked."""
     families: dict[str, Panels] = {}
     for row in circuit["reuse"]:
-        name = f"off by {signed(int(row['k']))}"
+        name = f"off by {signed(row['k'])}"
         if row["task"] == "base_addition":
             name = f"base {row['k']}, {row['items']}"
         panel = families.setdefault(str(row["task"]), {}).setdefault(name, {})
@@ -347,15 +335,12 @@ def ablations_table(ablations: Iterable[Mapping[str, Any]]) -> Markup:
     rows: list[list[Any]] = []
     for row in ablations:
         heads = f"{words(row['ablated'])} {', '.join(row['heads'])}"
-        shares = [percent(float(row[answer]), 1) for answer in ("base_acc", "contrast_acc")]
-        low, high = (percent(float(end)) for end in row["ci"])
-        floor = percent(float(row["floor"]), 1) if "floor" in row else "–"
+        shares = [percent(row[answer], 1) for answer in ("base_acc", "contrast_acc")]
+        low, high = (percent(end) for end in row["ci"])
+        floor = percent(row["floor"], 1) if "floor" in row else "–"
         rows.append([heads, words(row["how"]), *shares, f"{low} to {high}", floor])
     columns = ["heads", "values from", "plain", "shifted", "95 %", "shifted, on base prompts"]
     return numbers(columns, rows, "Ablations")
-
-
-# ---------------------------------------------------------------- accuracy and training
 
 
 def accuracy(f: Findings) -> Content:
@@ -384,8 +369,8 @@ def share_curves(measured: Mapping[str, Iterable[tuple[float, Any]]], at: str) -
         points = []
         for x, share in values:
             if share is not None:
-                tip = f"{amount(k)}, {at.format(x)}: {percent(float(share))}"
-                points.append((x, float(share), tip))
+                tip = f"{amount(k)}, {at.format(x)}: {percent(share)}"
+                points.append((x, share, tip))
         if points:
             curves.append(Curve(amount(k), "k1n" if k == "-1" else f"k{k}", points))
     return curves
@@ -398,9 +383,8 @@ def accuracy_map(shares: Mapping[str, Any], shots: Sequence[str]) -> Markup:
         name = amount(k) if k == "0" else f"off by {amount(k)}"
         row = [name]
         for n in shots:
-            cell = h("td", class_="empty")
-            if n in shares[k]:
-                share = float(shares[k][n])
+            cell, share = h("td", class_="empty"), shares[k].get(n)
+            if share is not None:
                 tip = f"{name}, {n} shots: {percent(share)}"
                 cell = Scale(1.0).cell(share, f"{100 * share:.0f}", tip)
             row.append(cell)
@@ -412,12 +396,14 @@ def accuracy_map(shares: Mapping[str, Any], shots: Sequence[str]) -> Markup:
 def training(f: Findings) -> Content:
     """Accuracy and loss over the steps of training, and the same as a table."""
     lines, file, moments = f.metrics, "metrics.jsonl", appear(f)
-    measured: dict[str, list[tuple[float, Any]]] = {}
+    taken = [line["step"] for line in lines]
+    measured = {}
     for k in ("0", "-1", "1", "2", "3"):
-        at_k = [line["accuracy"]["addition"].get(k, {}).get("8") for line in lines]
-        measured[k] = [(float(line["step"]), share) for line, share in zip(lines, at_k)]
+        shares = [line["accuracy"]["addition"].get(k, {}).get("8") for line in lines]
+        measured[k] = list(zip(taken, shares))
     curves = share_curves(measured, "step {:g}")
-    steps = Axis(few([float(line["step"]) for line in lines]), "step")
+    every = -(-len(lines) // 6)  # at most six ticks, evenly spaced up to the last step
+    steps = Axis([(step, f"{step:g}") for step in taken[::-1][::every][::-1]], "step")
     caption = ["Addition, plain and off by other amounts, as training goes on. "]
     if moments:
         emergence = h("code", "results/emergence.json")
@@ -434,11 +420,11 @@ def training(f: Findings) -> Content:
         figure(f, scrolling(picture), caption, file),
         figure(f, scrolling(loss_picture(lines, steps)), nats, file),
     ]
-    shares = {(curve.name, x): percent(y) for curve in curves for x, y, _ in curve.points}
+    shown = {(curve.name, x): percent(y) for curve in curves for x, y, _ in curve.points}
     rows: list[list[Any]] = []
     for line in lines:
-        at_step = [shares.get((curve.name, float(line["step"])), "–") for curve in curves]
-        seconds, loss = f"{float(line['seconds']):.0f}", f"{float(line['loss']):.3f}"
+        at_step = [shown.get((curve.name, line["step"]), "–") for curve in curves]
+        seconds, loss = f"{line['seconds']:.0f}", f"{line['loss']:.3f}"
         rows.append([line["step"], seconds, loss, *at_step])
     columns = ["step", "seconds", "loss", *(curve.name for curve in curves)]
     folded = details("As a table", numbers(columns, rows, "Training"))
@@ -447,21 +433,15 @@ def training(f: Findings) -> Content:
 
 def loss_picture(lines: Sequence[Mapping[str, Any]], steps: Axis) -> Markup:
     """The loss over the steps, on a logarithmic axis where it is always positive."""
+    losses = [line["loss"] for line in lines]
     points = []
-    for line in lines:
-        step, loss = float(line["step"]), float(line["loss"])
-        points.append((step, loss, f"step {step:g}: {loss:.3f} nats"))
-    low, high = (end(loss for _, loss, _ in points) for end in (min, max))
+    for line, loss in zip(lines, losses):
+        points.append((line["step"], loss, f"step {line['step']:g}: {loss:.3f} nats"))
+    low, high = min(losses), max(losses)
     values = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
     ticks = [value for value in values if low / 2 <= value <= high * 2] or [low]
     nats = Axis([(value, f"{value:g}") for value in ticks], log=low > 0)
     return pictures.plot("Loss while training", steps, nats, [Curve("loss", "k0", points)])
-
-
-def few(steps: Sequence[float]) -> list[tuple[float, str]]:
-    """At most six of the steps, evenly spaced up to the last, with their names."""
-    every = -(-len(steps) // 6)
-    return [(step, f"{step:g}") for step in steps[::-1][::every][::-1]]
 
 
 def appear(f: Findings) -> list[tuple[float, str]]:
@@ -472,13 +452,12 @@ def appear(f: Findings) -> list[tuple[float, str]]:
     """
     moments = []
     for score, name in (("pt_score", "PT heads"), ("fi_score", "FI heads")):
-        first: dict[str, float] = {}  # by seed
+        first: dict[int, float] = {}  # by seed
         for row in f.emergence:
-            if (row.get(score) or 0) >= 0.3:
-                seed, step = str(row.get("seed")), float(row["step"])
-                first[seed] = min(step, first.get(seed, step))
-        mean = sum(first.values()) / len(first) if first else float("inf")
-        if mean <= float(f.metrics[-1]["step"]):
+            if (row[score] or 0) >= 0.3:
+                first[row["seed"]] = min(row["step"], first.get(row["seed"], row["step"]))
+        mean = sum(first.values()) / len(first) if first else math.inf
+        if mean <= f.metrics[-1]["step"]:
             moments.append((mean, f"{name}: step {mean:.0f}"))
     return moments
 
@@ -526,15 +505,13 @@ def about(f: Findings) -> Content:
     """What the run is, how r is defined, and how the page is made."""
     cfg = f.model.cfg
     n_weights = sum(weight.numel() for weight in f.model.parameters())
-    shape = f"{cfg.n_layers} layers × {cfg.n_heads} heads, width {cfg.d_model}"
-    size = f"{cfg.d_vocab} tokens, {n_weights:,} weights"
-    kinds = f"{cfg.positions} positions, {cfg.normalization} norm, {cfg.act_fn}"
-    known = [
-        ("run", f.folders.name),
-        ("model", f"{shape}, {size}, {kinds}"),
-        ("diet", f.config.get("diet", {}).get("name", "?")),
-        ("versions", named(f.config.get("versions", {}))),
-    ]
+    model = (
+        f"{cfg.n_layers} layers × {cfg.n_heads} heads, width {cfg.d_model}, {cfg.d_vocab} tokens, "
+        f"{n_weights:,} weights, {cfg.positions} positions, {cfg.normalization} norm, {cfg.act_fn}"
+    )
+    diet = f.config.get("diet", {}).get("name", "?")
+    known = [("run", f.folders.name), ("model", model), ("diet", diet)]
+    known.append(("versions", named(f.config.get("versions", {}))))
     if "criteria" in f.circuit:
         known.append(("criteria", named(f.circuit["criteria"])))
     cited = h("a", "arXiv 2507.09875", href="https://arxiv.org/abs/2507.09875")

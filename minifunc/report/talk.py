@@ -5,7 +5,7 @@ Every function takes what circuit.json holds and returns lines of at most 80 col
 """
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from minifunc.analysis.rows import as_effects
@@ -78,10 +78,8 @@ def table(
 
 def solved(c: Circuit) -> list[str]:
     mlps = "frozen" if c["freeze_mlps"] else "live"
-    rows = []
-    for prompt in ("base_prompt", "contrast_prompt"):
-        shares = c["accuracy"][prompt]
-        rows.append([words(prompt) + "s", shares["base"], shares["contrast"]])
+    answers = {prompt: c["accuracy"][prompt] for prompt in ("base_prompt", "contrast_prompt")}
+    rows = [[words(prompt) + "s", *shares.values()] for prompt, shares in answers.items()]
     return [
         f"{title(c)}, {c['shots']} shots, {c['n_prompts']} prompts, {mlps} MLPs, on {c['device']}",
         *table([f"shares of {c['accuracy_prompts']} prompts", "plain answer", c["asked"]], rows),
@@ -248,13 +246,3 @@ def conclusion(c: Circuit) -> list[str]:
         "heads carry the answer, rule and all."
     )
     return ["", *wrap(text)]
-
-
-PARTS: dict[str, Callable[[Circuit], list[str]]] = {
-    "task": solved,
-    "circuit": traced,
-    "enough": enough,
-    "ablation": ablated,
-    "reuse": reused,
-    "conclusion": conclusion,
-}

@@ -17,13 +17,14 @@ from minifunc.report.talk import Circuit, listed, named, sentence, table, words
 
 def told(step: str, circuit: Circuit, full: bool, colour: bool) -> list[str]:
     """Lines on one step of the study: those of the short talk, or all, as wide as the terminal."""
+    short, whole = PARTS[step]
     lines = talk.heat_map(circuit, colour) if step == "direct" else []
-    if not full:
-        return lines + (talk.PARTS[step](circuit) if step in talk.PARTS else [])
-    for part in PARTS[step]:
+    for part in whole if full else short:
         lines += part(circuit)
+    if not full or not lines:
+        return lines
     width = shutil.get_terminal_size().columns
-    return [wrapped(line, width) for line in ["", *lines]] if lines else []
+    return [wrapped(line, width) for line in ["", *lines]]
 
 
 def wrapped(line: str, width: int) -> str:
@@ -89,23 +90,19 @@ def readers(c: Circuit) -> list[str]:
     """The heads below the FI heads."""
     if not c["readers"]:
         return []
-    sources = {
-        "answers": "other shown answers",
-        "operands": "other operands",
-        "unrelated": "unrelated examples",
-    }
     rows = []
     for head, role in c["readers"].items():
         brings = " and ".join(role["brings"]) or "neither"
-        replaced = []
-        for source in sources:
+        row = [head, words(role["kind"]), role["looks_at"], brings]
+        for source in ("answers", "operands", "unrelated"):
             without = role["replaced"][source]
-            replaced.append(f"{100 * without['r']:.0f} % {without['contrast_acc']:7.2f}")
-        rows.append([head, words(role["kind"]), role["looks_at"], brings, *replaced])
+            row.append(f"{100 * without['r']:.0f} % {without['contrast_acc']:7.2f}")
+        rows.append(row)
+    columns = ["head", "kind", "looks at", "brings", "other shown answers", "other operands"]
     return [
         "heads below: where they look from a shown answer, and r and accuracy "
         f"({c['asked']}) when each is replaced over the examples by values from",
-        *table(["head", "kind", "looks at", "brings", *sources.values()], rows, left=4),
+        *table([*columns, "unrelated examples"], rows, left=4),
     ]
 
 
@@ -211,10 +208,9 @@ def probed(probe: dict[str, Any]) -> list[str]:
             for target in ("difference", "expected", "shuffled"):
                 values = probe[kind][place][target]
                 rows.append([f"{kind} documents, at {place}", target, *values])
-    others = {"r2": "difference", "correlation": "difference, correlation, not R²"}
-    for measure, target in others.items():
-        values = probe["other_functions"][measure]["difference"]
-        rows.append(["fitted on other functions", target, *values])
+    others = probe["other_functions"]
+    for target, measured in (("difference", "r2"), ("difference: correlation", "correlation")):
+        rows.append(["fitted on other functions", target, *others[measured]["difference"]])
     return [
         "linear probes, R² on prompts not fitted, after each writer",
         *table(["fitted on", "target", *probe["sites"]], rows, left=2),
@@ -244,13 +240,14 @@ def concluded(c: Circuit) -> list[str]:
     return [sentence(c)]
 
 
-PARTS: dict[str, list[Callable[[Circuit], list[str]]]] = {
-    "task": [solved],
-    "direct": [attributed],
-    "circuit": [groups, inputs],
-    "enough": [evaluated, readers],
-    "ablation": [ablated, thresholds],
-    "writing": [written],
-    "reuse": [reused],
-    "conclusion": [concluded],
+Part = Callable[[Circuit], list[str]]
+PARTS: dict[str, tuple[list[Part], list[Part]]] = {  # of each step: in short, in full
+    "task": ([talk.solved], [solved]),
+    "direct": ([], [attributed]),
+    "circuit": ([talk.traced], [groups, inputs]),
+    "enough": ([talk.enough], [evaluated, readers]),
+    "ablation": ([talk.ablated], [ablated, thresholds]),
+    "writing": ([], [written]),
+    "reuse": ([talk.reused], [reused]),
+    "conclusion": ([talk.conclusion], [concluded]),
 }
