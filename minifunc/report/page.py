@@ -8,7 +8,7 @@ from minifunc.circuit import heads_of
 from minifunc.report.findings import Findings, read
 from minifunc.report.html import Markup, h, inside, script_data
 from minifunc.report.sections import SECTIONS, claim, content
-from minifunc.support.errors import UserError, run_main
+from minifunc.support.errors import UserError, first_line, run_main
 from minifunc.support.files import save_text
 from minifunc.support.flags import Parser
 from minifunc.support.runs import RunFolders, add_run_flag, chosen_run
@@ -106,10 +106,8 @@ def build(f: Findings) -> dict[str, str]:
     said = h("p", "With its weights this page would be large, so the model runs ", link, ".")
     bar = header(f, {"report.html": "Report"})
     apart = document(f"minifunc playground: {f.folders.name}", bar, [played], scripts)
-    return {
-        "report.html": report(f, section("playground", "Playground", said)),
-        "playground.html": apart,
-    }
+    elsewhere = report(f, section("playground", "Playground", said))
+    return {"report.html": elsewhere, "playground.html": apart}
 
 
 def write(folders: RunFolders, experiments: str) -> None:
@@ -120,8 +118,7 @@ def write(folders: RunFolders, experiments: str) -> None:
     try:
         pages = build(found)
     except ODD_LAYOUT as error:
-        says = (str(error).splitlines() or [""])[0][:120]
-        fault = f"{type(error).__name__}: {says}"
+        fault = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{results} holds a file of another layout than ours: {fault}") from None
     folders.announce()
     for name, text in pages.items():
@@ -135,12 +132,8 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         parser = Parser(prog="python -m minifunc.report", description="Makes a run's report.html.")
         add_run_flag(parser)
-        parser.add_argument(
-            "--results",
-            default="results",
-            help="folder of the experiments' results, of which emergence.json is drawn "
-            "(default: %(default)s)",
-        )
+        told = "folder that holds emergence.json (default: %(default)s)"
+        parser.add_argument("--results", default="results", help=told)
         arguments = parser.parse_args(argv)
         write(chosen_run(arguments), arguments.results)
         return 0
