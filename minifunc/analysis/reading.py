@@ -14,8 +14,9 @@ Shares of variance are those of a two-way analysis of variance on the means of t
 two together do, and what varies inside the cells.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
+from operator import eq
 from typing import Any
 
 import torch
@@ -27,8 +28,10 @@ from minifunc.analysis.probe import fit, one_hot, r2
 from minifunc.circuit import parse
 from minifunc.model import Hooks, Transformer
 from minifunc.support.evaluation import accuracy
+from minifunc.support.tables import rounded, table, table_of_heads
 
 INPUTS = ("q", "k", "v", "qk")
+SHARES = ("first", "second", "both", "rest")
 N_SLOTS, ANSWER = 6, 4  # tokens in `x op y = c ;`, and which of them is the answer
 
 
@@ -47,20 +50,24 @@ def shares(vectors: Tensor, first: Tensor, second: Tensor) -> dict[str, float]:
     counts = torch.bincount(cell, minlength=n_first * n_second)
     missing = int((counts == 0).sum())
     if missing:
-        raise ValueError(
-            f"{missing} of the {n_first} × {n_second} pairs of labels never occur: "
-            "these two cannot be told apart"
-        )
+        pairs = f"{missing} of the {n_first} × {n_second} pairs of labels"
+        raise ValueError(f"{pairs} never occur: these two cannot be told apart")
     means = x.new_zeros(len(counts), x.shape[1]).index_add_(0, cell, x) / counts[:, None]
     inside = ((x - means[cell]).square().sum(1) / counts[cell]).sum() / len(counts)
-    table = (means - means.mean(0)).unflatten(0, (n_first, n_second))  # [n_first, n_second, width]
-    between = table.square().sum(2).mean()
-    by_first = table.mean(1).square().sum(1).mean()
-    by_second = table.mean(0).square().sum(1).mean()
+    centred = (means - means.mean(0)).unflatten(0, (n_first, n_second))  # [first, second, width]
+    between = centred.square().sum(2).mean()
+    by_first = centred.mean(1).square().sum(1).mean()
+    by_second = centred.mean(0).square().sum(1).mean()
     both = (between - by_first - by_second).clamp(min=0)
     parts = {"first": by_first, "second": by_second, "both": both, "rest": inside}
     total = (between + inside).clamp(min=1e-30)
-    return {name: round((part / total).item(), 4) for name, part in parts.items()}
+    return rounded({name: (part / total).item() for name, part in parts.items()})
+
+
+def hook_points(heads: Sequence[str], *kinds: str) -> list[str]:
+    """The hook points of these kinds in the layers of `heads`, from below up."""
+    layers = sorted({parse(head)[0] for head in heads})
+    return [f"blocks.{layer}.{kind}" for layer in layers for kind in kinds]
 
 
 # ---------------------------------------------------------------- by replacement
@@ -68,18 +75,16 @@ def shares(vectors: Tensor, first: Tensor, second: Tensor) -> dict[str, float]:
 
 def _replace(heads: Sequence[str], which: str, other: Mapping[str, Tensor]) -> Hooks:
     """Hooks by which the inputs `which` (letters of "qkv") of `heads` are those of another run."""
-    by_layer: dict[int, list[int]] = {}
-    for layer, head in map(parse, heads):
-        by_layer.setdefault(layer, []).append(head)
 
     def replace(x: Tensor, name: str) -> Tensor:  # [batch, pos, head, d_head]
         x = x.clone()
-        for head in by_layer[int(name.split(".")[1])]:
-            # in the last block q is that of the last position alone
-            x[:, :, head] = other[name][:, -x.shape[1] :, head]
+        for layer, head in map(parse, heads):
+            if name.startswith(f"blocks.{layer}."):
+                # In the last block q is that of the last position alone.
+                x[:, :, head] = other[name][:, -x.shape[1] :, head]
         return x
 
-    names = [f"blocks.{layer}.attn.hook_{letter}" for layer in by_layer for letter in which]
+    names = hook_points(heads, *(f"attn.hook_{letter}" for letter in which))
     return Hooks(dict.fromkeys(names, replace))
 
 
@@ -101,8 +106,8 @@ def inputs_apart(
     heads together, r as in `patching`: -1 is fully back to base. Raises ValueError without such r.
     """
     parts = {head: [head] for head in heads} | {"all": list(heads)}
-    layers = sorted({parse(head)[0] for head in heads})
-    entry = f"blocks.{layers[0]}.hook_resid_pre"  # what is below these heads never changes
+    lowest = min(parse(head)[0] for head in heads)
+    entry = f"blocks.{lowest}.hook_resid_pre"  # what is below these heads never changes
     last = last_position(model, contrast)
     answers = torch.stack([base_answers, contrast_answers], dim=1).to(model.device)
 
@@ -114,23 +119,21 @@ def inputs_apart(
     F_contrast = mean_F(logits[:, -1])
     F_range = F_contrast - mean_F(model(base.to(model.device), last)[:, 0])
     if not abs(F_range) > 1e-6:  # also where it is NaN
-        raise ValueError(
-            f"F_contrast - F_base is {F_range:.2g}, so r is undefined: "
-            "the model does not tell these prompts apart"
-        )
-    names = [f"blocks.{layer}.attn.hook_{letter}" for layer in layers for letter in "qkv"]
+        why = "the model does not tell these prompts apart"
+        raise ValueError(f"F_contrast - F_base is {F_range:.2g}, so r is undefined: {why}")
+    names = hook_points(heads, *(f"attn.hook_{letter}" for letter in "qkv"))
     found: dict[str, Any] = {part: {which: {} for which in INPUTS} for part in parts}
     for source, tokens in sources.items():
         _, other = model.run_with_cache(tokens.to(model.device), names)
         for part, which in product(parts, INPUTS):
             hooks = _replace(parts[part], which, other)
-            patched = model.run_from(cache[entry], layers[0], last, hooks)[:, 0]
+            patched = model.run_from(cache[entry], lowest, last, hooks)[:, 0]
             found[part][which][source] = {
-                "r": round((mean_F(patched) - F_contrast) / F_range, 4),
-                "base_acc": round(accuracy(patched, base_answers), 4),
-                "contrast_acc": round(accuracy(patched, contrast_answers), 4),
+                "r": (mean_F(patched) - F_contrast) / F_range,
+                "base_acc": accuracy(patched, base_answers),
+                "contrast_acc": accuracy(patched, contrast_answers),
             }
-    return found
+    return rounded(found)
 
 
 # ---------------------------------------------------------------- of the scores
@@ -162,8 +165,8 @@ def looks_for(
         "shown": examples.shown,
         "difference": examples.difference,
     }
-    kinds, layers = ("attn_scores", "pattern"), {parse(head)[0] for head in heads}
-    names = [f"blocks.{layer}.attn.hook_{kind}" for layer in layers for kind in kinds]
+    kinds = ("attn_scores", "pattern")
+    names = hook_points(heads, *(f"attn.hook_{kind}" for kind in kinds))
     last = last_position(model, examples.tokens)
     seen = activations(model, examples.tokens, names, lambda x: x[:, :, -1], last)
     report = {}
@@ -173,30 +176,24 @@ def looks_for(
         grid = scores[:, keys].double()  # [n_prompts, n_shots, slot]
         at_answers = grid[:, :, ANSWER]
         centred = (at_answers - at_answers.mean(1, keepdim=True)).flatten()[:, None]
-        attention, distance = pattern[:, examples.answers].double(), labels["nearness"].abs()
+        among = {name: explained(centred, label.flatten()) for name, label in labels.items()}
+        attention = pattern[:, examples.answers].double()  # [n_prompts, n_shots]
         report[head] = _by_place(grid) | {
-            "among_answers": {
-                name: round(explained(centred, label.flatten()), 4)
-                for name, label in labels.items()
-            },
-            "by_distance": _by_distance(attention, distance),
+            "among_answers": among,
+            "by_distance": _by_distance(attention, labels["nearness"].abs()),
         }
-    return report
+    return rounded(report)
 
 
 def _by_place(scores: Tensor) -> dict[str, float]:
     """Shares of the variance of scores [n_prompts, n_shots, slot] by place, and `is_answer`."""
     _, n_shots, n_slots = scores.shape
-    slot = torch.arange(n_slots, device=scores.device).expand_as(scores)
-    example = torch.arange(n_shots, device=scores.device)[:, None].expand_as(scores)
-    found = shares(scores.flatten()[:, None], slot.flatten(), example.flatten())
-    # Of n_slots keys one is the answer. Its mean is `above` the mean of all, and so the mean of the
-    # others is above / (n_slots - 1) below it. The variance between the two kinds of keys is then:
-    above = scores[:, :, ANSWER].mean() - scores.mean()
-    between = above.square() * (1 + 1 / (n_slots - 1)) / n_slots
-    is_answer = between / scores.var(unbiased=False).clamp(min=1e-30)
+    slot = torch.arange(n_slots, device=scores.device).expand_as(scores).flatten()
+    example = torch.arange(n_shots, device=scores.device)[:, None].expand_as(scores).flatten()
+    column = scores.flatten()[:, None]
+    found = shares(column, slot, example)
     places = {"slot": found.pop("first"), "example": found.pop("second")}
-    return places | found | {"is_answer": round(is_answer.item(), 4)}
+    return places | found | {"is_answer": explained(column, slot == ANSWER)}
 
 
 def _by_distance(attention: Tensor, distance: Tensor) -> list[float | None]:
@@ -204,7 +201,7 @@ def _by_distance(attention: Tensor, distance: Tensor) -> list[float | None]:
     means: list[float | None] = []
     for at in range(int(distance.max()) + 1):
         some = attention[distance == at]
-        means.append(round(some.mean().item(), 4) if len(some) else None)
+        means.append(some.mean().item() if len(some) else None)
     return means
 
 
@@ -228,20 +225,16 @@ def _even_prompts(examples: Examples) -> Tensor:
 
 def _r2_of_all(x: Tensor, y: Tensor, fitted: Tensor) -> float:
     """R² of y [n, width] read off x [n, n_inputs], all directions together, where not fitted."""
-    probe, y = fit(x[fitted], y[fitted]), y.double()
-    residual = (y[~fitted] - probe(x[~fitted])).square().sum()
-    variance = (y[~fitted] - y[~fitted].mean(0)).square().sum()
-    return round((1 - residual / variance.clamp(min=1e-30)).item(), 4)
+    probe, y = fit(x[fitted], y[fitted]), y[~fitted].double()
+    residual, variance = (y - probe(x[~fitted])).square().sum(), (y - y.mean(0)).square().sum()
+    return (1 - residual / variance.clamp(min=1e-30)).item()
 
 
 def _copies(logits: Tensor, labels: Tensor, numbers: Numbers) -> float:
     """Share of the values of labels [n] at which the mean of logits [n, n_numbers] is highest."""
-    right = []
-    for value in labels.unique().tolist():
-        index = value - numbers.first
-        if 0 <= index < len(numbers.tokens):
-            right.append(int(logits[labels == value].mean(0).argmax()) == index)
-    return round(sum(right) / len(right), 4)
+    values = labels.unique().tolist()
+    highest = [int(logits[labels == value].mean(0).argmax()) + numbers.first for value in values]
+    return sum(map(eq, values, highest)) / len(values)
 
 
 def _with_every_difference(c: Tensor, d: Tensor) -> Tensor:
@@ -249,10 +242,8 @@ def _with_every_difference(c: Tensor, d: Tensor) -> Tensor:
     n_differences = len(d.unique())
     wide = [value for value in c.unique() if len(d[c == value].unique()) == n_differences]
     if not wide:
-        raise ValueError(
-            "no shown answer occurs with every difference, "
-            "so the two cannot be told apart: take more prompts"
-        )
+        why = "so the two cannot be told apart: take more prompts"
+        raise ValueError(f"no shown answer occurs with every difference, {why}")
     return torch.isin(c, torch.stack(wide))
 
 
@@ -280,8 +271,7 @@ def hands_over(
     comparable, fitted = _with_every_difference(c, d), _even_prompts(examples)
     side_by_side = torch.cat([one_hot(c), one_hot(e)], dim=1)
     unembed = model.ln_final.w[:, None] * model.unembed.W_U[:, numbers.tokens.to(device)]
-    names = [f"blocks.{layer}.hook_resid_pre" for layer in {parse(head)[0] for head in heads}]
-    streams = _at_answers(model, examples, names)
+    streams = _at_answers(model, examples, hook_points(heads, "hook_resid_pre"))
     report: dict[str, Any] = {}
     for head in heads:
         layer, index = parse(head)
@@ -300,7 +290,7 @@ def hands_over(
                 "expected": _copies(logits, e, numbers),
             },
         }
-    return report
+    return rounded(report)
 
 
 @torch.no_grad()
@@ -316,76 +306,55 @@ def wrote(
     examples = examples.to(model.device)
     targets = torch.stack([examples.expected.flatten(), examples.shown.flatten()], dim=1)
     fitted = _even_prompts(examples)
-    names = [f"blocks.{layer}.attn.hook_z" for layer in {parse(head)[0] for head in heads}]
-    found = _at_answers(model, examples, names)
+    found = _at_answers(model, examples, hook_points(heads, "attn.hook_z"))
     report = {}
     for head in heads:
         layer, index = parse(head)
         z = found[f"blocks.{layer}.attn.hook_z"][:, index]  # [n_prompts * n_shots, d_head]
-        score = r2(fit(z[fitted], targets[fitted]), z[~fitted], targets[~fitted]).tolist()
-        written = z @ model.blocks[layer].attn.W_O[index]
-        report[head] = shares(written, x.flatten(), y.flatten()) | {
-            "expected_r2": round(score[0], 4),
-            "shown_r2": round(score[1], 4),
-        }
-    return report
+        expected, shown = r2(fit(z[fitted], targets[fitted]), z[~fitted], targets[~fitted]).tolist()
+        written = shares(z @ model.blocks[layer].attn.W_O[index], x.flatten(), y.flatten())
+        report[head] = written | {"expected_r2": expected, "shown_r2": shown}
+    return rounded(report)
 
 
 # ---------------------------------------------------------------- in words
 
 
 def show(found: Mapping[str, Any]) -> str:
-    """The findings {inputs, looks_for, hands_over, wrote} as a few lines of text."""
-    lines = _show_inputs(found["inputs"])
-    lines.append("scores of the last `=`: shares of their variance")
-    for head, row in found["looks_for"].items():
-        among = ", ".join(f"{name} {value:.2f}" for name, value in row["among_answers"].items())
-        near = ["–" if value is None else f"{value:.2f}" for value in row["by_distance"][:8]]
-        lines += [
-            f"  {head:8}place in the example {row['slot']:.2f} (answer or not "
-            f"{row['is_answer']:.2f}), which example {row['example']:.2f}, both {row['both']:.2f}, "
-            f"what stands there {row['rest']:.2f}",
-            f"  {'':8}among answers: {among}; "
-            f"attention by distance of f(x, y) from the asked one, from 0: {' '.join(near)}",
-        ]
-    lines.append(
-        "what W_V W_O writes from the answers: shares of its variance by "
-        "shown c / difference d / both / rest"
-    )
-    for head, row in found["hands_over"].items():
-        stream, logits = (_slashed(row[name].values()) for name in ("stream", "logits"))
-        lines.append(
-            f"  {head:8}stream {stream}; logits {logits}; R² of g(c) + h(f(x, y)) "
-            f"{row['separately']:.2f}, of g(d) {row['difference_alone']:.2f}; "
-            f"copies c {row['copies']['shown']:.2f}, f(x, y) {row['copies']['expected']:.2f}"
-        )
-    if found["wrote"]:
-        lines.append(
-            "what the heads that gather the expected answer write at the answers: shares by "
-            "x / y / both / rest; R² of reading f(x, y), c"
-        )
-    for head, row in found["wrote"].items():
-        parts = _slashed(row[name] for name in ("first", "second", "both", "rest"))
-        lines.append(f"  {head:8}{parts}; {row['expected_r2']:.2f}, {row['shown_r2']:.2f}")
-    return "\n".join(lines)
-
-
-def _slashed(values: Iterable[float]) -> str:
-    return " / ".join(f"{value:.2f}" for value in values)
-
-
-def _show_inputs(inputs: Mapping[str, Any]) -> list[str]:
-    sources = list(next(iter(inputs.values()))["q"])
-    titles = "".join(f"{source.replace('_', ' '):>26}" for source in sources)
+    """The findings {inputs, looks_for, hands_over, wrote} as lines of text."""
+    inputs, looks, hands, wrote = found.values()
+    replaced = []
+    for part, which in product(inputs, INPUTS):
+        row = inputs[part][which].values()
+        cells = [f"{100 * x['r']:.1f}  {x['base_acc']:.2f}/{x['contrast_acc']:.2f}" for x in row]
+        replaced.append([f"{part} {which}", *cells])
+    sources = [name.replace("_", " ") for name in next(iter(inputs.values()))["q"]]
+    among = {head: row["among_answers"] for head, row in looks.items()}
+    near = [[head, *row["by_distance"][:8]] for head, row in looks.items()]
+    written = {
+        f"{head} {where}": hands[head][where]
+        for head, where in product(hands, ("stream", "logits"))
+    }
+    copied = {head: row | row["copies"] for head, row in hands.items()}
     lines = [
         "q, k, v of the FI heads from other runs: r in %, and accuracy on plain / shifted answers",
-        f"  {'':12}{titles}",
+        *table(["head", *sources], replaced),
+        "scores of the last `=`: shares of their variance by place in the example (and by whether "
+        "that is the answer), by which example, by both, by what stands there",
+        *table_of_heads(looks, ("slot", "is_answer", "example", "both", "rest")),
+        "of the scores of answers, by nearness of f(x, y) to the asked one, …",
+        *table_of_heads(among, ("nearness", "example", "shown", "difference")),
+        "attention on answers, by the distance of f(x, y) from the asked one",
+        *table(["head", *map(str, range(8))], near),
+        "what W_V W_O writes from the answers: shares of its variance by c (first), d (second)",
+        *table_of_heads(written, SHARES),
+        "R² of g(c) + h(f(x, y)) and of g(d) on it; how often it is highest at c, at f(x, y)",
+        *table_of_heads(copied, ("separately", "difference_alone", "shown", "expected")),
     ]
-    for part, which in product(inputs, INPUTS):
-        cells = [inputs[part][which][source] for source in sources]
-        texts = [
-            f"{100 * cell['r']:12.1f}{cell['base_acc']:7.2f}/{cell['contrast_acc']:.2f}  "
-            for cell in cells
+    if wrote:
+        lines += [
+            "what the heads that gather the expected answer write at the answers: shares by "
+            "x (first), y (second); R² of reading f(x, y), c",
+            *table_of_heads(wrote, (*SHARES, "expected_r2", "shown_r2")),
         ]
-        lines.append(f"  {part:8}{which:4}" + "".join(texts))
-    return lines
+    return "\n".join(lines)
