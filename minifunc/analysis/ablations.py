@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from minifunc.ablation import Ablator, random_group, random_group_anywhere
-from minifunc.analysis.rows import Answers, Prompts, ablation_row, control_row
+from minifunc.analysis.rows import Answers, Prompts, ablation_row, answered, control_row
 from minifunc.model import Transformer
-from minifunc.support.evaluation import accuracy, last_logits
+from minifunc.support.evaluation import last_logits
+from minifunc.support.tables import rounded
 
 FEW_GROUPS = 5  # so many different random groups are run on all prompts, more of them on fewer
 HOWS = {  # by group: what is put in place of its heads
@@ -26,8 +27,8 @@ def group_ablations(
 ) -> list[dict[str, Any]]:
     """Rows of `evaluation.ablation`: the groups of HOWS, controls beside them, readers of `roles`.
 
-    prompts: contrast prompts, their base prompts, and fewer contrast prompts for many random groups.
-    draws: how many random groups of each kind, and what draws them.
+    prompts: contrast prompts, their base prompts, and fewer contrast prompts, for many random
+    groups. draws: how many random groups of each kind, and what draws them.
     """
     contrast, base, fewer = prompts
     rows: list[dict[str, Any]] = []
@@ -36,16 +37,15 @@ def group_ablations(
         if not heads:
             continue
         for how in hows:
-            row = ablation_row(contrast.ablator, contrast.answers, label, heads, how)
             # How often, without these heads, a prompt gets the answer off by k that never shows it.
-            floor = ablation_row(base.ablator, base.answers, label, heads, how)
-            rows.append(row | {"floor": floor["contrast_acc"]})
+            floor = ablation_row(base, label, heads, how)["contrast_acc"]
+            rows.append(ablation_row(contrast, label, heads, how) | {"floor": floor})
         for row in controls(contrast, fewer, heads, hows, draws):
             rows.append(row | {"beside": label})
     for kind in ("operand_reader", "previous_token"):
         heads = [head for head, role in roles.items() if role["kind"] == kind]
         for how in ("base", "operands_changed") if heads else ():
-            rows.append(ablation_row(contrast.ablator, contrast.answers, f"{kind}s", heads, how))
+            rows.append(ablation_row(contrast, f"{kind}s", heads, how))
     return rows
 
 
@@ -65,7 +65,7 @@ def controls(
     rows = []
     for kind, groups in drawn.items():
         on = prompts if len(set(map(tuple, groups))) <= FEW_GROUPS else fewer
-        rows += [control_row(on.ablator, on.answers, kind, groups, how) for how in hows]
+        rows += [control_row(on, kind, groups, how) for how in hows]
     return rows
 
 
@@ -82,13 +82,13 @@ def reuse_rows(
     base, contrast [n_prompts, pos]. What is taken out is replaced by its base-run values. The last
     row is a mean over the groups in `drawn`.
     """
-    ablator = Ablator(model, contrast, {"base": base})
-    plain = [round(accuracy(last_logits(model, base), wanted), 4) for wanted in answers]
+    prompts = Prompts(Ablator(model, contrast, {"base": base}), answers)
+    plain = rounded(answered(last_logits(model, base), answers))
     rows = [
-        ("base", dict(ablated="none", base_acc=plain[0], contrast_acc=plain[1])),
-        ("contrast", ablation_row(ablator, answers, "none", [], "base")),
-        ("contrast", ablation_row(ablator, answers, "function_induction", heads, "base")),
-        ("contrast", control_row(ablator, answers, "random_same_layers", drawn, "base")),
+        ("base", {"ablated": "none"} | plain),
+        ("contrast", ablation_row(prompts, "none", [], "base")),
+        ("contrast", ablation_row(prompts, "function_induction", heads, "base")),
+        ("contrast", control_row(prompts, "random_same_layers", drawn, "base")),
     ]
     kept = ("ablated", "base_acc", "contrast_acc")
     return [
