@@ -67,11 +67,11 @@ def reader_role(
 ) -> dict[str, Any]:
     """Which kind a head is, by where it looks and by what breaks when it is replaced.
 
-    attention: its `attention_shares`. replaced: by what is put in over the shown examples ("answers":
-    values of the run with other shown answers; "operands": with other operands), {r, …}: how far F
-    then goes to that run's (-1: all the way). looks_at: "previous" or "operands" from a shown
-    answer, the larger share if it meets its criterion. brings: "shown", "expected" or both, by
-    |r| >= `criteria.feeds`. kind: previous_token or operand_reader where it looks there *and*
+    attention: its `attention_shares`. replaced: by what is put in over the shown examples
+    ("answers": values of the run with other shown answers; "operands": with other operands), {r,
+    …}: how far F then goes to that run's (-1: all the way). looks_at: "previous" or "operands" from
+    a shown answer, the larger share if it meets its criterion. brings: "shown", "expected" or both,
+    by |r| >= `criteria.feeds`. kind: previous_token or operand_reader where it looks there *and*
     brings what was to be expected.
     """
     looks_at = max(KINDS, key=lambda place: attention[f"answer_to_{place}"])
