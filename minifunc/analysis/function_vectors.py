@@ -48,6 +48,12 @@ class Numbers:
 # ---------------------------------------------------------------- taking z out, putting it in
 
 
+def hook_points(heads: Sequence[str], *kinds: str) -> list[str]:
+    """The hook points of these kinds in the layers of `heads`, from below up."""
+    layers = sorted({parse(head)[0] for head in heads})
+    return [f"blocks.{layer}.{kind}" for layer in layers for kind in kinds]
+
+
 def last_z(model: Transformer, tokens: Tensor) -> Tensor:
     """z at the last position of tokens [n_prompts, pos]: [n_prompts, n_layers, n_heads, d_head]."""
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
@@ -72,7 +78,7 @@ def logits_with(
         new = torch.where(chosen[layer].to(z.device), new, old)
         return torch.cat([z[:, :-1], new[:, None]], dim=1)
 
-    names = {f"blocks.{parse(head)[0]}.attn.hook_z" for head in heads}
+    names = hook_points(heads, "attn.hook_z")
     return last_logits(model, tokens, Hooks(dict.fromkeys(names, change)))
 
 
@@ -117,9 +123,10 @@ def adds_up(parts: Tensor, whole: Tensor) -> dict[str, float]:
 
 
 def explained(vectors: Tensor, labels: Tensor) -> float:
-    """Share, 0 to 1, of the variance of vectors [n, width] between groups of one label [n]."""
-    x = vectors.double() - vectors.double().mean(0)
-    _, group = labels.to(x.device).unique(return_inverse=True)
+    """Share, 0 to 1, of the variance of vectors [..., width] between groups of one label [...]."""
+    x = vectors.double().flatten(0, -2)  # [n, width]
+    x = x - x.mean(0)
+    _, group = labels.flatten().to(x.device).unique(return_inverse=True)
     counts = torch.bincount(group)
     means = x.new_zeros(len(counts), x.shape[1]).index_add_(0, group, x) / counts[:, None]
     return ((means.square().sum(1) * counts).sum() / x.square().sum().clamp(min=1e-30)).item()

@@ -63,6 +63,13 @@ def r2(probe: Probe, x: Tensor, y: Tensor) -> Tensor:
     return 1 - residual / variance.clamp(min=1e-12)
 
 
+def r2_together(probe: Probe, x: Tensor, y: Tensor) -> Tensor:
+    """The same of all targets at once, over the sum of their variances: []."""
+    y = y.double()
+    residual, variance = (y - probe(x)).square().sum(), (y - y.mean(0)).square().sum()
+    return 1 - residual / variance.clamp(min=1e-12)
+
+
 def correlation(probe: Probe, x: Tensor, y: Tensor) -> Tensor:
     """Of readings and y [n, n_targets]: [n_targets]. It forgives a wrong zero and a wrong scale."""
     read, y = probe(x), y.double()

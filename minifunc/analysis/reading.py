@@ -7,7 +7,7 @@ Three readings answer this, on prompts of examples `x op y = c ;`:
                          Does that tell c, or f(x, y), or their difference d = c - f(x, y)?
 
     scores of the last `=`      [n_prompts, key] → [n_prompts, n_shots, slot of x op y = c ;]
-    stream at the answers       [n_prompts * n_shots, d_model] → written by a head, the same shape
+    stream at the answers       [n_prompts, n_shots, d_model] → written by a head, the same shape
 
 Shares of variance are those of a two-way analysis of variance on the means of the cells (Fisher
 1925), all cells counted alike: what the first label explains, what the second does, what only the
@@ -16,18 +16,18 @@ two together do, and what varies inside the cells.
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from operator import eq
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from minifunc.analysis.activations import Examples, activations, last_position
-from minifunc.analysis.function_vectors import Numbers, explained
-from minifunc.analysis.probe import fit, one_hot, r2
+from minifunc.analysis.function_vectors import Numbers, explained, hook_points
+from minifunc.analysis.probe import Measure, fit, one_hot, r2, r2_together
+from minifunc.analysis.rows import answered
 from minifunc.circuit import parse
 from minifunc.model import Hooks, Transformer
-from minifunc.support.evaluation import accuracy
 from minifunc.support.tables import rounded, table, table_of_heads
 
 INPUTS = ("q", "k", "v", "qk")
@@ -36,15 +36,15 @@ N_SLOTS, ANSWER = 6, 4  # tokens in `x op y = c ;`, and which of them is the ans
 
 
 def shares(vectors: Tensor, first: Tensor, second: Tensor) -> dict[str, float]:
-    """Shares of the variance of vectors [n, width] by two labels [n]: they add up to 1.
+    """Shares of the variance of vectors [..., width] by two labels [...]: they add up to 1.
 
     first, second: by that label alone; both: by the pair beyond these two; rest: inside the cells.
     Each cell (pair) has weight 1, however many rows it has, so the two labels are independent even
     where they were not drawn so. Raises ValueError where a pair is missing.
     """
-    x = vectors.double()
-    _, i = first.to(x.device).unique(return_inverse=True)
-    _, j = second.to(x.device).unique(return_inverse=True)
+    x = vectors.double().flatten(0, -2)  # [n, width]
+    _, i = first.flatten().to(x.device).unique(return_inverse=True)
+    _, j = second.flatten().to(x.device).unique(return_inverse=True)
     n_first, n_second = int(i.max()) + 1, int(j.max()) + 1
     cell = i * n_second + j
     counts = torch.bincount(cell, minlength=n_first * n_second)
@@ -62,12 +62,6 @@ def shares(vectors: Tensor, first: Tensor, second: Tensor) -> dict[str, float]:
     parts = {"first": by_first, "second": by_second, "both": both, "rest": inside}
     total = (between + inside).clamp(min=1e-30)
     return rounded({name: (part / total).item() for name, part in parts.items()})
-
-
-def hook_points(heads: Sequence[str], *kinds: str) -> list[str]:
-    """The hook points of these kinds in the layers of `heads`, from below up."""
-    layers = sorted({parse(head)[0] for head in heads})
-    return [f"blocks.{layer}.{kind}" for layer in layers for kind in kinds]
 
 
 # ---------------------------------------------------------------- by replacement
@@ -130,8 +124,7 @@ def inputs_apart(
             patched = model.run_from(cache[entry], lowest, last, hooks)[:, 0]
             found[part][which][source] = {
                 "r": (mean_F(patched) - F_contrast) / F_range,
-                "base_acc": accuracy(patched, base_answers),
-                "contrast_acc": accuracy(patched, contrast_answers),
+                **answered(patched, (base_answers, contrast_answers)),
             }
     return rounded(found)
 
@@ -165,21 +158,18 @@ def looks_for(
         "shown": examples.shown,
         "difference": examples.difference,
     }
-    kinds = ("attn_scores", "pattern")
-    names = hook_points(heads, *(f"attn.hook_{kind}" for kind in kinds))
-    last = last_position(model, examples.tokens)
+    kinds = ("attn.hook_attn_scores", "attn.hook_pattern")
+    names, last = hook_points(heads, *kinds), last_position(model, examples.tokens)
     seen = activations(model, examples.tokens, names, lambda x: x[:, :, -1], last)
     report = {}
     for head in heads:
         layer, index = parse(head)
-        scores, pattern = (seen[f"blocks.{layer}.attn.hook_{kind}"][:, index] for kind in kinds)
+        scores, pattern = (seen[f"blocks.{layer}.{kind}"][:, index] for kind in kinds)
         grid = scores[:, keys].double()  # [n_prompts, n_shots, slot]
-        at_answers = grid[:, :, ANSWER]
-        centred = (at_answers - at_answers.mean(1, keepdim=True)).flatten()[:, None]
-        among = {name: explained(centred, label.flatten()) for name, label in labels.items()}
+        centred = grid[:, :, ANSWER] - grid[:, :, ANSWER].mean(1, keepdim=True)
         attention = pattern[:, examples.answers].double()  # [n_prompts, n_shots]
         report[head] = _by_place(grid) | {
-            "among_answers": among,
+            "among_answers": {name: explained(centred[..., None], labels[name]) for name in labels},
             "by_distance": _by_distance(attention, labels["nearness"].abs()),
         }
     return rounded(report)
@@ -188,12 +178,11 @@ def looks_for(
 def _by_place(scores: Tensor) -> dict[str, float]:
     """Shares of the variance of scores [n_prompts, n_shots, slot] by place, and `is_answer`."""
     _, n_shots, n_slots = scores.shape
-    slot = torch.arange(n_slots, device=scores.device).expand_as(scores).flatten()
-    example = torch.arange(n_shots, device=scores.device)[:, None].expand_as(scores).flatten()
-    column = scores.flatten()[:, None]
-    found = shares(column, slot, example)
-    places = {"slot": found.pop("first"), "example": found.pop("second")}
-    return places | found | {"is_answer": explained(column, slot == ANSWER)}
+    slot = torch.arange(n_slots, device=scores.device).expand_as(scores)
+    example = torch.arange(n_shots, device=scores.device)[:, None].expand_as(scores)
+    found = shares(scores[..., None], slot, example)
+    found |= {"slot": found.pop("first"), "example": found.pop("second")}
+    return found | {"is_answer": explained(scores[..., None], slot == ANSWER)}
 
 
 def _by_distance(attention: Tensor, distance: Tensor) -> list[float | None]:
@@ -209,36 +198,28 @@ def _by_distance(attention: Tensor, distance: Tensor) -> list[float | None]:
 
 
 def _at_answers(model: Transformer, examples: Examples, names: list[str]) -> dict[str, Tensor]:
-    """Activations [batch, pos, …] at the answers alone: [n_prompts * n_shots, …]."""
-
-    def cut(x: Tensor) -> Tensor:
-        return x[:, examples.answers].flatten(0, 1)
-
-    return activations(model, examples.tokens, names, cut)
+    """Activations [n_prompts, pos, …] at the answers alone: [n_prompts, n_shots, …]."""
+    return activations(model, examples.tokens, names, lambda x: x[:, examples.answers])
 
 
-def _even_prompts(examples: Examples) -> Tensor:
-    """Every second prompt, to fit on; the others are scored: [n_prompts * n_shots] bool."""
-    even = torch.arange(len(examples.tokens), device=examples.tokens.device) % 2 == 0
-    return even.repeat_interleave(len(examples.answers))
-
-
-def _r2_of_all(x: Tensor, y: Tensor, fitted: Tensor) -> float:
-    """R² of y [n, width] read off x [n, n_inputs], all directions together, where not fitted."""
-    probe, y = fit(x[fitted], y[fitted]), y[~fitted].double()
-    residual, variance = (y - probe(x[~fitted])).square().sum(), (y - y.mean(0)).square().sum()
-    return (1 - residual / variance.clamp(min=1e-30)).item()
+def _held_out(x: Tensor, y: Tensor, measure: Measure) -> Tensor:
+    """How well y is read off x, both [n_prompts, n_shots, …]; fitted on every second prompt."""
+    (x, other_x), (y, other_y) = ((some[::2], some[1::2]) for some in (x, y))
+    probe = fit(x.flatten(0, 1), y.flatten(0, 1))
+    return measure(probe, other_x.flatten(0, 1), other_y.flatten(0, 1))
 
 
 def _copies(logits: Tensor, labels: Tensor, numbers: Numbers) -> float:
-    """Share of the values of labels [n] at which the mean of logits [n, n_numbers] is highest."""
-    values = labels.unique().tolist()
-    highest = [int(logits[labels == value].mean(0).argmax()) + numbers.first for value in values]
-    return sum(map(eq, values, highest)) / len(values)
+    """Share of the values of labels [...] at which mean logits [..., n_numbers] are highest."""
+    right = []
+    for value in labels.unique().tolist():
+        highest = int(logits[labels == value].mean(0).argmax())
+        right.append(highest == value - numbers.first)
+    return fmean(right)
 
 
 def _with_every_difference(c: Tensor, d: Tensor) -> Tensor:
-    """Which rows have a shown answer c [n] that occurs with every difference d [n]: [n] bool."""
+    """Where the shown answer c [...] is one that occurs with every difference d [...]: bool."""
     n_differences = len(d.unique())
     wide = [value for value in c.unique() if len(d[c == value].unique()) == n_differences]
     if not wide:
@@ -266,29 +247,27 @@ def hands_over(
     Tables are fitted on half of the prompts and scored on the others. Raises ValueError where no c
     occurs with every d.
     """
-    device, examples = model.device, examples.to(model.device)
-    c, e, d = examples.shown.flatten(), examples.expected.flatten(), examples.difference.flatten()
-    comparable, fitted = _with_every_difference(c, d), _even_prompts(examples)
-    side_by_side = torch.cat([one_hot(c), one_hot(e)], dim=1)
-    unembed = model.ln_final.w[:, None] * model.unembed.W_U[:, numbers.tokens.to(device)]
+    examples = examples.to(model.device)
+    c, e, d = examples.shown, examples.expected, examples.difference
+    comparable = _with_every_difference(c, d)
+    side_by_side = torch.cat([one_hot(c), one_hot(e)], dim=-1)
+    unembed = model.ln_final.w[:, None] * model.unembed.W_U[:, numbers.tokens.to(model.device)]
     streams = _at_answers(model, examples, hook_points(heads, "hook_resid_pre"))
     report: dict[str, Any] = {}
     for head in heads:
         layer, index = parse(head)
         block = model.blocks[layer]
         x = block.ln1(streams[f"blocks.{layer}.hook_resid_pre"], Hooks())
-        written = x @ block.attn.W_V[index] @ block.attn.W_O[index]  # [n, d_model]
-        logits = written @ unembed  # [n, n_numbers]
-        logits = logits - logits.mean(1, keepdim=True)
+        written = x @ block.attn.W_V[index] @ block.attn.W_O[index]  # [n_prompts, n_shots, d_model]
+        logits = written @ unembed  # [n_prompts, n_shots, n_numbers]
+        logits = logits - logits.mean(-1, keepdim=True)
+        copies = {"shown": _copies(logits, c, numbers), "expected": _copies(logits, e, numbers)}
         report[head] = {
             "stream": shares(written[comparable], c[comparable], d[comparable]),
             "logits": shares(logits[comparable], c[comparable], d[comparable]),
-            "separately": _r2_of_all(side_by_side, written, fitted),
-            "difference_alone": _r2_of_all(one_hot(d), written, fitted),
-            "copies": {
-                "shown": _copies(logits, c, numbers),
-                "expected": _copies(logits, e, numbers),
-            },
+            "separately": _held_out(side_by_side, written, r2_together).item(),
+            "difference_alone": _held_out(one_hot(d), written, r2_together).item(),
+            "copies": copies,
         }
     return rounded(report)
 
@@ -304,15 +283,14 @@ def wrote(
     with which f(x, y) and c can be read off z, on the half of the prompts that was not fitted.
     """
     examples = examples.to(model.device)
-    targets = torch.stack([examples.expected.flatten(), examples.shown.flatten()], dim=1)
-    fitted = _even_prompts(examples)
+    targets = torch.stack([examples.expected, examples.shown], dim=-1)
     found = _at_answers(model, examples, hook_points(heads, "attn.hook_z"))
     report = {}
     for head in heads:
         layer, index = parse(head)
-        z = found[f"blocks.{layer}.attn.hook_z"][:, index]  # [n_prompts * n_shots, d_head]
-        expected, shown = r2(fit(z[fitted], targets[fitted]), z[~fitted], targets[~fitted]).tolist()
-        written = shares(z @ model.blocks[layer].attn.W_O[index], x.flatten(), y.flatten())
+        z = found[f"blocks.{layer}.attn.hook_z"][:, :, index]  # [n_prompts, n_shots, d_head]
+        expected, shown = _held_out(z, targets, r2).tolist()
+        written = shares(z @ model.blocks[layer].attn.W_O[index], x, y)
         report[head] = written | {"expected_r2": expected, "shown_r2": shown}
     return rounded(report)
 
@@ -322,7 +300,7 @@ def wrote(
 
 def show(found: Mapping[str, Any]) -> str:
     """The findings {inputs, looks_for, hands_over, wrote} as lines of text."""
-    inputs, looks, hands, wrote = found.values()
+    inputs, looks, hands = found["inputs"], found["looks_for"], found["hands_over"]
     replaced = []
     for part, which in product(inputs, INPUTS):
         row = inputs[part][which].values()
@@ -331,30 +309,26 @@ def show(found: Mapping[str, Any]) -> str:
     sources = [name.replace("_", " ") for name in next(iter(inputs.values()))["q"]]
     among = {head: row["among_answers"] for head, row in looks.items()}
     near = [[head, *row["by_distance"][:8]] for head, row in looks.items()]
-    written = {
-        f"{head} {where}": hands[head][where]
-        for head, where in product(hands, ("stream", "logits"))
-    }
+    written = {}
+    for head, where in product(hands, ("stream", "logits")):
+        written[f"{head} {where}"] = hands[head][where]
     copied = {head: row | row["copies"] for head, row in hands.items()}
     lines = [
         "q, k, v of the FI heads from other runs: r in %, and accuracy on plain / shifted answers",
         *table(["head", *sources], replaced),
-        "scores of the last `=`: shares of their variance by place in the example (and by whether "
-        "that is the answer), by which example, by both, by what stands there",
+        "scores of the last `=`: shares of their variance by place in the example (of it, answer or "
+        "not), by which example, by both, by what stands there",
         *table_of_heads(looks, ("slot", "is_answer", "example", "both", "rest")),
-        "of the scores of answers, by nearness of f(x, y) to the asked one, …",
+        "of the answers' scores in one prompt: nearness is f(x, y) less the asked one",
         *table_of_heads(among, ("nearness", "example", "shown", "difference")),
-        "attention on answers, by the distance of f(x, y) from the asked one",
+        "attention on an answer by the distance of f(x, y) from the asked one",
         *table(["head", *map(str, range(8))], near),
         "what W_V W_O writes from the answers: shares of its variance by c (first), d (second)",
         *table_of_heads(written, SHARES),
-        "R² of g(c) + h(f(x, y)) and of g(d) on it; how often it is highest at c, at f(x, y)",
+        "R² of g(c) + h(f(x, y)), of g(d); share of values of c, of f(x, y) that it copies",
         *table_of_heads(copied, ("separately", "difference_alone", "shown", "expected")),
+        "what the heads that gather the expected answer write at the answers: shares by x (first), "
+        "y (second); R² of reading f(x, y), c",
+        *table_of_heads(found["wrote"], (*SHARES, "expected_r2", "shown_r2")),
     ]
-    if wrote:
-        lines += [
-            "what the heads that gather the expected answer write at the answers: shares by "
-            "x (first), y (second); R² of reading f(x, y), c",
-            *table_of_heads(wrote, (*SHARES, "expected_r2", "shown_r2")),
-        ]
     return "\n".join(lines)
