@@ -31,41 +31,28 @@ def group_ablations(
     groups. draws: how many random groups of each kind, and what draws them.
     """
     contrast, base, fewer = prompts
+    n, generator = draws
     rows: list[dict[str, Any]] = []
     for label, hows in HOWS.items():
-        heads = list(groups[label])
+        heads = groups[label]
         if not heads:
             continue
         for how in hows:
             # How often, without these heads, a prompt gets the answer off by k that never shows it.
             floor = ablation_row(base, label, heads, how)["contrast_acc"]
             rows.append(ablation_row(contrast, label, heads, how) | {"floor": floor})
-        for row in controls(contrast, fewer, heads, hows, draws):
-            rows.append(row | {"beside": label})
+        cfg = contrast.cfg
+        drawn = {
+            "random_same_layers": [random_group(heads, cfg.n_heads, generator) for _ in range(n)],
+            "random_any_layer": [random_group_anywhere(heads, cfg, generator) for _ in range(n)],
+        }
+        for kind, some in drawn.items():
+            on = contrast if len(set(map(tuple, some))) <= FEW_GROUPS else fewer
+            rows += [control_row(on, kind, some, how) | {"beside": label} for how in hows]
     for kind in ("operand_reader", "previous_token"):
         heads = [head for head, role in roles.items() if role["kind"] == kind]
         for how in ("base", "operands_changed") if heads else ():
             rows.append(ablation_row(contrast, f"{kind}s", heads, how))
-    return rows
-
-
-def controls(
-    prompts: Prompts,
-    fewer: Prompts,
-    heads: Sequence[str],
-    hows: Sequence[str],
-    draws: tuple[int, torch.Generator],
-) -> list[dict[str, Any]]:
-    """Random groups as large as `heads`: of the same layers, and of any layer."""
-    cfg, (n, generator) = prompts.cfg, draws
-    drawn = {
-        "random_same_layers": [random_group(heads, cfg.n_heads, generator) for _ in range(n)],
-        "random_any_layer": [random_group_anywhere(heads, cfg, generator) for _ in range(n)],
-    }
-    rows = []
-    for kind, groups in drawn.items():
-        on = prompts if len(set(map(tuple, groups))) <= FEW_GROUPS else fewer
-        rows += [control_row(on, kind, groups, how) for how in hows]
     return rows
 
 

@@ -75,20 +75,17 @@ def eliminate(criteria: Sequence[CircuitScores], level: float) -> list[str]:
     again from the start, until none can go: without any one of its heads the circuit is no longer
     faithful. Deterministic.
     """
-    heads = criteria[0].heads
-    kept = set(heads)
-    alone = [scores.faithfulness([kept - {head} for head in heads]) for scores in criteria]
-    loss = {head: max(abs(1 - f) for f in each) for head, *each in zip(heads, *alone)}
+    kept = set(criteria[0].heads)
 
-    def faithful(circuit: set[str]) -> bool:
-        off = (abs(1 - scores.faithfulness([circuit])[0]) for scores in criteria)
-        return all(distance <= 1 - level for distance in off)
+    def unfaithful(circuit: set[str]) -> float:
+        return max(abs(1 - scores.faithfulness([circuit])[0]) for scores in criteria)
 
+    alone = {head: unfaithful(kept - {head}) for head in kept}
     before = None
     while kept != before:
         before = set(kept)
-        for head in sorted(heads_of(before), key=loss.__getitem__):
-            if faithful(kept - {head}):
+        for head in sorted(heads_of(before), key=alone.__getitem__):
+            if unfaithful(kept - {head}) <= 1 - level:
                 kept -= {head}
     return heads_of(kept)
 

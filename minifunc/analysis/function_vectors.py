@@ -12,9 +12,8 @@ put into naive prompts, which show no shift, at the same head. Everything after 
 A map is the picture of arXiv 2507.09875: rows are inputs x (here 5), columns outputs y, and cells
 say how much logit(y) rises. A head that carries +k raises the cells y = x + k.
 
-One mean supposes that +k is one direction, whatever is asked. So we also measure how z varies (by
-k, by what is asked); what FV(k, s), the mean over the prompts that ask for s, does in naive prompts
-of every x; and how FV(k, s) - FV(0, s) turns with s.
+One mean supposes that +k is one direction, whatever is asked. So we also look at FV(k, s), the mean
+over the prompts that ask for s: what it does at every x, and how FV(k, s) - FV(0, s) turns with s.
 """
 
 import math
@@ -28,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minifunc.analysis.activations import activations, last_position
+from minifunc.analysis.activations import activations
 from minifunc.circuit import parse
 from minifunc.model import Hooks, Transformer
 from minifunc.support.evaluation import last_logits
@@ -57,7 +56,7 @@ def hook_points(heads: Sequence[str], *kinds: str) -> list[str]:
 def last_z(model: Transformer, tokens: Tensor) -> Tensor:
     """z at the last position of tokens [n_prompts, pos]: [n_prompts, n_layers, n_heads, d_head]."""
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
-    z = activations(model, tokens, names, lambda z: z[:, -1], last_position(model, tokens))
+    z = activations(model, tokens, names, lambda z: z[:, -1], last=True)
     return torch.stack(list(z.values()), dim=1)
 
 

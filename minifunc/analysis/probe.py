@@ -153,14 +153,14 @@ def read_at_places(
     targets, d = targets_of(examples), examples.difference
     order = torch.randperm(d.numel(), generator=generator)
     targets["shuffled"] = d.flatten()[order].reshape(d.shape)
-    parts = halves(examples.tokens, generator)
+    train, test = halves(examples.tokens, generator)
+
+    def part(streams: Mapping[str, Tensor], rows: Tensor) -> Data:
+        x = {site: some[rows] for site, some in streams.items()}
+        return x, {name: some[rows] for name, some in targets.items()}
 
     def read(streams: Mapping[str, Tensor]) -> dict[str, list[float]]:
-        of_halves: list[Data] = []
-        for half in parts:
-            x = {site: some[half] for site, some in streams.items()}
-            of_halves.append((x, {name: some[half] for name, some in targets.items()}))
-        return readable(*of_halves)
+        return readable(part(streams, train), part(streams, test))
 
     positions = torch.stack([examples.answers + offset for offset in PLACES.values()])
     streams = stream(model, examples.tokens, positions)  # each [n_prompts, place, n_shots, d_model]

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minifunc.analysis.activations import Examples, activations, last_position
+from minifunc.analysis.activations import Examples, activations
 from minifunc.analysis.function_vectors import Numbers, explained, hook_points
 from minifunc.analysis.probe import Measure, fit, one_hot, r2, r2_together
 from minifunc.analysis.rows import answered
@@ -102,7 +102,7 @@ def inputs_apart(
     parts = {head: [head] for head in heads} | {"all": list(heads)}
     lowest = min(parse(head)[0] for head in heads)
     entry = f"blocks.{lowest}.hook_resid_pre"  # what is below these heads never changes
-    last = last_position(model, contrast)
+    last = torch.tensor([contrast.shape[1] - 1], device=model.device)
     answers = torch.stack([base_answers, contrast_answers], dim=1).to(model.device)
 
     def mean_F(logits: Tensor) -> float:
@@ -159,8 +159,8 @@ def looks_for(
         "difference": examples.difference,
     }
     kinds = ("attn.hook_attn_scores", "attn.hook_pattern")
-    names, last = hook_points(heads, *kinds), last_position(model, examples.tokens)
-    seen = activations(model, examples.tokens, names, lambda x: x[:, :, -1], last)
+    names = hook_points(heads, *kinds)
+    seen = activations(model, examples.tokens, names, lambda x: x[:, :, -1], last=True)
     report = {}
     for head in heads:
         layer, index = parse(head)
@@ -316,8 +316,8 @@ def show(found: Mapping[str, Any]) -> str:
     lines = [
         "q, k, v of the FI heads from other runs: r in %, and accuracy on plain / shifted answers",
         *table(["head", *sources], replaced),
-        "scores of the last `=`: shares of their variance by place in the example (of it, answer or "
-        "not), by which example, by both, by what stands there",
+        "scores of the last `=`: shares of their variance by place in the example (and by whether "
+        "that is the answer), by which example, by both, by what stands there",
         *table_of_heads(looks, ("slot", "is_answer", "example", "both", "rest")),
         "of the answers' scores in one prompt: nearness is f(x, y) less the asked one",
         *table_of_heads(among, ("nearness", "example", "shown", "difference")),

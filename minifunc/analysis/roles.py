@@ -20,18 +20,15 @@ from minifunc.support.tables import rounded
 PUT_IN = {"answers": "base", "operands": "operands_changed", "unrelated": "unrelated"}
 KINDS = {"previous": "previous_token", "operands": "operand_reader"}
 
-# What `other_thresholds` tries besides the value in force, and the groups that a threshold makes.
+# By criterion: the values that `other_thresholds` tries, and the groups that it makes.
 THRESHOLDS = {
-    "strong": (0.01, 0.02, 0.05, 0.1, 0.2),
-    "looks_at_answers": (0.15, 0.2, 0.3, 0.4, 0.5, 0.6),
-    "feeds": (0.01, 0.02, 0.05, 0.1, 0.2),
-    "looks_at_previous": (0.1, 0.2, 0.3, 0.4, 0.5),
-}
-CONCERNED = {
-    "strong": ("function_induction", "consolidation", "other_direct"),
-    "looks_at_answers": ("function_induction",),
-    "feeds": tuple(ROUTES),
-    "looks_at_previous": ("previous_token",),
+    "strong": (
+        (0.01, 0.02, 0.05, 0.1, 0.2),
+        ("function_induction", "consolidation", "other_direct"),
+    ),
+    "looks_at_answers": ((0.15, 0.2, 0.3, 0.4, 0.5, 0.6), ("function_induction",)),
+    "feeds": ((0.01, 0.02, 0.05, 0.1, 0.2), tuple(ROUTES)),
+    "looks_at_previous": ((0.1, 0.2, 0.3, 0.4, 0.5), ("previous_token",)),
 }
 
 
@@ -95,11 +92,11 @@ def other_thresholds(found: Discovery, criteria: Criteria) -> list[dict[str, Any
     the FI heads as found.
     """
     rows = []
-    for name, values in THRESHOLDS.items():
+    for name, (values, concerned) in THRESHOLDS.items():
         in_force = getattr(criteria, name)
         for value in sorted({*values, in_force}):
             groups = regrouped(found, replace(criteria, **{name: value}))
-            for group in CONCERNED[name]:
+            for group in concerned:
                 row = {"criterion": name, "value": value, "in_force": value == in_force}
                 rows.append(row | {"group": group, "heads": groups[group]})
     return rows
