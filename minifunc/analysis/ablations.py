@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minifunc.ablation import Ablator, random_group, random_group_anywhere
-from minifunc.analysis.rows import Answers, Prompts, ablation_row, answered, control_row
-from minifunc.model import Transformer
+from minifunc.ablation import random_group, random_group_anywhere
+from minifunc.analysis.rows import Prompts, ablation_row, answered, control_row
 from minifunc.support.evaluation import last_logits
 from minifunc.support.tables import rounded
 
@@ -57,20 +56,14 @@ def group_ablations(
 
 
 def reuse_rows(
-    model: Transformer,
-    base: Tensor,
-    contrast: Tensor,
-    answers: Answers,
-    heads: Sequence[str],
-    drawn: Sequence[Sequence[str]],
+    prompts: Prompts, base: Tensor, heads: Sequence[str], drawn: Sequence[Sequence[str]]
 ) -> list[dict[str, Any]]:
     """Four rows: base prompts, contrast prompts, these without `heads`, without random heads.
 
-    base, contrast [n_prompts, pos]. What is taken out is replaced by its base-run values. The last
-    row is a mean over the groups in `drawn`.
+    base [n_prompts, pos]: the base prompts, source "base" of `prompts`. The last row is a mean over
+    the groups in `drawn`.
     """
-    prompts = Prompts(Ablator(model, contrast, {"base": base}), answers)
-    plain = rounded(answered(last_logits(model, base), answers))
+    plain = rounded(answered(last_logits(prompts.ablator.model, base), prompts.answers))
     rows = [
         ("base", {"ablated": "none"} | plain),
         ("contrast", ablation_row(prompts, "none", [], "base")),

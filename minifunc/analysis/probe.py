@@ -106,8 +106,7 @@ def stream(model: Transformer, tokens: Tensor, positions: Tensor) -> dict[str, T
 def readable(fitted: Data, scored: Data, measure: Measure = r2) -> dict[str, list[float]]:
     """How well probes fitted on some prompts read each target on others: {target: value by site}.
 
-    Streams [n, m, d_model] as `stream` gives them, targets [n, m]. That no prompt is in both is the
-    caller's to see to (`halves`).
+    Streams [n, m, d_model], targets [n, m]. No prompt should be in both (`halves`).
     """
     y, other_y = (
         torch.stack([numbers.flatten() for numbers in targets.values()], dim=1)  # [n * m, target]
@@ -125,10 +124,11 @@ def halves(tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
     Each prompt is in one of the two and once, however often it stands in `tokens`.
     """
-    _, prompt = tokens.cpu().unique(dim=0, return_inverse=True)  # [n], equal where the rows are
-    first = torch.full((int(prompt.max()) + 1,), len(tokens))  # the first row of each prompt
-    first.scatter_reduce_(0, prompt, torch.arange(len(tokens)), "amin")
-    shuffled = first[torch.randperm(len(first), generator=generator)]
+    first: dict[tuple[int, ...], int] = {}  # the first row of each prompt
+    for row, prompt in enumerate(tokens.tolist()):
+        first.setdefault(tuple(prompt), row)
+    rows = torch.tensor([first[prompt] for prompt in sorted(first)])
+    shuffled = rows[torch.randperm(len(rows), generator=generator)]
     half = len(first) // 2
     return shuffled[:half], shuffled[half:]
 
