@@ -271,3 +271,4 @@ def test_the_findings_are_shown_with_their_figures():
     text = show(found)
     assert "-100.0  1.00/0.00" in text
     assert "nearness" in text
+    assert f"{found['looks_for']['0.0']['rest']:.2f}" in text
