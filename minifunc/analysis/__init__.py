@@ -1,1 +1,1 @@
-"""What the heads that were found do: what they write, read and look for, and where numbers stand in the stream."""
+"""What the heads found do: what they write, read and look for, where numbers stand."""
