@@ -144,7 +144,7 @@ def failures(rows: Rows) -> str:
 
 
 def table(rows: Rows) -> str:
-    grouped = dict(by(rows, lambda row: row["diet"]))
+    grouped = by(rows, lambda row: row["diet"])
     lines = [
         "means over seeds ± 95 % (Student's t); off by one by shots, the rest at 8 shots; "
         f"{rows[0]['steps']} steps each; failing: fewer than half right"

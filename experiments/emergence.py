@@ -200,9 +200,15 @@ def event_step(rows: Rows, value: Curve) -> int | None:
     return int(rows[last_below + 1]["step"])
 
 
-def table(rows: Rows) -> str:
+def by_seed(rows: Rows) -> list[Rows]:
+    """The rows of each run that did not diverge."""
     whole = [row for row in rows if not row["diverged"]]
-    seeds = [some for _, some in by(whole, lambda row: str(row["seed"]))]
+    return list(by(whole, lambda row: row["seed"]).values())
+
+
+def table(rows: Rows) -> str:
+
+    seeds = by_seed(rows)
     diverged = [f"seed {row['seed']}: {row['message']}" for row in rows if row["diverged"]]
     return "\n".join([*curve_lines(seeds), "", *event_lines(seeds), *diverged])
 

@@ -59,20 +59,17 @@ def work(experiment: Experiment, argv: list[str] | None) -> int:
             there_are = ", ".join(experiment.kinds)
             raise UserError(f"unknown {experiment.name} run {kind!r}; there are: {there_are}")
 
-    out = Path(arguments.out)
-    seeds, steps = None, experiment.steps
+    out, seeds, steps = Path(arguments.out), arguments.seeds, experiment.steps
     if arguments.quick:
-        out, seeds, steps = out / "quick", 1, QUICK_STEPS
+        out, seeds, steps = out / "quick", seeds or 1, QUICK_STEPS
     if arguments.steps:  # runs of another length are other runs
         out, steps = out / f"{arguments.steps}_steps", arguments.steps
-    path = out / f"{experiment.name}.json"
-    if not (arguments.quick or arguments.only or arguments.seeds or arguments.steps):
-        path = Path(f"results/{experiment.name}.json")
-    path = Path(arguments.results or path)
+    whole = not (arguments.quick or arguments.only or arguments.seeds or arguments.steps)
+    path = (Path("results") if whole else out) / f"{experiment.name}.json"
     make_folder(out)
     check_writable(path)
 
-    runs = experiment.runs(kinds, arguments.seeds or seeds, steps)
+    runs = experiment.runs(kinds, seeds, steps)
     study = Study(experiment.name, experiment.measure, out, arguments.quick)
     try:
         measured = run_all(runs, study, arguments.jobs)
@@ -97,14 +94,11 @@ def parse(experiment: Experiment, argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--jobs", type=int, default=cores, help="runs at a time")
-    add("--out", default="out/experiments", help="where the runs are")
+    add("--out", default="out/experiments", help="where the runs are, and the rows of a part")
     add("--only", metavar="NAME,NAME", help=f"some of: {', '.join(experiment.kinds)}")
     add("--seeds", type=int, help=f"seeds of each (default: {experiment.seeds}{more})")
     add("--steps", type=int, help=f"steps of each (default: {experiment.steps})")
-    quick = "one seed, few steps, few prompts: to see that it works"
-    add("--quick", action="store_true", help=quick)
-    results = "where the rows go (default: results/ for the whole list, else the folder OUT)"
-    add("--results", help=results)
+    add("--quick", action="store_true", help="one seed, few steps, few prompts: to see it work")
     arguments = parser.parse_args(argv)
     for name in ("jobs", "seeds", "steps"):
         value = getattr(arguments, name)

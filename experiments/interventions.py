@@ -149,7 +149,7 @@ def table(rows: Rows) -> str:
         f"{rows[0]['steps']} steps each",
         aligned(titles, widths) + "   heads silenced (head@step), by seed",
     ]
-    for name, some in by(rows, lambda row: row["intervention"]):
+    for name, some in by(rows, lambda row: row["intervention"]).items():
         cells = [name, len(some)]
         for key, digits in (("plain_8", 3), ("off_by_one_8", 3), ("fi_heads", 1), ("top_fi_r", 2)):
             cells.append(in_words(column(some, key), digits))

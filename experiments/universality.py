@@ -66,7 +66,7 @@ def table(rows: Rows) -> str:
         "a head there",
         aligned(titles, widths) + "   FI in layers; PT in layers; consolidation in layers",
     ]
-    for name, some in by(rows, lambda row: row["config"]["name"]):
+    for name, some in by(rows, lambda row: row["config"]["name"]).items():
         good = solved(some)
         cells = [name, len(some), f"{len(good)} of {len(some)}"]
         cells += [in_words(column(some, key)) for key in ACCURACIES[:2]]
