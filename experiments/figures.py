@@ -22,6 +22,16 @@ BLUE, RED, GREY = "#3465a4", "#c0392b", "#888888"
 # Accuracies at 8 shots: (key in a row, label, colour)
 PLAIN = ("plain_8", "plain addition", GREY)
 OFF_BY_ONE = ("off_by_one_8", "off by one", BLUE)
+# What the accuracy of a diet may depend on: (its key in a row, diets that differ in it)
+PLUS_UNDER = ("plus_plain", "plus_relabel", "plus_reflect")  # other functions meet all wrappers
+LAW = {
+    "wrappers that `+` meets": (
+        "plus_wrappers",
+        (*PLUS_UNDER, "no_copy", "no_relabel", "relabelled", "strict"),
+    ),
+    "functions that are seen shifted": ("shifted_functions", ("shifted_1", "shifted_3", "strict")),
+    "share of `+` among all examples": ("plus_share", ("addition_low", "strict", "addition_high")),
+}
 # Heads found: (shift of the dots, key in a row, label, colour)
 FOUND = (
     (0.25, "fi_heads", "FI", RED),
@@ -80,8 +90,8 @@ def draw_diets(rows: Rows, plt: Any) -> Any:
     )
     axes.legend(loc="lower right", fontsize=8)
 
-    panels = right.subplots(len(diets.LAW), 1)
-    for axis, (title, (key, wanted)) in zip(panels, diets.LAW.items()):
+    panels = right.subplots(len(LAW), 1)
+    for axis, (title, (key, wanted)) in zip(panels, LAW.items()):
         points = sorted((grouped[name][0][key], name) for name in wanted if name in grouped)
         xs = [x for x, _ in points]
         groups = [grouped[name] for _, name in points]
