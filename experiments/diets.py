@@ -6,6 +6,7 @@ cells cut in other ways. The tables say what the accuracy on the unseen cell dep
 """
 
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,18 +98,18 @@ def shown_cells(row: Row) -> float:
 
 def failures(rows: Rows) -> str:
     """What the runs do instead, most frequent first, with the mean shares of wrong answers."""
-    words = [row["failure"] for row in rows]
-    names = sorted(set(words), key=lambda word: -words.count(word))
-    if names == ["none"]:
+    words = Counter(row["failure"] for row in rows)
+    if words.keys() == {"none"}:
         return "none"
-    shares: dict[str, float] = {}
+    shares: Counter[str] = Counter()
     for row in rows:
-        for kind, share in (row.get("answers") or {}).items():
-            shares[kind] = shares.get(kind, 0.0) + share / len(rows)
-    wrong = [kind for kind, share in shares.items() if kind != "right" and share >= 0.1]
-    wrong.sort(key=lambda kind: -shares[kind])
-    detail = ", ".join(f"{kind.replace('_', ' ')} {shares[kind]:.2f}" for kind in wrong)
-    return ", ".join(names) + (f" ({detail})" if detail else "")
+        shares.update(row.get("answers", {}))
+    detail = []
+    for kind, total in shares.most_common():
+        if kind != "right" and total / len(rows) >= 0.1:
+            detail.append(f"{kind.replace('_', ' ')} {total / len(rows):.2f}")
+    names = ", ".join(word for word, _ in words.most_common())
+    return f"{names} ({', '.join(detail)})" if detail else names
 
 
 # ---------------------------------------------------------------- the tables

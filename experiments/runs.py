@@ -42,7 +42,6 @@ Intervention = Callable[[int, Transformer, "Run", Path], None]
 Measure = Callable[[Transformer, "Run", Path, bool], Row]
 
 N_SNAPSHOTS = 48  # weights kept on the way, evenly spaced on a logarithmic scale
-SNAPSHOT_SEEDS = 3  # the default's first seeds keep them
 # What results/ of diets, universality and interventions were made with; the default may go on.
 SHORT = replace(TrainConfig(), documents=64, long_every=3, lr=1e-2, weight_decay=0.2)
 
@@ -58,7 +57,7 @@ class Run:
     kept. intervention: what is done to the model after every step.
     """
 
-    name: str = "default"
+    name: str
     diet: str = "strict"
     model: ModelConfig = train.MODEL
     train: TrainConfig = TrainConfig()
@@ -91,13 +90,10 @@ class Study:
         return run.settings() | {"quick": self.quick, "criteria": vars(Criteria())}
 
 
-def default_run(seed: int, steps: int) -> Run:
+def default_run(name: str, seed: int, steps: int) -> Run:
     """The default, as dependability and emergence share it."""
-    return Run(
-        diet=tasks.DEFAULT_DIET.name,
-        train=replace(TrainConfig(), seed=seed, steps=steps),
-        snapshots=log_spaced(steps) if seed < SNAPSHOT_SEEDS else (),
-    )
+    cfg = replace(TrainConfig(), seed=seed, steps=steps)
+    return Run(name, tasks.DEFAULT_DIET.name, train=cfg, snapshots=log_spaced(steps))
 
 
 def log_spaced(last: int) -> tuple[int, ...]:

@@ -392,7 +392,7 @@ def test_the_default_run_is_what_train_py_makes_by_itself(tmp_path, monkeypatch)
     monkeypatch.setattr(train, "train", note)
     monkeypatch.setattr(train, "print_table", lambda *_: None)
     assert train.main(["--out", str(tmp_path), "--seed", "4", "--device", "cpu"]) == 0
-    settings = runs.default_run(4, TrainConfig.steps).settings()
+    settings = runs.default_run("default", 4, TrainConfig.steps).settings()
     assert settings == {part: made[0][part] for part in settings}
 
 
@@ -436,13 +436,8 @@ def small(monkeypatch):
     def tiny_run(*arguments, **more):
         return replace(Run(*arguments, **more), model=TINY)
 
-    def tiny_default(seed, steps):
-        return replace(runs.default_run(seed, steps), model=TINY)
-
-    for module in (diets, interventions):
+    for module in (diets, interventions, runs):
         monkeypatch.setattr(module, "Run", tiny_run)
-    for module in (emergence, dependability):
-        monkeypatch.setattr(module, "default_run", tiny_default)
 
     def without_workers(some, study, jobs):
         return [finished(run, study) or carry_out(run, study) for run in some]
@@ -491,7 +486,6 @@ FAULTS = [
     ("universality", "--only 7_layers", "there are: default, 2_layers"),
     ("diets", "--jobs 0", "--jobs must be at least 1"),
     ("diets", "--steps 0", "--steps must be at least 1"),
-    ("emergence", "--seeds 9", "at most 3"),
 ]
 
 
@@ -538,13 +532,6 @@ def test_the_lists_are_as_long_as_the_claims_need():
     default = [run for run in all_runs(universality.EXPERIMENT) if run.name == "model_default"]
     assert len(default) >= 5
     assert len(all_runs(dependability.EXPERIMENT)) >= 10
-
-
-def test_every_diet_has_a_place_in_a_table():
-    named = {*sum(diets.SECTIONS.values(), ()), *diets.OTHER_CELLS}
-    for _, names in diets.LAW.values():
-        named |= set(names)
-    assert named == set(diets.DIETS)
 
 
 @pytest.mark.slow
