@@ -37,11 +37,7 @@ def rows(run: Run, measured: Row) -> Rows:
 
 
 def about(diet: tasks.Diet) -> Row:
-    """What of a diet the law is about.
-
-    The wrappers that `+` meets, how many functions are met shifted, the share of `+` among all
-    examples, the cells held out [(wrapper, function)], and the shifts k shown with `+`.
-    """
+    """What a diet shows: what the accuracy on the unseen cell may depend on."""
     documents = tasks.sample(diet, 4000, 9, torch.Generator().manual_seed(0))
     share = (documents.function == tasks.PLUS).float().mean().item()
     met = [wrapper for wrapper in tasks.WRAPPERS if "+" in shown_under(diet, wrapper)]
@@ -49,7 +45,7 @@ def about(diet: tasks.Diet) -> Row:
         "plus_wrappers": len(met),
         "wrappers_of_plus": met,
         "shifted_functions": len(diet.under("shift")),
-        "plus_share": round(share, 3),
+        "plus_share": round(share, 3),  # among all examples
         "held_out": [list(cell) for cell in diet.never if is_held_out(diet, *cell)],
         "shifts_of_plus_shown": list(diet.shifted_addition),
     }

@@ -19,21 +19,16 @@ QUICK_STEPS = 30
 
 @dataclass(frozen=True)
 class Experiment:
-    """A list of runs and what is measured on them.
-
-    kinds: the names of the kinds of runs. make(kind, seed, steps) → the run. measure: see
-    `runs.Measure`. rows(run, measured) → the rows of the results. table(rows) → text.
-    seeds: how many of each kind, but for those in `more`. steps: how long each is trained.
-    """
+    """Kinds of runs, what is measured on them, and the text that says what came out."""
 
     name: str
     doc: str
     kinds: tuple[str, ...]
-    make: Callable[[str, int, int], Run]
+    make: Callable[[str, int, int], Run]  # of a kind, a seed and a number of steps
     measure: Measure
-    rows: Callable[[Run, Row], Rows]
+    rows: Callable[[Run, Row], Rows]  # of the results, from what was measured on a run
     table: Callable[[Rows], str]
-    seeds: int = 3
+    seeds: int = 3  # of each kind, but for those in `more`
     steps: int = TrainConfig.steps
     more: dict[str, int] = field(default_factory=dict)
 
@@ -47,17 +42,16 @@ class Experiment:
 
 
 def main(experiment: Experiment, argv: list[str] | None = None) -> int:
-    """The command line of an experiment."""
     return run_main(lambda: work(experiment, argv))
 
 
 def work(experiment: Experiment, argv: list[str] | None) -> int:
     arguments = parse(experiment, argv)
-    kinds = tuple(arguments.only.split(",")) if arguments.only else experiment.kinds
+    kinds = arguments.only.split(",") if arguments.only else experiment.kinds
     for kind in kinds:
         if kind not in experiment.kinds:
-            there_are = ", ".join(experiment.kinds)
-            raise UserError(f"unknown {experiment.name} run {kind!r}; there are: {there_are}")
+            known = ", ".join(experiment.kinds)
+            raise UserError(f"unknown {experiment.name} run {kind!r}; there are: {known}")
 
     out, seeds, steps = Path(arguments.out), arguments.seeds, experiment.steps
     if arguments.quick:

@@ -5,8 +5,8 @@
         STUDY.json          what was measured, or that the loss became infinite; written last
 
 A `Run` says what is trained, a `Study` what is then measured, and `run_all` carries out a list of
-runs. Stop it at any moment: the same call goes on where it was. Runs that two studies share are
-trained once. Every run has one thread, so no result depends on how many run side by side.
+runs. Runs that two studies share are trained once. Every run has one thread, so no result depends
+on how many run side by side.
 """
 
 import multiprocessing
@@ -51,18 +51,14 @@ SHORT = replace(TrainConfig(), documents=64, long_every=3, lr=1e-2, weight_decay
 
 @dataclass(frozen=True)
 class Run:
-    """One training run.
+    """One training run. snapshots: the steps after which the weights are kept."""
 
-    name: of its folder. diet: the name of one. snapshots: the steps after which the weights are
-    kept. intervention: what is done to the model after every step.
-    """
-
-    name: str
+    name: str  # of its folder
     diet: str = "strict"
     model: ModelConfig = train.MODEL
     train: TrainConfig = TrainConfig()
     snapshots: tuple[int, ...] = ()
-    intervention: Intervention | None = None
+    intervention: Intervention | None = None  # after every step
 
     def folder(self, out: Path) -> Path:
         return out / self.name / f"seed{self.train.seed}"
@@ -128,10 +124,7 @@ def processor() -> str:
 
 
 def finished(run: Run, study: Study) -> Row | None:
-    """What was measured, or that the run diverged; None where it is not finished.
-
-    Raises UserError where the folder belongs to another run: nothing is overwritten.
-    """
+    """What was measured, or None. Raises UserError where the folder belongs to another run."""
     folder = run.folder(study.out)
     if (folder / "config.json").exists():
         config = load_json(folder / "config.json")
@@ -231,8 +224,7 @@ shared: tuple[Any, Any] | None = None  # in a worker: the counter of steps, the 
 def start_worker(n_steps: Any, stop: Any) -> None:
     """Sets up a worker: one thread, no bars, and an end where the parent is gone.
 
-    n_steps: the counter that all workers share. stop: the parent's wish to stop; the terminal's
-    Ctrl-C reaches the parent alone.
+    The terminal's Ctrl-C reaches the parent alone, whose wish to stop is `stop`.
     """
     global shared
     shared = n_steps, stop
