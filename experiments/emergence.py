@@ -31,15 +31,14 @@ Groups = dict[str, list[str]]  # of the finished model's circuit, heads by group
 
 
 def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
-    """Every snapshot, and the circuit of the finished model, whose heads are followed."""
-    final = circuit(model, how_many(500, quick), how_many(50, quick))
+    """Every snapshot, and the groups of the finished model, whose heads are followed."""
+    groups = circuit(model, quick)["groups"]
     snapshot = Transformer(run.model).requires_grad_(False).eval()
     steps = []
     for step in run.snapshots:
         snapshot.load_state_dict(load_tensors(folder / "steps" / f"{step:05}.pt"))
-        steps.append({"step": step} | at_one_step(snapshot, run, final["groups"], quick))
-    kept = {key: final[key] for key in ("groups", "top_fi_r", "faithfulness")}
-    return {"final": kept, "steps": steps}
+        steps.append({"step": step} | at_one_step(snapshot, run, groups, quick))
+    return {"groups": groups, "steps": steps}
 
 
 # ---------------------------------------------------------------- at one step
@@ -148,7 +147,7 @@ def rows(run: Run, measured: Row) -> Rows:
     about = {"seed": run.train.seed}
     if measured["diverged"]:
         return [about | {"step": None} | measured | provenance(run)]
-    common = {"diverged": False, "groups": measured["final"]["groups"]} | provenance(run)
+    common = {"diverged": False, "groups": measured["groups"]} | provenance(run)
     common["total_steps"] = common.pop("steps")
     return [about | each | common for each in measured["steps"]]
 

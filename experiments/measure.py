@@ -41,8 +41,7 @@ def how_many(n: int, quick: bool) -> int:
 
 def addition_and_circuit(model: Transformer, quick: bool, n_prompts: int = 200) -> Row:
     """`addition` on n_prompts for each k, and `circuit`."""
-    found = circuit(model, how_many(500, quick), how_many(50, quick))
-    return addition(model, how_many(n_prompts, quick)) | found
+    return addition(model, how_many(n_prompts, quick)) | circuit(model, quick)
 
 
 def generator(offset: int = 0) -> torch.Generator:
@@ -134,18 +133,17 @@ def cell_documents(wrapper: str, symbol: str, n: int) -> tasks.Documents:
     return tasks.sample(diet, n, SHOTS + 1, generator())
 
 
-def circuit(model: Transformer, n_count: int, n_patch: int) -> Row:
+def circuit(model: Transformer, quick: bool) -> Row:
     """The circuit of off-by-one addition, by the criteria of patch.py on fewer prompts.
 
-    n_count: prompts on which answers are counted; n_patch: on which paths are patched. Groups of
-    heads; top_fi_r, the r of the strongest FI head; faithfulness of all groups together (heads
-    outside send what they send on base prompts). Where the model does not do the task all groups
-    are empty, and top_fi_r and faithfulness are None.
+    Groups of heads; top_fi_r, the r of the strongest FI head; faithfulness of all groups together
+    (heads outside send what they send on base prompts). Where the model does not do the task all
+    groups are empty, and top_fi_r and faithfulness are None.
     """
     prompts = generator()
-    count = tasks.evaluation_pairs("addition", 1, SHOTS, n_count, prompts)
-    pairs = tasks.evaluation_pairs("addition", 1, SHOTS, n_patch, prompts)
-    row = answers_given(model, count) | {"groups": {}}
+    counted = tasks.evaluation_pairs("addition", 1, SHOTS, how_many(500, quick), prompts)
+    pairs = tasks.evaluation_pairs("addition", 1, SHOTS, how_many(50, quick), prompts)
+    row = answers_given(model, counted) | {"groups": {}}
     row |= dict.fromkeys((*GROUPS, "circuit_heads"), [])
     row |= dict.fromkeys(("top_fi_r", "faithfulness", "circuit_accuracy"))
     if row["answers"]["right"] < CRITERIA.solves:
