@@ -67,8 +67,7 @@ dependability: .venv/ready  ## ten seeds of the default
 
 figures: .venv/ready  ## draw docs/figures/ from results/ and OUT (gets matplotlib)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[figures]'
-	$(if $(wildcard $(OUT)/circuit.json),$(PY) -m experiments.run_figures --run $(OUT))
-	$(PY) -m experiments.figures $(ARGS)
+	$(PY) -m experiments.figures --run $(OUT) $(ARGS)
 
 ##@ For developers
 

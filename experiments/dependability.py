@@ -13,10 +13,6 @@ from experiments.summary import Rows, aligned, column, in_words
 from minifunc.model import Transformer
 
 
-def make(kind: str, seed: int, steps: int) -> Run:
-    return default_run(seed, steps)
-
-
 def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
     return addition(model, how_many(500, quick))
 
@@ -47,8 +43,9 @@ def table(rows: Rows) -> str:
     return "\n".join(lines)
 
 
+KINDS = ("default",)
 EXPERIMENT = Experiment(
-    "dependability", __doc__, ("default",), make, measure, rows, table, seeds=10
+    "dependability", __doc__, KINDS, default_run, measure, rows, table, seeds=10
 )
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ every task, the scores of previous-token, function-induction and copy-induction 
 effects of the heads of the circuit that the finished model has.
 """
 
-import functools
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -19,38 +18,27 @@ import train
 from experiments.catalogue import DIETS
 from experiments.experiment import Experiment, main
 from experiments.measure import SHOTS, circuit, generator, how_many, patchers_of, repeated_documents
-from experiments.runs import SNAPSHOT_SEEDS, Row, Run, default_run, provenance
+from experiments.runs import Row, Run, default_run, provenance
 from experiments.summary import Rows, aligned, by
 from minifunc.analysis import scores
 from minifunc.circuit import heads_of, parse
 from minifunc.model import Transformer
 from minifunc.patching import HeadInput, Logits, Receiver
-from minifunc.support.errors import UserError
 from minifunc.support.evaluation import accuracy, last_logits
 from minifunc.support.files import load_tensors
 
 Groups = dict[str, list[str]]  # of the finished model's circuit, heads by group
 
 
-def make(kind: str, seed: int, steps: int) -> Run:
-    if seed >= SNAPSHOT_SEEDS:
-        raise UserError(
-            f"weights on the way are kept for seeds 0 to {SNAPSHOT_SEEDS - 1}: "
-            f"--seeds must be at most {SNAPSHOT_SEEDS}"
-        )
-    return default_run(seed, steps)
-
-
 def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
-    """Every snapshot, and the circuit of the finished model, whose heads are followed."""
-    final = circuit(model, how_many(500, quick), how_many(50, quick))
+    """Every snapshot, and the groups of the finished model, whose heads are followed."""
+    groups = circuit(model, quick)["groups"]
     snapshot = Transformer(run.model).requires_grad_(False).eval()
     steps = []
     for step in run.snapshots:
         snapshot.load_state_dict(load_tensors(folder / "steps" / f"{step:05}.pt"))
-        steps.append({"step": step} | at_one_step(snapshot, run, final["groups"], quick))
-    kept = {key: final[key] for key in ("groups", "top_fi_r", "faithfulness")}
-    return {"final": kept, "steps": steps}
+        steps.append({"step": step} | at_one_step(snapshot, run, groups, quick))
+    return {"groups": groups, "steps": steps}
 
 
 # ---------------------------------------------------------------- at one step
@@ -97,12 +85,12 @@ def head_scores(model: Transformer, prompts: Tensor, n_repeated: int, groups: Gr
     answers = tasks.answer_positions(SHOTS)
     repeated, period, queries, copied = repeated_documents(n_repeated)
     everywhere = torch.arange(1 + period, repeated.shape[1])
-    copying = functools.partial(scores.copy_induction_score, model, repeated, period)
+    copying = scores.copy_induction_score
     kinds = {  # each [n_layers, n_heads]
         "pt": scores.previous_token_score(model, prompts, answers),
         "fi": scores.function_induction_score(model, prompts, answers),
-        "copy_induction": copying(queries),
-        "copy_induction_everywhere": copying(everywhere),
+        "copy_induction": copying(model, repeated, period, queries),
+        "copy_induction_everywhere": copying(model, repeated, period, everywhere),
     }
     final = {"pt": groups.get("previous_token"), "fi": groups.get("function_induction")}
     row: Row = {}
@@ -148,12 +136,8 @@ def effects(model: Transformer, groups: Groups, n_prompts: int) -> Row:
             strongest = max([r_on_fi_heads[head] or 0.0, *on_fi], key=abs)
             r_on_fi_heads[head] = round(strongest, 4)
     taken_back = [r[head] * F_range for head in fi if r[head] is not None]
-    return {
-        "F_range": F_range,
-        "r": r,
-        "r_on_fi_heads": r_on_fi_heads,
-        "fi_effect": round(max(taken_back), 4) if taken_back else None,
-    }
+    fi_effect = round(max(taken_back), 4) if taken_back else None
+    return {"F_range": F_range, "r": r, "r_on_fi_heads": r_on_fi_heads, "fi_effect": fi_effect}
 
 
 # ---------------------------------------------------------------- rows, events and the table
@@ -162,9 +146,8 @@ def effects(model: Transformer, groups: Groups, n_prompts: int) -> Row:
 def rows(run: Run, measured: Row) -> Rows:
     about = {"seed": run.train.seed}
     if measured["diverged"]:
-        message = {"step": None, "diverged": True, "message": measured["message"]}
-        return [about | message | provenance(run)]
-    common = {"diverged": False, "groups": measured["final"]["groups"]} | provenance(run)
+        return [about | {"step": None} | measured | provenance(run)]
+    common = {"diverged": False, "groups": measured["groups"]} | provenance(run)
     common["total_steps"] = common.pop("steps")
     return [about | each | common for each in measured["steps"]]
 
@@ -196,53 +179,60 @@ def event_step(rows: Rows, value: Curve) -> int | None:
     if not values[-1] > values[0]:
         return None
     half = (values[0] + values[-1]) / 2
-    last_below = max((index for index, x in enumerate(values) if x < half), default=-1)
+    last_below = max(index for index, x in enumerate(values) if x < half)
     return int(rows[last_below + 1]["step"])
 
 
-def table(rows: Rows) -> str:
+def by_seed(rows: Rows) -> list[Rows]:
+    """The rows of each run that did not diverge."""
     whole = [row for row in rows if not row["diverged"]]
-    seeds = [some for _, some in by(whole, lambda row: str(row["seed"]))]
+    return list(by(whole, lambda row: row["seed"]).values())
+
+
+def table(rows: Rows) -> str:
+    seeds = by_seed(rows)
     diverged = [f"seed {row['seed']}: {row['message']}" for row in rows if row["diverged"]]
     return "\n".join([*curve_lines(seeds), "", *event_lines(seeds), *diverged])
 
 
 def curve_lines(seeds: Sequence[Rows]) -> list[str]:
     """About twelve steps of each seed."""
-    titles = "seed", "step", "loss", "plain", "off by 1", "PT", "FI", "copy", "F range", "FI effect"
-    widths = [5, 6, 8, 8, 9, 7, 7, 7, 9, 11]
+    columns = {"seed": 5, "step": 6, "loss": 8, "plain": 8, "off by 1": 9, "PT": 7, "FI": 7}
+    columns |= {"copy": 7, "F range": 9, "FI effect": 11}
     keys = ["plain_8", "off_by_one_8", "pt_score", "fi_score", "copy_induction_score", "F_range"]
-    lines = [aligned(titles, widths) + "   (scores of the best head; the last two in logits)"]
+    heading = aligned(columns, columns.values())
+    lines = [heading + "   (scores of the best head; the last two in logits)"]
     for rows in seeds:
         for row in rows[:: max(1, len(rows) // 12)] + rows[-1:]:
             curves = [f"{row[key]:.2f}" for key in keys]
             effect = "–" if row["fi_effect"] is None else f"{row['fi_effect']:.2f}"
             cells = [row["seed"], row["step"], f"{row['loss']:.3f}", *curves, effect]
-            lines.append(aligned(cells, widths))
+            lines.append(aligned(cells, columns.values()))
     return lines
 
 
 def event_lines(seeds: Sequence[Rows]) -> list[str]:
     """The events, in the order of their median step; those that never come stand last."""
-    widths = [-44, 8, 8, 8]
+    columns = {"event": -44, "median": 8, "from": 8, "to": 8}
     lines = []
     for name, value in EVENTS.items():
         steps = [event_step(rows, value) for rows in seeds]
         known = [step for step in steps if step is not None]
         median = statistics.median(known) if known else float("inf")
         cells = [f"{median:g}", min(known), max(known)] if known else ["–"] * 3
-        by_seed = ", ".join("never" if step is None else str(step) for step in steps)
-        lines.append((median, aligned([name, *cells], widths) + f"   {by_seed}"))
+        seed_by_seed = ", ".join("never" if step is None else str(step) for step in steps)
+        line = aligned([name, *cells], columns.values()) + f"   {seed_by_seed}"
+        lines.append((median, line))
     return [
         "order of events: the first step from which on a curve stays above half-way from its first "
         "to its last value",
-        aligned(["event", "median", "from", "to"], widths) + "   by seed",
+        aligned(columns, columns.values()) + "   by seed",
         *(line for _, line in sorted(lines)),
     ]
 
 
 EXPERIMENT = Experiment(
-    "emergence", __doc__, ("default",), make, measure, rows, table, seeds=SNAPSHOT_SEEDS
+    "emergence", __doc__, ("default",), default_run, measure, rows, table, seeds=3
 )
 
 if __name__ == "__main__":

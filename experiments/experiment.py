@@ -19,21 +19,16 @@ QUICK_STEPS = 30
 
 @dataclass(frozen=True)
 class Experiment:
-    """A list of runs and what is measured on them.
-
-    kinds: the names of the kinds of runs. make(kind, seed, steps) → the run. measure: see
-    `runs.Measure`. rows(run, measured) → the rows of the results. table(rows) → text.
-    seeds: how many of each kind, but for those in `more`. steps: how long each is trained.
-    """
+    """Kinds of runs, what is measured on them, and the text that says what came out."""
 
     name: str
     doc: str
     kinds: tuple[str, ...]
-    make: Callable[[str, int, int], Run]
+    make: Callable[[str, int, int], Run]  # of a kind, a seed and a number of steps
     measure: Measure
-    rows: Callable[[Run, Row], Rows]
+    rows: Callable[[Run, Row], Rows]  # of the results, from what was measured on a run
     table: Callable[[Rows], str]
-    seeds: int = 3
+    seeds: int = 3  # of each kind, but for those in `more`
     steps: int = TrainConfig.steps
     more: dict[str, int] = field(default_factory=dict)
 
@@ -47,32 +42,28 @@ class Experiment:
 
 
 def main(experiment: Experiment, argv: list[str] | None = None) -> int:
-    """The command line of an experiment."""
     return run_main(lambda: work(experiment, argv))
 
 
 def work(experiment: Experiment, argv: list[str] | None) -> int:
     arguments = parse(experiment, argv)
-    kinds = tuple(arguments.only.split(",")) if arguments.only else experiment.kinds
+    kinds = arguments.only.split(",") if arguments.only else experiment.kinds
     for kind in kinds:
         if kind not in experiment.kinds:
-            there_are = ", ".join(experiment.kinds)
-            raise UserError(f"unknown {experiment.name} run {kind!r}; there are: {there_are}")
+            known = ", ".join(experiment.kinds)
+            raise UserError(f"unknown {experiment.name} run {kind!r}; there are: {known}")
 
-    out = Path(arguments.out)
-    seeds, steps = None, experiment.steps
+    out, seeds, steps = Path(arguments.out), arguments.seeds, experiment.steps
     if arguments.quick:
-        out, seeds, steps = out / "quick", 1, QUICK_STEPS
+        out, seeds, steps = out / "quick", seeds or 1, QUICK_STEPS
     if arguments.steps:  # runs of another length are other runs
         out, steps = out / f"{arguments.steps}_steps", arguments.steps
-    path = out / f"{experiment.name}.json"
-    if not (arguments.quick or arguments.only or arguments.seeds or arguments.steps):
-        path = Path(f"results/{experiment.name}.json")
-    path = Path(arguments.results or path)
+    whole = not (arguments.quick or arguments.only or arguments.seeds or arguments.steps)
+    path = (Path("results") if whole else out) / f"{experiment.name}.json"
     make_folder(out)
     check_writable(path)
 
-    runs = experiment.runs(kinds, arguments.seeds or seeds, steps)
+    runs = experiment.runs(kinds, seeds, steps)
     study = Study(experiment.name, experiment.measure, out, arguments.quick)
     try:
         measured = run_all(runs, study, arguments.jobs)
@@ -97,14 +88,11 @@ def parse(experiment: Experiment, argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--jobs", type=int, default=cores, help="runs at a time")
-    add("--out", default="out/experiments", help="where the runs are")
+    add("--out", default="out/experiments", help="where the runs are, and the rows of a part")
     add("--only", metavar="NAME,NAME", help=f"some of: {', '.join(experiment.kinds)}")
     add("--seeds", type=int, help=f"seeds of each (default: {experiment.seeds}{more})")
     add("--steps", type=int, help=f"steps of each (default: {experiment.steps})")
-    quick = "one seed, few steps, few prompts: to see that it works"
-    add("--quick", action="store_true", help=quick)
-    results = "where the rows go (default: results/ for the whole list, else the folder OUT)"
-    add("--results", help=results)
+    add("--quick", action="store_true", help="one seed, few steps, few prompts: to see it work")
     arguments = parser.parse_args(argv)
     for name in ("jobs", "seeds", "steps"):
         value = getattr(arguments, name)

@@ -1,6 +1,7 @@
-"""Draws the figures of docs/figures/ from results/*.json alone (`make figures`).
+"""Draws the figures of docs/figures/, as PNG and SVG (`make figures`).
 
-PNG and SVG. Needs matplotlib, an optional extra.
+Those of many runs from results/*.json alone, those of one run from its circuit.json
+(run_figures.py). Needs matplotlib, an optional extra.
 """
 
 import argparse
@@ -10,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import diets, emergence
-from experiments.runs import Row, make_folder
+from experiments import diets, emergence, run_figures
+from experiments.runs import make_folder
 from experiments.summary import Rows, Values, by, column, mean_ci, solved
 from minifunc.support.errors import UserError, run_main
 from minifunc.support.files import load_json
@@ -21,6 +22,19 @@ BLUE, RED, GREY = "#3465a4", "#c0392b", "#888888"
 # Accuracies at 8 shots: (key in a row, label, colour)
 PLAIN = ("plain_8", "plain addition", GREY)
 OFF_BY_ONE = ("off_by_one_8", "off by one", BLUE)
+# What the accuracy of a diet may depend on: (its key in a row, diets that differ in it)
+PLUS_DIETS = ("plus_plain", "plus_relabel", "plus_reflect", "no_copy", "no_relabel", "relabelled")
+LAW = {
+    "wrappers that `+` meets": ("plus_wrappers", (*PLUS_DIETS, "strict")),
+    "functions that are seen shifted": ("shifted_functions", ("shifted_1", "shifted_3", "strict")),
+    "share of `+` among all examples": ("plus_share", ("addition_low", "strict", "addition_high")),
+}
+# Heads found: (shift of the dots, key in a row, label, colour)
+FOUND = (
+    (0.25, "fi_heads", "FI", RED),
+    (0.0, "pt_heads", "PT", BLUE),
+    (-0.25, "consolidation_heads", "consolidation", GREY),
+)
 
 # ---------------------------------------------------------------- parts of figures
 
@@ -33,11 +47,11 @@ def means_and_errors(groups: Sequence[Values]) -> tuple[list[float], list[float]
 
 
 def accuracy_bars(
-    axes: Any, groups: Sequence[Rows], accuracy: tuple[str, str, str], shift: float = 0.0
+    axes: Any, groups: dict[str, Rows], accuracy: tuple[str, str, str], shift: float = 0.0
 ) -> None:
     """A horizontal bar for each group of runs: mean, 95 % interval, and every run as a dot."""
     key, label, colour = accuracy
-    values = [column(rows, key) for rows in groups]
+    values = [column(rows, key) for rows in groups.values()]
     means, errors = means_and_errors(values)
     places = [-index + shift for index in range(len(groups))]
     axes.barh(places, means, height=0.36, color=colour, alpha=0.45, label=label)
@@ -46,12 +60,8 @@ def accuracy_bars(
     for place, some in zip(places, values):
         known = [value for value in some if value is not None]
         axes.plot(known, [place] * len(known), "o", color=colour, markersize=3)
-
-
-def name_bars(axes: Any, names: Sequence[str]) -> None:
-    """Names the bars of `accuracy_bars`, whose lengths are shares."""
-    ticks = [-index for index in range(len(names))]
-    axes.set(yticks=ticks, yticklabels=names, xlim=(0, 1.02))
+    ticks = [-index for index in range(len(groups))]
+    axes.set(yticks=ticks, yticklabels=list(groups), xlim=(0, 1.02))
 
 
 # ---------------------------------------------------------------- one function for each figure
@@ -59,31 +69,31 @@ def name_bars(axes: Any, names: Sequence[str]) -> None:
 
 def draw_diets(rows: Rows, plt: Any) -> Any:
     """Accuracy by diet, and the law: what the accuracy depends on."""
-    grouped = dict(by(rows, lambda row: row["diet"]))
-    names = [name for name in diets.EXPERIMENT.kinds if name in grouped]
+    grouped = by(rows, lambda row: row["diet"])
     figure = plt.figure(figsize=(11, 7.5), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.3, 1))
 
     axes = left.subplots()
-    groups = [grouped[name] for name in names]
-    accuracy_bars(axes, groups, PLAIN, 0.2)
-    accuracy_bars(axes, groups, OFF_BY_ONE, -0.2)
-    was_shown = [1 in rows[0]["shifts_of_plus_shown"] for rows in groups]
-    name_bars(axes, [f"{name} *" if shown else name for name, shown in zip(names, was_shown)])
+    named = {}
+    for name, some in grouped.items():
+        was_shown = 1 in some[0]["shifts_of_plus_shown"]
+        named[f"{name} *" if was_shown else name] = some
+    accuracy_bars(axes, named, PLAIN, 0.2)
+    accuracy_bars(axes, named, OFF_BY_ONE, -0.2)
     axes.set(title="diets (dots: runs; lines: 95 %)")
     axes.set_xlabel(
         "accuracy at 8 shots (*: off-by-one addition was trained on, another cell is held out)"
     )
     axes.legend(loc="lower right", fontsize=8)
 
-    panels = right.subplots(len(diets.LAW), 1)
-    for axis, (title, (key, wanted)) in zip(panels, diets.LAW.items()):
+    panels = right.subplots(len(LAW), 1)
+    for axis, (title, (key, wanted)) in zip(panels, LAW.items()):
         points = sorted((grouped[name][0][key], name) for name in wanted if name in grouped)
         xs = [x for x, _ in points]
         groups = [grouped[name] for _, name in points]
         curves = {
-            ("off by one", BLUE): [column(rows, "off_by_one_8") for rows in groups],
-            ("all k", RED): [diets.mean_of_k(rows) for rows in groups],
+            ("off by one", BLUE): [column(some, "off_by_one_8") for some in groups],
+            ("all k", RED): [diets.mean_of_k(some) for some in groups],
         }
         for (label, colour), values in curves.items():
             means, errors = means_and_errors(values)
@@ -97,7 +107,7 @@ def draw_diets(rows: Rows, plt: Any) -> Any:
 def draw_emergence(rows: Rows, plt: Any) -> Any:
     """Curves against steps, one line for each seed."""
     events = emergence.EVENTS
-    panels: dict[str, dict[str, Callable[[Row], float | None]]] = {
+    panels: dict[str, dict[str, emergence.Curve]] = {
         "loss": {"loss": lambda row: row["loss"]},
         "accuracy at 8 shots": {
             "plain addition": events["plain addition"],
@@ -110,13 +120,11 @@ def draw_emergence(rows: Rows, plt: Any) -> Any:
             "strongest FI head": events["effect of the strongest FI head"]
         },
     }
-    whole = [row for row in rows if not row["diverged"]]
-    seeds = [some for _, some in by(whole, lambda row: str(row["seed"]))]
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharex=True, layout="constrained")
     for axis, (title, curves) in zip(axes.flat, panels.items()):
         for number, (name, value) in enumerate(curves.items()):
             style = {"color": f"C{number}", "alpha": 0.7, "linewidth": 1.2}
-            for index, some in enumerate(seeds):
+            for index, some in enumerate(emergence.by_seed(rows)):
                 steps, values = [row["step"] for row in some], [value(row) for row in some]
                 axis.plot(steps, values, label=name if index == 0 else None, **style)
         axis.set(xscale="log", title=title, xlabel="step")
@@ -126,17 +134,12 @@ def draw_emergence(rows: Rows, plt: Any) -> Any:
 
 def draw_universality(rows: Rows, plt: Any) -> Any:
     """Accuracy by model, and how many heads of each group in those that do the task."""
-    grouped = dict(by(rows, lambda row: row["config"]["name"]))
+    grouped = by(rows, lambda row: row["config"]["name"])
     size = (11, 1 + len(grouped) / 3)
     figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
-    accuracy_bars(left, list(grouped.values()), OFF_BY_ONE)
-    name_bars(left, list(grouped))
+    accuracy_bars(left, grouped, OFF_BY_ONE)
     left.set(xlabel="off-by-one accuracy at 8 shots (dots: runs; lines: 95 %)")
-    for shift, key, label, colour in (
-        (0.25, "fi_heads", "FI", RED),
-        (0.0, "pt_heads", "PT", BLUE),
-        (-0.25, "consolidation_heads", "consolidation", GREY),
-    ):
+    for shift, key, label, colour in FOUND:
         style = {"color": colour, "markersize": 4, "alpha": 0.6}
         for index, some in enumerate(grouped.values()):
             counts = column(solved(some), key)
@@ -151,9 +154,9 @@ def draw_dependability(rows: Rows, plt: Any) -> Any:
     """Accuracy by k, a dot for each seed."""
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     whole = [row for row in rows if not row["diverged"]]
-    ks = sorted({"0"}.union(*(row["off_by_k_8"] for row in whole)), key=int)
-    for k in ks:
-        values = [row["plain_8"] if k == "0" else row["off_by_k_8"][k] for row in whole]
+    shares = [{"0": row["plain_8"]} | row["off_by_k_8"] for row in whole]
+    for k in sorted(shares[0] if shares else (), key=int):
+        values = [by_k[k] for by_k in shares]
         means, errors = means_and_errors([values])
         colour = GREY if k == "0" else BLUE
         axes.plot([int(k)] * len(values), values, "o", color=colour, markersize=3, alpha=0.6)
@@ -168,17 +171,16 @@ def draw_dependability(rows: Rows, plt: Any) -> Any:
 
 def draw_interventions(rows: Rows, plt: Any) -> Any:
     """Accuracy by what was kept from forming."""
-    grouped = dict(by(rows, lambda row: row["intervention"]))
+    grouped = by(rows, lambda row: row["intervention"].replace("_", " "))
     figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
-    accuracy_bars(axes, list(grouped.values()), PLAIN, 0.2)
-    accuracy_bars(axes, list(grouped.values()), OFF_BY_ONE, -0.2)
-    name_bars(axes, [name.replace("_", " ") for name in grouped])
+    accuracy_bars(axes, grouped, PLAIN, 0.2)
+    accuracy_bars(axes, grouped, OFF_BY_ONE, -0.2)
     axes.set(xlabel="accuracy at 8 shots (dots: runs; lines: 95 %)")
     axes.legend(loc="lower left", fontsize=8)
     return figure
 
 
-FIGURES = {
+FIGURES: dict[str, Callable[[Rows, Any], Any]] = {
     "diets": draw_diets,
     "emergence": draw_emergence,
     "universality": draw_universality,
@@ -206,14 +208,13 @@ def pyplot() -> Any:
     return plt
 
 
-def save(figure: Any, path: Path, plt: Any) -> None:
+def save(figure: Any, path: Path) -> None:
     """Writes path.png and path.svg, the same bytes for the same figure. Raises UserError."""
     try:
         figure.savefig(f"{path}.png", dpi=150, metadata={"Software": None})
         figure.savefig(f"{path}.svg", metadata={"Date": None})
     except OSError as error:
         raise UserError(f"cannot write to {path.parent}: {error.strerror}") from None
-    plt.close(figure)
     print(f"{path}.png, .svg")
 
 
@@ -228,26 +229,30 @@ def work(argv: list[str] | None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--results", default="results", help="where the rows are")
+    parser.add_argument("--run", default="out/default", help="folder of a traced run")
     parser.add_argument("--out", default="docs/figures", help="where the figures go")
     arguments = parser.parse_args(argv)
     plt = pyplot()
-    results, out = Path(arguments.results), Path(arguments.out)
-    found = [name for name in FIGURES if (results / f"{name}.json").exists()]
+    circuit, out = Path(arguments.run) / "circuit.json", Path(arguments.out)
+    paths = {name: Path(arguments.results) / f"{name}.json" for name in FIGURES}
+    paths |= dict.fromkeys(run_figures.FIGURES, circuit)
+    found = {name: path for name, path in paths.items() if path.exists()}
     if not found:
-        files = ", ".join(f"{name}.json" for name in FIGURES)
-        raise UserError(
-            f"{results} holds none of {files}: "
-            "make diets, emergence, universality, dependability write them"
-        )
+        makers = "make patch, diets, emergence, universality and dependability write them"
+        raise UserError(f"there is no {circuit}, and no rows are in {arguments.results}: {makers}")
     make_folder(out)
-    for name in found:
-        rows = load_json(results / f"{name}.json")
+    draw = FIGURES | run_figures.FIGURES
+    for name, path in found.items():
         try:
-            figure = FIGURES[name](rows, plt)
-        except (KeyError, TypeError, AttributeError) as error:
+            figure = draw[name](load_json(path), plt)
+        except KeyError as error:
+            print(f"{name} is not drawn: {path} holds no {error.args[0]}", file=sys.stderr)
+            continue
+        except (TypeError, AttributeError, ValueError, IndexError) as error:
             fault = f"{type(error).__name__} {error}"
-            raise UserError(f"{results} holds rows of another kind: {fault}") from None
-        save(figure, out / name, plt)
+            raise UserError(f"{path} is of another layout: {fault}") from None
+        save(figure, out / name)
+        plt.close(figure)
     return 0
 
 

@@ -12,12 +12,11 @@ kept from forming; writes results/interventions.json.
     frozen_0, frozen_1   the first (second) block stays as it was drawn
 """
 
-import functools
 import random
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -34,7 +33,7 @@ from experiments.measure import (
     result_row,
 )
 from experiments.runs import SHORT, Row, Run
-from experiments.summary import Rows, aligned, by, column, in_words
+from experiments.summary import Rows, aligned, by, means
 from minifunc.analysis.scores import copy_induction_score, previous_token_score
 from minifunc.circuit import parse
 from minifunc.model import Transformer
@@ -86,10 +85,10 @@ def copy_induction_heads(step: int, model: Transformer, run: Run) -> set[str]:
 
 def random_heads(step: int, model: Transformer, run: Run) -> set[str]:
     chosen: set[str] = set()
-    dice, heads = random.Random(run.train.seed), range(run.model.n_heads)
-    for depth, n in enumerate(N_RANDOM if step == RANDOM_AT else (), start=1):
-        layer = run.model.n_layers - depth
-        chosen |= {f"{layer}.{head}" for head in dice.sample(heads, min(n, len(heads)))}
+    dice, n_heads = random.Random(run.train.seed), run.model.n_heads
+    for layer, n in zip((-1, -2), N_RANDOM if step == RANDOM_AT else ()):
+        drawn = dice.sample(range(n_heads), min(n, n_heads))
+        chosen |= {f"{run.model.n_layers + layer}.{head}" for head in drawn}
     return chosen
 
 
@@ -99,7 +98,7 @@ def passing(score: Tensor) -> set[str]:
     return {f"{layer}.{head}" for layer, head in places}
 
 
-@functools.cache
+@cache
 def shifted_prompts() -> Tensor:
     return tasks.evaluation_pairs("subtraction", 1, SHOTS, N_LOOKED_AT, generator()).contrast
 
@@ -109,7 +108,7 @@ def freeze(layer: int, step: int, model: Transformer, run: Run, folder: Path) ->
     model.blocks[layer].load_state_dict(as_drawn(run).blocks[layer].state_dict())
 
 
-@functools.cache
+@cache
 def as_drawn(run: Run) -> Transformer:
     return Transformer(run.model, torch.Generator().manual_seed(run.train.seed))
 
@@ -142,22 +141,21 @@ def rows(run: Run, measured: Row) -> Rows:
 
 
 def table(rows: Rows) -> str:
-    titles = ["kept from forming", "runs", "plain", "off by one", "FI heads", "top FI r"]
-    widths = [-20, 5, 14, 14, 12, 14]
+    columns = {"kept from forming": -20, "runs": 5, "plain": 14, "off by one": 14}
+    columns |= {"FI heads": 12, "top FI r": 14}
     lines = [
         "addition at 8 shots, means over seeds ± 95 % (Student's t), "
         f"{rows[0]['steps']} steps each",
-        aligned(titles, widths) + "   heads silenced (head@step), by seed",
+        aligned(columns, columns.values()) + "   heads silenced (head@step), by seed",
     ]
-    for name, some in by(rows, lambda row: row["intervention"]):
-        cells = [name, len(some)]
-        for key, digits in (("plain_8", 3), ("off_by_one_8", 3), ("fi_heads", 1), ("top_fi_r", 2)):
-            cells.append(in_words(column(some, key), digits))
+    for name, some in by(rows, lambda row: row["intervention"]).items():
+        cells = [name, len(some), *means(some, "plain_8", "off_by_one_8", digits=3)]
+        cells += [*means(some, "fi_heads", digits=1), *means(some, "top_fi_r")]
         by_seed = []
         for row in some:
             since = (row["silenced"] or {}).items()
             by_seed.append(" ".join(f"{head}@{step}" for head, step in since) or "–")
-        lines.append(aligned(cells, widths) + "   " + "; ".join(by_seed))
+        lines.append(aligned(cells, columns.values()) + "   " + "; ".join(by_seed))
     return "\n".join(lines)
 
 

@@ -18,25 +18,30 @@ CRITERIA = Criteria()
 FEW = 16  # prompts of every kind where it is to be quick
 
 ACCURACIES = ("plain_8", "off_by_one_8", "off_by_k_8")
-GROUPS = ("fi_heads", "pt_heads", "consolidation_heads")
+GROUPS = {  # key in a row: the group of the circuit
+    "fi_heads": "function_induction",
+    "pt_heads": "previous_token",
+    "consolidation_heads": "consolidation",
+}
 
 
 def result_row(about: Row, run: Run, measured: Row, circuit: bool = True) -> Row:
-    """A whole row of results. Where the run diverged, what results say of every run is None."""
-    keys = (*ACCURACIES, *GROUPS, "top_fi_r", "faithfulness") if circuit else ACCURACIES
-    unmeasured = dict.fromkeys(keys) | ({"failure": "diverged"} if circuit else {})
+    """A whole row of results. What was not measured, as the run diverged, is None."""
+    unmeasured: Row = dict.fromkeys(ACCURACIES)
+    if circuit:
+        unmeasured |= dict.fromkeys((*GROUPS, "top_fi_r", "faithfulness"))
+        unmeasured["failure"] = "diverged"
     return about | unmeasured | measured | provenance(run)
 
 
 def how_many(n: int, quick: bool) -> int:
-    """n prompts, or few of them where it is to be quick."""
+    """n prompts, or few of them."""
     return FEW if quick else n
 
 
 def addition_and_circuit(model: Transformer, quick: bool, n_prompts: int = 200) -> Row:
-    """`addition` on n_prompts for each k, and `circuit`; fewer prompts where it is to be quick."""
-    found = circuit(model, how_many(500, quick), how_many(50, quick))
-    return addition(model, how_many(n_prompts, quick)) | found
+    """`addition` on n_prompts for each k, and `circuit`."""
+    return addition(model, how_many(n_prompts, quick)) | circuit(model, quick)
 
 
 def generator(offset: int = 0) -> torch.Generator:
@@ -59,10 +64,8 @@ def addition(model: Transformer, n_prompts: int) -> Row:
 def answers_given(model: Transformer, pairs: tasks.Pairs) -> Row:
     """What a model answers on contrast prompts, as shares that add up to one, and how sure it is.
 
-    right; plain (the unshifted answer); plain_and_shown (that, where a demonstration shows it: one
-    cannot tell which of the two it follows); shown (another shown answer); other_k (off by another
-    k, not shown); other. top_probability: of the preferred token, mean. failure: in words, "none"
-    where at least half are right.
+    top_probability: of the preferred token, mean. failure: the most frequent kind of wrong answer,
+    in words; "none" where at least half are right.
     """
     logits = last_logits(model, pairs.contrast).cpu()
     given = logits.argmax(-1)  # [n_prompts]
@@ -74,36 +77,33 @@ def answers_given(model: Transformer, pairs: tasks.Pairs) -> Row:
     rest = ~(right | plain | shown)
     kinds = {
         "right": right,
-        "plain": plain & ~shown,
-        "plain_and_shown": plain & shown,
+        "plain": plain & ~shown,  # the unshifted answer
+        "plain_and_shown": plain & shown,  # one cannot tell which of the two it follows
         "shown": shown & ~right & ~plain,
         "other_k": rest & near,
         "other": rest & ~near,
     }
     shares = {name: round(mask.float().mean().item(), 4) for name, mask in kinds.items()}
-    top_probability = round(logits.softmax(-1).amax(-1).mean().item(), 4)
-    return {"answers": shares, "top_probability": top_probability, "failure": failure(shares)}
-
-
-def failure(shares: dict[str, float]) -> str:
-    """The most frequent kind of wrong answer, in words; "none" where at least half are right."""
-    if shares["right"] >= CRITERIA.solves:
-        return "none"
-    kinds = {
+    failures = {
         "the plain answer": shares["plain"] + shares["plain_and_shown"],
         "a shown answer": shares["shown"],
         "off by another k": shares["other_k"],
         "anything": shares["other"],
     }
-    return max(kinds, key=lambda name: kinds[name])
+    failure = max(failures, key=lambda name: failures[name])
+    return {
+        "answers": shares,
+        "top_probability": round(logits.softmax(-1).amax(-1).mean().item(), 4),
+        "failure": "none" if shares["right"] >= CRITERIA.solves else failure,
+    }
 
 
 def grid(model: Transformer, n_documents: int) -> dict[str, dict[str, float | None]]:
     """`cell_accuracy` by wrapper and function, {wrapper: {function: share}}."""
-    table: dict[str, dict[str, float | None]] = {}
-    for wrapper in tasks.WRAPPERS:
-        shares = [cell_accuracy(model, wrapper, name, n_documents) for name in tasks.FUNCTIONS]
-        table[wrapper] = dict(zip(tasks.FUNCTIONS, shares))
+    table: dict[str, dict[str, float | None]] = {wrapper: {} for wrapper in tasks.WRAPPERS}
+    for wrapper, row in table.items():
+        for symbol in tasks.FUNCTIONS:
+            row[symbol] = cell_accuracy(model, wrapper, symbol, n_documents)
     return table
 
 
@@ -119,10 +119,10 @@ def cell_accuracy(model: Transformer, wrapper: str, symbol: str, n_documents: in
     asked = documents.determined[:, -1]  # [n_documents]
     if wrapper not in ("relabel", "copy"):
         asked = asked & (documents.answer[:, :-1] != documents.answer[:, -1:]).all(1)
-    if not asked.any():
+    tokens = documents.tokens[asked]
+    if not len(tokens):
         return None
     place = tasks.answer_positions(SHOTS + 1)[-1]
-    tokens = documents.tokens[asked]
     return round(accuracy(last_logits(model, tokens[:, :place]), tokens[:, place]), 4)
 
 
@@ -133,32 +133,26 @@ def cell_documents(wrapper: str, symbol: str, n: int) -> tasks.Documents:
     return tasks.sample(diet, n, SHOTS + 1, generator())
 
 
-def circuit(model: Transformer, n_count: int, n_patch: int) -> Row:
+def circuit(model: Transformer, quick: bool) -> Row:
     """The circuit of off-by-one addition, by the criteria of patch.py on fewer prompts.
 
-    n_count: prompts on which answers are counted; n_patch: on which paths are patched. Groups of
-    heads; top_fi_r, the r of the strongest FI head; faithfulness of all groups together (heads
-    outside send what they send on base prompts). Where the model does not do the task all groups
-    are empty, and top_fi_r and faithfulness are None: there is nothing to measure them by.
+    Groups of heads; top_fi_r, the r of the strongest FI head; faithfulness of all groups together
+    (heads outside send what they send on base prompts). Where the model does not do the task all
+    groups are empty, and top_fi_r and faithfulness are None.
     """
     prompts = generator()
-    count = tasks.evaluation_pairs("addition", 1, SHOTS, n_count, prompts)
-    pairs = tasks.evaluation_pairs("addition", 1, SHOTS, n_patch, prompts)
-    row = answers_given(model, count) | {"groups": {}}
+    counted = tasks.evaluation_pairs("addition", 1, SHOTS, how_many(500, quick), prompts)
+    pairs = tasks.evaluation_pairs("addition", 1, SHOTS, how_many(50, quick), prompts)
+    row = answers_given(model, counted) | {"groups": {}}
     row |= dict.fromkeys((*GROUPS, "circuit_heads"), [])
     row |= dict.fromkeys(("top_fi_r", "faithfulness", "circuit_accuracy"))
     if row["answers"]["right"] < CRITERIA.solves:
         return row
     found = discover(patchers_of(model, pairs), tasks.answer_positions(SHOTS), CRITERIA)
     to_logits = found.effects["answers"]["logits"].heads  # [n_layers, n_heads]
-    groups = found.groups
-    row |= {
-        "fi_heads": groups["function_induction"],
-        "pt_heads": groups["previous_token"],
-        "consolidation_heads": groups["consolidation"],
-        "groups": groups,
-        "heads_to_logits": [[round(r, 4) for r in layer] for layer in to_logits.tolist()],
-    }
+    row["groups"] = groups = found.groups
+    row |= {key: groups[group] for key, group in GROUPS.items()}
+    row["heads_to_logits"] = [[round(r, 4) for r in layer] for layer in to_logits.tolist()]
     if row["fi_heads"]:
         row["top_fi_r"] = round(min(to_logits[parse(head)].item() for head in row["fi_heads"]), 4)
         row |= circuit_scores(model, pairs, groups)
@@ -176,7 +170,7 @@ def patchers_of(model: Transformer, pairs: tasks.Pairs) -> dict[str, PathPatcher
 
 
 def circuit_scores(model: Transformer, pairs: tasks.Pairs, groups: dict[str, list[str]]) -> Row:
-    """How well the model does as the circuit of all groups together."""
+    """How well the model does with the heads of all groups alone."""
     heads = heads_of(head for group in groups.values() for head in group)
     ablator = Ablator(model, pairs.contrast, {"base": pairs.base})
     scores = CircuitScores(ablator, "base", pairs.base_answers, pairs.contrast_answers)

@@ -1,22 +1,15 @@
-"""Draws what a run's circuit.json holds, in the paper's manner, as PNG and SVG (`make figures`).
+"""Draws what a run's circuit.json holds, in the paper's manner (`make figures`).
 
 Same sign and colours as there: r < 0, red, goes back to the base answer; r > 0, blue, goes on to
-the contrast answer. Needs matplotlib, an optional extra.
+the contrast answer.
 """
 
-import argparse
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from experiments.figures import pyplot, save
-from experiments.runs import make_folder
-from minifunc.support.errors import UserError, run_main
+from experiments.summary import by
 from minifunc.support.evaluation import wilson
-from minifunc.support.files import load_json
-from minifunc.support.flags import Parser
 
 Circuit = dict[str, Any]  # what circuit.json holds
 
@@ -32,12 +25,12 @@ PLACES = {
     ("contrast", "function_induction"): "… FI heads\nswapped",
     ("contrast", "random_same_layers"): "… others\nswapped",
 }
-# The panels: (task, k): title
+# The panels: (task, k, items): title
 PANELS = {
-    ("addition", 1): "addition, off by +1",
-    ("addition", -2): "addition, off by −2",
-    ("caesar", 1): "Caesar, ROT+1",
-    ("base_addition", 8): "base 8, sums that carry",
+    ("addition", 1, "all"): "addition, off by +1",
+    ("addition", -2, "all"): "addition, off by −2",
+    ("caesar", 1, "all"): "Caesar, ROT+1",
+    ("base_addition", 8, "carry"): "base 8, sums that carry",
 }
 
 
@@ -55,6 +48,18 @@ def heat_map(axes: Any, values: list[list[float]], most: float, percent: bool = 
             style = {"ha": "center", "va": "center", "fontsize": 7, "color": colour}
             axes.text(x, y, whole if percent else f"{value:.1f}", **style)
     axes.imshow(shades, cmap="RdBu", vmin=-1, vmax=1, aspect="equal")
+    axes.set(xticks=range(len(values[0])), yticks=range(len(values)))
+
+
+def answer_bars(axes: Any, place: int, row: dict[str, Any]) -> None:
+    """The shares of plain and of shifted answers at one place, with 95 % intervals."""
+    style = {"width": 0.38, "ecolor": "black", "capsize": 2, "error_kw": {"elinewidth": 0.8}}
+    for shift, key, colour, label in ANSWERS:
+        share = row[key]
+        low, high = wilson(share, row["n_prompts"])
+        errors = [[max(0.0, share - low)], [max(0.0, high - share)]]
+        label = label if place == 0 else None
+        axes.bar(place + shift, share, yerr=errors, color=colour, label=label, **style)
 
 
 # ---------------------------------------------------------------- one function for each figure
@@ -70,10 +75,8 @@ def draw_heads(circuit: Circuit, plt: Any) -> Any:
     for axis, (title, to_logits) in zip(axes, effects.items()):
         layers = [[*heads, mlp] for heads, mlp in zip(to_logits["heads"], to_logits["mlps"])]
         heat_map(axis, [[100 * r for r in layer] for layer in layers], 100.0, percent=True)
-        columns = range(len(layers[0]))
-        labels = [*columns[:-1], "mlp"]
-        axis.set(title=title, xlabel="head", xticks=columns, xticklabels=labels)
-        axis.set(yticks=range(len(layers)))
+        n_heads = len(layers[0]) - 1
+        axis.set(title=title, xlabel="head", xticklabels=[*range(n_heads), "mlp"])
         axis.invert_yaxis()
     axes[0].set_ylabel("layer")
     figure.suptitle("heads → logits: r in % (−100: back to the plain answer)")
@@ -91,7 +94,6 @@ def draw_vectors(circuit: Circuit, plt: Any) -> Any:
     for axis, (title, values) in zip(axes[0], maps.items()):
         heat_map(axis, values, most)
         axis.set(title=title, xlabel="output y")
-        axis.set(xticks=range(len(values[0])), yticks=range(len(values)))
     axes[0][0].set_ylabel("input x")
     figure.suptitle(
         f"function vectors put into prompts that ask for x: change of logit(y), scale ± {most:.1f}"
@@ -100,21 +102,14 @@ def draw_vectors(circuit: Circuit, plt: Any) -> Any:
 
 
 def draw_bars(circuit: Circuit, plt: Any) -> Any:
-    """The four bars of each task, with 95 % intervals over prompts."""
-    panels: dict[str, dict[tuple[str, str], Any]] = {}
-    for key, title in PANELS.items():
-        rows = [row for row in circuit["reuse"] if (row["task"], row["k"]) == key]
-        if rows:
-            wanted = [row for row in rows if row.get("items", "all") in ("all", "carry")]
-            panels[title] = {(row["prompt"], row["ablated"]): row for row in wanted}
-    if not panels:
-        raise KeyError("reuse")
+    """The four bars of each task."""
+    panels = by(circuit["reuse"], lambda row: PANELS.get((row["task"], row["k"], row["items"])))
+    titles = [title for title in PANELS.values() if title in panels]
     layout = {"sharey": True, "layout": "constrained", "squeeze": False}
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.1 * len(panels), 3.2), **layout)
-    for axis, (title, rows) in zip(axes[0], panels.items()):
-        for place, key in enumerate(PLACES):
-            if key in rows:
-                answer_bars(axis, place, rows[key])
+    figure, axes = plt.subplots(1, len(titles), figsize=(3.1 * len(titles), 3.2), **layout)
+    for axis, title in zip(axes[0], titles):
+        for row in panels[title]:
+            answer_bars(axis, list(PLACES).index((row["prompt"], row["ablated"])), row)
         axis.set(title=title, xticks=range(len(PLACES)), ylim=(0, 1.05))
         axis.set_xticklabels(PLACES.values(), fontsize=7)
     axes[0][0].set_ylabel("share of prompts")
@@ -123,55 +118,8 @@ def draw_bars(circuit: Circuit, plt: Any) -> Any:
     return figure
 
 
-def answer_bars(axes: Any, place: int, row: dict[str, Any]) -> None:
-    """The shares of plain and of shifted answers at one place, with intervals."""
-    style = {"width": 0.38, "ecolor": "black", "capsize": 2, "error_kw": {"elinewidth": 0.8}}
-    for shift, key, colour, label in ANSWERS:
-        share = row[key]
-        low, high = wilson(share, row["n_prompts"])
-        errors = [[max(0.0, share - low)], [max(0.0, high - share)]]
-        label = label if place == 0 else None
-        axes.bar(place + shift, share, yerr=errors, color=colour, label=label, **style)
-
-
 FIGURES: dict[str, Callable[[Circuit, Any], Any]] = {
     "heads_to_logits": draw_heads,
     "function_vectors": draw_vectors,
     "four_bars": draw_bars,
 }
-
-
-def main(argv: list[str] | None = None) -> int:
-    return run_main(lambda: work(argv))
-
-
-def work(argv: list[str] | None) -> int:
-    parser = Parser(
-        prog="experiments.run_figures",
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--run", default="out/default", help="folder of the traced run")
-    parser.add_argument("--out", default="docs/figures", help="where the figures go")
-    arguments = parser.parse_args(argv)
-    plt = pyplot()
-    path, out = Path(arguments.run) / "circuit.json", Path(arguments.out)
-    if not path.exists():
-        raise UserError(f"{path} is missing: make patch makes it")
-    circuit = load_json(path)
-    make_folder(out)
-    for name, draw in FIGURES.items():
-        try:
-            figure = draw(circuit, plt)
-        except KeyError as error:
-            print(f"{name} is not drawn: {path} holds no {error.args[0]}", file=sys.stderr)
-            continue
-        except (TypeError, AttributeError, ValueError, IndexError) as error:
-            fault = f"{type(error).__name__} {error}"
-            raise UserError(f"{path} is of another layout: {fault}") from None
-        save(figure, out / name, plt)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,15 +1,15 @@
 """What the rows of several runs say together: groups of rows, means with intervals, text tables."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 Rows = list[dict[str, Any]]
 Values = Sequence[float | None]  # one for each run; None: a run that diverged, or has no circuit
 
 # Student's t of a two-sided 95 % interval, by number of values
-N_VALUES = (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 30)
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.201, 2.145, 2.093, 2.045)
+T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262, 20: 2.093}
 
 
 def mean_ci(values: Values) -> tuple[float, float]:
@@ -18,16 +18,15 @@ def mean_ci(values: Values) -> tuple[float, float]:
     None is left out. NaN where nothing is left, and for the interval of a single value.
     """
     known = [value for value in values if value is not None]
-    n = len(known)
-    if n == 0:
+    if not known:
         return math.nan, math.nan
+    n = len(known)
     mean = sum(known) / n
     if n == 1:
         return mean, math.nan
     # With the t of the next smaller number of values an interval is never too narrow.
-    t = max((n_values, t) for n_values, t in zip(N_VALUES, T_975) if n_values <= n)[1]
-    variance = sum((value - mean) ** 2 for value in known) / (n - 1)
-    return mean, t * math.sqrt(variance / n)
+    t = T_975[max(n_values for n_values in T_975 if n_values <= n)]
+    return mean, t * statistics.stdev(known) / math.sqrt(n)
 
 
 def in_words(values: Values, digits: int = 2) -> str:
@@ -39,10 +38,12 @@ def in_words(values: Values, digits: int = 2) -> str:
     return f"{mean:.{digits}f}{spread}"
 
 
-def by(rows: Rows, key: Callable[[dict[str, Any]], str]) -> Iterator[tuple[str, Rows]]:
-    """Groups rows by a key, in the order in which the keys are first met."""
-    for name in dict.fromkeys(map(key, rows)):
-        yield name, [row for row in rows if key(row) == name]
+def by(rows: Rows, key: Callable[[dict[str, Any]], Any]) -> dict[Any, Rows]:
+    """The rows grouped by a key, in the order in which the keys are first met."""
+    groups: dict[Any, Rows] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
 def column(rows: Rows, key: str) -> list[float | None]:
@@ -54,12 +55,17 @@ def column(rows: Rows, key: str) -> list[float | None]:
     return [len(value) if isinstance(value, list) else value for value in values]
 
 
+def means(rows: Rows, *keys: str, digits: int = 2) -> list[str]:
+    """Mean and interval of each of these columns."""
+    return [in_words(column(rows, key), digits) for key in keys]
+
+
 def solved(rows: Rows) -> Rows:
     """The runs that do off-by-one addition: at least half of the prompts at 8 shots."""
     return [row for row in rows if not row["diverged"] and row["off_by_one_8"] >= 0.5]
 
 
-def aligned(cells: Sequence[object], widths: Sequence[int]) -> str:
+def aligned(cells: Iterable[object], widths: Iterable[int]) -> str:
     """One line of a table; a column of negative width is aligned to the left."""
     line = ""
     for cell, width in zip(cells, widths, strict=True):

@@ -6,14 +6,15 @@ layers these are.
 """
 
 import sys
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import train
 from experiments.experiment import Experiment, main
-from experiments.measure import ACCURACIES, GROUPS, addition_and_circuit, result_row
+from experiments.measure import GROUPS, addition_and_circuit, result_row
 from experiments.runs import SHORT, Row, Run
-from experiments.summary import Rows, aligned, by, column, in_words, solved
+from experiments.summary import Rows, aligned, by, means, solved
 from minifunc.circuit import parse
 from minifunc.model import ModelConfig, Transformer
 
@@ -56,37 +57,35 @@ def rows(run: Run, measured: Row) -> Rows:
 
 
 def table(rows: Rows) -> str:
-    steps = rows[0]["steps"]
-    titles = ["model", "runs", "solve it", "plain", "off by one", "FI heads", "PT heads"]
-    titles += ["consol.", "top FI r", "faithful"]
-    widths = [-26, 5, 10, 14, 14, 12, 12, 12, 14, 14]
+    columns = {"model": -26, "runs": 5, "solve it": 10, "plain": 14, "off by one": 14}
+    columns |= {"FI heads": 12, "PT heads": 12, "consol.": 12, "top FI r": 14, "faithful": 14}
     lines = [
-        f"off-by-one addition at 8 shots, means over seeds ± 95 % (Student's t), {steps} steps "
-        f"each ({TIMES} times as many where it says longer); layers: in how many runs a group has "
-        "a head there",
-        aligned(titles, widths) + "   FI in layers; PT in layers; consolidation in layers",
+        "off-by-one addition at 8 shots, means over seeds ± 95 % (Student's t), "
+        f"{rows[0]['steps']} steps each ({TIMES} times as many where it says longer); "
+        "layers: in how many runs a group has a head there",
+        aligned(columns, columns.values())
+        + "   FI in layers; PT in layers; consolidation in layers",
     ]
-    for name, some in by(rows, lambda row: row["config"]["name"]):
+    for name, some in by(rows, lambda row: row["config"]["name"]).items():
         good = solved(some)
         cells = [name, len(some), f"{len(good)} of {len(some)}"]
-        cells += [in_words(column(some, key)) for key in ACCURACIES[:2]]
-        cells += [in_words(column(good, key), digits=1) for key in GROUPS]
-        cells += [in_words(column(good, key)) for key in ("top_fi_r", "faithfulness")]
+        cells += means(some, "plain_8", "off_by_one_8")
+        cells += means(good, *GROUPS, digits=1) + means(good, "top_fi_r", "faithfulness")
         layers = "; ".join(layers_of(good, key) for key in GROUPS)
-        lines.append(aligned(cells, widths) + f"   {layers}")
+        lines.append(aligned(cells, columns.values()) + f"   {layers}")
     good = solved(rows)
     for n, words in enumerate(("FI heads", "FI and PT heads", "all three groups"), start=1):
-        n_runs = sum(all(row[key] for key in GROUPS[:n]) for row in good)
+        n_runs = sum(all(row[key] for key in [*GROUPS][:n]) for row in good)
         lines.append(f"{words}: in {n_runs} of the {len(good)} runs that do the task")
     return "\n".join(lines)
 
 
 def layers_of(rows: Rows, key: str) -> str:
     """In how many runs a group has heads in each layer: `2 (3), 3 (1)`, or a dash."""
-    layers = [{parse(head)[0] for head in row[key]} for row in rows]
-    met = sorted(set().union(*layers))
-    n_runs = {layer: sum(layer in some for some in layers) for layer in met}
-    return ", ".join(f"{layer} ({n})" for layer, n in n_runs.items()) or "–"
+    n_runs: Counter[int] = Counter()
+    for row in rows:
+        n_runs.update({parse(head)[0] for head in row[key]})
+    return ", ".join(f"{layer} ({n})" for layer, n in sorted(n_runs.items())) or "–"
 
 
 KINDS = (*CONFIGS, *LONGER)

@@ -15,7 +15,16 @@ import torch
 
 import tasks
 import train
-from experiments import dependability, diets, emergence, interventions, measure, runs, universality
+from experiments import (
+    dependability,
+    diets,
+    emergence,
+    experiment,
+    interventions,
+    measure,
+    runs,
+    universality,
+)
 from experiments.experiment import main
 from experiments.runs import Run, Study, carry_out, finished, log_spaced, run_all
 from experiments.summary import aligned, column, in_words, mean_ci
@@ -118,11 +127,10 @@ def test_a_trained_run_that_was_not_measured_is_measured_without_training(tmp_pa
 
 def test_a_finished_run_is_not_trained_or_measured_again(tmp_path, monkeypatch):
     first = carry_out(tiny(), study(tmp_path))
-    calls = stop_at(monkeypatch, 1)
-    assert carry_out(tiny(), study(tmp_path, measure=lambda *_: {"norm": 0})) == first
     assert finished(tiny(), study(tmp_path)) == first
+    monkeypatch.setattr(runs, "side_by_side", None)
+    assert run_all([tiny()], study(tmp_path), 1) == [first]
     assert first["diverged"] is False
-    assert not calls
 
 
 def test_two_studies_share_a_run_but_not_what_they_measured(tmp_path, monkeypatch):
@@ -139,10 +147,7 @@ def test_a_run_that_diverges_is_recorded_as_such_and_not_tried_again(tmp_path, m
     make_diverge(monkeypatch)
     row = carry_out(tiny(), study(tmp_path))
     assert row["diverged"] is True and "no longer finite" in row["message"]
-    calls = stop_at(monkeypatch, 1)
-    assert carry_out(tiny(), study(tmp_path)) == row
-    assert finished(tiny(), study(tmp_path, "other")) == row
-    assert not calls
+    assert finished(tiny(), study(tmp_path)) == row
 
 
 CHANGES = {"train": replace(TRAIN, lr=1e-3), "diet": "addition", "model": replace(TINY, n_layers=1)}
@@ -387,7 +392,7 @@ def test_the_default_run_is_what_train_py_makes_by_itself(tmp_path, monkeypatch)
     monkeypatch.setattr(train, "train", note)
     monkeypatch.setattr(train, "print_table", lambda *_: None)
     assert train.main(["--out", str(tmp_path), "--seed", "4", "--device", "cpu"]) == 0
-    settings = runs.default_run(4, TrainConfig.steps).settings()
+    settings = runs.default_run("default", 4, TrainConfig.steps).settings()
     assert settings == {part: made[0][part] for part in settings}
 
 
@@ -419,7 +424,7 @@ MODULES = {
 
 @pytest.fixture
 def small(monkeypatch):
-    """Tiny models in place of the default's, wherever an experiment names one."""
+    """Tiny models in place of the default's, wherever an experiment names one; in one process."""
     configs = {}
     for index, name in enumerate(universality.CONFIGS):
         configs[name] = replace(TINY, d_mlp=16 + index)
@@ -431,19 +436,19 @@ def small(monkeypatch):
     def tiny_run(*arguments, **more):
         return replace(Run(*arguments, **more), model=TINY)
 
-    def tiny_default(seed, steps):
-        return replace(runs.default_run(seed, steps), model=TINY)
-
-    for module in (diets, interventions):
+    for module in (diets, interventions, runs):
         monkeypatch.setattr(module, "Run", tiny_run)
-    for module in (emergence, dependability):
-        monkeypatch.setattr(module, "default_run", tiny_default)
+
+    def without_workers(some, study, jobs):
+        return [finished(run, study) or carry_out(run, study) for run in some]
+
+    monkeypatch.setattr(experiment, "run_all", without_workers)
 
 
-def command(name, out, *more):
+def command(name, out):
     """Carries out a part of an experiment, in three steps a run."""
-    quick = ["--quick", "--steps", "3", "--jobs", "1", "--out", str(out)]
-    return main(MODULES[name].EXPERIMENT, [*quick, *SOME[name], *more])
+    quick = ["--quick", "--steps", "3", "--out", str(out)]
+    return main(MODULES[name].EXPERIMENT, [*quick, *SOME[name]])
 
 
 def rows_of(name, out):
@@ -481,8 +486,6 @@ FAULTS = [
     ("universality", "--only 7_layers", "there are: default, 2_layers"),
     ("diets", "--jobs 0", "--jobs must be at least 1"),
     ("diets", "--steps 0", "--steps must be at least 1"),
-    ("emergence", "--seeds 9", "at most 3"),
-    ("dependability", "--results no/such/folder/x.json", "no folder"),
 ]
 
 
@@ -496,17 +499,24 @@ def test_bad_input_is_one_line(tmp_path, capsys, name, arguments, word):
     assert not list(tmp_path.rglob("*.pt"))
 
 
+def test_where_no_results_can_be_written_nothing_is_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(dependability.EXPERIMENT, []) == 2
+    assert "results is no folder" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.pt"))
+
+
 def test_a_part_of_the_list_never_replaces_the_results(tmp_path, monkeypatch, small):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
-    arguments = ["--only", "strict", "--seeds", "1", "--steps", "2", "--jobs", "1", "--out", "out"]
+    arguments = ["--only", "strict", "--seeds", "1", "--steps", "2", "--out", "out"]
     assert main(diets.EXPERIMENT, arguments) == 0
     assert not list((tmp_path / "results").iterdir())
     assert (tmp_path / "out/2_steps/diets.json").exists()
 
 
-def all_runs(experiment):
-    return experiment.runs(experiment.kinds, None, experiment.steps)
+def all_runs(of):
+    return of.runs(of.kinds, None, of.steps)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -524,23 +534,16 @@ def test_the_lists_are_as_long_as_the_claims_need():
     assert len(all_runs(dependability.EXPERIMENT)) >= 10
 
 
-def test_every_diet_has_a_place_in_a_table():
-    named = {*sum(diets.SECTIONS.values(), ()), *diets.OTHER_CELLS}
-    for _, names in diets.LAW.values():
-        named |= set(names)
-    assert named == set(diets.DIETS)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_a_figure_is_drawn_from_the_rows_alone(tmp_path, small, name):
     pytest.importorskip("matplotlib")
     from experiments import figures
 
-    assert command(name, tmp_path, "--results", str(tmp_path / f"{name}.json")) == 0
+    assert command(name, tmp_path) == 0
+    results = ["--results", str(tmp_path / "quick/3_steps"), "--run", str(tmp_path)]
     for attempt in ("one", "two"):
-        arguments = ["--results", str(tmp_path), "--out", str(tmp_path / attempt)]
-        assert figures.main(arguments) == 0
+        assert figures.main([*results, "--out", str(tmp_path / attempt)]) == 0
     one, two = (contents(tmp_path / attempt) for attempt in ("one", "two"))
     assert {path.name for path in one} == {f"{name}.png", f"{name}.svg"}
     assert sorted(one.values()) == sorted(two.values())
@@ -550,5 +553,5 @@ def test_figures_without_results_are_refused(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     from experiments import figures
 
-    assert figures.main(["--results", str(tmp_path)]) == 2
-    assert "holds none of diets.json" in capsys.readouterr().err
+    assert figures.main(["--results", str(tmp_path), "--run", str(tmp_path)]) == 2
+    assert "no rows are in" in capsys.readouterr().err

@@ -17,29 +17,34 @@ CIRCUIT = {
 
 
 @pytest.fixture
-def run_figures():
+def draw(tmp_path):
+    """Draws into `out` what the circuit.json of tmp_path holds, and returns the exit code."""
     pytest.importorskip("matplotlib")
-    from experiments import run_figures
+    from experiments import figures
 
-    return run_figures
+    def draw(out):
+        places = {"--run": tmp_path, "--results": tmp_path, "--out": out}
+        return figures.main([str(word) for place in places.items() for word in place])
+
+    return draw
 
 
-def test_the_figures_of_a_run_come_from_circuit_json_alone(tmp_path, run_figures):
+def test_the_figures_of_a_run_come_from_circuit_json_alone(tmp_path, draw):
     save_json(tmp_path / "circuit.json", CIRCUIT)
     drawn = []
     for attempt in ("one", "two"):
         out = tmp_path / attempt
-        assert run_figures.main(["--run", str(tmp_path), "--out", str(out)]) == 0
+        assert draw(out) == 0
         drawn.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert drawn[0] == drawn[1]
-    names = {f"{name}.{kind}" for name in run_figures.FIGURES for kind in ("png", "svg")}
-    assert drawn[0].keys() == names
+    names = ("heads_to_logits", "function_vectors", "four_bars")
+    assert drawn[0].keys() == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
 
 
-def test_what_circuit_json_lacks_is_said(tmp_path, capsys, run_figures):
+def test_what_circuit_json_lacks_is_said(tmp_path, capsys, draw):
     some = {name: value for name, value in CIRCUIT.items() if name != "function_vectors"}
     save_json(tmp_path / "circuit.json", some)
-    assert run_figures.main(["--run", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert draw(tmp_path / "out") == 0
     assert "function_vectors is not drawn" in capsys.readouterr().err
     assert len(list((tmp_path / "out").iterdir())) == 4
 
@@ -47,13 +52,9 @@ def test_what_circuit_json_lacks_is_said(tmp_path, capsys, run_figures):
 OTHER_LAYOUT = {"effects": 3, "operands_changed": {"effects": 3}}
 
 
-@pytest.mark.parametrize(
-    "circuit, says", [(None, "make patch makes it"), (OTHER_LAYOUT, "another layout")]
-)
-def test_a_run_without_a_circuit_is_one_line_and_exit_code_2(
-    tmp_path, capsys, run_figures, circuit, says
-):
+@pytest.mark.parametrize("circuit, says", [(None, "make patch"), (OTHER_LAYOUT, "another layout")])
+def test_a_run_without_a_circuit_is_one_line_and_exit_code_2(tmp_path, capsys, draw, circuit, says):
     if circuit is not None:
         save_json(tmp_path / "circuit.json", circuit)
-    assert run_figures.main(["--run", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert draw(tmp_path / "out") == 2
     assert says in capsys.readouterr().err
