@@ -1,1 +1,4 @@
-"""What the heads that were found do: what they write, read and look for, and where numbers stand in the stream."""
+"""What the heads that were found do.
+
+What do they look for, what do they read and write, and where in the stream do numbers stand?
+"""
