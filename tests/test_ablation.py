@@ -4,7 +4,7 @@ from handwired import prompts, two_step_model
 
 from minifunc import ablation
 from minifunc.ablation import Ablator, all_heads, random_group, random_group_anywhere
-from minifunc.analysis.rows import ablation_row, control_row
+from minifunc.analysis.rows import Prompts, ablation_row, control_row
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support.evaluation import ROWS, wilson
 
@@ -207,7 +207,7 @@ def test_all_heads_are_named_in_the_order_of_the_model():
 def test_a_row_of_one_group_holds_its_accuracies():
     base, contrast, *answers = prompts()
     ablator = Ablator(two_step_model(), contrast, {"base": base})
-    assert ablation_row(ablator, answers, "it", ["1.0"], "base") == {
+    assert ablation_row(Prompts(ablator, answers), "it", ["1.0"], "base") == {
         "ablated": "it",
         "heads": ["1.0"],
         "how": "base",
@@ -226,7 +226,9 @@ def test_a_group_drawn_several_times_is_counted_as_often_but_run_once(monkeypatc
     monkeypatch.setattr(
         ablator, "logits", lambda groups, how: run.append(groups) or true(groups, how)
     )
-    row = control_row(ablator, answers, "random", [["1.0"], ["1.1"], ["1.0"], ["1.0"]], "base")
+    row = control_row(
+        Prompts(ablator, answers), "random", [["1.0"], ["1.1"], ["1.0"], ["1.0"]], "base"
+    )
     assert run == [
         [("1.0",), ("1.1",)]
     ]  # 1.0 carries the answer: without it none is right; without 1.1 all are
@@ -247,16 +249,14 @@ def test_a_group_drawn_several_times_is_counted_as_often_but_run_once(monkeypatc
 def test_the_interval_is_over_draws():
     base, contrast, *answers = prompts()
     row = control_row(
-        Ablator(two_step_model(), contrast, {"base": base}),
-        answers,
+        Prompts(Ablator(two_step_model(), contrast, {"base": base}), answers),
         "random",
         [["1.1"]] * 40,
         "base",
     )
     assert row["ci"] == wilson(1.0, len(contrast))  # a single group tells nothing of draws
     row = control_row(
-        Ablator(two_step_model(), contrast, {"base": base}),
-        answers,
+        Prompts(Ablator(two_step_model(), contrast, {"base": base}), answers),
         "random",
         [["1.1"]] * 39 + [["1.0"]],
         "base",

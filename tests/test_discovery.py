@@ -2,7 +2,7 @@ import pytest
 import torch
 from handwired import difference_model, difference_prompts, prompts, two_step_model
 
-from minifunc.analysis.roles import other_thresholds, reader_roles
+from minifunc.analysis.roles import other_thresholds, reader_role
 from minifunc.circuit import Criteria, discover, heads_of, mlps_of
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import HeadInput, Logits, MLPInput, PathPatcher
@@ -207,9 +207,7 @@ def test_a_reader_is_named_by_where_it_looks_and_by_what_breaks_without_it():
         ("none", "expected", "other"),
     ]
     for where, what, kind in cases:
-        role = reader_roles(["1.0"], {"1.0": looks[where]}, {"1.0": brings[what]}, Criteria())[
-            "1.0"
-        ]
+        role = reader_role(looks[where], brings[what], Criteria())
         assert role["kind"] == kind and role["brings"] == (
             ["shown", "expected"] if what == "both" else [what]
         )

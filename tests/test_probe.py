@@ -14,7 +14,6 @@ from minifunc.analysis.probe import (
     readable,
     sites,
     stream,
-    writers,
 )
 from minifunc.model import ModelConfig, Transformer
 
@@ -24,9 +23,9 @@ def test_a_probe_finds_a_linear_map_exactly_and_nothing_in_shuffled_targets():
     x = torch.randn(600, 5, dtype=torch.float64, generator=generator)
     weight = torch.randn(5, 2, dtype=torch.float64, generator=generator)
     y = x @ weight + 3
-    probe = fit(x[:300], y[:300], penalty=0)
-    assert_close(probe.weight, weight)
-    assert_close(r2(probe, x[300:], y[300:]), torch.ones(2, dtype=torch.float64))
+    probe = fit(x[:300], y[:300])
+    assert_close(probe.weight, weight, atol=1e-3, rtol=1e-3)
+    assert_close(r2(probe, x[300:], y[300:]), torch.ones(2, dtype=torch.float64), atol=1e-6, rtol=0)
     shuffled = y[torch.randperm(600, generator=generator)]
     assert (r2(fit(x[:300], shuffled[:300]), x[300:], shuffled[300:]) < 0.05).all()
     far = 2 * y[300:] + 50  # a wrong scale and zero
@@ -53,7 +52,7 @@ def carried(position):
         tuple({name: some[half] for name, some in values.items()} for values in (streams, numbers))
         for half in (slice(0, 400), slice(400, None))
     )
-    return readable(fitted, scored), writers(model)
+    return readable(fitted, scored), list(sites(model))
 
 
 @pytest.mark.parametrize(
@@ -78,8 +77,7 @@ def test_the_difference_becomes_readable_exactly_where_the_hand_wired_model_make
 
 def test_sites_are_where_something_wrote_and_the_stream_there_is_the_runs(monkeypatch):
     model = Transformer(ModelConfig(d_vocab=9, n_layers=2, n_heads=2, d_model=8, d_head=4))
-    assert writers(model) == ["embed", "attn0", "mlp0", "attn1", "mlp1"]
-    assert len(sites(model)) == 5
+    assert list(sites(model)) == ["embed", "attn0", "mlp0", "attn1", "mlp1"]
     monkeypatch.setattr(activations, "ROWS", 2)  # several passes
     tokens = torch.randint(9, (5, 6), generator=torch.Generator().manual_seed(0))
     _, cache = model.run_with_cache(tokens)
@@ -101,10 +99,3 @@ def test_one_hot_has_a_column_for_each_number():
 
 def test_the_largest_step_is_the_largest_rise():
     assert largest_step([0.5, 0.6, 0.1, 0.9, 0.95], ["a", "b", "c", "d", "e"]) == ("d", 0.8)
-
-
-def test_targets_of_another_shape_are_refused():
-    streams = {"blocks.0.hook_resid_pre": torch.zeros(3, 2, 4)}
-    fitted, scored = (streams, {"d": torch.zeros(3, 2)}), (streams, {"d": torch.zeros(3, 3)})
-    with pytest.raises(ValueError, match=r"'d' must be \[3, 2\]"):
-        readable(fitted, scored)

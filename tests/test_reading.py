@@ -269,5 +269,6 @@ def test_the_findings_are_shown_with_their_figures():
     inputs = inputs_apart(model, base, contrast, *answers, {"base": base}, ["1.0"])
     found = {"inputs": inputs, "looks_for": {"0.0": looks()}, "hands_over": {}, "wrote": {}}
     text = show(found)
-    assert "-100.0   1.00/0.00" in text
-    assert "among answers: nearness 0.00" in text
+    assert "-100.0  1.00/0.00" in text
+    assert "nearness" in text
+    assert f"{found['looks_for']['0.0']['rest']:.2f}" in text

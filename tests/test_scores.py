@@ -80,7 +80,7 @@ def test_scores_are_the_attention_shares_of_the_circuit(score, name):
 
 @pytest.mark.parametrize(
     "queries, keys",
-    [([2], [[3]]), ([9], [[3]]), ([2], [[-1]]), ([2, 3], [[1]]), ([], [[]])],
+    [([2], [[3]]), ([9], [[3]]), ([2], [[-1]])],
     ids=str,
 )
 def test_places_that_no_head_could_look_at_are_refused(queries, keys):
@@ -88,3 +88,10 @@ def test_places_that_no_head_could_look_at_are_refused(queries, keys):
     queries, keys = (torch.tensor(some, dtype=torch.int64) for some in (queries, keys))
     with pytest.raises(ValueError, match="quer"):
         attention_to(copier(), tokens, queries, keys)
+
+
+def test_keys_of_another_shape_are_refused():
+    model, tokens = Transformer(ModelConfig(d_vocab=9)), torch.zeros(2, 5, dtype=torch.long)
+    for keys in (torch.tensor([1, 2]), torch.tensor([[1]])):
+        with pytest.raises(ValueError, match="keys must be"):
+            attention_to(model, tokens, torch.tensor([3, 4]), keys)

@@ -1,4 +1,1 @@
-"""What the heads that were found do.
-
-What do they look for, what do they read and write, and where in the stream do numbers stand?
-"""
+"""What the heads found do: what they write, read and look for, where numbers stand."""

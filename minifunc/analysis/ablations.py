@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minifunc.ablation import Ablator, random_group, random_group_anywhere
-from minifunc.analysis.rows import Answers, Prompts, ablation_row, control_row
-from minifunc.model import Transformer
-from minifunc.support.evaluation import accuracy, last_logits
+from minifunc.ablation import random_group, random_group_anywhere
+from minifunc.analysis.rows import Prompts, ablation_row, answered, control_row
+from minifunc.support.evaluation import last_logits
+from minifunc.support.tables import rounded
 
 FEW_GROUPS = 5  # so many different random groups are run on all prompts, more of them on fewer
 HOWS = {  # by group: what is put in place of its heads
@@ -30,65 +30,45 @@ def group_ablations(
     groups. draws: how many random groups of each kind, and what draws them.
     """
     contrast, base, fewer = prompts
+    n, generator = draws
     rows: list[dict[str, Any]] = []
     for label, hows in HOWS.items():
-        heads = list(groups[label])
+        heads = groups[label]
         if not heads:
             continue
         for how in hows:
-            row = ablation_row(contrast.ablator, contrast.answers, label, heads, how)
             # How often, without these heads, a prompt gets the answer off by k that never shows it.
-            floor = ablation_row(base.ablator, base.answers, label, heads, how)
-            rows.append(row | {"floor": floor["contrast_acc"]})
-        for row in controls(contrast, fewer, heads, hows, draws):
-            rows.append(row | {"beside": label})
+            floor = ablation_row(base, label, heads, how)["contrast_acc"]
+            rows.append(ablation_row(contrast, label, heads, how) | {"floor": floor})
+        cfg = contrast.cfg
+        drawn = {
+            "random_same_layers": [random_group(heads, cfg.n_heads, generator) for _ in range(n)],
+            "random_any_layer": [random_group_anywhere(heads, cfg, generator) for _ in range(n)],
+        }
+        for kind, some in drawn.items():
+            on = contrast if len(set(map(tuple, some))) <= FEW_GROUPS else fewer
+            rows += [control_row(on, kind, some, how) | {"beside": label} for how in hows]
     for kind in ("operand_reader", "previous_token"):
         heads = [head for head, role in roles.items() if role["kind"] == kind]
         for how in ("base", "operands_changed") if heads else ():
-            rows.append(ablation_row(contrast.ablator, contrast.answers, f"{kind}s", heads, how))
-    return rows
-
-
-def controls(
-    prompts: Prompts,
-    fewer: Prompts,
-    heads: Sequence[str],
-    hows: Sequence[str],
-    draws: tuple[int, torch.Generator],
-) -> list[dict[str, Any]]:
-    """Random groups as large as `heads`: of the same layers, and of any layer."""
-    cfg, (n, generator) = prompts.cfg, draws
-    drawn = {
-        "random_same_layers": [random_group(heads, cfg.n_heads, generator) for _ in range(n)],
-        "random_any_layer": [random_group_anywhere(heads, cfg, generator) for _ in range(n)],
-    }
-    rows = []
-    for kind, groups in drawn.items():
-        on = prompts if len(set(map(tuple, groups))) <= FEW_GROUPS else fewer
-        rows += [control_row(on.ablator, on.answers, kind, groups, how) for how in hows]
+            rows.append(ablation_row(contrast, f"{kind}s", heads, how))
     return rows
 
 
 def reuse_rows(
-    model: Transformer,
-    base: Tensor,
-    contrast: Tensor,
-    answers: Answers,
-    heads: Sequence[str],
-    drawn: Sequence[Sequence[str]],
+    prompts: Prompts, base: Tensor, heads: Sequence[str], drawn: Sequence[Sequence[str]]
 ) -> list[dict[str, Any]]:
     """Four rows: base prompts, contrast prompts, these without `heads`, without random heads.
 
-    base, contrast [n_prompts, pos]. What is taken out is replaced by its base-run values. The last
-    row is a mean over the groups in `drawn`.
+    base [n_prompts, pos]: the base prompts, source "base" of `prompts`. The last row is a mean over
+    the groups in `drawn`.
     """
-    ablator = Ablator(model, contrast, {"base": base})
-    plain = [round(accuracy(last_logits(model, base), wanted), 4) for wanted in answers]
+    plain = rounded(answered(last_logits(prompts.ablator.model, base), prompts.answers))
     rows = [
-        ("base", dict(ablated="none", base_acc=plain[0], contrast_acc=plain[1])),
-        ("contrast", ablation_row(ablator, answers, "none", [], "base")),
-        ("contrast", ablation_row(ablator, answers, "function_induction", heads, "base")),
-        ("contrast", control_row(ablator, answers, "random_same_layers", drawn, "base")),
+        ("base", {"ablated": "none"} | plain),
+        ("contrast", ablation_row(prompts, "none", [], "base")),
+        ("contrast", ablation_row(prompts, "function_induction", heads, "base")),
+        ("contrast", control_row(prompts, "random_same_layers", drawn, "base")),
     ]
     kept = ("ablated", "base_acc", "contrast_acc")
     return [

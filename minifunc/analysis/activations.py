@@ -48,23 +48,19 @@ class Examples:
         return Examples(tokens, self.answers, expected, shown)
 
 
-def last_position(model: Transformer, tokens: Tensor) -> Tensor:
-    """The last position of tokens [n_prompts, pos], on the model's device: [1]."""
-    return torch.tensor([tokens.shape[1] - 1], device=model.device)
-
-
 @torch.no_grad()
 def activations(
     model: Transformer,
     tokens: Tensor,
     names: Sequence[str],
     cut: Callable[[Tensor], Tensor],
-    positions: Tensor | None = None,
+    last: bool = False,
 ) -> dict[str, Tensor]:
     """{name: activation at this hook point} for tokens [n_prompts, pos], a few prompts at a time.
 
-    cut: takes what is kept from an activation [batch, …]. positions: as in `Transformer.forward`.
+    cut: takes what is kept from an activation [batch, …]. last: the last position is enough.
     """
+    positions = torch.tensor([tokens.shape[1] - 1], device=model.device) if last else None
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
     for rows in tokens.split(ROWS):
         _, cache = model.run_with_cache(rows.to(model.device), names, positions)

@@ -10,6 +10,7 @@ subsets are searched for, as in arXiv 2507.09875 and Wang et al. 2022:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,23 +18,22 @@ import torch
 from minifunc.ablation import CircuitScores, random_group
 from minifunc.analysis.rows import Prompts
 from minifunc.circuit import heads_of
+from minifunc.support.tables import rounded
 
 N_CONTROLS = 10  # random circuits beside one that was found, and random subsets of it
 SOURCES = ("base", "operands_changed", "mean")  # of what the heads outside a circuit send
 MOST_GREEDY = 10  # heads in the largest greedy subset
 
 
-def greedy_subsets(
-    scores: CircuitScores, circuit: Iterable[str], most: int = MOST_GREEDY
-) -> list[list[str]]:
-    """Subsets K of a circuit, each one head larger than the one before, up to `most`.
+def greedy_subsets(scores: CircuitScores, circuit: Iterable[str]) -> list[list[str]]:
+    """Subsets K of a circuit, each one head larger than the one before, up to MOST_GREEDY heads.
 
     Always by the head that makes the completeness gap largest.
     """
     circuit = heads_of(circuit)
     K: list[str] = []
     found = []
-    for _ in range(min(most, len(circuit))):
+    for _ in circuit[:MOST_GREEDY]:
         left = [head for head in circuit if head not in K]
         gaps = scores.gaps(circuit, [[*K, head] for head in left])
         K = [*K, left[gaps.index(max(gaps))]]
@@ -55,18 +55,16 @@ def minimality(
 
     K = the rest of its group shows a head whose work the others take over when it alone is missing.
     """
-    heads = heads_of(circuit)
-    pairs: dict[str, list[tuple[set[str], set[str]]]] = {}  # by head: circuits with it and without
-    for head in heads:
-        missing = [set[str]()] + [set(group) - {head} for group in groups.values() if head in group]
-        pairs[head] = [(set(heads) - K, set(heads) - K - {head}) for K in missing]
-    scores.scores([circuit for each in pairs.values() for pair in each for circuit in pair])
-
-    def moved(pair: tuple[set[str], set[str]]) -> float:
-        whole, without = scores.scores(pair)
-        return abs(scores.share(whole.F - without.F))
-
-    return {head: max(map(moved, each)) for head, each in pairs.items()}
+    whole = set(circuit)
+    found = {}
+    for head in heads_of(whole):
+        missing = [set(group) - {head} for group in groups.values() if head in group]
+        moved = []
+        for K in [set(), *missing]:
+            of_rest, without = scores.scores([whole - K, whole - K - {head}])
+            moved.append(abs(scores.share(of_rest.F - without.F)))
+        found[head] = max(moved)
+    return found
 
 
 def eliminate(criteria: Sequence[CircuitScores], level: float) -> list[str]:
@@ -77,20 +75,17 @@ def eliminate(criteria: Sequence[CircuitScores], level: float) -> list[str]:
     again from the start, until none can go: without any one of its heads the circuit is no longer
     faithful. Deterministic.
     """
-    heads = criteria[0].heads
-    kept = set(heads)
-    alone = [scores.faithfulness([kept - {head} for head in heads]) for scores in criteria]
-    loss = {head: max(abs(1 - f) for f in each) for head, *each in zip(heads, *alone)}
+    kept = set(criteria[0].heads)
 
-    def faithful(circuit: set[str]) -> bool:
-        off = (abs(1 - scores.faithfulness([circuit])[0]) for scores in criteria)
-        return all(distance <= 1 - level for distance in off)
+    def unfaithful(circuit: set[str]) -> float:
+        return max(abs(1 - scores.faithfulness([circuit])[0]) for scores in criteria)
 
+    alone = {head: unfaithful(kept - {head}) for head in kept}
     before = None
     while kept != before:
         before = set(kept)
-        for head in sorted(heads_of(before), key=loss.__getitem__):
-            if faithful(kept - {head}):
+        for head in sorted(heads_of(before), key=alone.__getitem__):
+            if unfaithful(kept - {head}) <= 1 - level:
                 kept -= {head}
     return heads_of(kept)
 
@@ -101,9 +96,8 @@ def evaluate(
     groups: Mapping[str, Sequence[str]],
     search: CircuitScores,
     generator: torch.Generator,
-    n_random: int = N_CONTROLS,
 ) -> dict[str, Any]:
-    """The keys of circuit.json's `evaluation` for one circuit.
+    """The keys of circuit.json's `evaluation` for one circuit of at least one head.
 
     search: scores on (fewer) prompts, on which greedy subsets are looked for; their gaps are then
     measured by `scores`.
@@ -112,34 +106,29 @@ def evaluate(
     parts = {name: [head for head in group if head in circuit] for name, group in groups.items()}
     parts = {name: part for name, part in parts.items() if part}
     greedy = greedy_subsets(search, circuit)
-    drawn = random_subsets(circuit, n_random, generator)
-    greedy_gaps, random_gaps, group_gaps = (
-        scores.gaps(circuit, subsets) for subsets in (greedy, drawn, list(parts.values()))
-    )
-    gaps: dict[str, Any] = {}
-    for name, values in (("greedy", greedy_gaps), ("random", random_gaps)):
-        if values:
-            gaps[f"{name}_max"] = round(max(values), 4)
-            gaps[f"{name}_mean"] = round(sum(values) / len(values), 4)
-    return {
+    drawn = random_subsets(circuit, N_CONTROLS, generator)
+    of_greedy, of_drawn = scores.gaps(circuit, greedy), scores.gaps(circuit, drawn)
+    found = {
         "circuit": circuit,
-        "faithfulness": round(scores.faithfulness([circuit])[0], 4),
-        "circuit_accuracy": round(scores.scores([circuit])[0].contrast_acc, 4),
-        "completeness": round(max(greedy_gaps, default=0.0), 4),
+        "faithfulness": scores.faithfulness([circuit])[0],
+        "circuit_accuracy": scores.scores([circuit])[0].contrast_acc,
+        "completeness": max(of_greedy),
         "completeness_gaps": {
-            **gaps,
-            "groups": {name: round(gap, 4) for name, gap in zip(parts, group_gaps)},
-            "worst": greedy[greedy_gaps.index(max(greedy_gaps))] if greedy else [],
+            "greedy_max": max(of_greedy),
+            "greedy_mean": fmean(of_greedy),
+            "random_max": max(of_drawn),
+            "random_mean": fmean(of_drawn),
+            "groups": dict(zip(parts, scores.gaps(circuit, list(parts.values())))),
+            "worst": greedy[of_greedy.index(max(of_greedy))],
             "n_greedy": len(greedy),
-            "n_random": n_random,
+            "n_random": N_CONTROLS,
             "n_search_prompts": search.ablator.n_prompts,
         },
-        "minimality": {
-            head: round(share, 4) for head, share in minimality(scores, circuit, parts).items()
-        },
+        "minimality": minimality(scores, circuit, parts),
         "replaced_by": scores.how,
         "n_prompts": scores.ablator.n_prompts,
     }
+    return rounded(found)
 
 
 def circuit_row(
@@ -148,25 +137,19 @@ def circuit_row(
     """A circuit run alone, and random circuits beside it (which may hold some of its heads)."""
     got = scores.scores([heads])[0]
     faithfulness, *by_chance = scores.faithfulness([heads, *drawn])
-    return {
+    chance = {"n_draws": len(drawn), "mean": fmean(by_chance), "highest": max(by_chance)}
+    row = {
         "circuit": name,
         "heads": heads,
         "replaced_by": scores.how,
-        "faithfulness": round(faithfulness, 4),
-        "circuit_accuracy": round(got.contrast_acc, 4),
-        "base_acc": round(got.base_acc, 4),
-        "F": {
-            "circuit": round(got.F, 4),
-            "none": round(scores.none.F, 4),
-            "full": round(scores.full.F, 4),
-        },
+        "faithfulness": faithfulness,
+        "circuit_accuracy": got.contrast_acc,
+        "base_acc": got.base_acc,
+        "F": {"circuit": got.F, "none": scores.none.F, "full": scores.full.F},
         "n_prompts": scores.ablator.n_prompts,
-        "random_circuits": {
-            "n_draws": len(drawn),
-            "mean": round(sum(by_chance) / len(drawn), 4),
-            "highest": round(max(by_chance), 4),
-        },
+        "random_circuits": chance,
     }
+    return rounded(row)
 
 
 def evaluate_circuits(

@@ -12,24 +12,26 @@ put into naive prompts, which show no shift, at the same head. Everything after 
 A map is the picture of arXiv 2507.09875: rows are inputs x (here 5), columns outputs y, and cells
 say how much logit(y) rises. A head that carries +k raises the cells y = x + k.
 
-One mean supposes that +k is one direction, whatever is asked. So we also measure how z varies (by
-k, by what is asked), what FV(k, s) does, the mean over the prompts that ask for the value s, in
-naive prompts of every x, and how FV(k, s) - FV(0, s) turns with s.
+One mean supposes that +k is one direction, whatever is asked. So we also look at FV(k, s), the mean
+over the prompts that ask for s: what it does at every x, and how FV(k, s) - FV(0, s) turns with s.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minifunc.analysis.activations import activations, last_position
+from minifunc.analysis.activations import activations
 from minifunc.circuit import parse
 from minifunc.model import Hooks, Transformer
 from minifunc.support.evaluation import last_logits
+from minifunc.support.tables import rounded, table, table_of_heads
 
 WAYS = ("added", "replaced", "swapped")  # z + FV(k); FV(k) in place of z; z + FV(k) - FV(0)
 
@@ -45,10 +47,16 @@ class Numbers:
 # ---------------------------------------------------------------- taking z out, putting it in
 
 
+def hook_points(heads: Sequence[str], *kinds: str) -> list[str]:
+    """The hook points of these kinds in the layers of `heads`, from below up."""
+    layers = sorted({parse(head)[0] for head in heads})
+    return [f"blocks.{layer}.{kind}" for layer in layers for kind in kinds]
+
+
 def last_z(model: Transformer, tokens: Tensor) -> Tensor:
     """z at the last position of tokens [n_prompts, pos]: [n_prompts, n_layers, n_heads, d_head]."""
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
-    z = activations(model, tokens, names, lambda z: z[:, -1], last_position(model, tokens))
+    z = activations(model, tokens, names, lambda z: z[:, -1], last=True)
     return torch.stack(list(z.values()), dim=1)
 
 
@@ -57,28 +65,24 @@ def logits_with(
 ) -> Tensor:
     """Logits [n_rows, d_vocab] at the last position of tokens [n_rows, pos], z of `heads` changed.
 
-    vectors [n_rows or 1, n_layers, n_heads, d_head] are added to z at that position, or stand in
-    its place. Raises ValueError for a head the model lacks or vectors of another shape.
+    vectors [n_rows or 1, n_layers, n_heads, d_head] are added to z at that position, or replace it.
     """
-    cfg, shape = model.cfg, list(vectors.shape)
-    if shape[1:] != [cfg.n_layers, cfg.n_heads, cfg.d_head] or shape[0] not in (1, len(tokens)):
-        wanted = f"[{len(tokens)} or 1, {cfg.n_layers}, {cfg.n_heads}, {cfg.d_head}]"
-        raise ValueError(f"vectors must be {wanted}, not {shape}")
-    chosen = torch.zeros(cfg.n_layers, cfg.n_heads, 1, dtype=torch.bool, device=model.device)
-    for layer, head in map(parse, heads):
-        if not (layer < cfg.n_layers and head < cfg.n_heads):
-            size = f"{cfg.n_layers} layers × {cfg.n_heads} heads"
-            raise ValueError(f"this model of {size} has no head {layer}.{head}")
-        chosen[layer, head] = True
+    wanted = (model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head)
+    if vectors.shape[1:] != wanted or len(vectors) not in (1, len(tokens)):
+        must = f"[{len(tokens)} or 1, {', '.join(map(str, wanted))}]"
+        raise ValueError(f"vectors must be {must}, not {list(vectors.shape)}")
+    chosen = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, 1, dtype=torch.bool)
+    for head in heads:
+        chosen[parse(head)] = True
 
     def change(z: Tensor, name: str) -> Tensor:
         layer, old = int(name.split(".")[1]), z[:, -1]  # [row, head, d_head]
         new = vectors[:, layer] if replace else old + vectors[:, layer]
-        return torch.cat([z[:, :-1], torch.where(chosen[layer], new, old)[:, None]], dim=1)
+        new = torch.where(chosen[layer].to(z.device), new, old)
+        return torch.cat([z[:, :-1], new[:, None]], dim=1)
 
-    layers = {parse(head)[0] for head in heads}
-    hooks = Hooks({f"blocks.{layer}.attn.hook_z": change for layer in layers})
-    return last_logits(model, tokens, hooks)
+    names = hook_points(heads, "attn.hook_z")
+    return last_logits(model, tokens, Hooks(dict.fromkeys(names, change)))
 
 
 # ---------------------------------------------------------------- measures
@@ -91,9 +95,8 @@ def cells(change: Tensor, zero: int, k: int) -> Tensor:
     """
     n_inputs, n_numbers = change.shape
     if zero + k < 0 or zero + k + n_inputs > n_numbers:
-        raise ValueError(
-            f"the {n_numbers} columns do not hold x{k:+d} for each of the {n_inputs} inputs"
-        )
+        missing = f"x{k:+d} for each of the {n_inputs} inputs"
+        raise ValueError(f"the {n_numbers} columns do not hold {missing}")
     return change.diagonal(zero + k)
 
 
@@ -115,20 +118,18 @@ def adds_up(parts: Tensor, whole: Tensor) -> dict[str, float]:
     correlation of sum and whole; ratio: the factor that brings the sum closest to the whole.
     """
     total, whole = (x - x.mean(-1, keepdim=True) for x in (parts.sum(0).double(), whole.double()))
-    of_total, of_whole = (x.square().sum().clamp(min=1e-12) for x in (total, whole))
-    across = (total * whole).sum()
-    measures = {
-        "r2": 1 - (whole - total).square().sum() / of_whole,
-        "correlation": across / (of_whole * of_total).sqrt(),
-        "ratio": across / of_total,
-    }
-    return {name: round(value.item(), 4) for name, value in measures.items()}
+    of_total, of_whole = (max(x.square().sum().item(), 1e-12) for x in (total, whole))
+    across = (total * whole).sum().item()
+    r2 = 1 - (whole - total).square().sum().item() / of_whole
+    correlation = across / math.sqrt(of_whole * of_total)
+    return rounded({"r2": r2, "correlation": correlation, "ratio": across / of_total})
 
 
 def explained(vectors: Tensor, labels: Tensor) -> float:
-    """Share, 0 to 1, of the variance of vectors [n, width] between groups of one label [n]."""
-    x = vectors.double() - vectors.double().mean(0)
-    _, group = labels.to(x.device).unique(return_inverse=True)
+    """Share, 0 to 1, of the variance of vectors [..., width] between groups of one label [...]."""
+    x = vectors.double().flatten(0, -2)  # [n, width]
+    x = x - x.mean(0)
+    _, group = labels.flatten().to(x.device).unique(return_inverse=True)
     counts = torch.bincount(group)
     means = x.new_zeros(len(counts), x.shape[1]).index_add_(0, group, x) / counts[:, None]
     return ((means.square().sum(1) * counts).sum() / x.square().sum().clamp(min=1e-30)).item()
@@ -136,10 +137,6 @@ def explained(vectors: Tensor, labels: Tensor) -> float:
 
 def _share(hits: Tensor) -> float:
     return round(hits.double().mean().item(), 4)
-
-
-def _means(values: Mapping[int, Sequence[float]]) -> dict[str, float]:
-    return {str(at): round(sum(some) / len(some), 4) for at, some in sorted(values.items())}
 
 
 # ---------------------------------------------------------------- the study
@@ -189,12 +186,18 @@ class Vectors:
     mean: Tensor  # FV(k)
     by_asked: Mapping[int, Tensor]  # FV(k, s), where enough prompts ask for s
 
+    def of(self, values: Iterable[int]) -> Tensor:
+        """FV(k, s) of each s, FV(k) where there is none: [n_values, n_layers, n_heads, d_head]."""
+        return torch.cat([self.by_asked.get(s, self.mean) for s in values])
+
 
 def mean_vectors(k: int, z: Tensor, asked: Tensor, at_least: int) -> Vectors:
     """From z [n_prompts, n_layers, n_heads, d_head] and what each prompt asks for [n_prompts]."""
-    groups = {s: z[asked == s] for s in asked.unique().tolist()}
-    large = {s: some for s, some in groups.items() if len(some) >= at_least}
-    by_asked = {s: some.mean(0, keepdim=True) for s, some in large.items()}
+    by_asked = {}
+    for s in asked.unique().tolist():
+        asking = z[asked == s]
+        if len(asking) >= at_least:
+            by_asked[s] = asking.mean(0, keepdim=True)
     return Vectors(k, z.mean(0, keepdim=True), by_asked)
 
 
@@ -205,7 +208,7 @@ def _variance(z: Mapping[int, Tensor], asked: Mapping[int, Tensor], head: str) -
     shifts = torch.cat([torch.full_like(some, k) for k, some in asked.items()])
     pairs = shifts * (values.max() - values.min() + 1) + values  # another label for each pair
     labels = {"k": shifts, "asked": values, "both": pairs}
-    return {name: round(explained(vectors, each), 4) for name, each in labels.items()}
+    return {name: explained(vectors, each) for name, each in labels.items()}
 
 
 def _parts(
@@ -215,31 +218,31 @@ def _parts(
     whole = promotes(naive.map(after["all"]), naive.zero, k)
     rows = {}
     for part, logits in after.items():
-        promoted = promotes(naive.map(logits), naive.zero, k)
+        change = naive.map(logits)
+        promoted = promotes(change, naive.zero, k)
         rows[part] = {
-            "promotes": round(promoted, 4),
-            "moves": round(moves(naive.map(logits), naive.zero, k), 4),
-            "share": round(promoted / whole, 4) if whole else None,
+            "promotes": promoted,
+            "moves": moves(change, naive.zero, k),
+            "share": promoted / whole if whole else None,
             "hits": _share(naive.hits(logits, naive.inputs + k)),
-            "plain_moves": round(moves(naive.map(plain[part]), naive.zero, k), 4),
+            "plain_moves": moves(naive.map(plain[part]), naive.zero, k),
         }
     return rows
 
 
 def _put(naive: Naive, new: Vectors, plain: Vectors) -> dict[str, Any]:
-    own = [x for x in range(naive.n_inputs) if x in new.by_asked and x in plain.by_asked]
-    have_own = torch.isin(naive.inputs, torch.tensor(own, device=naive.inputs.device))
-    wanted = naive.inputs + new.k
+    inputs, wanted = naive.inputs.tolist(), naive.inputs + new.k
+    has_own = torch.tensor([x in new.by_asked and x in plain.by_asked for x in inputs])
+
+    def answered(new: Tensor, plain: Tensor, way: str) -> Tensor:
+        vectors = new - plain if way == "swapped" else new
+        return naive.hits(naive.logits(vectors, way == "replaced"), wanted).cpu()
+
     hits: dict[str, Any] = {"mean": {}, "own": {}}
     for way in WAYS:
-        replace, minus = way == "replaced", int(way == "swapped")
-        logits = naive.logits(new.mean - minus * plain.mean, replace)
-        hits["mean"][way] = _share(naive.hits(logits, wanted))
-        vectors = [torch.zeros_like(new.mean)] * naive.n_inputs
-        for x in own:
-            vectors[x] = new.by_asked[x] - minus * plain.by_asked[x]
-        logits = naive.logits(torch.cat(vectors)[naive.inputs], replace)
-        hits["own"][way] = _share(naive.hits(logits, wanted)[have_own]) if own else None
+        hits["mean"][way] = _share(answered(new.mean, plain.mean, way))
+        own = answered(new.of(inputs), plain.of(inputs), way)[has_own]
+        hits["own"][way] = _share(own) if len(own) else None
     return hits
 
 
@@ -247,27 +250,33 @@ def _reach(naive: Naive, new: Vectors) -> tuple[dict[str, float], float | None]:
     """`reach` and `others`."""
     by_distance: dict[int, list[float]] = defaultdict(list)
     others = []
-    for s in [s for s in range(naive.n_inputs) if s in new.by_asked]:
+    for s in range(naive.n_inputs):
+        if s not in new.by_asked:
+            continue
         logits = naive.logits(new.by_asked[s], replace=True)
         shifted = naive.hits(logits, naive.inputs + new.k)
         for x in range(naive.n_inputs):
             by_distance[s - x].append(_share(shifted[naive.inputs == x]))
         others.append(_share(naive.hits(logits, s + new.k)[naive.inputs != s]))
-    return _means(by_distance), round(sum(others) / len(others), 4) if others else None
+    return _means(by_distance), fmean(others) if others else None
 
 
 def _turns(new: Vectors, plain: Vectors, heads: Sequence[str]) -> dict[str, float]:
     common = sorted(new.by_asked.keys() & plain.by_asked.keys())
     if not common:
         return {}
-    layers, indices = (list(some) for some in zip(*map(parse, heads)))
-    shifts = torch.cat([new.by_asked[s] - plain.by_asked[s] for s in common])
-    side_by_side = shifts[:, layers, indices].flatten(1).double()  # [n_common, n_heads * d_head]
+    shifts = new.of(common) - plain.of(common)
+    of_heads = [shifts[:, layer, index] for layer, index in map(parse, heads)]
+    side_by_side = torch.cat(of_heads, dim=1).double()  # [n_common, n_heads * d_head]
     cosine = torch.cosine_similarity(side_by_side[:, None], side_by_side[None], dim=-1).tolist()
     by_distance: dict[int, list[float]] = defaultdict(list)
     for (i, s), (j, t) in combinations_with_replacement(enumerate(common), 2):
         by_distance[t - s].append(cosine[i][j])
     return _means(by_distance)
+
+
+def _means(values: Mapping[int, Sequence[float]]) -> dict[str, float]:
+    return {str(at): fmean(some) for at, some in sorted(values.items())}
 
 
 @torch.no_grad()
@@ -321,56 +330,43 @@ def study(
             scores["put"][key] = _put(naive, new, plain)
             scores["reach"][key], scores["others"][key] = _reach(naive, new)
             scores["turns"][key] = _turns(new, plain, heads)
-        by_k[key] = {part: _rounded(change[:, columns]) for part, change in maps.items()}
+        by_k[key] = {part: rounded(change[:, columns].tolist(), 3) for part, change in maps.items()}
     vectors = {"function_vectors": by_k[str(k)], "function_vectors_by_k": by_k}
-    return vectors | {"function_vector_scores": scores}
+    return vectors | {"function_vector_scores": rounded(scores)}
 
 
-def _rounded(change: Tensor) -> list[list[float]]:
-    return [[round(value, 3) for value in row] for row in change.tolist()]
+# ---------------------------------------------------------------- in words
 
 
 def show(found: Mapping[str, Any], k: int = 1) -> str:
-    """The findings of `study` as a few lines of text."""
+    """The findings of `study` as lines of text."""
     scores, key, to = found["function_vector_scores"], str(k), f"x{k:+d}"
+    parts, fit, others = (scores[name][key] for name in ("parts", "adds_up", "others"))
+    put = []
+    for shift, hits in scores["put"].items():
+        put.append([f"{int(shift):+d}", *hits["mean"].values(), *hits["own"].values()])
+    on_others = "–" if others is None else f"{others:.1%}"
     lines = [
-        f"function vectors: mean z at the last `=`, off by {k:+d}, added in naive prompts "
-        f"(which are answered x on {scores['naive_accuracy']:.1%})",
-        f"  {'head':8}{'promotes ' + to:>16}{'moves x → ' + to:>18}{'share':>8}"
-        f"{'then answered ' + to:>20}",
-    ]
-    for part, row in scores["parts"][key].items():
-        share = "" if row["share"] is None else f"{row['share']:.2f}"
-        lines.append(
-            f"  {part:8}{row['promotes']:16.2f}{row['moves']:18.2f}{share:>8}{row['hits']:20.2f}"
-        )
-    fit = scores["adds_up"][key]
-    lines.append(
-        f"  the parts add up to the whole with R² {fit['r2']:.2f} (correlation "
+        f"function vectors: mean z at the last `=`, off by {k:+d}, added in naive prompts (which "
+        f"are answered x on {scores['naive_accuracy']:.1%}). Promotes {to}, moves x → {to}, its "
+        f"share of all heads', then answered {to} (hits)",
+        *table_of_heads(parts, ("promotes", "moves", "share", "hits")),
+        f"the parts add up to the whole with R² {fit['r2']:.2f} (correlation "
         f"{fit['correlation']:.2f}, ratio {fit['ratio']:.2f}); the vector of plain prompts moves "
-        f"x → {to} by {scores['parts'][key]['all']['plain_moves']:.2f}"
-    )
-    shares = [
-        f"{head} {row['k']:.2f} / {row['asked']:.2f} / {row['both']:.2f}"
-        for head, row in scores["variance"].items()
-    ]
-    lines.append(f"  variance of z by k / by what is asked / by both: {', '.join(shares)}")
-    for shift, ways in scores["put"].items():
-        lines.append(
-            f"  answered x{int(shift):+d} with the vector of all prompts: {_ways(ways['mean'])}; "
-            f"of those that ask for x: {_ways(ways['own'])}"
-        )
-    others = scores["others"][key]
-    reach = ", ".join(f"{int(at):+d} {value:.2f}" for at, value in scores["reach"][key].items())
-    turns = ", ".join(f"{at} {value:.2f}" for at, value in scores["turns"][key].items())
-    lines += [
-        f"  replaced by the vector of prompts that ask for another value s, the model answers "
-        f"s{k:+d} on {'–' if others is None else format(others, '.1%')} of naive prompts",
-        f"  answered {to} when replaced by the vector of prompts that ask for s, by s - x: {reach}",
-        f"  cosine of the {k:+d} vectors of two asked values, by their distance: {turns}",
+        f"x → {to} by {parts['all']['plain_moves']:.2f}",
+        "shares of the variance of z by k, by what is asked, by both",
+        *table_of_heads(scores["variance"], ("k", "asked", "both")),
+        "answered x + k with the vector of all prompts; with that of those that ask for x",
+        *table(["k", *WAYS, *(f"{way}, x" for way in WAYS)], put),
+        f"replaced by the vector of prompts that ask for another value s, the model answers "
+        f"s{k:+d} on {on_others} of naive prompts",
+        f"answered {to} when replaced by the vector of prompts that ask for s, by s - x: "
+        f"{_series(scores['reach'][key])}",
+        f"cosine of the {k:+d} vectors of two asked values, by their distance: "
+        f"{_series(scores['turns'][key])}",
     ]
     return "\n".join(lines)
 
 
-def _ways(hits: Mapping[str, float | None]) -> str:
-    return " ".join(f"{way} {'–' if x is None else format(x, '.2f')}" for way, x in hits.items())
+def _series(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{at}: {value:.2f}" for at, value in values.items())

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from minifunc.analysis.activations import Examples, activations
 from minifunc.model import Transformer
+from minifunc.support.tables import rounded
 
 PENALTY = 1e-4  # of an input's mean variance: enough where inputs are dependent
 PLACES = {"answer": 0, "equals": -1, "y": -2}  # where probes read, counted from the shown answer
@@ -43,14 +44,14 @@ Measure = Callable[[Probe, Tensor, Tensor], Tensor]  # (probe, x, y) → one val
 Data = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]  # the stream by site, numbers by target
 
 
-def fit(x: Tensor, y: Tensor, penalty: float = PENALTY) -> Probe:
+def fit(x: Tensor, y: Tensor) -> Probe:
     """Ridge regression of y [n, n_targets] on x [n, n_inputs], in closed form."""
     x, y = x.double(), y.double()
     mean_x, mean_y = x.mean(0), y.mean(0)
     centred = x - mean_x
     gram = centred.T @ centred / len(x)  # [n_inputs, n_inputs]
     moment = centred.T @ (y - mean_y) / len(x)  # [n_inputs, n_targets]
-    ridge = penalty * gram.diagonal().mean() + 1e-12
+    ridge = PENALTY * gram.diagonal().mean() + 1e-12
     identity = torch.eye(len(gram), dtype=x.dtype, device=x.device)
     return Probe(torch.linalg.solve(gram + identity * ridge, moment), mean_x, mean_y)
 
@@ -62,6 +63,13 @@ def r2(probe: Probe, x: Tensor, y: Tensor) -> Tensor:
     return 1 - residual / variance.clamp(min=1e-12)
 
 
+def r2_together(probe: Probe, x: Tensor, y: Tensor) -> Tensor:
+    """The same of all targets at once, over the sum of their variances: []."""
+    y = y.double()
+    residual, variance = (y - probe(x)).square().sum(), (y - y.mean(0)).square().sum()
+    return 1 - residual / variance.clamp(min=1e-12)
+
+
 def correlation(probe: Probe, x: Tensor, y: Tensor) -> Tensor:
     """Of readings and y [n, n_targets]: [n_targets]. It forgives a wrong zero and a wrong scale."""
     read, y = probe(x), y.double()
@@ -69,61 +77,46 @@ def correlation(probe: Probe, x: Tensor, y: Tensor) -> Tensor:
     return (read * y).sum(0) / (read.norm(dim=0) * y.norm(dim=0)).clamp(min=1e-12)
 
 
-def one_hot(labels: Tensor, among: Tensor | None = None) -> Tensor:
-    """Whole numbers [n] → [n, max - min + 1] float64, one column per value (of `among`).
+def one_hot(labels: Tensor) -> Tensor:
+    """Whole numbers [...] → [..., max - min + 1] float64, one column per value.
 
     >>> one_hot(torch.tensor([4, 6]))
     tensor([[1., 0., 0.],
             [0., 0., 1.]], dtype=torch.float64)
     """
-    among = labels if among is None else among
-    n_columns = int(among.max() - among.min()) + 1
-    return torch.nn.functional.one_hot(labels - among.min(), n_columns).double()
+    return torch.nn.functional.one_hot(labels - labels.min()).double()
 
 
-def sites(model: Transformer) -> list[str]:
-    """The stream from the embedding to the end: first, and after each attention and MLP."""
-    kinds = ["hook_resid_mid", "hook_resid_post"] if model.cfg.has_mlp else ["hook_resid_mid"]
-    names = [f"blocks.{layer}.{kind}" for layer in range(model.cfg.n_layers) for kind in kinds]
-    return ["blocks.0.hook_resid_pre", *names]
-
-
-def writers(model: Transformer) -> list[str]:
-    """What wrote last before each of `sites`: embed, attn0, mlp0, attn1, …"""
-    kinds = ["attn", "mlp"] if model.cfg.has_mlp else ["attn"]
-    return ["embed", *(f"{kind}{layer}" for layer in range(model.cfg.n_layers) for kind in kinds)]
+def sites(model: Transformer) -> dict[str, str]:
+    """Hook points along the stream, by what wrote last before: embed, attn0, mlp0, attn1, …"""
+    names = {"embed": "blocks.0.hook_resid_pre"}
+    for layer in range(model.cfg.n_layers):
+        names[f"attn{layer}"] = f"blocks.{layer}.hook_resid_mid"
+        if model.cfg.has_mlp:
+            names[f"mlp{layer}"] = f"blocks.{layer}.hook_resid_post"
+    return names
 
 
 def stream(model: Transformer, tokens: Tensor, positions: Tensor) -> dict[str, Tensor]:
     """By site, the stream at some positions of tokens [n, pos]: [n, *positions.shape, d_model]."""
     where = positions.to(model.device)
-    return activations(model, tokens, sites(model), lambda x: x[:, where])
+    return activations(model, tokens, list(sites(model).values()), lambda x: x[:, where])
 
 
 def readable(fitted: Data, scored: Data, measure: Measure = r2) -> dict[str, list[float]]:
     """How well probes fitted on some prompts read each target on others: {target: value by site}.
 
-    Streams [n, m, d_model] as `stream` gives them, targets [n, m]. That no prompt is in both is the
-    caller's to see to (`halves`). Raises ValueError for targets of another shape.
+    Streams [n, m, d_model], targets [n, m]. No prompt should be in both (`halves`).
     """
-    columns = []
-    for streams, targets in (fitted, scored):
-        x = next(iter(streams.values()))
-        for name, y in targets.items():
-            if y.shape != x.shape[:2]:
-                raise ValueError(
-                    f"target {name!r} must be {list(x.shape[:2])}, one number for each prompt and "
-                    f"position, not {list(y.shape)}"
-                )
-        y = torch.stack([targets[name].flatten() for name in fitted[1]], dim=1)  # [n * m, target]
-        columns.append(y.to(x.device))
-    found: dict[str, list[float]] = {name: [] for name in fitted[1]}
+    y, other_y = (
+        torch.stack([numbers.flatten() for numbers in targets.values()], dim=1)  # [n * m, target]
+        for _, targets in (fitted, scored)
+    )
+    values = []
     for site, x in fitted[0].items():
-        probe = fit(x.flatten(0, 1), columns[0])
-        values = measure(probe, scored[0][site].flatten(0, 1), columns[1])
-        for name, value in zip(found, values.tolist()):
-            found[name].append(round(value, 4))
-    return found
+        probe = fit(x.flatten(0, 1), y)
+        values.append(measure(probe, scored[0][site].flatten(0, 1), other_y))  # [target]
+    return rounded(dict(zip(fitted[1], torch.stack(values, dim=1).tolist())))
 
 
 def halves(tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -131,10 +124,11 @@ def halves(tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
     Each prompt is in one of the two and once, however often it stands in `tokens`.
     """
-    _, prompt = tokens.cpu().unique(dim=0, return_inverse=True)  # [n], equal where the rows are
-    first = torch.full((int(prompt.max()) + 1,), len(tokens))  # the first row of each prompt
-    first.scatter_reduce_(0, prompt, torch.arange(len(tokens)), "amin")
-    shuffled = first[torch.randperm(len(first), generator=generator)]
+    first: dict[tuple[int, ...], int] = {}  # the first row of each prompt
+    for row, prompt in enumerate(tokens.tolist()):
+        first.setdefault(tuple(prompt), row)
+    rows = torch.tensor([first[prompt] for prompt in sorted(first)])
+    shuffled = rows[torch.randperm(len(rows), generator=generator)]
     half = len(first) // 2
     return shuffled[:half], shuffled[half:]
 
@@ -156,25 +150,25 @@ def read_at_places(
     model: Transformer, examples: Examples, generator: torch.Generator
 ) -> dict[str, Any]:
     """{place: {target: R² by site}, "from_shown_alone": R²} of prompts, fitted on half of them."""
-    targets = targets_of(examples)
-    order = torch.randperm(examples.expected.numel(), generator=generator)
-    targets["shuffled"] = examples.difference.flatten()[order].reshape(examples.expected.shape)
+    targets, d = targets_of(examples), examples.difference
+    order = torch.randperm(d.numel(), generator=generator)
+    targets["shuffled"] = d.flatten()[order].reshape(d.shape)
     train, test = halves(examples.tokens, generator)
-    y, other_y = ({name: some[half] for name, some in targets.items()} for half in (train, test))
+
+    def part(streams: Mapping[str, Tensor], rows: Tensor) -> Data:
+        x = {site: some[rows] for site, some in streams.items()}
+        return x, {name: some[rows] for name, some in targets.items()}
+
+    def read(streams: Mapping[str, Tensor]) -> dict[str, list[float]]:
+        return readable(part(streams, train), part(streams, test))
 
     positions = torch.stack([examples.answers + offset for offset in PLACES.values()])
     streams = stream(model, examples.tokens, positions)  # each [n_prompts, place, n_shots, d_model]
     found: dict[str, Any] = {}
     for index, place in enumerate(PLACES):
-        x = {site: some[train, index] for site, some in streams.items()}
-        other_x = {site: some[test, index] for site, some in streams.items()}
-        found[place] = readable((x, y), (other_x, other_y))
-
-    table, other_table = (
-        one_hot(some["shown"].flatten(), targets["shown"]) for some in (y, other_y)
-    )
-    d, other_d = (some["difference"].flatten()[:, None] for some in (y, other_y))
-    return found | {"from_shown_alone": round(r2(fit(table, d), other_table, other_d).item(), 4)}
+        found[place] = read({site: x[:, index] for site, x in streams.items()})
+    alone = read({"shown": one_hot(examples.shown)})["difference"][0]
+    return found | {"from_shown_alone": alone}
 
 
 def probes(
@@ -192,16 +186,17 @@ def probes(
         other_functions        probes fitted at the answers of `others`, scored on dealt prompts
         made_by, step          the writer at which R² of d rises most in dealt prompts, the rise
     """
-    dealt = kinds["dealt"]
-    found: dict[str, Any] = {"sites": writers(model), "n_prompts": len(dealt.tokens)}
+    kinds = {kind: examples.to(model.device) for kind, examples in kinds.items()}
+    dealt, others = kinds["dealt"], others.to(model.device)
+    found: dict[str, Any] = {"sites": list(sites(model)), "n_prompts": len(dealt.tokens)}
     for kind, examples in kinds.items():
         found[kind] = read_at_places(model, examples, generator)
     fitted, scored = (
         (stream(model, some.tokens, some.answers), targets_of(some)) for some in (others, dealt)
     )
-    measures = {"r2": r2, "correlation": correlation}
     found["other_functions"] = {
-        name: readable(fitted, scored, measure) for name, measure in measures.items()
+        "r2": readable(fitted, scored),
+        "correlation": readable(fitted, scored, correlation),
     }
     rise = found["dealt"]["answer"]["difference"]
     found["made_by"], found["step"] = largest_step(rise, found["sites"])

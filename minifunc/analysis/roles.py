@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from minifunc.analysis.rows import Prompts, ablation_row
+from minifunc.analysis.rows import Prompts, ablation_row, answered
 from minifunc.circuit import (
     ROUTES,
     Criteria,
@@ -14,22 +14,21 @@ from minifunc.circuit import (
     previous_token,
     route,
 )
+from minifunc.support.tables import rounded
 
 # What is put in over the shown examples: name in circuit.json → the ablator's source.
 PUT_IN = {"answers": "base", "operands": "operands_changed", "unrelated": "unrelated"}
 KINDS = {"previous": "previous_token", "operands": "operand_reader"}
 
-THRESHOLDS = {  # what `other_thresholds` tries, besides the value in force
-    "strong": (0.01, 0.02, 0.05, 0.1, 0.2),
-    "looks_at_answers": (0.15, 0.2, 0.3, 0.4, 0.5, 0.6),
-    "feeds": (0.01, 0.02, 0.05, 0.1, 0.2),
-    "looks_at_previous": (0.1, 0.2, 0.3, 0.4, 0.5),
-}
-CONCERNED = {  # the groups that a threshold makes
-    "strong": ("function_induction", "consolidation", "other_direct"),
-    "looks_at_answers": ("function_induction",),
-    "feeds": tuple(ROUTES),
-    "looks_at_previous": ("previous_token",),
+# By criterion: the values that `other_thresholds` tries, and the groups that it makes.
+THRESHOLDS = {
+    "strong": (
+        (0.01, 0.02, 0.05, 0.1, 0.2),
+        ("function_induction", "consolidation", "other_direct"),
+    ),
+    "looks_at_answers": ((0.15, 0.2, 0.3, 0.4, 0.5, 0.6), ("function_induction",)),
+    "feeds": ((0.01, 0.02, 0.05, 0.1, 0.2), tuple(ROUTES)),
+    "looks_at_previous": ((0.1, 0.2, 0.3, 0.4, 0.5), ("previous_token",)),
 }
 
 
@@ -39,7 +38,7 @@ CONCERNED = {  # the groups that a threshold makes
 def readers(
     prompts: Prompts, shown: Sequence[int], found: Discovery, criteria: Criteria
 ) -> dict[str, dict[str, Any]]:
-    """`reader_roles` of the heads below the FI heads, each replaced alone at the positions `shown`.
+    """`reader_role` of the heads below the FI heads, each replaced alone at the positions `shown`.
 
     shown: those of the examples, so that the query stays. The prompts have the sources of PUT_IN.
     """
@@ -51,50 +50,36 @@ def readers(
     for name, how in PUT_IN.items():
         # Unrelated prompts have no answer of their own here: r is measured by the range to base.
         scores = prompts.scores("base" if how == "unrelated" else how)
-        for head, logits in zip(
-            heads, prompts.ablator.logits([[head] for head in heads], how, shown)
-        ):
-            score = scores.score(logits)
-            replaced[head][name] = {
-                "r": round(scores.share(score.F - scores.full.F), 4),
-                "base_acc": round(score.base_acc, 4),
-                "contrast_acc": round(score.contrast_acc, 4),
-            }
-    return reader_roles(heads, found.attention, replaced, criteria)
+        all_logits = prompts.ablator.logits([[head] for head in heads], how, shown)
+        for head, logits in zip(heads, all_logits):
+            r = scores.share(scores.score(logits).F - scores.full.F)
+            replaced[head][name] = rounded({"r": r, **answered(logits, prompts.answers)})
+    return {head: reader_role(found.attention[head], replaced[head], criteria) for head in heads}
 
 
-def reader_roles(
-    heads: Sequence[str],
-    attention: Mapping[str, Mapping[str, float]],
-    replaced: Mapping[str, Mapping[str, Mapping[str, float]]],
+def reader_role(
+    attention: Mapping[str, float],
+    replaced: Mapping[str, Mapping[str, float]],
     criteria: Criteria,
-) -> dict[str, dict[str, Any]]:
-    """Which kind each head is, by where it looks and by what breaks when it is replaced.
+) -> dict[str, Any]:
+    """Which kind a head is, by where it looks and by what breaks when it is replaced.
 
-    replaced: by head, by what is put in over the shown examples ("answers": values of the run with
-    other shown answers; "operands": with other operands), {r, …}: how far F then goes to that run's
-    (-1: all the way). looks_at: "previous" or "operands" from a shown answer, the larger share if
-    it meets its criterion. brings: "shown", "expected" or both, by |r| >= `criteria.feeds`. kind:
-    previous_token or operand_reader where it looks there *and* brings what was to be expected.
+    attention: its `attention_shares`. replaced: by what is put in over the shown examples
+    ("answers": values of the run with other shown answers; "operands": with other operands), {r,
+    …}: how far F then goes to that run's (-1: all the way). looks_at: "previous" or "operands" from
+    a shown answer, the larger share if it meets its criterion. brings: "shown", "expected" or both,
+    by |r| >= `criteria.feeds`. kind: previous_token or operand_reader where it looks there *and*
+    brings what was to be expected.
     """
-    roles: dict[str, dict[str, Any]] = {}
-    for head in heads:
-        shares = {looks: attention[head][f"answer_to_{looks}"] for looks in KINDS}
-        looks_at = max(shares, key=shares.__getitem__)
-        if shares[looks_at] < getattr(criteria, f"looks_at_{looks_at}"):
-            looks_at = "neither"
-        brings = []
-        for group, contrast in ROUTES.items():
-            r = replaced[head].get(contrast, {"r": 0.0})["r"]
-            if abs(r) >= criteria.feeds:
-                brings.append(group.removesuffix("_answer"))
-        roles[head] = {
-            "kind": KINDS.get(looks_at, "other") if "expected" in brings else "other",
-            "looks_at": looks_at,
-            "brings": brings,
-            "replaced": replaced[head],
-        }
-    return roles
+    looks_at = max(KINDS, key=lambda place: attention[f"answer_to_{place}"])
+    if attention[f"answer_to_{looks_at}"] < getattr(criteria, f"looks_at_{looks_at}"):
+        looks_at = "neither"
+    brings = []
+    for group, contrast in ROUTES.items():
+        if contrast in replaced and abs(replaced[contrast]["r"]) >= criteria.feeds:
+            brings.append(group.removesuffix("_answer"))
+    kind = KINDS.get(looks_at, "other") if "expected" in brings else "other"
+    return {"kind": kind, "looks_at": looks_at, "brings": brings, "replaced": replaced}
 
 
 # ---------------------------------------------------------------- other thresholds
@@ -107,11 +92,11 @@ def other_thresholds(found: Discovery, criteria: Criteria) -> list[dict[str, Any
     the FI heads as found.
     """
     rows = []
-    for name, values in THRESHOLDS.items():
+    for name, (values, concerned) in THRESHOLDS.items():
         in_force = getattr(criteria, name)
         for value in sorted({*values, in_force}):
             groups = regrouped(found, replace(criteria, **{name: value}))
-            for group in CONCERNED[name]:
+            for group in concerned:
                 row = {"criterion": name, "value": value, "in_force": value == in_force}
                 rows.append(row | {"group": group, "heads": groups[group]})
     return rows
@@ -135,7 +120,7 @@ def sensitivity(prompts: Prompts, found: Discovery, criteria: Criteria) -> list[
     for row in other_thresholds(found, criteria):
         reads_operands = row["group"] in ("expected_answer", "previous_token")
         how = "operands_changed" if reads_operands else "base"
-        left = ablation_row(prompts.ablator, prompts.answers, row["group"], row["heads"], how)
+        left = ablation_row(prompts, row["group"], row["heads"], how)
         kept = ("how", "base_acc", "contrast_acc", "n_prompts")
         rows.append(row | {name: left[name] for name in kept})
     return rows

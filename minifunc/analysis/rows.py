@@ -1,8 +1,8 @@
 """Effects and ablations as rows of circuit.json, rounded; and back."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, pstdev
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from minifunc.circuit import Discovery
 from minifunc.model import ModelConfig
 from minifunc.patching import Effects, Logits, PathPatcher
 from minifunc.support.evaluation import accuracy, wilson
+from minifunc.support.tables import rounded
 
 Answers = tuple[Tensor, Tensor]  # of base and contrast prompts, [n_prompts] int64 each
 
@@ -38,11 +39,8 @@ class Prompts:
 
 def as_lists(effects: Effects) -> dict[str, Any]:
     """r values as they stand in circuit.json."""
-    return {
-        "heads": [[round(r, 5) for r in row] for row in effects.heads.tolist()],
-        "mlps": [round(r, 5) for r in effects.mlps.tolist()],
-        "embedding": round(effects.embedding.item(), 5),
-    }
+    lists = {name: getattr(effects, name).tolist() for name in ("heads", "mlps", "embedding")}
+    return rounded(lists, 5)
 
 
 def as_effects(lists: dict[str, Any]) -> Effects:
@@ -56,7 +54,7 @@ def direct(patchers: Mapping[str, PathPatcher]) -> dict[str, Any]:
     F = {}
     for contrast, patcher in patchers.items():
         ends = {"base": patcher.F_base, "contrast": patcher.F_contrast}
-        F[contrast] = {name: round(each.mean().item(), 5) for name, each in ends.items()}
+        F[contrast] = rounded({name: each.mean().item() for name, each in ends.items()}, 5)
     exact, linear = patchers["answers"].sweep(Logits()), attribute(patchers["answers"])
     correlation = round(rank_correlation(linear.heads, exact.heads), 4)
     return {
@@ -73,14 +71,11 @@ def discovered(found: Discovery, circuit: Mapping[str, Any]) -> dict[str, Any]:
     effects: dict[str, dict[str, Any]] = {}
     for contrast, each in found.effects.items():
         effects[contrast] = {receiver: as_lists(effect) for receiver, effect in each.items()}
-    routes = {}
-    for group, route in found.routes.items():
-        routes[group] = {node: round(r, 5) for node, r in route.items()}
     return {
         "effects": effects["answers"],
         "operands_changed": circuit["operands_changed"] | {"effects": effects["operands"]},
         "groups": found.groups,
-        "routes": routes,
+        "routes": rounded(found.routes, 5),
         "graph": found.graph,
         "attention": found.attention,
     }
@@ -89,61 +84,49 @@ def discovered(found: Discovery, circuit: Mapping[str, Any]) -> dict[str, Any]:
 # ---------------------------------------------------------------- ablations
 
 
-def ablation_row(
-    ablator: Ablator, answers: Answers, label: str, heads: Sequence[str], how: str
-) -> dict[str, Any]:
-    """One group replaced: the shares of base and of contrast answers.
-
-    `ci` is the 95 % interval of the second share, over prompts.
-    """
-    logits = ablator.logits([heads], how)[0]
+def answered(logits: Tensor, answers: Answers) -> dict[str, float]:
+    """Shares of base and of contrast answers, given logits [n_prompts, d_vocab]."""
     base, contrast = (accuracy(logits, wanted) for wanted in answers)
-    return {
-        "ablated": label,
-        "heads": list(heads),
-        "how": how,
-        "base_acc": round(base, 4),
-        "contrast_acc": round(contrast, 4),
-        "n_draws": 1,
-        "ci": wilson(contrast, len(logits)),
-        "n_prompts": len(logits),
-    }
+    return {"base_acc": base, "contrast_acc": contrast}
+
+
+def ablation_row(prompts: Prompts, label: str, heads: Sequence[str], how: str) -> dict[str, Any]:
+    """One group replaced; `ci` is the 95 % interval of the contrast share, over prompts."""
+    shares = answered(prompts.ablator.logits([heads], how)[0], prompts.answers)
+    row = {"ablated": label, "heads": list(heads), "how": how, **rounded(shares), "n_draws": 1}
+    n = prompts.ablator.n_prompts
+    return row | {"ci": wilson(shares["contrast_acc"], n), "n_prompts": n}
 
 
 def control_row(
-    ablator: Ablator, answers: Answers, label: str, draws: Sequence[Sequence[str]], how: str
+    prompts: Prompts, label: str, draws: Sequence[Sequence[str]], how: str
 ) -> dict[str, Any]:
     """Many drawn groups as one row: mean shares, and sd, `ci` and the worst of the contrast share.
 
     `ci` goes from 2.5 % to 97.5 % of the draws (of a single group: over prompts). A group that was
     drawn several times is run once and counted as often as it was drawn.
     """
-    counts = Counter(tuple(heads) for heads in draws)
-    times = torch.tensor(list(counts.values()))
-    logits = ablator.logits(list(counts), how)
+    n, groups = prompts.ablator.n_prompts, list(dict.fromkeys(map(tuple, draws)))
+    all_logits = prompts.ablator.logits(groups, how)
+    shares = {heads: answered(each, prompts.answers) for heads, each in zip(groups, all_logits)}
     base, contrast = (
-        torch.tensor([accuracy(one, wanted) for one in logits], dtype=torch.float64)
-        for wanted in answers
+        [shares[tuple(heads)][name] for heads in draws] for name in ("base_acc", "contrast_acc")
     )
-    over_draws = contrast.repeat_interleave(times)
-    ends = wilson(contrast[0].item(), ablator.n_prompts)
-    if len(counts) > 1:
-        ends = over_draws.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    worst = int(contrast.argmin())
-    return {
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    over_draws = torch.tensor(contrast, dtype=torch.float64).quantile(ends).tolist()
+    worst = min(groups, key=lambda heads: shares[heads]["contrast_acc"])
+    row = {
         "ablated": label,
         "heads": [],
         "how": how,
-        "base_acc": round((base @ times.double() / times.sum()).item(), 4),
-        "contrast_acc": round(over_draws.mean().item(), 4),
+        "base_acc": fmean(base),
+        "contrast_acc": fmean(contrast),
         "n_draws": len(draws),
-        "ci": [round(end, 4) for end in ends],
-        "n_prompts": ablator.n_prompts,
-        "n_groups": len(counts),
-        "n_heads": round(sum(map(len, draws)) / len(draws), 2),
-        "sd": round(over_draws.std(correction=0).item(), 4),
-        "worst": {
-            "heads": list(list(counts)[worst]),
-            "contrast_acc": round(contrast[worst].item(), 4),
-        },
+        "ci": over_draws if len(groups) > 1 else wilson(contrast[0], n),
+        "n_prompts": n,
+        "n_groups": len(groups),
+        "n_heads": round(fmean(map(len, draws)), 2),
+        "sd": pstdev(contrast),
+        "worst": {"heads": list(worst), "contrast_acc": shares[worst]["contrast_acc"]},
     }
+    return rounded(row)

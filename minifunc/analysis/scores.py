@@ -15,12 +15,10 @@ looks, not what it does.
 import torch
 from torch import Tensor
 
+from minifunc.analysis.activations import activations
 from minifunc.model import Transformer
 
-ROWS = 128  # prompts in one forward pass
 
-
-@torch.no_grad()
 def attention_to(model: Transformer, tokens: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
     """Attention from a query to all its keys, the mean over queries: [n_layers, n_heads] float64.
 
@@ -28,21 +26,18 @@ def attention_to(model: Transformer, tokens: Tensor, queries: Tensor, keys: Tens
     Raises ValueError for a key that lies behind its query, which no head could see, or a place
     outside the prompts.
     """
-    if keys.ndim != 2 or len(keys) != len(queries) or not len(queries):
-        wanted = f"[n_queries, n_keys] = [{len(queries)}, …]"
-        raise ValueError(f"keys must be {wanted}, not {list(keys.shape)}")
+    if keys.ndim != 2 or len(keys) != len(queries):
+        raise ValueError(f"keys must be [{len(queries)}, n_keys], not {list(keys.shape)}")
     if keys.min() < 0 or (keys > queries[:, None]).any() or queries.max() >= tokens.shape[1]:
         raise ValueError("a query must lie inside the prompts, and its keys not behind it")
-    cfg, device = model.cfg, model.device
-    queries, keys = queries.to(device), keys.to(device)
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(cfg.n_layers)]
-    total = torch.zeros(cfg.n_layers, cfg.n_heads, dtype=torch.float64, device=device)
-    for rows in tokens.split(ROWS):
-        _, cache = model.run_with_cache(rows.to(device), names)
-        for layer, name in enumerate(names):
-            seen = cache[name][:, :, queries[:, None], keys]  # [batch, head, n_queries, n_keys]
-            total[layer] += seen.double().sum((0, 2, 3))
-    return total / (len(tokens) * len(queries))
+    queries, keys = queries.to(model.device), keys.to(model.device)
+
+    def seen(pattern: Tensor) -> Tensor:  # [batch, head, query, key] → [batch, head]
+        return pattern[:, :, queries[:, None], keys].double().sum((2, 3))
+
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
+    shares = activations(model, tokens, names, seen)
+    return torch.stack([each.mean(0) for each in shares.values()]) / len(queries)
 
 
 def previous_token_score(model: Transformer, tokens: Tensor, answers: Tensor) -> Tensor:
@@ -63,7 +58,6 @@ def copy_induction_score(
     Raises ValueError where the token at a query does not stand `period` before it as well.
     """
     if queries.min() < period or not torch.equal(tokens[:, queries], tokens[:, queries - period]):
-        raise ValueError(
-            f"the tokens do not repeat themselves after {period} positions at these queries"
-        )
+        where = f"after {period} positions at these queries"
+        raise ValueError(f"the tokens do not repeat themselves {where}")
     return attention_to(model, tokens, queries, queries[:, None] - period + 1)

@@ -116,7 +116,8 @@ def reuse(
         for items, which in kinds.items():
             part = some(pairs, which)
             if len(part.base):
-                four = reuse_rows(model, part.base, part.contrast, answers_of(part), heads, drawn)
+                ablator = Ablator(model, part.contrast, {"base": part.base})
+                four = reuse_rows(Prompts(ablator, answers_of(part)), part.base, heads, drawn)
                 found += [{"task": task, "k": k, "items": items, **row} for row in four]
     return found
 

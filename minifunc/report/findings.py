@@ -4,7 +4,7 @@ A file that is not there is no fault: the report then says what is missing and w
 makes it. A file that cannot be read is one (UserError).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,21 @@ from minifunc.support.errors import UserError
 from minifunc.support.files import load_json, load_lines
 from minifunc.support.runs import RunFolders, load_circuit, load_run
 
-HEADLINE = "<bos> 1 + 1 = 3 ; 2 + 2 = 5 ; 3 + 3 ="  # what the README begins with
-# four shots of the same, for runs that keep no example of their own
+# four sums off by one, for runs that keep no example of their own
 EXAMPLE = "<bos> 6 + 1 = 8 ; 2 + 2 = 5 ; 4 + 5 = 10 ; 1 + 3 = 5 ; 3 + 3 ="
 
 
 @dataclass
 class Findings:
-    """A run and all that is known of it; what is missing is None or empty."""
+    """A run and all that is known of it; what is missing is empty."""
 
     folders: RunFolders
     model: Transformer
     config: dict[str, Any]
-    circuit: dict[str, Any] | None = None
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    check: dict[str, Any] | None = None
-    emergence: list[dict[str, Any]] = field(default_factory=list)  # results/emergence.json
+    circuit: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    check: dict[str, Any]
+    emergence: list[dict[str, Any]]  # results/emergence.json
 
     @property
     def vocabulary(self) -> list[str]:
@@ -47,18 +46,14 @@ class Findings:
         name = self.folders.name
         return f"make {target}" + ("" if name == "out/default" else f" OUT={name}")
 
-    def tokens(self, text: str) -> list[int]:
-        """Ids of a prompt written as token strings; empty where the model cannot read it."""
+    @property
+    def example(self) -> list[int]:
+        """Ids of a real prompt to look at attention on; empty where the model cannot read it."""
+        strings = self.circuit.get("example", {}).get("contrast", EXAMPLE).split()
         ids = {string: index for index, string in enumerate(self.vocabulary)}
-        strings = text.split()
         if len(strings) > self.model.cfg.n_ctx or not ids.keys() >= set(strings):
             return []
         return [ids[string] for string in strings]
-
-    def example(self) -> list[int]:
-        """A real prompt to look at attention on: the run's own, or four sums off by one."""
-        own = self.circuit.get("example", {}).get("contrast") if self.circuit else None
-        return self.tokens(own or EXAMPLE)
 
     def patterns(self, tokens: list[int]) -> dict[str, list[list[float]]]:
         """Every head's attention on one prompt: {"layer.head": [query][key]}."""
@@ -85,26 +80,15 @@ def read(folders: RunFolders, experiments: str = "results") -> Findings:
     if len(vocabulary) != model.cfg.d_vocab or not all_text:
         wanted = f"`vocabulary` must hold the {model.cfg.d_vocab} token strings"
         raise UserError(f"{run / 'config.json'}: {wanted}")
-    found = Findings(folders, model, config)
-    found.circuit = load_circuit(results / "circuit.json", model)
-    found.check = _object(results / "check.json")
-    metrics = run / "metrics.jsonl"
-    found.metrics = load_lines(metrics) if metrics.exists() else []
-    found.emergence = _rows(Path(experiments) / "emergence.json")
-    return found
-
-
-def _object(path: Path) -> dict[str, Any] | None:
-    """The object that a JSON file holds; None without the file."""
-    if not path.exists():
-        return None
-    value = load_json(path)
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is none of ours: it holds a {type(value).__name__}")
-    return value
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The objects in the list that a JSON file holds; none without the file."""
-    rows = load_json(path) if path.exists() else []
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    circuit = load_circuit(results / "circuit.json", model) or {}
+    metrics, check = run / "metrics.jsonl", results / "check.json"
+    emergence = Path(experiments) / "emergence.json"
+    return Findings(
+        folders,
+        model,
+        config,
+        circuit,
+        metrics=load_lines(metrics) if metrics.exists() else [],
+        check=load_json(check) if check.exists() else {},
+        emergence=load_json(emergence) if emergence.exists() else [],
+    )

@@ -5,6 +5,7 @@ Nothing else in this package writes a tag.
 """
 
 import json
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
@@ -20,7 +21,8 @@ def h(tag: str, *children: Any, **attributes: Any) -> Markup:
     """One element.
 
     Children: Markup as it is, other values escaped, lists flattened, None and False left out.
-    Attributes: see `attribute`.
+    Attributes: None and False leave one out, True gives a bare one. `class_` and `for_` lose their
+    last underscore; inner underscores become dashes.
     """
     written = "".join(attribute(name, value) for name, value in attributes.items())
     if tag in EMPTY:
@@ -31,13 +33,12 @@ def h(tag: str, *children: Any, **attributes: Any) -> Markup:
 
 
 def attribute(name: str, value: Any) -> str:
-    """One attribute, with a space before it; None and False leave it out, True gives a bare one.
-
-    `class_` and `for_` lose their last underscore; inner underscores become dashes.
-    """
+    """One attribute, with a space before it; see `h`."""
     name = name.rstrip("_").replace("_", "-")
     if value is None or value is False:
         return ""
+    if isinstance(value, float):
+        value = f"{value:g}"
     return f" {name}" if value is True else f' {name}="{escape(str(value))}"'
 
 
@@ -61,22 +62,22 @@ def script_data(name: str, value: Any) -> Markup:
     return Markup(f'<script type="application/json" id="{escape(name)}">{text}</script>')
 
 
-def table(columns: list[Any], rows: list[list[Any]], caption: str, numbers: bool = True) -> Markup:
-    """A table that can be copied; the first cell of a row names it.
+def table(
+    columns: Iterable[Any], rows: Iterable[Sequence[Any]], caption: str, class_: str
+) -> Markup:
+    """A table; the first cell of a row names it. Cells that are Markup stand as they are."""
 
-    numbers: align all cells but the names to the right.
-    """
-    head = h("tr", [h("th", name, scope="col") for name in columns])
-    body = [
-        h("tr", h("th", name, scope="row"), [h("td", cell) for cell in cells])
-        for name, *cells in rows
-    ]
-    whole = h(
-        "table",
-        [h("caption", caption), h("thead", head), h("tbody", body)],
-        class_="plain numbers" if numbers else "plain",
-    )
-    return h("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption)
+    def cells(values: Iterable[Any], tag: str, scope: str | None = None) -> list[Markup]:
+        return [x if isinstance(x, Markup) else h(tag, x, scope=scope) for x in values]
+
+    head = h("thead", h("tr", cells(columns, "th", "col")))
+    body = [h("tr", h("th", name, scope="row"), cells(values, "td")) for name, *values in rows]
+    return h("table", h("caption", caption), head, h("tbody", body), class_=class_)
+
+
+def scrolling(content: Markup, **attributes: Any) -> Markup:
+    """Content in a box that scrolls where the page is narrow."""
+    return h("div", content, class_="scroll", **attributes)
 
 
 def details(summary: str, *children: Any) -> Markup:

@@ -5,16 +5,17 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from minifunc.circuit import heads_of
-from minifunc.report.findings import HEADLINE, Findings, read
+from minifunc.report.findings import Findings, read
 from minifunc.report.html import Markup, h, inside, script_data
 from minifunc.report.sections import SECTIONS, claim, content
-from minifunc.support.errors import UserError, run_main
+from minifunc.support.errors import UserError, first_line, run_main
 from minifunc.support.files import save_text
 from minifunc.support.flags import Parser
 from minifunc.support.runs import RunFolders, add_run_flag, chosen_run
 
 LARGEST = 2_000_000  # bytes; where the weights make it larger, the model plays on its own page
 MOST_WEIGHTS = 16_000_000  # a model with more is not played with at all
+PROMPT = "<bos> 1 + 1 = 3 ; 2 + 2 = 5 ; 3 + 3 ="  # what the README begins with
 # Nothing is fetched from anywhere.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 ODD_LAYOUT = (TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError)
@@ -51,65 +52,39 @@ def header(f: Findings, links: dict[str, str]) -> Markup:
     return inside([h("a", "To the content", href="#main", class_="skip"), bar])
 
 
+def section(name: str, title: str, inner: Markup) -> Markup:
+    return h("section", h("h2", title), inner, id=name, aria_label=title)
+
+
 def playground(f: Findings) -> tuple[Markup, list[Markup]]:
     """The section in which the model runs, and the scripts and data behind it."""
-    section = h(
-        "section",
-        h("h2", "Playground"),
-        asset("playground.html"),
-        id="playground",
-        aria_label="Playground",
-    )
     scripts = [h("script", asset(name)) for name in ("model.js", "prompts.js", "playground.js")]
-    return section, [*model_data(f), *scripts]
+    played = section("playground", "Playground", asset("playground.html"))
+    return played, [*model_data(f), *scripts]
 
 
 def model_data(f: Findings) -> list[Markup]:
     """What the scripts read: the model's shape, vocabulary and groups of heads; its weights."""
     state = f.model.state_dict()
     arrays = {name: weight.detach().float().cpu().numpy() for name, weight in state.items()}
-    groups = f.circuit.get("groups") if f.circuit else None
-    if not isinstance(groups, dict):
-        groups = {}
+    groups = f.circuit.get("groups", {})
     data = {
         "model": f.config["model"] | vars(f.model.cfg),
         "vocabulary": f.vocabulary,
         "layout": [[name, array.size] for name, array in arrays.items()],
         "groups": {str(name): heads_of(heads) for name, heads in groups.items()},
-        "prompt": HEADLINE,
+        "prompt": PROMPT,
     }
     values = b"".join(array.astype("<f4").tobytes() for array in arrays.values())
     weights = Markup(base64.b64encode(values).decode("ascii"))
     return [script_data("model-data", data), h("script", weights, type="text/plain", id="weights")]
 
 
-def playground_elsewhere() -> Markup:
-    """Says that the model runs on a page of its own."""
-    link = h("a", "on a page of its own", href="playground.html")
-    words = h("p", "With its weights this page would be large, so the model runs ", link, ".")
-    return h("section", h("h2", "Playground"), words, id="playground")
-
-
-def playground_nowhere(n_weights: int) -> Markup:
-    """Says that the model is too large for any page."""
-    reason = f"this model has {n_weights:,} weights, too many for a page."
-    words = h("p", h("b", "Not here: "), reason, class_="missing")
-    return h("section", h("h2", "Playground"), words, id="playground")
-
-
 def report(f: Findings, played: Markup, scripts: Sequence[Markup] = ()) -> str:
     """The page of all sections; `played`: what stands where the playground goes."""
-    opening = h(
-        "section",
-        h("h1", "Function induction, seen from inside"),
-        content(f, claim),
-        id="claim",
-        aria_label="The claim",
-    )
-    sections = [
-        h("section", h("h2", title), content(f, make), id=name, aria_label=title)
-        for name, title, make in SECTIONS
-    ]
+    heading = h("h1", "Function induction, seen from inside")
+    opening = h("section", heading, content(f, claim), id="claim", aria_label="The claim")
+    sections = [section(name, title, content(f, make)) for name, title, make in SECTIONS]
     names = ["playground", *(name for name, _, _ in SECTIONS)]
     links = {f"#{name}": name.capitalize() for name in names}
     main = [opening, played, *sections]
@@ -120,14 +95,19 @@ def build(f: Findings) -> dict[str, str]:
     """The files of a report: {"report.html": …} and, of a large model, "playground.html"."""
     n_weights = sum(weight.numel() for weight in f.model.parameters())
     if n_weights > MOST_WEIGHTS:
-        return {"report.html": report(f, playground_nowhere(n_weights))}
+        reason = f"this model has {n_weights:,} weights, too many for a page."
+        missing = h("p", h("b", "Not here: "), reason, class_="missing")
+        return {"report.html": report(f, section("playground", "Playground", missing))}
     played, scripts = playground(f)
     whole = report(f, played, scripts)
     if len(whole.encode()) <= LARGEST:
         return {"report.html": whole}
+    link = h("a", "on a page of its own", href="playground.html")
+    said = h("p", "With its weights this page would be large, so the model runs ", link, ".")
     bar = header(f, {"report.html": "Report"})
     apart = document(f"minifunc playground: {f.folders.name}", bar, [played], scripts)
-    return {"report.html": report(f, playground_elsewhere()), "playground.html": apart}
+    elsewhere = report(f, section("playground", "Playground", said))
+    return {"report.html": elsewhere, "playground.html": apart}
 
 
 def write(folders: RunFolders, experiments: str) -> None:
@@ -138,8 +118,7 @@ def write(folders: RunFolders, experiments: str) -> None:
     try:
         pages = build(found)
     except ODD_LAYOUT as error:
-        says = (str(error).splitlines() or [""])[0][:120]
-        fault = f"{type(error).__name__}: {says}"
+        fault = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{results} holds a file of another layout than ours: {fault}") from None
     folders.announce()
     for name, text in pages.items():
@@ -153,12 +132,8 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         parser = Parser(prog="python -m minifunc.report", description="Makes a run's report.html.")
         add_run_flag(parser)
-        parser.add_argument(
-            "--results",
-            default="results",
-            help="folder of the experiments' results, of which emergence.json is drawn "
-            "(default: %(default)s)",
-        )
+        told = "folder that holds emergence.json (default: %(default)s)"
+        parser.add_argument("--results", default="results", help=told)
         arguments = parser.parse_args(argv)
         write(chosen_run(arguments), arguments.results)
         return 0

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from minifunc.circuit import parse
-from minifunc.report.html import Markup, h, percent, signed
+from minifunc.report.html import Markup, h, percent, scrolling, signed, table
+from minifunc.report.talk import words
 from minifunc.support.evaluation import wilson
 
 # ---------------------------------------------------------------- heat maps
@@ -33,13 +34,13 @@ class Scale:
     def legend(self, unit: str, low: str, high: str) -> Markup:
         """The scale as a row of swatches, with the meaning of its two ends."""
         right = (0.05, 0.25, 0.5, 1.0) if self.root else (0.25, 0.5, 0.75, 1.0)
-        digits = 0 if self.most >= 10 else 1
         swatches = []
         for step in (*(-step for step in reversed(right)), 0.0, *right):
             value = step * self.most
-            swatches.append(h("span", signed(value, digits), **self.shade(value)))
-        ends = h("span", low), h("span", f"{unit}, {high}")
-        return h("p", ends[0], h("span", swatches, class_="scale"), ends[1], class_="legend")
+            shown = signed(value, 0 if self.most >= 10 else 1)
+            swatches.append(h("span", shown, **self.shade(value)))
+        scale = h("span", swatches, class_="scale")
+        return h("p", h("span", low), scale, h("span", f"{unit}, {high}"), class_="legend")
 
     def cell(self, value: float, shown: str, tip: str, marked: bool = False) -> Markup:
         """A cell of a heat map; marked: outlined."""
@@ -48,26 +49,14 @@ class Scale:
         return h("td", shown, data_tip=tip, tabindex="-1", **look)
 
 
-NO_CELL = h("td", class_="empty")
-
-
 def heat_map(
-    title: str,
-    corner: str,
-    columns: Sequence[str],
-    rows: Sequence[tuple[str, Sequence[Markup]]],
-    kind: str = "heat",
+    title: str, corner: str, columns: Iterable[str], rows: Iterable[Sequence[Any]], kind: str = ""
 ) -> Markup:
-    """A table of rows (name, cells). corner: what stands above the names."""
-    names = [h("th", column, scope="col") for column in columns]
-    head = h("thead", h("tr", h("td", corner), names))
-    body = h("tbody", [h("tr", h("th", name, scope="row"), cells) for name, cells in rows])
-    return h("div", h("table", h("caption", title), head, body, class_=kind), class_="scroll")
+    """A table of rows [name, *cells]. corner: what stands above the names."""
+    return scrolling(table([h("td", corner), *columns], rows, title, f"heat {kind}".rstrip()))
 
 
-def effects_map(
-    title: str, effects: Mapping[str, Any], receiver: str, marked: Sequence[str] = ()
-) -> Markup:
+def effects_map(title: str, effects: Any, receiver: str, marked: Sequence[str] = ()) -> Markup:
     """r of every sender on one receiver.
 
     A row per layer, the last one on top, with its MLP at the right; the embedding below.
@@ -75,33 +64,30 @@ def effects_map(
     """
     scale = Scale(1.0, root=True)
 
-    def cell(sender: str, value: Any) -> Markup:
-        r = float(value)
+    def cell(sender: str, r: float) -> Markup:
         tip = f"{sender} → {receiver}: r = {signed(100 * r, 1)} %"
         return scale.cell(r, signed(100 * r), tip, sender in marked)
 
     rows = []
     for layer, of_heads in enumerate(effects["heads"]):
         heads = [cell(f"{layer}.{head}", r) for head, r in enumerate(of_heads)]
-        mlp = cell(f"mlp{layer}", effects["mlps"][layer])
-        rows.append((str(layer), [*heads, mlp]))
+        rows.append([str(layer), *heads, cell(f"mlp{layer}", effects["mlps"][layer])])
     rows.reverse()
-    rows.append(("embed", [cell("embedding", effects["embedding"])]))
-    columns = [f"h{head}" for head in range(len(effects["heads"][0]))] + ["mlp"]
-    return heat_map(title, "layer", columns, rows)
+    rows.append(["embed", cell("embedding", effects["embedding"])])
+    columns = [f"h{head}" for head in range(len(effects["heads"][0]))]
+    return heat_map(title, "layer", [*columns, "mlp"], rows)
 
 
 def vector_map(title: str, logits: Sequence[Sequence[float]], scale: Scale, k: int) -> Markup:
     """A function vector, logits [x][y]: by how much y rises. The cells y = x + k are outlined."""
     rows = []
-    for x, row in enumerate(logits):
-        cells = []
-        for y, value in enumerate(map(float, row)):
+    for x, of_x in enumerate(logits):
+        row: list[Any] = [x]
+        for y, value in enumerate(of_x):
             tip = f"input {x}, output {y}: {signed(value, 2)} logits"
-            cells.append(scale.cell(value, signed(value, 1), tip, y == x + k))
-        rows.append((str(x), cells))
-    columns = [str(y) for y in range(len(logits[0]))]
-    return heat_map(title, "x \\ y", columns, rows, kind="heat vector")
+            row.append(scale.cell(value, signed(value, 1), tip, y == x + k))
+        rows.append(row)
+    return heat_map(title, "x \\ y", map(str, range(len(logits[0]))), rows, "vector")
 
 
 # ---------------------------------------------------------------- SVG
@@ -109,39 +95,33 @@ def vector_map(title: str, logits: Sequence[Sequence[float]], scale: Scale, k: i
 
 def svg(width: float, height: float, label: str, *children: Any, **attributes: Any) -> Markup:
     """A picture of this size in px. label: what a screen reader says of it."""
-    size = {"viewBox": f"0 0 {width:g} {height:g}", "width": f"{width:g}", "height": f"{height:g}"}
-    return h("svg", *children, **{**size, "role": "img", "aria_label": label, **attributes})
+    shown: dict[str, Any] = {"viewBox": f"0 0 {width:g} {height:g}"}
+    shown |= {"width": width, "height": height, "role": "img", "aria_label": label}
+    return h("svg", *children, **(shown | attributes))
 
 
-def text(x: float, y: float, words: Any, class_: str = "", anchor: str = "start") -> Markup:
-    """Words on a baseline that has (x, y) at its start, middle or end, as `anchor` says."""
-    return h(
-        "text",
-        words,
-        x=f"{x:g}",
-        y=f"{y:g}",
-        class_=class_ or None,
-        text_anchor=anchor if anchor != "start" else None,
-    )
+def text(
+    x: float, y: float, inner: Any, class_: str | None = None, anchor: str | None = None
+) -> Markup:
+    """Words on a baseline that has (x, y) at its start, or at its middle or end: `anchor`."""
+    return h("text", inner, x=x, y=y, class_=class_, text_anchor=anchor)
 
 
 def rect(x: float, y: float, width: float, height: float, **attributes: Any) -> Markup:
     """A filled box whose upper left corner is (x, y)."""
-    return h("rect", x=f"{x:g}", y=f"{y:g}", width=f"{width:g}", height=f"{height:g}", **attributes)
+    return h("rect", x=x, y=y, width=width, height=height, **attributes)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
-    """A straight line."""
-    return h("line", x1=f"{x1:g}", x2=f"{x2:g}", y1=f"{y1:g}", y2=f"{y2:g}", class_=class_)
+    return h("line", x1=x1, x2=x2, y1=y1, y2=y2, class_=class_)
 
 
-def attention(
-    head: str, pattern: Sequence[Sequence[float]], tokens: Sequence[str], answers: Sequence[int]
-) -> Markup:
-    """One head's attention on one prompt: a row per query token, a column per key token.
+def attention(head: str, pattern: Sequence[Sequence[float]], tokens: Sequence[str]) -> Markup:
+    """One head's attention [query][key] on one prompt: a row per query token, a column per key.
 
-    pattern: [query][key]. answers: the places of shown answers, which are set off.
+    The shown answers are set off.
     """
+    answers = range(5, len(tokens) - 1, 6)
     left, top, size = 28, 18, 11  # px; size: of a cell
     length = len(tokens) * size
     stairs = f"h{size}v{size}" * len(tokens)
@@ -157,7 +137,7 @@ def attention(
                 x = left + key * size
                 cells.append(rect(x, y, size - 1, size - 1, **look, data_tip=tip))
         word = "bos" if token == "<bos>" else token
-        class_ = "answer" if query in answers else ""
+        class_ = "answer" if query in answers else None
         names_of_rows.append(text(left - 5, y + size - 2.5, word, class_, "end"))
         middle = left + query * size + size / 2
         names_of_columns.append(text(middle, top - 5, word, class_, "middle"))
@@ -189,11 +169,11 @@ def four_bars(title: str, rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> 
         grid.append(text(x, bottom + 9, percent(share), "tick", "middle"))
     for index, (setting, name) in enumerate(BARS.items()):
         y = top + index * step
-        names.append(text(BARS_LEFT - 8, y + 14, name, "", "end"))
+        names.append(text(BARS_LEFT - 8, y + 14, name, anchor="end"))
         if row := rows.get(setting):
-            where, n = f"{title}, {name}", int(row["n_prompts"])
-            bars.append(bar(y + 2, where, "plain", float(row["base_acc"]), n))
-            bars.append(bar(y + 11, where, "shifted", float(row["contrast_acc"]), n))
+            where, n = f"{title}, {name}", row["n_prompts"]
+            bars.append(bar(y + 2, where, "plain", row["base_acc"], n))
+            bars.append(bar(y + 11, where, "shifted", row["contrast_acc"], n))
     parts = [text(0, 12, title, "title"), grid, names, bars]
     label = f"{title}: shares of plain and shifted answers"
     return svg(BARS_LEFT + BARS_WIDTH + 22, bottom + 16, label, parts, class_="bars")
@@ -221,15 +201,16 @@ class Axis:
     """An axis of a plot, with named ticks."""
 
     ticks: Sequence[tuple[float, str]]
+    name: str = ""
     log: bool = False
 
-    def scale(self, values: Iterable[float]) -> Callable[[float], float]:
-        """A function from a value to its place, 0 to 1; the axis spans its ticks and `values`."""
+    def scale(self, values: Iterable[float], start: float, end: float) -> Callable[[float], float]:
+        """From a value to its place in px; the axis spans its ticks and `values`."""
         along: Callable[[float], float] = math.log if self.log else float
         spanned = [along(value) for value in (*(value for value, _ in self.ticks), *values)]
         low = min(spanned)
         span = (max(spanned) - low) or 1.0
-        return lambda value: (along(value) - low) / span
+        return lambda value: start + (end - start) * ((along(value) - low) / span)
 
 
 @dataclass(frozen=True)
@@ -238,81 +219,59 @@ class Curve:
 
     name: str
     class_: str
-    points: Sequence[tuple[float, float]]
+    points: Sequence[tuple[float, float, str]]  # x, y, and what is said of the point
 
 
-@dataclass(frozen=True)
-class Plot:
-    """Curves on two axes."""
-
-    label: str  # what a screen reader says of it
-    x_name: str
-    x: Axis
-    y: Axis
-    tip: Callable[[str, float, float], str]  # (name of the curve, x, y) → what is said of a point
-    moments: Sequence[tuple[float, str]] = ()  # upright lines at some x, with a name
-
-    def draw(self, curves: Sequence[Curve]) -> Markup:
-        """The picture; curves without points are left out."""
-        curves = [curve for curve in curves if curve.points]
-        left, top, width, height, right = 52, 22 + 14 * len(self.moments), 420, 220, 108  # px
-        bottom, end = top + height, left + width
-        along = self.x.scale(x for curve in curves for x, _ in curve.points)
-        up = self.y.scale(y for curve in curves for _, y in curve.points)
-
-        def x_at(x: float) -> float:
-            return round(left + width * along(x), 1)
-
-        def y_at(y: float) -> float:
-            return top + height * (1 - up(y))
-
-        grid, ticks, moments, lines = [], [], [], []
-        for tick, name in self.y.ticks:
-            y = y_at(tick)
-            grid.append(line(left, round(y, 1), end, round(y, 1), "grid"))
-            grid.append(text(left - 8, y + 4, name, "tick", "end"))
-        for tick, name in self.x.ticks:
-            ticks.append(text(x_at(tick), bottom + 18, name, "tick", "middle"))
-        ticks.append(text(left + width / 2, bottom + 36, self.x_name, "tick", "middle"))
-        for index, (moment, name) in enumerate(self.moments):
-            x, y = x_at(moment), 14 * index + 12
-            moments += [line(x, y, x, bottom, "moment"), text(x + 4, y + 2, name, "tick")]
-        name_at = spread([(y_at(curve.points[-1][1]), curve.name) for curve in curves], 13)
-        for curve in curves:
-            corners, dots = [], []
-            for x, y in curve.points:
-                cx, cy = f"{x_at(x):.1f}", f"{y_at(y):.1f}"
-                corners.append(f"{cx},{cy}")
-                dots.append(h("circle", cx=cx, cy=cy, r=3.5, data_tip=self.tip(curve.name, x, y)))
-            drawn = h("polyline", points=" ".join(corners))
-            named = text(end + 9, name_at[curve.name] + 4, curve.name)
-            lines.append(h("g", drawn, dots, named, class_=f"curve {curve.class_}"))
-        parts = [grid, ticks, moments, lines]
-        return svg(end + right, bottom + 42, self.label, parts, class_="curves")
+def plot(
+    label: str, x: Axis, y: Axis, curves: Sequence[Curve], moments: Sequence[tuple[float, str]] = ()
+) -> Markup:
+    """Curves on two axes. moments: upright lines at some x, with a name."""
+    left, top, width, height = 52, 22 + 14 * len(moments), 420, 220  # px
+    bottom, end = top + height, left + width
+    x_at = x.scale((at for curve in curves for at, _, _ in curve.points), left, end)
+    y_at = y.scale((value for curve in curves for _, value, _ in curve.points), bottom, top)
+    parts = []
+    for value, name in y.ticks:
+        level = y_at(value)
+        parts.append(line(left, round(level, 1), end, round(level, 1), "grid"))
+        parts.append(text(left - 8, level + 4, name, "tick", "end"))
+    for value, name in x.ticks:
+        parts.append(text(round(x_at(value), 1), bottom + 18, name, "tick", "middle"))
+    parts.append(text(left + width / 2, bottom + 36, x.name, "tick", "middle"))
+    for index, (moment, name) in enumerate(moments):
+        at, level = round(x_at(moment), 1), 14 * index + 12
+        parts.append(line(at, level, at, bottom, "moment"))
+        parts.append(text(at + 4, level + 2, name, "tick"))
+    name_at = spread([(y_at(curve.points[-1][1]), curve.name) for curve in curves], 13)
+    for curve in curves:
+        corners, dots = [], []
+        for at, value, tip in curve.points:
+            cx, cy = f"{x_at(at):.1f}", f"{y_at(value):.1f}"
+            corners.append(f"{cx},{cy}")
+            dots.append(h("circle", cx=cx, cy=cy, r=3.5, data_tip=tip))
+        drawn = h("polyline", points=" ".join(corners))
+        named = text(end + 9, name_at[curve.name] + 4, curve.name)
+        parts.append(h("g", drawn, dots, named, class_=f"curve {curve.class_}"))
+    return svg(end + 108, bottom + 42, label, parts, class_="curves")
 
 
 def spread(wanted: Sequence[tuple[float, str]], least: float) -> dict[str, float]:
     """Places near the wanted ones that are at least so far apart, in their order."""
-    if not wanted:
-        return {}
+    wanted = sorted(wanted)
     placed: list[float] = []
-    for y, _ in sorted(wanted):
+    for y, _ in wanted:
         placed.append(max(y, placed[-1] + least) if placed else y)
-    shift = (sum(y for y, _ in sorted(wanted)) - sum(placed)) / len(wanted)
-    return {name: y + shift for (_, name), y in zip(sorted(wanted), placed)}
+    shift = sum(y - place for (y, _), place in zip(wanted, placed)) / max(1, len(wanted))
+    return {name: place + shift for (_, name), place in zip(wanted, placed)}
 
 
 # ---------------------------------------------------------------- the circuit as a graph
 
 COLUMNS = ("from", "bring the answers", "function induction", "also write", "answer")
-KINDS = (  # the first that fits colours a node
-    "function_induction",
-    "consolidation",
-    "previous_token",
-    "expected_answer",
-    "shown_answer",
-    "other_direct",
-    "upstream",
+# The first group that fits colours a node.
+KINDS = (
+    *("function_induction", "consolidation", "previous_token"),
+    *("expected_answer", "shown_answer", "other_direct", "upstream"),
 )
 CONTRASTS = {"answers": "shown answers changed", "operands": "operands changed"}
 Node = Mapping[str, Any]  # {name, kind, steps, groups} of circuit.json
@@ -333,25 +292,23 @@ def merged(graph: Mapping[str, Any]) -> list[Edge]:
     """One edge for each sender, receiver and contrast: that of the largest |r| among the inputs."""
     edges: dict[tuple[str, str, str], Edge] = {}
     for edge in graph["edges"]:
-        receiver, which = str(edge["receiver"]), ""
+        receiver, which = edge["receiver"], ""
         if receiver[-2:] in (".q", ".k", ".v"):
             receiver, which = receiver[:-2], receiver[-1]
-        key = str(edge["sender"]), receiver, str(edge["contrast"])
-        so_far, r = edges.get(key, Edge(*key)), float(edge["r"])
-        inputs = (f"{which} {signed(100 * r)}",) if which else ()
-        edges[key] = Edge(*key, max(so_far.r, r, key=abs), so_far.inputs + inputs)
+        key = edge["sender"], receiver, edge["contrast"]
+        so_far = edges.get(key, Edge(*key))
+        inputs = (f"{which} {signed(100 * edge['r'])}",) if which else ()
+        edges[key] = Edge(*key, max(so_far.r, edge["r"], key=abs), so_far.inputs + inputs)
     return list(edges.values())
 
 
-def column_of(node: Node) -> int:
+def column_of(node: Node) -> str:
     """Which of COLUMNS a node stands in."""
-    if node["kind"] == "logits":
-        return 4
-    if node["kind"] == "embedding":
-        return 0
+    if node["kind"] in ("logits", "embedding"):
+        return "answer" if node["kind"] == "logits" else "from"
     if "function_induction" in node["groups"]:
-        return 2
-    return {1: 3, 2: 1}.get(int(node["steps"]), 0)
+        return "function induction"
+    return {1: "also write", 2: "bring the answers"}.get(node["steps"], "from")
 
 
 def depth(node: Node) -> float:
@@ -361,33 +318,25 @@ def depth(node: Node) -> float:
     return int(node["name"][3:]) + 0.5 if node["kind"] == "mlp" else -1
 
 
-def columns_of(graph: Mapping[str, Any]) -> dict[str, list[Node]]:
-    """The nodes of each column that has some, the latest of the model on top."""
-    columns: dict[str, list[Node]] = {name: [] for name in COLUMNS}
-    for node in graph["nodes"]:
-        if node["kind"] != "together":
-            columns[COLUMNS[column_of(node)]].append(node)
-    for nodes in columns.values():
-        nodes.sort(key=lambda node: (-depth(node), str(node["name"])))
-    return {name: nodes for name, nodes in columns.items() if nodes}
-
-
 BOX_WIDTH, BOX_HEIGHT = 92, 30  # px, of a node
 
 
 def graph_picture(graph: Mapping[str, Any]) -> Markup:
     """The circuit from left to right; graph: that of circuit.json."""
     top, across, down = 58, 240, 46  # px; from one column to the next, and from node to node
-    columns = columns_of(graph)
+    columns: dict[str, list[Node]] = {}
+    for node in sorted(graph["nodes"], key=lambda node: (-depth(node), node["name"])):
+        if node["kind"] != "together":
+            columns.setdefault(column_of(node), []).append(node)
     height = down * max((len(nodes) for nodes in columns.values()), default=0)
     places: dict[str, tuple[float, float]] = {}  # the upper left corners
     names, boxes, lines = [], [], []
-    for index, (name, nodes) in enumerate(columns.items()):
-        x = index * across + 8
+    for index, name in enumerate(sorted(columns, key=COLUMNS.index)):
+        x, nodes = index * across + 8, columns[name]
         names.append(text(x + BOX_WIDTH / 2, 22, name, "column", "middle"))
         y = top + (height - len(nodes) * down) / 2
         for row, node in enumerate(nodes):
-            places[str(node["name"])] = (x, y + row * down)
+            places[node["name"]] = (x, y + row * down)
             boxes.append(box(node, x, y + row * down))
     for edge in sorted(merged(graph), key=lambda edge: -abs(edge.r)):
         start, end = places.get(edge.sender), places.get(edge.receiver)
@@ -427,13 +376,10 @@ def connection(edge: Edge, start: tuple[float, float], end: tuple[float, float])
 
 def box(node: Node, x: float, y: float) -> Markup:
     """A node; that of a head leads to its row of the table."""
-    name, groups = str(node["name"]), node["groups"]
-    parts = [
-        rect(x, y, BOX_WIDTH, BOX_HEIGHT, rx=8),
-        text(x + BOX_WIDTH / 2, y + 20, name, "", "middle"),
-    ]
-    words = [str(group).replace("_", " ") for group in groups] or [node["kind"]]
-    tip = f"{name}: {', '.join(words)}"
+    name, groups = node["name"], node["groups"]
+    label = text(x + BOX_WIDTH / 2, y + 20, name, anchor="middle")
+    parts = [rect(x, y, BOX_WIDTH, BOX_HEIGHT, rx=8), label]
+    tip = f"{name}: {', '.join(map(words, groups)) or node['kind']}"
     colour = next((group for group in KINDS if group in groups), node["kind"])
     look = {"class_": f"node {colour}", "data_tip": tip}
     if node["kind"] == "head":

@@ -5,7 +5,7 @@ Every function takes what circuit.json holds and returns lines of at most 80 col
 """
 
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from minifunc.analysis.rows import as_effects
@@ -42,45 +42,57 @@ def in_words(route: dict[str, float], most: int = 4) -> str:
     return listed(parts, "no single node")
 
 
+def wrap(text: str, first: str = "", rest: str = "") -> list[str]:
+    """A text as lines, which begin with `first` and then with `rest`."""
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=rest)
+
+
 def title(c: Circuit) -> str:
     """The task in words: `addition off by +1`."""
     return f"{c['task'].removeprefix('base_')} {c['asked']}"
 
 
-def setting(c: Circuit) -> str:
-    mlps = "frozen" if c["freeze_mlps"] else "live"
-    return (
-        f"{title(c)}, {c['shots']} shots, {c['n_prompts']} prompts, {mlps} MLPs, on {c['device']}"
-    )
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1, digits: int = 3
+) -> list[str]:
+    """A line of names and a line per row, each column as wide as its widest text.
 
-
-def item(label: str, text: str, width: int = 20) -> list[str]:
-    """A label and what is said of it, the text wrapped beside it."""
-    indent = " " * (width + 2)
-    return textwrap.wrap(text, WIDTH, initial_indent=f"  {label:{width}}", subsequent_indent=indent)
+    The first `left` columns are aligned to the left, the others to the right. Fractions get
+    `digits` places.
+    """
+    lines = [list(columns)]
+    for first, *values in rows:
+        texts = [f"{x:.{digits}f}" if isinstance(x, float) else str(x) for x in values]
+        lines.append([f"  {first}", *texts])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    aligned = []
+    for line in lines:
+        cells = [text.ljust(width) for text, width in zip(line[:left], widths)]
+        cells += [text.rjust(width) for text, width in zip(line[left:], widths[left:])]
+        aligned.append("   ".join(cells).rstrip())
+    return aligned
 
 
 # ---------------------------------------------------------------- step by step
 
 
 def solved(c: Circuit) -> list[str]:
-    lines = [
-        setting(c),
-        f"  shares of {c['accuracy_prompts']} prompts{'plain answer':>24}{c['asked']:>14}",
+    mlps = "frozen" if c["freeze_mlps"] else "live"
+    answers = {prompt: c["accuracy"][prompt] for prompt in ("base_prompt", "contrast_prompt")}
+    rows = [[words(prompt) + "s", *shares.values()] for prompt, shares in answers.items()]
+    return [
+        f"{title(c)}, {c['shots']} shots, {c['n_prompts']} prompts, {mlps} MLPs, on {c['device']}",
+        *table([f"shares of {c['accuracy_prompts']} prompts", "plain answer", c["asked"]], rows),
     ]
-    for prompt in ("base_prompt", "contrast_prompt"):
-        plain, shifted = (c["accuracy"][prompt][answer] for answer in ("base", "contrast"))
-        lines.append(f"  {words(prompt) + 's':21}{plain:24.3f}{shifted:14.3f}")
-    return lines
 
 
 def heat_map(c: Circuit, colour: bool) -> list[str]:
     """r in percent, a row per layer; red pulls back to base (r < 0), blue pushes on (r > 0)."""
     logits = c["effects"]["logits"]
-    columns = [f"h{head}" for head in range(len(logits["heads"][0]))]
+    columns = "".join(f"{'h' + str(head):>7}" for head in range(len(logits["heads"][0])))
     lines = [
         "heads → logits (r in %; -100: all the way back to the plain answer)",
-        "layer " + "".join(f"{column:>7}" for column in columns) + f"{'mlp':>8}",
+        f"layer {columns}{'mlp':>8}",
     ]
     for layer, row in reversed(list(enumerate(logits["heads"]))):
         cells = "".join(cell(r, colour) for r in row)
@@ -102,35 +114,34 @@ def traced(c: Circuit) -> list[str]:
     if not c["groups"]["function_induction"]:
         return []
     fi, others = direct_writers(c)
+    said = {
+        "function induction": named(fi, len(fi)),
+        "other writers": named(others, len(others)),
+        "the shown answers": f"reach them from {named(c['routes']['shown_answer'])}",
+        "the expected ones": f"reach them from {named(c['routes']['expected_answer'])}",
+    }
     lines = ["the circuit (r in %)"]
-    lines += item("function induction", named(fi, len(fi)))
-    lines += item("other writers", named(others, len(others)))
-    lines += item("the shown answers", f"reach them from {named(c['routes']['shown_answer'])}")
-    lines += item("the expected ones", f"reach them from {named(c['routes']['expected_answer'])}")
+    for label, text in said.items():
+        lines += wrap(text, f"  {label:20}", " " * 22)
     return lines
 
 
 def enough(c: Circuit) -> list[str]:
     """All groups together run alone, random circuits beside them."""
     e = c["evaluation"]
-    union = [row for row in e["circuits"] if row["circuit"] == "union of groups"]
-    lines = [
-        f"is it enough? Its {len(union[0]['heads'])} heads alone, {e['n_prompts']} other prompts",
-        f"  {'all others send':24}{'faithfulness':>14}{c['asked']:>14}{'random heads':>20}",
-    ]
     sources = {
         "base": "values of base prompts",
         "operands_changed": "of other operands",
         "mean": "mean values",
     }
-    for row in union:
-        drawn = row["random_circuits"]["mean"]
-        lines.append(
-            f"  {sources[row['replaced_by']]:24}{row['faithfulness']:14.2f}"
-            f"{row['circuit_accuracy']:14.3f}{drawn:20.2f}"
-        )
+    rows = []
+    for row in e["circuits"]:
+        if row["circuit"] == "union of groups":
+            drawn, source = row["random_circuits"]["mean"], sources[row["replaced_by"]]
+            rows.append([source, row["faithfulness"], row["circuit_accuracy"], drawn])
     return [
-        *lines,
+        f"is it enough? Its {len(e['circuit'])} heads alone, {e['n_prompts']} other prompts",
+        *table(["all others send", "faithfulness", c["asked"], "random heads"], rows),
         "  (random heads: as many of the same layers; they overlap with the circuit)",
         f"  it misses at most {e['completeness']:.0%} of F, whatever part of it is taken away",
     ]
@@ -138,42 +149,39 @@ def enough(c: Circuit) -> list[str]:
 
 def ablated(c: Circuit) -> list[str]:
     """What is left without the FI heads, the plain answer beside it."""
-    rows = c["evaluation"]["ablation"]
-    if not rows:
-        return []
-    lines = [f"is it needed? {'plain answer':>42}{c['asked']:>14}"]
-    for row in rows:
-        of_fi = row["ablated"] == "function_induction"
-        control = row["ablated"] == "random_same_layers" and row["beside"] == "function_induction"
-        if not (of_fi or control) or row["how"] not in ("base", "mean", "unrelated"):
-            continue
-        if control and row["how"] != "base":
-            continue
-        who = "FI heads" if of_fi else "random heads of these layers"
-        lines.append(
-            f"  {who}, {row['how']} values{'':<1}".ljust(42)
-            + f"{row['base_acc']:14.3f}{row['contrast_acc']:14.3f}"
-        )
-    return lines
+    settings = {
+        ("function_induction", "base"): "FI heads, base values",
+        ("function_induction", "mean"): "FI heads, mean values",
+        ("function_induction", "unrelated"): "FI heads, unrelated values",
+        ("random_same_layers", "base"): "random heads of these layers, base values",
+    }
+    rows = []
+    for row in c["evaluation"]["ablation"]:
+        setting = settings.get((row["ablated"], row["how"]))
+        if setting:
+            rows.append([setting, row["base_acc"], row["contrast_acc"]])
+    return table(["is it needed?", "plain answer", c["asked"]], rows)
 
 
 def reused(c: Circuit) -> list[str]:
     """How other tasks fare without these heads."""
-    by_way: dict[tuple[str, str], list[float]] = {}
+    shifted: dict[str, list[float]] = {
+        "none": [],
+        "function_induction": [],
+        "random_same_layers": [],
+    }
     for row in c["reuse"]:
-        if row["items"] in ("all", "carry"):
-            way = (row["prompt"], row["ablated"])
-            by_way.setdefault(way, []).append(row["contrast_acc"])
-    if not by_way:
+        if row["prompt"] == "contrast" and row["items"] != "no carry":
+            shifted[row["ablated"]].append(row["contrast_acc"])
+    n = len(shifted["none"])
+    if not n:
         return []
-    mean = {way: sum(values) / len(values) for way, values in by_way.items()}
-    n = len(by_way["contrast", "none"])
+    kept, without, without_random = (sum(shares) / n for shares in shifted.values())
     text = (
-        f"the same heads on {n} tasks: shifted answers {mean['contrast', 'none']:.2f}, without "
-        f"them {mean['contrast', 'function_induction']:.2f}, without as many random ones "
-        f"{mean['contrast', 'random_same_layers']:.2f} (means)"
+        f"the same heads on {n} tasks: shifted answers {kept:.2f}, without them {without:.2f}, "
+        f"without as many random ones {without_random:.2f} (means)"
     )
-    return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+    return wrap(text, "", "  ")
 
 
 # ---------------------------------------------------------------- the conclusion
@@ -226,25 +234,14 @@ def sentence(c: Circuit) -> str:
 def conclusion(c: Circuit) -> list[str]:
     """The finding in a few plain words."""
     if not c["groups"]["function_induction"]:
-        return ["", *textwrap.wrap(not_found(c), WIDTH)]
+        return ["", *wrap(not_found(c))]
     fi, _ = direct_writers(c)
-    left = {row["how"]: row for row in reversed(c["evaluation"]["ablation"]) if "floor" in row}
+    plain = {row["how"]: row["base_acc"] for row in c["evaluation"]["ablation"][:2]}
     done = c["accuracy"]["contrast_prompt"]["contrast"]
     text = (
         f"{title(c).capitalize()} (right on {done:.1%}) is carried to the answer by "
-        f"{in_words(fi)}: heads that at the last `=` look back at the shown answers. "
-        "With what they send on plain prompts put in, the answer is plain on "
-        f"{left['base']['base_acc']:.1%}; with mean values on "
-        f"{left['mean']['base_acc']:.1%}, so they carry the answer itself, not the rule alone."
+        f"{in_words(fi)}: heads that at the last `=` look back at the shown answers. With what "
+        f"they send on plain prompts put in, the answer is plain on {plain['base']:.1%}; with mean "
+        f"values on {plain['mean']:.1%}, so they carry the answer itself, not the rule alone."
     )
-    return ["", *textwrap.wrap(text, WIDTH)]
-
-
-PARTS: dict[str, Callable[[Circuit], list[str]]] = {
-    "task": solved,
-    "circuit": traced,
-    "enough": enough,
-    "ablation": ablated,
-    "reuse": reused,
-    "conclusion": conclusion,
-}
+    return ["", *wrap(text)]

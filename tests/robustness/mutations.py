@@ -410,8 +410,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/analysis/probe.py",
-        old="(y - y.mean(0)).square()",
-        new="y.square()",
+        old="(y - y.mean(0)).square().sum(0)",
+        new="y.square().sum(0)",
         breaks="R² is measured around zero",
         tests="probe",
     ),

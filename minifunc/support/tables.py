@@ -1,0 +1,47 @@
+"""How numbers are written: rounded in circuit.json, in tables on the terminal."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def rounded(value: Any, digits: int = 4) -> Any:
+    """The floats in nested dictionaries and lists, rounded.
+
+    >>> rounded({"r": 0.123456, "heads": ["3.1"], "n": 5, "mean": None})
+    {'r': 0.1235, 'heads': ['3.1'], 'n': 5, 'mean': None}
+    """
+    if isinstance(value, dict):
+        return {name: rounded(each, digits) for name, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each, digits) for each in value]
+    return round(value, digits) if isinstance(value, float) else value
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right.
+
+    A float gets two decimals; None is a dash.
+
+    >>> table(["head", "r", "share"], [["3.1", -0.4, 1.0], ["all", "-", None]])
+    ['  head      r  share', '  3.1   -0.40   1.00', '  all       -      –']
+    """
+    lines = [list(columns), *([_text(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    shown = []
+    for first, *others in lines:
+        cells = [f"  {cell:>{width}}" for cell, width in zip(others, widths[1:])]
+        shown.append(f"  {first:{widths[0]}}" + "".join(cells))
+    return shown
+
+
+def table_of_heads(found: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    """A table with a row for each head: its values of `names`, which head the columns."""
+    titles = [name.replace("_", " ") for name in names]
+    rows = [[head, *(values[name] for name in names)] for head, values in found.items()]
+    return table(["head", *titles], rows)
+
+
+def _text(cell: object) -> str:
+    if cell is None:
+        return "–"
+    return f"{cell:.2f}" if isinstance(cell, float) else str(cell)
