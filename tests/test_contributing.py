@@ -18,7 +18,7 @@ SECTIONS = dict(
 
 
 def changes(section):
-    """(file, the text that must be there once, what takes its place) of each `--- file` in a section's diff."""
+    """Of each `--- file` in a section's diff: (file, the text that must be there once, the new)."""
     (diff,) = re.findall(r"```diff\n(.*?)```", section, flags=re.S)
     for file, lines in re.findall(
         r"^--- ([\w/.]+)\n((?:[ +-](?!-- ).*\n|\+?\n)*)", diff, flags=re.M

@@ -1,4 +1,7 @@
-"""The sweep against the definition (oracle.py), on models, prompts, senders and receivers drawn at random."""
+"""The sweep against the definition (oracle.py).
+
+Models, prompts, senders and receivers are drawn at random.
+"""
 
 import random
 
@@ -12,7 +15,10 @@ from minifunc.patching import PathPatcher
 
 
 def draw(seed):
-    """(arguments of both, options of both, those of the patcher alone, receiver groups, senders): small, and odd in every way that is allowed."""
+    """Small, and odd in every way that is allowed.
+
+    → (arguments of both, options of both, those of the patcher alone, receiver groups, senders)
+    """
     dice, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     cfg = ModelConfig(
         n_layers=dice.choice([1, 1, 2, 3]),

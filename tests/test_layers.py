@@ -1,4 +1,4 @@
-"""Which file may import which, read off the source: docs/architecture.md states it, and this checks it."""
+"""Which file may import which: docs/architecture.md states it, and the source must follow."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ OURS = {"minifunc", "tasks", "train", "patch", "commands", "experiments", "tests
 
 
 def imported(source: str, package: str = "") -> set[str]:
-    """The modules that a file imports anywhere, functions included, with what is taken from them: `minifunc.model.Hooks`, `torch` …"""
+    """What a file imports, also inside its functions: `minifunc.model.Hooks`, `torch` …"""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -27,7 +27,7 @@ def imported(source: str, package: str = "") -> set[str]:
 
 
 def module_of(path: Path) -> str:
-    """minifunc/model.py → `model`, minifunc/analysis/probe.py → `analysis.probe`, and a package's own file → the package."""
+    """minifunc/analysis/probe.py → `analysis.probe`, a package's own file → the package."""
     parts = path.relative_to(ROOT / "minifunc").with_suffix("").parts
     return ".".join(part for part in parts if part not in ("__init__", "__main__"))
 

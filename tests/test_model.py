@@ -58,7 +58,10 @@ def tokens():
 
 
 def turned(x, base):
-    """Rotary positions by their definition, one pair and one position at a time. x [batch, head, pos, d_head]"""
+    """Rotary positions by their definition, one pair and one position at a time.
+
+    x [batch, head, pos, d_head] → the same shape
+    """
     out = torch.empty_like(x)
     for pos, pair in itertools.product(range(x.shape[2]), range(x.shape[3] // 2)):
         angle = pos / base ** (2 * pair / x.shape[3])
@@ -364,7 +367,7 @@ def test_initial_weights_come_from_the_generator_alone():
     assert not torch.equal(weights(0, 1), weights(1, 1))
 
 
-def test_initial_weights_have_one_over_fan_in_as_variance_and_less_where_they_write_into_the_stream():
+def test_initial_weights_have_variance_one_over_fan_in_and_less_where_they_write_into_the_stream():
     model = Transformer(
         ModelConfig(
             n_layers=3, n_heads=4, d_model=64, d_head=32, d_mlp=256, d_vocab=64, positions="learned"

@@ -142,7 +142,7 @@ def test_prompts_that_differ_at_the_last_position_alone_equal_the_oracle():
 
 
 def test_all_senders_together_bring_back_the_base_run():
-    """Tests 2 and 3 of the definition: nothing of the contrast run is left where everything that writes is changed."""
+    """Nothing of the contrast run is left where everything that writes is changed."""
     for variant in VARIANTS.values():
         patcher = PathPatcher(*make(**variant), freeze_mlps=True)
         assert patcher.sweep(Logits(), [patcher.senders]).r.tolist() == pytest.approx(

@@ -1,7 +1,9 @@
-"""Does it install, and do the tests pass, with every Python and with the oldest, the pinned and the newest packages? `make test-matrix`.
+"""Does it install with every Python and old and new packages, and do the tests pass?
 
-Every environment is made anew, in a folder that is removed afterwards: a clone of the source, `pip install` of the wheel built from its
-sdist, an `import minifunc` that must find that wheel, then the tests. A Python that is not on the PATH is said to be missing, and counts as nothing.
+`make test-matrix` tries the oldest, the pinned and the newest packages. Every environment is made
+anew, in a folder that is removed afterwards: a clone of the source, `pip install` of the wheel
+built from its sdist, an `import minifunc` that must find that wheel, then the tests. A Python that
+is not on the PATH is said to be missing, and counts as nothing.
 """
 
 import argparse
@@ -19,7 +21,12 @@ VERSIONS = {
     "pinned": ROOT / "constraints.txt",
     "newest": None,
 }  # which versions pip may take
-SHOWN = "import sys, torch, numpy, minifunc; assert 'site-packages' in minifunc.__file__, minifunc.__file__; print(torch.__version__, numpy.__version__)"
+SHOWN = """
+import torch, numpy, minifunc
+assert "site-packages" in minifunc.__file__, minifunc.__file__
+print(torch.__version__, numpy.__version__)
+"""
+LEFT_OUT = (".git", ".venv*", "out", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
 
 
 class Failed(Exception):
@@ -40,37 +47,20 @@ def step(what: str, command: list[str], cwd: Path) -> str:
 
 def try_out(python: str, constraints: Path | None, place: Path) -> str:
     """Installs and tests in an environment under `place`; what pytest said last. Raises Failed."""
-    source, env = place / "source", place / "env"
-    shutil.copytree(
-        ROOT,
-        source,
-        ignore=shutil.ignore_patterns(
-            ".git", ".venv*", "out", "build", "dist", "*.egg-info", "__pycache__", ".*_cache"
-        ),
-    )
+    source, env, dist = place / "source", place / "env", place / "dist"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*LEFT_OUT))
     step("venv", [python, "-m", "venv", str(env)], place)
-    pip = [
-        str(env / "bin/python"),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-    ]
-    step("build", [*pip, "build"], place)
-    step(
-        "build",
-        [str(env / "bin/python"), "-m", "build", "--outdir", str(place / "dist"), str(source)],
-        place,
-    )
-    (wheel,) = (place / "dist").glob("*.whl")
-    step(
-        "install",
-        [*pip, *(["--constraint", str(constraints)] if constraints else []), f"{wheel}[test]"],
-        place,
-    )
-    versions = step("import", [str(env / "bin/python"), "-c", SHOWN], place)
-    return f"torch {versions.replace(' ', ', numpy ')}: {step('tests', [str(env / 'bin/python'), '-m', 'pytest'], source)}"
+    own_python = str(env / "bin/python")
+    install = [own_python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    step("build", [*install, "build"], place)
+    step("build", [own_python, "-m", "build", "--outdir", str(dist), str(source)], place)
+    (wheel,) = dist.glob("*.whl")
+    if constraints:
+        install += ["--constraint", str(constraints)]
+    step("install", [*install, f"{wheel}[test]"], place)
+    versions = step("import", [own_python, "-c", SHOWN], place)
+    passed = step("tests", [own_python, "-m", "pytest"], source)
+    return f"torch {versions.replace(' ', ', numpy ')}: {passed}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -105,10 +95,8 @@ def main(argv: list[str] | None = None) -> int:
                 f"python {version:5} {name:7} {time.monotonic() - start:6.0f} s  {said}", flush=True
             )
     if not tried:
-        print(
-            f"error: none of {', '.join(f'python{version}' for version in arguments.pythons)} is on the PATH",
-            file=sys.stderr,
-        )
+        names = ", ".join(f"python{version}" for version in arguments.pythons)
+        print(f"error: none of {names} is on the PATH", file=sys.stderr)
         return 2
     return 1 if failed else 0
 
