@@ -106,8 +106,8 @@ def by_patching(model: Transformer, tokens: Tensor, base: Tensor) -> list[str]:
     lines = [
         f"The plain prompt shows the plain answers: {tasks.decode(base)}",
         f"It is answered {NAMES[plain]} ({base_shares[plain].item():.1%}).",
-        "Which heads carried it? Each head's direct path to the logits is fed what the head sent on the",
-        f"plain prompt (path patching, exact). r in %: how far logit({NAMES[plain]}) -"
+        "Which heads carried it? The direct path of each head to the logits gets what it sent on",
+        f"the plain prompt (path patching, exact). r in %: how far logit({NAMES[plain]}) -"
         f" logit({NAMES[given]}) then goes,",
         "from 0 (as on this prompt) to -100 (as on the plain prompt).",
     ]
@@ -119,8 +119,8 @@ def by_patching(model: Transformer, tokens: Tensor, base: Tensor) -> list[str]:
         return [*lines, f"No head alone has r of {-100 * STRONG:.0f} % or less."]
     ablator = Ablator(model, tokens[None], {"base": base[None]})
     after = ablator.logits([strong], "base")[0, 0].softmax(-1)
-    fed = f"With {', '.join(strong)} fed the values of the plain prompt, the answer is"
-    return [*lines, f"{fed} {NAMES[after.argmax()]} ({after.max().item():.1%})."]
+    told = f"With all that {', '.join(strong)} send taken from the plain prompt, the answer is"
+    return [*lines, f"{told} {NAMES[after.argmax()]} ({after.max().item():.1%})."]
 
 
 def answer(model: Transformer, text: str) -> str:
