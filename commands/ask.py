@@ -104,11 +104,12 @@ def by_patching(model: Transformer, tokens: Tensor, base: Tensor) -> list[str]:
     heads = patcher.sweep(Logits()).heads
     r = {name: heads[parse(name)].item() for name in all_heads(model.cfg)}
     lines = [
-        f"The same with the plain answers shown, {tasks.decode(base)}, is answered {NAMES[plain]}"
-        f" ({base_shares[plain].item():.1%}).",
-        f"Which heads carried it: r in %, how far logit({NAMES[plain]}) - logit({NAMES[given]})"
-        " goes from this prompt's (0) to that one's (-100)",
-        "when a head's direct path to the logits sends what it sends there (path patching, exact).",
+        f"The plain prompt shows the plain answers: {tasks.decode(base)}",
+        f"It is answered {NAMES[plain]} ({base_shares[plain].item():.1%}).",
+        "Which heads carried it? The direct path of each head to the logits gets what it sent on",
+        f"the plain prompt (path patching, exact). r in %: how far logit({NAMES[plain]}) -"
+        f" logit({NAMES[given]}) then goes,",
+        "from 0 (as on this prompt) to -100 (as on the plain prompt).",
     ]
     for name in sorted(r, key=r.__getitem__)[:MOST_HEADS]:
         if abs(r[name]) >= 0.001:
@@ -118,7 +119,7 @@ def by_patching(model: Transformer, tokens: Tensor, base: Tensor) -> list[str]:
         return [*lines, f"No head alone has r of {-100 * STRONG:.0f} % or less."]
     ablator = Ablator(model, tokens[None], {"base": base[None]})
     after = ablator.logits([strong], "base")[0, 0].softmax(-1)
-    told = f"With all that {', '.join(strong)} send swapped for what they send there, the answer is"
+    told = f"With all that {', '.join(strong)} send taken from the plain prompt, the answer is"
     return [*lines, f"{told} {NAMES[after.argmax()]} ({after.max().item():.1%})."]
 
 

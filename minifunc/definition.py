@@ -5,7 +5,7 @@ examples show another rule. A **sender** (a head, say) wrote one thing in the ba
 the contrast run. How much does that matter to a **receiver** (the logits, say)?
 
 Putting the sender's base output into the contrast run would not tell: other heads read it and pass
-it on. Only the **direct path** shall count, the one that leads through no other head. So
+it on. We want to count only the **direct path**, the one that leads through no other head. So
 
     pass 1   Run the contrast prompts with every head frozen at what it wrote there. The sender
              alone writes what it wrote in the base run. Note what the receiver reads.

@@ -24,7 +24,7 @@ def test_the_answer_and_the_head_that_carried_it_are_told(run, capsys):
     out = capsys.readouterr().out
     assert "answer  7\n" in out and "is answered 6" in out
     assert "   0.0  -100.0  " in out and "0.1" not in out.split("Which heads")[1]
-    assert "With all that 0.0 send swapped for what they send there, the answer is 6" in out
+    assert "With all that 0.0 send taken from the plain prompt, the answer is 6" in out
 
 
 def test_without_another_prompt_to_compare_with_heads_are_switched_off(model):
