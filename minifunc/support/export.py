@@ -20,7 +20,6 @@ import importlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,10 @@ from torch import Tensor
 
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support.errors import UserError, first_line, run_main
-from minifunc.support.files import load_tensors, save_json, save_tensors, write_file
+from minifunc.support.files import load_tensors, make_folder, save_json, save_tensors, write_file
 from minifunc.support.flags import Parser
-from minifunc.support.runs import load_run, model_config
+from minifunc.support.runs import build_model, load_run
+from minifunc.support.settings import from_json
 
 
 def _package(name: str) -> Any:
@@ -96,7 +96,7 @@ def from_transformer_lens(path: Path) -> tuple[Any, dict[str, Tensor]]:
     saved = load_tensors(path)
     try:
         config, state = json.loads(saved["run"]), dict(saved["state_dict"])
-        cfg = model_config(config["model"], path)
+        cfg = from_json(ModelConfig(), config["model"], f"{path}: `model`")
         with torch.device("meta"):
             names = list(Transformer(cfg).state_dict())
         if "embed.weight" in state:
@@ -182,18 +182,12 @@ def import_run(run: Path, kind: str, path: Path) -> None:
     config, state = READ[kind](path)
     if (run / "config.json").exists() or (run / "model.pt").exists():
         raise UserError(f"{run} holds a run already: name another folder")
-    with tempfile.TemporaryDirectory() as place:
-        try:
-            save_json(Path(place) / "config.json", config)
-            save_tensors(Path(place) / "model.pt", state)
-            load_run(place)
-        except (UserError, ValueError) as error:  # a NaN in the header is a ValueError
-            fault = str(error).replace(f"{place}/", "")
-            raise UserError(f"{path} holds no sound run: {fault}") from None
     try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {run}: {error}") from None
+        build_model(config, state, "config.json", "model.pt")
+        json.dumps(config, allow_nan=False)
+    except (UserError, ValueError) as error:  # a NaN in the header is a ValueError
+        raise UserError(f"{path} holds no sound run: {first_line(error)}") from None
+    make_folder(run)
     save_tensors(run / "model.pt", state)
     save_json(run / "config.json", config)
 
