@@ -12,8 +12,8 @@ transformer-lens holds {config, state_dict, run}, for the version that is instal
     model = TransformerBridge.boot_native(TransformerBridgeConfig(**saved["config"]))  # 4
     model.load_state_dict(saved["state_dict"])
 
---from makes a new run folder from such a file, bit for bit. Both packages are optional, and only
-the one asked for is imported; reading what was made for transformer-lens needs neither.
+--from makes a new run folder from such a file, bit for bit. Both packages are optional; reading
+what was made for transformer-lens needs neither.
 """
 
 import importlib
@@ -65,10 +65,7 @@ def lens_config(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def to_transformer_lens(model: Transformer) -> dict[str, Any]:
-    """{config, state_dict} of a HookedTransformer (2.18) or a native TransformerBridge (4).
-
-    Whichever is installed; what we lack there (biases) is zero. Needs transformer-lens.
-    """
+    """{config, state_dict} for the transformer-lens that is installed; biases, all 0."""
     lens, config = _package("transformer_lens"), lens_config(model.cfg)
     weights = model.state_dict()
     try:
@@ -136,7 +133,7 @@ def _taken_from_4(state: dict[str, Tensor], name: str, cfg: ModelConfig) -> Tens
 
 
 def to_safetensors(model: Transformer, config: dict[str, Any]) -> bytes:
-    """The file's bytes. Needs safetensors."""
+    """The file's bytes."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     header = {"format": "pt", "config": json.dumps(config)}
     return bytes(_package("safetensors.torch").save(state, header))
@@ -147,14 +144,13 @@ def from_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
     safetensors = _package("safetensors")
     try:
         with safetensors.safe_open(path, "pt") as file:
-            config = json.loads((file.metadata() or {})["config"])
+            header = file.metadata() or {}
+            if "config" not in header:
+                raise UserError(f"{path} was not made by this command: its header holds no config")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except KeyError:
-        foreign = f"{path} was not made by this command"
-        raise UserError(f"{foreign}: its header holds no config") from None
+            return json.loads(header["config"]), state
     except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} cannot be read: {first_line(error)}") from None
-    return config, state
 
 
 # ---------------------------------------------------------------- the command
