@@ -14,9 +14,10 @@ from torch import Tensor
 import tasks
 from minifunc.ablation import Ablator, all_heads
 from minifunc.circuit import Criteria, parse
-from minifunc.model import Hook, Transformer
+from minifunc.model import Transformer
 from minifunc.patching import Logits, PathPatcher
 from minifunc.support.errors import UserError, run_main
+from minifunc.support.evaluation import last_logits
 from minifunc.support.flags import Parser, pick_device
 from minifunc.support.runs import add_run_flag, chosen_run, load_run
 
@@ -51,18 +52,18 @@ def base_prompt(tokens: Tensor) -> Tensor:
     return base
 
 
-@torch.no_grad()
-def probabilities(model: Transformer, tokens: Tensor, **hooks: Hook) -> Tensor:
+def probabilities(model: Transformer, tokens: Tensor) -> Tensor:
     """Of what comes after the prompt tokens [pos], [d_vocab]."""
-    return model.run_with_hooks(tokens[None], hooks)[0, -1].softmax(-1)
+    return last_logits(model, tokens[None])[0].softmax(-1)
 
 
+@torch.no_grad()
 def without_head(model: Transformer, tokens: Tensor, name: str) -> Tensor:
     """Probabilities [d_vocab] when one head sends zeros and everything after it is live."""
     layer, head = parse(name)
     others = torch.arange(model.cfg.n_heads, device=model.device) != head  # [head]
     hooks = {f"blocks.{layer}.attn.hook_z": lambda z, _: z * others[:, None]}
-    return probabilities(model, tokens, **hooks)
+    return model.run_with_hooks(tokens[None], hooks)[0, -1].softmax(-1)
 
 
 def by_switching_off(model: Transformer, tokens: Tensor, given: Tensor) -> list[str]:
@@ -78,17 +79,18 @@ def by_switching_off(model: Transformer, tokens: Tensor, given: Tensor) -> list[
 
 def by_patching(model: Transformer, tokens: Tensor, base: Tensor, given: Tensor) -> list[str]:
     """Lines: r of each head on the logits, the strongest first, and the answer without those."""
-    sure, plain = probabilities(model, base).max(-1)
+    share, plain = probabilities(model, base).max(-1)
     patcher = PathPatcher(model, base[None], tokens[None], plain[None].cpu(), given[None].cpu())
     effects = patcher.sweep(Logits()).named()
     r = {name: effects[name] for name in all_heads(model.cfg)}
     told = (
         f"The same with the plain answers shown, {tasks.decode(base)}, is answered {NAMES[plain]}"
     )
+    difference = f"logit({NAMES[plain]}) - logit({NAMES[given]})"
     lines = [
-        f"{told} ({sure.item():.1%}).",
-        f"Which heads carried it: r in %, how far logit({NAMES[plain]}) - logit({NAMES[given]})"
-        " goes from this prompt's (0) to that one's (-100)",
+        f"{told} ({share.item():.1%}).",
+        f"Which heads carried it: r in %, how far {difference} goes from this prompt's (0) to that"
+        " one's (-100)",
         "when a head's direct path to the logits sends what it sends there (path patching, exact).",
     ]
     for name in sorted(r, key=r.__getitem__)[:MOST_HEADS]:

@@ -42,20 +42,16 @@ MARKS = {"pass": "pass", "fail": "FAIL", "could not tell": "?"}  # by verdict
 class Finding:
     """What a check found. value: the share held against the threshold; measured tells of it."""
 
-    verdict: str  # one of MARKS
     measured: str
     short: str
+    verdict: str = "could not tell"  # one of MARKS
     value: float | None = None
     interval: list[float] | None = None
     threshold: float | None = None
     examples: Sequence[dict[str, str]] = ()
 
 
-def untold(measured: str, short: str) -> Finding:
-    return Finding("could not tell", measured, short)
-
-
-NO_HEADS = untold("no heads are known to carry the rule: patch.py finds them", "not known")
+NO_HEADS = Finding("no heads are known to carry the rule: patch.py finds them", "not known")
 
 
 def verdict_of(low: float, high: float, threshold: float) -> str:
@@ -80,7 +76,7 @@ def judged(
     if not at_least:
         verdict = verdict_of(-high, -low, -threshold)
     told, short = told or in_words(hits, n), short or f"{hits / n:.1%}"
-    return Finding(verdict, told, short, round(hits / n, 4), [low, high], threshold)
+    return Finding(told, short, verdict, round(hits / n, 4), [low, high], threshold)
 
 
 class Study:
@@ -89,8 +85,11 @@ class Study:
     heads: those that carry the new rule, if they are known.
     """
 
-    def __init__(self, model: Transformer, heads: Sequence[str], k: int, seed: int) -> None:
+    def __init__(
+        self, model: Transformer, diet: Any, heads: Sequence[str], k: int, seed: int
+    ) -> None:
         self.model, self.heads, self.k = model, heads, k
+        self.mixed = diet.get("mixed", 0) if isinstance(diet, dict) else 0
         self.generator = torch.Generator().manual_seed(seed + 2**40)  # not the prompts of patch.py
         self.pairs = self.draw("addition", k, N_PROMPTS)
 
@@ -141,7 +140,7 @@ def failures(tokens: Tensor, given: Tensor, right: Tensor) -> list[dict[str, str
     return shown
 
 
-# Every check: its function, and its texts, which may hold {k} and {shots}.
+# Every check: its function, and its texts, which may hold {k}, {shots} and {mixed}.
 CHECKS: list[tuple[Callable[[Study], Finding], dict[str, str]]] = []
 
 
@@ -244,7 +243,8 @@ def not_shown(study: Study) -> Finding:
     "Does a rule shown on sums stay with sums?",
     "Sums off by {k:+d} are shown, then a maximum, say, is asked. Nobody said it has the rule.",
     "at most 10% answered by the new rule",
-    "Keep a prompt to one kind of question, or train without documents that mix functions.",
+    "Keep a prompt to one kind of question, or train without documents that put several functions"
+    " under one rule ({mixed:.0%} of this run's diet do, so it was taught to spread rules).",
 )
 def spreads(study: Study) -> Finding:
     hits, n, examples = 0, 0, []
@@ -273,7 +273,7 @@ def confidence(study: Study) -> Finding:
     sure = probability >= 0.9
     hits, n = int((sure & (given == right)).sum()), int(sure.sum())
     if n < LEAST:
-        return untold(f"only {n} of {len(tokens)} answers are that sure", "seldom sure")
+        return Finding(f"only {n} of {len(tokens)} answers are that sure", "seldom sure")
     told = f"{hits / n:.1%} of the {n} sure answers, of {len(tokens)} in all"
     return judged(hits, n, 0.95, told)
 
@@ -344,7 +344,7 @@ def instead(tokens: Tensor, given: Tensor, right: Tensor, plain: Tensor) -> dict
 
 @asks(
     "Which heads carry the new rule, and is it gone without them?",
-    "The heads that patch.py found send what they send on plain prompts. Answers must be plain.",
+    "The function-induction heads of patch.py send what they send on plain prompts: is all plain?",
     "at most 5% still by the new rule",
     "The circuit is incomplete: don't take these heads for the whole story.",
 )
@@ -380,7 +380,7 @@ def others(study: Study) -> Finding:
     "Can these heads be switched off for good without harm to the old rule?",
     "On plain prompts of all tasks they send their mean. If they only serve new rules, none fails.",
     "at least 90% of plain answers stay right",
-    "To undo a new rule, give them what they send on plain prompts instead, as in the check above.",
+    "Don't switch them off for good. To undo a rule, give them what they send on plain prompts.",
 )
 def rest_intact(study: Study) -> Finding:
     if not study.heads:
@@ -394,7 +394,7 @@ def rest_intact(study: Study) -> Finding:
         kept, before = kept + int((usual & without).sum()), before + int(usual.sum())
     if before < LEAST:
         told = f"only {before} of {n} plain prompts are answered rightly to begin with"
-        return untold(told, "too few")
+        return Finding(told, "too few")
     told = f"{in_words(kept, before)} that are answered rightly with the heads in place"
     return judged(kept, before, 0.90, told)
 
@@ -414,7 +414,7 @@ def over_prompts(study: Study) -> Finding:
     lowest = min(shares)
     verdict = verdict_of(lowest, max(shares), 0.90)
     told = ", ".join(f"{share:.1%}" for share in shares)
-    return Finding(verdict, told, f"lowest {lowest:.1%}", round(lowest, 4), threshold=0.90)
+    return Finding(told, f"lowest {lowest:.1%}", verdict, round(lowest, 4), threshold=0.90)
 
 
 @asks(
@@ -426,19 +426,19 @@ def over_prompts(study: Study) -> Finding:
 def over_seeds(_: Study) -> Finding:
     if not DEPENDABILITY.exists():
         told = f"{DEPENDABILITY} is not there yet: make dependability writes it"
-        return untold(told, "not known")
+        return Finding(told, "not known")
     try:
         shares = [float(row.get("off_by_one_8") or 0) for row in load_json(DEPENDABILITY)]
     except (TypeError, ValueError, AttributeError):
         raise UserError(f"{DEPENDABILITY} holds rows of another kind") from None
     n = len(shares)
     if n < 5:
-        return untold(f"only {n} seeds in {DEPENDABILITY}", "not known")
+        return Finding(f"only {n} seeds in {DEPENDABILITY}", "not known")
     good = sum(share >= 0.90 for share in shares)
     short = f"{good} of {n} seeds"
     told = f"{short}; lowest {min(shares):.1%}"
     verdict = verdict_of(good / n, good / n, 0.90)
-    return Finding(verdict, told, short, round(good / n, 4), threshold=0.90)
+    return Finding(told, short, verdict, round(good / n, 4), threshold=0.90)
 
 
 # ---------------------------------------------------------------- the command
@@ -446,9 +446,9 @@ def over_seeds(_: Study) -> Finding:
 
 def checked(study: Study) -> list[dict[str, Any]]:
     """All checks, done, as check.json holds them."""
-    rows = []
+    rows, values = [], {"k": study.k, "shots": SHOTS, "mixed": study.mixed}
     for measure, texts in CHECKS:
-        row = {part: text.format(k=study.k, shots=SHOTS) for part, text in texts.items()}
+        row = {part: text.format(**values) for part, text in texts.items()}
         rows.append({"name": measure.__name__} | row | vars(measure(study)))
     return rows
 
@@ -495,7 +495,7 @@ def work(argv: Sequence[str] | None) -> int:
     parser.add_argument("--seed", type=int, default=0, help=told)
     arguments = parser.parse_args(argv)
     device, folders = pick_device(arguments.device, float64=True), chosen_run(arguments)
-    model, _ = load_run(folders.run, device, tasks.VOCABULARY)
+    model, config = load_run(folders.run, device, tasks.VOCABULARY)
     k, seed, n_tokens = arguments.k, arguments.seed, tasks.n_tokens(SHOTS)
     if k == 0 or k not in tasks.SHIFTS:
         allowed = f"it may be from {tasks.SHIFTS[0]} to {tasks.SHIFTS[-1]}, but not 0"
@@ -508,7 +508,7 @@ def work(argv: Sequence[str] | None) -> int:
     heads = carrying_heads(folders.results / "circuit.json", model)
     path, started = folders.to_write("check.json"), time.perf_counter()
     folders.announce()
-    rows = checked(Study(model, heads, k, seed))
+    rows = checked(Study(model, config.get("diet"), heads, k, seed))
     seconds = round(time.perf_counter() - started, 2)
     report = {"k": k, "shots": SHOTS, "seed": seed, "seconds": seconds}
     save_json(path, report | {"checks": rows})

@@ -59,7 +59,7 @@ def study_of(run, monkeypatch, answers, fi=(), k=1):
     for name, value in {"N_PROMPTS": 150, "N_EACH": 40}.items():
         monkeypatch.setattr(check, name, value)
     monkeypatch.setattr(check, "last_logits", lambda model, tokens: answers(tokens))
-    return check.Study(Transformer(CFG), list(fi), k, 0)
+    return check.Study(Transformer(CFG), {"mixed": 0.8}, list(fi), k, 0)
 
 
 BEHAVIOUR = (
