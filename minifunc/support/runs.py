@@ -167,10 +167,8 @@ def chosen_run(arguments: argparse.Namespace) -> RunFolders:
     found = [name for name in MADE_BY_TRAINING if os.path.lexists(run / name)]
     may_fall_back = arguments.or_reference or arguments.run is None
     if not found and may_fall_back and REFERENCE.is_dir():
-        said = (
-            f"no trained run in {run}: using the reference run, results go to {REFERENCE_RESULTS}/"
-        )
-        said = f"{said} ({make} makes a run of your own)"
+        said = f"no trained run in {run}: using the reference run"
+        said = f"{said}, results go to {REFERENCE_RESULTS}/ ({make} makes a run of your own)"
         return RunFolders(REFERENCE, REFERENCE_RESULTS, is_reference=True, notice=said)
     if run.resolve() == REFERENCE:
         return RunFolders(run, REFERENCE_RESULTS, is_reference=True)
