@@ -1,8 +1,7 @@
 """One prompt, answered and taken apart: `python -m commands.ask "1+1=3, 2+2=5, 3+3="`.
 
-Which heads carried the answer is told in one of two exact ways. The *base prompt* is the same
-prompt with the plain answers shown. If it is answered otherwise, path patching between the two
-tells; if not, switching off one head at a time does.
+Which heads carried the answer: the *base prompt* shows the plain answers instead. If it is answered
+otherwise, path patching between the two tells; if not, switching off one head at a time does.
 """
 
 import sys
@@ -15,9 +14,10 @@ from torch import Tensor
 import tasks
 from minifunc.ablation import Ablator, all_heads
 from minifunc.circuit import Criteria, parse
-from minifunc.model import Hook, Transformer
+from minifunc.model import Transformer
 from minifunc.patching import Logits, PathPatcher
 from minifunc.support.errors import UserError, run_main
+from minifunc.support.evaluation import last_logits
 from minifunc.support.flags import Parser, pick_device
 from minifunc.support.runs import add_run_flag, chosen_run, load_run
 
@@ -34,81 +34,61 @@ def prompt_tokens(text: str, n_ctx: int) -> Tensor:
     except ValueError as error:
         raise UserError(str(error)) from None
     if tokens[-1] != tasks.EQUALS:
-        fault = "the prompt shows every answer: leave the last one open, as in"
-        raise UserError(f"{fault} {PROMPT}")
+        raise UserError(f"the prompt shows every answer: leave the last one open, as in {PROMPT}")
     if len(tokens) > n_ctx:
         raise UserError(f"the prompt has {len(tokens)} tokens; the model's context holds {n_ctx}")
     return tokens
 
 
-def plain_answer(x: int, op: int, y: int) -> int | None:
-    """The token that answers the problem `x op y` as it stands; None for no problem of ours."""
-    p = tasks.PROBLEMS
-    rows = ((p.x == x) & (p.op == op) & (p.y == y)).nonzero()[:, 0]
-    if not len(rows):
-        return None
-    is_letter = tasks.LETTERED[p.function[rows[0]]]
-    return int(p.value[rows[0]]) + (tasks.A if is_letter else tasks.ZERO)
-
-
 def base_prompt(tokens: Tensor) -> Tensor:
     """The same prompt with plain answers shown, [pos]; an answer to no problem of ours stays."""
-    base = tokens.clone()
+    every, base = tasks.PROBLEMS, tokens.clone()
+    problems = torch.stack([every.x, every.op, every.y], dim=1)
+    first = torch.where(tasks.LETTERED[every.function], tasks.A, tasks.ZERO)
     for place in tasks.answer_positions((len(tokens) - 5) // tasks.EXAMPLE).tolist():
-        answer = plain_answer(*tokens[[place - 4, place - 3, place - 2]].tolist())
-        if answer is not None:
-            base[place] = answer
+        found = (problems == tokens[place - 4 : place - 1]).all(1).nonzero()[:, 0]
+        if len(found):
+            base[place] = (every.value + first)[found[0]]
     return base
 
 
-@torch.no_grad()
-def probabilities(model: Transformer, tokens: Tensor, **hooks: Hook) -> Tensor:
+def probabilities(model: Transformer, tokens: Tensor) -> Tensor:
     """Of what comes after the prompt tokens [pos], [d_vocab]."""
-    return model.run_with_hooks(tokens[None], hooks)[0, -1].softmax(-1)
+    return last_logits(model, tokens[None])[0].softmax(-1)
 
 
-def top(shares: Tensor, n: int = 5) -> list[tuple[str, float]]:
-    """The n most probable tokens of [d_vocab], as strings, with their probabilities."""
-    best = shares.topk(n)
-    return [(NAMES[token], share) for token, share in zip(best.indices, best.values.tolist())]
-
-
+@torch.no_grad()
 def without_head(model: Transformer, tokens: Tensor, name: str) -> Tensor:
     """Probabilities [d_vocab] when one head sends zeros and everything after it is live."""
     layer, head = parse(name)
-
-    def zero(z: Tensor, _: str) -> Tensor:
-        z = z.clone()  # [batch, pos, head, d_head]
-        z[:, :, head] = 0
-        return z
-
-    return probabilities(model, tokens, **{f"blocks.{layer}.attn.hook_z": zero})
+    others = torch.arange(model.cfg.n_heads, device=model.device) != head  # [head]
+    hooks = {f"blocks.{layer}.attn.hook_z": lambda z, _: z * others[:, None]}
+    return model.run_with_hooks(tokens[None], hooks)[0, -1].softmax(-1)
 
 
-def by_switching_off(model: Transformer, tokens: Tensor, given: int) -> list[str]:
+def by_switching_off(model: Transformer, tokens: Tensor, given: Tensor) -> list[str]:
     """Lines: the probability of the answer `given` without each head, the lowest first."""
     shares = {name: without_head(model, tokens, name) for name in all_heads(model.cfg)}
-    left = {name: shares[name][given].item() for name in shares}
     told = f"Which heads carried it: the probability of {NAMES[given]} when one head alone is"
     lines = [f"{told} switched off (sends zeros; everything after is live)."]
-    for name in sorted(left, key=left.__getitem__)[:MOST_HEADS]:
-        lines.append(f"  {name:>4}{left[name]:8.1%}   then {NAMES[shares[name].argmax()]}")
+    for name in sorted(shares, key=lambda name: shares[name][given])[:MOST_HEADS]:
+        then = NAMES[shares[name].argmax()]
+        lines.append(f"  {name:>4}{shares[name][given].item():8.1%}   then {then}")
     return lines
 
 
-def by_patching(model: Transformer, tokens: Tensor, base: Tensor) -> list[str]:
+def by_patching(model: Transformer, tokens: Tensor, base: Tensor, given: Tensor) -> list[str]:
     """Lines: r of each head on the logits, the strongest first, and the answer without those."""
-    base_shares = probabilities(model, base)
-    plain, given = base_shares.argmax(), probabilities(model, tokens).argmax()
+    share, plain = probabilities(model, base).max(-1)
     patcher = PathPatcher(model, base[None], tokens[None], plain[None].cpu(), given[None].cpu())
-    heads = patcher.sweep(Logits()).heads
-    r = {name: heads[parse(name)].item() for name in all_heads(model.cfg)}
+    effects = patcher.sweep(Logits()).named()
+    r = {name: effects[name] for name in all_heads(model.cfg)}
+    difference = f"logit({NAMES[plain]}) - logit({NAMES[given]})"
     lines = [
         f"The plain prompt shows the plain answers: {tasks.decode(base)}",
-        f"It is answered {NAMES[plain]} ({base_shares[plain].item():.1%}).",
+        f"It is answered {NAMES[plain]} ({share.item():.1%}).",
         "Which heads carried it? The direct path of each head to the logits gets what it sent on",
-        f"the plain prompt (path patching, exact). r in %: how far logit({NAMES[plain]}) -"
-        f" logit({NAMES[given]}) then goes,",
+        f"the plain prompt (path patching, exact). r in %: how far {difference} then goes,",
         "from 0 (as on this prompt) to -100 (as on the plain prompt).",
     ]
     for name in sorted(r, key=r.__getitem__)[:MOST_HEADS]:
@@ -118,23 +98,24 @@ def by_patching(model: Transformer, tokens: Tensor, base: Tensor) -> list[str]:
     if not strong:
         return [*lines, f"No head alone has r of {-100 * STRONG:.0f} % or less."]
     ablator = Ablator(model, tokens[None], {"base": base[None]})
-    after = ablator.logits([strong], "base")[0, 0].softmax(-1)
+    share, after = ablator.logits([strong], "base")[0, 0].softmax(-1).max(-1)
     told = f"With all that {', '.join(strong)} send taken from the plain prompt, the answer is"
-    return [*lines, f"{told} {NAMES[after.argmax()]} ({after.max().item():.1%})."]
+    return [*lines, f"{told} {NAMES[after]} ({share.item():.1%})."]
 
 
 def answer(model: Transformer, text: str) -> str:
     """What the command prints. Raises UserError for a prompt that cannot be asked."""
-    tokens = prompt_tokens(text, model.cfg.n_ctx).to(model.device)
-    base = base_prompt(tokens.cpu()).to(model.device)
-    shares = probabilities(model, tokens)
-    given = int(shares.argmax())
+    tokens = prompt_tokens(text, model.cfg.n_ctx)
+    base = base_prompt(tokens).to(model.device)
+    tokens = tokens.to(model.device)
+    best = probabilities(model, tokens).topk(5)
+    given = best.indices[0]
     lines = [f"prompt  {tasks.decode(tokens)}", f"answer  {NAMES[given]}", ""]
-    for token, share in top(shares):
-        lines.append(f"  {token:>4}{share:8.1%}  {'█' * round(30 * share)}")
+    for token, share in zip(best.indices, best.values.tolist()):
+        lines.append(f"  {NAMES[token]:>4}{share:8.1%}  {'█' * round(30 * share)}")
     if given == probabilities(model, base).argmax():
         return "\n".join([*lines, "", *by_switching_off(model, tokens, given)])
-    return "\n".join([*lines, "", *by_patching(model, tokens, base)])
+    return "\n".join([*lines, "", *by_patching(model, tokens, base, given)])
 
 
 def work(argv: Sequence[str] | None) -> int:

@@ -56,12 +56,6 @@ def test_the_base_prompt_shows_plain_answers_of_every_function():
     assert tasks.decode(base) == " ; ".join([f"<bos> {' ; '.join(shown.values())}", "5 same _ ="])
 
 
-def test_the_top_five_are_ranked_and_shares():
-    best = ask.top(torch.tensor([0.1, 0.4, 0.05, 0.25, 0.12, 0.08]))
-    assert [round(share, 3) for _, share in best] == [0.4, 0.25, 0.12, 0.1, 0.08]
-    assert best[0][0] == tasks.VOCABULARY[1]
-
-
 def test_the_prompt_of_the_readme_is_asked_if_none_is(run, capsys):
     assert ask.main(["--run", str(run), "--device", "cpu"]) == 0
     assert "answer  7\n" in capsys.readouterr().out

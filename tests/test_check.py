@@ -1,4 +1,3 @@
-import functools
 import json
 from dataclasses import replace
 
@@ -6,7 +5,7 @@ import pytest
 import torch
 
 import tasks
-from commands import ask, check
+from commands import check
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support.files import save_json, save_tensors
 
@@ -23,12 +22,15 @@ def run(tmp_path):
     return tmp_path
 
 
-plain_answer = functools.lru_cache(ask.plain_answer)
+EVERY = tasks.PROBLEMS
+FIRST = torch.where(tasks.LETTERED[EVERY.function], tasks.A, tasks.ZERO)
+PROBLEMS = zip(EVERY.x.tolist(), EVERY.op.tolist(), EVERY.y.tolist())
+PLAIN = dict(zip(PROBLEMS, (EVERY.value + FIRST).tolist()))  # (x, op, y) → answer, token ids
 
 
 def plain_of(row, place):
     """The plain answer to the problem before a place of a row of tokens."""
-    return plain_answer(row[place - 4], row[place - 3], row[place - 2])
+    return PLAIN[row[place - 4], row[place - 3], row[place - 2]]
 
 
 def logits_of(given):
@@ -53,11 +55,11 @@ def follows(tokens, spread=True):
     return logits_of(adds(tokens).argmax(1) + off * (spread | (tokens[:, -9] == tokens[:, -3])))
 
 
-def checklist(run, monkeypatch, answers, fi=(), k=1):
+def study_of(run, monkeypatch, answers, fi=(), k=1):
     for name, value in {"N_PROMPTS": 150, "N_EACH": 40}.items():
         monkeypatch.setattr(check, name, value)
     monkeypatch.setattr(check, "last_logits", lambda model, tokens: answers(tokens))
-    return check.Checklist(Transformer(CFG), {"mixed": 0.8}, list(fi), k, 0)
+    return check.Study(Transformer(CFG), {"mixed": 0.8}, list(fi), k, 0)
 
 
 BEHAVIOUR = (
@@ -75,21 +77,21 @@ BEHAVIOUR = (
 )
 
 
-def verdicts(checks):
-    return {name: getattr(checks, name)().verdict for name in BEHAVIOUR}
+def verdicts(study):
+    return {name: getattr(check, name)(study).verdict for name in BEHAVIOUR}
 
 
 def test_a_model_that_follows_the_majority_passes_and_one_that_spreads_the_rule_is_told_so(
     run, monkeypatch
 ):
     wanted = dict.fromkeys(BEHAVIOUR, "pass") | {"spreads": "fail"}
-    assert verdicts(checklist(run, monkeypatch, follows)) == wanted
-    careful = checklist(run, monkeypatch, lambda tokens: follows(tokens, spread=False))
-    assert careful.spreads().verdict == "pass"
+    assert verdicts(study_of(run, monkeypatch, follows)) == wanted
+    careful = study_of(run, monkeypatch, lambda tokens: follows(tokens, spread=False))
+    assert check.spreads(careful).verdict == "pass"
 
 
 def test_a_model_that_only_adds_fails_what_asks_for_a_new_rule_and_nothing_else(run, monkeypatch):
-    found = verdicts(checklist(run, monkeypatch, adds))
+    found = verdicts(study_of(run, monkeypatch, adds))
     assert {name for name, verdict in found.items() if verdict == "fail"} == {
         "new_rule",
         "how_many",
@@ -106,7 +108,7 @@ def test_failures_are_listed_with_their_pattern(run, monkeypatch):
         carries = adds(tokens).argmax(1) >= tasks.ZERO + 10
         return torch.where(carries[:, None], adds(tokens), follows(tokens))
 
-    result = checklist(run, monkeypatch, fails_on_carries).pattern()
+    result = check.pattern(study_of(run, monkeypatch, fails_on_carries))
     assert result.verdict == "fail"
     assert "the sum has two digits 100%" in result.measured
     assert "the sum has one digit 0%" in result.measured
@@ -116,11 +118,11 @@ def test_failures_are_listed_with_their_pattern(run, monkeypatch):
 
 
 def test_odd_examples_are_one_in_each_prompt_and_from_the_paired_one(run, monkeypatch):
-    checks = checklist(run, monkeypatch, follows)
-    odd = checks._one_odd(checks.pairs.base, checks.pairs.contrast)
-    changed = odd != checks.pairs.base
+    study = study_of(run, monkeypatch, follows)
+    odd = study.one_odd(study.pairs.base, study.pairs.contrast)
+    changed = odd != study.pairs.base
     assert (changed.sum(1) == 1).all()
-    assert torch.equal(odd[changed], checks.pairs.contrast[changed])
+    assert torch.equal(odd[changed], study.pairs.contrast[changed])
     assert changed.any(0).sum() == check.SHOTS
 
 
@@ -136,19 +138,19 @@ def test_odd_examples_are_one_in_each_prompt_and_from_the_paired_one(run, monkey
     ],
 )
 def test_a_verdict_needs_the_whole_interval(right, at_least, verdict):
-    assert check.Share(right, 100, 0.92, at_least).verdict == verdict
+    assert check.judged(right, 100, 0.92, at_least=at_least).verdict == verdict
 
 
 @pytest.mark.parametrize("carry, verdict", [(True, "pass"), (False, "fail")])
 def test_heads_are_judged_by_what_is_left_without_them(run, monkeypatch, carry, verdict):
-    checks = checklist(run, monkeypatch, follows, fi=["0.1"])
+    study = study_of(run, monkeypatch, follows, fi=["0.1"])
 
     def swapped(groups):
-        old, new = checks.pairs.base_answers, checks.pairs.contrast_answers
+        old, new = study.pairs.base_answers, study.pairs.contrast_answers
         return torch.stack([old if (list(group) == ["0.1"]) == carry else new for group in groups])
 
-    monkeypatch.setattr(checks, "_swapped", swapped)
-    assert checks.carriers().verdict == checks.others().verdict == verdict
+    monkeypatch.setattr(study, "ask_swapped", swapped)
+    assert check.carriers(study).verdict == check.others(study).verdict == verdict
 
 
 def test_the_heads_are_those_of_circuit_json_if_it_is_about_addition(run):
@@ -160,9 +162,9 @@ def test_the_heads_are_those_of_circuit_json_if_it_is_about_addition(run):
 
 
 def test_without_a_circuit_the_heads_cannot_be_told(run, monkeypatch):
-    checks = checklist(run, monkeypatch, follows)
-    for result in (checks.carriers(), checks.others(), checks.rest_intact()):
-        assert result.verdict == "could not tell" and "patch.py" in result.advice
+    study = study_of(run, monkeypatch, follows)
+    for result in (check.carriers(study), check.others(study), check.rest_intact(study)):
+        assert result.verdict == "could not tell" and "patch.py" in result.measured
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_seeds_are_counted_from_the_results_of_dependability(run, monkeypatch, r
     monkeypatch.setattr(check, "DEPENDABILITY", run / "dependability.json")
     if rows:
         save_json(run / "dependability.json", [{"off_by_one_8": share} for share in rows])
-    assert checklist(run, monkeypatch, follows).over_seeds().verdict == verdict
+    assert check.over_seeds(study_of(run, monkeypatch, follows)).verdict == verdict
 
 
 def test_the_command_writes_check_json_and_says_by_its_exit_code_whether_all_is_well(
@@ -194,8 +196,8 @@ def test_the_command_writes_check_json_and_says_by_its_exit_code_whether_all_is_
     for row in rows:
         assert row["means"] and row["advice"] and row["wanted"] and row["measured"]
     assert "FAIL" in capsys.readouterr().out
-    untold = check.untold(check.Check("x", "x?", "x", "x", "x"), "x", "x")
-    monkeypatch.setattr(check.Checklist, "results", lambda self: [untold])
+    (_, texts), *_ = check.CHECKS
+    monkeypatch.setattr(check, "CHECKS", [(lambda study: check.NO_HEADS, texts)])
     assert check.main(["--run", str(run), "--device", "cpu"]) == 0
 
 

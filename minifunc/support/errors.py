@@ -17,13 +17,6 @@ def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:160]
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; torch's CPU allocator says so by a plain RuntimeError."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return "allocate memory" in str(error)
-
-
 def run_main(work: Callable[[], int]) -> int:
     """Runs a script's work and returns its exit code.
 
@@ -46,7 +39,8 @@ def run_main(work: Callable[[], int]) -> int:
     except UserError as error:
         complaint = " ".join(str(error).splitlines())
     except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not known and "allocate memory" not in str(error):  # torch's, on a CPU
             raise
         complaint = "out of memory: ask for fewer prompts or documents, or a smaller model"
     print("error:", complaint, file=sys.stderr)

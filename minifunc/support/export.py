@@ -12,15 +12,14 @@ transformer-lens holds {config, state_dict, run}, for the version that is instal
     model = TransformerBridge.boot_native(TransformerBridgeConfig(**saved["config"]))  # 4
     model.load_state_dict(saved["state_dict"])
 
---from makes a new run folder from such a file, bit for bit. Both packages are optional, and only
-the one asked for is imported; reading what was made for transformer-lens needs neither.
+--from makes a new run folder from such a file, bit for bit. Both packages are optional; reading
+what was made for transformer-lens needs neither.
 """
 
 import importlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,10 @@ from torch import Tensor
 
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support.errors import UserError, first_line, run_main
-from minifunc.support.files import load_tensors, save_json, save_tensors, write_file
+from minifunc.support.files import load_tensors, make_folder, save_json, save_tensors, write_file
 from minifunc.support.flags import Parser
-from minifunc.support.runs import load_run, model_config
+from minifunc.support.runs import build_model, load_run
+from minifunc.support.settings import from_json
 
 
 def _package(name: str) -> Any:
@@ -65,10 +65,7 @@ def lens_config(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def to_transformer_lens(model: Transformer) -> dict[str, Any]:
-    """{config, state_dict} of a HookedTransformer (2.18) or a native TransformerBridge (4).
-
-    Whichever is installed; what we lack there (biases) is zero. Needs transformer-lens.
-    """
+    """{config, state_dict} for the transformer-lens that is installed; biases, all 0."""
     lens, config = _package("transformer_lens"), lens_config(model.cfg)
     weights = model.state_dict()
     try:
@@ -96,7 +93,7 @@ def from_transformer_lens(path: Path) -> tuple[Any, dict[str, Tensor]]:
     saved = load_tensors(path)
     try:
         config, state = json.loads(saved["run"]), dict(saved["state_dict"])
-        cfg = model_config(config["model"], path)
+        cfg = from_json(ModelConfig(), config["model"], f"{path}: `model`")
         with torch.device("meta"):
             names = list(Transformer(cfg).state_dict())
         if "embed.weight" in state:
@@ -136,7 +133,7 @@ def _taken_from_4(state: dict[str, Tensor], name: str, cfg: ModelConfig) -> Tens
 
 
 def to_safetensors(model: Transformer, config: dict[str, Any]) -> bytes:
-    """The file's bytes. Needs safetensors."""
+    """The file's bytes."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     header = {"format": "pt", "config": json.dumps(config)}
     return bytes(_package("safetensors.torch").save(state, header))
@@ -147,14 +144,13 @@ def from_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
     safetensors = _package("safetensors")
     try:
         with safetensors.safe_open(path, "pt") as file:
-            config = json.loads((file.metadata() or {})["config"])
+            header = file.metadata() or {}
+            if "config" not in header:
+                raise UserError(f"{path} was not made by this command: its header holds no config")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except KeyError:
-        foreign = f"{path} was not made by this command"
-        raise UserError(f"{foreign}: its header holds no config") from None
+            return json.loads(header["config"]), state
     except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} cannot be read: {first_line(error)}") from None
-    return config, state
 
 
 # ---------------------------------------------------------------- the command
@@ -182,18 +178,12 @@ def import_run(run: Path, kind: str, path: Path) -> None:
     config, state = READ[kind](path)
     if (run / "config.json").exists() or (run / "model.pt").exists():
         raise UserError(f"{run} holds a run already: name another folder")
-    with tempfile.TemporaryDirectory() as place:
-        try:
-            save_json(Path(place) / "config.json", config)
-            save_tensors(Path(place) / "model.pt", state)
-            load_run(place)
-        except (UserError, ValueError) as error:  # a NaN in the header is a ValueError
-            fault = str(error).replace(f"{place}/", "")
-            raise UserError(f"{path} holds no sound run: {fault}") from None
     try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {run}: {error}") from None
+        build_model(config, state, "config.json", "model.pt")
+        json.dumps(config, allow_nan=False)
+    except (UserError, ValueError) as error:  # a NaN in the header is a ValueError
+        raise UserError(f"{path} holds no sound run: {first_line(error)}") from None
+    make_folder(run)
     save_tensors(run / "model.pt", state)
     save_json(run / "config.json", config)
 

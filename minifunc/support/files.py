@@ -34,14 +34,20 @@ def check_writable(path: Path) -> None:
         raise UserError(f"cannot write {path}: {path.parent} is no folder that one can write to")
 
 
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {folder}: {error.strerror}") from None
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps every other process from training into `folder`.
+    """Keeps every other process from training into `folder`. Raises UserError where one does.
 
     The kernel gives the lock back when the process ends, however it ends. The file stays: whoever
     removed it could lock a new one while somebody else holds the old one. Without fcntl (Windows),
-    or where the file system has no locks, nothing is locked. Raises UserError where another
-    process holds the lock.
+    or where the file system has no locks, nothing is locked.
     """
     path = folder / "lock"
     check_writable(path)
@@ -106,30 +112,32 @@ def save_text(path: Path, text: str) -> None:
 # ---------------------------------------------------------------- reading
 
 
-def check_plain(path: Path) -> None:
-    """Raises UserError for a pipe or a device, which may never come to an end."""
+@contextlib.contextmanager
+def _reading(path: Path, fault: str = "cannot be read") -> Iterator[None]:
+    """Whatever goes wrong with reading a file becomes a UserError: a damaged one raises anything.
+
+    A pipe or a device is refused first, as it may never come to an end.
+    """
     if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path} is no plain file")
-
-
-def load_json(path: Path) -> Any:
-    check_plain(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        yield
     except FileNotFoundError:
         missing = f"{path} is missing: {path.parent} holds no run (train.py makes one)"
         raise UserError(missing) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
+    except Exception as error:
+        raise UserError(f"{path} {fault}: {first_line(error)}") from None
+
+
+def load_json(path: Path) -> Any:
+    with _reading(path):
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def load_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines."""
-    check_plain(path)
-    try:
+    with _reading(path):
         values = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
     if not all(isinstance(value, dict) for value in values):
         raise UserError(f"{path} is none of ours: a line holds no object")
     return values
@@ -137,19 +145,10 @@ def load_lines(path: Path) -> list[dict[str, Any]]:
 
 def load_tensors(path: Path) -> dict[str, Any]:
     """A file of tensors and plain values, read without running anything in it (`weights_only`)."""
-    check_plain(path)
-    try:
+    with _reading(path, "is damaged or no checkpoint of ours"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         check_archive(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        missing = f"{path} is missing: {path.parent} holds no trained model (train.py makes one)"
-        raise UserError(missing) from None
-    except Exception as error:  # a damaged file can make torch.load raise anything
-        raise UserError(
-            f"{path} is damaged or no checkpoint of ours: {first_line(error)}"
-        ) from None
+        state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict):
         raise UserError(f"{path} is no checkpoint of ours: it holds a {type(state).__name__}")
     return state
@@ -163,8 +162,8 @@ def check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
             raise ValueError("it declares more than it holds")
-        for name in archive.namelist():
-            if name.lower().endswith("data.pkl"):
-                operations = pickletools.genops(archive.read(name))
-                if sum(code.name.startswith("TUPLE") for code, *_ in operations) > MOST_TUPLES:
-                    raise ValueError("it holds too many tuples")
+        pickles = [name for name in archive.namelist() if name.lower().endswith("data.pkl")]
+        for name in pickles:
+            operations = pickletools.genops(archive.read(name))
+            if sum(code.name.startswith("TUPLE") for code, *_ in operations) > MOST_TUPLES:
+                raise ValueError("it holds too many tuples")

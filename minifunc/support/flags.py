@@ -1,7 +1,4 @@
-"""Command-line flags: made from a dataclass's fields, so that help and defaults cannot drift.
-
-What `--device` names is settled here too.
-"""
+"""Command-line flags, made from a dataclass's fields: help and defaults cannot drift."""
 
 import argparse
 from dataclasses import fields, replace
@@ -44,13 +41,11 @@ def add_flags(parser: argparse.ArgumentParser, title: str, default: Any) -> None
 
 def from_flags(arguments: argparse.Namespace, default: Config) -> Config:
     """`default` with the flags that were given; a value the dataclass refuses is a UserError."""
-    given = {}
-    for field in fields(default):  # type: ignore[arg-type]
-        value = getattr(arguments, field.name, None)
-        if value is not None:
-            given[field.name] = value
+    names = [field.name for field in fields(default)]  # type: ignore[arg-type]
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
     try:
-        return replace(default, **given)  # type: ignore[type-var]
+        changes = {name: given[name] for name in names if name in given}
+        return replace(default, **changes)  # type: ignore[type-var]
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -62,16 +57,12 @@ def check_flag(arguments: argparse.Namespace, name: str, least: int, most: int) 
 
 
 def pick_device(name: str, float64: bool = False) -> torch.device:
-    """auto (cuda, then mps, then cpu), or the device named.
+    """auto (cuda, then mps, then cpu), or the device named. Raises UserError if it is not there.
 
-    float64: one that has these numbers, which mps has not. Raises UserError for one that is not
-    there.
+    float64: one that has these numbers, which mps has not.
     """
-    found = ["cpu"]
-    if torch.backends.mps.is_available() and not float64:
-        found.insert(0, "mps")
-    if torch.cuda.is_available():
-        found.insert(0, "cuda")
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available() and not float64
+    found = ["cuda"] * cuda + ["mps"] * mps + ["cpu"]
     if name == "auto":
         return torch.device(found[0])
     try:

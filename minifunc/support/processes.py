@@ -2,9 +2,9 @@
 
 Every process runs the whole script and draws the same documents and prompts. Each computes its
 `share` of the work, and `all_sum` puts the parts together. The first process (`is_main`) alone
-writes files; what the others print is dropped. Processes talk through torch.distributed: nccl
-between GPUs, one for each process of a machine, otherwise gloo. Without torchrun there is one
-process, and nothing here does anything. Machines must see the same files.
+writes files; what the others print is dropped. Between GPUs, one for each process of a machine,
+nccl is used, otherwise gloo. Without torchrun there is one process, and nothing here does anything.
+Machines must see the same files.
 """
 
 import os
@@ -101,11 +101,7 @@ def run_together(work: Callable[[], int]) -> int:
             speaks = _n_started() == 1 or _number("RANK") == 0
             if speaks:
                 return work()
-            with (
-                open(os.devnull, "w") as nowhere,
-                redirect_stdout(nowhere),
-                redirect_stderr(nowhere),
-            ):
+            with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
                 return work()
         except KeyboardInterrupt:
             if not speaks:
@@ -133,7 +129,7 @@ def _number(name: str, default: str = "") -> int:
 
 
 def _n_started() -> int:
-    """Number of processes that were started, met or not."""
+    """Number of processes, met or not."""
     return _number("WORLD_SIZE", "1")
 
 

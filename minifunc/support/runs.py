@@ -15,15 +15,16 @@ import hashlib
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from minifunc.model import ModelConfig, Transformer
-from minifunc.support.errors import UserError, first_line
-from minifunc.support.files import check_writable, load_json, load_lines, load_tensors
+from minifunc.support.errors import UserError
+from minifunc.support.files import check_writable, load_json, load_lines, load_tensors, make_folder
+from minifunc.support.settings import from_json
 
 DEFAULT_RUN = Path("out/default")
 REFERENCE = Path(__file__).parents[2] / "reference"  # of the repository; not where it is installed
@@ -42,34 +43,30 @@ def load_run(
     """
     config_path, weights_path = Path(folder) / "config.json", Path(folder) / "model.pt"
     config = load_json(config_path)
-    if not isinstance(config, dict) or not isinstance(config.get("vocabulary"), list):
-        raise UserError(f"{config_path} is no config of ours: `model` or `vocabulary` is missing")
-    cfg = model_config(config.get("model"), config_path)
-    n_tokens = len(config["vocabulary"])
-    if n_tokens > cfg.d_vocab:
-        raise UserError(f"{config_path}: {n_tokens} tokens are more than d_vocab {cfg.d_vocab}")
-    state = load_tensors(weights_path)
-    with torch.device("meta"):  # nothing large is made before the file is known to fit
-        model = Transformer(cfg)
-    fault = weights_fault(model, state)
-    if fault:
-        raise UserError(f"{weights_path} does not fit config.json: {fault}")
-    model.load_state_dict(state, assign=True)
+    model = build_model(config, load_tensors(weights_path), str(config_path), str(weights_path))
     if vocabulary and config["vocabulary"] != vocabulary:
         raise UserError(f"{folder} was trained on another vocabulary than this version has")
     return model.requires_grad_(False).to(device).eval(), config
 
 
-def model_config(values: Any, path: Path) -> ModelConfig:
-    """The `model` part of a config.json. Raises UserError where it does not describe a model."""
-    known = {field.name for field in fields(ModelConfig)}
-    if not isinstance(values, dict) or not set(values) <= known:
-        names = ", ".join(sorted(known))
-        raise UserError(f"{path}: `model` must hold the fields {names} and no others")
-    try:
-        return ModelConfig(**values)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: {first_line(error)}") from None
+def build_model(config: Any, state: Any, config_name: str, weights_name: str) -> Transformer:
+    """The model of a run's config, with the weights `state`.
+
+    Raises UserError, which gives the name of what is not sound.
+    """
+    if not isinstance(config, dict) or not isinstance(config.get("vocabulary"), list):
+        raise UserError(f"{config_name} is no config of ours: `model` or `vocabulary` is missing")
+    cfg = from_json(ModelConfig(), config.get("model"), f"{config_name}: `model`")
+    n_tokens = len(config["vocabulary"])
+    if n_tokens > cfg.d_vocab:
+        raise UserError(f"{config_name}: {n_tokens} tokens are more than d_vocab {cfg.d_vocab}")
+    with torch.device("meta"):  # nothing large is made before the file is known to fit
+        model = Transformer(cfg)
+    fault = weights_fault(model, state)
+    if fault:
+        raise UserError(f"{weights_name} does not fit config.json: {fault}")
+    model.load_state_dict(state, assign=True)
+    return model
 
 
 def weights_fault(model: Transformer, state: dict[str, Any]) -> str:
@@ -92,10 +89,8 @@ def weights_fault(model: Transformer, state: dict[str, Any]) -> str:
 
 
 def whole(tensor: Any, shape: torch.Size) -> bool:
-    """Whether this is a plain tensor of that shape whose every value is in memory.
-
-    One value can be stretched over any shape.
-    """
+    """Whether this is a plain tensor of that shape, with every value in memory: not one value that
+    is stretched over any shape."""
     if not isinstance(tensor, torch.Tensor) or tensor.shape != shape:
         return False
     if tensor.layout != torch.strided or tensor.is_meta:
@@ -148,10 +143,7 @@ class RunFolders:
 
     def to_write(self, name: str) -> Path:
         """The path of a result. Makes its folder; raises UserError where it cannot be written."""
-        try:
-            self.results.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make {self.results}: {error.strerror}") from None
+        make_folder(self.results)
         check_writable(self.results / name)
         return self.results / name
 
@@ -175,8 +167,8 @@ def chosen_run(arguments: argparse.Namespace) -> RunFolders:
     found = [name for name in MADE_BY_TRAINING if os.path.lexists(run / name)]
     may_fall_back = arguments.or_reference or arguments.run is None
     if not found and may_fall_back and REFERENCE.is_dir():
-        said = f"no trained run in {run}: using the reference run, results go to"
-        said = f"{said} {REFERENCE_RESULTS}/ ({make} makes a run of your own)"
+        said = f"no trained run in {run}: using the reference run"
+        said = f"{said}, results go to {REFERENCE_RESULTS}/ ({make} makes a run of your own)"
         return RunFolders(REFERENCE, REFERENCE_RESULTS, is_reference=True, notice=said)
     if run.resolve() == REFERENCE:
         return RunFolders(run, REFERENCE_RESULTS, is_reference=True)
