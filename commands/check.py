@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 import tasks
-from minifunc.ablation import Ablator, all_heads, random_group
+from minifunc.ablation import Ablator, all_heads
+from minifunc.analysis.controls import random_group
 from minifunc.model import Transformer
 from minifunc.support.errors import UserError, run_main
 from minifunc.support.evaluation import last_logits, wilson

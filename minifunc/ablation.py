@@ -12,9 +12,10 @@ the circuit of all heads:
     faithfulness   (F(C) - F(none)) / (F(M) - F(none))                1: C behaves like the model
     gap of K       |F(C minus K) - F(M minus K)| / |F(M) - F(none)|   0: nothing outside C takes
                                                                       over where K in C is missing
-With the paired base run as source, F(none) is F_base: the faithfulness of arXiv 2507.09875. Heads
-outside then still send whatever is the same in both runs, and under changed shown answers that is
-the whole route of the expected answer. So circuits are judged under changed operands and means too.
+With the paired base run as source, F(none) is F_base, since both prompts end with the same `=` and
+so have the same embedding there: it is the faithfulness of arXiv 2507.09875. Heads outside then
+still send whatever is the same in both runs, and under changed shown answers that is the whole
+route of the expected answer. So circuits are judged under changed operands and means too.
 """
 
 import copy
@@ -24,22 +25,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minifunc.circuit import heads_of, parse
-from minifunc.model import Hooks, ModelConfig, Transformer
-from minifunc.support.evaluation import ROWS, accuracy
-from minifunc.support.recent import Recent
-
-KEPT_BYTES = 64 * 2**20  # of streams that an Ablator keeps, so that they need not be run again
-Replaced = tuple[tuple[int, ...], ...]  # for each block, from the lowest: the heads replaced there
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A run with heads replaced: of which prompts (from `start` on), by which source, where."""
-
-    start: int
-    how: str
-    positions: tuple[int, ...]
+from minifunc.model import ModelConfig, Transformer
+from minifunc.support.checks import check_positions
+from minifunc.support.evaluation import accuracy
+from minifunc.support.names import Head, parse
+from minifunc.support.shared_streams import SharedStreams, prompts_in_a_pass
 
 
 class Ablator:
@@ -50,8 +40,11 @@ class Ablator:
     [any number, pos]; their mean z, position by position, is put in. Raises ValueError where a
     source does not have the prompts' shape.
 
-    Groups of heads that agree below some layer share the stream that enters it. Such a stream is
-    computed once, also over several calls: those used last are kept.
+        sent[how] = z of every head in a run on that source     (of a mean: its mean over prompts)
+        in a run on the prompts, layer by layer:
+            z = what each head makes of the stream that it reads, which replacements below changed
+            z[:, position, head] = sent[how][:, position, head]     for the group's heads, positions
+        the logits at the last position are the answer
     """
 
     @torch.no_grad()
@@ -62,111 +55,85 @@ class Ablator:
         sources: Mapping[str, Tensor],
         means: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.model, self.cfg, self.n_prompts = model, model.cfg, len(tokens)
+        self.model, self.cfg = model, model.cfg
         for name, source in sources.items():
             if source.shape != tokens.shape:
                 raise ValueError(
                     f"the source {name!r} must be tokens of shape {list(tokens.shape)} "
                     f"like the prompts, not {list(source.shape)}"
                 )
-        self.everywhere = torch.arange(tokens.shape[1], device=model.device)
-        # Prompts in one pass: few of them stay near a processor's caches.
-        self.rows = ROWS // 4 if model.device.type == "cpu" else ROWS
-        # Each of these runs once, also if it serves as a source and for a mean.
-        runs = {id(source): source for source in [*sources.values(), *(means or {}).values()]}
-        z = {key: self._all_z(source) for key, source in runs.items()}
+        self.z_names = [f"blocks.{layer}.attn.hook_z" for layer in range(self.cfg.n_layers)]
+        self.last = torch.tensor([tokens.shape[1] - 1], device=model.device)
         # By source, for each layer [n_prompts, pos, head, d_head]; of a mean, one row for all.
-        self.sent = {name: z[id(source)] for name, source in sources.items()}
+        self.sent = {name: self._all_z(source) for name, source in sources.items()}
         for name, source in (means or {}).items():
-            self.sent[name] = [layer.mean(0, keepdim=True) for layer in z[id(source)]]
+            self.sent[name] = [z.mean(0, keepdim=True) for z in self._all_z(source)]
         self._read(tokens)
 
     def _all_z(self, tokens: Tensor) -> list[Tensor]:
         """z of each layer, [n, pos, head, d_head]; of the last, [n, 1, head, d_head] is enough."""
-        names = [f"blocks.{layer}.attn.hook_z" for layer in range(self.cfg.n_layers)]
-        last, parts = self.everywhere[-1:], []
-        for rows in tokens.to(self.model.device).split(self.rows):
-            _, cache = self.model.run_with_cache(rows, names, last)
-            parts.append([cache[name] for name in names])
+        parts = []
+        for rows in tokens.to(self.model.device).split(prompts_in_a_pass(self.model)):
+            _, cache = self.model.run_with_cache(rows, self.z_names, self.last)
+            parts.append([cache[name] for name in self.z_names])
         return [torch.cat(part) for part in zip(*parts)]
 
     def _read(self, tokens: Tensor) -> None:
         """Takes these as the prompts."""
-        self._recent = Recent(KEPT_BYTES)
-        self._embedded = self.model.embed(tokens.to(self.model.device))  # [n_prompts, pos, d_model]
-        if self.cfg.positions == "learned":
-            self._embedded = self._embedded + self.model.pos_embed(tokens.shape[1])
+        self.tokens = tokens.to(self.model.device)
+        self.n_prompts, self.n_pos = tokens.shape
+        self._streams = SharedStreams(self.model, tokens, self.sent)
 
-    @torch.no_grad()
     def on(self, tokens: Tensor) -> "Ablator":
         """The same replacements in other prompts, as many and as long."""
         other = copy.copy(self)
         other._read(tokens)
         return other
 
-    @torch.no_grad()
     def logits(
         self, groups: Sequence[Iterable[str]], how: str, positions: Sequence[int] | None = None
     ) -> Tensor:
         """Logits at the last position when all heads of a group send what source `how` says.
 
         Returns [n_groups, n_prompts, d_vocab]. positions: where they do (default: everywhere);
-        elsewhere they send what they make of what they read.
+        elsewhere they send what they make of what they read. Raises ValueError for a source, a head
+        or a position that there is not. Layers that groups have in common are run once.
         """
-        places = tuple(range(len(self.everywhere)) if positions is None else positions)
-        replaced = [self._by_block(group) for group in groups]
-        result = self._embedded.new_empty(len(groups), self.n_prompts, self.cfg.d_vocab)
-        for start in range(0, self.n_prompts, self.rows):
-            run = _Run(start, how, places)
-            # In this order, groups that share a stream follow each other.
-            for index in sorted(range(len(groups)), key=replaced.__getitem__):
-                last = self._stream(run, replaced[index])[:, -1]  # [p, d_model]
-                logits = self.model.unembed(self.model.ln_final(last, Hooks()))
-                result[index, start : start + self.rows] = logits
-        return result
+        heads = [self._heads(group) for group in groups]
+        return self._streams.logits(heads, how, self._positions(how, positions))
 
-    def _by_block(self, group: Iterable[str]) -> Replaced:
-        heads = sorted({parse(head) for head in group})
-        blocks = range(self.cfg.n_layers)
-        return tuple(tuple(head for layer, head in heads if layer == block) for block in blocks)
+    @torch.no_grad()
+    def logits_plainly(
+        self, group: Iterable[str], how: str, positions: Sequence[int] | None = None
+    ) -> Tensor:
+        """What `logits` gives for one group, by one run with hooks: [n_prompts, d_vocab]."""
+        heads, places = self._heads(group), self._positions(how, positions)
 
-    def _stream(self, run: _Run, replaced: Replaced) -> Tensor:
-        """What leaves the lowest len(replaced) blocks, [p, pos, d_model] (all blocks: pos = 1)."""
-        if not replaced:
-            return self._embedded[run.start : run.start + self.rows]
-        if not any(replaced):
-            run = _Run(run.start, how="", positions=())  # the same whatever the source
-        key = ("stream", run, replaced)
-        return self._recent.get(key, lambda: self._leave_block(run, replaced))
-
-    def _leave_block(self, run: _Run, replaced: Replaced) -> Tensor:
-        """The stream that leaves the block of the last entry of `replaced`."""
-        below, heads, layer = replaced[:-1], replaced[-1], len(replaced) - 1
-        block, stream = self.model.blocks[layer], self._stream(run, below)
-        z = self._recent.get(("z", run, below), lambda: self._own_z(run, below))
-        queries = slice(-z.shape[1], None)
-        if heads:
-            sent = self.sent[run.how][layer]  # [n_prompts or 1, pos, head, d_head]
-            sent = sent[run.start : run.start + self.rows] if len(sent) > 1 else sent
-            put = torch.zeros(len(self.everywhere), self.cfg.n_heads, 1, dtype=torch.bool)
-            put[torch.tensor(run.positions)[:, None], torch.tensor(heads)] = True
-            z = torch.where(put[queries].to(z.device), sent[:, queries], z)
-        attn_out = z.flatten(2) @ block.attn.W_O.flatten(0, 1)
-        return block.add_mlp(stream[:, queries] + attn_out, Hooks())
-
-    def _own_z(self, run: _Run, below: Replaced) -> Tensor:
-        """z of all heads of block len(below), none of them replaced: [p, query, head, d_head]."""
-        layer, block = len(below), self.model.blocks[len(below)]
-        queries = self.everywhere[-1:] if layer == self.cfg.n_layers - 1 else self.everywhere
-        seen: list[Tensor] = []
-
-        def see(z: Tensor, name: str) -> Tensor:
-            seen.append(z)
+        def put(z: Tensor, name: str) -> Tensor:  # [n_prompts, query, head, d_head]
+            z, layer = z.clone(), int(name.split(".")[1])
+            start = self.n_pos - z.shape[1]  # the last layer is run at the last position alone
+            at = [position - start for position in places if position >= start]
+            for block, head in heads:
+                if block == layer:
+                    z[:, at, head] = self.sent[how][layer][:, at, head]
             return z
 
-        hooks = Hooks({f"blocks.{layer}.attn.hook_z": see})
-        block.attn(block.ln1(self._stream(run, below), hooks), queries, hooks)
-        return seen[0]
+        hooks = dict.fromkeys(self.z_names, put)
+        return self.model.run_with_hooks(self.tokens, hooks, self.last)[:, 0]
+
+    def _heads(self, group: Iterable[str]) -> list[Head]:
+        names, known = set(group), all_heads(self.cfg)
+        for name in sorted(names.difference(known)):
+            size = f"{self.cfg.n_layers} layers × {self.cfg.n_heads} heads"
+            raise ValueError(f"this model of {size} has no head {name!r}")
+        return sorted(map(parse, names))
+
+    def _positions(self, how: str, positions: Sequence[int] | None) -> tuple[int, ...]:
+        if how not in self.sent:
+            raise ValueError(f"unknown source {how!r}; the sources are {', '.join(self.sent)}")
+        places = tuple(range(self.n_pos) if positions is None else positions)
+        check_positions(places, self.n_pos)
+        return places
 
 
 def all_heads(cfg: ModelConfig) -> list[str]:
@@ -236,35 +203,3 @@ class CircuitScores:
         alone = self.scores([circuit - K for K in subsets])
         in_model = self.scores([model - K for K in subsets])
         return [abs(self.share(a.F - b.F)) for a, b in zip(alone, in_model)]
-
-
-# ---------------------------------------------------------------- controls
-
-
-def random_group(
-    heads: Sequence[str], n_heads: int, generator: torch.Generator, avoid: bool = True
-) -> list[str]:
-    """As many heads from each layer as `heads` has there, drawn from that layer's other heads.
-
-    All of those, where they are fewer. Without `avoid` the heads themselves may be drawn too.
-
-    >>> random_group(["3.1", "3.2", "3.3", "3.4"], 6, torch.Generator())  # layer 3 has no others
-    ['3.0', '3.5']
-    """
-    places = [parse(head) for head in heads]
-    group = []
-    for layer in sorted({layer for layer, _ in places}):
-        inside = [head for block, head in places if block == layer]
-        others = [head for head in range(n_heads) if not (avoid and head in inside)]
-        drawn = torch.randperm(len(others), generator=generator)[: len(inside)]
-        group += [f"{layer}.{others[index]}" for index in sorted(drawn.tolist())]
-    return group
-
-
-def random_group_anywhere(
-    heads: Sequence[str], cfg: ModelConfig, generator: torch.Generator
-) -> list[str]:
-    """As many heads as `heads` has, drawn from all others of any layer (all, where fewer)."""
-    others = [head for head in all_heads(cfg) if head not in heads]
-    drawn = torch.randperm(len(others), generator=generator)[: len(heads)]
-    return heads_of(others[index] for index in drawn.tolist())

@@ -1,11 +1,14 @@
+import random
+
 import pytest
 import torch
 from handwired import prompts, two_step_model
 
-from minifunc import ablation
-from minifunc.ablation import Ablator, all_heads, random_group, random_group_anywhere
+from minifunc.ablation import Ablator, all_heads
+from minifunc.analysis.controls import random_group, random_group_anywhere
 from minifunc.analysis.rows import Prompts, ablation_row, control_row
 from minifunc.model import ModelConfig, Transformer
+from minifunc.support import shared_streams
 from minifunc.support.evaluation import ROWS, wilson
 
 
@@ -153,11 +156,59 @@ def test_many_groups_at_once_equal_one_naive_run_each(changes):
                 )
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"act_fn": "none"}, {"positions": "learned"}, {"n_layers": 1}],
+    ids=["rotary", "attention-only", "learned positions", "one layer"],
+)
+def test_the_fast_way_gives_what_the_plain_way_gives(changes):
+    model, tokens, source, other = make(**changes)
+    ablator = Ablator(model, tokens, {"source": source, "other": other}, means={"mean": other})
+    draw, heads = random.Random(0), all_heads(model.cfg)
+    for how in ("source", "other", "mean"):
+        for positions in (None, [], *(draw.sample(range(7), draw.randint(1, 6)) for _ in range(4))):
+            groups = [draw.sample(heads, draw.randint(0, len(heads))) for _ in range(6)]
+            fast = ablator.logits(groups, how, positions)
+            plain = [ablator.logits_plainly(group, how, positions) for group in groups]
+            torch.testing.assert_close(fast, torch.stack(plain), rtol=0, atol=1e-10)
+
+
+def test_replacing_nothing_or_nowhere_changes_nothing():
+    model, tokens, source, _ = make()
+    ablator, own = Ablator(model, tokens, {"s": source}), model(tokens)[:, -1]
+    for group, positions in ([], None), (all_heads(model.cfg), []):
+        for logits in (
+            ablator.logits([group], "s", positions)[0],
+            ablator.logits_plainly(group, "s", positions),
+        ):
+            torch.testing.assert_close(logits, own, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "group, how, positions, said",
+    [
+        (["9.0"], "s", None, "3 layers × 3 heads has no head '9.0'"),
+        (["0.3"], "s", None, "no head '0.3'"),
+        (["mlp0"], "s", None, "no head 'mlp0'"),
+        ([], "t", None, "unknown source 't'; the sources are s, m"),
+        (["0.0"], "s", [-1], "position -1 is out of range"),
+        (["0.0"], "s", [7], "position 7 is out of range"),
+    ],
+)
+def test_what_is_not_there_is_refused_by_name(group, how, positions, said):
+    model, tokens, source, _ = make()
+    ablator = Ablator(model, tokens, {"s": source}, means={"m": source})
+    with pytest.raises(ValueError, match=said):
+        ablator.logits([["0.0"], group], how, positions)
+    with pytest.raises(ValueError, match=said):
+        ablator.logits_plainly(group, how, positions)
+
+
 def test_how_prompts_and_groups_are_split_changes_nothing():
     model, tokens, source, _ = make(n_prompts=ROWS // 4 + 3)
     ablator = Ablator(model, tokens, {"s": source}, means={"m": source})
     small = Ablator(model, tokens[-3:], {"s": source[-3:]}, means={"m": source})
-    assert ablator.n_prompts > ablator.rows > small.n_prompts
+    assert ablator.n_prompts > shared_streams.prompts_in_a_pass(model) > small.n_prompts
     for how in ("s", "m"):
         torch.testing.assert_close(
             ablator.logits(GROUPS, how)[:, -3:], small.logits(GROUPS, how), rtol=0, atol=1e-12
@@ -171,10 +222,10 @@ def test_what_was_computed_before_is_used_again_and_what_was_dropped_is_not_miss
     runs, block = [], model.blocks[0].add_mlp
     monkeypatch.setattr(model.blocks[0], "add_mlp", lambda *x: runs.append(1) or block(*x))
     assert torch.equal(ablator.logits(GROUPS[::-1], "s"), wanted.flip(0)) and not runs
-    monkeypatch.setattr(ablation, "KEPT_BYTES", 1)  # nothing can be kept
+    monkeypatch.setattr(shared_streams, "KEPT_BYTES", 1)  # nothing can be kept
     fresh = Ablator(model, tokens, {"s": source})
     torch.testing.assert_close(fresh.logits(GROUPS, "s"), wanted, rtol=0, atol=1e-12)
-    assert runs and not fresh._recent.tensors
+    assert runs and not fresh._streams.recent.tensors
 
 
 def test_the_same_replacements_serve_other_prompts():

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minifunc.ablation import random_group, random_group_anywhere
+from minifunc.analysis.controls import random_group, random_group_anywhere
 from minifunc.analysis.rows import Prompts, ablation_row, answered, control_row
 from minifunc.support.evaluation import last_logits
 from minifunc.support.tables import rounded

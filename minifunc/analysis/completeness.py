@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from minifunc.ablation import CircuitScores, random_group
+from minifunc.ablation import CircuitScores
+from minifunc.analysis.controls import random_group
 from minifunc.analysis.rows import Prompts
 from minifunc.circuit import heads_of
 from minifunc.support.tables import rounded

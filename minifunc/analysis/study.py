@@ -11,10 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import Generator, Tensor
 
-from minifunc.ablation import Ablator, random_group
+from minifunc.ablation import Ablator
 from minifunc.analysis import function_vectors, reading
 from minifunc.analysis.ablations import reuse_rows
 from minifunc.analysis.activations import Examples
+from minifunc.analysis.controls import random_group
 from minifunc.analysis.probe import probes
 from minifunc.analysis.rows import Prompts
 from minifunc.model import Transformer
