@@ -103,7 +103,7 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
         solves = shares["contrast_prompt"]["contrast"] >= criteria.solves
         answers = tasks.answer_positions(study.shots)
         found = discover(patchers, answers, criteria, solves)
-        known(rows.discovered(found, circuit), "circuit")
+        known(rows.discovered(found, criteria, circuit), "circuit")
         fi, groups = found.groups["function_induction"], found.groups
         evaluation: dict[str, Any] = {"ablation": [], "sensitivity": []}
         if not fi:

@@ -26,7 +26,12 @@ import torch
 from torch import Tensor
 
 from minifunc.model import ModelConfig, Transformer
-from minifunc.support.checks import check_positions
+from minifunc.support.checks import (
+    check_heads,
+    check_paired_source,
+    check_positions,
+    check_source_name,
+)
 from minifunc.support.evaluation import accuracy
 from minifunc.support.names import Head, parse
 from minifunc.support.shared_streams import SharedStreams, prompts_in_a_pass
@@ -57,11 +62,7 @@ class Ablator:
     ) -> None:
         self.model, self.cfg = model, model.cfg
         for name, source in sources.items():
-            if source.shape != tokens.shape:
-                raise ValueError(
-                    f"the source {name!r} must be tokens of shape {list(tokens.shape)} "
-                    f"like the prompts, not {list(source.shape)}"
-                )
+            check_paired_source(name, source, tokens)
         self.z_names = [f"blocks.{layer}.attn.hook_z" for layer in range(self.cfg.n_layers)]
         self.last = torch.tensor([tokens.shape[1] - 1], device=model.device)
         # By source, for each layer [n_prompts, pos, head, d_head]; of a mean, one row for all.
@@ -122,15 +123,12 @@ class Ablator:
         return self.model.run_with_hooks(self.tokens, hooks, self.last)[:, 0]
 
     def _heads(self, group: Iterable[str]) -> list[Head]:
-        names, known = set(group), all_heads(self.cfg)
-        for name in sorted(names.difference(known)):
-            size = f"{self.cfg.n_layers} layers × {self.cfg.n_heads} heads"
-            raise ValueError(f"this model of {size} has no head {name!r}")
+        names = set(group)
+        check_heads(names, all_heads(self.cfg))
         return sorted(map(parse, names))
 
     def _positions(self, how: str, positions: Sequence[int] | None) -> tuple[int, ...]:
-        if how not in self.sent:
-            raise ValueError(f"unknown source {how!r}; the sources are {', '.join(self.sent)}")
+        check_source_name(how, self.sent)
         places = tuple(range(self.n_pos) if positions is None else positions)
         check_positions(places, self.n_pos)
         return places

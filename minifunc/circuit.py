@@ -3,11 +3,13 @@
 Three groups as in arXiv 2507.09875, made explicit, the two routes that feed them, and what is left:
 
     function_induction   strong on the logits, and at the last `=` it looks at earlier answers
-    consolidation        strong on the logits, and at the last `=` it looks at itself and at BOS
+    consolidation        strong on the logits, and at the last `=` most of its attention is on
+                         that `=` itself and on BOS, added up
     other_direct         strong on the logits, and neither
     shown_answer         feeds an FI head's q, k or v when the *shown* answers are changed
     expected_answer      feeds an FI head's q, k or v when the *operands* are changed instead
-    upstream             found only a step further down, feeding what is named above
+    upstream             any other head that was found: it feeds an MLP or a head found lower down,
+                         or it writes to the logits under changed operands only
     previous_token       one of these three that looks, at an answer, at the `=` before it
 
 A head is "layer.head"; a group lists heads in the order of the model. FI: function-induction.
@@ -35,22 +37,19 @@ ROUTES = {"shown_answer": "answers", "expected_answer": "operands"}  # group →
 class Criteria:
     """The thresholds that make the groups; each is a share, above 0 and not above 1.
 
-    solves: contrast prompts answered rightly; below it there is nothing to explain, and r, a ratio
-    to almost nothing, means nothing. strong: |r| on the logits from which a node counts. feeds: |r|
-    on the q, k or v of an FI head, or of all of them together, from which a node counts (the paper:
-    2 % for both, of 672 heads). looks_at_…: attention, mean over prompts (the last two: and over
-    answers); an even look would give .15 to the earlier answers of 8 shots. faithful: how faithful
-    (1: entirely) a circuit must stay while heads are taken out of it.
+    solves: below it there is nothing to explain, and r, a ratio to almost nothing, means nothing.
+    strong, feeds: the paper has 2 % for both, in a model of 672 heads.
+    looks_at_…: an even look would give .15 to the earlier answers of 8 shots.
     """
 
-    solves: float = 0.5
-    strong: float = 0.05
-    feeds: float = 0.02
-    looks_at_answers: float = 0.30
-    looks_at_self_or_bos: float = 0.50
-    looks_at_previous: float = 0.30
-    looks_at_operands: float = 0.30
-    faithful: float = 0.90
+    solves: float = 0.5  # share of contrast prompts answered rightly
+    strong: float = 0.05  # |r| of a node on the logits
+    feeds: float = 0.02  # |r| of a node on the q, k or v of a head, or on an MLP, that was found
+    looks_at_answers: float = 0.30  # attention from the last `=`, mean over prompts
+    looks_at_self_or_bos: float = 0.50  # likewise, the sum of both
+    looks_at_previous: float = 0.30  # attention from an answer, mean over prompts and answers
+    looks_at_operands: float = 0.30  # likewise, the sum over operands
+    faithful: float = 0.90  # how faithful a circuit stays (1: entirely) while heads are taken out
 
     def __post_init__(self) -> None:
         check_shares(self)
@@ -105,7 +104,7 @@ def direct_groups(
     for head, looks in attention.items():
         r = to_logits[parse(head)].item()
         at_self_or_bos = looks["last_to_self"] + looks["last_to_bos"]
-        if not abs(r) >= criteria.strong:
+        if abs(r) < criteria.strong:
             continue
         if r < 0 and looks["last_to_answers"] >= criteria.looks_at_answers:
             fi.append(head)
@@ -131,8 +130,9 @@ def route(
     effects: Mapping[str, Effects], fi: Sequence[str], criteria: Criteria
 ) -> dict[str, float]:
     """`feeding` of the q, k and v of the FI heads, each alone and all together."""
-    read_by_fi = [*fi, "function_induction"]
-    return feeding([e for name, e in effects.items() if name[:-2] in read_by_fi], criteria)
+    readers = [*fi, "function_induction"]
+    read_by_fi = [e for name, e in effects.items() if name.rsplit(".", 1)[0] in readers]
+    return feeding(read_by_fi, criteria)
 
 
 def previous_token(
@@ -143,7 +143,7 @@ def previous_token(
     return [head for head in heads_of(heads) if attention[head]["answer_to_previous"] >= least]
 
 
-# ---------------------------------------------------------------- the circuit as a graph
+# ---------------------------------------------------------------- from the logits downwards
 
 
 @dataclass(frozen=True)
@@ -152,15 +152,15 @@ class Discovery:
 
     effects: by contrast, by name of receiver (`logits`, `2.1.v`, `mlp3`, or `function_induction.v`,
     all of these heads together). routes: by group shown_answer and expected_answer, the nodes that
-    feed the FI heads, each with its r of largest size. graph: {"nodes": [{name, kind, steps,
-    groups}], "edges": [{sender, receiver, contrast, r}]}.
+    feed the FI heads, each with its r of largest size. steps: by node that counts, how many edges
+    it is away from the logits.
     """
 
     effects: dict[str, dict[str, Effects]]
     attention: dict[str, dict[str, float]]
     groups: dict[str, list[str]]
     routes: dict[str, dict[str, float]]
-    graph: dict[str, list[dict[str, Any]]]
+    steps: dict[str, int]
 
 
 def discover(
@@ -215,7 +215,7 @@ def discover(
     groups["upstream"] = [head for head in heads_of(steps) if head not in named]
     lower = groups["shown_answer"] + groups["expected_answer"] + groups["upstream"]
     groups["previous_token"] = previous_token(lower, attention, criteria)
-    return Discovery(effects, attention, groups, routes, _graph(effects, groups, steps, criteria))
+    return Discovery(effects, attention, groups, routes, steps)
 
 
 def strong_writers(effects: Mapping[str, Mapping[str, Effects]], criteria: Criteria) -> list[str]:
@@ -242,32 +242,3 @@ def sweep_inputs(
     if not receivers:
         return {}
     return dict(zip(receivers, patcher.sweep_each(list(receivers.values()))))
-
-
-def _graph(
-    effects: Mapping[str, Mapping[str, Effects]],
-    groups: Mapping[str, Sequence[str]],
-    steps: Mapping[str, int],
-    criteria: Criteria,
-) -> dict[str, list[dict[str, Any]]]:
-    """All edges that count, and their nodes; steps: edges between a node and the logits."""
-    edges: list[dict[str, Any]] = []
-    for contrast, each in effects.items():
-        for receiver, effect in each.items():
-            least = criteria.strong if receiver == "logits" else criteria.feeds
-            for sender, r in effect.named().items():
-                if abs(r) >= least and sender in steps:
-                    edge = {"sender": sender, "receiver": receiver, "contrast": contrast}
-                    edges.append(edge | {"r": round(r, 5)})
-
-    def node(name: str, kind: str, step: int, of: list[str]) -> dict[str, Any]:
-        return {"name": name, "kind": kind, "steps": step, "groups": of}
-
-    nodes = [node("logits", "logits", 0, [])]
-    for name, step in sorted(steps.items(), key=lambda pair: pair[1]):
-        kind = "head" if "." in name else name.rstrip("0123456789")
-        nodes.append(node(name, kind, step, [g for g, heads in groups.items() if name in heads]))
-    for name, step in (("function_induction", 1), ("shown_answer", 2), ("expected_answer", 2)):
-        if any(edge["receiver"].startswith(name) for edge in edges):
-            nodes.append(node(name, "together", step, [name]))
-    return {"nodes": nodes, "edges": edges}

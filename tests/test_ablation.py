@@ -187,7 +187,7 @@ def test_replacing_nothing_or_nowhere_changes_nothing():
 @pytest.mark.parametrize(
     "group, how, positions, said",
     [
-        (["9.0"], "s", None, "3 layers × 3 heads has no head '9.0'"),
+        (["9.0"], "s", None, "no head '9.0'; this model has heads 0.0 to 2.2"),
         (["0.3"], "s", None, "no head '0.3'"),
         (["mlp0"], "s", None, "no head 'mlp0'"),
         ([], "t", None, "unknown source 't'; the sources are s, m"),

@@ -2,6 +2,7 @@ import pytest
 import torch
 from handwired import difference_model, difference_prompts, prompts, two_step_model
 
+from minifunc.analysis.graph import circuit_graph
 from minifunc.analysis.roles import other_thresholds, reader_role
 from minifunc.circuit import Criteria, discover, heads_of, mlps_of
 from minifunc.model import ModelConfig, Transformer
@@ -16,10 +17,10 @@ def difference_patchers(model):
     }
 
 
-def edges(found):
+def edges(found, criteria=Criteria()):
     return {
         (edge["sender"], edge["receiver"], edge["contrast"]): edge["r"]
-        for edge in found.graph["edges"]
+        for edge in circuit_graph(found, criteria)["edges"]
     }
 
 
@@ -46,7 +47,7 @@ def test_the_hand_wired_circuit_is_found_and_nothing_else():
     )
     assert {
         node["name"]: (node["kind"], node["steps"])
-        for node in found.graph["nodes"]
+        for node in circuit_graph(found, Criteria())["nodes"]
         if node["kind"] != "together"
     } == {
         "logits": ("logits", 0),
@@ -103,11 +104,9 @@ def test_where_the_task_is_not_solved_there_is_no_circuit():
         Criteria(),
         solved=False,
     )
-    assert (
-        not any(found.groups.values())
-        and found.graph["edges"] == []
-        and [node["name"] for node in found.graph["nodes"]] == ["logits"]
-    )
+    assert not any(found.groups.values()) and not found.steps
+    graph = circuit_graph(found, Criteria())
+    assert graph["edges"] == [] and [node["name"] for node in graph["nodes"]] == ["logits"]
     assert found.effects["answers"]["logits"].heads[1, 0] == pytest.approx(
         -1
     )  # what was measured is still told
@@ -141,7 +140,7 @@ def test_every_edge_is_what_the_patcher_says_of_its_sender_and_receiver():
     patchers = random_patchers()
     found = discover(patchers, torch.tensor([5]), EVERYTHING)
     checked = 0
-    for (sender, receiver, contrast), r in edges(found).items():
+    for (sender, receiver, contrast), r in edges(found, EVERYTHING).items():
         if receiver.startswith(("function", "shown", "expected")):
             continue
         place = (
@@ -159,9 +158,10 @@ def test_every_edge_is_what_the_patcher_says_of_its_sender_and_receiver():
 
 def test_discovery_is_deterministic_and_every_edge_ends_in_nodes():
     one, other = (discover(random_patchers(), torch.tensor([5]), EVERYTHING) for _ in range(2))
-    assert one.graph == other.graph and one.groups == other.groups
-    names = {node["name"] for node in one.graph["nodes"]}
-    for edge in one.graph["edges"]:
+    graph = circuit_graph(one, EVERYTHING)
+    assert graph == circuit_graph(other, EVERYTHING) and one.groups == other.groups
+    names = {node["name"] for node in graph["nodes"]}
+    for edge in graph["edges"]:
         receiver = edge["receiver"]
         assert (
             edge["sender"] in names and (receiver if receiver in names else receiver[:-2]) in names

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from minifunc.ablation import Ablator, CircuitScores
 from minifunc.analysis.attribution import attribute, rank_correlation
-from minifunc.circuit import Discovery
+from minifunc.analysis.graph import circuit_graph
+from minifunc.circuit import Criteria, Discovery
 from minifunc.model import ModelConfig
 from minifunc.patching import Effects, Logits, PathPatcher
 from minifunc.support.evaluation import accuracy, wilson
@@ -66,8 +67,8 @@ def direct(patchers: Mapping[str, PathPatcher]) -> dict[str, Any]:
     }
 
 
-def discovered(found: Discovery, circuit: Mapping[str, Any]) -> dict[str, Any]:
-    """What `discover` found; circuit: what `direct` gave."""
+def discovered(found: Discovery, criteria: Criteria, circuit: Mapping[str, Any]) -> dict[str, Any]:
+    """What `discover` found by these criteria; circuit: what `direct` gave."""
     effects: dict[str, dict[str, Any]] = {}
     for contrast, each in found.effects.items():
         effects[contrast] = {receiver: as_lists(effect) for receiver, effect in each.items()}
@@ -76,7 +77,7 @@ def discovered(found: Discovery, circuit: Mapping[str, Any]) -> dict[str, Any]:
         "operands_changed": circuit["operands_changed"] | {"effects": effects["operands"]},
         "groups": found.groups,
         "routes": rounded(found.routes, 5),
-        "graph": found.graph,
+        "graph": circuit_graph(found, criteria),
         "attention": found.attention,
     }
 

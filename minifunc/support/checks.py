@@ -85,6 +85,26 @@ def check_source(source: str | Tensor, tokens: Tensor) -> None:
         raise ValueError(f"source must be 'base', 'mean', 'zero' or tokens, not {source!r}")
 
 
+def check_paired_source(name: str, source: Tensor, tokens: Tensor) -> None:
+    """Raises ValueError unless a named source has one prompt for each of `tokens`, as long."""
+    if source.shape != tokens.shape:
+        wanted = f"tokens of shape {list(tokens.shape)} like the prompts"
+        raise ValueError(f"the source {name!r} must be {wanted}, not {list(source.shape)}")
+
+
+def check_source_name(name: str, known: Collection[str]) -> None:
+    """Raises ValueError for a source that was not given."""
+    if name not in known:
+        raise ValueError(f"unknown source {name!r}; the sources are {', '.join(known)}")
+
+
+def check_heads(names: Iterable[str], known: Sequence[str]) -> None:
+    """Raises ValueError for a head that is not among those of the model."""
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no head {name!r}; this model has heads {known[0]} to {known[-1]}")
+
+
 def _has_receiver(cfg: Any, hooks: Collection[str], receiver: Any) -> bool:
     if not hasattr(receiver, "stage"):
         return False
