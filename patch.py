@@ -11,10 +11,8 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Generator
 from tqdm import tqdm
 
@@ -23,7 +21,7 @@ from minifunc.analysis import rows
 from minifunc.analysis.ablations import group_ablations
 from minifunc.analysis.completeness import evaluate_circuits
 from minifunc.analysis.roles import readers, sensitivity
-from minifunc.analysis.study import answers_of, first, replacements, reuse, writings
+from minifunc.analysis.study import answers_of, asked, first, replacements, reuse, writings
 from minifunc.circuit import Criteria, discover
 from minifunc.model import Transformer
 from minifunc.patching import PathPatcher
@@ -31,15 +29,15 @@ from minifunc.report.terminal import told
 from minifunc.support.errors import UserError
 from minifunc.support.evaluation import accuracy, last_logits
 from minifunc.support.files import check_writable, save_json
-from minifunc.support.flags import Parser, add_flags, from_flags, pick_device
+from minifunc.support.flags import Parser, from_flags, pick_device
 from minifunc.support.processes import is_main, join, run_together
-from minifunc.support.runs import add_run_flag, chosen_run, load_run, weights_hash
+from minifunc.support.runs import add_run_flag, chosen_run, load_run
+from minifunc.support.study_flags import add_study_flags, check_study
 
 N_DRAWS = 50  # random groups of each kind beside an ablated one
 N_COUNTED = 500  # prompts on which right answers are counted, at least
 N_EVALUATED = 100  # prompts on which circuits and single readers are measured
 N_SEARCH = 50  # prompts on which circuits and subsets are looked for, and many random groups run
-MOST_PROMPTS = 100_000
 REUSED_TASKS = ("addition", "caesar", "base_addition", "choice")
 REUSED = [(task, k) for task in REUSED_TASKS for k in tasks.TASKS[task].ks if k]
 
@@ -81,9 +79,9 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
     `tell(step, circuit)` is called when something is found, with all that is known by then.
     """
     started, generator = time.perf_counter(), Generator().manual_seed(study.seed)
-    pairs = study.pairs(study.prompts, generator)  # to trace with: patching averages logits
-    many = study.pairs(max(N_COUNTED, study.prompts), generator)  # to count right answers on
-    patchers = study.patchers(model, pairs)
+    for_tracing = study.pairs(study.prompts, generator)
+    for_counting = study.pairs(max(N_COUNTED, study.prompts), generator)
+    patchers = study.patchers(model, for_tracing)
     circuit: dict[str, Any] = {}
     with tqdm(total=6, desc="patch", mininterval=0.5, disable=None) as bar:
 
@@ -94,9 +92,9 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
             bar.update()
 
         # 1. Does the model do the task, and which heads write the answer?
-        shares = solving(model, many)
-        circuit |= asked(model, study, pairs) | {"criteria": vars(criteria), "accuracy": shares}
-        circuit["accuracy_prompts"] = len(many.base)
+        shares = solving(model, for_counting)
+        circuit |= asked(tasks, model, study, for_tracing) | {"criteria": vars(criteria)}
+        circuit |= {"accuracy": shares, "accuracy_prompts": len(for_counting.base)}
         known(rows.direct(patchers), "task", "direct")
 
         # 2. Discovery: from the logits down, under both contrasts.
@@ -104,26 +102,27 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
         answers = tasks.answer_positions(study.shots)
         found = discover(patchers, answers, criteria, solves)
         known(rows.discovered(found, criteria, circuit), "circuit")
-        fi, groups = found.groups["function_induction"], found.groups
-        evaluation: dict[str, Any] = {"ablation": [], "sensitivity": []}
+        groups, fi = found.groups, found.groups["function_induction"]
         if not fi:
-            known({"readers": {}, "evaluation": evaluation, "reuse": []}, "conclusion")
+            known(rows.NOTHING_FOUND, "conclusion")
             return circuit | {"seconds": round(time.perf_counter() - started, 2)}
 
         # 3. Is that the whole circuit? And which heads bring what was to be expected?
-        search = replacements(tasks, model, first(pairs, N_SEARCH))
-        few = replacements(tasks, model, first(many, N_EVALUATED))
-        evaluation |= evaluate_circuits(search, few, groups, criteria.faithful, generator)
-        roles = readers(few, range(int(answers[-1]) + 1), found, criteria)
-        known({"evaluation": evaluation, "readers": roles}, "enough")
+        to_search = replacements(tasks, model, first(for_tracing, N_SEARCH))
+        to_judge = replacements(tasks, model, first(for_counting, N_EVALUATED))
+        enough = evaluate_circuits(to_search, to_judge, groups, criteria.faithful, generator)
+        shown = range(int(answers[-1]) + 1)  # positions
+        roles = readers(to_judge, shown, found, criteria)
+        known({"evaluation": enough, "readers": roles}, "enough")
 
         # 4. What is left without them? With controls, and with other thresholds.
-        counted = replacements(tasks, model, many)
-        plain = replace(counted, ablator=counted.ablator.on(many.base))
-        prompts = (counted, plain, replacements(tasks, model, first(many, N_SEARCH)))
-        evaluation["ablation"] = group_ablations(prompts, groups, roles, (N_DRAWS, generator))
-        evaluation["sensitivity"] = sensitivity(few, found, criteria)
-        known({"evaluation": evaluation}, "ablation")
+        to_count = replacements(tasks, model, for_counting)
+        base = replace(to_count, ablator=to_count.ablator.on(for_counting.base))
+        fewer = replacements(tasks, model, first(for_counting, N_SEARCH))
+        draws = (N_DRAWS, generator)
+        ablation = group_ablations((to_count, base, fewer), groups, roles, draws)
+        others = sensitivity(to_judge, found, criteria)
+        known({"evaluation": enough | {"ablation": ablation, "sensitivity": others}}, "ablation")
 
         # 5. What do the FI heads look for, hand over and write?
         known(writings(tasks, model, fi, groups["expected_answer"], study, generator), "writing")
@@ -132,30 +131,6 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
         reused = reuse(tasks, model, fi, REUSED, study.shots, generator)
         known({"reuse": reused}, "reuse", "conclusion")
     return circuit | {"seconds": round(time.perf_counter() - started, 2)}
-
-
-# ---------------------------------------------------------------- the prompts of each step
-
-
-def asked(model: Transformer, study: Study, pairs: tasks.Pairs) -> dict[str, Any]:
-    """What is studied, with an example of at most four shots."""
-    based = tasks.TASKS[study.task].wrapper == "base"
-    beginning = tasks.n_tokens(min(study.shots, 4)) - 4
-    example = {}
-    for name, tokens in (("base", pairs.base[0]), ("contrast", pairs.contrast[0])):
-        example[name] = tasks.decode(torch.cat([tokens[:beginning], tokens[-4:]]))
-    return {
-        "task": study.task,
-        "k": study.k,
-        "asked": f"in base {study.k}" if based else f"off by {study.k:+d}",
-        "shots": study.shots,
-        "n_prompts": study.prompts,
-        "freeze_mlps": study.freeze_mlps,
-        "seed": study.seed,
-        "device": str(model.device),
-        "weights": weights_hash(model.state_dict()),
-        "example": example,
-    }
 
 
 def solving(model: Transformer, pairs: tasks.Pairs) -> dict[str, dict[str, float]]:
@@ -175,33 +150,15 @@ def work(argv: list[str] | None) -> int:
     parser = Parser(prog="patch.py", description=__doc__.splitlines()[0])
     add_run_flag(parser)
     parser.epilog = f"Tasks: {', '.join(tasks.TASKS)}. k is a shift, or the base of base_addition."
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: auto)")
-    to = "where the findings go (default: circuit.json in the run's folder)"
-    parser.add_argument("--json", type=Path, metavar="PATH", help=to)
-    parser.add_argument("--full", action="store_true", help="print all that is found")
-    add_flags(parser, "what is traced", Study())
-    frozen = "direct paths do not pass through MLPs (default: they do, as in the paper)"
-    parser.add_argument("--freeze-mlps", action="store_true", help=frozen)
-    memory = "memory that a sweep may use (default: 2; on CUDA a quarter of what is free)"
-    parser.add_argument("--max-memory", type=float, metavar="GIB", help=memory)
-    add_flags(parser, "criteria of the groups", Criteria())
+    add_study_flags(parser, Study(), Criteria())
     arguments = parser.parse_args(argv)
     study, criteria = from_flags(arguments, Study()), from_flags(arguments, Criteria())
     device = join(pick_device(arguments.device, float64=True))
     folders = chosen_run(arguments)
     model, _ = load_run(folders.run, device, tasks.VOCABULARY)
-    n_tokens = tasks.n_tokens(study.shots)
-    if n_tokens > model.cfg.n_ctx:
-        said = f"--shots {study.shots} makes prompts of {n_tokens} tokens"
-        raise UserError(f"{said}; the model's context holds {model.cfg.n_ctx}")
-    if study.k == 0:
-        said = "--k 0 leaves nothing to trace"
-        raise UserError(f"{said}: base and contrast prompts would be the same")
+    check_study(study, tasks.n_tokens(study.shots), model.cfg.n_ctx)
     path = arguments.json or folders.to_write("circuit.json")
     check_writable(path)
-    if not 0 <= study.seed < 2**63 or study.prompts > MOST_PROMPTS:
-        raise UserError(f"--seed must be from 0 to 2^63 - 1, and --prompts at most {MOST_PROMPTS}")
-
     folders.announce()
 
     def tell(step: str, circuit: dict[str, Any]) -> None:

@@ -26,15 +26,12 @@ import torch
 from torch import Tensor
 
 from minifunc.model import ModelConfig, Transformer
-from minifunc.support.checks import (
-    check_heads,
-    check_paired_source,
-    check_positions,
-    check_source_name,
-)
+from minifunc.support import checks
 from minifunc.support.evaluation import accuracy
 from minifunc.support.names import Head, parse
 from minifunc.support.shared_streams import SharedStreams, prompts_in_a_pass
+
+Sources = Mapping[str, Tensor]  # by name: tokens [n_prompts, pos]
 
 
 class Ablator:
@@ -45,24 +42,16 @@ class Ablator:
     [any number, pos]; their mean z, position by position, is put in. Raises ValueError where a
     source does not have the prompts' shape.
 
-        sent[how] = z of every head in a run on that source     (of a mean: its mean over prompts)
-        in a run on the prompts, layer by layer:
-            z = what each head makes of the stream that it reads, which replacements below changed
-            z[:, position, head] = sent[how][:, position, head]     for the group's heads, positions
-        the logits at the last position are the answer
+    `logits_plainly` says what is computed. `logits` gives the same for many groups, and is fast.
     """
 
     @torch.no_grad()
     def __init__(
-        self,
-        model: Transformer,
-        tokens: Tensor,
-        sources: Mapping[str, Tensor],
-        means: Mapping[str, Tensor] | None = None,
+        self, model: Transformer, tokens: Tensor, sources: Sources, means: Sources | None = None
     ) -> None:
         self.model, self.cfg = model, model.cfg
         for name, source in sources.items():
-            check_paired_source(name, source, tokens)
+            checks.check_paired_source(name, source, tokens)
         self.z_names = [f"blocks.{layer}.attn.hook_z" for layer in range(self.cfg.n_layers)]
         self.last = torch.tensor([tokens.shape[1] - 1], device=model.device)
         # By source, for each layer [n_prompts, pos, head, d_head]; of a mean, one row for all.
@@ -91,23 +80,15 @@ class Ablator:
         other._read(tokens)
         return other
 
-    def logits(
-        self, groups: Sequence[Iterable[str]], how: str, positions: Sequence[int] | None = None
-    ) -> Tensor:
-        """Logits at the last position when all heads of a group send what source `how` says.
-
-        Returns [n_groups, n_prompts, d_vocab]. positions: where they do (default: everywhere);
-        elsewhere they send what they make of what they read. Raises ValueError for a source, a head
-        or a position that there is not. Layers that groups have in common are run once.
-        """
-        heads = [self._heads(group) for group in groups]
-        return self._streams.logits(heads, how, self._positions(how, positions))
-
     @torch.no_grad()
     def logits_plainly(
         self, group: Iterable[str], how: str, positions: Sequence[int] | None = None
     ) -> Tensor:
-        """What `logits` gives for one group, by one run with hooks: [n_prompts, d_vocab]."""
+        """Logits at the last position, [n_prompts, d_vocab], in one run of the whole model in which
+        the group's heads send, at `positions` (default: everywhere), what source `how` says.
+
+        All else is as it comes. Raises ValueError for a head, a source or a position there is not.
+        """
         heads, places = self._heads(group), self._positions(how, positions)
 
         def put(z: Tensor, name: str) -> Tensor:  # [n_prompts, query, head, d_head]
@@ -122,15 +103,25 @@ class Ablator:
         hooks = dict.fromkeys(self.z_names, put)
         return self.model.run_with_hooks(self.tokens, hooks, self.last)[:, 0]
 
+    def logits(
+        self, groups: Sequence[Iterable[str]], how: str, positions: Sequence[int] | None = None
+    ) -> Tensor:
+        """`logits_plainly` of each group: [n_groups, n_prompts, d_vocab].
+
+        Groups that agree below some layer share the stream that enters it; the last are kept.
+        """
+        heads = [self._heads(group) for group in groups]
+        return self._streams.logits(heads, how, self._positions(how, positions))
+
     def _heads(self, group: Iterable[str]) -> list[Head]:
         names = set(group)
-        check_heads(names, all_heads(self.cfg))
+        checks.check_heads(names, all_heads(self.cfg))
         return sorted(map(parse, names))
 
     def _positions(self, how: str, positions: Sequence[int] | None) -> tuple[int, ...]:
-        check_source_name(how, self.sent)
+        checks.check_source_name(how, self.sent)
         places = tuple(range(self.n_pos) if positions is None else positions)
-        check_positions(places, self.n_pos)
+        checks.check_positions(places, self.n_pos)
         return places
 
 
@@ -186,10 +177,8 @@ class CircuitScores:
     def share(self, F: float) -> float:
         """A difference of F as a share of F(M) - F(none). Raises ValueError if that is nothing."""
         if not abs(self.F_range) > 1e-6:
-            raise ValueError(
-                "all heads together do not change F on these prompts, "
-                "so there is nothing to be faithful to"
-            )
+            said = "all heads together do not change F on these prompts"
+            raise ValueError(f"{said}, so there is nothing to be faithful to")
         return F / self.F_range
 
     def faithfulness(self, circuits: Sequence[Iterable[str]]) -> list[float]:

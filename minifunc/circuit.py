@@ -3,13 +3,12 @@
 Three groups as in arXiv 2507.09875, made explicit, the two routes that feed them, and what is left:
 
     function_induction   strong on the logits, and at the last `=` it looks at earlier answers
-    consolidation        strong on the logits, and at the last `=` most of its attention is on
-                         that `=` itself and on BOS, added up
+    consolidation        strong on the logits, and at the last `=` it looks at itself or at BOS
     other_direct         strong on the logits, and neither
     shown_answer         feeds an FI head's q, k or v when the *shown* answers are changed
     expected_answer      feeds an FI head's q, k or v when the *operands* are changed instead
-    upstream             any other head that was found: it feeds an MLP or a head found lower down,
-                         or it writes to the logits under changed operands only
+    upstream             any other that counts: on a consolidation head, an MLP, a head further
+                         down, or on the logits under changed operands alone
     previous_token       one of these three that looks, at an answer, at the `=` before it
 
 A head is "layer.head"; a group lists heads in the order of the model. FI: function-induction.
@@ -104,7 +103,8 @@ def direct_groups(
     for head, looks in attention.items():
         r = to_logits[parse(head)].item()
         at_self_or_bos = looks["last_to_self"] + looks["last_to_bos"]
-        if abs(r) < criteria.strong:
+        counts = abs(r) >= criteria.strong  # not for a ratio to nothing
+        if not counts:
             continue
         if r < 0 and looks["last_to_answers"] >= criteria.looks_at_answers:
             fi.append(head)

@@ -17,6 +17,9 @@ from minifunc.patching import Effects, Logits, PathPatcher
 from minifunc.support.evaluation import accuracy, wilson
 from minifunc.support.tables import rounded
 
+# What circuit.json holds where there are no function-induction heads.
+NOTHING_FOUND = {"readers": {}, "evaluation": {"ablation": [], "sensitivity": []}, "reuse": []}
+
 Answers = tuple[Tensor, Tensor]  # of base and contrast prompts, [n_prompts] int64 each
 
 

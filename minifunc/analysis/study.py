@@ -19,6 +19,7 @@ from minifunc.analysis.controls import random_group
 from minifunc.analysis.probe import probes
 from minifunc.analysis.rows import Prompts
 from minifunc.model import Transformer
+from minifunc.support.runs import weights_hash
 
 N_DRAWS = 10  # random groups for each reused task
 N_REUSED = 100  # prompts on which reuse is measured
@@ -47,6 +48,10 @@ class Language(Protocol):
     def answer_positions(self) -> Any: ...
     @property
     def naive_prompts(self) -> Any: ...
+    @property
+    def n_tokens(self) -> Any: ...
+    @property
+    def decode(self) -> Any: ...
 
 
 def some(pairs: Any, which: slice | Tensor) -> Any:
@@ -61,6 +66,27 @@ def first(pairs: Any, n: int) -> Any:
 
 def answers_of(pairs: Any) -> tuple[Tensor, Tensor]:
     return pairs.base_answers, pairs.contrast_answers
+
+
+def asked(language: Language, model: Transformer, study: Any, pairs: Any) -> dict[str, Any]:
+    """What is studied, with an example of at most four shots."""
+    based = language.TASKS[study.task].wrapper == "base"
+    beginning = language.n_tokens(min(study.shots, 4)) - 4
+    example = {}
+    for name, tokens in (("base", pairs.base[0]), ("contrast", pairs.contrast[0])):
+        example[name] = language.decode(torch.cat([tokens[:beginning], tokens[-4:]]))
+    return {
+        "task": study.task,
+        "k": study.k,
+        "asked": f"in base {study.k}" if based else f"off by {study.k:+d}",
+        "shots": study.shots,
+        "n_prompts": study.prompts,
+        "freeze_mlps": study.freeze_mlps,
+        "seed": study.seed,
+        "device": str(model.device),
+        "weights": weights_hash(model.state_dict()),
+        "example": example,
+    }
 
 
 def replacements(language: Language, model: Transformer, pairs: Any) -> Prompts:
