@@ -110,10 +110,10 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
         # 3. Is that the whole circuit? And which heads bring what was to be expected?
         to_search = replacements(tasks, model, first(for_tracing, N_SEARCH))
         to_judge = replacements(tasks, model, first(for_counting, N_EVALUATED))
-        enough = evaluate_circuits(to_search, to_judge, groups, criteria.faithful, generator)
+        evaluation = evaluate_circuits(to_search, to_judge, groups, criteria.faithful, generator)
         shown = range(int(answers[-1]) + 1)  # positions
         roles = readers(to_judge, shown, found, criteria)
-        known({"evaluation": enough, "readers": roles}, "enough")
+        known({"evaluation": evaluation, "readers": roles}, "enough")
 
         # 4. What is left without them? With controls, and with other thresholds.
         to_count = replacements(tasks, model, for_counting)
@@ -121,8 +121,9 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
         fewer = replacements(tasks, model, first(for_counting, N_SEARCH))
         draws = (N_DRAWS, generator)
         ablation = group_ablations((to_count, base, fewer), groups, roles, draws)
-        others = sensitivity(to_judge, found, criteria)
-        known({"evaluation": enough | {"ablation": ablation, "sensitivity": others}}, "ablation")
+        thresholds = sensitivity(to_judge, found, criteria)
+        evaluation = evaluation | {"ablation": ablation, "sensitivity": thresholds}
+        known({"evaluation": evaluation}, "ablation")
 
         # 5. What do the FI heads look for, hand over and write?
         known(writings(tasks, model, fi, groups["expected_answer"], study, generator), "writing")

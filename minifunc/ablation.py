@@ -29,7 +29,7 @@ from minifunc.model import ModelConfig, Transformer
 from minifunc.support import checks
 from minifunc.support.evaluation import accuracy
 from minifunc.support.names import Head, parse
-from minifunc.support.shared_streams import SharedStreams, prompts_in_a_pass
+from minifunc.support.shared_streams import SharedStreams, z_of_layers
 
 Sources = Mapping[str, Tensor]  # by name: tokens [n_prompts, pos]
 
@@ -52,21 +52,11 @@ class Ablator:
         self.model, self.cfg = model, model.cfg
         for name, source in sources.items():
             checks.check_paired_source(name, source, tokens)
-        self.z_names = [f"blocks.{layer}.attn.hook_z" for layer in range(self.cfg.n_layers)]
-        self.last = torch.tensor([tokens.shape[1] - 1], device=model.device)
         # By source, for each layer [n_prompts, pos, head, d_head]; of a mean, one row for all.
-        self.sent = {name: self._all_z(source) for name, source in sources.items()}
+        self.sent = {name: z_of_layers(model, source) for name, source in sources.items()}
         for name, source in (means or {}).items():
-            self.sent[name] = [z.mean(0, keepdim=True) for z in self._all_z(source)]
+            self.sent[name] = [z.mean(0, keepdim=True) for z in z_of_layers(model, source)]
         self._read(tokens)
-
-    def _all_z(self, tokens: Tensor) -> list[Tensor]:
-        """z of each layer, [n, pos, head, d_head]; of the last, [n, 1, head, d_head] is enough."""
-        parts = []
-        for rows in tokens.to(self.model.device).split(prompts_in_a_pass(self.model)):
-            _, cache = self.model.run_with_cache(rows, self.z_names, self.last)
-            parts.append([cache[name] for name in self.z_names])
-        return [torch.cat(part) for part in zip(*parts)]
 
     def _read(self, tokens: Tensor) -> None:
         """Takes these as the prompts."""
@@ -100,8 +90,9 @@ class Ablator:
                     z[:, at, head] = self.sent[how][layer][:, at, head]
             return z
 
-        hooks = dict.fromkeys(self.z_names, put)
-        return self.model.run_with_hooks(self.tokens, hooks, self.last)[:, 0]
+        hooks = {f"blocks.{layer}.attn.hook_z": put for layer in range(self.cfg.n_layers)}
+        last = torch.tensor([self.n_pos - 1], device=self.model.device)
+        return self.model.run_with_hooks(self.tokens, hooks, last)[:, 0]
 
     def logits(
         self, groups: Sequence[Iterable[str]], how: str, positions: Sequence[int] | None = None

@@ -28,26 +28,22 @@ from minifunc.support.names import heads_of, mlps_of, parse
 
 __all__ = ["Criteria", "Discovery", "discover", "heads_of", "mlps_of", "parse"]
 
-
 ROUTES = {"shown_answer": "answers", "expected_answer": "operands"}  # group → contrast
 
 
 @dataclass(frozen=True)
 class Criteria:
-    """The thresholds that make the groups; each is a share, above 0 and not above 1.
+    """The thresholds that make the groups; each is a share, above 0 and not above 1."""
 
-    solves: below it there is nothing to explain, and r, a ratio to almost nothing, means nothing.
-    strong, feeds: the paper has 2 % for both, in a model of 672 heads.
-    looks_at_…: an even look would give .15 to the earlier answers of 8 shots.
-    """
-
+    # Below `solves` there is nothing to explain: r is then a ratio to almost nothing.
     solves: float = 0.5  # share of contrast prompts answered rightly
+    # The paper has 2 % for the next two, in a model of 672 heads.
     strong: float = 0.05  # |r| of a node on the logits
-    feeds: float = 0.02  # |r| of a node on the q, k or v of a head, or on an MLP, that was found
-    looks_at_answers: float = 0.30  # attention from the last `=`, mean over prompts
-    looks_at_self_or_bos: float = 0.50  # likewise, the sum of both
-    looks_at_previous: float = 0.30  # attention from an answer, mean over prompts and answers
-    looks_at_operands: float = 0.30  # likewise, the sum over operands
+    feeds: float = 0.02  # |r| of a node on a q, k or v, or on an MLP, that counts itself
+    looks_at_answers: float = 0.30  # attention from the last `=`; an even look: .15, 8 shots
+    looks_at_self_or_bos: float = 0.50  # the same, the sum of both
+    looks_at_previous: float = 0.30  # attention from a shown answer
+    looks_at_operands: float = 0.30  # the same, the sum over operands
     faithful: float = 0.90  # how faithful a circuit stays (1: entirely) while heads are taken out
 
     def __post_init__(self) -> None:

@@ -60,6 +60,18 @@ def prompts_in_a_pass(model: Transformer) -> int:
     return ROWS // 4 if model.device.type == "cpu" else ROWS
 
 
+@torch.no_grad()
+def z_of_layers(model: Transformer, tokens: Tensor) -> list[Tensor]:
+    """z of each layer, [n, pos, head, d_head]; of the last, [n, 1, head, d_head] is enough."""
+    names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
+    last = torch.tensor([tokens.shape[1] - 1], device=model.device)
+    parts = []
+    for rows in tokens.to(model.device).split(prompts_in_a_pass(model)):
+        _, cache = model.run_with_cache(rows, names, last)
+        parts.append([cache[name] for name in names])
+    return [torch.cat(part) for part in zip(*parts)]
+
+
 class SharedStreams:
     """A model on prompts tokens [n_prompts, pos], with the streams of earlier calls.
 
