@@ -68,14 +68,9 @@ def test_random_groups_match_layer_by_layer_and_avoid_the_group():
     generator = torch.Generator().manual_seed(0)
     groups = [random_group(["1.0", "2.1", "2.3"], 6, generator) for _ in range(40)]
     for group in groups:
-        assert (
-            [head[0] for head in group] == ["1", "2", "2"]
-            and not {"1.0", "2.1", "2.3"} & set(group)
-            and len(set(group)) == 3
-        )
-    assert {head for group in groups for head in group} == {f"1.{h}" for h in (1, 2, 3, 4, 5)} | {
-        f"2.{h}" for h in (0, 2, 4, 5)
-    }
+        assert [head[0] for head in group] == ["1", "2", "2"] and len(set(group)) == 3
+    others = {f"1.{h}" for h in (1, 2, 3, 4, 5)} | {f"2.{h}" for h in (0, 2, 4, 5)}
+    assert {head for group in groups for head in group} == others
 
 
 def test_random_groups_from_any_layer_avoid_the_group_and_reach_every_other_head():
@@ -87,15 +82,10 @@ def test_random_groups_from_any_layer_avoid_the_group_and_reach_every_other_head
 
 def make(n_prompts=5, **changes):
     """A random model, float64, and three sets of random prompts of seven tokens."""
-    cfg = ModelConfig(
-        **{
-            **dict(n_layers=3, n_heads=3, d_model=12, d_head=4, d_mlp=16, d_vocab=11, n_ctx=7),
-            **changes,
-        }
-    )
-    return Transformer(cfg).double().requires_grad_(False), *torch.randint(
-        11, (3, n_prompts, 7), generator=torch.Generator().manual_seed(0)
-    )
+    shape = dict(n_layers=3, n_heads=3, d_model=12, d_head=4, d_mlp=16, d_vocab=11, n_ctx=7)
+    model = Transformer(ModelConfig(**shape | changes)).double().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    return model, *torch.randint(11, (3, n_prompts, 7), generator=generator)
 
 
 def naive(model, tokens, values, heads, positions=range(7)):
@@ -109,9 +99,8 @@ def naive(model, tokens, values, heads, positions=range(7)):
                     z[:, position, head] = values[name][:, position, head]
         return z
 
-    return model.run_with_hooks(
-        tokens, {f"blocks.{layer}.attn.hook_z": put for layer in range(model.cfg.n_layers)}
-    )[:, -1]
+    hooks = {f"blocks.{layer}.attn.hook_z": put for layer in range(model.cfg.n_layers)}
+    return model.run_with_hooks(tokens, hooks)[:, -1]
 
 
 GROUPS = [
@@ -135,25 +124,15 @@ def test_many_groups_at_once_equal_one_naive_run_each(changes):
     model, tokens, source, other = make(**changes)
     groups = [[head for head in group if int(head[0]) < model.cfg.n_layers] for group in GROUPS]
     ablator = Ablator(model, tokens, {"source": source, "other": other}, means={"mean": other})
-    of = {
-        name: model.run_with_cache(prompts)[1]
-        for name, prompts in (("source", source), ("other", other))
-    }
-    of["mean"] = {
-        name: x.mean(0, keepdim=True).expand_as(x)
-        for name, x in of["other"].items()
-        if name.endswith("hook_z")
-    }
+    of = {"source": model.run_with_cache(source)[1], "other": model.run_with_cache(other)[1]}
+    z = {name: x for name, x in of["other"].items() if name.endswith("hook_z")}
+    of["mean"] = {name: x.mean(0, keepdim=True).expand_as(x) for name, x in z.items()}
     for how, values in of.items():
         for positions in (None, [2, 4]):
             got = ablator.logits(groups, how, positions)
             for group, logits in zip(groups, got):
-                torch.testing.assert_close(
-                    logits,
-                    naive(model, tokens, values, group, positions or range(7)),
-                    rtol=0,
-                    atol=1e-12,
-                )
+                expected = naive(model, tokens, values, group, positions or range(7))
+                torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -245,14 +224,8 @@ def test_a_source_of_another_shape_is_refused():
 
 
 def test_all_heads_are_named_in_the_order_of_the_model():
-    assert all_heads(ModelConfig(n_layers=2, n_heads=3)) == [
-        "0.0",
-        "0.1",
-        "0.2",
-        "1.0",
-        "1.1",
-        "1.2",
-    ]
+    names = all_heads(ModelConfig(n_layers=2, n_heads=3))
+    assert names == ["0.0", "0.1", "0.2", "1.0", "1.1", "1.2"]
 
 
 def test_a_row_of_one_group_holds_its_accuracies():
@@ -277,44 +250,25 @@ def test_a_group_drawn_several_times_is_counted_as_often_but_run_once(monkeypatc
     monkeypatch.setattr(
         ablator, "logits", lambda groups, how: run.append(groups) or true(groups, how)
     )
-    row = control_row(
-        Prompts(ablator, answers), "random", [["1.0"], ["1.1"], ["1.0"], ["1.0"]], "base"
-    )
-    assert run == [
-        [("1.0",), ("1.1",)]
-    ]  # 1.0 carries the answer: without it none is right; without 1.1 all are
-    assert (
-        row["contrast_acc"] == 0.25
-        and row["base_acc"] == 0.75
-        and row["n_draws"] == 4
-        and row["n_groups"] == 2
-        and row["n_heads"] == 1
-    )
-    assert (
-        row["sd"] == pytest.approx(0.433, abs=1e-3)
-        and row["worst"] == {"heads": ["1.0"], "contrast_acc": 0.0}
-        and row["ci"] == pytest.approx([0, 0.925])
-    )
+    draws = [["1.0"], ["1.1"], ["1.0"], ["1.0"]]
+    row = control_row(Prompts(ablator, answers), "random", draws, "base")
+    assert run == [[("1.0",), ("1.1",)]]
+    # 1.0 carries the answer: without it none is right; without 1.1 all are.
+    assert (row["contrast_acc"], row["base_acc"]) == (0.25, 0.75)
+    assert (row["n_draws"], row["n_groups"], row["n_heads"]) == (4, 2, 1)
+    assert row["sd"] == pytest.approx(0.433, abs=1e-3)
+    assert row["worst"] == {"heads": ["1.0"], "contrast_acc": 0.0}
+    assert row["ci"] == pytest.approx([0, 0.925])
 
 
 def test_the_interval_is_over_draws():
     base, contrast, *answers = prompts()
-    row = control_row(
-        Prompts(Ablator(two_step_model(), contrast, {"base": base}), answers),
-        "random",
-        [["1.1"]] * 40,
-        "base",
-    )
+    prompts_of = Prompts(Ablator(two_step_model(), contrast, {"base": base}), answers)
+    row = control_row(prompts_of, "random", [["1.1"]] * 40, "base")
     assert row["ci"] == wilson(1.0, len(contrast))  # a single group tells nothing of draws
-    row = control_row(
-        Prompts(Ablator(two_step_model(), contrast, {"base": base}), answers),
-        "random",
-        [["1.1"]] * 39 + [["1.0"]],
-        "base",
-    )
-    assert (
-        row["ci"] == pytest.approx([0.975, 1.0]) and row["contrast_acc"] == 0.975
-    )  # 2.5 % of 40 draws is one of them: between the lowest two
+    row = control_row(prompts_of, "random", [["1.1"]] * 39 + [["1.0"]], "base")
+    # 2.5 % of 40 draws is one of them: between the lowest two.
+    assert row["ci"] == pytest.approx([0.975, 1.0]) and row["contrast_acc"] == 0.975
 
 
 def test_random_circuits_may_hold_the_heads_themselves():
