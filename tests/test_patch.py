@@ -15,26 +15,9 @@ from minifunc.model import Transformer
 from minifunc.report import talk, terminal
 from minifunc.support import runs
 
-TINY = [
-    "--n-layers",
-    "2",
-    "--n-heads",
-    "2",
-    "--d-model",
-    "16",
-    "--d-head",
-    "8",
-    "--d-mlp",
-    "16",
-    "--steps",
-    "4",
-    "--documents",
-    "4",
-    "--eval-every",
-    "4",
-    "--table-prompts",
-    "8",
-]
+SHAPE = {"n-layers": 2, "n-heads": 2, "d-model": 16, "d-head": 8, "d-mlp": 16}
+LENGTH = {"steps": 4, "documents": 4, "eval-every": 4, "table-prompts": 8}
+TINY = [f"--{name}={value}" for name, value in (SHAPE | LENGTH).items()]
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +34,8 @@ def run(trained, tmp_path):
 
 
 FAST = ["--device", "cpu", "--prompts", "6"]
-ANY_MODEL = [
-    "--solves",
-    "1e-9",
-    "--strong",
-    "1e-9",
-    "--feeds",
-    "1e-9",
-    "--looks-at-answers",
-    "1e-9",
-]  # so that a poor model has groups too
+# So that a poor model has groups too.
+ANY_MODEL = ["--solves=1e-9", "--strong=1e-9", "--feeds=1e-9", "--looks-at-answers=1e-9"]
 
 
 @pytest.fixture
@@ -79,15 +54,11 @@ def solved(monkeypatch):
 
 
 def test_a_model_that_cannot_do_the_task_has_no_circuit_and_is_told_so(run, capsys):
-    assert (
-        patch.main(["--run", str(run), *FAST, *ANY_MODEL, "--solves", "0.5"]) == 0
-    )  # every other threshold would be passed
+    # Every other threshold would be passed.
+    assert patch.main(["--run", str(run), *FAST, *ANY_MODEL, "--solves", "0.5"]) == 0
     circuit = json.loads((run / "circuit.json").read_text())
-    assert (
-        all(group == [] for group in circuit["groups"].values())
-        and circuit["evaluation"]["ablation"] == []
-        and circuit["reuse"] == []
-    )
+    assert all(group == [] for group in circuit["groups"].values())
+    assert circuit["evaluation"]["ablation"] == [] and circuit["reuse"] == []
     assert "No function-induction circuit was found" in capsys.readouterr().out
 
 
