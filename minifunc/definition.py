@@ -14,8 +14,12 @@ it on. We want to count only the **direct path**, the one that leads through no 
 
 In pass 1 norms run. MLPs run as well, so a direct path may lead through them (**live** MLPs, as in
 arXiv 2507.09875); or they are frozen as heads are (`freeze_mlps`), and only the stream is left.
+With F = logit(base answer) - logit(contrast answer), mean over prompts, the effect is
+
+    r = (F_patched - F_contrast) / (F_contrast - F_base)      -1: all the way back to the base run
+
 This is slow, and written to be read. `minifunc/patching.py` computes the same for all senders at
-once. The tests hold it to this one, to 1e-10; the two share no code.
+once. The tests hold it to this one, to 1e-10; the two share only the model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -109,3 +113,16 @@ def path_patch(
 
     patched = model.run_with_hooks(contrast_tokens, {place.hook: overwrite for place in receivers})
     return patched[:, -1]
+
+
+def effect(patched: Tensor, contrast: Tensor, base: Tensor, answers: Tensor) -> float:
+    """r of three runs' logits at the last position, [n_prompts, d_vocab] each.
+
+    answers [n_prompts, 2] int64: the base and the contrast answer.
+    """
+    scores = []
+    for logits in (patched, contrast, base):
+        of_base, of_contrast = logits.gather(1, answers).unbind(1)
+        scores.append((of_base - of_contrast).mean())
+    F_patched, F_contrast, F_base = scores
+    return ((F_patched - F_contrast) / (F_contrast - F_base)).item()

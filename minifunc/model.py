@@ -14,8 +14,8 @@ One block (pre-norm), with the hook points in the order in which they are met:
     resid_mid ─ ln2 ─ pre ─ post ─ + ─ resid_post
         └──────────────────────────┘
 
-A head looks from its query position to earlier positions: the pattern says how much it looks at
-each, z is the mean of their v by that measure, and W_O writes z into the stream.
+A head looks from its query position to earlier positions. The pattern says how much it looks at
+each, z is the mean of their v with these weights, and W_O writes z into the stream.
 
 Hook points and parameters carry the names and shapes of TransformerLens 2.18, so what you know from
 there holds here, and the weights load there. There are no biases.
@@ -188,14 +188,12 @@ class MLP(nn.Module):
     def __init__(self, cfg: ModelConfig, name: str) -> None:
         super().__init__()
         self.name, self.act = name, F.gelu if cfg.act_fn == "gelu" else F.relu
-        self.relu = cfg.act_fn == "relu"
         self.W_in = nn.Parameter(torch.empty(cfg.d_model, cfg.d_mlp))
         self.W_out = nn.Parameter(torch.empty(cfg.d_mlp, cfg.d_model))
 
     def forward(self, x: Tensor, hooks: Hooks) -> Tensor:
         pre = hooks(x @ self.W_in, f"{self.name}.hook_pre")  # [batch, pos, d_mlp]
-        in_place = self.relu and not hooks.wants(f"{self.name}.hook_pre")  # where nobody saw pre
-        post = hooks(pre.relu_() if in_place else self.act(pre), f"{self.name}.hook_post")
+        post = hooks(self.act(pre), f"{self.name}.hook_post")  # [batch, pos, d_mlp]
         return post @ self.W_out
 
 
@@ -278,11 +276,9 @@ class Transformer(Hooked):
     def forward(
         self, tokens: Tensor, positions: Tensor | None = None, hooks: Hooks | None = None
     ) -> Tensor:
-        """positions [query] int64, ascending from 0: where logits are wanted (default: everywhere).
-
-        The last block then works for these alone: its q, pattern, z and all after them have `query`
-        rows, and the logits are [batch, query, d_vocab]. Raises ValueError for a wrong shape.
-        """
+        """positions [query] int64, ascending, distinct, none negative: where logits are wanted
+        (default: everywhere). The last block alone can skip the others: there q, pattern, z and all
+        after them have `query` rows. Raises ValueError for tokens of a wrong shape."""
         check_tokens(tokens, self.cfg.n_ctx)
         hooks = hooks or Hooks()
         resid = hooks(self.embed(tokens), "hook_embed")  # [batch, pos, d_model]
@@ -304,17 +300,3 @@ class Transformer(Hooked):
         if layer == self.cfg.n_layers:
             resid = at_positions(resid, positions)
         return self.unembed(self.ln_final(resid, hooks))
-
-    def hook_names(self) -> list[str]:
-        """Every hook point of this model, in the order in which a forward pass meets them."""
-        attn = ["q", "k", "v", "rot_q", "rot_k", "attn_scores", "pattern", "z"]
-        block = ["hook_resid_pre", "ln1.hook_normalized", *(f"attn.hook_{name}" for name in attn)]
-        block += ["hook_attn_out", "hook_resid_mid"]
-        if self.cfg.has_mlp:
-            block += ["hook_mlp_in", "ln2.hook_normalized", "mlp.hook_pre", "mlp.hook_post"]
-            block += ["hook_mlp_out"]
-        block += ["hook_resid_post"]
-        names = ["hook_embed"] + ["hook_pos_embed"] * (self.cfg.positions == "learned")
-        for layer in range(self.cfg.n_layers):
-            names += [f"blocks.{layer}.{name}" for name in block]
-        return [*names, "ln_final.hook_normalized"]

@@ -31,7 +31,8 @@ def attribute(patcher: PathPatcher) -> Effects:
         total[:, runs.prompts] = torch.stack(rows).double().cpu()
     all_sum(total)
     rows_of_each = [(sender,) for sender in range(len(patcher.senders))]
-    return patcher.order.effects(total, rows_of_each, patcher.F_range)
+    r = total.mean(dim=1) / patcher.F_range
+    return patcher.order.effects(rows_of_each, total, r)
 
 
 def direct_gradients(patcher: PathPatcher, runs: CachedRuns) -> dict[str, Tensor]:

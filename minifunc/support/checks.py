@@ -57,14 +57,17 @@ def check_hook_names(names: Iterable[str], known: Collection[str]) -> None:
             raise ValueError(f"no hook point {name!r}" + (f"; close ones: {near}" if near else ""))
 
 
-def check_pairs(base: Tensor, contrast: Tensor, *answers: Tensor) -> None:
-    """Raises ValueError unless tokens are [n_prompts, pos] of one shape, answers [n_prompts]."""
+def check_pairs(d_vocab: int, base: Tensor, contrast: Tensor, *answers: Tensor) -> None:
+    """Raises ValueError unless tokens are [n_prompts, pos] of one shape, and answers [n_prompts]
+    tokens of the vocabulary."""
     if base.shape != contrast.shape or base.ndim != 2 or 0 in base.shape:
         must = "base and contrast tokens must be [n_prompts, pos] of one shape"
         raise ValueError(f"{must}, not {list(base.shape)} and {list(contrast.shape)}")
     if any(given.shape != base.shape[:1] for given in answers):
         shapes = " and ".join(str(list(given.shape)) for given in answers)
         raise ValueError(f"answers must be [n_prompts] = [{len(base)}], not {shapes}")
+    if any(given.min() < 0 or given.max() >= d_vocab for given in answers):
+        raise ValueError(f"answers must be tokens, from 0 to {d_vocab - 1}")
 
 
 def check_positions(positions: Iterable[int], n_pos: int) -> None:
