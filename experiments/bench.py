@@ -1,21 +1,17 @@
 """Times the path patcher and a training step against what people use today.
 
-Same machine, same run, same weights, same prompts:
+    sweeps          all heads → logits, or v, q, k: against the published two-pass loop on
+                    TransformerLens 2.18 and on our own model; with frozen MLPs against
+                    auto-circuit; then layers, heads, width and prompts grow, one at a time
+    training step   against a plain eager step that scores every position
+    two processes   of one thread each against one
+    memory          peak of a sweep in a fresh process against its budget
+    --road          seconds of training until off-by-one addition, never trained on, passes .95
 
-    all heads → logits, or v, q, k   against the published two-pass loop on TransformerLens 2.18,
-                                     and the same loop on our own model; with frozen MLPs against
-                                     auto-circuit; then with layers, heads, width and prompt length
-                                     growing, one at a time
-    training step                    against a plain eager step that scores every position
-    two processes                    of one thread each against one
-    memory                           peak of a sweep in a fresh process against its budget
-    --road                           seconds of training until off-by-one addition, never trained
-                                     on, passes .95
-
-Each side's two cached runs are counted. The loops are timed on paths spread over the model, and
-scaled to all of them: every path costs them the same. Sides take turns, and times are medians.
-Where the numbers differ by more than 1e-4 the exit code is 1. `make bench` installs the other
-libraries; without them, their rows are left out.
+All sides have the same weights and prompts, and their own two cached runs are counted. The loops
+are timed on paths spread over the model, and scaled to all: every path costs them the same. Sides
+take turns, and times are medians. Exit code 1: numbers differ by more than 1e-4. `make bench`
+installs the other libraries; without them, their rows are left out.
 """
 
 import argparse
@@ -126,10 +122,9 @@ def make_row(work: str, model: Row, other: str, seconds: tuple[float, float], di
     return {"work": work, "model": model, **times, "max_abs_diff": diff, "peak_gib": None}
 
 
-def shape(name: str, sweep: Sweep) -> Row:
-    sizes = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp")
-    cfg = {size: getattr(sweep.cfg, size) for size in sizes}
-    return {"name": name, **cfg, "prompts": sweep.n_prompts, "tokens": tasks.n_tokens(sweep.shots)}
+def describe(name: str, sweep: Sweep) -> Row:
+    size = {"prompts": sweep.n_prompts, "tokens": tasks.n_tokens(sweep.shots)}
+    return {"name": name} | asdict(sweep.cfg) | size
 
 
 def compare(case: Comparison, device: torch.device, repeats: int, square: Tensor) -> list[Row]:
@@ -150,11 +145,11 @@ def compare(case: Comparison, device: torch.device, repeats: int, square: Tensor
     for label, side in sides.items():
         works |= {f"{label}: start": side.start, f"{label}: paths": partial(side.ask, paths)}
     times = medians_in_turn(works, device, repeats)
-    ours = [effects[receiver].per_prompt[sweep.heads.index(head)] for head, receiver in paths]
-    found = {"peak_gib": peak_memory(sweep, device)}
-    found["largest_effect"] = max(change.abs().max().item() for change in ours)
-    found |= {"pairs": len(sweep.paths), "pairs_timed": len(paths)}
-    found["receivers"] = len(sweep.receivers)
+    per_prompt = [effects[receiver].per_prompt[sweep.heads.index(head)] for head, receiver in paths]
+    ours = torch.stack(per_prompt)  # [path, n_prompts]
+    found: Row = {"pairs": len(sweep.paths), "pairs_timed": len(paths)}
+    found |= {"receivers": len(sweep.receivers), "peak_gib": peak_memory(sweep, device)}
+    found["largest_effect"] = ours.abs().max().item()
     if not sweep.freeze_mlps:
         gflop = sweep.gflop(model, pairs)
         rate = 2e-9 * len(square) ** 3 / times["product"]
@@ -166,10 +161,9 @@ def compare(case: Comparison, device: torch.device, repeats: int, square: Tensor
     for label, side in sides.items():
         seconds_a_path = times[f"{label}: paths"] / len(paths)
         other_s = times[f"{label}: start"] + seconds_a_path * len(sweep.paths)
-        theirs = [change.double().cpu() for change in side.changes]
-        difference = max((a - b).abs().max().item() for a, b in zip(ours, theirs))
+        difference = (ours - side.changes.double().cpu()).abs().max().item()
         seconds = (times["ours"], other_s)
-        row = make_row(case.work, shape(case.model, sweep), label, seconds, difference)
+        row = make_row(case.work, describe(case.model, sweep), label, seconds, difference)
         rows.append(row | found)
     return rows
 
@@ -177,8 +171,7 @@ def compare(case: Comparison, device: torch.device, repeats: int, square: Tensor
 def training_step(
     model: ModelConfig, cfg: train.TrainConfig, device: torch.device, repeats: int
 ) -> Row:
-    times, difference = bench_train.compare_steps(model, cfg, device, repeats)
-    seconds = (times["ours"], times["plain"])
+    seconds, difference = bench_train.compare_steps(model, cfg, device, repeats)
     other, named = "plain eager step scoring every position", asdict(model) | {"name": "default"}
     row = make_row("training step", named, other, seconds, difference)
     n_tokens = cfg.documents * (1 + tasks.EXAMPLE * cfg.examples)
@@ -190,7 +183,7 @@ def two_processes(repeats: int) -> Row:
     sweep = Sweep(DEFAULT, every_input(DEFAULT))
     one_s, two_s, difference = compare_processes(sweep, repeats)
     work, other = "two processes: all heads → v, q, k", "one process, one thread each"
-    return make_row(work, shape("default", sweep), other, (two_s, one_s), difference)
+    return make_row(work, describe("default", sweep), other, (two_s, one_s), difference)
 
 
 def timed_rows(device: torch.device, repeats: int, only: str, quick: bool) -> list[Row]:
@@ -292,8 +285,7 @@ def bench(argv: list[str] | None) -> int:
         raise UserError("--repeats must be at least 1")
     rows = timed_rows(device, flags.repeats, flags.only, flags.quick)
     memory = [] if flags.quick else memory_rows(device, flags.only)
-    seeds = (0, 1, 2) if flags.road else ()
-    road = [bench_train.road(seed, device) for seed in seeds]
+    road = [bench_train.road(seed, device) for seed in (0, 1, 2)] if flags.road else []
     result = rounded(about(device) | {"rows": rows, "memory": memory, "road": road})
     if flags.json or not (flags.only or flags.quick):
         path = Path(flags.json or "results/bench.json")

@@ -21,7 +21,7 @@ import tasks
 from experiments.bench_sweep import Head, Receiver
 from minifunc.model import Hook, Transformer
 from minifunc.patching import HeadInput
-from minifunc.support.export import to_transformer_lens
+from minifunc.support.export import lens_config
 
 try:
     import transformer_lens as lens
@@ -49,9 +49,11 @@ def sides(model: Transformer, pairs: tasks.Pairs, freeze_mlps: bool) -> dict[str
 
 
 class Side:
-    """What all loops share: the prompts, their score, and the paths asked for."""
+    """What all loops share: the prompts, their score, and the paths asked for.
 
-    changes: list[Tensor]  # of the paths asked for last
+    `start` makes the two cached runs, for all paths, and sets F_contrast [n_prompts];
+    `F_patched(sender, receiver)` → [n_prompts].
+    """
 
     def __init__(self, model: Transformer, pairs: tasks.Pairs) -> None:
         self.base, self.contrast = pairs.base.to(model.device), pairs.contrast.to(model.device)
@@ -66,16 +68,10 @@ class Side:
         picked = logits[:, -1].gather(-1, self.answers)
         return picked[:, 0] - picked[:, 1]
 
-    def start(self) -> None:
-        """Makes the two cached runs, for all paths, and sets F_contrast [n_prompts]."""
-        raise NotImplementedError
-
-    def F_patched(self, sender: Head, receiver: Receiver) -> Tensor:
-        raise NotImplementedError
-
     def ask(self, paths: Sequence[tuple[Head, Receiver]]) -> None:
-        """Patches each path; `changes` then holds F_patched - F_contrast, [n_prompts] each."""
-        self.changes = [self.F_patched(*path) - self.F_contrast for path in paths]
+        """Patches each path; `changes` is then F_patched - F_contrast, [path, n_prompts]."""
+        F_patched = torch.stack([self.F_patched(*path) for path in paths])
+        self.changes = F_patched - self.F_contrast
 
 
 class Loop(Side):
@@ -140,17 +136,17 @@ class Edges(Side):
         super().__init__(model, pairs)
         other = hooked_transformer(model)
         other.cfg.use_attn_result = other.cfg.use_split_qkv_input = other.cfg.use_hook_mlp_in = True
-        self.model = graph_utils.patchable_model(
-            other, factorized=True, separate_qkv=True, device=model.device
-        )
+        options = {"factorized": True, "separate_qkv": True, "device": model.device}
+        self.model = graph_utils.patchable_model(other, **options)
         self.edges = {edge.name: edge for edge in self.model.edges}
         self.mode = ExitStack()
 
     def start(self) -> None:
         self.mode.close()  # of an earlier start
         self.F_contrast = self.F(self.model(self.contrast))
-        # [source, n_prompts, pos, d_model]
-        sent = ablation_activations.src_ablations(self.model, self.base)
+        sent = ablation_activations.src_ablations(
+            self.model, self.base
+        )  # [source, p, pos, d_model]
         self.mode.enter_context(graph_utils.patch_mode(self.model, sent, edges=[]))
 
     def F_patched(self, sender: Head, receiver: Receiver) -> Tensor:
@@ -169,10 +165,11 @@ class Edges(Side):
 
 def hooked_transformer(model: Transformer) -> "lens.HookedTransformer":
     """Our weights in TransformerLens, on the same device."""
-    saved = to_transformer_lens(model)
-    config = lens.HookedTransformerConfig(**saved["config"] | {"device": str(model.device)})
-    other = lens.HookedTransformer(config)
-    other.load_state_dict(saved["state_dict"])
+    config = lens_config(model.cfg) | {"device": str(model.device)}
+    other = lens.HookedTransformer(lens.HookedTransformerConfig(**config))
+    for parameter in other.parameters():
+        parameter.data.zero_()  # what we lack (biases) stays zero
+    other.load_state_dict(model.state_dict(), strict=False)
     return other.requires_grad_(False)
 
 

@@ -43,16 +43,8 @@ def compare_processes(sweep: Sweep, repeats: int) -> tuple[float, float, float]:
 
 def in_fresh_processes(n: int, work: Callable[..., Any], *arguments: Any) -> Any:
     """What `work` returns in the first of n fresh processes, started as torchrun starts them."""
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=n,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        start_method="spawn",
-        max_restarts=0,
-        run_id="bench",
-    )
+    meeting = {"run_id": "bench", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=n, max_restarts=0, **meeting)
     return elastic_launch(config, work)(*arguments)[0]
 
 

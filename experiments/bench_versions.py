@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +57,13 @@ def measure(work: str) -> dict[str, Any]:
 def compare(other: Path, work: str, repeats: int) -> float:
     """Prints a line for each part of a work. Returns the largest difference of r."""
     command, text = [sys.executable, "-", "--measure", work], Path(__file__).read_text()
-    found: dict[Path, list[dict[str, Any]]] = {
-        Path(__file__).resolve().parent.parent: [],
-        other: [],
-    }
+    checkouts = (Path(__file__).resolve().parent.parent, other)
+    run = partial(subprocess.check_output, command, input=text, text=True)
+    rounds = []
     for _ in range(repeats):
-        for folder, answers in found.items():
-            answer = subprocess.check_output(command, cwd=folder, input=text, text=True)
-            answers.append(json.loads(answer))
-    ours, theirs = found.values()
+        outputs = [run(cwd=folder) for folder in checkouts]
+        rounds.append([json.loads(output) for output in outputs])
+    ours, theirs = zip(*rounds)
     for part in ("cached runs", "sweep"):
         this_s, other_s = (statistics.median(one[part] for one in side) for side in (ours, theirs))
         seconds = f"this {this_s:8.4f} s, other {other_s:8.4f} s, ratio {other_s / this_s:.2f}"
