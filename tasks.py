@@ -174,11 +174,6 @@ class Diet:
         own = {"+": self.addition, "copy": self.caesar, CHOICE: self.choice}
         return own.get(symbol, 1.0) if symbol in self.functions else 0.0
 
-    def under(self, wrapper: str) -> list[str]:
-        """The functions met under a wrapper, whatever the k."""
-        met = [symbol for symbol in self.functions if self.weight(symbol) * getattr(self, wrapper)]
-        return [symbol for symbol in met if (wrapper, symbol) not in self.never]
-
 
 DIETS = {"strict": Diet("strict"), "even": Diet("even", even_sums=True)}
 DEFAULT_DIET = DIETS["even"]
@@ -420,11 +415,3 @@ def _neighbours(problem: Tensor, wanted: Tensor, others: Tensor) -> Tensor:
     distance = (x[problem, None] - x[others]).abs() + 1.01 * (y[problem, None] - y[others]).abs()
     index = rows.nearest(distance, PROBLEMS.value[others] == wanted[:, None])
     return torch.where(index < 0, -1, others[index])
-
-
-def naive_prompts(n: int) -> Tensor:
-    """`2 same _ = 2 ; 5 same _ =`: [n, n - 1, pos]; row x asks for x after each other number."""
-    prompts = []
-    for x in range(n):
-        prompts += [encode(f"{y} same = {y}, {x} same =") for y in range(n) if y != x]
-    return torch.stack(prompts).unflatten(0, (n, n - 1))

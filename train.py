@@ -8,7 +8,7 @@ final weights. `torchrun --nproc-per-node=4 train.py` shares out every batch amo
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from torch.optim import AdamW, Optimizer
 
 import tasks
 from minifunc.model import ModelConfig, Transformer
+from minifunc.report.accuracy import accuracy_table
 from minifunc.support.checkpoints import Progress, Table, claimed, load_checkpoint
 from minifunc.support.checks import check_train_config
 from minifunc.support.evaluation import answers_right
-from minifunc.support.flags import Parser, add_flags, check_flag, pick_device
+from minifunc.support.flags import pick_device
 from minifunc.support.processes import all_sum, run_together, share
-from minifunc.support.settings import add_run_flags, as_json, check_room, chosen_settings, versions
+from minifunc.support.settings import check_room, chosen_settings, described, run_arguments
 
 MODEL = ModelConfig(n_heads=6, d_vocab=len(tasks.VOCABULARY), act_fn="relu", rotary_base=100.0)
 SHOTS = (1, 2, 4, 8, 16)
@@ -51,7 +52,10 @@ class TrainConfig:
         check_train_config(self)
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of step 1 .. steps: up in a line, then down to nothing along a cosine."""
+        """Learning rate of step 1 .. steps: a ramp of `warmup` steps times a falling cosine.
+
+        Both begin at step 1.
+        """
         warm = min(1.0, step / max(1, self.warmup))
         return self.lr * warm * 0.5 * (1 + math.cos(math.pi * (step - 1) / self.steps))
 
@@ -63,7 +67,10 @@ class TrainConfig:
 
     @property
     def longest(self) -> int:
-        """Examples in the longest document."""
+        """Examples in the longest document.
+
+        The last of n examples has n - 1 shots before it; in a long document twice as many.
+        """
         return 2 * self.examples - 1 if self.long_every else self.examples
 
 
@@ -129,8 +136,7 @@ def evaluate(model: Transformer, n_prompts: int, every_task: bool) -> Table:
 
 def describe(model_cfg: ModelConfig, cfg: TrainConfig, diet: tasks.Diet) -> dict[str, Any]:
     """What goes into config.json."""
-    chosen = {"model": asdict(model_cfg), "train": asdict(cfg), "diet": asdict(diet)}
-    return as_json(chosen | {"vocabulary": tasks.VOCABULARY, "versions": versions()})
+    return described(model_cfg, cfg, diet, tasks.VOCABULARY)
 
 
 def train(
@@ -172,37 +178,13 @@ def train(
 def print_table(model: Transformer, diet: tasks.Diet, n_prompts: int) -> None:
     """Accuracy by task and number of shots; what the diet never shows is marked."""
     table = evaluate(model, n_prompts, every_task=True)
-    about = "(other tasks: about as many for all their k together)"
-    print(f"accuracy on {n_prompts} prompts {about}; the asked answer is none of those shown")
-    print(f"{'task':24}{'shots':>6}" + "".join(f"{shots:>7}" for shots in SHOTS))
-    wrapped = {name: [k for k in by_k if k != "0"] for name, by_k in table.items()}
-    rows = [(name, "plain", ["0"]) for name in table if "0" in table[name]]
-    rows[1:1] = [("addition", f"off by {int(k):+d}", [k]) for k in wrapped.pop("addition")]
-    rows += [(name, "shifted", ks) for name, ks in wrapped.items()]
-    for name, how, ks in rows:
-        task = tasks.TASKS.get(name, tasks.TASKS["base_addition"])
-        if task.wrapper == "base":
-            how = f"{ks[0]}..{ks[-1]}"
-        line = f"{name.replace('_', ' ')} {how}".ljust(30)
-        for shots in SHOTS:
-            shares = [table[name][k].get(str(shots), math.nan) for k in ks]
-            line += f"{sum(shares) / len(ks):7.3f}"
-        shown = task.symbol in diet.under("plain" if ks == ["0"] else task.wrapper)
-        shown |= name == "addition" and int(ks[0]) in diet.shifted_addition
-        print(line if shown else f"{line}   never trained on")
+    print(*accuracy_table(table, tasks, diet, SHOTS, n_prompts), sep="\n")
 
 
 def work(argv: list[str] | None) -> int:
-    parser = Parser(prog="train.py", description=(__doc__ or "").splitlines()[0])
-    add_run_flags(parser, tasks.DIETS, tasks.DEFAULT_DIET.name)
-    behind = "prompts behind each figure of the last table (default: %(default)s)"
-    parser.add_argument("--table-prompts", type=int, default=500, help=behind)
-    add_flags(parser, "training", TrainConfig())
-    add_flags(parser, "model", MODEL)
-    arguments = parser.parse_args(argv)
-    out, device = Path(arguments.out), pick_device(arguments.device)
-    check_flag(arguments, "table_prompts", 8, 100_000)
     defaults = {"model": MODEL, "train": TrainConfig(), "diet": tasks.DEFAULT_DIET}
+    arguments = run_arguments(argv, (__doc__ or "").splitlines()[0], defaults, tasks.DIETS)
+    out, device = Path(arguments.out), pick_device(arguments.device)
     model_cfg, cfg, diet = chosen_settings(arguments, defaults, tasks.DIETS, tasks.VOCABULARY)
     needs = {"d_vocab": len(tasks.VOCABULARY), "n_ctx": 1 + tasks.EXAMPLE * cfg.longest}
     check_room(arguments, model_cfg, needs, f"documents of {cfg.longest} examples")
