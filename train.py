@@ -9,9 +9,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +19,9 @@ from torch.optim import AdamW, Optimizer
 import tasks
 from minifunc.model import ModelConfig, Transformer
 from minifunc.report.accuracy import accuracy_table
-from minifunc.support.checkpoints import Progress, Table, claimed, load_checkpoint
+from minifunc.support.checkpoints import Progress, claimed, load_checkpoint
 from minifunc.support.checks import check_train_config
-from minifunc.support.evaluation import answers_right
+from minifunc.support.evaluation import Table, accuracy_by_shots
 from minifunc.support.flags import pick_device
 from minifunc.support.processes import all_sum, run_together, share
 from minifunc.support.settings import check_room, chosen_settings, described, run_arguments
@@ -52,10 +50,7 @@ class TrainConfig:
         check_train_config(self)
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of step 1 .. steps: a ramp of `warmup` steps times a falling cosine.
-
-        Both begin at step 1.
-        """
+        """Learning rate of step 1 .. steps: a ramp times a falling cosine, both from step 1."""
         warm = min(1.0, step / max(1, self.warmup))
         return self.lr * warm * 0.5 * (1 + math.cos(math.pi * (step - 1) / self.steps))
 
@@ -67,10 +62,7 @@ class TrainConfig:
 
     @property
     def longest(self) -> int:
-        """Examples in the longest document.
-
-        The last of n examples has n - 1 shots before it; in a long document twice as many.
-        """
+        """Examples in the longest document: a query after n - 1 shots, or after twice as many."""
         return 2 * self.examples - 1 if self.long_every else self.examples
 
 
@@ -110,33 +102,9 @@ def train_step(
 
 
 def evaluate(model: Transformer, n_prompts: int, every_task: bool) -> Table:
-    """Accuracy by task, k and number of shots; the asked answer is none of those shown.
-
-    Addition is asked n_prompts times for every k, each other task (if wanted) about as often for
-    all its k together. Base-k addition has two rows, by whether the query carries.
-    """
-    generator = torch.Generator().manual_seed(2025)  # the same prompts for every run
-    table: Table = {}
-    for task in tasks.TASKS if every_task else ["addition"]:
-        ks = tasks.TASKS[task].ks
-        n = n_prompts if task == "addition" else n_prompts // (len(ks) - 1)
-        for k, shots in product(ks, SHOTS):
-            pairs = tasks.evaluation_pairs(task, k, shots, n, generator)
-            if tasks.n_tokens(shots) > model.cfg.n_ctx:
-                continue
-            right = answers_right(model, pairs.contrast, pairs.contrast_answers)
-            rows, carry = {task: right}, pairs.carry
-            if tasks.TASKS[task].wrapper == "base":
-                rows = {f"{task}_carry": right[carry], f"{task}_no_carry": right[~carry]}
-            for name, part in rows.items():
-                by_shots = table.setdefault(name, {}).setdefault(str(k), {})
-                by_shots[str(shots)] = round(part.mean().item(), 4)  # NaN where there is none
-    return table
-
-
-def describe(model_cfg: ModelConfig, cfg: TrainConfig, diet: tasks.Diet) -> dict[str, Any]:
-    """What goes into config.json."""
-    return described(model_cfg, cfg, diet, tasks.VOCABULARY)
+    """Accuracy on addition, or on every task, by k and number of shots."""
+    names = list(tasks.TASKS) if every_task else ["addition"]
+    return accuracy_by_shots(model, tasks, names, SHOTS, n_prompts)
 
 
 def train(
@@ -152,7 +120,7 @@ def train(
 
     Raises UserError where the run cannot go on, and Diverged where its loss is not finite.
     """
-    config = describe(model_cfg, cfg, diet)
+    config = described(model_cfg, cfg, diet, tasks.VOCABULARY)
     checkpoint = load_checkpoint(out, config) if resume else None
     model = Transformer(model_cfg, torch.Generator().manual_seed(cfg.seed)).to(device)
     optimizer = make_optimizer(model, cfg)
@@ -188,7 +156,8 @@ def work(argv: list[str] | None) -> int:
     model_cfg, cfg, diet = chosen_settings(arguments, defaults, tasks.DIETS, tasks.VOCABULARY)
     needs = {"d_vocab": len(tasks.VOCABULARY), "n_ctx": 1 + tasks.EXAMPLE * cfg.longest}
     check_room(arguments, model_cfg, needs, f"documents of {cfg.longest} examples")
-    with claimed(out, describe(model_cfg, cfg, diet), arguments.resume, device) as device:
+    config = described(model_cfg, cfg, diet, tasks.VOCABULARY)
+    with claimed(out, config, arguments.resume, device) as device:
         model = train(out, model_cfg, cfg, diet, device, arguments.resume)
         print_table(model, diet, arguments.table_prompts)
     print(f"the run is in {out}")

@@ -20,6 +20,7 @@ from experiments.measure import addition_and_circuit, grid, how_many, result_row
 from experiments.runs import SHORT, Row, Run
 from experiments.summary import Rows, aligned, by, in_words, mean_ci, means
 from minifunc.model import Transformer
+from minifunc.support.checks import met_under
 
 
 def make(kind: str, seed: int, steps: int) -> Run:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import tasks
+from minifunc.support.checks import met_under
 
 MIX = tasks.Diet(
     "mix",

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from minifunc.support.checkpoints import Table
 from minifunc.support.checks import met_under
+from minifunc.support.evaluation import Table
 
 
 class Language(Protocol):
