@@ -352,9 +352,8 @@ class Pairs:
     """Prompts as on top of this file, [n_prompts, pos] int64, and their answers [n_prompts].
 
     In base-k addition contrast is `5 + 6 = 13` (k = 8) and base `5 + 6 = 11`; where nothing is
-    carried they agree. Base prompts never show their answer, nor contrast prompts theirs.
-    operands_changed may: the answer in two of five (addition, k = 1, 8 shots), or even the query
-    with it. There is none for `choice`: of three options none is `d`.
+    carried they agree. Base and contrast prompts never show their own answer. operands_changed
+    does in two of five (addition, k = 1, 8 shots). `choice` has none: of three options none is `d`.
     """
 
     task: str
@@ -379,8 +378,8 @@ def evaluation_pairs(
 
     The query is any problem; examples have another answer, and a neighbour with the shown answer
     (for operands_changed, where the asked answer may be shown: see `Pairs`). In base k operands are
-    below k, and at least one example carries; with `carry` the query does too. Raises ValueError
-    for an unknown task, a k that it does not have, or numbers below one.
+    below k, and an example carries; with `carry` the query too. Raises ValueError for an unknown
+    task, a k that it does not have, or numbers below one.
     """
     checks.check_request(TASKS, task, k, (n_prompts, shots))
     symbol, in_base_k = TASKS[task].symbol, TASKS[task].wrapper == "base"
@@ -392,7 +391,10 @@ def evaluation_pairs(
     if symbol in TO_LETTERS:
         wrapped, zero = wrapped % len(LETTERS), A
     tells = (value != wrapped) | (not in_base_k)
-    neighbour = asked if symbol == CHOICE else _neighbours(asked, wrapped, every)
+    operands = torch.stack([PROBLEMS.x, PROBLEMS.y], dim=1)
+    has_shown = PROBLEMS.value[every] == wrapped[:, None]  # [n_asked, n_every]: shown answer?
+    near = rows.nearest(operands[asked], operands[every], has_shown)
+    neighbour = asked if symbol == CHOICE else torch.where(near < 0, near, every[near])
     usable = (neighbour >= 0).nonzero()[:, 0]  # as an example, under both contrasts
     queries = tells.nonzero()[:, 0] if carry else torch.arange(len(asked))
     drawn = torch.empty(0, shots + 1, dtype=torch.int64)  # indices into `asked`
@@ -409,12 +411,3 @@ def evaluation_pairs(
     end = n_tokens(shots)
     prompts = base[:, :end], contrast[:, :end], None if symbol == CHOICE else changed[:, :end]
     return Pairs(task, k, shots, *prompts, base[:, end], contrast[:, end])
-
-
-def _neighbours(problem: Tensor, wanted: Tensor, others: Tensor) -> Tensor:
-    """For each problem the nearest of `others` with the value `wanted`, or -1: [n_problems]."""
-    x, y = PROBLEMS.x, PROBLEMS.y
-    # A change of x is preferred to one of y.
-    distance = (x[problem, None] - x[others]).abs() + 1.01 * (y[problem, None] - y[others]).abs()
-    index = rows.nearest(distance, PROBLEMS.value[others] == wanted[:, None])
-    return torch.where(index < 0, -1, others[index])

@@ -78,8 +78,8 @@ def loss_on_answers(model: Transformer, documents: tasks.Documents) -> Tensor:
     answers = tokens[:, places]  # [document, example]
     logits = model(tokens, places - 1)  # [document, example, d_vocab]
     losses = F.cross_entropy(logits.flatten(0, 1), answers.flatten(), reduction="none")
-    losses = losses.view(answers.shape) * determined
-    return losses.sum() / documents.determined.sum().clamp(min=1)
+    total = (losses.view(answers.shape) * determined).sum()
+    return total / documents.determined.sum().clamp(min=1)
 
 
 def make_optimizer(model: Transformer, cfg: TrainConfig) -> AdamW:
