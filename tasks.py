@@ -140,7 +140,7 @@ def examples_to_tokens(problem: Tensor, answer: Tensor) -> Tensor:
 # ---------------------------------------------------------------- diet and documents
 
 # Cells (wrapper, function) that the default never shows. No two or more examples of another cell
-# look so by chance (`looks_held_out`); letters under `base` are left aside.
+# look so by chance (`looks_held_out`); letters under `base` and `reflect` are left aside.
 HELD_OUT = (("shift", "+"), ("shift", CHOICE), ("base", "+"), ("base", "copy"), ("base", CHOICE))
 
 
@@ -164,8 +164,7 @@ class Diet:
     even_sums: bool = False  # each sum as often as another; else each pair of operands
     shifted_addition: tuple[int, ...] = ()  # the k with which shifted `+` is shown all the same
     functions: tuple[str, ...] = SYMBOLS  # those that are met at all
-    # Cells held out. Under `shift` and, for numbers, `base` and `reflect`, none looks shown.
-    never: tuple[tuple[str, str], ...] = HELD_OUT
+    never: tuple[tuple[str, str], ...] = HELD_OUT  # cells held out, see `looks_held_out`
 
     def __post_init__(self) -> None:
         checks.check_diet(self, WRAPPERS, SYMBOLS, SHIFTS)
