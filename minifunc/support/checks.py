@@ -130,6 +130,12 @@ def check_train_config(cfg: Any) -> None:
         raise ValueError("lr and clip must be positive, and beta2 below 1")
 
 
+def met_under(diet: Any, wrapper: str) -> list[str]:
+    """The functions that a diet shows under a wrapper, whatever the k."""
+    met = [symbol for symbol in diet.functions if diet.weight(symbol) * getattr(diet, wrapper)]
+    return [symbol for symbol in met if (wrapper, symbol) not in diet.never]
+
+
 def check_diet(
     diet: Any, wrappers: Sequence[str], symbols: Sequence[str], shifts: Sequence[int]
 ) -> None:
@@ -146,7 +152,7 @@ def check_diet(
         if weight != 0 and not 1e-6 <= weight <= most:
             raise ValueError(f"a diet's {field} must be 0, or from 1e-6 to {most:g}")
     met = [wrapper for wrapper in wrappers if getattr(diet, wrapper)]
-    empty = [wrapper for wrapper in met if not diet.under(wrapper)]
+    empty = [wrapper for wrapper in met if not met_under(diet, wrapper)]
     if empty or not met:
         where = empty[0] if empty else "any wrapper"
         raise ValueError(f"the diet leaves no function to be met under {where}")
