@@ -19,9 +19,10 @@ from torch import Tensor
 
 import tasks
 from experiments.bench_sweep import Head, Receiver
-from minifunc.model import Hook, Transformer
+from minifunc.model import Transformer
 from minifunc.patching import HeadInput
 from minifunc.support.export import lens_config
+from minifunc.support.hooks import Hook
 
 try:
     import transformer_lens as lens

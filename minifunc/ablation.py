@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from minifunc.circuit import heads_of, parse
-from minifunc.model import Hooks, ModelConfig, Transformer
+from minifunc.model import ModelConfig, Transformer
 from minifunc.support.evaluation import ROWS, accuracy
+from minifunc.support.hooks import Hooks
 from minifunc.support.recent import Recent
 
 KEPT_BYTES = 64 * 2**20  # of streams that an Ablator keeps, so that they need not be run again

@@ -10,7 +10,6 @@ it on. We want to count only the **direct path**, the one that leads through no 
     pass 1   Run the contrast prompts with every head frozen at what it wrote there. The sender
              alone writes what it wrote in the base run. Note what the receiver reads.
     pass 2   Run the contrast prompts again, all live, but the receiver reads what was noted.
-             How does the answer change?
 
 In pass 1 norms run. MLPs run as well, so a direct path may lead through them (**live** MLPs, as in
 arXiv 2507.09875); or they are frozen as heads are (`freeze_mlps`), and only the stream is left.
@@ -33,10 +32,8 @@ from minifunc.model import Transformer
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sender writes or a receiver reads: at a hook point, one head, some positions.
-
-    head: None where the activation has no heads. positions: None for all of them.
-    """
+    """Where a sender writes or a receiver reads: at a hook point, one head (None: there are none),
+    some positions (None: all)."""
 
     hook: str
     head: int | None = None
@@ -116,13 +113,11 @@ def path_patch(
 
 
 def effect(patched: Tensor, contrast: Tensor, base: Tensor, answers: Tensor) -> float:
-    """r of three runs' logits at the last position, [n_prompts, d_vocab] each.
+    """r of three runs' logits at the last position, [n_prompts, d_vocab]; answers [n_prompts, 2]
+    int64: the base and the contrast answer."""
 
-    answers [n_prompts, 2] int64: the base and the contrast answer.
-    """
-    scores = []
-    for logits in (patched, contrast, base):
+    def F(logits: Tensor) -> Tensor:
         of_base, of_contrast = logits.gather(1, answers).unbind(1)
-        scores.append((of_base - of_contrast).mean())
-    F_patched, F_contrast, F_base = scores
-    return ((F_patched - F_contrast) / (F_contrast - F_base)).item()
+        return (of_base - of_contrast).mean()
+
+    return ((F(patched) - F(contrast)) / (F(contrast) - F(base))).item()

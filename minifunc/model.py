@@ -16,12 +16,9 @@ One block (pre-norm), with the hook points in the order in which they are met:
 
 A head looks from its query position to earlier positions. The pattern says how much it looks at
 each, z is the mean of their v with these weights, and W_O writes z into the stream.
-
 Hook points and parameters carry the names and shapes of TransformerLens 2.18, so what you know from
-there holds here, and the weights load there. There are no biases.
-
-A hook belongs to one call: `model.run_with_hooks(tokens, {name: fn})`, where fn(activation, name)
-returns the activation to go on with (`minifunc/support/hooks.py`).
+there holds here, and the weights load there. There are no biases. A hook belongs to one call:
+`model.run_with_hooks(tokens, {name: fn})`, where fn(activation, name) returns what to go on with.
 """
 
 import math
@@ -33,15 +30,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minifunc.support.checks import check_model_config, check_tokens
-from minifunc.support.hooks import Hook, Hooked, Hooks
-
-__all__ = ["Hook", "Hooks", "ModelConfig", "Transformer"]
+from minifunc.support.hooks import Hooked, Hooks
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of a model. Raises ValueError for a shape that cannot be built.
-
     positions: "rotary" (RoFormer, adjacent pairs), "learned" (added to the embedding), or "none".
     normalization: "RMS" (x / rms(x) * w) or "LN" (centred as well, weight only).
     act_fn: "gelu" (exact), "relu", or "none" (attention-only: the blocks have no MLP).
@@ -130,8 +124,7 @@ def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
 def attention_scores(q: Tensor, k: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
     """q [..., query, d_head], k [..., key, d_head] and their positions → [..., query, key].
 
-    A query cannot see what comes after it: the score of a later key is minus infinity.
-    """
+    A query cannot see what comes after it: the score of a later key is minus infinity."""
     scores = q @ k.mT / math.sqrt(q.shape[-1])
     return scores.masked_fill(keys > queries[:, None], -torch.inf)
 
@@ -263,15 +256,13 @@ class Transformer(Hooked):
         fan_in = {"W_E": 1, "W_pos": 1, "W_O": cfg.n_heads * cfg.d_head, "W_out": cfg.d_mlp}
         for name, weight in self.named_parameters():
             kind = name.rsplit(".", 1)[-1]
-            if weight.is_meta:  # only the shapes are wanted
-                continue
-            if kind == "w":
-                weight.data.fill_(1.0)
-                continue
             std = fan_in.get(kind, cfg.d_model) ** -0.5  # all others read the stream
             if kind in ("W_O", "W_out"):
                 std /= math.sqrt(2 * cfg.n_layers)
-            weight.data.copy_(torch.randn(weight.shape, generator=generator) * std)
+            if kind == "w":
+                weight.data.fill_(1.0)
+            elif not weight.is_meta:  # a meta tensor is a shape alone
+                weight.data.copy_(torch.randn(weight.shape, generator=generator) * std)
 
     def forward(
         self, tokens: Tensor, positions: Tensor | None = None, hooks: Hooks | None = None

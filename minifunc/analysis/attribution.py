@@ -9,8 +9,8 @@ switches. So it is a first screen, printed beside the exact values and never in 
 import torch
 from torch import Tensor
 
-from minifunc.model import Hooks
 from minifunc.patching import Effects, PathPatcher
+from minifunc.support.hooks import Hooks
 from minifunc.support.pairs import CachedRuns
 from minifunc.support.processes import all_sum
 

@@ -98,8 +98,17 @@ def _has_receiver(cfg: Any, hooks: Collection[str], receiver: Any) -> bool:
     return receiver.hook in hooks and has_head and is_input
 
 
-def check_receivers(group: Sequence[Any], model: Any, n_pos: int) -> None:
-    """Raises ValueError for receivers that the model lacks, or that name one place twice."""
+def check_F_range(F_range: float) -> None:
+    """Raises ValueError where base and contrast run do not differ in F, so that r is undefined."""
+    if not abs(F_range) > 1e-6:  # also where it is NaN
+        why = "the model does not tell these prompts apart, or a weight is not finite"
+        raise ValueError(f"F_contrast - F_base is {F_range:.2g}, so r is undefined: {why}")
+
+
+def checked_group(entry: Any, model: Any, n_pos: int) -> tuple[Any, ...]:
+    """A receiver, or the different ones of a list. Raises ValueError for receivers that the model
+    lacks, or that name one place twice."""
+    group = tuple(dict.fromkeys(entry if isinstance(entry, list | tuple) else [entry]))
     cfg, hooks = model.cfg, model.hook_names()
     for receiver in group:
         if not _has_receiver(cfg, hooks, receiver):
@@ -110,6 +119,7 @@ def check_receivers(group: Sequence[Any], model: Any, n_pos: int) -> None:
     if not group or len(set(places)) < len(places):
         rule = "must name each place once, with all its positions"
         raise ValueError(f"a list of receivers {rule}, not {places}")
+    return group
 
 
 # ---------------------------------------------------------------- training and what is trained on

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from minifunc.model import Hooks, Transformer
+from minifunc.model import Transformer
+from minifunc.support.hooks import Hooks
 from minifunc.support.processes import all_sum, share
 
 Table = dict[str, dict[str, dict[str, float]]]  # task → k → shots → accuracy
