@@ -14,9 +14,9 @@ stands at a fixed place. The model is scored where an `=` predicts the answer be
     label row     .    .   .   .  8  .  .  .    .    .  5  .  .
 
 The answer to `x op y` is g(f(x, y)): one base function f for each symbol (FUNCTIONS), and one
-wrapper g for the whole document (WRAPPERS). The functions answer with numbers from -4 to 30, or
-with letters. `choice` is multiple choice, the letter of the largest of three, `3 7 5 = b`; its
-second option stands where others have their symbol.
+wrapper g for the whole document (WRAPPERS). f gives a number from 0 to 18 or a letter, g(f) one
+from -4 to 30 or a letter. `choice` is multiple choice, the letter of the largest of three,
+`3 7 5 = b`; its second option stands where others have their symbol.
 
     plain     g(v) = v
     shift     g(v) = v + k        k in -4..4, not 0; letters wrap around (Caesar's cipher)
@@ -139,16 +139,17 @@ def examples_to_tokens(problem: Tensor, answer: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------- diet and documents
 
-# cells (wrapper, function) that the default never shows, not even by chance (`looks_held_out`)
+# Cells (wrapper, function) that the default never shows. No two or more examples of another cell
+# look so by chance (`looks_held_out`); letters under `base` and `reflect` are left aside.
 HELD_OUT = (("shift", "+"), ("shift", CHOICE), ("base", "+"), ("base", "copy"), ("base", CHOICE))
 
 
 @dataclass(frozen=True)
 class Diet:
-    """How often each kind of document is met. Raises ValueError for what makes no sense."""
+    """Weights by which documents are drawn. Raises ValueError for what makes no sense."""
 
     name: str
-    # weights of the wrappers
+    # weights of the wrappers, which need not sum to 1; step 4 makes some documents plain after all
     plain: float = 0.12
     shift: float = 0.33
     base: float = 0.05
@@ -163,8 +164,7 @@ class Diet:
     even_sums: bool = False  # each sum as often as another; else each pair of operands
     shifted_addition: tuple[int, ...] = ()  # the k with which shifted `+` is shown all the same
     functions: tuple[str, ...] = SYMBOLS  # those that are met at all
-    # Cells held out. Under `shift`, `base` and, for numbers, `reflect`, none is shown by chance.
-    never: tuple[tuple[str, str], ...] = HELD_OUT
+    never: tuple[tuple[str, str], ...] = HELD_OUT  # cells held out, see `looks_held_out`
 
     def __post_init__(self) -> None:
         checks.check_diet(self, WRAPPERS, SYMBOLS, SHIFTS)
@@ -173,11 +173,6 @@ class Diet:
         """How often a function is met, as a weight; 0 where it is not met at all."""
         own = {"+": self.addition, "copy": self.caesar, CHOICE: self.choice}
         return own.get(symbol, 1.0) if symbol in self.functions else 0.0
-
-    def under(self, wrapper: str) -> list[str]:
-        """The functions met under a wrapper, whatever the k."""
-        met = [symbol for symbol in self.functions if self.weight(symbol) * getattr(self, wrapper)]
-        return [symbol for symbol in met if (wrapper, symbol) not in self.never]
 
 
 DIETS = {"strict": Diet("strict"), "even": Diet("even", even_sums=True)}
@@ -356,7 +351,8 @@ class Pairs:
     """Prompts as on top of this file, [n_prompts, pos] int64, and their answers [n_prompts].
 
     In base-k addition contrast is `5 + 6 = 13` (k = 8) and base `5 + 6 = 11`; where nothing is
-    carried they agree. There is no operands_changed for `choice`: of three options none is `d`.
+    carried they agree. Base and contrast prompts never show their own answer. operands_changed
+    does in two of five (addition, k = 1, 8 shots). `choice` has none: of three options none is `d`.
     """
 
     task: str
@@ -377,12 +373,12 @@ class Pairs:
 def evaluation_pairs(
     task: str, k: int, shots: int, n_prompts: int, generator: Generator, carry: bool = False
 ) -> Pairs:
-    """Prompts whose examples are all off by k (or in base k), and never show the asked answer.
+    """Prompts whose examples are all off by k, or in base k: contrast, and the others beside it.
 
-    The query is any problem. The examples are drawn from those with another answer that have a
-    neighbour with the shown answer (for operands_changed). In base k operands are below k, and
-    at least one example carries; with `carry` the query does too. Raises ValueError for an
-    unknown task, a k that it does not have, or numbers below one.
+    The query is any problem; examples have another answer, and a neighbour with the shown answer
+    (for operands_changed, where the asked answer may be shown: see `Pairs`). In base k operands are
+    below k, and an example carries; with `carry` the query too. Raises ValueError for an unknown
+    task, a k that it does not have, or numbers below one.
     """
     checks.check_request(TASKS, task, k, (n_prompts, shots))
     symbol, in_base_k = TASKS[task].symbol, TASKS[task].wrapper == "base"
@@ -394,7 +390,10 @@ def evaluation_pairs(
     if symbol in TO_LETTERS:
         wrapped, zero = wrapped % len(LETTERS), A
     tells = (value != wrapped) | (not in_base_k)
-    neighbour = asked if symbol == CHOICE else _neighbours(asked, wrapped, every)
+    operands = torch.stack([PROBLEMS.x, PROBLEMS.y], dim=1)
+    has_shown = PROBLEMS.value[every] == wrapped[:, None]  # [n_asked, n_every]: shown answer?
+    near = rows.nearest(operands[asked], operands[every], has_shown)
+    neighbour = asked if symbol == CHOICE else torch.where(near < 0, near, every[near])
     usable = (neighbour >= 0).nonzero()[:, 0]  # as an example, under both contrasts
     queries = tells.nonzero()[:, 0] if carry else torch.arange(len(asked))
     drawn = torch.empty(0, shots + 1, dtype=torch.int64)  # indices into `asked`
@@ -411,20 +410,3 @@ def evaluation_pairs(
     end = n_tokens(shots)
     prompts = base[:, :end], contrast[:, :end], None if symbol == CHOICE else changed[:, :end]
     return Pairs(task, k, shots, *prompts, base[:, end], contrast[:, end])
-
-
-def _neighbours(problem: Tensor, wanted: Tensor, others: Tensor) -> Tensor:
-    """For each problem the nearest of `others` with the value `wanted`, or -1: [n_problems]."""
-    x, y = PROBLEMS.x, PROBLEMS.y
-    # A change of x is preferred to one of y.
-    distance = (x[problem, None] - x[others]).abs() + 1.01 * (y[problem, None] - y[others]).abs()
-    index = rows.nearest(distance, PROBLEMS.value[others] == wanted[:, None])
-    return torch.where(index < 0, -1, others[index])
-
-
-def naive_prompts(n: int) -> Tensor:
-    """`2 same _ = 2 ; 5 same _ =`: [n, n - 1, pos]; row x asks for x after each other number."""
-    prompts = []
-    for x in range(n):
-        prompts += [encode(f"{y} same = {y}, {x} same =") for y in range(n) if y != x]
-    return torch.stack(prompts).unflatten(0, (n, n - 1))

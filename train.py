@@ -8,10 +8,8 @@ final weights. `torchrun --nproc-per-node=4 train.py` shares out every batch amo
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +18,13 @@ from torch.optim import AdamW, Optimizer
 
 import tasks
 from minifunc.model import ModelConfig, Transformer
-from minifunc.support.checkpoints import Progress, Table, claimed, load_checkpoint
+from minifunc.report.accuracy import accuracy_table
+from minifunc.support.checkpoints import Progress, claimed, load_checkpoint
 from minifunc.support.checks import check_train_config
-from minifunc.support.evaluation import answers_right
-from minifunc.support.flags import Parser, add_flags, check_flag, pick_device
+from minifunc.support.evaluation import Table, accuracy_by_shots
+from minifunc.support.flags import pick_device
 from minifunc.support.processes import all_sum, run_together, share
-from minifunc.support.settings import add_run_flags, as_json, check_room, chosen_settings, versions
+from minifunc.support.settings import check_room, chosen_settings, described, run_arguments
 
 MODEL = ModelConfig(n_heads=6, d_vocab=len(tasks.VOCABULARY), act_fn="relu", rotary_base=100.0)
 SHOTS = (1, 2, 4, 8, 16)
@@ -51,7 +50,7 @@ class TrainConfig:
         check_train_config(self)
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of step 1 .. steps: up in a line, then down to nothing along a cosine."""
+        """Learning rate of step 1 .. steps: a ramp times a falling cosine, both from step 1."""
         warm = min(1.0, step / max(1, self.warmup))
         return self.lr * warm * 0.5 * (1 + math.cos(math.pi * (step - 1) / self.steps))
 
@@ -63,7 +62,7 @@ class TrainConfig:
 
     @property
     def longest(self) -> int:
-        """Examples in the longest document."""
+        """Examples in the longest document: a query after n - 1 shots, or after twice as many."""
         return 2 * self.examples - 1 if self.long_every else self.examples
 
 
@@ -79,8 +78,8 @@ def loss_on_answers(model: Transformer, documents: tasks.Documents) -> Tensor:
     answers = tokens[:, places]  # [document, example]
     logits = model(tokens, places - 1)  # [document, example, d_vocab]
     losses = F.cross_entropy(logits.flatten(0, 1), answers.flatten(), reduction="none")
-    losses = losses.view(answers.shape) * determined
-    return losses.sum() / documents.determined.sum().clamp(min=1)
+    total = (losses.view(answers.shape) * determined).sum()
+    return total / documents.determined.sum().clamp(min=1)
 
 
 def make_optimizer(model: Transformer, cfg: TrainConfig) -> AdamW:
@@ -103,34 +102,9 @@ def train_step(
 
 
 def evaluate(model: Transformer, n_prompts: int, every_task: bool) -> Table:
-    """Accuracy by task, k and number of shots; the asked answer is none of those shown.
-
-    Addition is asked n_prompts times for every k, each other task (if wanted) about as often for
-    all its k together. Base-k addition has two rows, by whether the query carries.
-    """
-    generator = torch.Generator().manual_seed(2025)  # the same prompts for every run
-    table: Table = {}
-    for task in tasks.TASKS if every_task else ["addition"]:
-        ks = tasks.TASKS[task].ks
-        n = n_prompts if task == "addition" else n_prompts // (len(ks) - 1)
-        for k, shots in product(ks, SHOTS):
-            pairs = tasks.evaluation_pairs(task, k, shots, n, generator)
-            if tasks.n_tokens(shots) > model.cfg.n_ctx:
-                continue
-            right = answers_right(model, pairs.contrast, pairs.contrast_answers)
-            rows, carry = {task: right}, pairs.carry
-            if tasks.TASKS[task].wrapper == "base":
-                rows = {f"{task}_carry": right[carry], f"{task}_no_carry": right[~carry]}
-            for name, part in rows.items():
-                by_shots = table.setdefault(name, {}).setdefault(str(k), {})
-                by_shots[str(shots)] = round(part.mean().item(), 4)  # NaN where there is none
-    return table
-
-
-def describe(model_cfg: ModelConfig, cfg: TrainConfig, diet: tasks.Diet) -> dict[str, Any]:
-    """What goes into config.json."""
-    chosen = {"model": asdict(model_cfg), "train": asdict(cfg), "diet": asdict(diet)}
-    return as_json(chosen | {"vocabulary": tasks.VOCABULARY, "versions": versions()})
+    """Accuracy on addition, or on every task, by k and number of shots."""
+    names = list(tasks.TASKS) if every_task else ["addition"]
+    return accuracy_by_shots(model, tasks, names, SHOTS, n_prompts)
 
 
 def train(
@@ -146,7 +120,7 @@ def train(
 
     Raises UserError where the run cannot go on, and Diverged where its loss is not finite.
     """
-    config = describe(model_cfg, cfg, diet)
+    config = described(model_cfg, cfg, diet, tasks.VOCABULARY)
     checkpoint = load_checkpoint(out, config) if resume else None
     model = Transformer(model_cfg, torch.Generator().manual_seed(cfg.seed)).to(device)
     optimizer = make_optimizer(model, cfg)
@@ -172,41 +146,18 @@ def train(
 def print_table(model: Transformer, diet: tasks.Diet, n_prompts: int) -> None:
     """Accuracy by task and number of shots; what the diet never shows is marked."""
     table = evaluate(model, n_prompts, every_task=True)
-    about = "(other tasks: about as many for all their k together)"
-    print(f"accuracy on {n_prompts} prompts {about}; the asked answer is none of those shown")
-    print(f"{'task':24}{'shots':>6}" + "".join(f"{shots:>7}" for shots in SHOTS))
-    wrapped = {name: [k for k in by_k if k != "0"] for name, by_k in table.items()}
-    rows = [(name, "plain", ["0"]) for name in table if "0" in table[name]]
-    rows[1:1] = [("addition", f"off by {int(k):+d}", [k]) for k in wrapped.pop("addition")]
-    rows += [(name, "shifted", ks) for name, ks in wrapped.items()]
-    for name, how, ks in rows:
-        task = tasks.TASKS.get(name, tasks.TASKS["base_addition"])
-        if task.wrapper == "base":
-            how = f"{ks[0]}..{ks[-1]}"
-        line = f"{name.replace('_', ' ')} {how}".ljust(30)
-        for shots in SHOTS:
-            shares = [table[name][k].get(str(shots), math.nan) for k in ks]
-            line += f"{sum(shares) / len(ks):7.3f}"
-        shown = task.symbol in diet.under("plain" if ks == ["0"] else task.wrapper)
-        shown |= name == "addition" and int(ks[0]) in diet.shifted_addition
-        print(line if shown else f"{line}   never trained on")
+    print(*accuracy_table(table, tasks, diet, SHOTS, n_prompts), sep="\n")
 
 
 def work(argv: list[str] | None) -> int:
-    parser = Parser(prog="train.py", description=(__doc__ or "").splitlines()[0])
-    add_run_flags(parser, tasks.DIETS, tasks.DEFAULT_DIET.name)
-    behind = "prompts behind each figure of the last table (default: %(default)s)"
-    parser.add_argument("--table-prompts", type=int, default=500, help=behind)
-    add_flags(parser, "training", TrainConfig())
-    add_flags(parser, "model", MODEL)
-    arguments = parser.parse_args(argv)
-    out, device = Path(arguments.out), pick_device(arguments.device)
-    check_flag(arguments, "table_prompts", 8, 100_000)
     defaults = {"model": MODEL, "train": TrainConfig(), "diet": tasks.DEFAULT_DIET}
+    arguments = run_arguments(argv, (__doc__ or "").splitlines()[0], defaults, tasks.DIETS)
+    out, device = Path(arguments.out), pick_device(arguments.device)
     model_cfg, cfg, diet = chosen_settings(arguments, defaults, tasks.DIETS, tasks.VOCABULARY)
     needs = {"d_vocab": len(tasks.VOCABULARY), "n_ctx": 1 + tasks.EXAMPLE * cfg.longest}
     check_room(arguments, model_cfg, needs, f"documents of {cfg.longest} examples")
-    with claimed(out, describe(model_cfg, cfg, diet), arguments.resume, device) as device:
+    config = described(model_cfg, cfg, diet, tasks.VOCABULARY)
+    with claimed(out, config, arguments.resume, device) as device:
         model = train(out, model_cfg, cfg, diet, device, arguments.resume)
         print_table(model, diet, arguments.table_prompts)
     print(f"the run is in {out}")

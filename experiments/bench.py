@@ -1,49 +1,38 @@
 """Times the path patcher and a training step against what people use today.
 
-Same machine, same run, same weights, same prompts:
+    sweeps          all heads → logits, or v, q, k: against the published two-pass loop on
+                    TransformerLens 2.18 and on our own model; with frozen MLPs against
+                    auto-circuit; then layers, heads, width and prompts grow, one at a time
+    training step   against a plain eager step that scores every position
+    two processes   of one thread each against one
+    memory          peak of a sweep in a fresh process against its budget
+    --road          seconds of training until off-by-one addition, never trained on, passes .95
 
-    all heads → logits, or v, q, k   against the published two-pass loop on TransformerLens 2.18,
-                                     and the same loop on our own model; with frozen MLPs against
-                                     auto-circuit; then with layers, heads, width and prompt length
-                                     growing, one at a time
-    training step                    against a plain eager step that scores every position
-    two processes                    of one thread each against one
-    memory                           peak of a sweep in a fresh process against its budget
-    --road                           seconds of training until off-by-one addition, never trained
-                                     on, passes .95
-
-Each side makes its own two cached runs, and they are counted. The loops are timed on paths spread
-over the model, and scaled to all of them: every path costs them the same. Sides take turns, and
-times are medians. It is checked that the numbers agree to 1e-4; otherwise the exit code is 1.
-`make bench` runs it where the libraries are installed; without them, their rows are left out.
+All sides have the same weights and prompts, and their own two cached runs are counted. The loops
+are timed on paths spread over the model, and scaled to all: every path costs them the same. Sides
+take turns, and times are medians. Exit code 1: numbers differ by more than 1e-4. `make bench`
+installs the other libraries; without them, their rows are left out.
 """
 
 import argparse
+import json
 import platform
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import tasks
 import train
 from experiments import bench_loops, bench_train
 from experiments.bench_processes import compare_processes, peak_memory
-from experiments.bench_sweep import (
-    Head,
-    Receiver,
-    SquareProduct,
-    Sweep,
-    every_input,
-    medians_in_turn,
-    sweep_flops,
-)
+from experiments.bench_sweep import Head, Receiver, Sweep, every_input, medians_in_turn
+from experiments.runs import Row, processor
 from minifunc.model import ModelConfig
 from minifunc.patching import Effects, HeadInput
 from minifunc.support.errors import UserError, run_main
@@ -57,9 +46,6 @@ LARGE = replace(DEFAULT, n_layers=6, n_heads=8, d_model=512, d_head=64, d_mlp=20
 TINY = replace(DEFAULT, n_layers=2, n_heads=2, d_model=16, d_head=8, d_mlp=32)
 LOGITS, INPUTS = "all heads → logits", "all heads → v, q, k of every head"
 BUDGETS = (0.125, 0.25, 0.5, 1.0)  # GiB
-
-Row = dict[str, Any]  # of results/bench.json
-Measurement = tuple[str, Callable[[], list[Row]]]  # the name that --only looks in, and the work
 
 
 # ---------------------------------------------------------------- what is timed
@@ -76,7 +62,7 @@ class Comparison:
     varies: str | None = None
 
     @property
-    def paths(self) -> list[tuple[Head, Receiver]]:
+    def timed_paths(self) -> list[tuple[Head, Receiver]]:
         """The paths that each loop is timed on, spread over all that are swept."""
         paths, n = self.sweep.paths, self.n_paths
         return [paths[(2 * index + 1) * len(paths) // (2 * n)] for index in range(n)]
@@ -94,20 +80,25 @@ def comparisons() -> list[Comparison]:
         Comparison(f"{LOGITS}, frozen MLPs", "default", frozen),
         Comparison(f"{INPUTS}, frozen MLPs", "default", frozen_inputs),
     ]
-    for n in (2, 4, 8, 16):
-        cases.append(grown("n_layers", n, replace(SMALL, n_layers=n)))
-    for n in (2, 4, 8, 16):
-        cases.append(grown("n_heads", n, replace(SMALL, n_heads=n, d_head=64 // n)))
-    for d in (32, 64, 128, 256):
-        cases.append(grown("d_model", d, replace(SMALL, d_model=d, d_head=d // 4, d_mlp=4 * d)))
-    for n in (2, 4, 8, 16):
-        cases.append(grown("shots", n, SMALL, shots=n))
+    sizes = (2, 4, 8, 16)
+    widths = [replace(SMALL, d_model=16 * n, d_head=4 * n, d_mlp=64 * n) for n in sizes]
+    cases += [grown("n_layers", n, replace(SMALL, n_layers=n)) for n in sizes]
+    cases += [grown("n_heads", n, replace(SMALL, n_heads=n, d_head=64 // n)) for n in sizes]
+    cases += [grown("d_model", cfg.d_model, cfg) for cfg in widths]
+    cases += [grown("shots", n, SMALL, shots=n) for n in sizes]
     return cases
 
 
 def grown(factor: str, size: int, cfg: ModelConfig, shots: int = 8) -> Comparison:
     sweep = Sweep(cfg, n_prompts=50, shots=shots)
     return Comparison(LOGITS, f"{factor} {size}", sweep, n_paths=4, varies=factor)
+
+
+def quick_comparisons() -> list[Comparison]:
+    """One of each kind, tiny."""
+    live = Comparison(INPUTS, "tiny", Sweep(TINY, every_input(TINY), 3, shots=2), n_paths=2)
+    frozen = replace(live.sweep, freeze_mlps=True)
+    return [live, replace(live, work=f"{INPUTS}, frozen MLPs", sweep=frozen)]
 
 
 def memory_cases() -> list[tuple[str, str, Sweep]]:
@@ -121,26 +112,6 @@ def memory_cases() -> list[tuple[str, str, Sweep]]:
     ]
 
 
-def measurements(device: torch.device, repeats: int, quick: bool) -> list[Measurement]:
-    """All that gives rows. quick: something tiny of each kind."""
-    cases, model, cfg = comparisons(), DEFAULT, train.TrainConfig()
-    product_size = 8192 if device.type == "cuda" else 2048
-    if quick:
-        live = Comparison(INPUTS, "tiny", Sweep(TINY, every_input(TINY), 3, shots=2), n_paths=2)
-        frozen = replace(live.sweep, freeze_mlps=True)
-        cases = [live, replace(live, work=f"{INPUTS}, frozen MLPs", sweep=frozen)]
-        model, cfg, product_size = TINY, train.TrainConfig(documents=2, examples=3), 64
-    product = SquareProduct(product_size, device)
-    found: list[Measurement] = []
-    for case in cases:
-        name = f"{case.work} {case.model}"
-        found.append((name, partial(compare, case, device, repeats, product)))
-    found.append(("training step", partial(training_step, model, cfg, device, 5 * repeats)))
-    if device.type == "cpu" and not quick:
-        found.append(("two processes", partial(two_processes, repeats)))
-    return found
-
-
 # ---------------------------------------------------------------- rows of results/bench.json
 
 
@@ -151,78 +122,91 @@ def make_row(work: str, model: Row, other: str, seconds: tuple[float, float], di
     return {"work": work, "model": model, **times, "max_abs_diff": diff, "peak_gib": None}
 
 
-def shape(name: str, sweep: Sweep) -> Row:
-    sizes = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp")
-    cfg = {size: getattr(sweep.cfg, size) for size in sizes}
-    return {"name": name, **cfg, "prompts": sweep.n_prompts, "tokens": tasks.n_tokens(sweep.shots)}
+def describe(name: str, sweep: Sweep) -> Row:
+    size = {"prompts": sweep.n_prompts, "tokens": tasks.n_tokens(sweep.shots)}
+    return {"name": name} | asdict(sweep.cfg) | size
 
 
-def compare(
-    case: Comparison, device: torch.device, repeats: int, product: SquareProduct
-) -> list[Row]:
-    """One row for each other side that is there."""
-    sweep, paths = case.sweep, case.paths
+def compare(case: Comparison, device: torch.device, repeats: int, square: Tensor) -> list[Row]:
+    """One row for each other side that is there.
+
+    square [n, n]: its product with itself shows what the machine can do at best.
+    """
+    sweep, paths = case.sweep, case.timed_paths
     model, pairs = sweep.model(device), sweep.pairs()
     sides = bench_loops.sides(model, pairs, sweep.freeze_mlps)
     if not sides:
         return []  # the library is not installed
     effects: dict[Receiver, Effects] = {}
-    works = {"ours": lambda: effects.update(sweep.run(model, pairs)), "product": product}
+    works = {
+        "ours": lambda: effects.update(sweep.run(model, pairs)),
+        "product": lambda: square @ square,
+    }
     for label, side in sides.items():
         works |= {f"{label}: start": side.start, f"{label}: paths": partial(side.ask, paths)}
     times = medians_in_turn(works, device, repeats)
-    ours = [effects[receiver].per_prompt[sweep.heads.index(head)] for head, receiver in paths]
-    found = {"peak_gib": peak_memory(sweep, device)}
-    found["largest_effect"] = max(change.abs().max().item() for change in ours)
-    found |= details(case, times, product)
+    per_prompt = [effects[receiver].per_prompt[sweep.heads.index(head)] for head, receiver in paths]
+    ours = torch.stack(per_prompt)  # [path, n_prompts]
+    found: Row = {"pairs": len(sweep.paths), "pairs_timed": len(paths)}
+    found |= {"receivers": len(sweep.receivers), "peak_gib": peak_memory(sweep, device)}
+    found["largest_effect"] = ours.abs().max().item()
+    if not sweep.freeze_mlps:
+        gflop = sweep.gflop(model, pairs)
+        rate = 2e-9 * len(square) ** 3 / times["product"]
+        found |= {"gflop_timed": gflop, "product_gflop_per_s": rate}
+        found["share_of_product_rate"] = gflop / times["ours"] / rate
+    if case.varies:
+        found["varies"] = case.varies
     rows = []
     for label, side in sides.items():
-        side.close()
         seconds_a_path = times[f"{label}: paths"] / len(paths)
         other_s = times[f"{label}: start"] + seconds_a_path * len(sweep.paths)
-        theirs = [change.double().cpu() for change in side.changes]
-        difference = max((a - b).abs().max().item() for a, b in zip(ours, theirs))
+        difference = (ours - side.changes.double().cpu()).abs().max().item()
         seconds = (times["ours"], other_s)
-        row = make_row(case.work, shape(case.model, sweep), label, seconds, difference)
+        row = make_row(case.work, describe(case.model, sweep), label, seconds, difference)
         rows.append(row | found)
     return rows
 
 
-def details(case: Comparison, times: dict[str, float], product: SquareProduct) -> Row:
-    """What was timed, and how near our sweep comes to the machine's rate in a matrix product."""
-    sweep = case.sweep
-    found: Row = {"pairs": len(sweep.paths), "pairs_timed": case.n_paths}
-    found["receivers"] = len(sweep.receivers)
-    if not sweep.freeze_mlps:  # the operations are counted for live MLPs
-        found["gflop_timed"] = sweep_flops(sweep) / 1e9
-        found["product_gflop_per_s"] = rate = product.gflop / times["product"]
-        found["share_of_product_rate"] = found["gflop_timed"] / times["ours"] / rate
-    return found | ({"varies": case.varies} if case.varies else {})
-
-
 def training_step(
     model: ModelConfig, cfg: train.TrainConfig, device: torch.device, repeats: int
-) -> list[Row]:
-    times, difference = bench_train.compare_steps(model, cfg, device, repeats)
-    seconds = (times["ours"], times["plain"])
+) -> Row:
+    seconds, difference = bench_train.compare_steps(model, cfg, device, repeats)
     other, named = "plain eager step scoring every position", asdict(model) | {"name": "default"}
     row = make_row("training step", named, other, seconds, difference)
     n_tokens = cfg.documents * (1 + tasks.EXAMPLE * cfg.examples)
-    rates = {
-        "ours_tokens_per_s": n_tokens / seconds[0],
-        "other_tokens_per_s": n_tokens / seconds[1],
-    }
-    return [row | rates]
+    ours, plain = (n_tokens / one for one in seconds)
+    return row | {"ours_tokens_per_s": ours, "other_tokens_per_s": plain}
 
 
-def two_processes(repeats: int) -> list[Row]:
+def two_processes(repeats: int) -> Row:
     sweep = Sweep(DEFAULT, every_input(DEFAULT))
     one_s, two_s, difference = compare_processes(sweep, repeats)
     work, other = "two processes: all heads → v, q, k", "one process, one thread each"
-    return [make_row(work, shape("default", sweep), other, (two_s, one_s), difference)]
+    return make_row(work, describe("default", sweep), other, (two_s, one_s), difference)
 
 
-def memory_rows(only: str, device: torch.device) -> list[Row]:
+def timed_rows(device: torch.device, repeats: int, only: str, quick: bool) -> list[Row]:
+    """The rows of all that is timed, or of that whose name contains `only`."""
+    size = {"cuda": 8192}.get(device.type, 2048)
+    cases, model, cfg = comparisons(), DEFAULT, train.TrainConfig()
+    if quick:
+        cases, size = quick_comparisons(), 64
+        model, cfg = TINY, train.TrainConfig(documents=2, examples=3)
+    generator = torch.Generator(device).manual_seed(0)
+    square = torch.randn(size, size, device=device, generator=generator)
+    rows = []
+    cases = [case for case in cases if only in f"{case.work} {case.model}"]
+    for case in tqdm(cases, desc="bench", disable=None):
+        rows += compare(case, device, repeats, square)
+    if only in "training step":
+        rows.append(training_step(model, cfg, device, 5 * repeats))
+    if only in "two processes" and device.type == "cpu" and not quick:
+        rows.append(two_processes(repeats))
+    return rows
+
+
+def memory_rows(device: torch.device, only: str) -> list[Row]:
     """Peak memory of a sweep against the budget asked for."""
     rows = []
     for work, model, sweep in memory_cases():
@@ -235,37 +219,25 @@ def memory_rows(only: str, device: torch.device) -> list[Row]:
     return rows
 
 
-def hardware(device: torch.device) -> Row:
-    processor, cpuinfo = platform.processor(), Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        names = [line.split(":")[1].strip() for line in lines if "model name" in line]
-        processor = names[0] if names else processor
-    if device.type == "cuda":
-        processor = torch.cuda.get_device_name(device)
-    return {"processor": processor, "threads": torch.get_num_threads(), "device": str(device)}
+# ---------------------------------------------------------------- the command
 
 
-def versions() -> dict[str, str | None]:
-    """Of the libraries that took part."""
-    return {
+def about(device: torch.device) -> Row:
+    """The machine, and the libraries that took part."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformer_lens": metadata.version("transformer-lens") if bench_loops.lens else None,
         "auto_circuit": metadata.version("auto-circuit") if bench_loops.graph_utils else None,
     }
+    hardware = {"processor": name, "threads": torch.get_num_threads(), "device": str(device)}
+    return {"hardware": hardware, "versions": versions}
 
 
-# ---------------------------------------------------------------- the command
-
-
-def rounded(value: Any) -> Any:
+def rounded(result: Row) -> Row:
     """Four significant digits are more than a time can bear."""
-    if isinstance(value, dict):
-        return {key: rounded(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [rounded(entry) for entry in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+    return json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.4g}"))
 
 
 COLUMNS = {  # of a row, by the key that it must have
@@ -282,8 +254,8 @@ MEMORY = "{model:12} {work:48} budget {budget_gib:6.3f} GiB  peak {peak_gib:6.3f
 def show(result: Row) -> None:
     print("{processor}, {device}, {threads} threads".format(**result["hardware"]))
     for row in result["rows"]:
-        there = [text for key, text in COLUMNS.items() if row.get(key) is not None]
-        print("".join(there).format(**row))
+        columns = [text for key, text in COLUMNS.items() if row.get(key) is not None]
+        print("".join(columns).format(**row))
     for row in result["memory"]:
         print(MEMORY.format(**row) + ("" if row["within"] else "  TOO MUCH"))
     for run in result["road"]:
@@ -311,16 +283,10 @@ def bench(argv: list[str] | None) -> int:
     device = pick_device(flags.device, float64=True)
     if flags.repeats < 1:
         raise UserError("--repeats must be at least 1")
-    named = measurements(device, flags.repeats, flags.quick)
-    chosen = [measure for name, measure in named if flags.only in name]
-    rows = []
-    for measure in tqdm(chosen, desc="bench", disable=None):
-        rows += measure()
-    memory = [] if flags.quick else memory_rows(flags.only, device)
-    seeds = (0, 1, 2) if flags.road else ()
-    road = [bench_train.road(seed, device) for seed in seeds]
-    result = {"hardware": hardware(device), "versions": versions(), "rows": rows}
-    result = rounded(result | {"memory": memory, "road": road})
+    rows = timed_rows(device, flags.repeats, flags.only, flags.quick)
+    memory = [] if flags.quick else memory_rows(device, flags.only)
+    road = [bench_train.road(seed, device) for seed in (0, 1, 2)] if flags.road else []
+    result = rounded(about(device) | {"rows": rows, "memory": memory, "road": road})
     if flags.json or not (flags.only or flags.quick):
         path = Path(flags.json or "results/bench.json")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,10 +7,8 @@
             receiver's input, everything else live. That is `freeze_mlps=True` here: the direct
             path is the residual stream alone.
 
-Both make their two cached runs in `start()` and share them over all paths. TransformerLens 4.3 has
-the second kind too (`get_act_patch_direct_path`: one full pass for each path, heads only, no
-logits), but no longer the class that the first loop and auto-circuit are written for, so it cannot
-stand beside them in one run.
+TransformerLens 4.3 has the second kind too (`get_act_patch_direct_path`: heads only, no logits),
+but no longer the class that the first loop and auto-circuit are written for.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +19,10 @@ from torch import Tensor
 
 import tasks
 from experiments.bench_sweep import Head, Receiver
-from minifunc.model import Hook, Transformer
+from minifunc.model import Transformer
 from minifunc.patching import HeadInput
 from minifunc.support.export import lens_config
+from minifunc.support.hooks import Hook
 
 try:
     import transformer_lens as lens
@@ -51,15 +50,16 @@ def sides(model: Transformer, pairs: tasks.Pairs, freeze_mlps: bool) -> dict[str
 
 
 class Side:
-    """What all loops share: the prompts, their score, and the paths asked for."""
+    """What all loops share: the prompts, their score, and the paths asked for.
 
-    changes: list[Tensor]  # of the paths asked for last
+    `start` makes the two cached runs, for all paths, and sets F_contrast [n_prompts];
+    `F_patched(sender, receiver)` → [n_prompts].
+    """
 
     def __init__(self, model: Transformer, pairs: tasks.Pairs) -> None:
-        device = model.device
-        self.base, self.contrast = pairs.base.to(device), pairs.contrast.to(device)
+        self.base, self.contrast = pairs.base.to(model.device), pairs.contrast.to(model.device)
         answers = torch.stack([pairs.base_answers, pairs.contrast_answers], dim=1)
-        self.answers = answers.to(device)  # [n_prompts, 2]
+        self.answers = answers.to(model.device)  # [n_prompts, 2]
 
     def F(self, logits: Tensor) -> Tensor:
         """Logit(base answer) - logit(contrast answer) at the last position.
@@ -70,18 +70,9 @@ class Side:
         return picked[:, 0] - picked[:, 1]
 
     def ask(self, paths: Sequence[tuple[Head, Receiver]]) -> None:
-        """Patches each path; `changes` then holds F_patched - F_contrast, [n_prompts] each."""
-        self.changes = [self.F_patched(*path) - self.F_contrast for path in paths]
-
-    def start(self) -> None:
-        """Makes the cached runs and sets F_contrast [n_prompts]."""
-        raise NotImplementedError
-
-    def F_patched(self, sender: Head, receiver: Receiver) -> Tensor:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """To be called when nothing more is asked."""
+        """Patches each path; `changes` is then F_patched - F_contrast, [path, n_prompts]."""
+        F_patched = torch.stack([self.F_patched(*path) for path in paths])
+        self.changes = F_patched - self.F_contrast
 
 
 class Loop(Side):
@@ -95,20 +86,11 @@ class Loop(Side):
         self.last_name = f"blocks.{layers[-1]}.hook_resid_post"
 
     def start(self) -> None:
-        self.z_base, _ = self.cached(self.base)
-        self.z_contrast, logits = self.cached(self.contrast)
-        self.F_contrast = self.F(logits)
-
-    def cached(self, tokens: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """z of every layer by name, and the logits."""
-        cache: dict[str, Tensor] = {}
-
-        def store(x: Tensor, name: str) -> Tensor:
-            cache[name] = x
-            return x
-
-        logits = self.run(tokens, dict.fromkeys(self.z_names, store))
-        return cache, logits
+        self.z_base: dict[str, Tensor] = {}
+        self.z_contrast: dict[str, Tensor] = {}
+        self.run(self.base, dict.fromkeys(self.z_names, storing_in(self.z_base)))
+        hooks = dict.fromkeys(self.z_names, storing_in(self.z_contrast))
+        self.F_contrast = self.F(self.run(self.contrast, hooks))
 
     def F_patched(self, sender: Head, receiver: Receiver) -> Tensor:
         layer, head = sender
@@ -124,10 +106,6 @@ class Loop(Side):
                 frozen[:, :, head] = self.z_base[name][:, :, head]
             return frozen
 
-        def record(x: Tensor, name: str) -> Tensor:
-            read[name] = x
-            return x
-
         def overwrite(x: Tensor, name: str) -> Tensor:
             if not isinstance(receiver, HeadInput):
                 return read[name]
@@ -135,8 +113,18 @@ class Loop(Side):
             x[:, :, receiver.head] = read[name][:, :, receiver.head]
             return x
 
-        self.run(self.contrast, dict.fromkeys(self.z_names, freeze) | {place: record})
+        self.run(self.contrast, dict.fromkeys(self.z_names, freeze) | {place: storing_in(read)})
         return self.F(self.run(self.contrast, {place: overwrite}))
+
+
+def storing_in(cache: dict[str, Tensor]) -> Hook:
+    """A hook that keeps each activation it meets, by name."""
+
+    def store(x: Tensor, name: str) -> Tensor:
+        cache[name] = x
+        return x
+
+    return store
 
 
 class Edges(Side):
@@ -149,17 +137,17 @@ class Edges(Side):
         super().__init__(model, pairs)
         other = hooked_transformer(model)
         other.cfg.use_attn_result = other.cfg.use_split_qkv_input = other.cfg.use_hook_mlp_in = True
-        self.model = graph_utils.patchable_model(
-            other, factorized=True, separate_qkv=True, device=model.device
-        )
+        options = {"factorized": True, "separate_qkv": True, "device": model.device}
+        self.model = graph_utils.patchable_model(other, **options)
         self.edges = {edge.name: edge for edge in self.model.edges}
         self.mode = ExitStack()
 
     def start(self) -> None:
-        self.close()  # of an earlier start
+        self.mode.close()  # of an earlier start
         self.F_contrast = self.F(self.model(self.contrast))
-        # [source, n_prompts, pos, d_model]
-        sent = ablation_activations.src_ablations(self.model, self.base)
+        sent = ablation_activations.src_ablations(
+            self.model, self.base
+        )  # [source, p, pos, d_model]
         self.mode.enter_context(graph_utils.patch_mode(self.model, sent, edges=[]))
 
     def F_patched(self, sender: Head, receiver: Receiver) -> Tensor:
@@ -174,9 +162,6 @@ class Edges(Side):
             logits = self.model(self.contrast)
         mask[edge.patch_idx] = 0.0
         return self.F(logits)
-
-    def close(self) -> None:
-        self.mode.close()
 
 
 def hooked_transformer(model: Transformer) -> "lens.HookedTransformer":

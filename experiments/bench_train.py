@@ -17,8 +17,6 @@ import train
 from experiments.bench_sweep import medians_in_turn
 from minifunc.model import ModelConfig, Transformer
 
-ROOT = Path(__file__).parent.parent
-
 
 class PlainBlock(nn.Module):
     """Pre-norm block as one writes it without much thought: scores, mask, softmax."""
@@ -26,8 +24,8 @@ class PlainBlock(nn.Module):
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         width = cfg.n_heads * cfg.d_head
-        self.heads, self.eps = (cfg.n_heads, cfg.d_head), cfg.eps
-        self.norm1, self.norm2 = (nn.Parameter(torch.ones(cfg.d_model)) for _ in range(2))
+        self.heads = (cfg.n_heads, cfg.d_head)
+        self.norm1, self.norm2 = (nn.RMSNorm(cfg.d_model, cfg.eps) for _ in range(2))
         self.qkv = nn.Linear(cfg.d_model, 3 * width, bias=False)
         self.out = nn.Linear(width, cfg.d_model, bias=False)
         self.up = nn.Linear(cfg.d_model, cfg.d_mlp, bias=False)
@@ -35,14 +33,14 @@ class PlainBlock(nn.Module):
         self.act = F.gelu if cfg.act_fn == "gelu" else F.relu
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
-        qkv = self.qkv(norm(x, self.norm1, self.eps)).chunk(3, dim=-1)
+        qkv = self.qkv(self.norm1(x)).chunk(3, dim=-1)
         # [batch, head, pos, d_head]
         q, k, v = (part.unflatten(-1, self.heads).transpose(1, 2) for part in qkv)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         scores = q @ k.transpose(-1, -2) / math.sqrt(self.heads[1])  # [batch, head, query, key]
         pattern = scores.masked_fill(mask, -torch.inf).softmax(dim=-1)
         x = x + self.out((pattern @ v).transpose(1, 2).flatten(2))
-        return x + self.down(self.act(self.up(norm(x, self.norm2, self.eps))))
+        return x + self.down(self.act(self.up(self.norm2(x))))
 
 
 class PlainTransformer(nn.Module):
@@ -55,7 +53,7 @@ class PlainTransformer(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(cfg.d_vocab, cfg.d_model)
         self.blocks = nn.ModuleList(PlainBlock(cfg) for _ in range(cfg.n_layers))
-        self.norm, self.eps = nn.Parameter(torch.ones(cfg.d_model)), cfg.eps
+        self.norm = nn.RMSNorm(cfg.d_model, cfg.eps)
         self.unembed = nn.Linear(cfg.d_model, cfg.d_vocab, bias=False)
         frequency = cfg.rotary_base ** (-torch.arange(0, cfg.d_head, 2) / cfg.d_head)
         angle = torch.arange(cfg.n_ctx)[:, None] * frequency  # [pos, d_head / 2]
@@ -67,11 +65,7 @@ class PlainTransformer(nn.Module):
         n, x = tokens.shape[1], self.embed(tokens)
         for block in self.blocks:
             x = block(x, self.cos[:n], self.sin[:n], self.mask[:n, :n])
-        return self.unembed(norm(x, self.norm, self.eps))
-
-
-def norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
-    return x * torch.rsqrt(x.pow(2).mean(dim=-1, keepdim=True) + eps) * scale
+        return self.unembed(self.norm(x))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -85,12 +79,12 @@ def plain_copy(model: Transformer) -> PlainTransformer:
     """The plain model with the weights of `model`, on its device."""
     plain = PlainTransformer(model.cfg).to(model.device)
     plain.embed.weight.copy_(model.embed.W_E)
-    plain.norm.copy_(model.ln_final.w)
+    plain.norm.weight.copy_(model.ln_final.w)
     plain.unembed.weight.copy_(model.unembed.W_U.T)
     for block, ours in zip(plain.blocks, model.blocks):
         qkv = torch.cat([ours.attn.W_Q, ours.attn.W_K, ours.attn.W_V])  # [3 head, d_model, d_head]
-        block.norm1.copy_(ours.ln1.w)
-        block.norm2.copy_(ours.ln2.w)
+        block.norm1.weight.copy_(ours.ln1.w)
+        block.norm2.weight.copy_(ours.ln2.w)
         block.qkv.weight.copy_(qkv.transpose(1, 2).flatten(0, 1))
         block.out.weight.copy_(ours.attn.W_O.flatten(0, 1).T)
         block.up.weight.copy_(ours.mlp.W_in.T)
@@ -106,21 +100,20 @@ def largest_difference(
     The gradients are those of the embedding, which all else goes into.
     """
     places = tasks.answer_positions(documents.answer.shape[1])
-    counted = documents.determined.to(model.device)
-    logits = plain(documents.tokens.to(model.device))[:, (places - 1).to(model.device)]
-    labels = documents.tokens[:, places].to(model.device)
-    theirs = F.cross_entropy(logits[counted], labels[counted])
+    tokens, counted = documents.tokens.to(model.device), documents.determined.to(model.device)
+    logits = plain(tokens)[:, places - 1]  # [document, example, d_vocab]
+    theirs = F.cross_entropy(logits[counted], tokens[:, places][counted])
     ours = train.loss_on_answers(model, documents)
-    (our_gradient,) = torch.autograd.grad(ours, model.embed.W_E)
     (their_gradient,) = torch.autograd.grad(theirs, plain.embed.weight)
+    (our_gradient,) = torch.autograd.grad(ours, model.embed.W_E)
     of_gradients = (our_gradient - their_gradient).abs().max().item()
     return max((ours - theirs).abs().item(), of_gradients)
 
 
 def compare_steps(
     model_cfg: ModelConfig, cfg: train.TrainConfig, device: torch.device, repeats: int
-) -> tuple[dict[str, float], float]:
-    """Seconds of a training step, {"ours": …, "plain": …}, and the largest difference.
+) -> tuple[tuple[float, float], float]:
+    """Seconds of a training step, ours and the plain one, and the largest difference.
 
     Drawing the documents is part of a step. The plain one scores every position, with an AdamW as
     it comes and gradients clipped as in ours.
@@ -148,30 +141,31 @@ def compare_steps(
         nn.utils.clip_grad_norm_(plain.parameters(), cfg.clip)
         plain_optimizer.step()
 
-    return medians_in_turn({"ours": step, "plain": plain_step}, device, repeats), difference
+    times = medians_in_turn({"ours": step, "plain": plain_step}, device, repeats)
+    return (times["ours"], times["plain"]), difference
 
 
 def road(seed: int, device: torch.device) -> dict[str, Any]:
-    """Trains one run; says when off-by-one addition, never trained on, was right often enough.
+    """Trains one run: the seed, and what `when_passed` says of it.
 
-    {"seed"} and what `when_passed` says; seconds since the loop began, evaluations included.
+    Seconds count from the start of the training loop, evaluations included.
     """
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--out", folder, "--seed", str(seed), "--device", str(device)]
         command = [sys.executable, "train.py", *flags, "--table-prompts", "8"]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    return {"seed": seed, **when_passed([json.loads(line) for line in lines], goal=0.95)}
+    return {"seed": seed} | when_passed([json.loads(line) for line in lines], goal=0.95)
 
 
 def when_passed(lines: list[dict[str, Any]], goal: float) -> dict[str, Any]:
     """The first line of a metrics.jsonl in which off-by-one addition at 8 shots is above `goal`.
 
-    {"seconds", "step", "every", "final"}: the first two None where there is none, then how many
-    steps lie between two lines, and the last accuracy.
+    seconds and step are None where there is none; every: the steps between two lines; final: the
+    last accuracy.
     """
     scores = [line["accuracy"]["addition"]["1"]["8"] for line in lines]
     passed = [line for line, score in zip(lines, scores) if score > goal]
     first = passed[0] if passed else {"seconds": None, "step": None}
-    found = {name: first[name] for name in ("seconds", "step")}
+    found = {"seconds": first["seconds"], "step": first["step"]}
     return found | {"every": lines[0]["step"], "final": scores[-1]}

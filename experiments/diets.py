@@ -20,6 +20,7 @@ from experiments.measure import addition_and_circuit, grid, how_many, result_row
 from experiments.runs import SHORT, Row, Run
 from experiments.summary import Rows, aligned, by, in_words, mean_ci, means
 from minifunc.model import Transformer
+from minifunc.support.checks import met_under
 
 
 def make(kind: str, seed: int, steps: int) -> Run:
@@ -44,7 +45,7 @@ def about(diet: tasks.Diet) -> Row:
     return {
         "plus_wrappers": len(met),
         "wrappers_of_plus": met,
-        "shifted_functions": len(diet.under("shift")),
+        "shifted_functions": len(met_under(diet, "shift")),
         "plus_share": round(share, 3),  # among all examples
         "held_out": [list(cell) for cell in diet.never if is_held_out(diet, *cell)],
         "shifts_of_plus_shown": list(diet.shifted_addition),
@@ -53,7 +54,7 @@ def about(diet: tasks.Diet) -> Row:
 
 def shown_under(diet: tasks.Diet, wrapper: str) -> list[str]:
     """The functions that the diet shows under a wrapper, be it with some k alone."""
-    shown = diet.under(wrapper)
+    shown = met_under(diet, wrapper)
     return [*shown, "+"] if wrapper == "shift" and diet.shifted_addition else shown
 
 
@@ -87,7 +88,7 @@ def shown_cells(row: Row) -> float:
     """Mean accuracy over the cells of the grid that the run's diet shows."""
     shares: list[float | None] = []
     for wrapper in tasks.WRAPPERS:
-        shown = DIETS[row["diet"]].under(wrapper)
+        shown = met_under(DIETS[row["diet"]], wrapper)
         shares += [row["grid"][wrapper][symbol] for symbol in shown]
     return mean_ci(shares)[0]
 

@@ -33,6 +33,7 @@ from minifunc.model import ModelConfig, Transformer
 from minifunc.support.checkpoints import Diverged
 from minifunc.support.errors import UserError
 from minifunc.support.files import load_json, locked, save_json, save_tensors
+from minifunc.support.settings import described
 from train import TrainConfig
 
 Row = dict[str, Any]
@@ -65,7 +66,7 @@ class Run:
 
     def config(self) -> dict[str, Any]:
         """What config.json holds."""
-        return train.describe(self.model, self.train, DIETS[self.diet])
+        return described(self.model, self.train, DIETS[self.diet], tasks.VOCABULARY)
 
     def settings(self) -> dict[str, Any]:
         """All that makes the run what it is: its config, but for the versions."""

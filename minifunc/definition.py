@@ -10,12 +10,15 @@ it on. We want to count only the **direct path**, the one that leads through no 
     pass 1   Run the contrast prompts with every head frozen at what it wrote there. The sender
              alone writes what it wrote in the base run. Note what the receiver reads.
     pass 2   Run the contrast prompts again, all live, but the receiver reads what was noted.
-             How does the answer change?
 
 In pass 1 norms run. MLPs run as well, so a direct path may lead through them (**live** MLPs, as in
 arXiv 2507.09875); or they are frozen as heads are (`freeze_mlps`), and only the stream is left.
+With F = logit(base answer) - logit(contrast answer), mean over prompts, the effect is
+
+    r = (F_patched - F_contrast) / (F_contrast - F_base)      -1: all the way back to the base run
+
 This is slow, and written to be read. `minifunc/patching.py` computes the same for all senders at
-once. The tests hold it to this one, to 1e-10; the two share no code.
+once. The tests hold it to this one, to 1e-10; the two share only the model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,10 +32,8 @@ from minifunc.model import Transformer
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sender writes or a receiver reads: at a hook point, one head, some positions.
-
-    head: None where the activation has no heads. positions: None for all of them.
-    """
+    """Where a sender writes or a receiver reads: at a hook point, one head (None: there are none),
+    some positions (None: all)."""
 
     hook: str
     head: int | None = None
@@ -109,3 +110,14 @@ def path_patch(
 
     patched = model.run_with_hooks(contrast_tokens, {place.hook: overwrite for place in receivers})
     return patched[:, -1]
+
+
+def effect(patched: Tensor, contrast: Tensor, base: Tensor, answers: Tensor) -> float:
+    """r of three runs' logits at the last position, [n_prompts, d_vocab]; answers [n_prompts, 2]
+    int64: the base and the contrast answer."""
+
+    def F(logits: Tensor) -> Tensor:
+        of_base, of_contrast = logits.gather(1, answers).unbind(1)
+        return (of_base - of_contrast).mean()
+
+    return ((F(patched) - F(contrast)) / (F(contrast) - F(base))).item()

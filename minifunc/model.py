@@ -14,14 +14,11 @@ One block (pre-norm), with the hook points in the order in which they are met:
     resid_mid ─ ln2 ─ pre ─ post ─ + ─ resid_post
         └──────────────────────────┘
 
-A head looks from its query position to earlier positions: the pattern says how much it looks at
-each, z is the mean of their v by that measure, and W_O writes z into the stream.
-
+A head looks from its query position to earlier positions. The pattern says how much it looks at
+each, z is the mean of their v with these weights, and W_O writes z into the stream.
 Hook points and parameters carry the names and shapes of TransformerLens 2.18, so what you know from
-there holds here, and the weights load there. There are no biases.
-
-A hook belongs to one call: `model.run_with_hooks(tokens, {name: fn})`, where fn(activation, name)
-returns the activation to go on with (`minifunc/support/hooks.py`).
+there holds here, and the weights load there. There are no biases. A hook belongs to one call:
+`model.run_with_hooks(tokens, {name: fn})`, where fn(activation, name) returns what to go on with.
 """
 
 import math
@@ -33,15 +30,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minifunc.support.checks import check_model_config, check_tokens
-from minifunc.support.hooks import Hook, Hooked, Hooks
-
-__all__ = ["Hook", "Hooks", "ModelConfig", "Transformer"]
+from minifunc.support.hooks import Hooked, Hooks
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of a model. Raises ValueError for a shape that cannot be built.
-
     positions: "rotary" (RoFormer, adjacent pairs), "learned" (added to the embedding), or "none".
     normalization: "RMS" (x / rms(x) * w) or "LN" (centred as well, weight only).
     act_fn: "gelu" (exact), "relu", or "none" (attention-only: the blocks have no MLP).
@@ -130,8 +124,7 @@ def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
 def attention_scores(q: Tensor, k: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
     """q [..., query, d_head], k [..., key, d_head] and their positions → [..., query, key].
 
-    A query cannot see what comes after it: the score of a later key is minus infinity.
-    """
+    A query cannot see what comes after it: the score of a later key is minus infinity."""
     scores = q @ k.mT / math.sqrt(q.shape[-1])
     return scores.masked_fill(keys > queries[:, None], -torch.inf)
 
@@ -188,14 +181,12 @@ class MLP(nn.Module):
     def __init__(self, cfg: ModelConfig, name: str) -> None:
         super().__init__()
         self.name, self.act = name, F.gelu if cfg.act_fn == "gelu" else F.relu
-        self.relu = cfg.act_fn == "relu"
         self.W_in = nn.Parameter(torch.empty(cfg.d_model, cfg.d_mlp))
         self.W_out = nn.Parameter(torch.empty(cfg.d_mlp, cfg.d_model))
 
     def forward(self, x: Tensor, hooks: Hooks) -> Tensor:
         pre = hooks(x @ self.W_in, f"{self.name}.hook_pre")  # [batch, pos, d_mlp]
-        in_place = self.relu and not hooks.wants(f"{self.name}.hook_pre")  # where nobody saw pre
-        post = hooks(pre.relu_() if in_place else self.act(pre), f"{self.name}.hook_post")
+        post = hooks(self.act(pre), f"{self.name}.hook_post")  # [batch, pos, d_mlp]
         return post @ self.W_out
 
 
@@ -265,24 +256,20 @@ class Transformer(Hooked):
         fan_in = {"W_E": 1, "W_pos": 1, "W_O": cfg.n_heads * cfg.d_head, "W_out": cfg.d_mlp}
         for name, weight in self.named_parameters():
             kind = name.rsplit(".", 1)[-1]
-            if weight.is_meta:  # only the shapes are wanted
-                continue
-            if kind == "w":
-                weight.data.fill_(1.0)
-                continue
             std = fan_in.get(kind, cfg.d_model) ** -0.5  # all others read the stream
             if kind in ("W_O", "W_out"):
                 std /= math.sqrt(2 * cfg.n_layers)
-            weight.data.copy_(torch.randn(weight.shape, generator=generator) * std)
+            if kind == "w":
+                weight.data.fill_(1.0)
+            elif not weight.is_meta:  # a meta tensor is a shape alone
+                weight.data.copy_(torch.randn(weight.shape, generator=generator) * std)
 
     def forward(
         self, tokens: Tensor, positions: Tensor | None = None, hooks: Hooks | None = None
     ) -> Tensor:
-        """positions [query] int64, ascending from 0: where logits are wanted (default: everywhere).
-
-        The last block then works for these alone: its q, pattern, z and all after them have `query`
-        rows, and the logits are [batch, query, d_vocab]. Raises ValueError for a wrong shape.
-        """
+        """positions [query] int64, ascending, distinct, none negative: where logits are wanted
+        (default: everywhere). The last block alone can skip the others: there q, pattern, z and all
+        after them have `query` rows. Raises ValueError for tokens of a wrong shape."""
         check_tokens(tokens, self.cfg.n_ctx)
         hooks = hooks or Hooks()
         resid = hooks(self.embed(tokens), "hook_embed")  # [batch, pos, d_model]
@@ -304,17 +291,3 @@ class Transformer(Hooked):
         if layer == self.cfg.n_layers:
             resid = at_positions(resid, positions)
         return self.unembed(self.ln_final(resid, hooks))
-
-    def hook_names(self) -> list[str]:
-        """Every hook point of this model, in the order in which a forward pass meets them."""
-        attn = ["q", "k", "v", "rot_q", "rot_k", "attn_scores", "pattern", "z"]
-        block = ["hook_resid_pre", "ln1.hook_normalized", *(f"attn.hook_{name}" for name in attn)]
-        block += ["hook_attn_out", "hook_resid_mid"]
-        if self.cfg.has_mlp:
-            block += ["hook_mlp_in", "ln2.hook_normalized", "mlp.hook_pre", "mlp.hook_post"]
-            block += ["hook_mlp_out"]
-        block += ["hook_resid_post"]
-        names = ["hook_embed"] + ["hook_pos_embed"] * (self.cfg.positions == "learned")
-        for layer in range(self.cfg.n_layers):
-            names += [f"blocks.{layer}.{name}" for name in block]
-        return [*names, "ln_final.hook_normalized"]

@@ -34,9 +34,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minifunc.model import Hooks, ModelConfig, Transformer, attention_scores
-from minifunc.support.checks import check_receivers
+from minifunc.model import ModelConfig, Transformer, attention_scores
+from minifunc.support.checks import check_F_range, checked_group
 from minifunc.support.effects import Effects, Row, Senders
+from minifunc.support.hooks import Hooks
 from minifunc.support.pairs import CachedRuns, PairedRuns
 from minifunc.support.processes import all_sum
 
@@ -62,8 +63,7 @@ class Receiver:
 
     @property
     def hook(self) -> str:
-        """The hook point that pass 2 overwrites."""
-        return ""
+        return ""  # the hook point that pass 2 overwrites
 
     def stage(self, cfg: ModelConfig) -> int:
         raise NotImplementedError
@@ -75,10 +75,9 @@ class Receiver:
 
 @dataclass(frozen=True)
 class Logits(Receiver):
-    """The final residual stream at the last position, as the unembedding reads it."""
+    """The final residual stream at the last position; the last norm and the unembedding follow."""
 
-    head = None
-    positions = None
+    head = positions = None
     is_stream = True
 
     def __str__(self) -> str:
@@ -134,8 +133,7 @@ class MLPInput(Receiver):
 
 @dataclass(frozen=True)
 class Resid(Receiver):
-    """The whole residual stream that enters a block, at all positions or only at some; with
-    layer = n_layers the one that leaves the last block."""
+    """The residual stream that enters a block (layer = n_layers: that leaves the last one)."""
 
     layer: int
     positions: Positions = None
@@ -182,7 +180,8 @@ class PathPatcher(PairedRuns):
     freeze_mlps: see above. max_memory: GiB that a sweep may use beside the weights; it sets the
     size of chunks, never the results. senders: the names of all senders, from below up.
 
-    Raises ValueError where shapes or answers do not fit, or the memory does not hold a single row.
+    Both runs are cached, so the weights must not change afterwards. Raises ValueError where shapes
+    or answers do not fit, or the memory does not hold a single row.
 
     >>> base, contrast = torch.tensor([[1, 2, 3]]), torch.tensor([[1, 4, 3]])
     >>> answers = torch.tensor([5]), torch.tensor([6])
@@ -233,12 +232,13 @@ class PathPatcher(PairedRuns):
         pos] of other prompts. sender_positions: where they do (default: everywhere). r is measured
         against the base run in any case. Raises ValueError for what model or prompts do not have.
         """
-        groups = [self._group(entry) for entry in receivers]
+        if not receivers:
+            return []
+        groups = [checked_group(entry, self.model, self.n_pos) for entry in receivers]
         rows = [self.order.row(entry) for entry in (self.senders if senders is None else senders)]
-        if not abs(self.F_range) > 1e-6:  # also where it is NaN
-            why = "the model does not tell these prompts apart, or a weight is not finite"
-            raise ValueError(f"F_contrast - F_base is {self.F_range:.2g}, so r is undefined: {why}")
-        n_below = self.order.n_before(max(map(self._highest, groups), default=0))
+        check_F_range(self.F_range)
+        n_below = self.order.n_before(max(map(self._highest, groups)))
+        # Senders above all receivers have no path. The others go in the order in which they write.
         carried = [index for index, row in enumerate(rows) if row[0] < n_below]
         carried.sort(key=lambda index: rows[index])
         n_pos = 1 if all(group == (Logits(),) for group in groups) else self.n_pos
@@ -251,7 +251,7 @@ class PathPatcher(PairedRuns):
                 for group, change_of_F in self._sweep_batch(batch, groups):
                     totals[group][some[: len(change_of_F)], runs.prompts] = change_of_F.cpu()
         all_sum(*totals)
-        return [self.order.effects(total, rows, self.F_range) for total in totals]
+        return [self.order.effects(rows, total, total.mean(1) / self.F_range) for total in totals]
 
     def _sweep_batch(
         self, batch: Batch, groups: Sequence[tuple[Receiver, ...]]
@@ -396,9 +396,3 @@ class PathPatcher(PairedRuns):
     def _highest(self, group: Sequence[Receiver]) -> int:
         """The stage at which the last receiver of a group reads."""
         return max(receiver.stage(self.cfg) for receiver in group)
-
-    def _group(self, entry: Receiver | Sequence[Receiver]) -> tuple[Receiver, ...]:
-        """An entry of `receivers`, each of them once."""
-        group = tuple(dict.fromkeys(entry if isinstance(entry, list | tuple) else [entry]))
-        check_receivers(group, self.model, self.n_pos)
-        return group

@@ -2,7 +2,7 @@
 
 import torch
 
-from minifunc.definition import path_patch, receiver, sender
+from minifunc.definition import effect, path_patch, receiver, sender
 
 
 class Oracle:
@@ -19,10 +19,10 @@ class Oracle:
         sender_positions=None,
     ):
         self.model, self.contrast = model, contrast
-        self.answers = (base_answers, contrast_answers)
+        self.answers = torch.stack([base_answers, contrast_answers], dim=1)
         self.positions = None if sender_positions is None else tuple(sender_positions)
         base_logits, self.sent = model.run_with_cache(base)
-        self.F_base, self.F_contrast = self.F(base_logits[:, -1]), self.F(model(contrast)[:, -1])
+        self.of_base, self.of_contrast = base_logits[:, -1], model(contrast)[:, -1]
         if isinstance(source, torch.Tensor):
             _, self.sent = model.run_with_cache(source)
         elif source == "mean":
@@ -31,10 +31,6 @@ class Oracle:
             }
         elif source == "zero":
             self.sent = {name: torch.zeros_like(x) for name, x in self.sent.items()}
-
-    def F(self, logits):
-        rows = torch.arange(len(logits))
-        return (logits[rows, self.answers[0]] - logits[rows, self.answers[1]]).mean()
 
     def r(self, names, receivers, freeze_mlps=False):
         """r of one sender ("embedding", "mlp2", "1.3"), or of a list of them that send together, on
@@ -49,5 +45,4 @@ class Oracle:
             positions = tuple(map(int, where.split(","))) if where else None
             places.append(receiver(name, self.model.cfg.n_layers, positions))
         logits = path_patch(self.model, self.contrast, self.sent, senders, places, freeze_mlps)
-        change = self.F(logits) - self.F_contrast
-        return (change / (self.F_contrast - self.F_base)).item()
+        return effect(logits, self.of_contrast, self.of_base, self.answers)

@@ -19,7 +19,7 @@ def model():
 
 
 def test_naive_prompts_ask_for_each_input_after_every_other_demonstration():
-    naive = tasks.naive_prompts(10)
+    naive = study.naive_prompts(tasks, 10)
     assert naive.shape[:2] == (10, 9)
     assert (
         tasks.decode(naive[3, 0]) == "<bos> 0 same _ = 0 ; 3 same _ ="

@@ -32,6 +32,7 @@ from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import Logits
 from minifunc.support.errors import UserError
 from minifunc.support.runs import load_run
+from minifunc.support.settings import described
 from train import TrainConfig
 
 ROOT = Path(__file__).parent.parent
@@ -387,7 +388,7 @@ def test_the_default_run_is_what_train_py_makes_by_itself(tmp_path, monkeypatch)
     made = []
 
     def note(out, model_cfg, cfg, diet, *_):
-        made.append(train.describe(model_cfg, cfg, diet))
+        made.append(described(model_cfg, cfg, diet, tasks.VOCABULARY))
 
     monkeypatch.setattr(train, "train", note)
     monkeypatch.setattr(train, "print_table", lambda *_: None)

@@ -417,3 +417,19 @@ def test_both_passes_make_every_tensor_on_the_models_device():
         found = dict(patcher._sweep_batch(batch, groups))
         assert found.keys() == set(range(len(groups)))
         assert all(change.is_meta for change in found.values())
+
+
+def test_answers_outside_the_vocabulary_are_refused():
+    model, base, contrast, base_answers, contrast_answers = make()
+    for wrong in (contrast_answers + 9, contrast_answers - 99):
+        with pytest.raises(ValueError, match="from 0 to 10"):
+            PathPatcher(model, base, contrast, base_answers, wrong)
+
+
+def test_no_receivers_have_no_effects_and_senders_that_were_not_asked_for_no_rank():
+    patcher = PathPatcher(*make())
+    assert patcher.sweep_each([]) == []
+    ranked = patcher.sweep(Logits(), senders=["0.1", "2.0", "mlp1"]).named(strongest_first=True)
+    assert set(ranked) == {"0.1", "2.0", "mlp1"}
+    sizes = [abs(r) for r in ranked.values()]
+    assert sizes == sorted(sizes, reverse=True)

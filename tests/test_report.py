@@ -18,6 +18,7 @@ from minifunc.report.html import Markup, h, script_data, signed
 from minifunc.support.errors import UserError
 from minifunc.support.files import save_json, save_lines, save_tensors
 from minifunc.support.runs import RunFolders, load_run, weights_hash
+from minifunc.support.settings import described
 from tests.test_patch import ANY_MODEL, FAST
 
 
@@ -53,7 +54,8 @@ def traced(tmp_path_factory):
         n_layers=2, n_heads=2, d_model=16, d_head=8, d_mlp=16, d_vocab=len(tasks.VOCABULARY)
     )
     save_tensors(out / "model.pt", Transformer(cfg).state_dict())
-    save_json(out / "config.json", train.describe(cfg, train.TrainConfig(), tasks.DIETS["strict"]))
+    config = described(cfg, train.TrainConfig(), tasks.DIETS["strict"], tasks.VOCABULARY)
+    save_json(out / "config.json", config)
     save_lines(out / "metrics.jsonl", [metrics(step) for step in (1, 2, 4)])
     with pytest.MonkeyPatch.context() as few:
         for name, value in FEW.items():

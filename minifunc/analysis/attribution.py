@@ -9,8 +9,8 @@ switches. So it is a first screen, printed beside the exact values and never in 
 import torch
 from torch import Tensor
 
-from minifunc.model import Hooks
 from minifunc.patching import Effects, PathPatcher
+from minifunc.support.hooks import Hooks
 from minifunc.support.pairs import CachedRuns
 from minifunc.support.processes import all_sum
 
@@ -31,7 +31,8 @@ def attribute(patcher: PathPatcher) -> Effects:
         total[:, runs.prompts] = torch.stack(rows).double().cpu()
     all_sum(total)
     rows_of_each = [(sender,) for sender in range(len(patcher.senders))]
-    return patcher.order.effects(total, rows_of_each, patcher.F_range)
+    r = total.mean(dim=1) / patcher.F_range
+    return patcher.order.effects(rows_of_each, total, r)
 
 
 def direct_gradients(patcher: PathPatcher, runs: CachedRuns) -> dict[str, Tensor]:

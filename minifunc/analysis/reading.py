@@ -27,7 +27,8 @@ from minifunc.analysis.function_vectors import Numbers, explained, hook_points
 from minifunc.analysis.probe import Measure, fit, one_hot, r2, r2_together
 from minifunc.analysis.rows import answered
 from minifunc.circuit import parse
-from minifunc.model import Hooks, Transformer
+from minifunc.model import Transformer
+from minifunc.support.hooks import Hooks
 from minifunc.support.tables import rounded, table, table_of_heads
 
 INPUTS = ("q", "k", "v", "qk")

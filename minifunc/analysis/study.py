@@ -47,7 +47,7 @@ class Language(Protocol):
     @property
     def answer_positions(self) -> Any: ...
     @property
-    def naive_prompts(self) -> Any: ...
+    def encode(self) -> Any: ...
     @property
     def n_tokens(self) -> Any: ...
     @property
@@ -172,7 +172,7 @@ def writings(
     for shift in language.SHIFTS:
         p = replace(study, k=shift).pairs(3 * n, generator)
         asking[shift] = (p.contrast, p.base_answers - language.ZERO)
-    naive = language.naive_prompts(N_INPUTS)
+    naive = naive_prompts(language, N_INPUTS)
     found = function_vectors.study(model, asking, naive, fi, numbers, study.k)
 
     p = study.pairs(2 * n, generator)
@@ -193,6 +193,15 @@ def writings(
     }
     found["probe"] = probed(language, model, study, generator)
     return found
+
+
+def naive_prompts(language: Language, n: int) -> Tensor:
+    """`2 same _ = 2 ; 5 same _ =`: [n, n - 1, pos]; row x asks for x after each other number."""
+    prompts = []
+    for x in range(n):
+        others = [y for y in range(n) if y != x]
+        prompts += [language.encode(f"{y} same = {y}, {x} same =") for y in others]
+    return torch.stack(prompts).unflatten(0, (n, n - 1))
 
 
 def off_by_every_k(

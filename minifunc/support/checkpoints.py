@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support.errors import UserError
+from minifunc.support.evaluation import Table
 from minifunc.support.files import (
     check_writable,
     load_json,
@@ -30,8 +31,6 @@ from minifunc.support.files import (
 )
 from minifunc.support.processes import any_process, is_main, join
 from minifunc.support.runs import weights_fault, whole
-
-Table = dict[str, dict[str, dict[str, float]]]  # task → k → shots → accuracy
 
 
 class Diverged(UserError):

@@ -57,14 +57,17 @@ def check_hook_names(names: Iterable[str], known: Collection[str]) -> None:
             raise ValueError(f"no hook point {name!r}" + (f"; close ones: {near}" if near else ""))
 
 
-def check_pairs(base: Tensor, contrast: Tensor, *answers: Tensor) -> None:
-    """Raises ValueError unless tokens are [n_prompts, pos] of one shape, answers [n_prompts]."""
+def check_pairs(d_vocab: int, base: Tensor, contrast: Tensor, *answers: Tensor) -> None:
+    """Raises ValueError unless tokens are [n_prompts, pos] of one shape, and answers [n_prompts]
+    tokens of the vocabulary."""
     if base.shape != contrast.shape or base.ndim != 2 or 0 in base.shape:
         must = "base and contrast tokens must be [n_prompts, pos] of one shape"
         raise ValueError(f"{must}, not {list(base.shape)} and {list(contrast.shape)}")
     if any(given.shape != base.shape[:1] for given in answers):
         shapes = " and ".join(str(list(given.shape)) for given in answers)
         raise ValueError(f"answers must be [n_prompts] = [{len(base)}], not {shapes}")
+    if any(given.min() < 0 or given.max() >= d_vocab for given in answers):
+        raise ValueError(f"answers must be tokens, from 0 to {d_vocab - 1}")
 
 
 def check_positions(positions: Iterable[int], n_pos: int) -> None:
@@ -115,8 +118,17 @@ def _has_receiver(cfg: Any, hooks: Collection[str], receiver: Any) -> bool:
     return receiver.hook in hooks and has_head and is_input
 
 
-def check_receivers(group: Sequence[Any], model: Any, n_pos: int) -> None:
-    """Raises ValueError for receivers that the model lacks, or that name one place twice."""
+def check_F_range(F_range: float) -> None:
+    """Raises ValueError where base and contrast run do not differ in F, so that r is undefined."""
+    if not abs(F_range) > 1e-6:  # also where it is NaN
+        why = "the model does not tell these prompts apart, or a weight is not finite"
+        raise ValueError(f"F_contrast - F_base is {F_range:.2g}, so r is undefined: {why}")
+
+
+def checked_group(entry: Any, model: Any, n_pos: int) -> tuple[Any, ...]:
+    """A receiver, or the different ones of a list. Raises ValueError for receivers that the model
+    lacks, or that name one place twice."""
+    group = tuple(dict.fromkeys(entry if isinstance(entry, list | tuple) else [entry]))
     cfg, hooks = model.cfg, model.hook_names()
     for receiver in group:
         if not _has_receiver(cfg, hooks, receiver):
@@ -127,6 +139,7 @@ def check_receivers(group: Sequence[Any], model: Any, n_pos: int) -> None:
     if not group or len(set(places)) < len(places):
         rule = "must name each place once, with all its positions"
         raise ValueError(f"a list of receivers {rule}, not {places}")
+    return group
 
 
 # ---------------------------------------------------------------- training and what is trained on
@@ -147,6 +160,12 @@ def check_train_config(cfg: Any) -> None:
         raise ValueError("lr and clip must be positive, and beta2 below 1")
 
 
+def met_under(diet: Any, wrapper: str) -> list[str]:
+    """The functions that a diet shows under a wrapper, whatever the k."""
+    met = [symbol for symbol in diet.functions if diet.weight(symbol) * getattr(diet, wrapper)]
+    return [symbol for symbol in met if (wrapper, symbol) not in diet.never]
+
+
 def check_diet(
     diet: Any, wrappers: Sequence[str], symbols: Sequence[str], shifts: Sequence[int]
 ) -> None:
@@ -163,7 +182,7 @@ def check_diet(
         if weight != 0 and not 1e-6 <= weight <= most:
             raise ValueError(f"a diet's {field} must be 0, or from 1e-6 to {most:g}")
     met = [wrapper for wrapper in wrappers if getattr(diet, wrapper)]
-    empty = [wrapper for wrapper in met if not diet.under(wrapper)]
+    empty = [wrapper for wrapper in met if not met_under(diet, wrapper)]
     if empty or not met:
         where = empty[0] if empty else "any wrapper"
         raise ValueError(f"the diet leaves no function to be met under {where}")

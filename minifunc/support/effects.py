@@ -1,5 +1,6 @@
 """The senders of path patching, in the order in which they write, and their effects by name."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -28,14 +29,16 @@ class Effects:
     r: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
 
     def named(self, strongest_first: bool = False) -> dict[str, float]:
-        """r by name: {"embedding": …, "0.0": …, "0.1": …, "mlp0": …, "1.0": …}, from below up."""
+        """r by name: {"embedding": …, "0.0": …, "0.1": …, "mlp0": …, "1.0": …}, from below up; or
+        the strongest first, without the senders that were not asked for."""
         effects = {"embedding": self.embedding.item()}
         for layer, row in enumerate(self.heads.tolist()):
             effects |= {f"{layer}.{head}": r for head, r in enumerate(row)}
             effects[f"mlp{layer}"] = self.mlps[layer].item()
-        if strongest_first:
-            return dict(sorted(effects.items(), key=lambda item: -abs(item[1])))
-        return effects
+        if not strongest_first:
+            return effects
+        known = {name: r for name, r in effects.items() if not math.isnan(r)}
+        return dict(sorted(known.items(), key=lambda item: -abs(item[1])))
 
     def __str__(self) -> str:
         """The map: r in percent, a row for each layer, the highest on top."""
@@ -77,9 +80,8 @@ class Senders:
                 raise ValueError(f"no sender {name!r}: there is {there_is}")
         return tuple(sorted({self.names.index(name) for name in members}))
 
-    def effects(self, change_of_F: Tensor, rows: Sequence[Row], F_range: float) -> Effects:
-        """F_patched - F_contrast, [n_senders, n_prompts] float64 in logits, of some rows → r."""
-        r = change_of_F.mean(dim=1) / F_range
+    def effects(self, rows: Sequence[Row], change_of_F: Tensor, r: Tensor) -> Effects:
+        """F_patched - F_contrast [n_senders, n_prompts] and r [n_senders] of rows, laid out."""
         single = torch.full([len(self.names)], torch.nan, dtype=r.dtype)
         for row, members in enumerate(rows):
             if len(members) == 1:

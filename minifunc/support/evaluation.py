@@ -1,13 +1,18 @@
 """What a model answers: the token it prefers at the last position, and how often it is right."""
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from minifunc.model import Hooks, Transformer
+from minifunc.model import Transformer
+from minifunc.support.hooks import Hooks
 from minifunc.support.processes import all_sum, share
 
+Table = dict[str, dict[str, dict[str, float]]]  # task → k → shots → accuracy
 ROWS = 512  # prompts in one pass: enough to keep every core busy, small enough for any machine
 
 
@@ -32,6 +37,44 @@ def answers_right(model: Transformer, tokens: Tensor, answers: Tensor) -> Tensor
     share(right)[:] = (given == share(answers)).double()
     all_sum(right)
     return right
+
+
+class Language(Protocol):
+    """As in tasks.py, where each of these is explained."""
+
+    @property
+    def TASKS(self) -> Mapping[str, Any]: ...
+    @property
+    def evaluation_pairs(self) -> Any: ...
+
+
+def accuracy_by_shots(
+    model: Transformer, language: Language, names: Iterable[str], shots: Sequence[int], n: int
+) -> Table:
+    """Accuracy on contrast prompts by task, k and number of shots, as far as the context holds.
+
+    Addition is asked n times for every k. Each other task shares out n among all its k but one,
+    which gets as many as each of them: n // 8 for each shift, n // 3 for each base. Base-k addition
+    has two rows, by whether the query carries.
+    """
+    generator = torch.Generator().manual_seed(2025)  # the same prompts for every run
+    table: Table = {}
+    for name in names:
+        task = language.TASKS[name]
+        n_prompts = n if name == "addition" else n // (len(task.ks) - 1)
+        for k, number in product(task.ks, shots):
+            pairs = language.evaluation_pairs(name, k, number, n_prompts, generator)
+            if pairs.contrast.shape[1] > model.cfg.n_ctx:
+                continue  # they are drawn all the same, so that all models get the same prompts
+            right = answers_right(model, pairs.contrast, pairs.contrast_answers)
+            rows = {name: right}
+            if task.wrapper == "base":
+                rows = {f"{name}_carry": right[pairs.carry]}
+                rows[f"{name}_no_carry"] = right[~pairs.carry]
+            for row, part in rows.items():
+                by_shots = table.setdefault(row, {}).setdefault(str(k), {})
+                by_shots[str(number)] = round(part.mean().item(), 4)  # NaN where there is none
+    return table
 
 
 def accuracy(logits: Tensor, answers: Tensor) -> float:

@@ -57,7 +57,8 @@ class PairedRuns:
         contrast_answers: Tensor,
         max_memory: float | None = None,
     ) -> None:
-        check_pairs(base_tokens, contrast_tokens, base_answers, contrast_answers)
+        answers = base_answers, contrast_answers
+        check_pairs(model.cfg.d_vocab, base_tokens, contrast_tokens, *answers)
         self.model, self.cfg, device = model, model.cfg, model.device
         self.base_tokens, self.contrast_tokens = base_tokens.to(device), contrast_tokens.to(device)
         self.answers = torch.stack([base_answers, contrast_answers], dim=1).to(device)

@@ -68,12 +68,17 @@ def met_before(x: Tensor) -> Tensor:
     return repeated.any(2)
 
 
-def nearest(distance: Tensor, allowed: Tensor) -> Tensor:
-    """For each row of [n, m] the column of the least distance that is allowed, or -1: [n] int64.
+def nearest(points: Tensor, others: Tensor, allowed: Tensor) -> Tensor:
+    """For each of points [n, 2] the nearest of others [m, 2] that is allowed, or -1: [n] int64.
 
+    allowed: [n, m] bool. A change of the first number is preferred to one of the second.
+
+    >>> points, others = torch.tensor([[1, 1], [1, 1]]), torch.tensor([[1, 2], [2, 1], [3, 1]])
     >>> yes, no = True, False
-    >>> nearest(torch.tensor([[2, 1, 3], [2, 1, 3]]), torch.tensor([[yes, no, yes], [no, no, no]]))
-    tensor([ 0, -1])
+    >>> nearest(points, others, torch.tensor([[yes, yes, yes], [no, no, no]]))
+    tensor([ 1, -1])
     """
-    least, column = distance.double().masked_fill(~allowed, torch.inf).min(dim=1)
-    return torch.where(least.isfinite(), column, -1)
+    apart = (points[:, None] - others).abs()  # [n, m, 2]
+    distance = (apart[..., 0] + 1.01 * apart[..., 1]).masked_fill(~allowed, torch.inf)
+    least, index = distance.min(dim=1)
+    return torch.where(least.isfinite(), index, -1)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import minifunc
 from minifunc.model import ModelConfig
 from minifunc.support.errors import UserError
 from minifunc.support.files import load_json
-from minifunc.support.flags import from_flags
+from minifunc.support.flags import Parser, add_flags, check_flag, from_flags
 
 Config = TypeVar("Config")
 
@@ -64,14 +64,31 @@ def named_diet(text: str, diets: Mapping[str, Config]) -> Config:
     return diets[text]
 
 
-def add_run_flags(parser: ArgumentParser, diets: Mapping[str, Any], default: str) -> None:
-    """The flags of a training run: its folder, where it is computed, its diet, and --resume."""
+def described(model: Any, train: Any, diet: Any, vocabulary: list[str]) -> dict[str, Any]:
+    """What goes into config.json. model, train, diet: the settings, frozen dataclasses."""
+    chosen = {"model": asdict(model), "train": asdict(train), "diet": asdict(diet)}
+    return as_json(chosen | {"vocabulary": vocabulary, "versions": versions()})
+
+
+def run_arguments(
+    argv: list[str] | None, about: str, defaults: Mapping[str, Any], diets: Mapping[str, Any]
+) -> Namespace:
+    """The flags of train.py: where the run is kept and computed, its diet, and one flag for each
+    field of defaults["train"] and defaults["model"]. Raises UserError."""
+    parser = Parser(prog="train.py", description=about)
     add = parser.add_argument
     add("--out", default="out/default", help="folder of the run (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
     names = f"{', '.join(diets)}, or a JSON file of a diet's fields"
-    add("--diet", help=f"{names} (default: {default})")
+    add("--diet", help=f"{names} (default: {defaults['diet'].name})")
     add("--resume", action="store_true", help="go on with the run in --out")
+    behind = "prompts behind each figure of the last table (default: %(default)s)"
+    add("--table-prompts", type=int, default=500, help=behind)
+    add_flags(parser, "training", defaults["train"])
+    add_flags(parser, "model", defaults["model"])
+    arguments: Namespace = parser.parse_args(argv)
+    check_flag(arguments, "table_prompts", 8, 100_000)
+    return arguments
 
 
 def chosen_settings(

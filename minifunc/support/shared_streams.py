@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minifunc.model import Hooks, Transformer
+from minifunc.model import Transformer
 from minifunc.support.evaluation import ROWS
+from minifunc.support.hooks import Hooks
 from minifunc.support.names import Head
 
 KEPT_BYTES = 64 * 2**20  # of streams that are kept, so that they need not be run again

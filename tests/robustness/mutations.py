@@ -126,13 +126,6 @@ FAULTS = [
         breaks="weights that write into the stream start large",
         tests="model",
     ),
-    Fault(
-        "minifunc/model.py",
-        old="self.relu and not hooks.wants(",
-        new="self.relu and hooks.wants(",
-        breaks="what hook_pre shows is overwritten",
-        tests="model",
-    ),
     # ---- path patching as it is defined
     Fault(
         "minifunc/definition.py",
@@ -216,9 +209,9 @@ FAULTS = [
         tests="patching",
     ),
     Fault(
-        "minifunc/support/effects.py",
-        old="change_of_F.mean(dim=1) / F_range",
-        new="-change_of_F.mean(dim=1) / F_range",
+        "minifunc/patching.py",
+        old="total.mean(1) / self.F_range",
+        new="-total.mean(1) / self.F_range",
         breaks="the sign of r",
         tests="patching",
     ),

@@ -1,0 +1,49 @@
+"""The table that train.py ends with: accuracy by task and number of shots."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from minifunc.support.checks import met_under
+from minifunc.support.evaluation import Table
+
+
+class Language(Protocol):
+    """What of tasks.py is needed. It is handed in: nothing in this package imports a script."""
+
+    @property
+    def TASKS(self) -> Mapping[str, Any]: ...
+
+
+def accuracy_table(
+    table: Table, language: Language, diet: Any, shots: Sequence[int], n_prompts: int
+) -> list[str]:
+    """Lines of accuracy by task and number of shots; what the diet never shows is marked.
+
+    table: from task to k to shots; n_prompts: behind each figure of addition.
+    """
+    about = "(other tasks: about as many for all their k together)"
+    lines = [
+        f"accuracy on {n_prompts} prompts {about}; the asked answer is none of those shown",
+        f"{'task':24}{'shots':>6}" + "".join(f"{number:>7}" for number in shots),
+    ]
+    for name, how, ks in _rows(table):
+        task = language.TASKS.get(name, language.TASKS["base_addition"])
+        if task.wrapper == "base":
+            how = f"{ks[0]}..{ks[-1]}"
+        line = f"{name.replace('_', ' ')} {how}".ljust(30)
+        for number in shots:
+            shares = [table[name][k].get(str(number), math.nan) for k in ks]
+            line += f"{sum(shares) / len(ks):7.3f}"
+        shown = task.symbol in met_under(diet, "plain" if ks == ["0"] else task.wrapper)
+        shown |= name == "addition" and int(ks[0]) in diet.shifted_addition
+        lines.append(line if shown else f"{line}   never trained on")
+    return lines
+
+
+def _rows(table: Table) -> list[tuple[str, str, list[str]]]:
+    """(task, how it is asked, its k) of each row; addition has one for each k."""
+    wrapped = {name: [k for k in by_k if k != "0"] for name, by_k in table.items()}
+    rows = [(name, "plain", ["0"]) for name in table if "0" in table[name]]
+    rows[1:1] = [("addition", f"off by {int(k):+d}", [k]) for k in wrapped.pop("addition")]
+    return rows + [(name, "shifted", ks) for name, ks in wrapped.items()]
