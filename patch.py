@@ -163,7 +163,7 @@ def work(argv: list[str] | None) -> int:
     folders.announce()
 
     def tell(step: str, circuit: dict[str, Any]) -> None:
-        for line in told(step, circuit, arguments.full, colour=sys.stdout.isatty()):
+        for line in told(step, circuit, arguments.full):
             tqdm.write(line)
 
     try:

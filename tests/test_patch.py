@@ -12,7 +12,7 @@ import train
 from minifunc.analysis import study
 from minifunc.circuit import Criteria
 from minifunc.model import Transformer
-from minifunc.report import talk, terminal
+from minifunc.report import terminal
 from minifunc.support import runs
 
 SHAPE = {"n-layers": 2, "n-heads": 2, "d-model": 16, "d-head": 8, "d-mlp": 16}
@@ -287,14 +287,6 @@ def test_freezing_the_mlps_is_passed_on(run, solved, tmp_path):
         effects.append(json.loads((tmp_path / "c.json").read_text())["effects"]["logits"]["heads"])
     assert effects[0] != effects[1]
 
-
-def test_colour_marks_sign_and_size():
-    strong, weak, positive = (talk.cell(r, colour=True) for r in (-0.9, -0.01, 0.9))
-    assert (
-        len({strong, weak, positive}) == 3
-        and "255;" in strong
-        and talk.cell(-0.9, colour=False) == "  -90.0"
-    )
 
 
 def test_readers_are_shown_with_kind_and_what_breaks():

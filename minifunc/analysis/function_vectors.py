@@ -358,7 +358,7 @@ def show(found: Mapping[str, Any], k: int = 1) -> str:
         "shares of the variance of z by k, by what is asked, by both",
         *table_of_heads(scores["variance"], ("k", "asked", "both")),
         "answered x + k with the vector of all prompts; with that of those that ask for x",
-        *table(["k", *WAYS, *(f"{way}, x" for way in WAYS)], put),
+        *table(["k", *WAYS, *(f"{way}, x" for way in WAYS)], put, digits=2),
         f"replaced by the vector of prompts that ask for another value s, the model answers "
         f"s{k:+d} on {on_others} of naive prompts",
         f"answered {to} when replaced by the vector of prompts that ask for s, by s - x: "

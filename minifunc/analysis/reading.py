@@ -316,14 +316,14 @@ def show(found: Mapping[str, Any]) -> str:
     copied = {head: row | row["copies"] for head, row in hands.items()}
     lines = [
         "q, k, v of the FI heads from other runs: r in %, and accuracy on plain / shifted answers",
-        *table(["head", *sources], replaced),
+        *table(["head", *sources], replaced, digits=2),
         "scores of the last `=`: shares of their variance by place in the example (and by whether "
         "that is the answer), by which example, by both, by what stands there",
         *table_of_heads(looks, ("slot", "is_answer", "example", "both", "rest")),
         "of the answers' scores in one prompt: nearness is f(x, y) less the asked one",
         *table_of_heads(among, ("nearness", "example", "shown", "difference")),
         "attention on an answer by the distance of f(x, y) from the asked one",
-        *table(["head", *map(str, range(8))], near),
+        *table(["head", *map(str, range(8))], near, digits=2),
         "what W_V W_O writes from the answers: shares of its variance by c (first), d (second)",
         *table_of_heads(written, SHARES),
         "R² of g(c) + h(f(x, y)), of g(d); share of values of c, of f(x, y) that it copies",

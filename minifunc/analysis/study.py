@@ -4,9 +4,9 @@ A `Language` is what `tasks.py` offers: tasks whose prompts come in pairs. It is
 nothing in this package imports a script.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -21,37 +21,11 @@ from minifunc.analysis.rows import Prompts
 from minifunc.model import Transformer
 from minifunc.support.runs import weights_hash
 
+Language = Any  # a module that offers what tasks.py does
 N_DRAWS = 10  # random groups for each reused task
 N_REUSED = 100  # prompts on which reuse is measured
 N_INPUTS = 10  # inputs 0..9 of function vectors
 N_EXAMPLES = 4000  # at least, behind shares of variance, so that every pair of labels occurs
-
-
-class Language(Protocol):
-    """As in tasks.py, where each of these is explained."""
-
-    @property
-    def TASKS(self) -> Mapping[str, Any]: ...
-    @property
-    def TOKEN(self) -> Mapping[str, int]: ...
-    @property
-    def ON_NUMBERS(self) -> Sequence[str]: ...
-    @property
-    def NUMBERS(self) -> range: ...
-    @property
-    def SHIFTS(self) -> range: ...
-    @property
-    def ZERO(self) -> int: ...
-    @property
-    def evaluation_pairs(self) -> Any: ...
-    @property
-    def answer_positions(self) -> Any: ...
-    @property
-    def encode(self) -> Any: ...
-    @property
-    def n_tokens(self) -> Any: ...
-    @property
-    def decode(self) -> Any: ...
 
 
 def some(pairs: Any, which: slice | Tensor) -> Any:

@@ -5,10 +5,11 @@ Every function takes what circuit.json holds and returns lines of at most 80 col
 """
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from minifunc.analysis.rows import as_effects
+from minifunc.support.tables import table
 
 Circuit = dict[str, Any]
 WIDTH = 80
@@ -52,27 +53,6 @@ def title(c: Circuit) -> str:
     return f"{c['task'].removeprefix('base_')} {c['asked']}"
 
 
-def table(
-    columns: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1, digits: int = 3
-) -> list[str]:
-    """A line of names and a line per row, each column as wide as its widest text.
-
-    The first `left` columns are aligned to the left, the others to the right. Fractions get
-    `digits` places.
-    """
-    lines = [list(columns)]
-    for first, *values in rows:
-        texts = [f"{x:.{digits}f}" if isinstance(x, float) else str(x) for x in values]
-        lines.append([f"  {first}", *texts])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    aligned = []
-    for line in lines:
-        cells = [text.ljust(width) for text, width in zip(line[:left], widths)]
-        cells += [text.rjust(width) for text, width in zip(line[left:], widths[left:])]
-        aligned.append("   ".join(cells).rstrip())
-    return aligned
-
-
 # ---------------------------------------------------------------- step by step
 
 
@@ -86,27 +66,9 @@ def solved(c: Circuit) -> list[str]:
     ]
 
 
-def heat_map(c: Circuit, colour: bool) -> list[str]:
-    """r in percent, a row per layer; red pulls back to base (r < 0), blue pushes on (r > 0)."""
-    logits = c["effects"]["logits"]
-    columns = "".join(f"{'h' + str(head):>7}" for head in range(len(logits["heads"][0])))
-    lines = [
-        "heads → logits (r in %; -100: all the way back to the plain answer)",
-        f"layer {columns}{'mlp':>8}",
-    ]
-    for layer, row in reversed(list(enumerate(logits["heads"]))):
-        cells = "".join(cell(r, colour) for r in row)
-        lines.append(f"{layer:>5} {cells} {cell(logits['mlps'][layer], colour)}")
-    return [*lines, "embed " + cell(logits["embedding"], colour)]
-
-
-def cell(r: float, colour: bool) -> str:
-    text = f"{100 * r:7.1f}"
-    if not colour:
-        return text
-    shade = 255 - int(215 * min(1.0, abs(r) ** 0.5))
-    red, green, blue = (255, shade, shade) if r < 0 else (shade, shade, 255)
-    return f"\x1b[48;2;{red};{green};{blue}m\x1b[38;2;0;0;0m{text}\x1b[0m"
+def heat_map(c: Circuit) -> list[str]:
+    title = "heads → logits (r in %; -100: all the way back to the plain answer)"
+    return [title, *str(as_effects(c["effects"]["logits"])).splitlines()]
 
 
 def traced(c: Circuit) -> list[str]:

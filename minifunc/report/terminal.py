@@ -12,13 +12,14 @@ from minifunc.analysis import function_vectors, reading
 from minifunc.analysis.rows import as_effects
 from minifunc.circuit import Criteria, feeding, heads_of, parse
 from minifunc.report import talk
-from minifunc.report.talk import Circuit, listed, named, sentence, table, words
+from minifunc.report.talk import Circuit, listed, named, sentence, words
+from minifunc.support.tables import table
 
 
-def told(step: str, circuit: Circuit, full: bool, colour: bool) -> list[str]:
+def told(step: str, circuit: Circuit, full: bool) -> list[str]:
     """Lines on one step of the study: those of the short talk, or all, as wide as the terminal."""
     short, whole = PARTS[step]
-    lines = talk.heat_map(circuit, colour) if step == "direct" else []
+    lines = talk.heat_map(circuit) if step == "direct" else []
     for part in whole if full else short:
         lines += part(circuit)
     if not full or not lines:
@@ -29,7 +30,7 @@ def told(step: str, circuit: Circuit, full: bool, colour: bool) -> list[str]:
 
 def wrapped(line: str, width: int) -> str:
     """A line broken at spaces where it is too long, its continuations indented further."""
-    if len(line) <= width or "\x1b" in line:  # a coloured line is as wide as its table
+    if len(line) <= width:
         return line
     indent = " " * (len(line) - len(line.lstrip()) + 4)
     return textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False)

@@ -17,20 +17,26 @@ def rounded(value: Any, digits: int = 4) -> Any:
     return round(value, digits) if isinstance(value, float) else value
 
 
-def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
-    """Lines of a table: the first column to the left, the others to the right.
+def table(
+    columns: Iterable[str], rows: Iterable[Iterable[object]], left: int = 1, digits: int = 3
+) -> list[str]:
+    """A line of names and a line per row, each column as wide as its widest text.
 
-    A float gets two decimals; None is a dash.
+    The first `left` columns are aligned to the left, the others to the right. A float gets `digits`
+    decimals; None is a dash.
 
-    >>> table(["head", "r", "share"], [["3.1", -0.4, 1.0], ["all", "-", None]])
-    ['  head      r  share', '  3.1   -0.40   1.00', '  all       -      –']
+    >>> table(["head", "r", "share"], [["3.1", -0.4, 1.0], ["all", "-", None]], digits=2)
+    ['head        r   share', '  3.1   -0.40    1.00', '  all       -       –']
     """
-    lines = [list(columns), *([_text(cell) for cell in row] for row in rows)]
+    lines = [list(columns)]
+    for first, *others in rows:
+        lines.append([f"  {first}", *(_text(cell, digits) for cell in others)])
     widths = [max(map(len, column)) for column in zip(*lines)]
     shown = []
-    for first, *others in lines:
-        cells = [f"  {cell:>{width}}" for cell, width in zip(others, widths[1:])]
-        shown.append(f"  {first:{widths[0]}}" + "".join(cells))
+    for line in lines:
+        cells = [text.ljust(width) for text, width in zip(line[:left], widths)]
+        cells += [text.rjust(width) for text, width in zip(line[left:], widths[left:])]
+        shown.append("   ".join(cells).rstrip())
     return shown
 
 
@@ -38,10 +44,10 @@ def table_of_heads(found: Mapping[str, Mapping[str, Any]], names: Sequence[str])
     """A table with a row for each head: its values of `names`, which head the columns."""
     titles = [name.replace("_", " ") for name in names]
     rows = [[head, *(values[name] for name in names)] for head, values in found.items()]
-    return table(["head", *titles], rows)
+    return table(["head", *titles], rows, digits=2)
 
 
-def _text(cell: object) -> str:
+def _text(cell: object, digits: int) -> str:
     if cell is None:
         return "–"
-    return f"{cell:.2f}" if isinstance(cell, float) else str(cell)
+    return f"{cell:.{digits}f}" if isinstance(cell, float) else str(cell)
