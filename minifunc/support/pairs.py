@@ -125,8 +125,10 @@ class PairedRuns:
         changes = {}
         for name in self.sent:
             change = sent[name][:, -n_pos:] - runs.contrast[name][:, -n_pos:]
-            chosen = self.mask(positions)[-change.shape[1] :]  # [pos, 1]
-            changes[name] = change * (chosen if change.ndim == 3 else chosen[..., None])
+            if positions is not None:
+                chosen = self.mask(positions)[-change.shape[1] :]  # [pos, 1]
+                change = change * (chosen if change.ndim == 3 else chosen[..., None])
+            changes[name] = change
         return changes
 
     @functools.cached_property
