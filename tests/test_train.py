@@ -637,7 +637,13 @@ def test_results_go_to_stdout_and_mark_what_was_never_trained_on(whole, capsys):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_run_on_cuda_is_resumed_and_loads_on_the_cpu(tmp_path, monkeypatch):
     cuda = torch.device("cuda")
-    train.train(tmp_path, MODEL, replace(TRAIN, steps=3), tasks.DEFAULT_DIET, cuda)
+
+    def stop(step, model):
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.train(tmp_path, MODEL, TRAIN, tasks.DEFAULT_DIET, cuda, after_step=stop)
     train.train(tmp_path, MODEL, TRAIN, tasks.DEFAULT_DIET, cuda, resume=True)
     assert [line["step"] for line in metrics(tmp_path)] == [3, 6] and load_run(tmp_path)[0](
         torch.zeros(1, 4, dtype=torch.long)

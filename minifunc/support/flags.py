@@ -69,6 +69,8 @@ def pick_device(name: str, float64: bool = False) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")  # which nobody can compute on
+    if str(device) != name:  # torch wraps large indices around
+        device = torch.device("meta")
     n_gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     if device.type in found and (device.type != "cuda" or (device.index or 0) < n_gpus):
         return device
