@@ -13,12 +13,13 @@ from torch import Tensor
 
 import tasks
 from minifunc.ablation import Ablator, all_heads
-from minifunc.circuit import Criteria, parse
+from minifunc.circuit import Criteria
 from minifunc.model import Transformer
 from minifunc.patching import Logits, PathPatcher
 from minifunc.support.errors import UserError, run_main
 from minifunc.support.evaluation import last_logits
 from minifunc.support.flags import Parser, pick_device
+from minifunc.support.names import parse
 from minifunc.support.runs import add_run_flag, chosen_run, load_run
 
 PROMPT = "1+1=3, 2+2=5, 3+3="

@@ -21,11 +21,11 @@ from experiments.measure import SHOTS, circuit, generator, how_many, patchers_of
 from experiments.runs import Row, Run, default_run, provenance
 from experiments.summary import Rows, aligned, by
 from minifunc.analysis import scores
-from minifunc.circuit import heads_of, parse
 from minifunc.model import Transformer
 from minifunc.patching import HeadInput, Logits, Receiver
 from minifunc.support.evaluation import accuracy, last_logits
 from minifunc.support.files import load_tensors
+from minifunc.support.names import heads_of, parse
 
 Groups = dict[str, list[str]]  # of the finished model's circuit, heads by group
 

@@ -35,9 +35,9 @@ from experiments.measure import (
 from experiments.runs import SHORT, Row, Run
 from experiments.summary import Rows, aligned, by, means
 from minifunc.analysis.scores import copy_induction_score, previous_token_score
-from minifunc.circuit import parse
 from minifunc.model import Transformer
 from minifunc.support.files import load_json, save_json
+from minifunc.support.names import parse
 
 EVERY = 20  # steps between two looks at the heads
 N_LOOKED_AT = 32  # prompts each time

@@ -7,10 +7,11 @@ import tasks
 import train
 from experiments.runs import Row, Run, provenance
 from minifunc.ablation import Ablator, CircuitScores
-from minifunc.circuit import Criteria, discover, heads_of, parse
+from minifunc.circuit import Criteria, discover
 from minifunc.model import Transformer
 from minifunc.patching import PathPatcher
 from minifunc.support.evaluation import accuracy, last_logits
+from minifunc.support.names import heads_of, parse
 
 SHOTS = 8  # of the measures that have one number of shots
 SEED = 2026  # of the prompts, the same for every run

@@ -15,8 +15,8 @@ from experiments.experiment import Experiment, main
 from experiments.measure import GROUPS, addition_and_circuit, result_row
 from experiments.runs import SHORT, Row, Run
 from experiments.summary import Rows, aligned, by, means, solved
-from minifunc.circuit import parse
 from minifunc.model import ModelConfig, Transformer
+from minifunc.support.names import parse
 
 M = train.MODEL
 WIDTH = M.n_heads * M.d_head  # of all heads together: the same, however many there are

@@ -26,8 +26,6 @@ from minifunc.patching import Effects, HeadInput, Logits, MLPInput, PathPatcher,
 from minifunc.support.checks import check_shares
 from minifunc.support.names import heads_of, mlps_of, parse
 
-__all__ = ["Criteria", "Discovery", "discover", "heads_of", "mlps_of", "parse"]
-
 ROUTES = {"shown_answer": "answers", "expected_answer": "operands"}  # group → contrast
 
 

@@ -212,8 +212,7 @@ class PathPatcher(PairedRuns):
     def sweep(
         self, receiver: Receiver | Sequence[Receiver], senders: Asked | None = None, **sending: Any
     ) -> Effects:
-        """The effect of every sender on one receiver, or on several overwritten together. The rest
-        as in `sweep_each`."""
+        """The effect of every sender on one receiver, or on several overwritten together."""
         return self.sweep_each([receiver], senders, **sending)[0]
 
     @torch.no_grad()
@@ -274,8 +273,6 @@ class PathPatcher(PairedRuns):
             if stage == max(map(self._highest, groups)):
                 return
 
-    # ------------------------------------------------------------ pass 1
-
     def _pass_1(self, batch: Batch) -> Iterator[tuple[int, Tensor]]:
         """Carries what senders change up the stream: yields each stage, and delta there, [sender,
         p, pos, d_model]. In the last block it goes on at the last position alone."""
@@ -324,8 +321,6 @@ class PathPatcher(PairedRuns):
         if receiver.positions is not None:
             delta = delta * self.mask(receiver.positions)[-n_pos:]
         return runs.stream(receiver.stage(self.cfg))[:, -n_pos:] + delta
-
-    # ------------------------------------------------------------ pass 2
 
     def _pass_2(self, runs: CachedRuns, read: Mapping[Receiver, Tensor]) -> Tensor:
         """Goes on with the contrast run from the lowest receiver, each overwritten by what it read,

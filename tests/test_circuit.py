@@ -2,9 +2,10 @@ import pytest
 import torch
 from handwired import prompts, two_step_model
 
-from minifunc.circuit import Criteria, attention_shares, direct_groups, feeding, heads_of
+from minifunc.circuit import Criteria, attention_shares, direct_groups, feeding
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import Effects
+from minifunc.support.names import heads_of
 
 LOOKS = {
     "last_to_answers": 0.0,

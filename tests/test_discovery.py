@@ -4,9 +4,10 @@ from handwired import difference_model, difference_prompts, prompts, two_step_mo
 
 from minifunc.analysis.graph import circuit_graph
 from minifunc.analysis.roles import other_thresholds, reader_role
-from minifunc.circuit import Criteria, discover, heads_of, mlps_of
+from minifunc.circuit import Criteria, discover
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import HeadInput, Logits, MLPInput, PathPatcher
+from minifunc.support.names import heads_of, mlps_of
 
 
 def difference_patchers(model):

@@ -18,7 +18,7 @@ import torch
 from minifunc.ablation import CircuitScores
 from minifunc.analysis.controls import random_group
 from minifunc.analysis.rows import Prompts
-from minifunc.circuit import heads_of
+from minifunc.support.names import heads_of
 from minifunc.support.tables import rounded
 
 N_CONTROLS = 10  # random circuits beside one that was found, and random subsets of it

@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 
 from minifunc.analysis.activations import activations
-from minifunc.circuit import parse
 from minifunc.model import Transformer
 from minifunc.support.evaluation import last_logits
 from minifunc.support.hooks import Hooks
+from minifunc.support.names import parse
 from minifunc.support.tables import rounded, table, table_of_heads
 
 WAYS = ("added", "replaced", "swapped")  # z + FV(k); FV(k) in place of z; z + FV(k) - FV(0)

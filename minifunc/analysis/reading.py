@@ -26,9 +26,9 @@ from minifunc.analysis.activations import Examples, activations
 from minifunc.analysis.function_vectors import Numbers, explained, hook_points
 from minifunc.analysis.probe import Measure, fit, one_hot, r2, r2_together
 from minifunc.analysis.rows import answered
-from minifunc.circuit import parse
 from minifunc.model import Transformer
 from minifunc.support.hooks import Hooks
+from minifunc.support.names import parse
 from minifunc.support.tables import rounded, table, table_of_heads
 
 INPUTS = ("q", "k", "v", "qk")

@@ -5,15 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from minifunc.analysis.rows import Prompts, ablation_row, answered
-from minifunc.circuit import (
-    ROUTES,
-    Criteria,
-    Discovery,
-    direct_groups,
-    heads_of,
-    previous_token,
-    route,
-)
+from minifunc.circuit import ROUTES, Criteria, Discovery, direct_groups, previous_token, route
+from minifunc.support.names import heads_of
 from minifunc.support.tables import rounded
 
 # What is put in over the shown examples: name in circuit.json → the ablator's source.

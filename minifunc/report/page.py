@@ -4,13 +4,13 @@ import base64
 from collections.abc import Sequence
 from importlib.resources import files
 
-from minifunc.circuit import heads_of
 from minifunc.report.findings import Findings, read
 from minifunc.report.html import Markup, h, inside, script_data
 from minifunc.report.sections import SECTIONS, claim, content
 from minifunc.support.errors import UserError, first_line, run_main
 from minifunc.support.files import save_text
 from minifunc.support.flags import Parser
+from minifunc.support.names import heads_of
 from minifunc.support.runs import RunFolders, add_run_flag, chosen_run
 
 LARGEST = 2_000_000  # bytes; where the weights make it larger, the model plays on its own page

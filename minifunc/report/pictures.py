@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minifunc.circuit import parse
 from minifunc.report.html import Markup, h, percent, scrolling, signed, table
 from minifunc.report.talk import words
 from minifunc.support.evaluation import wilson
+from minifunc.support.names import parse
 
 # ---------------------------------------------------------------- heat maps
 

@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from minifunc.circuit import heads_of, parse
 from minifunc.report import pictures
 from minifunc.report.findings import Findings
 from minifunc.report.html import Markup, details, h, inside, percent, scrolling, signed, table
 from minifunc.report.pictures import CONTRASTS, Axis, Curve, Scale
 from minifunc.report.talk import Circuit, sentence, title, words
+from minifunc.support.names import heads_of, parse
 
 Content = list[Any]  # what `h` takes as children
 SHARES = Axis([(share, percent(share)) for share in (0.0, 0.25, 0.5, 0.75, 1.0)])

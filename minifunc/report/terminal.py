@@ -10,9 +10,10 @@ from typing import Any
 
 from minifunc.analysis import function_vectors, reading
 from minifunc.analysis.rows import as_effects
-from minifunc.circuit import Criteria, feeding, heads_of, parse
+from minifunc.circuit import Criteria, feeding
 from minifunc.report import talk
 from minifunc.report.talk import Circuit, listed, named, sentence, words
+from minifunc.support.names import heads_of, parse
 from minifunc.support.tables import table
 
 
