@@ -124,7 +124,7 @@ def draw_emergence(rows: Rows, plt: Any) -> Any:
     for axis, (title, curves) in zip(axes.flat, panels.items()):
         for number, (name, value) in enumerate(curves.items()):
             style = {"color": f"C{number}", "alpha": 0.7, "linewidth": 1.2}
-            for index, some in enumerate(emergence.by_seed(rows)):
+            for index, some in enumerate(emergence.by_seed(rows).values()):
                 steps, values = [row["step"] for row in some], [value(row) for row in some]
                 axis.plot(steps, values, label=name if index == 0 else None, **style)
         axis.set(xscale="log", title=title, xlabel="step")

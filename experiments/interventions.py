@@ -33,10 +33,11 @@ from experiments.measure import (
     result_row,
 )
 from experiments.runs import SHORT, Row, Run
-from experiments.summary import Rows, aligned, by, means
+from experiments.summary import Rows, by, means
 from minifunc.analysis.scores import copy_induction_score, previous_token_score
 from minifunc.circuit import parse
 from minifunc.model import Transformer
+from minifunc.support import tables
 from minifunc.support.files import load_json, save_json
 
 EVERY = 20  # steps between two looks at the heads
@@ -140,23 +141,24 @@ def rows(run: Run, measured: Row) -> Rows:
     return [result_row(about, run, measured)]
 
 
-def table(rows: Rows) -> str:
-    columns = {"kept from forming": -20, "runs": 5, "plain": 14, "off by one": 14}
-    columns |= {"FI heads": 12, "top FI r": 14}
-    lines = [
-        "addition at 8 shots, means over seeds ± 95 % (Student's t), "
-        f"{rows[0]['steps']} steps each",
-        aligned(columns, columns.values()) + "   heads silenced (head@step), by seed",
-    ]
+def table(rows: Rows) -> list[str]:
+    columns = ["kept from forming", "runs", "plain", "off by one", "FI heads", "top FI r"]
+    columns.append("silenced")
+    lines = []
     for name, some in by(rows, lambda row: row["intervention"]).items():
-        cells = [name, len(some), *means(some, "plain_8", "off_by_one_8", digits=3)]
-        cells += [*means(some, "fi_heads", digits=1), *means(some, "top_fi_r")]
-        by_seed = []
-        for row in some:
-            since = (row["silenced"] or {}).items()
-            by_seed.append(" ".join(f"{head}@{step}" for head, step in since) or "–")
-        lines.append(aligned(cells, columns.values()) + "   " + "; ".join(by_seed))
-    return "\n".join(lines)
+        accuracies = means(some, "plain_8", "off_by_one_8", digits=3)
+        heads = means(some, "fi_heads", digits=1) + means(some, "top_fi_r")
+        since = "; ".join(listed(row["silenced"] or {}) for row in some)
+        lines.append([name, len(some), *accuracies, *heads, since])
+    return [
+        "addition at 8 shots, means over seeds ± 95 % (Student's t), "
+        f"{rows[0]['steps']} steps each; silenced: head@step, by seed",
+        *tables.table(columns, lines, left=len(columns)),
+    ]
+
+
+def listed(since: dict[str, int]) -> str:
+    return " ".join(f"{head}@{step}" for head, step in since.items()) or "–"
 
 
 EXPERIMENT = Experiment(
