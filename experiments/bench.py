@@ -36,7 +36,7 @@ from experiments.runs import Row, processor
 from minifunc.model import ModelConfig
 from minifunc.patching import Effects, HeadInput
 from minifunc.support.errors import UserError, run_main
-from minifunc.support.files import save_json
+from minifunc.support.files import make_folder, save_json
 from minifunc.support.flags import pick_device
 from minifunc.support.tables import table
 
@@ -293,7 +293,7 @@ def bench(argv: list[str] | None) -> int:
     result = rounded(about(device) | {"rows": rows, "memory": memory, "road": road})
     if flags.json or not (flags.only or flags.quick):
         path = Path(flags.json or "results/bench.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         save_json(path, result)
     show(result)
     agree = all(row["max_abs_diff"] <= TOLERANCE for row in rows)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.runs import Measure, Row, Run, Study, make_folder, run_all
+from experiments.runs import Measure, Row, Run, Study, run_all
 from experiments.summary import Rows
 from minifunc.support.errors import UserError, run_main
-from minifunc.support.files import check_writable, save_json
+from minifunc.support.files import check_writable, make_folder, save_json
 from minifunc.support.flags import Parser
 from train import TrainConfig
 

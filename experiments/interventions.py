@@ -16,7 +16,7 @@ import random
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -75,8 +75,9 @@ def silenced(folder: Path) -> dict[str, int]:
 
 
 def previous_token_heads(step: int, model: Transformer, run: Run) -> set[str]:
+    pairs = tasks.evaluation_pairs("subtraction", 1, SHOTS, N_LOOKED_AT, generator())
     answers = tasks.answer_positions(SHOTS)
-    return passing(previous_token_score(model, shifted_prompts(), answers))
+    return passing(previous_token_score(model, pairs.contrast, answers))
 
 
 def copy_induction_heads(step: int, model: Transformer, run: Run) -> set[str]:
@@ -99,19 +100,10 @@ def passing(score: Tensor) -> set[str]:
     return {f"{layer}.{head}" for layer, head in places}
 
 
-@cache
-def shifted_prompts() -> Tensor:
-    return tasks.evaluation_pairs("subtraction", 1, SHOTS, N_LOOKED_AT, generator()).contrast
-
-
 def freeze(layer: int, step: int, model: Transformer, run: Run, folder: Path) -> None:
     """Puts a block back to what it was before the first step."""
-    model.blocks[layer].load_state_dict(as_drawn(run).blocks[layer].state_dict())
-
-
-@cache
-def as_drawn(run: Run) -> Transformer:
-    return Transformer(run.model, torch.Generator().manual_seed(run.train.seed))
+    drawn = Transformer(run.model, torch.Generator().manual_seed(run.train.seed))
+    model.blocks[layer].load_state_dict(drawn.blocks[layer].state_dict())
 
 
 INTERVENTIONS = {
@@ -142,8 +134,7 @@ def rows(run: Run, measured: Row) -> Rows:
 
 
 def table(rows: Rows) -> list[str]:
-    columns = ["kept from forming", "runs", "plain", "off by one", "FI heads", "top FI r"]
-    columns.append("silenced")
+    columns = ["without", "runs", "plain", "off by one", "FI heads", "top FI r", "silenced"]
     lines = []
     for name, some in by(rows, lambda row: row["intervention"]).items():
         accuracies = means(some, "plain_8", "off_by_one_8", digits=3)

@@ -58,28 +58,27 @@ def rows(run: Run, measured: Row) -> Rows:
 
 
 def table(rows: Rows) -> list[str]:
-    groups = ("FI", "PT", "consolidation")
     columns = ["model", "runs", "solve it", "plain", "off by one"]
-    columns += [f"{group} heads" for group in groups] + ["top FI r", "faithful"]
-    columns += [f"{group} in layers" for group in groups]
-    lines = []
+    columns += ["FI heads", "PT heads", "consol.", "top FI r", "faithful"]
+    columns += ["FI in layers", "PT in layers", "consol. in layers"]
+    cells = []
     for name, some in by(rows, lambda row: row["config"]["name"]).items():
         good = solved(some)
         accuracies = means(some, "plain_8", "off_by_one_8")
         heads = means(good, *GROUPS, digits=1) + means(good, "top_fi_r", "faithfulness")
         layers = [layers_of(good, key) for key in GROUPS]
-        lines.append([name, len(some), len(good), *accuracies, *heads, *layers])
-    lines = tables.table(columns, lines)
+        cells.append([name, len(some), len(good), *accuracies, *heads, *layers])
+    lines = [
+        "off-by-one addition at 8 shots, means over seeds ± 95 % (Student's t), "
+        f"{rows[0]['steps']} steps each ({TIMES} times as many where it says longer); "
+        "layers: in how many runs a group has a head there",
+        *tables.table(columns, cells),
+    ]
     good = solved(rows)
     for n, words in enumerate(("FI heads", "FI and PT heads", "all three groups"), start=1):
         n_runs = sum(all(row[key] for key in [*GROUPS][:n]) for row in good)
         lines.append(f"{words}: in {n_runs} of the {len(good)} runs that do the task")
-    return [
-        "off-by-one addition at 8 shots, means over seeds ± 95 % (Student's t), "
-        f"{rows[0]['steps']} steps each ({TIMES} times as many where it says longer); "
-        "layers: in how many runs a group has a head there",
-        *lines,
-    ]
+    return lines
 
 
 def layers_of(rows: Rows, key: str) -> str:
