@@ -39,9 +39,8 @@ def table(rows: Rows) -> list[str]:
     ]
 
 
-KINDS = ("default",)
 EXPERIMENT = Experiment(
-    "dependability", __doc__, KINDS, default_run, measure, rows, table, seeds=10
+    "dependability", __doc__, ("default",), default_run, measure, rows, table, seeds=10
 )
 
 if __name__ == "__main__":

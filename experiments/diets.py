@@ -99,8 +99,8 @@ def failures(rows: Rows) -> str:
     shares: Counter[str] = Counter()
     for row in rows:
         shares.update(row.get("answers", {}))
-    means = {kind.replace("_", " "): total / len(rows) for kind, total in shares.most_common()}
-    often = [f"{kind} {share:.2f}" for kind, share in means.items() if share >= 0.1]
+    mean = {kind.replace("_", " "): total / len(rows) for kind, total in shares.most_common()}
+    often = [f"{kind} {share:.2f}" for kind, share in mean.items() if share >= 0.1]
     return ", ".join([*dict.fromkeys(row["failure"] for row in rows), *often])
 
 

@@ -5,7 +5,6 @@ every task, the scores of previous-token, function-induction and copy-induction 
 effects of the heads of the circuit that the finished model has.
 """
 
-import math
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -199,7 +198,7 @@ def table(rows: Rows) -> list[str]:
         steps = [event_step(curve, value) for curve in seeds.values()]
         known = [step for step in steps if step is not None]
         events.append([name, statistics.median(known) if known else None, *steps])
-    events.sort(key=lambda event: math.inf if event[1] is None else event[1])
+    events.sort(key=lambda event: (event[1] is None, event[1]))
     return [
         "order of events: the first step from which on a curve stays above half-way from its first "
         "to its last value",
