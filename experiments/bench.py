@@ -36,8 +36,9 @@ from experiments.runs import Row, processor
 from minifunc.model import ModelConfig
 from minifunc.patching import Effects, HeadInput
 from minifunc.support.errors import UserError, run_main
-from minifunc.support.files import save_json
+from minifunc.support.files import make_folder, save_json
 from minifunc.support.flags import pick_device
+from minifunc.support.tables import table
 
 TOLERANCE = 1e-4  # float32: logits of the patcher, loss and gradients of the training step
 DEFAULT = train.MODEL
@@ -240,30 +241,33 @@ def rounded(result: Row) -> Row:
     return json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.4g}"))
 
 
-COLUMNS = {  # of a row, by the key that it must have
-    "model": "{model[name]:12} {work:48} ours {ours_s:8.3f} s  {other:40} {other_s:9.2f} s",
-    "ratio": "  ratio {ratio:6.1f}  max diff {max_abs_diff:.0e}",
-    "peak_gib": "  peak {peak_gib:6.3f} GiB",
-    "share_of_product_rate": "  {share_of_product_rate:4.0%} of the {product_gflop_per_s:.0f} "
-    "GFLOP/s of a matrix product",
-    "ours_tokens_per_s": "  {ours_tokens_per_s:.0f} tokens/s against {other_tokens_per_s:.0f}",
-}
-MEMORY = "{model:12} {work:48} budget {budget_gib:6.3f} GiB  peak {peak_gib:6.3f} GiB"
+# What is printed of each kind of row
+COMPARED = (
+    *("model", "work", "other", "ours_s", "other_s", "ratio", "max_abs_diff", "peak_gib"),
+    *("share_of_product_rate", "product_gflop_per_s", "ours_tokens_per_s", "other_tokens_per_s"),
+)
+MEMORY = ("model", "work", "budget_gib", "peak_gib", "within")
+ROAD = ("seed", "seconds", "step", "every", "final")
 
 
 def show(result: Row) -> None:
     print("{processor}, {device}, {threads} threads".format(**result["hardware"]))
+    compared = []
     for row in result["rows"]:
-        columns = [text for key, text in COLUMNS.items() if row.get(key) is not None]
-        print("".join(columns).format(**row))
-    for row in result["memory"]:
-        print(MEMORY.format(**row) + ("" if row["within"] else "  TOO MUCH"))
-    for run in result["road"]:
-        when = "never passed .95"
-        if run["seconds"] is not None:
-            when = f"passed .95 after {run['seconds']:.0f} s (step {run['step']})"
-        looked = f"looked at every {run['every']} steps; {run['final']:.3f} at the end"
-        print(f"seed {run['seed']}: off-by-one addition, never trained on, {when}, {looked}")
+        named = {"model": row["model"]["name"], "max_abs_diff": f"{row['max_abs_diff']:.0e}"}
+        compared.append(row | named)
+    print(*columns_of(compared, COMPARED, left=3), sep="\n")
+    if result["memory"]:
+        print(*columns_of(result["memory"], MEMORY, left=2), sep="\n")
+    if result["road"]:
+        print("until off-by-one addition, never trained on, passes .95, looked at every so often:")
+        print(*columns_of(result["road"], ROAD), sep="\n")
+
+
+def columns_of(rows: list[Row], keys: tuple[str, ...], left: int = 1) -> list[str]:
+    """A table of these values of the rows, a dash where one has none."""
+    titles = [key.replace("_", " ") for key in keys]
+    return table(titles, [map(row.get, keys) for row in rows], left)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -289,7 +293,7 @@ def bench(argv: list[str] | None) -> int:
     result = rounded(about(device) | {"rows": rows, "memory": memory, "road": road})
     if flags.json or not (flags.only or flags.quick):
         path = Path(flags.json or "results/bench.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         save_json(path, result)
     show(result)
     agree = all(row["max_abs_diff"] <= TOLERANCE for row in rows)

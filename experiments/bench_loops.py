@@ -145,9 +145,8 @@ class Edges(Side):
     def start(self) -> None:
         self.mode.close()  # of an earlier start
         self.F_contrast = self.F(self.model(self.contrast))
-        sent = ablation_activations.src_ablations(
-            self.model, self.base
-        )  # [source, p, pos, d_model]
+        # [source, p, pos, d_model]
+        sent = ablation_activations.src_ablations(self.model, self.base)
         self.mode.enter_context(graph_utils.patch_mode(self.model, sent, edges=[]))
 
     def F_patched(self, sender: Head, receiver: Receiver) -> Tensor:

@@ -54,16 +54,6 @@ OTHER_CELLS = [  # other cells held out instead of (shift, +)
     Diet("hold_minus", shifted_addition=EVERY_SHIFT, never=(*HELD_OUT, ("shift", "-"))),
     Diet("hold_max_reflect", shifted_addition=EVERY_SHIFT, never=(*HELD_OUT, ("reflect", "max"))),
 ]
-DIETS = {
-    diet.name: diet
-    for diets in (
-        LADDER,
-        WITHOUT_ONE,
-        LESS_HELD_OUT,
-        WRAPPERS_OF_PLUS,
-        SHIFTED_FUNCTIONS,
-        SHARE_OF_PLUS,
-        OTHER_CELLS,
-    )
-    for diet in diets
-}
+ALL = LADDER + WITHOUT_ONE + LESS_HELD_OUT + WRAPPERS_OF_PLUS
+ALL += SHIFTED_FUNCTIONS + SHARE_OF_PLUS + OTHER_CELLS
+DIETS = {diet.name: diet for diet in ALL}

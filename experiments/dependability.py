@@ -9,8 +9,9 @@ from pathlib import Path
 from experiments.experiment import Experiment, main
 from experiments.measure import addition, how_many, result_row
 from experiments.runs import Row, Run, default_run
-from experiments.summary import Rows, aligned, column, in_words
+from experiments.summary import Rows, column, in_words
 from minifunc.model import Transformer
+from minifunc.support import tables
 
 
 def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
@@ -21,31 +22,25 @@ def rows(run: Run, measured: Row) -> Rows:
     return [result_row({"seed": run.train.seed}, run, measured, circuit=False)]
 
 
-def table(rows: Rows) -> str:
+def table(rows: Rows) -> list[str]:
     ks = sorted({k for row in rows for k in row["off_by_k_8"] or ()}, key=int)
-    widths = [6, 8] + [8] * len(ks)
-    lines = [
-        f"addition at 8 shots, {rows[0]['steps']} steps each, no seed left out",
-        aligned(["seed", "plain", *(f"{int(k):+}" for k in ks)], widths),
-    ]
+    shares = []
     for row in rows:
-        if row["diverged"]:
-            lines.append(f"{row['seed']:>6}  diverged")
-            continue
-        shares = [row["plain_8"], *(row["off_by_k_8"][k] for k in ks)]
-        lines.append(aligned([row["seed"], *(f"{share:.3f}" for share in shares)], widths))
+        by_k = row["off_by_k_8"] or {}
+        plain = "diverged" if row["diverged"] else row["plain_8"]
+        shares.append([row["seed"], plain, *map(by_k.get, ks)])
     ones = column(rows, "off_by_one_8")
     n_good = sum(share >= 0.95 for share in ones)
-    lines.append(
+    return [
+        f"addition at 8 shots, {rows[0]['steps']} steps each, no seed left out",
+        *tables.table(["seed", "plain", *(f"{int(k):+}" for k in ks)], shares),
         f"off by one: {in_words(ones, 3)} (± 95 %), lowest {min(ones):.3f}; "
-        f"at least 0.95 with {n_good} of {len(ones)} seeds"
-    )
-    return "\n".join(lines)
+        f"at least 0.95 with {n_good} of {len(ones)} seeds",
+    ]
 
 
-KINDS = ("default",)
 EXPERIMENT = Experiment(
-    "dependability", __doc__, KINDS, default_run, measure, rows, table, seeds=10
+    "dependability", __doc__, ("default",), default_run, measure, rows, table, seeds=10
 )
 
 if __name__ == "__main__":

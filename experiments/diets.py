@@ -18,8 +18,9 @@ from experiments.catalogue import DIETS, LADDER, LESS_HELD_OUT, WITHOUT_ONE
 from experiments.experiment import Experiment, main
 from experiments.measure import addition_and_circuit, grid, how_many, result_row
 from experiments.runs import SHORT, Row, Run
-from experiments.summary import Rows, aligned, by, in_words, mean_ci, means
+from experiments.summary import Rows, by, in_words, mean_ci, means
 from minifunc.model import Transformer
+from minifunc.support import tables
 from minifunc.support.checks import met_under
 
 
@@ -94,63 +95,42 @@ def shown_cells(row: Row) -> float:
 
 
 def failures(rows: Rows) -> str:
-    """What the runs do instead, most frequent first, with the mean shares of wrong answers."""
-    words = Counter(row["failure"] for row in rows)
-    if words.keys() == {"none"}:
-        return "none"
+    """What the runs do instead of the task, and the mean shares of all that they often answer."""
     shares: Counter[str] = Counter()
     for row in rows:
         shares.update(row.get("answers", {}))
-    detail = []
-    for kind, total in shares.most_common():
-        if kind != "right" and total / len(rows) >= 0.1:
-            detail.append(f"{kind.replace('_', ' ')} {total / len(rows):.2f}")
-    names = ", ".join(word for word, _ in words.most_common())
-    return f"{names} ({', '.join(detail)})" if detail else names
+    mean = {kind.replace("_", " "): total / len(rows) for kind, total in shares.most_common()}
+    often = [f"{kind} {share:.2f}" for kind, share in mean.items() if share >= 0.1]
+    return ", ".join([*dict.fromkeys(row["failure"] for row in rows), *often])
 
 
 # ---------------------------------------------------------------- the tables
 
 
-def table(rows: Rows) -> str:
-    grouped = by(rows, lambda row: row["diet"])
-    lines = [
+def table(rows: Rows) -> list[str]:
+    accuracy = ["diet", "runs", "plain", *(f"{n} shots" for n in train.SHOTS)]
+    accuracy += ["all k", "unseen k", "does instead"]
+    circuit = ["diet", "FI", "PT", "top FI r", "faithful", "+ under", "shifted", "share"]
+    circuit.append("(function, wrapper) held out")
+    accuracies, circuits = [], []
+    for name, some in by(rows, lambda row: row["diet"]).items():
+        columns = [off_by_one(some, n) for n in train.SHOTS]
+        columns += [mean_of_k(some), mean_of_k(some, unseen=True)]
+        shares = [*means(some, "plain_8"), *map(in_words, columns)]
+        accuracies.append([name, len(some), *shares, failures(some)])
+        heads = means(some, "fi_heads", "pt_heads", digits=1)
+        effects = means(some, "top_fi_r", "faithfulness")
+        shown = [some[0][key] for key in ("plus_wrappers", "shifted_functions", "plus_share")]
+        circuits.append([name, *heads, *effects, *shown, held_out_cells(some)])
+    return [
         "means over seeds ± 95 % (Student's t); off by one by shots, the rest at 8 shots; "
         f"{rows[0]['steps']} steps each; failing: fewer than half right",
-        *accuracy_lines(grouped),
+        *tables.table(accuracy, accuracies, left=len(accuracy)),
         "",
         "heads and effects; the wrappers that `+` meets, how many functions are seen shifted, the "
         "share of `+` among all examples; accuracy on the cells held out, and on those shown",
-        *circuit_lines(grouped),
+        *tables.table(circuit, circuits, left=len(circuit)),
     ]
-    return "\n".join(lines)
-
-
-def accuracy_lines(grouped: dict[str, Rows]) -> list[str]:
-    """A line for each diet: accuracies, and what failing runs do."""
-    columns = {"diet": -18, "runs": 5, "plain": 14}
-    columns |= {f"{n} shots": 14 for n in train.SHOTS}
-    columns |= {"all k": 14, "unseen k": 14}
-    lines = [aligned(columns, columns.values()) + "  does instead"]
-    for name, rows in grouped.items():
-        cells = [name, len(rows), *means(rows, "plain_8")]
-        cells += [in_words(off_by_one(rows, n)) for n in train.SHOTS]
-        cells += [in_words(mean_of_k(rows)), in_words(mean_of_k(rows, unseen=True))]
-        lines.append(aligned(cells, columns.values()) + f"  {failures(rows)}")
-    return lines
-
-
-def circuit_lines(grouped: dict[str, Rows]) -> list[str]:
-    """A line for each diet: the circuit, and what the diet shows and holds out."""
-    columns = {"diet": -18, "FI": 12, "PT": 12, "top FI r": 14, "faithful": 14}
-    columns |= {"+ under": 9, "shifted": 9, "share": 7}
-    lines = [aligned(columns, columns.values()) + "  (function, wrapper) held out"]
-    for name, rows in grouped.items():
-        cells = [name, *means(rows, "fi_heads", "pt_heads", digits=1)]
-        cells += means(rows, "top_fi_r", "faithfulness")
-        cells += [rows[0][key] for key in ("plus_wrappers", "shifted_functions", "plus_share")]
-        lines.append(aligned(cells, columns.values()) + f"  {held_out_cells(rows)}")
-    return lines
 
 
 def held_out_cells(rows: Rows) -> str:

@@ -9,6 +9,7 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +20,11 @@ from experiments.catalogue import DIETS
 from experiments.experiment import Experiment, main
 from experiments.measure import SHOTS, circuit, generator, how_many, patchers_of, repeated_documents
 from experiments.runs import Row, Run, default_run, provenance
-from experiments.summary import Rows, aligned, by
+from experiments.summary import Rows, by
 from minifunc.analysis import scores
 from minifunc.model import Transformer
 from minifunc.patching import HeadInput, Logits, Receiver
+from minifunc.support import tables
 from minifunc.support.evaluation import accuracy, last_logits
 from minifunc.support.files import load_tensors
 from minifunc.support.names import heads_of, parse
@@ -183,51 +185,25 @@ def event_step(rows: Rows, value: Curve) -> int | None:
     return int(rows[last_below + 1]["step"])
 
 
-def by_seed(rows: Rows) -> list[Rows]:
+def by_seed(rows: Rows) -> dict[int, Rows]:
     """The rows of each run that did not diverge."""
-    whole = [row for row in rows if not row["diverged"]]
-    return list(by(whole, lambda row: row["seed"]).values())
+    return by([row for row in rows if not row["diverged"]], lambda row: row["seed"])
 
 
-def table(rows: Rows) -> str:
-    seeds = by_seed(rows)
-    diverged = [f"seed {row['seed']}: {row['message']}" for row in rows if row["diverged"]]
-    return "\n".join([*curve_lines(seeds), "", *event_lines(seeds), *diverged])
-
-
-def curve_lines(seeds: Sequence[Rows]) -> list[str]:
-    """About twelve steps of each seed."""
-    columns = {"seed": 5, "step": 6, "loss": 8, "plain": 8, "off by 1": 9, "PT": 7, "FI": 7}
-    columns |= {"copy": 7, "F range": 9, "FI effect": 11}
-    keys = ["plain_8", "off_by_one_8", "pt_score", "fi_score", "copy_induction_score", "F_range"]
-    heading = aligned(columns, columns.values())
-    lines = [heading + "   (scores of the best head; the last two in logits)"]
-    for rows in seeds:
-        for row in rows[:: max(1, len(rows) // 12)] + rows[-1:]:
-            curves = [f"{row[key]:.2f}" for key in keys]
-            effect = "–" if row["fi_effect"] is None else f"{row['fi_effect']:.2f}"
-            cells = [row["seed"], row["step"], f"{row['loss']:.3f}", *curves, effect]
-            lines.append(aligned(cells, columns.values()))
-    return lines
-
-
-def event_lines(seeds: Sequence[Rows]) -> list[str]:
+def table(rows: Rows) -> list[str]:
     """The events, in the order of their median step; those that never come stand last."""
-    columns = {"event": -44, "median": 8, "from": 8, "to": 8}
-    lines = []
+    seeds = by_seed(rows)
+    events: list[list[Any]] = []
     for name, value in EVENTS.items():
-        steps = [event_step(rows, value) for rows in seeds]
+        steps = [event_step(curve, value) for curve in seeds.values()]
         known = [step for step in steps if step is not None]
-        median = statistics.median(known) if known else float("inf")
-        cells = [f"{median:g}", min(known), max(known)] if known else ["–"] * 3
-        seed_by_seed = ", ".join("never" if step is None else str(step) for step in steps)
-        line = aligned([name, *cells], columns.values()) + f"   {seed_by_seed}"
-        lines.append((median, line))
+        events.append([name, statistics.median(known) if known else None, *steps])
+    events.sort(key=lambda event: (event[1] is None, event[1]))
     return [
         "order of events: the first step from which on a curve stays above half-way from its first "
         "to its last value",
-        aligned(columns, columns.values()) + "   by seed",
-        *(line for _, line in sorted(lines)),
+        *tables.table(["event", "median", *(f"seed {seed}" for seed in seeds)], events, digits=1),
+        *(f"seed {row['seed']}: {row['message']}" for row in rows if row["diverged"]),
     ]
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.runs import Measure, Row, Run, Study, make_folder, run_all
+from experiments.runs import Measure, Row, Run, Study, run_all
 from experiments.summary import Rows
 from minifunc.support.errors import UserError, run_main
-from minifunc.support.files import check_writable, save_json
+from minifunc.support.files import check_writable, make_folder, save_json
 from minifunc.support.flags import Parser
 from train import TrainConfig
 
@@ -19,7 +19,7 @@ QUICK_STEPS = 30
 
 @dataclass(frozen=True)
 class Experiment:
-    """Kinds of runs, what is measured on them, and the text that says what came out."""
+    """Kinds of runs, what is measured on them, and the lines that say what came out."""
 
     name: str
     doc: str
@@ -27,7 +27,7 @@ class Experiment:
     make: Callable[[str, int, int], Run]  # of a kind, a seed and a number of steps
     measure: Measure
     rows: Callable[[Run, Row], Rows]  # of the results, from what was measured on a run
-    table: Callable[[Rows], str]
+    table: Callable[[Rows], list[str]]
     seeds: int = 3  # of each kind, but for those in `more`
     steps: int = TrainConfig.steps
     more: dict[str, int] = field(default_factory=dict)
@@ -72,8 +72,7 @@ def work(experiment: Experiment, argv: list[str] | None) -> int:
         return 130
     rows = [row for run, found in zip(runs, measured) for row in experiment.rows(run, found)]
     save_json(path, rows)
-    print(experiment.table(rows))
-    print(f"\nthe rows are in {path}")
+    print(*experiment.table(rows), "", f"the rows are in {path}", sep="\n")
     return 0
 
 

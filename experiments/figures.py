@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments import diets, emergence, run_figures
-from experiments.runs import make_folder
 from experiments.summary import Rows, Values, by, column, mean_ci, solved
 from minifunc.support.errors import UserError, run_main
-from minifunc.support.files import load_json
+from minifunc.support.files import load_json, make_folder
 from minifunc.support.flags import Parser
 
 BLUE, RED, GREY = "#3465a4", "#c0392b", "#888888"
@@ -58,8 +57,7 @@ def accuracy_bars(
     line = {"fmt": "none", "ecolor": "black", "elinewidth": 0.8, "capsize": 2}
     axes.errorbar(means, places, xerr=errors, **line)
     for place, some in zip(places, values):
-        known = [value for value in some if value is not None]
-        axes.plot(known, [place] * len(known), "o", color=colour, markersize=3)
+        axes.plot(some, [place] * len(some), "o", color=colour, markersize=3)
     ticks = [-index for index in range(len(groups))]
     axes.set(yticks=ticks, yticklabels=list(groups), xlim=(0, 1.02))
 
@@ -124,7 +122,7 @@ def draw_emergence(rows: Rows, plt: Any) -> Any:
     for axis, (title, curves) in zip(axes.flat, panels.items()):
         for number, (name, value) in enumerate(curves.items()):
             style = {"color": f"C{number}", "alpha": 0.7, "linewidth": 1.2}
-            for index, some in enumerate(emergence.by_seed(rows)):
+            for index, some in enumerate(emergence.by_seed(rows).values()):
                 steps, values = [row["step"] for row in some], [value(row) for row in some]
                 axis.plot(steps, values, label=name if index == 0 else None, **style)
         axis.set(xscale="log", title=title, xlabel="step")

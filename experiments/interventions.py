@@ -16,7 +16,7 @@ import random
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,9 +33,10 @@ from experiments.measure import (
     result_row,
 )
 from experiments.runs import SHORT, Row, Run
-from experiments.summary import Rows, aligned, by, means
+from experiments.summary import Rows, by, means
 from minifunc.analysis.scores import copy_induction_score, previous_token_score
 from minifunc.model import Transformer
+from minifunc.support import tables
 from minifunc.support.files import load_json, save_json
 from minifunc.support.names import parse
 
@@ -74,8 +75,9 @@ def silenced(folder: Path) -> dict[str, int]:
 
 
 def previous_token_heads(step: int, model: Transformer, run: Run) -> set[str]:
+    pairs = tasks.evaluation_pairs("subtraction", 1, SHOTS, N_LOOKED_AT, generator())
     answers = tasks.answer_positions(SHOTS)
-    return passing(previous_token_score(model, shifted_prompts(), answers))
+    return passing(previous_token_score(model, pairs.contrast, answers))
 
 
 def copy_induction_heads(step: int, model: Transformer, run: Run) -> set[str]:
@@ -98,19 +100,10 @@ def passing(score: Tensor) -> set[str]:
     return {f"{layer}.{head}" for layer, head in places}
 
 
-@cache
-def shifted_prompts() -> Tensor:
-    return tasks.evaluation_pairs("subtraction", 1, SHOTS, N_LOOKED_AT, generator()).contrast
-
-
 def freeze(layer: int, step: int, model: Transformer, run: Run, folder: Path) -> None:
     """Puts a block back to what it was before the first step."""
-    model.blocks[layer].load_state_dict(as_drawn(run).blocks[layer].state_dict())
-
-
-@cache
-def as_drawn(run: Run) -> Transformer:
-    return Transformer(run.model, torch.Generator().manual_seed(run.train.seed))
+    drawn = Transformer(run.model, torch.Generator().manual_seed(run.train.seed))
+    model.blocks[layer].load_state_dict(drawn.blocks[layer].state_dict())
 
 
 INTERVENTIONS = {
@@ -140,23 +133,23 @@ def rows(run: Run, measured: Row) -> Rows:
     return [result_row(about, run, measured)]
 
 
-def table(rows: Rows) -> str:
-    columns = {"kept from forming": -20, "runs": 5, "plain": 14, "off by one": 14}
-    columns |= {"FI heads": 12, "top FI r": 14}
-    lines = [
-        "addition at 8 shots, means over seeds ± 95 % (Student's t), "
-        f"{rows[0]['steps']} steps each",
-        aligned(columns, columns.values()) + "   heads silenced (head@step), by seed",
-    ]
+def table(rows: Rows) -> list[str]:
+    columns = ["without", "runs", "plain", "off by one", "FI heads", "top FI r", "silenced"]
+    lines = []
     for name, some in by(rows, lambda row: row["intervention"]).items():
-        cells = [name, len(some), *means(some, "plain_8", "off_by_one_8", digits=3)]
-        cells += [*means(some, "fi_heads", digits=1), *means(some, "top_fi_r")]
-        by_seed = []
-        for row in some:
-            since = (row["silenced"] or {}).items()
-            by_seed.append(" ".join(f"{head}@{step}" for head, step in since) or "–")
-        lines.append(aligned(cells, columns.values()) + "   " + "; ".join(by_seed))
-    return "\n".join(lines)
+        accuracies = means(some, "plain_8", "off_by_one_8", digits=3)
+        heads = means(some, "fi_heads", digits=1) + means(some, "top_fi_r")
+        since = "; ".join(listed(row["silenced"] or {}) for row in some)
+        lines.append([name, len(some), *accuracies, *heads, since])
+    return [
+        "addition at 8 shots, means over seeds ± 95 % (Student's t), "
+        f"{rows[0]['steps']} steps each; silenced: head@step, by seed",
+        *tables.table(columns, lines, left=len(columns)),
+    ]
+
+
+def listed(since: dict[str, int]) -> str:
+    return " ".join(f"{head}@{step}" for head, step in since.items()) or "–"
 
 
 EXPERIMENT = Experiment(

@@ -32,7 +32,7 @@ from minifunc.circuit import Criteria
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support.checkpoints import Diverged
 from minifunc.support.errors import UserError
-from minifunc.support.files import load_json, locked, save_json, save_tensors
+from minifunc.support.files import load_json, locked, make_folder, save_json, save_tensors
 from minifunc.support.settings import described
 from train import TrainConfig
 
@@ -165,14 +165,6 @@ def carry_out(run: Run, study: Study) -> Row:
     save_json(folder / f"{study.name}.json", {"settings": study.settings(run), "row": row})
     count_steps(run.train.steps - n_made)
     return row
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a folder and those above it. Raises UserError where it cannot."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
 
 
 # ---------------------------------------------------------------- all runs

@@ -1,8 +1,8 @@
-"""What the rows of several runs say together: groups of rows, means with intervals, text tables."""
+"""What the rows of several runs say together: groups of rows, means with intervals."""
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Rows = list[dict[str, Any]]
@@ -63,11 +63,3 @@ def means(rows: Rows, *keys: str, digits: int = 2) -> list[str]:
 def solved(rows: Rows) -> Rows:
     """The runs that do off-by-one addition: at least half of the prompts at 8 shots."""
     return [row for row in rows if not row["diverged"] and row["off_by_one_8"] >= 0.5]
-
-
-def aligned(cells: Iterable[object], widths: Iterable[int]) -> str:
-    """One line of a table; a column of negative width is aligned to the left."""
-    line = ""
-    for cell, width in zip(cells, widths, strict=True):
-        line += f"{cell:<{-width}}" if width < 0 else f"{cell:>{width}}"
-    return line

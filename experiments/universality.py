@@ -14,9 +14,10 @@ import train
 from experiments.experiment import Experiment, main
 from experiments.measure import GROUPS, addition_and_circuit, result_row
 from experiments.runs import SHORT, Row, Run
-from experiments.summary import Rows, aligned, by, means, solved
-from minifunc.model import ModelConfig, Transformer
+from experiments.summary import Rows, by, means, solved
 from minifunc.support.names import parse
+from minifunc.model import ModelConfig, Transformer
+from minifunc.support import tables
 
 M = train.MODEL
 WIDTH = M.n_heads * M.d_head  # of all heads together: the same, however many there are
@@ -56,28 +57,28 @@ def rows(run: Run, measured: Row) -> Rows:
     return [result_row(about, run, measured)]
 
 
-def table(rows: Rows) -> str:
-    columns = {"model": -26, "runs": 5, "solve it": 10, "plain": 14, "off by one": 14}
-    columns |= {"FI heads": 12, "PT heads": 12, "consol.": 12, "top FI r": 14, "faithful": 14}
+def table(rows: Rows) -> list[str]:
+    columns = ["model", "runs", "solve it", "plain", "off by one"]
+    columns += ["FI heads", "PT heads", "consol.", "top FI r", "faithful"]
+    columns += ["FI in layers", "PT in layers", "consol. in layers"]
+    cells = []
+    for name, some in by(rows, lambda row: row["config"]["name"]).items():
+        good = solved(some)
+        accuracies = means(some, "plain_8", "off_by_one_8")
+        heads = means(good, *GROUPS, digits=1) + means(good, "top_fi_r", "faithfulness")
+        layers = [layers_of(good, key) for key in GROUPS]
+        cells.append([name, len(some), len(good), *accuracies, *heads, *layers])
     lines = [
         "off-by-one addition at 8 shots, means over seeds ± 95 % (Student's t), "
         f"{rows[0]['steps']} steps each ({TIMES} times as many where it says longer); "
         "layers: in how many runs a group has a head there",
-        aligned(columns, columns.values())
-        + "   FI in layers; PT in layers; consolidation in layers",
+        *tables.table(columns, cells),
     ]
-    for name, some in by(rows, lambda row: row["config"]["name"]).items():
-        good = solved(some)
-        cells = [name, len(some), f"{len(good)} of {len(some)}"]
-        cells += means(some, "plain_8", "off_by_one_8")
-        cells += means(good, *GROUPS, digits=1) + means(good, "top_fi_r", "faithfulness")
-        layers = "; ".join(layers_of(good, key) for key in GROUPS)
-        lines.append(aligned(cells, columns.values()) + f"   {layers}")
     good = solved(rows)
     for n, words in enumerate(("FI heads", "FI and PT heads", "all three groups"), start=1):
         n_runs = sum(all(row[key] for key in [*GROUPS][:n]) for row in good)
         lines.append(f"{words}: in {n_runs} of the {len(good)} runs that do the task")
-    return "\n".join(lines)
+    return lines
 
 
 def layers_of(rows: Rows, key: str) -> str:

@@ -27,7 +27,7 @@ from experiments import (
 )
 from experiments.experiment import main
 from experiments.runs import Run, Study, carry_out, finished, log_spaced, run_all
-from experiments.summary import aligned, column, in_words, mean_ci
+from experiments.summary import column, in_words, mean_ci
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import Logits
 from minifunc.support.errors import UserError
@@ -359,10 +359,6 @@ def test_a_column_counts_heads_and_gives_a_diverged_run_no_accuracy():
     diverged = {"diverged": True, "plain_8": None, "fi_heads": None}
     assert column([done, diverged], "plain_8") == [0.9, 0.0]
     assert column([done, diverged], "fi_heads") == [2, None]
-
-
-def test_cells_are_aligned_to_the_right_but_for_negative_widths():
-    assert aligned(["ab", 3, "c"], [-4, 3, 2]) == "ab    3 c"
 
 
 @pytest.mark.parametrize("last, at_least", [(2000, 48), (1000, 48), (60, 48), (30, 30), (1, 1)])
