@@ -24,7 +24,7 @@ from minifunc.model import Transformer
 from minifunc.support.errors import UserError, run_main
 from minifunc.support.evaluation import last_logits, wilson
 from minifunc.support.files import load_json, save_json
-from minifunc.support.flags import Parser, pick_device
+from minifunc.support.flags import Parser, check_flag, pick_device
 from minifunc.support.runs import add_run_flag, chosen_run, load_circuit, load_run
 
 SHOTS = 8
@@ -89,9 +89,7 @@ class Study:
     heads: those that carry the new rule, if they are known.
     """
 
-    def __init__(
-        self, model: Transformer, diet: Any, heads: Sequence[str], k: int, seed: int
-    ) -> None:
+    def __init__(self, model: Transformer, diet: Any, heads: list[str], k: int, seed: int) -> None:
         self.model, self.heads, self.k = model, heads, k
         self.mixed = diet.get("mixed", 0) if isinstance(diet, dict) else 0
         self.generator = torch.Generator().manual_seed(seed + 2**40)  # not the prompts of patch.py
@@ -193,9 +191,8 @@ def new_rule(study: Study) -> Finding:
 )
 def how_many(study: Study) -> Finding:
     followed = {shots: study.followed(study.k, N_PROMPTS, shots) for shots in (1, 2, 4, 8)}
-    shares = {shots: share_of(right) for shots, right in followed.items()}
-    enough = [shots for shots in shares if shares[shots] >= 0.90]
-    told = "; ".join(f"{shots} shown: {shares[shots]:.1%}" for shots in shares)
+    enough = [shots for shots, right in followed.items() if share_of(right) >= 0.90]
+    told = "; ".join(f"{shots} shown: {share_of(right):.1%}" for shots, right in followed.items())
     return judged(followed[4], 0.90, told, f"from {enough[0]}" if enough else "more than 8")
 
 
@@ -426,20 +423,18 @@ def over_prompts(study: Study) -> Finding:
     "Train several seeds (make dependability) and pick by this list, not by loss.",
 )
 def over_seeds(_: Study) -> Finding:
-    if not DEPENDABILITY.exists():
-        told = f"{DEPENDABILITY} is not there yet: make dependability writes it"
-        return Finding(told, "not known")
+    rows = load_json(DEPENDABILITY) if DEPENDABILITY.exists() else []
     try:
-        shares = [float(row.get("off_by_one_8") or 0) for row in load_json(DEPENDABILITY)]
+        shares = [float(row.get("off_by_one_8") or 0) for row in rows]
     except (TypeError, ValueError, AttributeError):
         raise UserError(f"{DEPENDABILITY} holds rows of another kind") from None
     n = len(shares)
     if n < 5:
-        return Finding(f"only {n} seeds in {DEPENDABILITY}", "not known")
+        told = f"only {n} seeds in {DEPENDABILITY}, which make dependability writes"
+        return Finding(told, "not known")
     good = sum(share >= 0.90 for share in shares)
-    short = f"{good} of {n} seeds"
+    verdict, short = verdict_of(good / n, good / n, 0.90), f"{good} of {n} seeds"
     told = f"{short}; lowest {min(shares):.1%}"
-    verdict = verdict_of(good / n, good / n, 0.90)
     return Finding(told, short, verdict, round(good / n, 4), threshold=0.90)
 
 
@@ -504,18 +499,16 @@ def work(argv: Sequence[str] | None) -> int:
     if k == 0 or k not in tasks.SHIFTS:
         allowed = f"it may be from {tasks.SHIFTS[0]} to {tasks.SHIFTS[-1]}, but not 0"
         raise UserError(f"--k {k} is no new rule: {allowed}")
-    if not 0 <= seed < 2**63:
-        raise UserError("--seed must be from 0 to 2^63 - 1")
+    check_flag(arguments, "seed", 0, 2**63 - 1)
     if n_tokens > model.cfg.n_ctx:
-        context = f"the model's context holds {model.cfg.n_ctx}"
-        raise UserError(f"the checks use prompts of {n_tokens} tokens; {context}")
+        told = f"the checks use prompts of {n_tokens} tokens"
+        raise UserError(f"{told}; the model's context holds {model.cfg.n_ctx}")
     heads = carrying_heads(folders.results / "circuit.json", model)
     path, started = folders.to_write("check.json"), time.perf_counter()
     folders.announce()
     rows = checked(Study(model, config.get("diet"), heads, k, seed))
     seconds = round(time.perf_counter() - started, 2)
-    report = {"k": k, "shots": SHOTS, "seed": seed, "seconds": seconds}
-    save_json(path, report | {"checks": rows})
+    save_json(path, {"k": k, "shots": SHOTS, "seed": seed, "seconds": seconds, "checks": rows})
     print(show(rows))
     print(f"everything is in {path}")
     return int(any(row["verdict"] == "fail" for row in rows))

@@ -288,7 +288,6 @@ def test_freezing_the_mlps_is_passed_on(run, solved, tmp_path):
     assert effects[0] != effects[1]
 
 
-
 def test_readers_are_shown_with_kind_and_what_breaks():
     replaced = {
         name: {"r": -0.41, "base_acc": 0.2, "contrast_acc": 0.59}

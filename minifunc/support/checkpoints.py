@@ -63,17 +63,10 @@ class Progress:
         self.stop_asked = False
         self._started = time.perf_counter()
 
-    def _begin(self, checkpoint: dict[str, Any] | None) -> None:
-        if is_main():
-            for name in ("resume.pt", "model.pt", "metrics.jsonl"):
-                check_writable(self.out / name)  # now, not after the first steps
-        if checkpoint is None:
-            if is_main():
-                save_json(self.out / "config.json", self.config)
-            return
+    def _take_up(self, checkpoint: dict[str, Any]) -> None:
         self.model.load_state_dict(checkpoint["model"])
         groups = self.optimizer.state_dict()["param_groups"]  # as config.json says, not the file
-        self.optimizer.load_state_dict({"state": checkpoint["moments"], "param_groups": groups})
+        self.optimizer.load_state_dict(checkpoint["optimizer"] | {"param_groups": groups})
         self.data.set_state(checkpoint["data"])
         self.step, self.metrics = checkpoint["step"], checkpoint["metrics"]
         self._started -= checkpoint["seconds"]
@@ -86,7 +79,13 @@ class Progress:
 
         checkpoint: of `load_checkpoint`; None for a new run in the folder.
         """
-        self._begin(checkpoint)
+        if is_main():
+            for name in ("resume.pt", "model.pt", "metrics.jsonl"):
+                check_writable(self.out / name)  # now, not after the first steps
+        if checkpoint:
+            self._take_up(checkpoint)
+        elif is_main():
+            save_json(self.out / "config.json", self.config)
         bar = tqdm(total=self.n_steps, initial=self.step, desc="train", unit="step", disable=None)
         with self._hearing_ctrl_c(), bar as self.bar:
             yield
@@ -172,9 +171,9 @@ class Progress:
 
 
 def load_checkpoint(out: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The resume.pt of an interrupted run, with the optimizer's state by parameter as `moments`.
+    """The resume.pt of an interrupted run, checked whole before anything large is made.
 
-    It is checked whole before anything large is made. Raises UserError where it does not fit.
+    Raises UserError where it does not fit.
     """
     path = out / "resume.pt"
     state = load_tensors(path)
@@ -187,33 +186,30 @@ def load_checkpoint(out: Path, config: dict[str, Any]) -> dict[str, Any]:
         if fault:
             raise UserError(f"{path} does not fit config.json: {fault}")
         step, seconds, metrics = state["step"], state["seconds"], json.loads(state["metrics"])
-        _require(type(step) is int and 0 < step <= config["train"]["steps"])
-        _require(type(seconds) is float and 0 <= seconds < math.inf)
-        _require(type(metrics) is list and all(type(line) is dict for line in metrics))
+        sound = [
+            type(step) is int and 0 < step <= config["train"]["steps"],
+            type(seconds) is float and 0 <= seconds < math.inf,
+            type(metrics) is list and all(type(line) is dict for line in metrics),
+        ]
+        for index, weight in enumerate(model.parameters()):
+            sound.append(_moments_fit(state["optimizer"]["state"][index], weight, step))
+        if not all(sound):
+            raise ValueError
         json.dumps(metrics, allow_nan=False)
         torch.Generator().set_state(state["data"])
-        moments = {}
-        for index, weight in enumerate(model.parameters()):
-            moments[index] = _moments(state["optimizer"]["state"][index], weight, step)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError):
         raise UserError(f"{path} is damaged or no checkpoint of ours") from None
-    return state | {"moments": moments, "metrics": metrics}
+    return state | {"metrics": metrics}
 
 
-def _moments(saved: dict[str, Any], weight: Tensor, step: int) -> dict[str, Tensor]:
-    """What AdamW keeps of one weight. Raises ValueError where it does not fit (it would crash)."""
-    moments = {key: saved[key] for key in ("step", "exp_avg", "exp_avg_sq")}
-    for key, value in moments.items():
-        _require(whole(value, torch.Size() if key == "step" else weight.shape))
-        _require(key == "step" or value.dtype == weight.dtype)
-        _require(bool(value.isfinite().all()))
-    _require(bool(moments["step"] == step))
-    return moments
-
-
-def _require(holds: bool) -> None:
-    if not holds:
-        raise ValueError
+def _moments_fit(saved: dict[str, Any], weight: Tensor, step: int) -> bool:
+    """Whether this is what AdamW keeps of a weight after that step: all else would crash it."""
+    for moment in (saved["exp_avg"], saved["exp_avg_sq"]):
+        if not whole(moment, weight.shape) or moment.dtype != weight.dtype:
+            return False
+        if not moment.isfinite().all():
+            return False
+    return whole(saved["step"], torch.Size()) and bool(saved["step"] == step)
 
 
 @contextlib.contextmanager
