@@ -74,6 +74,8 @@ def judged(
     told: what was measured; {} stands for the share. at_least: the good side is above it.
     """
     n, share = right.numel(), share_of(right)
+    if n < LEAST:
+        return Finding(f"only {n} prompts to judge by", "too few")
     value, (low, high) = round(share, 4), wilson(share, n)
     verdict = verdict_of(low, high, threshold)
     if not at_least:
@@ -277,11 +279,8 @@ def confidence(study: Study) -> Finding:
     probability, given = last_logits(study.model, tokens).softmax(-1).cpu().max(-1)
     sure = probability >= 0.9
     right_where_sure = (given == right)[sure]
-    n = len(right_where_sure)
-    if n < LEAST:
-        return Finding(f"only {n} of {len(tokens)} answers are that sure", "seldom sure")
-    told = f"{share_of(right_where_sure):.1%} of the {n} sure answers, of {len(tokens)} in all"
-    return judged(right_where_sure, 0.95, told)
+    told = f"{share_of(right_where_sure):.1%} of the {int(sure.sum())} sure answers"
+    return judged(right_where_sure, 0.95, f"{told}, of {len(tokens)} in all")
 
 
 @asks(
@@ -392,11 +391,7 @@ def rest_intact(study: Study) -> Finding:
         given = ablator.logits([study.heads, []], "mean").argmax(-1).cpu()  # [2, n_prompts]
         right.append(given == pairs.base_answers)
     without, usual = torch.cat(right, dim=1)
-    kept = without[usual]
-    if len(kept) < LEAST:
-        told = f"only {len(kept)} of {len(usual)} plain prompts are answered rightly to begin with"
-        return Finding(told, "too few")
-    return judged(kept, 0.90, "{} that are answered rightly with the heads in place")
+    return judged(without[usual], 0.90, "{} that are answered rightly with the heads in place")
 
 
 # ---------------------------------------------------------------- how stable it is

@@ -204,6 +204,8 @@ def load_checkpoint(out: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 def _moments_fit(saved: dict[str, Any], weight: Tensor, step: int) -> bool:
     """Whether this is what AdamW keeps of a weight after that step: all else would crash it."""
+    if saved.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+        return False
     for moment in (saved["exp_avg"], saved["exp_avg_sq"]):
         if not whole(moment, weight.shape) or moment.dtype != weight.dtype:
             return False
