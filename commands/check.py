@@ -9,7 +9,7 @@ told: then more prompts are needed.
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from minifunc.model import Transformer
 from minifunc.support.errors import UserError, run_main
 from minifunc.support.evaluation import last_logits, wilson
 from minifunc.support.files import load_json, save_json
-from minifunc.support.flags import Parser, pick_device
+from minifunc.support.flags import Parser, check_flag, pick_device
 from minifunc.support.runs import add_run_flag, chosen_run, load_circuit, load_run
 
 SHOTS = 8
@@ -62,22 +62,27 @@ def verdict_of(low: float, high: float, threshold: float) -> str:
     return "fail" if high < threshold else "could not tell"
 
 
-def in_words(hits: int, n: int) -> str:
-    low, high = wilson(hits / n, n)
-    value = round(hits / n, 4)
-    return f"{value:.1%} of {n} prompts (95 % interval {low:.1%} to {high:.1%})"
+def share_of(right: Tensor) -> float:
+    return right.double().mean().item()
 
 
 def judged(
-    hits: int, n: int, threshold: float, told: str = "", short: str = "", at_least: bool = True
+    right: Tensor, threshold: float, told: str = "{}", short: str = "", at_least: bool = True
 ) -> Finding:
-    """A share of n prompts against a threshold; at_least: the good side is above it."""
-    low, high = wilson(hits / n, n)
+    """The share of prompts for which `right` is true, against a threshold.
+
+    told: what was measured; {} stands for the share. at_least: the good side is above it.
+    """
+    n, share = right.numel(), share_of(right)
+    if n < LEAST:
+        return Finding(f"only {n} prompts to judge by", "too few")
+    value, (low, high) = round(share, 4), wilson(share, n)
     verdict = verdict_of(low, high, threshold)
     if not at_least:
         verdict = verdict_of(-high, -low, -threshold)
-    told, short = told or in_words(hits, n), short or f"{hits / n:.1%}"
-    return Finding(told, short, verdict, round(hits / n, 4), [low, high], threshold)
+    in_words = f"{value:.1%} of {n} prompts (95 % interval {low:.1%} to {high:.1%})"
+    short = short or f"{share:.1%}"
+    return Finding(told.format(in_words), short, verdict, value, [low, high], threshold)
 
 
 class Study:
@@ -86,9 +91,7 @@ class Study:
     heads: those that carry the new rule, if they are known.
     """
 
-    def __init__(
-        self, model: Transformer, diet: Any, heads: Sequence[str], k: int, seed: int
-    ) -> None:
+    def __init__(self, model: Transformer, diet: Any, heads: list[str], k: int, seed: int) -> None:
         self.model, self.heads, self.k = model, heads, k
         self.mixed = diet.get("mixed", 0) if isinstance(diet, dict) else 0
         self.generator = torch.Generator().manual_seed(seed + 2**40)  # not the prompts of patch.py
@@ -112,16 +115,15 @@ class Study:
         ablator = Ablator(self.model, self.pairs.contrast, {"base": self.pairs.base})
         return ablator.logits(groups, "base").argmax(-1).cpu()
 
-    def n_followed(self, k: int, n: int, shots: int = SHOTS) -> int:
-        """On how many of n fresh prompts sums are answered off by k, as shown."""
+    def followed(self, k: int, n: int, shots: int = SHOTS) -> Tensor:
+        """Whether each of n fresh sums is answered off by k, as shown."""
         pairs = self.draw("addition", k, n, shots)
-        return int((self.ask(pairs.contrast) == pairs.contrast_answers).sum())
+        return self.ask(pairs.contrast) == pairs.contrast_answers
 
     def answered(self, tokens: Tensor, right: Tensor, threshold: float) -> Finding:
         """The share of prompts answered rightly, against a threshold."""
         given = self.ask(tokens)
-        finding = judged(int((given == right).sum()), len(given), threshold)
-        return replace(finding, examples=failures(tokens, given, right))
+        return replace(judged(given == right, threshold), examples=failures(tokens, given, right))
 
     def one_odd(self, tokens: Tensor, paired: Tensor) -> Tensor:
         """The prompts with the answer of one example, anywhere, taken from the paired ones."""
@@ -132,25 +134,29 @@ class Study:
         return odd
 
 
-def failures(tokens: Tensor, given: Tensor, right: Tensor) -> list[dict[str, str]]:
-    """The first prompts answered wrongly."""
+def failures(
+    tokens: Tensor, given: Tensor, right: Tensor, facts: Mapping[str, Tensor] | None = None
+) -> list[dict[str, str]]:
+    """The first prompts answered wrongly, each with the facts [n_prompts] that hold of it."""
     shown = []
     for row in (given != right).nonzero()[:N_EXAMPLES, 0].tolist():
         example = {"prompt": tasks.decode(tokens[row]), "answered": NAMES[given[row]]}
-        shown.append(example | {"right": NAMES[right[row]], "pattern": ""})
+        example["right"] = NAMES[right[row]]
+        example["pattern"] = "; ".join(name for name, mask in (facts or {}).items() if mask[row])
+        shown.append(example)
     return shown
 
 
+TEXTS = ("question", "means", "wanted", "advice")  # advice: what to do where it does not pass
 # Every check: its function, and its texts, which may hold {k}, {shots} and {mixed}.
 CHECKS: list[tuple[Callable[[Study], Finding], dict[str, str]]] = []
 
 
-def asks(question: str, means: str, wanted: str, advice: str) -> Callable[[Any], Any]:
-    """Puts the function below it into CHECKS. advice: what to do where it does not pass."""
+def asks(*texts: str) -> Callable[[Any], Any]:
+    """Puts the function below it into CHECKS, with these TEXTS."""
 
-    def register(measure: Any) -> Any:
-        texts = {"question": question, "means": means, "wanted": wanted, "advice": advice}
-        CHECKS.append((measure, texts))
+    def register(measure: Callable[[Study], Finding]) -> Callable[[Study], Finding]:
+        CHECKS.append((measure, dict(zip(TEXTS, texts))))
         return measure
 
     return register
@@ -186,10 +192,10 @@ def new_rule(study: Study) -> Finding:
     "Show more examples than this needs, or train longer.",
 )
 def how_many(study: Study) -> Finding:
-    hits = {shots: study.n_followed(study.k, N_PROMPTS, shots) for shots in (1, 2, 4, 8)}
-    enough = [shots for shots in hits if hits[shots] / N_PROMPTS >= 0.90]
-    told = "; ".join(f"{shots} shown: {hits[shots] / N_PROMPTS:.1%}" for shots in hits)
-    return judged(hits[4], N_PROMPTS, 0.90, told, f"from {enough[0]}" if enough else "more than 8")
+    followed = {shots: study.followed(study.k, N_PROMPTS, shots) for shots in (1, 2, 4, 8)}
+    enough = [shots for shots, right in followed.items() if share_of(right) >= 0.90]
+    told = "; ".join(f"{shots} shown: {share_of(right):.1%}" for shots, right in followed.items())
+    return judged(followed[4], 0.90, told, f"from {enough[0]}" if enough else "more than 8")
 
 
 @asks(
@@ -199,11 +205,11 @@ def how_many(study: Study) -> Finding:
     "Treat amounts that do badly as not supported.",
 )
 def other_amounts(study: Study) -> Finding:
-    n = 2 * N_EACH
-    hits = {k: study.n_followed(k, n) for k in AMOUNTS}
-    worst = min(hits, key=hits.__getitem__)
-    told = ", ".join(f"{k:+d}: {hits[k] / n:.1%}" for k in hits)
-    return judged(hits[worst], n, 0.80, told, f"worst {hits[worst] / n:.1%} ({worst:+d})")
+    followed = {k: study.followed(k, 2 * N_EACH) for k in AMOUNTS}
+    shares = {k: share_of(right) for k, right in followed.items()}
+    worst = min(shares, key=shares.__getitem__)
+    told = ", ".join(f"{k:+d}: {shares[k]:.1%}" for k in shares)
+    return judged(followed[worst], 0.80, told, f"worst {shares[worst]:.1%} ({worst:+d})")
 
 
 @asks(
@@ -236,8 +242,8 @@ def odd_among_new(study: Study) -> Finding:
 )
 def not_shown(study: Study) -> Finding:
     tokens, _, _, shifted = study.draw_each([(task, study.k) for task in SHIFTED])
-    hits, n = int((study.ask(tokens) == shifted).sum()), len(tokens)
-    return judged(hits, n, 0.05, f"off by {study.k:+d} on {in_words(hits, n)}", at_least=False)
+    told = f"off by {study.k:+d} on {{}}"
+    return judged(study.ask(tokens) == shifted, 0.05, told, at_least=False)
 
 
 @asks(
@@ -248,18 +254,18 @@ def not_shown(study: Study) -> Finding:
     " under one rule ({mixed:.0%} of this run's diet do, so it was taught to spread rules).",
 )
 def spreads(study: Study) -> Finding:
-    hits, n, examples = 0, 0, []
+    spread, examples = [], []
     for task in tasks.ON_NUMBERS:
         if task == "addition":
             continue
         pairs = study.draw(task, study.k, N_EACH)
         tokens = torch.cat([study.pairs.contrast[:N_EACH, :-4], pairs.base[:, -4:]], dim=1)
-        given, plain = study.ask(tokens), pairs.base_answers
+        given = study.ask(tokens)
         off = given == pairs.contrast_answers
-        hits, n = hits + int(off.sum()), n + len(tokens)
-        examples += failures(tokens[off], given[off], plain[off])[:1]
-    told = f"off by {study.k:+d} on {in_words(hits, n)}"
-    return replace(judged(hits, n, 0.10, told, at_least=False), examples=examples[:N_EXAMPLES])
+        spread.append(off)
+        examples += failures(tokens[off], given[off], pairs.base_answers[off])[:1]
+    finding = judged(torch.cat(spread), 0.10, f"off by {study.k:+d} on {{}}", at_least=False)
+    return replace(finding, examples=examples[:N_EXAMPLES])
 
 
 @asks(
@@ -272,11 +278,9 @@ def confidence(study: Study) -> Finding:
     _, tokens, _, right = study.draw_each([("addition", k) for k in (-2, -1, 0, 1, 2)])
     probability, given = last_logits(study.model, tokens).softmax(-1).cpu().max(-1)
     sure = probability >= 0.9
-    hits, n = int((sure & (given == right)).sum()), int(sure.sum())
-    if n < LEAST:
-        return Finding(f"only {n} of {len(tokens)} answers are that sure", "seldom sure")
-    told = f"{hits / n:.1%} of the {n} sure answers, of {len(tokens)} in all"
-    return judged(hits, n, 0.95, told)
+    right_where_sure = (given == right)[sure]
+    told = f"{share_of(right_where_sure):.1%} of the {int(sure.sum())} sure answers"
+    return judged(right_where_sure, 0.95, f"{told}, of {len(tokens)} in all")
 
 
 @asks(
@@ -293,20 +297,16 @@ def pattern(study: Study) -> Finding:
     rates = {}
     for name, mask in slices.items():
         if mask.sum() >= LEAST:
-            rates[name] = wrong[mask].double().mean().item()
+            rates[name] = share_of(wrong[mask])
     ranked = sorted(rates, key=rates.__getitem__, reverse=True)
-    worst = ranked[0]
-    n, failed = int(slices[worst].sum()), int((wrong & slices[worst]).sum())
+    worst = wrong[slices[ranked[0]]]
     counted = ", ".join(f"{int(mask.sum())} {kind}" for kind, mask in kinds.items() if mask.any())
     told = f"{int(wrong.sum())} of {len(tokens)} fail{': ' if counted else ''}{counted}. "
-    told += f"Worst where {worst}: {failed} of {n} fail. "
+    told += f"Worst where {ranked[0]}: {int(worst.sum())} of {len(worst)} fail. "
     told += "; ".join(f"{name} {rates[name]:.0%}" for name in ranked)
-    examples = failures(tokens, given, right)
     facts = slices | {f"answered {kind}": mask for kind, mask in kinds.items()}
-    for example, row in zip(examples, wrong.nonzero()[:, 0]):
-        example["pattern"] = "; ".join(name for name, mask in facts.items() if mask[row])
-    finding = judged(n - failed, n, 0.80, told, f"worst slice {1 - failed / n:.1%}")
-    return replace(finding, examples=examples)
+    finding = judged(~worst, 0.80, told, f"worst slice {share_of(~worst):.1%}")
+    return replace(finding, examples=failures(tokens, given, right, facts))
 
 
 def slices_of(tokens: Tensor, right: Tensor, plain: Tensor) -> dict[str, Tensor]:
@@ -353,11 +353,10 @@ def carriers(study: Study) -> Finding:
     if not study.heads:
         return NO_HEADS
     given = study.ask_swapped([study.heads])[0]
-    hits, n = int((given == study.pairs.contrast_answers).sum()), len(given)
-    plain = (given == study.pairs.base_answers).float().mean().item()
-    told = f"heads {', '.join(study.heads)}: the new rule is left on {in_words(hits, n)}"
+    plain = share_of(given == study.pairs.base_answers)
+    told = f"heads {', '.join(study.heads)}: the new rule is left on {{}}"
     told = f"{told}; the plain answer returns on {plain:.1%}"
-    return judged(hits, n, 0.05, told, at_least=False)
+    return judged(given == study.pairs.contrast_answers, 0.05, told, at_least=False)
 
 
 @asks(
@@ -372,9 +371,8 @@ def others(study: Study) -> Finding:
     if not groups:
         return NO_HEADS
     right = study.ask_swapped(sorted(groups)) == study.pairs.contrast_answers
-    hits, n = int(right.sum(1).min()), right.shape[1]
-    told = f"{len(groups)} group{'s' * (len(groups) > 1)} of other heads"
-    return judged(hits, n, 0.90, f"{told}; the worst leaves {in_words(hits, n)}")
+    told = f"{len(groups)} group{'s' * (len(groups) > 1)} of other heads; the worst leaves {{}}"
+    return judged(min(right, key=share_of), 0.90, told)
 
 
 @asks(
@@ -386,18 +384,14 @@ def others(study: Study) -> Finding:
 def rest_intact(study: Study) -> Finding:
     if not study.heads:
         return NO_HEADS
-    kept, before, n = 0, 0, len(SHIFTED) * N_EACH
+    right = []
     for task in SHIFTED:
         pairs = study.draw(task, study.k, N_EACH)
         ablator = Ablator(study.model, pairs.base, {}, means={"mean": pairs.base})
         given = ablator.logits([study.heads, []], "mean").argmax(-1).cpu()  # [2, n_prompts]
-        without, usual = given == pairs.base_answers
-        kept, before = kept + int((usual & without).sum()), before + int(usual.sum())
-    if before < LEAST:
-        told = f"only {before} of {n} plain prompts are answered rightly to begin with"
-        return Finding(told, "too few")
-    told = f"{in_words(kept, before)} that are answered rightly with the heads in place"
-    return judged(kept, before, 0.90, told)
+        right.append(given == pairs.base_answers)
+    without, usual = torch.cat(right, dim=1)
+    return judged(without[usual], 0.90, "{} that are answered rightly with the heads in place")
 
 
 # ---------------------------------------------------------------- how stable it is
@@ -410,8 +404,7 @@ def rest_intact(study: Study) -> Finding:
     "Quote the lowest figure, not the mean.",
 )
 def over_prompts(study: Study) -> Finding:
-    n = 2 * N_EACH
-    shares = [study.n_followed(study.k, n) / n for _ in range(5)]
+    shares = [share_of(study.followed(study.k, 2 * N_EACH)) for _ in range(5)]
     lowest = min(shares)
     verdict = verdict_of(lowest, max(shares), 0.90)
     told = ", ".join(f"{share:.1%}" for share in shares)
@@ -425,20 +418,18 @@ def over_prompts(study: Study) -> Finding:
     "Train several seeds (make dependability) and pick by this list, not by loss.",
 )
 def over_seeds(_: Study) -> Finding:
-    if not DEPENDABILITY.exists():
-        told = f"{DEPENDABILITY} is not there yet: make dependability writes it"
-        return Finding(told, "not known")
+    rows = load_json(DEPENDABILITY) if DEPENDABILITY.exists() else []
     try:
-        shares = [float(row.get("off_by_one_8") or 0) for row in load_json(DEPENDABILITY)]
+        shares = [float(row.get("off_by_one_8") or 0) for row in rows]
     except (TypeError, ValueError, AttributeError):
         raise UserError(f"{DEPENDABILITY} holds rows of another kind") from None
     n = len(shares)
     if n < 5:
-        return Finding(f"only {n} seeds in {DEPENDABILITY}", "not known")
+        told = f"only {n} seeds in {DEPENDABILITY}, which make dependability writes"
+        return Finding(told, "not known")
     good = sum(share >= 0.90 for share in shares)
-    short = f"{good} of {n} seeds"
+    verdict, short = verdict_of(good / n, good / n, 0.90), f"{good} of {n} seeds"
     told = f"{short}; lowest {min(shares):.1%}"
-    verdict = verdict_of(good / n, good / n, 0.90)
     return Finding(told, short, verdict, round(good / n, 4), threshold=0.90)
 
 
@@ -456,20 +447,22 @@ def checked(study: Study) -> list[dict[str, Any]]:
 
 def show(rows: Sequence[dict[str, Any]]) -> str:
     """The list as text: a line for each check, then what to do about those that did not pass."""
-    heads = {row["name"]: f"{MARKS[row['verdict']]:5} {row['question']}" for row in rows}
-    lines = [f"{heads[row['name']]:81} {row['short']}" for row in rows]
+    lines, details = [], []
     for row in rows:
+        title = f"{MARKS[row['verdict']]:5} {row['question']}"
+        lines.append(f"{title:81} {row['short']}")
         if row["verdict"] == "pass":
             continue
-        lines += ["", heads[row["name"]], f"      {row['means']}"]
-        lines.append(f"      measured: {row['measured']}; wanted: {row['wanted']}")
-        lines.append(f"      what to do: {row['advice']}")
+        details += ["", title, f"      {row['means']}"]
+        details.append(f"      measured: {row['measured']}; wanted: {row['wanted']}")
+        details.append(f"      what to do: {row['advice']}")
         for example in row["examples"]:
             told = f"{example['prompt']}  answered {example['answered']}, right {example['right']}"
-            lines.append("; ".join(filter(None, [f"        {told}", example["pattern"]])))
+            details.append("; ".join(filter(None, [f"        {told}", example["pattern"]])))
     verdicts = [row["verdict"] for row in rows]
     passed, failed, unknown = (verdicts.count(verdict) for verdict in MARKS)
-    return "\n".join([*lines, "", f"{passed} passed, {failed} failed, {unknown} could not be told"])
+    total = f"{passed} passed, {failed} failed, {unknown} could not be told"
+    return "\n".join([*lines, *details, "", total])
 
 
 def carrying_heads(path: Path, model: Transformer) -> list[str]:
@@ -501,18 +494,16 @@ def work(argv: Sequence[str] | None) -> int:
     if k == 0 or k not in tasks.SHIFTS:
         allowed = f"it may be from {tasks.SHIFTS[0]} to {tasks.SHIFTS[-1]}, but not 0"
         raise UserError(f"--k {k} is no new rule: {allowed}")
-    if not 0 <= seed < 2**63:
-        raise UserError("--seed must be from 0 to 2^63 - 1")
+    check_flag(arguments, "seed", 0, 2**63 - 1)
     if n_tokens > model.cfg.n_ctx:
-        context = f"the model's context holds {model.cfg.n_ctx}"
-        raise UserError(f"the checks use prompts of {n_tokens} tokens; {context}")
+        told = f"the checks use prompts of {n_tokens} tokens"
+        raise UserError(f"{told}; the model's context holds {model.cfg.n_ctx}")
     heads = carrying_heads(folders.results / "circuit.json", model)
     path, started = folders.to_write("check.json"), time.perf_counter()
     folders.announce()
     rows = checked(Study(model, config.get("diet"), heads, k, seed))
     seconds = round(time.perf_counter() - started, 2)
-    report = {"k": k, "shots": SHOTS, "seed": seed, "seconds": seconds}
-    save_json(path, report | {"checks": rows})
+    save_json(path, {"k": k, "shots": SHOTS, "seed": seed, "seconds": seconds, "checks": rows})
     print(show(rows))
     print(f"everything is in {path}")
     return int(any(row["verdict"] == "fail" for row in rows))

@@ -19,36 +19,21 @@ from minifunc.support.runs import REFERENCE, load_run
 FILES = ("config.json", "model.pt", "metrics.jsonl")
 
 
-def swap(new: Path, folder: Path) -> None:
-    """Puts the folder `new` in the place of `folder`, which is removed."""
-    old = folder.with_name(f"{folder.name}.old.tmp")
-    if folder.exists():
-        os.replace(folder, old)
-    try:
-        os.replace(new, folder)
-    except BaseException:
-        if old.exists():
-            os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover(folder: Path) -> None:
-    """Puts back what a process killed within `swap` left. Raises UserError where files of
-    another kind would be lost."""
-    old = folder.with_name(f"{folder.name}.old.tmp")
+def settle(folder: Path, old: Path) -> None:
+    """Ends a swap, or undoes one that stopped between its two renames."""
     if old.exists() and not folder.exists():
         os.replace(old, folder)
     shutil.rmtree(old, ignore_errors=True)
-    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    foreign = [name for name in found if name not in FILES]
-    if foreign:
-        raise UserError(f"{folder} also holds {foreign[0]}, which would be lost")
 
 
 def renew(folder: Path, flags: list[str]) -> int:
     """Trains with `flags` of train.py and puts the run into `folder` → the exit code."""
-    recover(folder)
+    old = folder.with_name(f"{folder.name}.old.tmp")
+    settle(folder, old)  # a process may have been killed
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    foreign = [name for name in found if name not in FILES]
+    if foreign:
+        raise UserError(f"{folder} also holds {foreign[0]}, which would be lost")
     new = Path(tempfile.mkdtemp(".tmp", f"{folder.name}.", folder.parent))
     try:
         code = train.main([*flags, "--out", str(new)])
@@ -59,10 +44,13 @@ def renew(folder: Path, flags: list[str]) -> int:
             if path.name not in FILES:
                 path.unlink()
         new.chmod(0o755)  # mkdtemp keeps a folder from all others
-        swap(new, folder)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}") from None
     finally:
+        settle(folder, old)
         shutil.rmtree(new, ignore_errors=True)
     print(f"swapped in: the run is in {folder}")
     return 0

@@ -138,7 +138,8 @@ def test_odd_examples_are_one_in_each_prompt_and_from_the_paired_one(run, monkey
     ],
 )
 def test_a_verdict_needs_the_whole_interval(right, at_least, verdict):
-    assert check.judged(right, 100, 0.92, at_least=at_least).verdict == verdict
+    answered = torch.arange(100) < right
+    assert check.judged(answered, 0.92, at_least=at_least).verdict == verdict
 
 
 @pytest.mark.parametrize("carry, verdict", [(True, "pass"), (False, "fail")])

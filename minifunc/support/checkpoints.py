@@ -8,6 +8,7 @@ import json
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from minifunc.support.files import (
     load_json,
     load_tensors,
     locked,
+    make_folder,
     save_json,
     save_lines,
     save_tensors,
@@ -58,19 +60,13 @@ class Progress:
         self.n_steps: int = config["train"]["steps"]
         self.metrics: list[dict[str, Any]] = []
         self.shown: dict[str, str] = {}  # beside the bar
+        self.stop_asked = False
         self._started = time.perf_counter()
 
-    def _begin(self, checkpoint: dict[str, Any] | None) -> None:
-        if is_main():
-            for name in ("resume.pt", "model.pt", "metrics.jsonl"):
-                check_writable(self.out / name)  # now, not after the first steps
-        if checkpoint is None:
-            if is_main():
-                save_json(self.out / "config.json", self.config)
-            return
+    def _take_up(self, checkpoint: dict[str, Any]) -> None:
         self.model.load_state_dict(checkpoint["model"])
         groups = self.optimizer.state_dict()["param_groups"]  # as config.json says, not the file
-        self.optimizer.load_state_dict({"state": checkpoint["moments"], "param_groups": groups})
+        self.optimizer.load_state_dict(checkpoint["optimizer"] | {"param_groups": groups})
         self.data.set_state(checkpoint["data"])
         self.step, self.metrics = checkpoint["step"], checkpoint["metrics"]
         self._started -= checkpoint["seconds"]
@@ -83,12 +79,34 @@ class Progress:
 
         checkpoint: of `load_checkpoint`; None for a new run in the folder.
         """
-        self._begin(checkpoint)
-        self.bar = tqdm(
-            total=self.n_steps, initial=self.step, desc="train", unit="step", disable=None
-        )
-        with StopAsked() as self.stop, self.bar:
+        if is_main():
+            for name in ("resume.pt", "model.pt", "metrics.jsonl"):
+                check_writable(self.out / name)  # now, not after the first steps
+        if checkpoint:
+            self._take_up(checkpoint)
+        elif is_main():
+            save_json(self.out / "config.json", self.config)
+        bar = tqdm(total=self.n_steps, initial=self.step, desc="train", unit="step", disable=None)
+        with self._hearing_ctrl_c(), bar as self.bar:
             yield
+
+    @contextlib.contextmanager
+    def _hearing_ctrl_c(self) -> Iterator[None]:
+        """The first Ctrl-C is a wish to stop after this step; a second one stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Ctrl-C is somebody else's business
+            return
+        before = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
+
+        def ask(signum: int, frame: Any) -> None:
+            self.stop_asked = True
+            signal.signal(signal.SIGINT, before)
+
+        signal.signal(signal.SIGINT, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def made(self, step: int, loss: Tensor, norm: Tensor, look: bool) -> None:
         """A step was made. Raises Diverged where its loss, or the gradient's norm, is not finite.
@@ -96,7 +114,7 @@ class Progress:
         To look at a value makes a GPU wait: this is done when asked for, and now and then.
         """
         self.step = step
-        self.stopping = any_process(self.stop.asked)
+        self.stopping = any_process(self.stop_asked)
         if look or self.stopping or step % 20 == 0:
             self.check_finite(loss, norm)
             self.loss = loss.item()
@@ -153,9 +171,9 @@ class Progress:
 
 
 def load_checkpoint(out: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The resume.pt of an interrupted run, with the optimizer's state by parameter as `moments`.
+    """The resume.pt of an interrupted run, checked whole before anything large is made.
 
-    It is checked whole before anything large is made. Raises UserError where it does not fit.
+    Raises UserError where it does not fit.
     """
     path = out / "resume.pt"
     state = load_tensors(path)
@@ -168,35 +186,32 @@ def load_checkpoint(out: Path, config: dict[str, Any]) -> dict[str, Any]:
         if fault:
             raise UserError(f"{path} does not fit config.json: {fault}")
         step, seconds, metrics = state["step"], state["seconds"], json.loads(state["metrics"])
-        _require(type(step) is int and 0 < step <= config["train"]["steps"])
-        _require(type(seconds) is float and 0 <= seconds < math.inf)
-        _require(type(metrics) is list and all(type(line) is dict for line in metrics))
+        sound = [
+            type(step) is int and 0 < step <= config["train"]["steps"],
+            type(seconds) is float and 0 <= seconds < math.inf,
+            type(metrics) is list and all(type(line) is dict for line in metrics),
+        ]
+        for index, weight in enumerate(model.parameters()):
+            sound.append(_moments_fit(state["optimizer"]["state"][index], weight, step))
+        if not all(sound):
+            raise ValueError
         json.dumps(metrics, allow_nan=False)
         torch.Generator().set_state(state["data"])
-        saved = state["optimizer"]["state"]
-        moments = {
-            index: _moments(saved[index], weight, step)
-            for index, weight in enumerate(model.parameters())
-        }
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError):
         raise UserError(f"{path} is damaged or no checkpoint of ours") from None
-    return state | {"moments": moments, "metrics": metrics}
+    return state | {"metrics": metrics}
 
 
-def _moments(saved: dict[str, Any], weight: Tensor, step: int) -> dict[str, Tensor]:
-    """What AdamW keeps of one weight. Raises ValueError where it does not fit (it would crash)."""
-    moments = {key: saved[key] for key in ("step", "exp_avg", "exp_avg_sq")}
-    for key, value in moments.items():
-        _require(whole(value, torch.Size() if key == "step" else weight.shape))
-        _require(key == "step" or value.dtype == weight.dtype)
-        _require(bool(value.isfinite().all()))
-    _require(bool(moments["step"] == step))
-    return moments
-
-
-def _require(holds: bool) -> None:
-    if not holds:
-        raise ValueError
+def _moments_fit(saved: dict[str, Any], weight: Tensor, step: int) -> bool:
+    """Whether this is what AdamW keeps of a weight after that step: all else would crash it."""
+    if saved.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+        return False
+    for moment in (saved["exp_avg"], saved["exp_avg_sq"]):
+        if not whole(moment, weight.shape) or moment.dtype != weight.dtype:
+            return False
+        if not moment.isfinite().all():
+            return False
+    return whole(saved["step"], torch.Size()) and bool(saved["step"] == step)
 
 
 @contextlib.contextmanager
@@ -212,24 +227,16 @@ def claimed(
         check_unused(out, config)
     device = join(device)
     try:
-        with locked_folder(out) if is_main() else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if is_main():
+                make_folder(out)
+                stack.enter_context(locked(out))
             if is_main() and not resume:
                 check_unused(out, config)  # once more: another process may have been faster
             yield device
     except KeyboardInterrupt as stop:
         at_once = "stopped at once: --resume goes on from the last checkpoint"
         raise KeyboardInterrupt(str(stop) or at_once) from None
-
-
-@contextlib.contextmanager
-def locked_folder(out: Path) -> Iterator[None]:
-    """Makes the folder, and keeps all other processes from training there."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {error.strerror}") from None
-    with locked(out):
-        yield
 
 
 def check_unused(out: Path, config: dict[str, Any]) -> None:
@@ -244,24 +251,3 @@ def check_unused(out: Path, config: dict[str, Any]) -> None:
     if found:
         advice = "go on with --resume, or give another --out"
         raise UserError(f"{out} already holds {found[-1]}: {advice}")
-
-
-class StopAsked:
-    """Turns the first Ctrl-C into a wish to stop after this step; a second one stops at once."""
-
-    asked = False
-
-    def _ask(self, signum: int, frame: Any) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, self.before)
-
-    def __enter__(self) -> "StopAsked":
-        try:
-            self.before = signal.signal(signal.SIGINT, self._ask)
-        except ValueError:  # not the main thread: Ctrl-C is somebody else's business
-            self.before = None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGINT, self.before)
