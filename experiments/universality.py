@@ -15,9 +15,9 @@ from experiments.experiment import Experiment, main
 from experiments.measure import GROUPS, addition_and_circuit, result_row
 from experiments.runs import SHORT, Row, Run
 from experiments.summary import Rows, by, means, solved
-from minifunc.support.names import parse
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support import tables
+from minifunc.support.names import parse
 
 M = train.MODEL
 WIDTH = M.n_heads * M.d_head  # of all heads together: the same, however many there are
