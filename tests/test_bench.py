@@ -9,7 +9,7 @@ import torch
 
 import tasks
 import train
-from experiments import bench, bench_processes, bench_train, bench_versions
+from experiments import bench, bench_processes, bench_train
 from experiments.bench_sweep import Sweep, every_input, medians_in_turn
 from minifunc.model import Transformer
 from minifunc.patching import HeadInput, Logits, PathPatcher
@@ -135,17 +135,3 @@ def test_two_processes_find_what_one_finds():
     sweep = Sweep(bench.TINY, every_input(bench.TINY))
     one, two, difference = bench_processes.compare_processes(sweep, repeats=1)
     assert difference <= 1e-6 and one > 0 and two > 0
-
-
-@pytest.mark.slow
-def test_a_checkout_beside_itself_gives_the_same_r(capsys):
-    assert bench_versions.main(["--other", str(ROOT), "--only", "1.0.v", "--repeats", "1"]) == 0
-    *parts, last = capsys.readouterr().out.splitlines()
-    assert [line.split()[4:6] for line in parts] == [["cached", "runs"], ["sweep", "this"]]
-    assert last == "r differs by 0e+00 at most"
-
-
-def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
-    with pytest.raises(SystemExit) as ended:
-        bench_versions.main(["--other", str(tmp_path)])
-    assert ended.value.code == 2
