@@ -111,6 +111,7 @@ def check_same(folder, whole):
     assert {path.name for path in folder.iterdir()} == FILES
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_writes_its_files_goes_on_to_the_same_weights_and_metrics(
     start, whole, tmp_path
 ):
@@ -142,6 +143,7 @@ def test_many_runs_killed_at_any_moment_go_on_to_the_same_weights_and_metrics(
     assert len(steps) > 5 and half_written
 
 
+@pytest.mark.slow
 def test_what_a_file_holds_is_compared(whole, tmp_path):
     """The comparison can fail: one bit of one weight."""
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
@@ -155,6 +157,7 @@ def test_what_a_file_holds_is_compared(whole, tmp_path):
 # ---------------------------------------------------------------- two processes
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_in_one_line_and_touches_nothing(start, tmp_path, capsys):
     first = start(tmp_path)
     try:

@@ -419,6 +419,7 @@ def spoil_and_try(sound, tmp_path, capsys, seed, n):
     return codes.count(2), faults
 
 
+@pytest.mark.slow
 def test_a_spoilt_file_is_named_in_one_line_or_does_no_harm(sound, quick, tmp_path, capsys):
     refused, faults = spoil_and_try(sound, tmp_path, capsys, 0, 100)
     assert not faults, "\n".join(faults)
