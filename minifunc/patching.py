@@ -27,7 +27,7 @@ and the end is 2 * n_layers. delta is [sender, p, pos, d_model], p = prompts of 
 """
 
 import bisect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +46,6 @@ __all__ = ["Effects", "HeadInput", "Logits", "MLPInput", "PathPatcher", "Receive
 Positions = tuple[int, ...] | None  # from 0; None: everywhere
 Asked = Sequence[str | Sequence[str]]  # senders by name; those in a list send together
 NO_HOOKS = Hooks()
-
-# ---------------------------------------------------------------- receivers
 
 
 class Receiver:
@@ -69,7 +67,7 @@ class Receiver:
         raise NotImplementedError
 
     def read(self, model: Transformer, x: Tensor) -> Tensor:
-        """What it reads of the stream x [sender, prompt, pos, d_model] at its stage."""
+        """What it reads of x [sender, prompt, pos, d_model], the stream; normalized for heads."""
         return x
 
 
@@ -107,9 +105,8 @@ class HeadInput(Receiver):
         return 2 * self.layer
 
     def read(self, model: Transformer, x: Tensor) -> Tensor:
-        block = model.blocks[self.layer]
-        weight = getattr(block.attn, f"W_{self.which.upper()}")[self.head]
-        return block.ln1(x, NO_HOOKS) @ weight  # [sender, prompt, pos, d_head]
+        attn = model.blocks[self.layer].attn
+        return x @ getattr(attn, f"W_{self.which.upper()}")[self.head]  # [..., pos, d_head]
 
 
 @dataclass(frozen=True)
@@ -151,13 +148,9 @@ class Resid(Receiver):
         return 2 * self.layer
 
 
-# ---------------------------------------------------------------- the patcher
-
-
 @dataclass(frozen=True)
 class Batch:
     """Some senders on some prompts: what one sweep carries up the layers.
-
     changes: what senders change where they write, by hook point, [p, pos, …]. rows: who sends in
     each row of delta, ascending. n_pos: how many positions are carried, counted from the end.
     """
@@ -179,7 +172,6 @@ class PathPatcher(PairedRuns):
     base_answers, contrast_answers: [n_prompts] int64, the two tokens whose logits F compares.
     freeze_mlps: see above. max_memory: GiB that a sweep may use beside the weights; it sets the
     size of chunks, never the results. senders: the names of all senders, from below up.
-
     Both runs are cached, so the weights must not change afterwards. Raises ValueError where shapes
     or answers do not fit, or the memory does not hold a single row.
 
@@ -259,13 +251,14 @@ class PathPatcher(PairedRuns):
         has read, for the senders that have a path to it."""
         read: list[dict[Receiver, Tensor]] = [{} for _ in groups]
         for stage, delta in self._pass_1(batch):
+            streams: dict[Hashable, Tensor] = {}  # what is read at this stage, made once
             for index, group in enumerate(groups):
                 n_senders = batch.n_started(self.order.n_before(self._highest(group)))
                 if not n_senders:
                     continue
                 for receiver in group:
                     if receiver.stage(self.cfg) == stage:
-                        x = self._stream_read(batch.runs, receiver, delta[:n_senders])
+                        x = self._stream(batch.runs, receiver, delta[:n_senders], streams)
                         read[index][receiver] = receiver.read(self.model, x)
                 if stage == self._highest(group):
                     yield index, self._pass_2(batch.runs, read[index])
@@ -315,12 +308,19 @@ class PathPatcher(PairedRuns):
                 change[row] = 0
         delta[:n_started] += change
 
-    def _stream_read(self, runs: CachedRuns, receiver: Receiver, delta: Tensor) -> Tensor:
-        """The stream that a receiver reads in pass 1, [sender, p, pos, d_model]."""
-        n_pos = delta.shape[2]
-        if receiver.positions is not None:
-            delta = delta * self.mask(receiver.positions)[-n_pos:]
-        return runs.stream(receiver.stage(self.cfg))[:, -n_pos:] + delta
+    def _stream(
+        self, runs: CachedRuns, receiver: Receiver, delta: Tensor, made: dict[Hashable, Tensor]
+    ) -> Tensor:
+        """What `Receiver.read` takes, in pass 1; made: those of this stage, for others to share."""
+        key = (receiver.positions, receiver.head is None, len(delta))
+        if key not in made:
+            n_pos, stage = delta.shape[2], receiver.stage(self.cfg)
+            if receiver.positions is not None:
+                delta = delta * self.mask(receiver.positions)[-n_pos:]
+            x = runs.stream(stage)[:, -n_pos:] + delta
+            of_head = receiver.head is not None
+            made[key] = self.model.blocks[stage // 2].ln1(x, NO_HOOKS) if of_head else x
+        return made[key]
 
     def _pass_2(self, runs: CachedRuns, read: Mapping[Receiver, Tensor]) -> Tensor:
         """Goes on with the contrast run from the lowest receiver, each overwritten by what it read,

@@ -214,13 +214,16 @@ def test_the_mean_over_many_prompts_is_not_lost_in_few_bits():
 
 
 def test_freezing_the_norms_scale_would_be_noticed(monkeypatch):
-    def with_frozen_scale(receiver, model, stream):
-        block = model.blocks[receiver.layer]
-        x = stream[:1]  # the embedding's row: the same at most positions
-        scale = (x.pow(2).mean(-1, keepdim=True) + model.cfg.eps).rsqrt()
-        return stream * scale * block.ln1.w @ block.attn.W_V[receiver.head]
+    whole = PathPatcher._stream
 
-    monkeypatch.setattr(HeadInput, "read", with_frozen_scale)
+    def with_frozen_scale(patcher, runs, receiver, delta, made):
+        block = patcher.model.blocks[receiver.layer]
+        x = runs.stream(2 * receiver.layer)
+        scale = (x.pow(2).mean(-1, keepdim=True) + patcher.cfg.eps).rsqrt()
+        assert whole(patcher, runs, receiver, delta, made).shape == delta.shape
+        return (x + delta) * scale * block.ln1.w
+
+    monkeypatch.setattr(PathPatcher, "_stream", with_frozen_scale)
     assert worst_difference(make(act_fn="relu"), [("2.0.v",)], False) > 1e-3
 
 

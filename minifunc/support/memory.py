@@ -10,7 +10,7 @@ import torch
 from minifunc.model import Transformer
 
 GIB = 2**30
-CPU_ROWS = 2**26  # bytes of rows that a CPU takes at once
+CPU_ROWS = 2**27  # bytes of rows that a CPU takes at once
 
 
 class MemoryBudget:
