@@ -469,3 +469,23 @@ def test_shorthand_is_understood(text, written):
 def test_text_outside_the_vocabulary_is_refused(text):
     with pytest.raises(ValueError, match="cannot read"):
         tasks.encode(text)
+
+
+@pytest.mark.parametrize(
+    "task, asked_answer, query_itself", [("addition", 0.45, 0.08), ("caesar", 0.29, 0.29)]
+)
+def test_how_often_changed_operands_show_what_is_asked(task, asked_answer, query_itself):
+    """The shares that docs/results.md states among the limits."""
+    pairs = tasks.evaluation_pairs(task, 1, 8, 4000, torch.Generator().manual_seed(0))
+    tokens, answers = pairs.operands_changed, tasks.answer_positions(8)
+    answered = tokens[:, answers] == pairs.base_answers[:, None]  # [prompt, shot]
+    examples = tokens[:, answers[:, None] + torch.arange(-4, -1)]  # [prompt, shot, x op y]
+    same_query = (examples == tokens[:, None, -4:-1]).all(2)
+    assert answered.any(1).double().mean().item() == pytest.approx(asked_answer, abs=0.01)
+    both = (answered & same_query).any(1)
+    assert both.double().mean().item() == pytest.approx(query_itself, abs=0.01)
+    for prompts, right in (
+        (pairs.base, pairs.base_answers),
+        (pairs.contrast, pairs.contrast_answers),
+    ):
+        assert not (prompts[:, answers] == right[:, None]).any()
