@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from minifunc.report.html import Markup, h, percent, scrolling, signed, table
-from minifunc.report.talk import words
 from minifunc.support.evaluation import wilson
 from minifunc.support.names import parse
+from minifunc.support.tables import words
 
 # ---------------------------------------------------------------- heat maps
 

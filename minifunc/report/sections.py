@@ -11,8 +11,8 @@ from minifunc.report import pictures
 from minifunc.report.findings import Findings
 from minifunc.report.html import Markup, details, h, inside, percent, scrolling, signed, table
 from minifunc.report.pictures import CONTRASTS, Axis, Curve, Scale
-from minifunc.report.talk import Circuit, sentence, title, words
-from minifunc.support.names import heads_of, parse
+from minifunc.report.terminal import Circuit, members, r_of, sentence, title
+from minifunc.support.tables import words
 
 Content = list[Any]  # what `h` takes as children
 SHARES = Axis([(share, percent(share)) for share in (0.0, 0.25, 0.5, 0.75, 1.0)])
@@ -58,11 +58,6 @@ def definitions(pairs: Iterable[tuple[str, Any]]) -> Markup:
 def amount(k: str) -> str:
     """`plain`, or by how much addition is off: `+1`."""
     return "plain" if k == "0" else signed(int(k))
-
-
-def members(circuit: Circuit) -> list[str]:
-    """The heads of all groups, in the order of the model."""
-    return heads_of(head for heads in circuit["groups"].values() for head in heads)
 
 
 def claim(f: Findings) -> Content:
@@ -149,15 +144,13 @@ def heads_table(circuit: Circuit) -> Markup:
     shares = list(next(iter(circuit["attention"].values()), {}))
     rows: list[list[Any]] = []
     for head in members(circuit):
-        layer, index = parse(head)
-        r = circuit["effects"]["logits"]["heads"][layer][index]
         groups = [words(group) for group, heads in circuit["groups"].items() if head in heads]
         looks = [percent(circuit["attention"][head][share]) for share in shares]
         brings = "–"  # was not measured
         if head in circuit["readers"]:
             brings = " and ".join(circuit["readers"][head]["brings"]) or "neither"
         name = h("span", head, id=f"head-{head}", tabindex="-1")
-        rows.append([name, ", ".join(groups), signed(100 * r, 1), brings, *looks])
+        rows.append([name, ", ".join(groups), signed(r_of(circuit, head), 1), brings, *looks])
     columns = ["head", "group", "r on the logits, %", "brings", *map(words, shares)]
     return numbers(columns, rows, "The heads of the circuit, and the shares of their attention")
 

@@ -1,48 +1,109 @@
-"""All that is known of a traced circuit, as text: what `patch.py --full` prints, step by step.
+"""What patch.py says of each step of its work, in short or in full, and what it concludes.
 
-Every function takes what circuit.json holds and returns lines. `told` wraps them.
+Every part takes what circuit.json holds and returns lines; `told` puts them together. In short they
+have at most 80 columns; in full they are as wide as the terminal.
 """
 
 import shutil
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import product
 from typing import Any
 
 from minifunc.analysis import function_vectors, reading
 from minifunc.analysis.rows import as_effects
 from minifunc.circuit import Criteria, feeding
-from minifunc.report import talk
-from minifunc.report.talk import Circuit, listed, named, sentence, words
 from minifunc.support.names import heads_of, parse
-from minifunc.support.tables import table
+from minifunc.support.tables import table, words
+
+Circuit = dict[str, Any]
 
 
 def told(step: str, circuit: Circuit, full: bool) -> list[str]:
-    """Lines on one step of the study: those of the short talk, or all, as wide as the terminal."""
-    short, whole = PARTS[step]
-    lines = talk.heat_map(circuit) if step == "direct" else []
-    for part in whole if full else short:
-        lines += part(circuit)
+    """Lines on one step of the study."""
+    lines = [line for part in PARTS[step][full] for line in part(circuit)]
     if not full or not lines:
         return lines
     width = shutil.get_terminal_size().columns
-    return [wrapped(line, width) for line in ["", *lines]]
+    return ["", *(wrapped(line, width) for line in lines)]
+
+
+# ---------------------------------------------------------------- words
 
 
 def wrapped(line: str, width: int) -> str:
     """A line broken at spaces where it is too long, its continuations indented further."""
-    if len(line) <= width:
-        return line
     indent = " " * (len(line) - len(line.lstrip()) + 4)
     return textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def wrap(text: str, indent: int = 0) -> list[str]:
+    return textwrap.wrap(text, 80, subsequent_indent=" " * indent)
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def named(effects: dict[str, float], most: int = 4) -> str:
+    """Nodes with their r in percent: `0.0 -73, mlp1 -20`."""
+    return listed(f"{name} {100 * r:+.0f}" for name, r in list(effects.items())[:most])
+
+
+def in_words(route: dict[str, float], most: int = 4) -> str:
+    """A route's strongest nodes: `the embedding (-34 %) and mlp0 (-29 %)`."""
+    nodes = [f"{name} ({100 * r:.0f} %)" for name, r in list(route.items())[:most]]
+    *others, last = nodes or ["no single node"]
+    text = f"{', '.join(others)} and {last}" if others else last
+    return text.replace("embedding", "the embedding")
+
+
+def title(c: Circuit) -> str:
+    """The task in words: `addition off by +1`."""
+    return f"{c['task'].removeprefix('base_')} {c['asked']}"
+
+
+def members(c: Circuit) -> list[str]:
+    """The heads of all groups, in the order of the model."""
+    return heads_of(head for heads in c["groups"].values() for head in heads)
+
+
+def r_of(c: Circuit, head: str) -> float:
+    """A head's direct effect on the logits, in percent."""
+    layer, index = parse(head)
+    return float(100 * c["effects"]["logits"]["heads"][layer][index])
+
+
+def direct_writers(c: Circuit) -> tuple[dict[str, float], dict[str, float]]:
+    """The nodes that count on the logits, strongest first: FI heads, and others."""
+    strong = as_effects(c["effects"]["logits"]).named(strongest_first=True)
+    strong = {name: r for name, r in strong.items() if abs(r) >= c["criteria"]["strong"]}
+    fi = {name: r for name, r in strong.items() if name in c["groups"]["function_induction"]}
+    return fi, {name: r for name, r in strong.items() if name not in fi}
 
 
 # ---------------------------------------------------------------- the task, heads → logits
 
 
 def solved(c: Circuit) -> list[str]:
-    F = f"base {c['F']['base']:.2f}, contrast {c['F']['contrast']:.2f}"
-    return [*talk.solved(c), f"F = logit(plain) - logit({c['asked']}): {F}"]
+    mlps = "frozen" if c["freeze_mlps"] else "live"
+    answers = {prompt: c["accuracy"][prompt] for prompt in ("base_prompt", "contrast_prompt")}
+    rows = [[words(prompt) + "s", *shares.values()] for prompt, shares in answers.items()]
+    return [
+        f"{title(c)}, {c['shots']} shots, {c['n_prompts']} prompts, {mlps} MLPs, on {c['device']}",
+        *table([f"shares of {c['accuracy_prompts']} prompts", "plain answer", c["asked"]], rows),
+    ]
+
+
+def logit_differences(c: Circuit) -> list[str]:
+    base, contrast = c["F"]["base"], c["F"]["contrast"]
+    F = f"base {base:.2f}, contrast {contrast:.2f}"
+    return [f"F = logit(plain) - logit({c['asked']}): {F}"]
+
+
+def heat_map(c: Circuit) -> list[str]:
+    says = "heads → logits (r in %; -100: all the way back to the plain answer)"
+    return [says, *str(as_effects(c["effects"]["logits"])).splitlines()]
 
 
 def attributed(c: Circuit) -> list[str]:
@@ -57,20 +118,34 @@ def attributed(c: Circuit) -> list[str]:
 # ---------------------------------------------------------------- groups and what feeds them
 
 
+def traced(c: Circuit) -> list[str]:
+    """In short: the FI heads, and what feeds them."""
+    if not c["groups"]["function_induction"]:
+        return []
+    fi, others = direct_writers(c)
+    shown, expected = (named(c["routes"][route]) for route in ("shown_answer", "expected_answer"))
+    said = {
+        "function induction": named(fi, len(fi)),
+        "other writers": named(others, len(others)),
+        "the shown answers": f"reach them from {shown}",
+        "the expected ones": f"reach them from {expected}",
+    }
+    lines = ["the circuit (r in %)"]
+    for label, text in said.items():
+        lines += wrap(f"  {label:20}{text}", 22)
+    return lines
+
+
 def groups(c: Circuit) -> list[str]:
     """The groups, the criteria that made them, and where their heads look."""
     criteria = listed(f"{words(name)} >= {value:g}" for name, value in c["criteria"].items())
     rows = [[words(group), listed(heads)] for group, heads in c["groups"].items()]
     lines = [*table(["group", "heads"], rows, left=2), f"criteria: {criteria}"]
-    shown = heads_of(head for heads in c["groups"].values() for head in heads)
-    if not shown:
+    heads = members(c)
+    if not heads:
         return lines
-    rows = []
-    for head in shown:
-        layer, index = parse(head)
-        r = 100 * c["effects"]["logits"]["heads"][layer][index]
-        rows.append([head, f"{r:.1f}", *c["attention"][head].values()])
-    columns = ["head", "r in %", *map(words, c["attention"][shown[0]])]
+    rows = [[head, f"{r_of(c, head):.1f}", *c["attention"][head].values()] for head in heads]
+    columns = ["head", "r in %", *map(words, c["attention"][heads[0]])]
     return [*lines, "", "where they look: shares of attention", *table(columns, rows, digits=2)]
 
 
@@ -78,14 +153,70 @@ def inputs(c: Circuit) -> list[str]:
     """What feeds each receiver, under each contrast; receivers that nothing feeds are left out."""
     criteria, answers, operands = Criteria(**c["criteria"]), c["effects"], c["operands_changed"]
     under = {"shown answers": answers, "operands": operands["effects"]}
+    receivers = dict.fromkeys([*answers, *operands["effects"]])
+    del receivers["logits"]
     rows = []
-    for receiver in dict.fromkeys([*answers, *operands["effects"]]):
-        for contrast, effects in under.items():
-            if receiver != "logits" and receiver in effects:
-                fed = feeding([as_effects(effects[receiver])], criteria)
-                rows += [[receiver, contrast, named(fed)]] if fed else []
-    title = "what feeds them (r in %; q, k and v are a head's inputs)"
-    return [title, *table(["receiver", "changed", "fed by"], rows, left=3)]
+    for receiver, contrast in product(receivers, under):
+        effects = under[contrast].get(receiver)
+        if effects and (fed := feeding([as_effects(effects)], criteria)):
+            rows.append([receiver, contrast, named(fed)])
+    says = "what feeds them (r in %; q, k and v are a head's inputs)"
+    return [says, *table(["receiver", "changed", "fed by"], rows, left=3)]
+
+
+# ---------------------------------------------------------------- is it enough?
+
+
+def enough(c: Circuit) -> list[str]:
+    """In short: all groups together run alone, random circuits beside them."""
+    e, rows = c["evaluation"], []
+    said = {"base": "values of base prompts", "operands_changed": "of other operands"}
+    for row in e["circuits"]:
+        if row["circuit"] == "union of groups":
+            source = said.get(row["replaced_by"], "mean values")
+            alone = [row["faithfulness"], row["circuit_accuracy"], row["random_circuits"]["mean"]]
+            rows.append([source, *alone])
+    return [
+        f"is it enough? Its {len(e['circuit'])} heads alone, {e['n_prompts']} other prompts",
+        *table(["all others send", "faithfulness", c["asked"], "random heads"], rows),
+        "  (random heads: as many of the same layers; they overlap with the circuit)",
+        f"  it misses at most {e['completeness']:.0%} of F, whatever part of it is taken away",
+    ]
+
+
+def evaluated(c: Circuit) -> list[str]:
+    """Circuits run alone: all heads outside replaced."""
+    e, rows = c["evaluation"], []
+    for row in e["circuits"]:
+        kind = [row["circuit"], words(row["replaced_by"]), len(row["heads"])]
+        alone = [row["faithfulness"], row["circuit_accuracy"], row["base_acc"]]
+        random = row["random_circuits"]
+        rows.append([*kind, *alone, random["mean"], random["highest"]])
+    columns = ["circuit", "outside", "heads", "faithfulness", c["asked"], "plain"]
+    lines = [
+        f"circuits alone, {e['n_prompts']} other prompts: heads outside send what they send on the "
+        "base prompt, on the one with other operands, or their mean",
+        "  (random: as many heads of the same layers, the circuit's own among them, so they overlap"
+        " with it and may even equal it)",
+        *table([*columns, "random: mean", "highest"], rows, left=2),
+    ]
+    lines += taken_apart("union of groups", e)
+    lines += taken_apart("the same, operands changed", e["operands_changed"])
+    return lines + taken_apart("eliminated, both contrasts", e["by_elimination"])
+
+
+def taken_apart(name: str, part: dict[str, Any]) -> list[str]:
+    """Completeness and minimality of one circuit."""
+    gaps = part["completeness_gaps"]
+    least_first = sorted(part["minimality"].items(), key=lambda pair: pair[1])
+    return [
+        f"  {name}: {listed(part['circuit'])}",
+        f"    completeness gap, share of F's range: greedy max {part['completeness']:.3f} "
+        f"(without {listed(gaps['worst'])}), mean {gaps.get('greedy_mean', 0):.3f}; "
+        f"random max {gaps.get('random_max', 0):.3f}, mean {gaps.get('random_mean', 0):.3f}",
+        "    minimality, least needed first: "
+        + listed(f"{head} {share:.3f}" for head, share in least_first),
+    ]
 
 
 def readers(c: Circuit) -> list[str]:
@@ -108,61 +239,34 @@ def readers(c: Circuit) -> list[str]:
     ]
 
 
-# ---------------------------------------------------------------- is it enough, is it needed?
+# ---------------------------------------------------------------- is it needed?
 
 
-def evaluated(c: Circuit) -> list[str]:
-    """Circuits run alone: all heads outside replaced."""
-    e = c["evaluation"]
-    columns = ["circuit", "outside", "heads", "faithfulness", c["asked"], "plain"]
-    columns += ["random: mean", "highest"]
+def needed(c: Circuit) -> list[str]:
+    """In short: what is left without the FI heads, the plain answer beside it."""
+    settings = {("random_same_layers", "base"): "random heads of these layers, base values"}
+    for how in ("base", "mean", "unrelated"):
+        settings["function_induction", how] = f"FI heads, {how} values"
     rows = []
-    for row in e["circuits"]:
-        alone = [row["faithfulness"], row["circuit_accuracy"], row["base_acc"]]
-        drawn = [row["random_circuits"]["mean"], row["random_circuits"]["highest"]]
-        kind = [row["circuit"], words(row["replaced_by"]), len(row["heads"])]
-        rows.append([*kind, *alone, *drawn])
-    lines = [
-        f"circuits alone, {e['n_prompts']} other prompts: heads outside send what they send on the "
-        "base prompt, on the one with other operands, or their mean",
-        "  (random: as many heads of the same layers, the circuit's own among them, so they overlap"
-        " with it and may even equal it)",
-        *table(columns, rows, left=2),
-    ]
-    parts = {
-        "union of groups": e,
-        "the same, operands changed": e["operands_changed"],
-        "eliminated, both contrasts": e["by_elimination"],
-    }
-    for name, part in parts.items():
-        gaps = part["completeness_gaps"]
-        least_first = sorted(part["minimality"].items(), key=lambda pair: pair[1])
-        lines += [
-            f"  {name}: {listed(part['circuit'])}",
-            f"    completeness gap, share of F's range: greedy max {part['completeness']:.3f} "
-            f"(without {listed(gaps['worst'])}), mean {gaps.get('greedy_mean', 0):.3f}; "
-            f"random max {gaps.get('random_max', 0):.3f}, mean {gaps.get('random_mean', 0):.3f}",
-            "    minimality, least needed first: "
-            + listed(f"{head} {share:.3f}" for head, share in least_first),
-        ]
-    return lines
+    for row in c["evaluation"]["ablation"]:
+        if setting := settings.get((row["ablated"], row["how"])):
+            rows.append([setting, row["base_acc"], row["contrast_acc"]])
+    return table(["is it needed?", "plain answer", c["asked"]], rows)
 
 
 def ablated(c: Circuit) -> list[str]:
     """Groups replaced in the whole model, and their controls."""
     rows = []
     for row in c["evaluation"]["ablation"]:
-        heads = listed(row["heads"])
-        put_in_base, worst = row.get("floor", "–"), ["–", "–"]
+        heads, worst = listed(row["heads"]), ["–", "–"]
         if "worst" in row:
             heads = f"{row['n_draws']} draws of {row['n_heads']:g}, {row['n_groups']} groups"
             worst = [row["worst"]["contrast_acc"], listed(row["worst"]["heads"])]
         low, high = row["ci"]
         replaced = [words(row["ablated"]), heads, words(row["how"]), row["n_prompts"]]
-        shares = [row["base_acc"], row["contrast_acc"], f"{low:.2f} to {high:.2f}", put_in_base]
-        rows.append(replaced + shares + worst)
+        shares = [row["base_acc"], row["contrast_acc"], f"{low:.2f} to {high:.2f}"]
+        rows.append([*replaced, *shares, row.get("floor", "–"), *worst])
     columns = ["ablated", "heads", "values from", "prompts", "plain", c["asked"], "95 %"]
-    columns += ["in base prompts", "worst", "by"]
     return [
         "ablation: other values in place of what some heads send on contrast prompts",
         "  base = from the paired base prompt, mean = mean over base prompts, unrelated = from "
@@ -170,7 +274,7 @@ def ablated(c: Circuit) -> list[str]:
         "that asks for the same answer too",
         f"  95 % = of {c['asked']} over prompts, or for random groups over draws; in base prompts ="
         f" {c['asked']} when the same is put into base prompts; worst = of the draws",
-        *table(columns, rows, left=3),
+        *table([*columns, "in base prompts", "worst", "by"], rows, left=3),
     ]
 
 
@@ -204,12 +308,9 @@ def written(c: Circuit) -> list[str]:
 
 
 def probed(probe: dict[str, Any]) -> list[str]:
-    rows = []
-    for kind in ("dealt", "consistent"):
-        for place in ("answer", "equals"):
-            for target in ("difference", "expected", "shuffled"):
-                values = probe[kind][place][target]
-                rows.append([f"{kind} documents, at {place}", target, *values])
+    rows, targets = [], ("difference", "expected", "shuffled")
+    for kind, place, target in product(("dealt", "consistent"), ("answer", "equals"), targets):
+        rows.append([f"{kind} documents, at {place}", target, *probe[kind][place][target]])
     others = probe["other_functions"]
     for target, measured in (("difference", "r2"), ("difference: correlation", "correlation")):
         rows.append(["fitted on other functions", target, *others[measured]["difference"]])
@@ -219,6 +320,24 @@ def probed(probe: dict[str, Any]) -> list[str]:
         f"  from the shown answer alone: {probe['dealt']['from_shown_alone']:.3f}. The difference "
         f"becomes readable at the answers by {probe['made_by']} ({probe['step']:+.3f}).",
     ]
+
+
+def spared(c: Circuit) -> list[str]:
+    """In short: how other tasks fare without these heads."""
+    shifted: dict[str, list[float]] = {}  # shares of prompts by what is ablated
+    for row in c["reuse"]:
+        if row["prompt"] == "contrast" and row["items"] != "no carry":
+            shifted.setdefault(row["ablated"], []).append(row["contrast_acc"])
+    if not shifted:
+        return []
+    n = len(shifted["none"])
+    mean = {ablated: sum(shares) / n for ablated, shares in shifted.items()}
+    return wrap(
+        f"the same heads on {n} tasks: shifted answers {mean['none']:.2f}, without them "
+        f"{mean['function_induction']:.2f}, without as many random ones "
+        f"{mean['random_same_layers']:.2f} (means)",
+        indent=2,
+    )
 
 
 def reused(c: Circuit) -> list[str]:
@@ -238,18 +357,73 @@ def reused(c: Circuit) -> list[str]:
     ]
 
 
+# ---------------------------------------------------------------- the conclusion
+
+
+def not_found(c: Circuit) -> str:
+    """Says that there is no circuit, and why."""
+    done = c["accuracy"]["contrast_prompt"]["contrast"]
+    why = "no head moves the answer and looks at earlier answers as the criteria ask"
+    if done < c["criteria"]["solves"]:
+        why = "the model does not do the task"
+    return (
+        f"No function-induction circuit was found for {title(c)} "
+        f"(right on {done:.1%} of prompts): {why}."
+    )
+
+
+def sentence(c: Circuit) -> str:
+    """A plain paragraph that says what was found."""
+    if not c["groups"]["function_induction"]:
+        return not_found(c)
+    fi, others = direct_writers(c)
+    shown, expected = c["routes"]["shown_answer"], c["routes"]["expected_answer"]
+    # Both with values from the base prompt.
+    left, alone = c["evaluation"]["ablation"][0], c["evaluation"]["circuits"][0]
+    done = c["accuracy"]["contrast_prompt"]["contrast"]
+    return (
+        f"{title(c).capitalize()} (right on {done:.1%} of prompts) is carried to the answer by the "
+        f"function-induction head{'s' * (len(fi) > 1)} {in_words(fi, len(fi))}, which at the last "
+        f"`=` look at the earlier answers; other direct writers are "
+        f"{in_words(others, len(others))}. What was shown reaches the inputs of these heads from "
+        f"{in_words(shown)}; what was to be expected, from {in_words(expected)}. "
+        f"With their values from the base prompt put in, the model answers {c['asked']} on "
+        f"{left['contrast_acc']:.1%} of prompts and gives the plain answer on "
+        f"{left['base_acc']:.1%}. With those of all heads but the {len(alone['heads'])} of these "
+        f"groups put in, it answers {c['asked']} on {alone['circuit_accuracy']:.1%} (faithfulness "
+        f"{alone['faithfulness']:.2f}; as many random heads of the same layers, which overlap with "
+        f"them: {alone['random_circuits']['mean']:.2f})."
+    )
+
+
 def concluded(c: Circuit) -> list[str]:
     return [sentence(c)]
 
 
-Part = Callable[[Circuit], list[str]]
-PARTS: dict[str, tuple[list[Part], list[Part]]] = {  # of each step: in short, in full
-    "task": ([talk.solved], [solved]),
-    "direct": ([], [attributed]),
-    "circuit": ([talk.traced], [groups, inputs]),
-    "enough": ([talk.enough], [evaluated, readers]),
-    "ablation": ([talk.ablated], [ablated, thresholds]),
-    "writing": ([], [written]),
-    "reuse": ([talk.reused], [reused]),
-    "conclusion": ([talk.conclusion], [concluded]),
+def conclusion(c: Circuit) -> list[str]:
+    """In short: the finding in a few plain words."""
+    if not c["groups"]["function_induction"]:
+        return ["", *wrap(not_found(c))]
+    fi, _ = direct_writers(c)
+    plain = {row["how"]: row["base_acc"] for row in c["evaluation"]["ablation"][:2]}
+    done = c["accuracy"]["contrast_prompt"]["contrast"]
+    text = (
+        f"{title(c).capitalize()} (right on {done:.1%}) is carried to the answer by "
+        f"{in_words(fi)}: heads that at the last `=` look back at the shown answers. With what "
+        f"they send on plain prompts put in, the answer is plain on {plain['base']:.1%}; with mean "
+        f"values on {plain['mean']:.1%}, so they carry the answer itself, not the rule alone."
+    )
+    return ["", *wrap(text)]
+
+
+Parts = tuple[Callable[[Circuit], list[str]], ...]
+PARTS: dict[str, tuple[Parts, Parts]] = {  # of each step: in short, in full
+    "task": ((solved,), (solved, logit_differences)),
+    "direct": ((heat_map,), (heat_map, attributed)),
+    "circuit": ((traced,), (groups, inputs)),
+    "enough": ((enough,), (evaluated, readers)),
+    "ablation": ((needed,), (ablated, thresholds)),
+    "writing": ((), (written,)),
+    "reuse": ((spared,), (reused,)),
+    "conclusion": ((conclusion,), (concluded,)),
 }

@@ -42,9 +42,13 @@ def table(
 
 def table_of_heads(found: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> list[str]:
     """A table with a row for each head: its values of `names`, which head the columns."""
-    titles = [name.replace("_", " ") for name in names]
     rows = [[head, *(values[name] for name in names)] for head, values in found.items()]
-    return table(["head", *titles], rows, digits=2)
+    return table(["head", *map(words, names)], rows, digits=2)
+
+
+def words(name: str) -> str:
+    """A key of circuit.json for people: `function induction`."""
+    return name.replace("_", " ")
 
 
 def _text(cell: object, digits: int) -> str:
