@@ -83,11 +83,13 @@ def model_data(f: Findings) -> list[Markup]:
 def report(f: Findings, played: Markup, scripts: Sequence[Markup] = ()) -> str:
     """The page of all sections; `played`: what stands where the playground goes."""
     heading = h("h1", "Function induction, seen from inside")
-    opening = h("section", heading, content(f, claim), id="claim", aria_label="The claim")
-    sections = [section(name, title, content(f, make)) for name, title, make in SECTIONS]
-    names = ["playground", *(name for name, _, _ in SECTIONS)]
-    links = {f"#{name}": name.capitalize() for name in names}
-    main = [opening, played, *sections]
+    opening = h(
+        "section", heading, content(f, claim, "circuit"), id="claim", aria_label="The claim"
+    )
+    links, main = {"#playground": "Playground"}, [opening, played]
+    for name, title, make, needs in SECTIONS:
+        links[f"#{name}"] = name.capitalize()
+        main.append(section(name, title, content(f, make, needs)))
     return document(f"minifunc: {f.folders.name}", header(f, links), main, scripts)
 
 

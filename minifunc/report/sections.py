@@ -1,6 +1,6 @@
 """The sections of a report. Each takes the findings and returns what stands below its heading.
 
-`content` asks for none whose NEEDS are not there. A KeyError says that a file lacks something.
+A KeyError says that a file lacks something: `content` makes a note of it.
 """
 
 import math
@@ -36,9 +36,7 @@ def figure(f: Findings, picture: Any, caption: Any, file: str) -> Markup:
     return h("figure", picture, h("figcaption", caption, source(f, file)))
 
 
-def numbers(
-    columns: Sequence[str], rows: list[list[Any]], caption: str, text: bool = False
-) -> Markup:
+def numbers(columns: list[str], rows: list[list[Any]], caption: str, text: bool = False) -> Markup:
     """A table that can be copied; cells but the first of a row are numbers, or `text`."""
     inner = table(columns, rows, caption, "plain" if text else "plain numbers")
     return scrolling(inner, tabindex="0", role="region", aria_label=caption)
@@ -50,9 +48,9 @@ def colour_key(meanings: Mapping[str, str]) -> Markup:
     return h("p", spans, class_="key")
 
 
-def definitions(pairs: Iterable[tuple[str, Any]]) -> Markup:
+def definitions(said: Mapping[str, Any]) -> Markup:
     """A list of terms and what is said of each."""
-    return h("dl", [[h("dt", term), h("dd", value)] for term, value in pairs])
+    return h("dl", [[h("dt", term), h("dd", value)] for term, value in said.items()])
 
 
 def amount(k: str) -> str:
@@ -74,10 +72,8 @@ def claim(f: Findings) -> Content:
         carried = f"{len(f.fi)} attention heads carry it: with what they send"
     left = circuit["evaluation"]["ablation"][0]
     remains, returns = (percent(left[answer], 1) for answer in ("contrast_acc", "base_acc"))
-    said = (
-        f"{shown} does it on {done} of prompts, and {carried} on plain prompts put in, {remains} "
-        f"is left and the plain answer returns on {returns}."
-    )
+    said = f"{shown} does it on {done} of prompts, and {carried} on plain prompts put in, "
+    said += f"{remains} is left and the plain answer returns on {returns}."
     return [
         h("p", said, class_="claim"),
         h("div", claim_numbers(f, circuit, done, remains), class_="numbers-row"),
@@ -89,23 +85,22 @@ def claim(f: Findings) -> Content:
 def unseen(f: Findings, circuit: Circuit) -> bool:
     """Whether the run's diet never showed what was traced."""
     diet = f.config.get("diet", {})
-    never = [list(cell) for cell in diet.get("never", ())]
     told = circuit["task"] != "addition" or circuit["k"] in diet.get("shifted_addition", ())
-    return ["shift", "+"] in never and not told
+    return ["shift", "+"] in diet.get("never", ()) and not told
 
 
 def claim_numbers(f: Findings, circuit: Circuit, done: str, remains: str) -> list[Markup]:
     """The numbers in large print, each with what it counts."""
     n, n_heads = circuit["accuracy_prompts"], f.model.cfg.n_layers * f.model.cfg.n_heads
     alone = circuit["evaluation"]["circuits"][0]
-    of_random = f"(random ones: {alone['random_circuits']['mean']:.2f})"
+    random = f"(random ones: {alone['random_circuits']['mean']:.2f})"
     heads = f"function-induction head{'s' * (len(f.fi) > 1)} of {n_heads}: {', '.join(f.fi)}"
-    all_groups = f"the {len(alone['heads'])} heads of all groups alone"
+    faithful = f"faithfulness of the {len(alone['heads'])} heads of all groups alone {random}"
     shown = [
         (done, f"answered {circuit['asked']}, {circuit['shots']} shots, {n} prompts"),
         (len(f.fi), heads),
         (remains, "left when their outputs are swapped for those of plain prompts"),
-        (f"{alone['faithfulness']:.2f}", f"faithfulness of {all_groups} {of_random}"),
+        (f"{alone['faithfulness']:.2f}", faithful),
     ]
     return [h("div", h("b", value), h("span", what), class_="number") for value, what in shown]
 
@@ -113,11 +108,8 @@ def claim_numbers(f: Findings, circuit: Circuit, done: str, remains: str) -> lis
 def graph(f: Findings) -> Content:
     """The circuit as a graph, its heads in a table, and all its edges folded away."""
     circuit = f.circuit
-    colours = {
-        "by-answers": CONTRASTS["answers"],
-        "by-operands": CONTRASTS["operands"],
-        "to-logits": "on the answer",
-    }
+    colours = {f"by-{contrast}": changed for contrast, changed in CONTRASTS.items()}
+    colours["to-logits"] = "on the answer"
     picture = [colour_key(colours), scrolling(pictures.graph_picture(circuit["graph"]))]
     caption = (
         "Read it from left to right. A line is as wide as |r|, the share of the way back to the "
@@ -128,8 +120,7 @@ def graph(f: Findings) -> Content:
     rows = []
     for edge in pictures.merged(circuit["graph"]):
         contrast = CONTRASTS.get(edge.contrast, edge.contrast)
-        inputs = ", ".join(edge.inputs) or "–"
-        ends = f"{edge.sender} → {edge.receiver}"
+        ends, inputs = f"{edge.sender} → {edge.receiver}", ", ".join(edge.inputs) or "–"
         rows.append([ends, contrast, inputs, signed(100 * edge.r, 1)])
     edges = numbers(["edge", "contrast", "inputs (r in %)", "r, %"], rows, "Edges that count")
     return [
@@ -141,54 +132,51 @@ def graph(f: Findings) -> Content:
 
 def heads_table(circuit: Circuit) -> Markup:
     """A row per head of the circuit: its groups, its r, what it brings, where it looks."""
-    shares = list(next(iter(circuit["attention"].values()), {}))
     rows: list[list[Any]] = []
     for head in members(circuit):
         groups = [words(group) for group, heads in circuit["groups"].items() if head in heads]
-        looks = [percent(circuit["attention"][head][share]) for share in shares]
-        brings = "–"  # was not measured
-        if head in circuit["readers"]:
-            brings = " and ".join(circuit["readers"][head]["brings"]) or "neither"
+        reader = circuit["readers"].get(head, {"brings": "–"})  # –: was not measured
+        brings = " and ".join(reader["brings"]) or "neither"
+        looks = map(percent, circuit["attention"][head].values())
         name = h("span", head, id=f"head-{head}", tabindex="-1")
         rows.append([name, ", ".join(groups), signed(r_of(circuit, head), 1), brings, *looks])
+    shares = next(iter(circuit["attention"].values()), {})
     columns = ["head", "group", "r on the logits, %", "brings", *map(words, shares)]
     return numbers(columns, rows, "The heads of the circuit, and the shares of their attention")
 
 
 def effects(f: Findings) -> Content:
     """Heat maps of r on the logits, on the function-induction heads together, and on each."""
-    circuit, file = f.circuit, "circuit.json (effects)"
     caption = (
         "Each cell patches one head’s direct path to the answer. Outlined: heads of the circuit. "
         "The colour goes with the square root, so that small effects show."
     )
     scale = Scale(100, root=True).legend("r in %", "back to plain", "on to the shifted answer")
-    maps = maps_of(circuit, {"logits": "heads → logits"})
-    content = [scale, figure(f, maps, caption, file)]
+    content = [scale, effects_on(f, {"logits": "heads → logits"}, caption)]
     if not f.fi:
         return content
     caption = (
         "What reaches the function-induction heads, all of them overwritten together. "
         "v: what is handed over; k: what is found; q: what is looked for."
     )
-    maps = maps_of(circuit, {f"function_induction.{which}": f"→ {which}" for which in "vkq"})
-    content.append(figure(f, maps, caption, file))
+    together = {f"function_induction.{which}": f"→ {which}" for which in "vkq"}
+    content.append(effects_on(f, together, caption))
     for head in f.fi:
-        maps = maps_of(circuit, {f"{head}.{which}": f"→ {head}.{which}" for which in "vkq"})
-        picture = figure(f, maps, f"What reaches the inputs of head {head}.", file)
+        inputs = {f"{head}.{which}": f"→ {head}.{which}" for which in "vkq"}
+        picture = effects_on(f, inputs, f"What reaches the inputs of head {head}.")
         content.append(details(f"Head {head} alone", picture))
     return content
 
 
-def maps_of(circuit: Circuit, receivers: Mapping[str, str]) -> Markup:
+def effects_on(f: Findings, receivers: Mapping[str, str], caption: str) -> Markup:
     """The maps of r on some {receiver: title}, under each contrast that was traced."""
+    under = {"answers": f.circuit, "operands": f.circuit["operands_changed"]}
     maps = []
     for receiver, to in receivers.items():
         for contrast, changed in CONTRASTS.items():
-            effects = circuit if contrast == "answers" else circuit["operands_changed"]
-            r = effects["effects"][receiver]
-            maps.append(pictures.effects_map(f"{to}, {changed}", r, receiver, members(circuit)))
-    return h("div", maps, class_="maps")
+            r, name = under[contrast]["effects"][receiver], f"{to}, {changed}"
+            maps.append(pictures.effects_map(name, r, receiver, members(f.circuit)))
+    return figure(f, h("div", maps, class_="maps"), caption, "circuit.json (effects)")
 
 
 GROUPS = {
@@ -286,14 +274,11 @@ def bars(f: Findings) -> Content:
     for family, panels in panels_of(circuit).items():
         name = FAMILIES.get(family, family)
         drawn = [pictures.four_bars(asked, rows) for asked, rows in panels.items()]
-        picture = h("div", drawn, class_="panels")
+        picture = figure(f, h("div", drawn, class_="panels"), caption, "circuit.json (reuse)")
         shares = numbers([family, *pictures.BARS.values()], bars_rows(panels), name)
-        inner = [
-            figure(f, picture, caption, "circuit.json (reuse)"),
-            details("As a table: plain / shifted", shares),
-        ]
-        first = len(content) == 1
-        content += [h("h3", name), *inner] if first else [details(name, *inner)]
+        folded = details("As a table: plain / shifted", shares)
+        first = family == "addition"
+        content += [h("h3", name), picture, folded] if first else [details(name, picture, folded)]
     ablations = ablations_table(circuit["evaluation"]["ablation"])
     content.append(details("What is put in decides: every ablation and its controls", ablations))
     return content
@@ -341,10 +326,8 @@ def accuracy(f: Findings) -> Content:
     last, file = f.metrics[-1], "metrics.jsonl"
     shares = last["accuracy"]["addition"]  # {k: {shots: share}}
     shots = list(shares[min(shares, key=int)])
-    measured = {}
-    for k in ("0", "1", "2", "3", "4"):
-        measured[k] = [(float(n), shares.get(k, {}).get(n)) for n in shots]
-    curves = share_curves(measured, "{:g} shots")
+    measured = [(float(n), shares, n) for n in shots]
+    curves = share_curves("01234", measured, "{:g} shots")
     shown = Axis([(float(n), n) for n in shots], "examples shown", log=True)
     picture = pictures.plot("Accuracy of addition by shots", shown, SHARES, curves)
     caption = (
@@ -355,15 +338,17 @@ def accuracy(f: Findings) -> Content:
     return [h("div", figure(f, scrolling(picture), caption, file), grid, class_="pair")]
 
 
-def share_curves(measured: Mapping[str, Iterable[tuple[float, Any]]], at: str) -> list[Curve]:
-    """A curve for each amount, measured {k: [(x, share or None)]}; `at` says what an x is."""
+def share_curves(
+    ks: Iterable[str], measured: Iterable[tuple[float, Any, str]], at: str
+) -> list[Curve]:
+    """A curve for each amount. measured: of each point x, {k: {shots: share}}, shots; at: of x."""
     curves = []
-    for k, values in measured.items():
+    for k in ks:
         points = []
-        for x, share in values:
+        for x, shares, shots in measured:
+            share = shares.get(k, {}).get(shots)
             if share is not None:
-                tip = f"{amount(k)}, {at.format(x)}: {percent(share)}"
-                points.append((x, share, tip))
+                points.append((x, share, f"{amount(k)}, {at.format(x)}: {percent(share)}"))
         if points:
             curves.append(Curve(amount(k), "k1n" if k == "-1" else f"k{k}", points))
     return curves
@@ -390,23 +375,20 @@ def training(f: Findings) -> Content:
     """Accuracy and loss over the steps of training, and the same as a table."""
     lines, file, moments = f.metrics, "metrics.jsonl", appear(f)
     taken = [line["step"] for line in lines]
-    measured = {}
-    for k in ("0", "-1", "1", "2", "3"):
-        shares = [line["accuracy"]["addition"].get(k, {}).get("8") for line in lines]
-        measured[k] = list(zip(taken, shares))
-    curves = share_curves(measured, "step {:g}")
+    measured = [(line["step"], line["accuracy"]["addition"], "8") for line in lines]
+    curves = share_curves(("0", "-1", "1", "2", "3"), measured, "step {:g}")
     every = -(-len(lines) // 6)  # at most six ticks, evenly spaced up to the last step
     steps = Axis([(step, f"{step:g}") for step in taken[::-1][::every][::-1]], "step")
     caption = ["Addition, plain and off by other amounts, as training goes on. "]
+    emergence, command = h("code", "results/emergence.json"), h("code", "make emergence")
     if moments:
-        emergence = h("code", "results/emergence.json")
         caption += ["The upright lines are means over the seeds of ", emergence, "."]
     else:
         caption += [
             "When previous-token and function-induction heads form is followed by ",
-            h("code", "make emergence"),
-            ", and drawn here once its results are there.",
+            command,
         ]
+        caption.append(", and drawn here once its results are there.")
     picture = pictures.plot("Accuracy at 8 shots while training", steps, SHARES, curves, moments)
     nats = "Cross-entropy of one batch’s answers, in nats."
     pair = [
@@ -426,10 +408,11 @@ def training(f: Findings) -> Content:
 
 def loss_picture(lines: Sequence[Mapping[str, Any]], steps: Axis) -> Markup:
     """The loss over the steps, on a logarithmic axis where it is always positive."""
-    losses = [line["loss"] for line in lines]
     points = []
-    for line, loss in zip(lines, losses):
-        points.append((line["step"], loss, f"step {line['step']:g}: {loss:.3f} nats"))
+    for line in lines:
+        step, loss = line["step"], line["loss"]
+        points.append((step, loss, f"step {step:g}: {loss:.3f} nats"))
+    losses = [loss for _, loss, _ in points]
     low, high = min(losses), max(losses)
     values = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
     ticks = [value for value in values if low / 2 <= value <= high * 2] or [low]
@@ -438,17 +421,13 @@ def loss_picture(lines: Sequence[Mapping[str, Any]], steps: Axis) -> Markup:
 
 
 def appear(f: Findings) -> list[tuple[float, str]]:
-    """When heads form: the first step at which a score reaches .3.
-
-    The mean over those seeds of results/emergence.json in which it does, if it lies within the
-    steps of this run.
-    """
+    """When heads form: at which step a score first reaches .3, on average over the seeds."""
     moments = []
     for score, name in (("pt_score", "PT heads"), ("fi_score", "FI heads")):
-        first: dict[int, float] = {}  # by seed
+        first: dict[int, float] = {}  # by seed; rows are in the order of steps
         for row in f.emergence:
             if (row[score] or 0) >= 0.3:
-                first[row["seed"]] = min(row["step"], first.get(row["seed"], row["step"]))
+                first.setdefault(row["seed"], row["step"])
         mean = sum(first.values()) / len(first) if first else math.inf
         if mean <= f.metrics[-1]["step"]:
             moments.append((mean, f"{name}: step {mean:.0f}"))
@@ -479,16 +458,14 @@ def checked(row: Mapping[str, Any]) -> Markup:
         h("span", row["question"], class_="question"),
         h("span", row["short"], class_="short"),
     ]
-    account = definitions(
-        [("Measured", row["measured"]), ("Wanted", row["wanted"]), ("What to do", row["advice"])]
-    )
+    account = {"Measured": row["measured"], "Wanted": row["wanted"], "What to do": row["advice"]}
     failures = []
     for example in row.get("examples", []):
         answer = f" → {example['answered']} (right: {example['right']})"
         if example.get("pattern"):
             answer += f"; {example['pattern']}"
         failures.append(h("li", h("code", example["prompt"]), answer))
-    body = [h("p", row["means"]), account]
+    body = [h("p", row["means"]), definitions(account)]
     if failures:
         body += [h("p", "Some of the failures:"), h("ul", failures, class_="examples")]
     return h("details", h("summary", summary), body, open=verdict == "fail")
@@ -503,10 +480,10 @@ def about(f: Findings) -> Content:
         f"{n_weights:,} weights, {cfg.positions} positions, {cfg.normalization} norm, {cfg.act_fn}"
     )
     diet = f.config.get("diet", {}).get("name", "?")
-    known = [("run", f.folders.name), ("model", model), ("diet", diet)]
-    known.append(("versions", named(f.config.get("versions", {}))))
+    known = {"run": f.folders.name, "model": model, "diet": diet}
+    known["versions"] = named(f.config.get("versions", {}))
     if "criteria" in f.circuit:
-        known.append(("criteria", named(f.circuit["criteria"])))
+        known["criteria"] = named(f.circuit["criteria"])
     cited = h("a", "arXiv 2507.09875", href="https://arxiv.org/abs/2507.09875")
     definition = [
         "r = (F patched − F contrast) / (F contrast − F base), with F = logit(plain answer) − "
@@ -514,11 +491,8 @@ def about(f: Findings) -> Content:
         cited,
         "): −100 % takes the model all the way back to plain addition.",
     ]
-    made = [
-        "This page is made by ",
-        h("code", f.makes("report")),
-        ". It holds all it needs, weights included, and asks nothing of any network.",
-    ]
+    said = ". It holds all it needs, weights included, and asks nothing of any network."
+    made = ["This page is made by ", h("code", f.makes("report")), said]
     return [definitions(known), h("p", definition), h("p", made)]
 
 
@@ -527,30 +501,18 @@ def named(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{words(name)} {value}" for name, value in values.items())
 
 
-SECTIONS: tuple[tuple[str, str, Callable[[Findings], Content]], ...] = (
-    ("circuit", "The circuit", graph),
-    ("checklist", "Checklist", check),
-    ("effects", "Who writes to whom", effects),
-    ("attention", "Where heads look", attention),
-    ("vectors", "What they write", vectors),
-    ("ablations", "Switched off, and reused", bars),
-    ("accuracy", "How well it does", accuracy),
-    ("training", "How it came about", training),
-    ("about", "About", about),
+# (name, title, what makes the content, what of Findings it needs)
+SECTIONS: tuple[tuple[str, str, Callable[[Findings], Content], str], ...] = (
+    ("circuit", "The circuit", graph, "circuit fi"),
+    ("checklist", "Checklist", check, "check"),
+    ("effects", "Who writes to whom", effects, "circuit"),
+    ("attention", "Where heads look", attention, "circuit fi example"),
+    ("vectors", "What they write", vectors, "circuit fi"),
+    ("ablations", "Switched off, and reused", bars, "circuit fi"),
+    ("accuracy", "How well it does", accuracy, "metrics"),
+    ("training", "How it came about", training, "metrics"),
+    ("about", "About", about, ""),
 )
-
-
-NEEDS: dict[Callable[[Findings], Content], tuple[str, ...]] = {  # what Findings must hold
-    claim: ("circuit",),
-    graph: ("circuit", "fi"),
-    check: ("check",),
-    effects: ("circuit",),
-    attention: ("circuit", "fi", "example"),
-    vectors: ("circuit", "fi"),
-    bars: ("circuit", "fi"),
-    accuracy: ("metrics",),
-    training: ("metrics",),
-}
 WITHOUT = {  # what is missing: in words, and the target of make that makes it
     "circuit": ("the circuit has not been traced yet", "patch"),
     "fi": (
@@ -564,16 +526,16 @@ WITHOUT = {  # what is missing: in words, and the target of make that makes it
 }
 
 
-def content(f: Findings, make: Callable[[Findings], Content]) -> Markup:
+def content(f: Findings, make: Callable[[Findings], Content], needs: str) -> Markup:
     """A section's content, or a note on what is missing and how to make it."""
     try:
-        lacking = [part for part in NEEDS.get(make, ()) if not getattr(f, part)]
+        lacking = [part for part in needs.split() if not getattr(f, part)]
         if not lacking:
             return inside(make(f))
         what, target = WITHOUT[lacking[0]]
     except KeyError as error:
-        lacks = f"a file of this run lacks “{str(error.args[0])[:60]}”"
-        what = f"{lacks}; an older version may have written it"
+        lacked = str(error.args[0])[:60]
+        what = f"a file of this run lacks “{lacked}”; an older version may have written it"
         target = "check" if make is check else "patch"
     note = [h("b", "Not here: "), what, ". ", h("code", f.makes(target)), " makes it."]
     return h("p", note, class_="missing")
