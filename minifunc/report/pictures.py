@@ -7,6 +7,7 @@ touch, and once more in a table.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from minifunc.report.html import Markup, h, percent, scrolling, signed, table
@@ -34,11 +35,9 @@ class Scale:
     def legend(self, unit: str, low: str, high: str) -> Markup:
         """The scale as a row of swatches, with the meaning of its two ends."""
         right = (0.05, 0.25, 0.5, 1.0) if self.root else (0.25, 0.5, 0.75, 1.0)
-        swatches = []
-        for step in (*(-step for step in reversed(right)), 0.0, *right):
-            value = step * self.most
-            shown = signed(value, 0 if self.most >= 10 else 1)
-            swatches.append(h("span", shown, **self.shade(value)))
+        values = [step * self.most for step in (*(-step for step in reversed(right)), 0.0, *right)]
+        digits = 0 if self.most >= 10 else 1
+        swatches = [h("span", signed(value, digits), **self.shade(value)) for value in values]
         scale = h("span", swatches, class_="scale")
         return h("p", h("span", low), scale, h("span", f"{unit}, {high}"), class_="legend")
 
@@ -57,23 +56,17 @@ def heat_map(
 
 
 def effects_map(title: str, effects: Any, receiver: str, marked: Sequence[str] = ()) -> Markup:
-    """r of every sender on one receiver.
-
-    A row per layer, the last one on top, with its MLP at the right; the embedding below.
-    `marked`: senders to outline.
-    """
+    """r of every sender on one receiver, the last layer on top; `marked`: senders to outline."""
     scale = Scale(1.0, root=True)
 
     def cell(sender: str, r: float) -> Markup:
         tip = f"{sender} → {receiver}: r = {signed(100 * r, 1)} %"
         return scale.cell(r, signed(100 * r), tip, sender in marked)
 
-    rows = []
-    for layer, of_heads in enumerate(effects["heads"]):
+    rows = [["embed", cell("embedding", effects["embedding"])]]
+    for layer, (of_heads, mlp) in enumerate(zip(effects["heads"], effects["mlps"])):
         heads = [cell(f"{layer}.{head}", r) for head, r in enumerate(of_heads)]
-        rows.append([str(layer), *heads, cell(f"mlp{layer}", effects["mlps"][layer])])
-    rows.reverse()
-    rows.append(["embed", cell("embedding", effects["embedding"])])
+        rows.insert(0, [str(layer), *heads, cell(f"mlp{layer}", mlp)])
     columns = [f"h{head}" for head in range(len(effects["heads"][0]))]
     return heat_map(title, "layer", [*columns, "mlp"], rows)
 
@@ -93,23 +86,24 @@ def vector_map(title: str, logits: Sequence[Sequence[float]], scale: Scale, k: i
 # ---------------------------------------------------------------- SVG
 
 
-def svg(width: float, height: float, label: str, *children: Any, **attributes: Any) -> Markup:
+def svg(
+    width: float, height: float, label: str, parts: Any, class_: str, role: str = "img"
+) -> Markup:
     """A picture of this size in px. label: what a screen reader says of it."""
-    shown: dict[str, Any] = {"viewBox": f"0 0 {width:g} {height:g}"}
-    shown |= {"width": width, "height": height, "role": "img", "aria_label": label}
-    return h("svg", *children, **(shown | attributes))
+    size = {"viewBox": f"0 0 {width:g} {height:g}", "width": width, "height": height}
+    return h("svg", parts, **size, role=role, aria_label=label, class_=class_)
 
 
 def text(
-    x: float, y: float, inner: Any, class_: str | None = None, anchor: str | None = None
+    x: float, y: float, shown: str, class_: str | None = None, at: str | None = None
 ) -> Markup:
-    """Words on a baseline that has (x, y) at its start, or at its middle or end: `anchor`."""
-    return h("text", inner, x=x, y=y, class_=class_, text_anchor=anchor)
+    """Words on a baseline that has (x, y) at its start, or `at` its middle or end."""
+    return h("text", shown, x=x, y=y, class_=class_, text_anchor=at)
 
 
-def rect(x: float, y: float, width: float, height: float, **attributes: Any) -> Markup:
+def rect(x: float, y: float, width: float, height: float, **look: Any) -> Markup:
     """A filled box whose upper left corner is (x, y)."""
-    return h("rect", x=x, y=y, width=width, height=height, **attributes)
+    return h("rect", x=x, y=y, width=width, height=height, **look)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
@@ -117,31 +111,25 @@ def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
 
 
 def attention(head: str, pattern: Sequence[Sequence[float]], tokens: Sequence[str]) -> Markup:
-    """One head's attention [query][key] on one prompt: a row per query token, a column per key.
-
-    The shown answers are set off.
-    """
+    """One head's attention [query][key] on one prompt, its shown answers set off."""
     answers = range(5, len(tokens) - 1, 6)
     left, top, size = 28, 18, 11  # px; size: of a cell
     length = len(tokens) * size
     stairs = f"h{size}v{size}" * len(tokens)
     floor = h("path", d=f"M{left} {top}{stairs}H{left}Z", class_="floor")  # what a token can see
     bands = [rect(left + at * size - 0.5, top, size, length, class_="band") for at in answers]
-    cells, names_of_rows, names_of_columns = [], [], []
+    cells, row_names, column_names = [], [], []
     for query, token in enumerate(tokens):
-        y = top + query * size
+        x, y = left + query * size, top + query * size
         for key, share in enumerate(pattern[query][: query + 1]):
             if share >= 0.03:  # less is hardly seen
                 tip = f"{token} ({query}) looks at {tokens[key]} ({key}): {percent(share)}"
-                look = {"style": f"--v:{100 * min(1.0, share):.0f}%", "class_": "look"}
-                x = left + key * size
-                cells.append(rect(x, y, size - 1, size - 1, **look, data_tip=tip))
-        word = "bos" if token == "<bos>" else token
-        class_ = "answer" if query in answers else None
-        names_of_rows.append(text(left - 5, y + size - 2.5, word, class_, "end"))
-        middle = left + query * size + size / 2
-        names_of_columns.append(text(middle, top - 5, word, class_, "middle"))
-    parts = [floor, bands, cells, names_of_rows, names_of_columns]
+                look = {"style": f"--v:{100 * share:.0f}%", "class_": "look", "data_tip": tip}
+                cells.append(rect(left + key * size, y, size - 1, size - 1, **look))
+        word, class_ = token.replace("<bos>", "bos"), "answer" if query in answers else None
+        row_names.append(text(left - 5, y + size - 2.5, word, class_, "end"))
+        column_names.append(text(x + size / 2, top - 5, word, class_, "middle"))
+    parts = [floor, bands, cells, row_names, column_names]
     label = f"Attention of head {head}: rows look at columns"
     return svg(left + length + 4, top + length + 4, label, parts, class_="attention")
 
@@ -156,10 +144,7 @@ BARS_LEFT, BARS_WIDTH = 132, 186  # px: where bars begin, and how long one of 10
 
 
 def four_bars(title: str, rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> Markup:
-    """Shares of plain and shifted answers in the four settings of BARS.
-
-    rows: {setting: its row of `reuse`}; a setting without a row has no bars.
-    """
+    """Shares of plain and shifted answers; rows: {setting of BARS: its row of `reuse`, if any}."""
     top, step = 24, 30  # px; step: from one setting to the next
     bottom = top + len(BARS) * step
     grid, names, bars = [], [], []
@@ -169,7 +154,7 @@ def four_bars(title: str, rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> 
         grid.append(text(x, bottom + 9, percent(share), "tick", "middle"))
     for index, (setting, name) in enumerate(BARS.items()):
         y = top + index * step
-        names.append(text(BARS_LEFT - 8, y + 14, name, anchor="end"))
+        names.append(text(BARS_LEFT - 8, y + 14, name, at="end"))
         if row := rows.get(setting):
             where, n = f"{title}, {name}", row["n_prompts"]
             bars.append(bar(y + 2, where, "plain", row["base_acc"], n))
@@ -180,10 +165,7 @@ def four_bars(title: str, rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> 
 
 
 def bar(y: float, where: str, answer: str, share: float, n: int) -> Markup:
-    """The share of n prompts that get an answer, with its 95 % interval over prompts.
-
-    All of the bar's row answers to the pointer.
-    """
+    """The share of n prompts that get an answer, with its 95 % interval over prompts."""
     low, high = wilson(share, n)
     start, end = (f"{BARS_LEFT + BARS_WIDTH * limit:.1f}" for limit in (low, high))
     interval = f"95 % interval {percent(low)} to {percent(high)}"
@@ -191,7 +173,7 @@ def bar(y: float, where: str, answer: str, share: float, n: int) -> Markup:
     parts = [
         rect(BARS_LEFT, y, round(max(BARS_WIDTH * share, 1), 1), 8),
         h("path", d=f"M{start} {y + 4}H{end}"),
-        rect(BARS_LEFT, y, BARS_WIDTH, 8, class_="hit"),
+        rect(BARS_LEFT, y, BARS_WIDTH, 8, class_="hit"),  # all of the row answers to the pointer
     ]
     return h("g", parts, class_=f"{answer}-answer", data_tip=tip)
 
@@ -258,9 +240,7 @@ def plot(
 def spread(wanted: Sequence[tuple[float, str]], least: float) -> dict[str, float]:
     """Places near the wanted ones that are at least so far apart, in their order."""
     wanted = sorted(wanted)
-    placed: list[float] = []
-    for y, _ in wanted:
-        placed.append(max(y, placed[-1] + least) if placed else y)
+    placed = list(accumulate((y for y, _ in wanted), lambda last, y: max(y, last + least)))
     shift = sum(y - place for (y, _), place in zip(wanted, placed)) / max(1, len(wanted))
     return {name: place + shift for (_, name), place in zip(wanted, placed)}
 
@@ -350,36 +330,30 @@ def graph_picture(graph: Mapping[str, Any]) -> Markup:
 
 
 def connection(edge: Edge, start: tuple[float, float], end: tuple[float, float]) -> Markup:
-    """An edge, from the right side of the sender's box to the left side of the receiver's.
-
-    It is as wide as |r|, dashed where r > 0, and coloured by the contrast under which it shows.
-    """
-    by_answers = edge.contrast == "answers"
-    class_, aside = "to-logits", 0
-    if edge.receiver != "logits":
-        class_ = "by-answers" if by_answers else "by-operands"
-        aside = -3 if by_answers else 3  # so that the two routes don't hide each other
+    """An edge between two boxes: as wide as |r|, dashed where r > 0, coloured by contrast."""
+    class_, aside = f"by-{edge.contrast}", -3 if edge.contrast == "answers" else 3
+    if edge.receiver == "logits":
+        class_, aside = "to-logits", 0  # else aside, so that the two routes don't hide each other
     x1, x2 = start[0] + BOX_WIDTH, end[0]
     y1, y2 = (y + BOX_HEIGHT / 2 + aside for _, y in (start, end))
-    bend = (x2 - x1) * 0.5
+    middle = (x1 + x2) / 2
     via = f" ({', '.join(edge.inputs)})" if edge.inputs else ""
-    effect = f"r = {signed(100 * edge.r, 1)} %"
-    changed = CONTRASTS["answers" if by_answers else "operands"]
+    effect = f"r = {signed(100 * edge.r, 1)} %, {CONTRASTS.get(edge.contrast, edge.contrast)}"
     return h(
         "path",
-        d=f"M{x1:g} {y1:g}C{x1 + bend:g} {y1:g} {x2 - bend:g} {y2:g} {x2:g} {y2:g}",
+        d=f"M{x1:g} {y1:g}C{middle:g} {y1:g} {middle:g} {y2:g} {x2:g} {y2:g}",
         stroke_width=f"{max(1.2, 18 * min(1.0, abs(edge.r))):.1f}",
         class_=f"edge {class_}" + " positive" * (edge.r > 0),
-        data_tip=f"{edge.sender} → {edge.receiver}{via}: {effect}, {changed}",
+        data_tip=f"{edge.sender} → {edge.receiver}{via}: {effect}",
     )
 
 
 def box(node: Node, x: float, y: float) -> Markup:
     """A node; that of a head leads to its row of the table."""
     name, groups = node["name"], node["groups"]
-    label = text(x + BOX_WIDTH / 2, y + 20, name, anchor="middle")
-    parts = [rect(x, y, BOX_WIDTH, BOX_HEIGHT, rx=8), label]
     tip = f"{name}: {', '.join(map(words, groups)) or node['kind']}"
+    parts = [rect(x, y, BOX_WIDTH, BOX_HEIGHT, rx=8)]
+    parts.append(text(x + BOX_WIDTH / 2, y + 20, name, at="middle"))
     colour = next((group for group in KINDS if group in groups), node["kind"])
     look = {"class_": f"node {colour}", "data_tip": tip}
     if node["kind"] == "head":

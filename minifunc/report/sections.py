@@ -140,7 +140,7 @@ def heads_table(circuit: Circuit) -> Markup:
         looks = map(percent, circuit["attention"][head].values())
         name = h("span", head, id=f"head-{head}", tabindex="-1")
         rows.append([name, ", ".join(groups), signed(r_of(circuit, head), 1), brings, *looks])
-    shares = next(iter(circuit["attention"].values()), {})
+    shares: dict[str, float] = next(iter(circuit["attention"].values()), {})
     columns = ["head", "group", "r on the logits, %", "brings", *map(words, shares)]
     return numbers(columns, rows, "The heads of the circuit, and the shares of their attention")
 
