@@ -2,17 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from minifunc.support.checks import met_under
-from minifunc.support.evaluation import Table
-
-
-class Language(Protocol):
-    """What of tasks.py is needed. It is handed in: nothing in this package imports a script."""
-
-    @property
-    def TASKS(self) -> Mapping[str, Any]: ...
+from minifunc.support.evaluation import Language, Table
 
 
 def accuracy_table(

@@ -32,11 +32,6 @@ class Findings:
     emergence: list[dict[str, Any]]  # results/emergence.json
 
     @property
-    def vocabulary(self) -> list[str]:
-        """The token strings by id."""
-        return self.config["vocabulary"]
-
-    @property
     def fi(self) -> list[str]:
         """The function-induction heads."""
         return self.circuit["groups"]["function_induction"] if self.circuit else []
@@ -50,7 +45,7 @@ class Findings:
     def example(self) -> list[int]:
         """Ids of a real prompt to look at attention on; empty where the model cannot read it."""
         strings = self.circuit.get("example", {}).get("contrast", EXAMPLE).split()
-        ids = {string: index for index, string in enumerate(self.vocabulary)}
+        ids = {string: index for index, string in enumerate(self.config["vocabulary"])}
         if len(strings) > self.model.cfg.n_ctx or not ids.keys() >= set(strings):
             return []
         return [ids[string] for string in strings]
@@ -70,24 +65,19 @@ class Findings:
 def read(folders: RunFolders, experiments: str = "results") -> Findings:
     """All that is known of a run. `experiments`: the folder that holds emergence.json.
 
-    Raises UserError where there is no trained run, a file is broken, or circuit.json is about
-    other weights than model.pt holds.
+    Raises UserError for no sound run, a broken file, or a circuit.json of other weights.
     """
     run, results = folders.run, folders.results
     model, config = load_run(run)
-    vocabulary = config["vocabulary"]
-    all_text = all(isinstance(string, str) for string in vocabulary)
-    if len(vocabulary) != model.cfg.d_vocab or not all_text:
+    strings = [string for string in config["vocabulary"] if isinstance(string, str)]
+    if not len(strings) == len(config["vocabulary"]) == model.cfg.d_vocab:
         wanted = f"`vocabulary` must hold the {model.cfg.d_vocab} token strings"
         raise UserError(f"{run / 'config.json'}: {wanted}")
     circuit = load_circuit(results / "circuit.json", model) or {}
     metrics, check = run / "metrics.jsonl", results / "check.json"
     emergence = Path(experiments) / "emergence.json"
     return Findings(
-        folders,
-        model,
-        config,
-        circuit,
+        *(folders, model, config, circuit),
         metrics=load_lines(metrics) if metrics.exists() else [],
         check=load_json(check) if check.exists() else {},
         emergence=load_json(emergence) if emergence.exists() else [],

@@ -21,15 +21,14 @@ def h(tag: str, *children: Any, **attributes: Any) -> Markup:
     """One element.
 
     Children: Markup as it is, other values escaped, lists flattened, None and False left out.
-    Attributes: None and False leave one out, True gives a bare one. `class_` and `for_` lose their
-    last underscore; inner underscores become dashes.
+    Attributes: None and False leave one out, True gives a bare one. A last underscore goes, others
+    become dashes.
     """
     written = "".join(attribute(name, value) for name, value in attributes.items())
-    if tag in EMPTY:
-        return Markup(f"<{tag}{written}>")
     if tag in SHAPES:
         return Markup(f"<{tag}{written}/>")
-    return Markup(f"<{tag}{written}>{inside(children)}</{tag}>")
+    rest = "" if tag in EMPTY else f"{inside(children)}</{tag}>"
+    return Markup(f"<{tag}{written}>{rest}")
 
 
 def attribute(name: str, value: Any) -> str:
@@ -52,10 +51,7 @@ def inside(children: Any) -> Markup:
 
 
 def script_data(name: str, value: Any) -> Markup:
-    """A value as JSON for the scripts of the page.
-
-    `<`, `>` and `&` are written as escapes, so that no text in it can end the element.
-    """
+    """A value as JSON for the scripts of the page; no text in it can end the element."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")

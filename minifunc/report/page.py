@@ -70,7 +70,7 @@ def model_data(f: Findings) -> list[Markup]:
     groups = f.circuit.get("groups", {})
     data = {
         "model": f.config["model"] | vars(f.model.cfg),
-        "vocabulary": f.vocabulary,
+        "vocabulary": f.config["vocabulary"],
         "layout": [[name, array.size] for name, array in arrays.items()],
         "groups": {str(name): heads_of(heads) for name, heads in groups.items()},
         "prompt": PROMPT,
@@ -83,9 +83,8 @@ def model_data(f: Findings) -> list[Markup]:
 def report(f: Findings, played: Markup, scripts: Sequence[Markup] = ()) -> str:
     """The page of all sections; `played`: what stands where the playground goes."""
     heading = h("h1", "Function induction, seen from inside")
-    opening = h(
-        "section", heading, content(f, claim, "circuit"), id="claim", aria_label="The claim"
-    )
+    said = content(f, claim, "circuit")
+    opening = h("section", heading, said, id="claim", aria_label="The claim")
     links, main = {"#playground": "Playground"}, [opening, played]
     for name, title, make, needs in SECTIONS:
         links[f"#{name}"] = name.capitalize()
@@ -114,22 +113,21 @@ def build(f: Findings) -> dict[str, str]:
 
 def write(folders: RunFolders, experiments: str) -> None:
     """Reads a run, and writes and names the files of its report."""
-    results = folders.results
     found = read(folders, experiments)
     folders.to_write("report.html")
     try:
         pages = build(found)
     except ODD_LAYOUT as error:
-        fault = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{results} holds a file of another layout than ours: {fault}") from None
+        fault = f"a file of another layout than ours: {type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{folders.results} holds {fault}") from None
     folders.announce()
     for name, text in pages.items():
-        save_text(results / name, text)
-        print(f"{results / name} ({len(text.encode()) / 1e6:.1f} MB)")
+        save_text(folders.results / name, text)
+        print(f"{folders.results / name} ({len(text.encode()) / 1e6:.1f} MB)")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command: its flags, and exit code 0, or 2 for an input that cannot be used."""
+    """The command. Returns the exit code: 0, or 2 for an input that cannot be used."""
 
     def work() -> int:
         parser = Parser(prog="python -m minifunc.report", description="Makes a run's report.html.")

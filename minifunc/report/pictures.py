@@ -134,17 +134,13 @@ def attention(head: str, pattern: Sequence[Sequence[float]], tokens: Sequence[st
     return svg(left + length + 4, top + length + 4, label, parts, class_="attention")
 
 
-BARS = {  # (prompt, heads swapped): name
-    ("base", "none"): "old rule shown",
-    ("contrast", "none"): "new rule shown",
-    ("contrast", "function_induction"): "… FI heads swapped",
-    ("contrast", "random_same_layers"): "… others swapped",
-}
+# The settings of `fours` of `terminal.py`.
+BARS = ("old rule shown", "new rule shown", "… FI heads swapped", "… others swapped")
 BARS_LEFT, BARS_WIDTH = 132, 186  # px: where bars begin, and how long one of 100 % is
 
 
-def four_bars(title: str, rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> Markup:
-    """Shares of plain and shifted answers; rows: {setting of BARS: its row of `reuse`, if any}."""
+def four_bars(title: str, four: Sequence[Mapping[str, Any]]) -> Markup:
+    """Shares of plain and shifted answers in each setting of BARS, in rows of `reuse`."""
     top, step = 24, 30  # px; step: from one setting to the next
     bottom = top + len(BARS) * step
     grid, names, bars = [], [], []
@@ -152,13 +148,11 @@ def four_bars(title: str, rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> 
         x = BARS_LEFT + BARS_WIDTH * share
         grid.append(line(x, top - 4, x, bottom - 4, "grid"))
         grid.append(text(x, bottom + 9, percent(share), "tick", "middle"))
-    for index, (setting, name) in enumerate(BARS.items()):
-        y = top + index * step
+    for index, (name, row) in enumerate(zip(BARS, four)):
+        y, where = top + index * step, f"{title}, {name}"
         names.append(text(BARS_LEFT - 8, y + 14, name, at="end"))
-        if row := rows.get(setting):
-            where, n = f"{title}, {name}", row["n_prompts"]
-            bars.append(bar(y + 2, where, "plain", row["base_acc"], n))
-            bars.append(bar(y + 11, where, "shifted", row["contrast_acc"], n))
+        bars.append(bar(y + 2, where, "plain", row["base_acc"], row["n_prompts"]))
+        bars.append(bar(y + 11, where, "shifted", row["contrast_acc"], row["n_prompts"]))
     parts = [text(0, 12, title, "title"), grid, names, bars]
     label = f"{title}: shares of plain and shifted answers"
     return svg(BARS_LEFT + BARS_WIDTH + 22, bottom + 16, label, parts, class_="bars")

@@ -11,22 +11,18 @@ from minifunc.report import pictures
 from minifunc.report.findings import Findings
 from minifunc.report.html import Markup, details, h, inside, percent, scrolling, signed, table
 from minifunc.report.pictures import CONTRASTS, Axis, Curve, Scale
-from minifunc.report.terminal import Circuit, members, r_of, sentence, title
+from minifunc.report.terminal import Circuit, fours, members, r_of, sentence, title
 from minifunc.support.tables import words
 
 Content = list[Any]  # what `h` takes as children
 SHARES = Axis([(share, percent(share)) for share in (0.0, 0.25, 0.5, 0.75, 1.0)])
-MADE_BY = {  # file: the target of make
-    "circuit.json": "patch",
-    "check.json": "check",
-    "metrics.jsonl": "train",
-    "model.pt": "report",
-}
+# file: the target of make; `patch` makes all others
+MADE_BY = {"check.json": "check", "metrics.jsonl": "train", "model.pt": "report"}
 
 
 def source(f: Findings, file: str) -> Markup:
     """`from circuit.json (graph), made by make patch`."""
-    command = f.makes(MADE_BY[file.split()[0]])
+    command = f.makes(MADE_BY.get(file, "patch"))
     return h("p", "from ", h("code", file), ", made by ", h("code", command), class_="source")
 
 
@@ -135,7 +131,7 @@ def heads_table(circuit: Circuit) -> Markup:
     rows: list[list[Any]] = []
     for head in members(circuit):
         groups = [words(group) for group, heads in circuit["groups"].items() if head in heads]
-        reader = circuit["readers"].get(head, {"brings": "–"})  # –: was not measured
+        reader = circuit["readers"].get(head, {"brings": ["–"]})  # –: was not measured
         brings = " and ".join(reader["brings"]) or "neither"
         looks = map(percent, circuit["attention"][head].values())
         name = h("span", head, id=f"head-{head}", tabindex="-1")
@@ -191,7 +187,7 @@ GROUPS = {
 def attention(f: Findings) -> Content:
     """A prompt, and for each group of heads where they look on it: pictures and a table."""
     circuit = f.circuit
-    tokens, patterns = [f.vocabulary[token] for token in f.example], f.patterns(f.example)
+    tokens, patterns = [f.config["vocabulary"][token] for token in f.example], f.patterns(f.example)
     said = (
         ". A row is a token that looks, a column one that is looked at; shown answers are set off."
     )
@@ -258,7 +254,6 @@ FAMILIES = {
     "base_addition": "Addition in base k",
     "choice": "Multiple choice, shifted by k",
 }
-Panels = dict[str, dict[tuple[str, str], Any]]  # {title: {(prompt, ablated): row of `reuse`}}
 
 
 def bars(f: Findings) -> Content:
@@ -273,9 +268,10 @@ def bars(f: Findings) -> Content:
     content: Content = [colour_key(colours)]
     for family, panels in panels_of(circuit).items():
         name = FAMILIES.get(family, family)
-        drawn = [pictures.four_bars(asked, rows) for asked, rows in panels.items()]
+        drawn = [pictures.four_bars(asked, four) for asked, four in panels.items()]
         picture = figure(f, h("div", drawn, class_="panels"), caption, "circuit.json (reuse)")
-        shares = numbers([family, *pictures.BARS.values()], bars_rows(panels), name)
+        rows = [[asked, *map(both_answers, four)] for asked, four in panels.items()]
+        shares = numbers([family, *pictures.BARS], rows, name)
         folded = details("As a table: plain / shifted", shares)
         first = family == "addition"
         content += [h("h3", name), picture, folded] if first else [details(name, picture, folded)]
@@ -284,28 +280,18 @@ def bars(f: Findings) -> Content:
     return content
 
 
-def panels_of(circuit: Circuit) -> dict[str, Panels]:
+def panels_of(circuit: Circuit) -> dict[str, dict[str, list[Any]]]:
     """The rows of `reuse` by task, and within it by what was asked."""
-    families: dict[str, Panels] = {}
-    for row in circuit["reuse"]:
-        name = f"off by {signed(row['k'])}"
-        if row["task"] == "base_addition":
-            name = f"base {row['k']}, {row['items']}"
-        panel = families.setdefault(str(row["task"]), {}).setdefault(name, {})
-        panel[str(row["prompt"]), str(row["ablated"])] = row
+    families: dict[str, dict[str, list[Any]]] = {}
+    for four in fours(circuit):
+        task, k, items = (four[0][key] for key in ("task", "k", "items"))
+        name = f"base {k}, {items}" if task == "base_addition" else f"off by {signed(k)}"
+        families.setdefault(task, {})[name] = four
     return families
 
 
-def bars_rows(panels: Panels) -> list[list[str]]:
-    """The numbers of one task's panels: `plain / shifted` in each setting."""
-    rows = []
-    for name, measured in panels.items():
-        cells = [name]
-        for row in map(measured.get, pictures.BARS):
-            both = f"{percent(row['base_acc'])} / {percent(row['contrast_acc'])}" if row else "–"
-            cells.append(both)
-        rows.append(cells)
-    return rows
+def both_answers(row: Mapping[str, Any]) -> str:
+    return f"{percent(row['base_acc'])} / {percent(row['contrast_acc'])}"
 
 
 def ablations_table(ablations: Iterable[Mapping[str, Any]]) -> Markup:
@@ -379,16 +365,12 @@ def training(f: Findings) -> Content:
     curves = share_curves(("0", "-1", "1", "2", "3"), measured, "step {:g}")
     every = -(-len(lines) // 6)  # at most six ticks, evenly spaced up to the last step
     steps = Axis([(step, f"{step:g}") for step in taken[::-1][::every][::-1]], "step")
-    caption = ["Addition, plain and off by other amounts, as training goes on. "]
-    emergence, command = h("code", "results/emergence.json"), h("code", "make emergence")
+    told = "When previous-token and function-induction heads form is followed by "
+    drawn = [told, h("code", "make emergence"), ", and drawn here once its results are there."]
     if moments:
-        caption += ["The upright lines are means over the seeds of ", emergence, "."]
-    else:
-        caption += [
-            "When previous-token and function-induction heads form is followed by ",
-            command,
-        ]
-        caption.append(", and drawn here once its results are there.")
+        emergence = h("code", "results/emergence.json")
+        drawn = ["The upright lines are means over the seeds of ", emergence, "."]
+    caption = ["Addition, plain and off by other amounts, as training goes on. ", drawn]
     picture = pictures.plot("Accuracy at 8 shots while training", steps, SHARES, curves, moments)
     nats = "Cross-entropy of one batch’s answers, in nats."
     pair = [

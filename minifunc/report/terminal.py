@@ -322,38 +322,42 @@ def probed(probe: dict[str, Any]) -> list[str]:
     ]
 
 
+def fours(c: Circuit) -> list[list[dict[str, Any]]]:
+    """Rows of `reuse` by task: base prompts, contrast prompts, these without FI, without random."""
+    rows = c["reuse"]
+    return [rows[at : at + 4] for at in range(0, len(rows), 4)]
+
+
 def spared(c: Circuit) -> list[str]:
     """In short: how other tasks fare without these heads."""
-    shifted: dict[str, list[float]] = {}  # shares of prompts by what is ablated
-    for row in c["reuse"]:
-        if row["prompt"] == "contrast" and row["items"] != "no carry":
-            shifted.setdefault(row["ablated"], []).append(row["contrast_acc"])
+    shifted = []
+    for base, *settings in fours(c):
+        if base["items"] != "no carry":
+            shifted.append([row["contrast_acc"] for row in settings])
     if not shifted:
         return []
-    n = len(shifted["none"])
-    mean = {ablated: sum(shares) / n for ablated, shares in shifted.items()}
-    return wrap(
-        f"the same heads on {n} tasks: shifted answers {mean['none']:.2f}, without them "
-        f"{mean['function_induction']:.2f}, without as many random ones "
-        f"{mean['random_same_layers']:.2f} (means)",
-        indent=2,
+    n = len(shifted)
+    kept, without, without_random = (sum(shares) / n for shares in zip(*shifted))
+    text = (
+        f"the same heads on {n} tasks: shifted answers {kept:.2f}, without them {without:.2f}, "
+        f"without as many random ones {without_random:.2f} (means)"
     )
+    return wrap(text, indent=2)
 
 
 def reused(c: Circuit) -> list[str]:
     """The four accuracies of each task: plain / shifted answers."""
-    by_task: dict[str, list[str]] = {}
-    for row in c["reuse"]:
-        name = f"{row['task']} {row['k']:+d}"
-        if row["items"] != "all":
-            name = f"base {row['k']}, {row['items']}"
-        shares = f"{row['base_acc']:.2f} / {row['contrast_acc']:.2f}"
-        by_task.setdefault(name, []).append(shares)
+    rows = []
+    for four in fours(c):
+        task, k, items = (four[0][key] for key in ("task", "k", "items"))
+        name = f"{task} {k:+d}" if items == "all" else f"base {k}, {items}"
+        shares = [f"{row['base_acc']:.2f} / {row['contrast_acc']:.2f}" for row in four]
+        rows.append([name, *shares])
     columns = ["task", "base prompt", "contrast prompt", "without FI", "without random"]
     return [
         "the same heads on other tasks: shares of plain / shifted answers (random: as many heads "
         "of the same layers, or all others where they are fewer)",
-        *table(columns, [[name, *shares] for name, shares in by_task.items()]),
+        *table(columns, rows),
     ]
 
 
