@@ -1,11 +1,12 @@
 """The table that train.py ends with: accuracy by task and number of shots."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from minifunc.support.checks import met_under
 from minifunc.support.evaluation import Language, Table
+from minifunc.support.tables import words
 
 
 def accuracy_table(
@@ -22,9 +23,8 @@ def accuracy_table(
     ]
     for name, how, ks in _rows(table):
         task = language.TASKS.get(name, language.TASKS["base_addition"])
-        if task.wrapper == "base":
-            how = f"{ks[0]}..{ks[-1]}"
-        line = f"{name.replace('_', ' ')} {how}".ljust(30)
+        how = f"{ks[0]}..{ks[-1]}" if task.wrapper == "base" else how
+        line = f"{words(name)} {how}".ljust(30)
         for number in shots:
             shares = [table[name][k].get(str(number), math.nan) for k in ks]
             line += f"{sum(shares) / len(ks):7.3f}"

@@ -5,7 +5,7 @@ Nothing else in this package writes a tag.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
 from typing import Any
 
@@ -53,14 +53,11 @@ def inside(children: Any) -> Markup:
 def script_data(name: str, value: Any) -> Markup:
     """A value as JSON for the scripts of the page; no text in it can end the element."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
-    for sign in "<>&":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return Markup(f'<script type="application/json" id="{escape(name)}">{text}</script>')
+    text = text.translate({ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&"})
+    return h("script", Markup(text), type="application/json", id=name)
 
 
-def table(
-    columns: Iterable[Any], rows: Iterable[Sequence[Any]], caption: str, class_: str
-) -> Markup:
+def table(columns: Iterable[Any], rows: Iterable[list[Any]], caption: str, class_: str) -> Markup:
     """A table; the first cell of a row names it. Cells that are Markup stand as they are."""
 
     def cells(values: Iterable[Any], tag: str, scope: str | None = None) -> list[Markup]:

@@ -49,7 +49,7 @@ class Scale:
 
 
 def heat_map(
-    title: str, corner: str, columns: Iterable[str], rows: Iterable[Sequence[Any]], kind: str = ""
+    title: str, corner: str, columns: Iterable[str], rows: Iterable[list[Any]], kind: str = ""
 ) -> Markup:
     """A table of rows [name, *cells]. corner: what stands above the names."""
     return scrolling(table([h("td", corner), *columns], rows, title, f"heat {kind}".rstrip()))

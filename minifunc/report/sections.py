@@ -188,10 +188,9 @@ def attention(f: Findings) -> Content:
     """A prompt, and for each group of heads where they look on it: pictures and a table."""
     circuit = f.circuit
     tokens, patterns = [f.config["vocabulary"][token] for token in f.example], f.patterns(f.example)
-    said = (
-        ". A row is a token that looks, a column one that is looked at; shown answers are set off."
-    )
-    content: Content = [h("p", "The prompt: ", h("code", " ".join(tokens)), said)]
+    prompt = h("code", " ".join(tokens))
+    said = "A row is a token that looks, a column one that is looked at; shown answers are set off."
+    content: Content = [h("p", "The prompt: ", prompt, ". ", said)]
     pictured: set[str] = set()
     for group, what in GROUPS.items():
         heads = circuit["groups"][group]
@@ -226,8 +225,7 @@ def most_looked_at(shares: Sequence[float], tokens: Sequence[str]) -> str:
 
 def vectors(f: Findings) -> Content:
     """The function vectors as heat maps, that of all heads at once first."""
-    circuit = f.circuit
-    maps, k = circuit["function_vectors"], circuit["k"]
+    maps, k = f.circuit["function_vectors"], f.circuit["k"]
     scale = Scale(max(abs(value) for x_y in maps.values() for row in x_y for value in row))
     drawn = []
     for name in sorted(maps, key=lambda name: name != "all"):
@@ -258,7 +256,6 @@ FAMILIES = {
 
 def bars(f: Findings) -> Content:
     """Four bars for each amount of each task, addition unfolded; all ablations in a table."""
-    circuit = f.circuit
     colours = {"plain-answer": "plain answer", "shifted-answer": "shifted answer"}
     caption = (
         "Shares of prompts; lines are 95 % intervals over prompts. Swapped heads send what they "
@@ -266,7 +263,7 @@ def bars(f: Findings) -> Content:
         "others where they are fewer."
     )
     content: Content = [colour_key(colours)]
-    for family, panels in panels_of(circuit).items():
+    for family, panels in panels_of(f.circuit).items():
         name = FAMILIES.get(family, family)
         drawn = [pictures.four_bars(asked, four) for asked, four in panels.items()]
         picture = figure(f, h("div", drawn, class_="panels"), caption, "circuit.json (reuse)")
@@ -275,7 +272,7 @@ def bars(f: Findings) -> Content:
         folded = details("As a table: plain / shifted", shares)
         first = family == "addition"
         content += [h("h3", name), picture, folded] if first else [details(name, picture, folded)]
-    ablations = ablations_table(circuit["evaluation"]["ablation"])
+    ablations = ablations_table(f.circuit["evaluation"]["ablation"])
     content.append(details("What is put in decides: every ablation and its controls", ablations))
     return content
 
@@ -300,9 +297,9 @@ def ablations_table(ablations: Iterable[Mapping[str, Any]]) -> Markup:
     for row in ablations:
         heads = f"{words(row['ablated'])} {', '.join(row['heads'])}"
         shares = [percent(row[answer], 1) for answer in ("base_acc", "contrast_acc")]
-        low, high = (percent(end) for end in row["ci"])
+        interval = " to ".join(map(percent, row["ci"]))
         floor = percent(row["floor"], 1) if "floor" in row else "–"
-        rows.append([heads, words(row["how"]), *shares, f"{low} to {high}", floor])
+        rows.append([heads, words(row["how"]), *shares, interval, floor])
     columns = ["heads", "values from", "plain", "shifted", "95 %", "shifted, on base prompts"]
     return numbers(columns, rows, "Ablations")
 
@@ -344,14 +341,12 @@ def accuracy_map(shares: Mapping[str, Any], shots: Sequence[str]) -> Markup:
     """Accuracy of every amount at every number of examples."""
     rows = []
     for k in sorted(shares, key=int):
-        name = amount(k) if k == "0" else f"off by {amount(k)}"
-        row = [name]
+        name = "plain" if k == "0" else f"off by {amount(k)}"
+        row: list[Any] = [name]
         for n in shots:
-            cell, share = h("td", class_="empty"), shares[k].get(n)
-            if share is not None:
-                tip = f"{name}, {n} shots: {percent(share)}"
-                cell = Scale(1.0).cell(share, f"{100 * share:.0f}", tip)
-            row.append(cell)
+            share = shares[k][n]
+            tip = f"{name}, {n} shots: {percent(share)}"
+            row.append(Scale(1.0).cell(share, f"{100 * share:.0f}", tip))
         rows.append(row)
     name = "addition: share answered rightly, in %"
     return pictures.heat_map(name, "shots", shots, rows, "share")
@@ -372,11 +367,9 @@ def training(f: Findings) -> Content:
         drawn = ["The upright lines are means over the seeds of ", emergence, "."]
     caption = ["Addition, plain and off by other amounts, as training goes on. ", drawn]
     picture = pictures.plot("Accuracy at 8 shots while training", steps, SHARES, curves, moments)
+    shares = figure(f, scrolling(picture), caption, file)
     nats = "Cross-entropy of one batch’s answers, in nats."
-    pair = [
-        figure(f, scrolling(picture), caption, file),
-        figure(f, scrolling(loss_picture(lines, steps)), nats, file),
-    ]
+    losses = figure(f, scrolling(loss_picture(lines, steps)), nats, file)
     shown = {(curve.name, x): percent(y) for curve in curves for x, y, _ in curve.points}
     rows: list[list[Any]] = []
     for line in lines:
@@ -385,7 +378,7 @@ def training(f: Findings) -> Content:
         rows.append([line["step"], seconds, loss, *at_step])
     columns = ["step", "seconds", "loss", *(curve.name for curve in curves)]
     folded = details("As a table", numbers(columns, rows, "Training"))
-    return [h("div", pair, class_="pair"), folded]
+    return [h("div", shares, losses, class_="pair"), folded]
 
 
 def loss_picture(lines: Sequence[Mapping[str, Any]], steps: Axis) -> Markup:
@@ -440,13 +433,13 @@ def checked(row: Mapping[str, Any]) -> Markup:
         h("span", row["question"], class_="question"),
         h("span", row["short"], class_="short"),
     ]
-    account = {"Measured": row["measured"], "Wanted": row["wanted"], "What to do": row["advice"]}
     failures = []
     for example in row.get("examples", []):
         answer = f" → {example['answered']} (right: {example['right']})"
         if example.get("pattern"):
             answer += f"; {example['pattern']}"
         failures.append(h("li", h("code", example["prompt"]), answer))
+    account = {"Measured": row["measured"], "Wanted": row["wanted"], "What to do": row["advice"]}
     body = [h("p", row["means"]), definitions(account)]
     if failures:
         body += [h("p", "Some of the failures:"), h("ul", failures, class_="examples")]

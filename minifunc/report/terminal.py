@@ -82,13 +82,12 @@ def direct_writers(c: Circuit) -> tuple[dict[str, float], dict[str, float]]:
     return fi, {name: r for name, r in strong.items() if name not in fi}
 
 
-# ---------------------------------------------------------------- the task, heads → logits
+# ---------------------------------------------------------------- step by step
 
 
 def solved(c: Circuit) -> list[str]:
     mlps = "frozen" if c["freeze_mlps"] else "live"
-    answers = {prompt: c["accuracy"][prompt] for prompt in ("base_prompt", "contrast_prompt")}
-    rows = [[words(prompt) + "s", *shares.values()] for prompt, shares in answers.items()]
+    rows = [[words(prompt) + "s", *shares.values()] for prompt, shares in c["accuracy"].items()]
     return [
         f"{title(c)}, {c['shots']} shots, {c['n_prompts']} prompts, {mlps} MLPs, on {c['device']}",
         *table([f"shares of {c['accuracy_prompts']} prompts", "plain answer", c["asked"]], rows),
@@ -96,8 +95,7 @@ def solved(c: Circuit) -> list[str]:
 
 
 def logit_differences(c: Circuit) -> list[str]:
-    base, contrast = c["F"]["base"], c["F"]["contrast"]
-    F = f"base {base:.2f}, contrast {contrast:.2f}"
+    F = f"base {c['F']['base']:.2f}, contrast {c['F']['contrast']:.2f}"
     return [f"F = logit(plain) - logit({c['asked']}): {F}"]
 
 
@@ -113,9 +111,6 @@ def attributed(c: Circuit) -> list[str]:
         "attribution patching, the linear estimate of the same, ranks the heads with a correlation "
         f"of {c['attribution']['rank_correlation']:.2f}; largest error {error:.0f} % points"
     ]
-
-
-# ---------------------------------------------------------------- groups and what feeds them
 
 
 def traced(c: Circuit) -> list[str]:
@@ -162,9 +157,6 @@ def inputs(c: Circuit) -> list[str]:
             rows.append([receiver, contrast, named(fed)])
     says = "what feeds them (r in %; q, k and v are a head's inputs)"
     return [says, *table(["receiver", "changed", "fed by"], rows, left=3)]
-
-
-# ---------------------------------------------------------------- is it enough?
 
 
 def enough(c: Circuit) -> list[str]:
@@ -239,9 +231,6 @@ def readers(c: Circuit) -> list[str]:
     ]
 
 
-# ---------------------------------------------------------------- is it needed?
-
-
 def needed(c: Circuit) -> list[str]:
     """In short: what is left without the FI heads, the plain answer beside it."""
     settings = {("random_same_layers", "base"): "random heads of these layers, base values"}
@@ -294,9 +283,6 @@ def thresholds(c: Circuit) -> list[str]:
         f"accuracy {c['asked']} that is left without it",
         *table(["criterion", "group", "heads", "threshold", "left"], rows, left=3),
     ]
-
-
-# ---------------------------------------------------------------- what the heads write; other tasks
 
 
 def written(c: Circuit) -> list[str]:
