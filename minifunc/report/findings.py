@@ -15,9 +15,6 @@ from minifunc.support.errors import UserError
 from minifunc.support.files import load_json, load_lines
 from minifunc.support.runs import RunFolders, load_circuit, load_run
 
-# four sums off by one, for runs that keep no example of their own
-EXAMPLE = "<bos> 6 + 1 = 8 ; 2 + 2 = 5 ; 4 + 5 = 10 ; 1 + 3 = 5 ; 3 + 3 ="
-
 
 @dataclass
 class Findings:
@@ -41,18 +38,10 @@ class Findings:
         name = self.folders.name
         return f"make {target}" + ("" if name == "out/default" else f" OUT={name}")
 
-    @property
-    def example(self) -> list[int]:
-        """Ids of a real prompt to look at attention on; empty where the model cannot read it."""
-        strings = self.circuit.get("example", {}).get("contrast", EXAMPLE).split()
-        ids = {string: index for index, string in enumerate(self.config["vocabulary"])}
-        if len(strings) > self.model.cfg.n_ctx or not ids.keys() >= set(strings):
-            return []
-        return [ids[string] for string in strings]
-
-    def patterns(self, tokens: list[int]) -> dict[str, list[list[float]]]:
+    def patterns(self, tokens: list[str]) -> dict[str, list[list[float]]]:
         """Every head's attention on one prompt: {"layer.head": [query][key]}."""
-        prompt = torch.tensor([tokens], device=self.model.device)  # [1, pos]
+        ids = {string: index for index, string in enumerate(self.config["vocabulary"])}
+        prompt = torch.tensor([[ids[token] for token in tokens]], device=self.model.device)
         names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(self.model.cfg.n_layers)]
         _, cache = self.model.run_with_cache(prompt, names)
         patterns = {}

@@ -57,14 +57,7 @@ def section(name: str, title: str, inner: Markup) -> Markup:
 
 
 def playground(f: Findings) -> tuple[Markup, list[Markup]]:
-    """The section in which the model runs, and the scripts and data behind it."""
-    scripts = [h("script", asset(name)) for name in ("model.js", "prompts.js", "playground.js")]
-    played = section("playground", "Playground", asset("playground.html"))
-    return played, [*model_data(f), *scripts]
-
-
-def model_data(f: Findings) -> list[Markup]:
-    """What the scripts read: the model's shape, vocabulary and groups of heads; its weights."""
+    """The section in which the model runs; its scripts, and what they read: shape and weights."""
     state = f.model.state_dict()
     arrays = {name: weight.detach().float().cpu().numpy() for name, weight in state.items()}
     groups = f.circuit.get("groups", {})
@@ -72,12 +65,17 @@ def model_data(f: Findings) -> list[Markup]:
         "model": f.config["model"] | vars(f.model.cfg),
         "vocabulary": f.config["vocabulary"],
         "layout": [[name, array.size] for name, array in arrays.items()],
-        "groups": {str(name): heads_of(heads) for name, heads in groups.items()},
+        "groups": {name: heads_of(heads) for name, heads in groups.items()},
         "prompt": PROMPT,
     }
     values = b"".join(array.astype("<f4").tobytes() for array in arrays.values())
     weights = Markup(base64.b64encode(values).decode("ascii"))
-    return [script_data("model-data", data), h("script", weights, type="text/plain", id="weights")]
+    scripts = [
+        script_data("model-data", data),
+        h("script", weights, type="text/plain", id="weights"),
+        *(h("script", asset(name)) for name in ("model.js", "prompts.js", "playground.js")),
+    ]
+    return section("playground", "Playground", asset("playground.html")), scripts
 
 
 def report(f: Findings, played: Markup, scripts: Sequence[Markup] = ()) -> str:

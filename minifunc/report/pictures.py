@@ -278,11 +278,11 @@ def merged(graph: Mapping[str, Any]) -> list[Edge]:
 
 def column_of(node: Node) -> str:
     """Which of COLUMNS a node stands in."""
-    if node["kind"] in ("logits", "embedding"):
-        return "answer" if node["kind"] == "logits" else "from"
     if "function_induction" in node["groups"]:
         return "function induction"
-    return {1: "also write", 2: "bring the answers"}.get(node["steps"], "from")
+    if node["kind"] == "embedding":
+        return "from"
+    return {0: "answer", 1: "also write", 2: "bring the answers"}.get(node["steps"], "from")
 
 
 def depth(node: Node) -> float:

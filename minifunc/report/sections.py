@@ -136,8 +136,8 @@ def heads_table(circuit: Circuit) -> Markup:
         looks = map(percent, circuit["attention"][head].values())
         name = h("span", head, id=f"head-{head}", tabindex="-1")
         rows.append([name, ", ".join(groups), signed(r_of(circuit, head), 1), brings, *looks])
-    shares: dict[str, float] = next(iter(circuit["attention"].values()), {})
-    columns = ["head", "group", "r on the logits, %", "brings", *map(words, shares)]
+    shares = map(words, next(iter(circuit["attention"].values())))
+    columns = ["head", "group", "r on the logits, %", "brings", *shares]
     return numbers(columns, rows, "The heads of the circuit, and the shares of their attention")
 
 
@@ -187,7 +187,8 @@ GROUPS = {
 def attention(f: Findings) -> Content:
     """A prompt, and for each group of heads where they look on it: pictures and a table."""
     circuit = f.circuit
-    tokens, patterns = [f.config["vocabulary"][token] for token in f.example], f.patterns(f.example)
+    tokens = circuit["example"]["contrast"].split()
+    patterns = f.patterns(tokens)
     prompt = h("code", " ".join(tokens))
     said = "A row is a token that looks, a column one that is looked at; shown answers are set off."
     content: Content = [h("p", "The prompt: ", prompt, ". ", said)]
@@ -481,7 +482,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Findings], Content], str], ...] = (
     ("circuit", "The circuit", graph, "circuit fi"),
     ("checklist", "Checklist", check, "check"),
     ("effects", "Who writes to whom", effects, "circuit"),
-    ("attention", "Where heads look", attention, "circuit fi example"),
+    ("attention", "Where heads look", attention, "circuit fi"),
     ("vectors", "What they write", vectors, "circuit fi"),
     ("ablations", "Switched off, and reused", bars, "circuit fi"),
     ("accuracy", "How well it does", accuracy, "metrics"),
@@ -495,7 +496,6 @@ WITHOUT = {  # what is missing: in words, and the target of make that makes it
         "it may not do the task",
         "train",
     ),
-    "example": ("there is no example prompt in this model's vocabulary", "patch"),
     "metrics": ("there is no metrics.jsonl, which training writes", "train"),
     "check": ("the checks have not been run on this model yet", "check"),
 }
