@@ -109,7 +109,7 @@ def test_the_report_has_every_section_and_nothing_is_missing(run):
     text = made(run)
     ids = [attributes["id"] for _, attributes in Elements(text).found if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert {"claim", "playground", *(name for name, _, _ in sections.SECTIONS)} <= set(ids)
+    assert {"claim", "playground", *(name for name, *_ in sections.SECTIONS)} <= set(ids)
     assert "Not here:" not in re.sub(r"<noscript>.*?</noscript>", "", text, flags=re.DOTALL)
     assert len(text) < page.LARGEST
 
@@ -191,8 +191,8 @@ def test_every_key_of_circuit_json_may_be_missing(run):
     found = found_in(run)
     for key in whole:
         found.circuit = {name: value for name, value in whole.items() if name != key}
-        for name, _, make in (("claim", "", sections.claim), *sections.SECTIONS):
-            assert sections.content(found, make), (key, name)
+        for name, _, make, needs in (("claim", "", sections.claim, "circuit"), *sections.SECTIONS):
+            assert sections.content(found, make, needs), (key, name)
     found.circuit = {}
     assert page.build(found)["report.html"].count("Not here:") >= 5
 
@@ -323,7 +323,7 @@ def test_hostile_strings_are_shown_as_text_wherever_they_stand(run):
             tried += 1
             for make in makes:
                 try:
-                    text = sections.content(found, make)
+                    text = sections.content(found, make, "")
                 except (TypeError, ValueError, AttributeError, IndexError):
                     continue  # page.main makes one line of it
                 shown += "&lt;img" in text or "\\u003cimg" in text

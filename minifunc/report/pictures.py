@@ -15,8 +15,6 @@ from minifunc.support.evaluation import wilson
 from minifunc.support.names import parse
 from minifunc.support.tables import words
 
-# ---------------------------------------------------------------- heat maps
-
 
 @dataclass(frozen=True)
 class Scale:
@@ -48,9 +46,7 @@ class Scale:
         return h("td", shown, data_tip=tip, tabindex="-1", **look)
 
 
-def heat_map(
-    title: str, corner: str, columns: Iterable[str], rows: Iterable[list[Any]], kind: str = ""
-) -> Markup:
+def heat_map(title: str, corner: str, columns: Any, rows: list[Any], kind: str = "") -> Markup:
     """A table of rows [name, *cells]. corner: what stands above the names."""
     return scrolling(table([h("td", corner), *columns], rows, title, f"heat {kind}".rstrip()))
 
@@ -86,12 +82,10 @@ def vector_map(title: str, logits: Sequence[Sequence[float]], scale: Scale, k: i
 # ---------------------------------------------------------------- SVG
 
 
-def svg(
-    width: float, height: float, label: str, parts: Any, class_: str, role: str = "img"
-) -> Markup:
+def svg(width: float, height: float, label: str, parts: Any, **look: Any) -> Markup:
     """A picture of this size in px. label: what a screen reader says of it."""
     size = {"viewBox": f"0 0 {width:g} {height:g}", "width": width, "height": height}
-    return h("svg", parts, **size, role=role, aria_label=label, class_=class_)
+    return h("svg", parts, **(size | {"role": "img", "aria_label": label} | look))
 
 
 def text(
@@ -172,11 +166,14 @@ def bar(y: float, where: str, answer: str, share: float, n: int) -> Markup:
     return h("g", parts, class_=f"{answer}-answer", data_tip=tip)
 
 
+Places = Sequence[tuple[float, str]]  # values along an axis, and their names
+
+
 @dataclass(frozen=True)
 class Axis:
     """An axis of a plot, with named ticks."""
 
-    ticks: Sequence[tuple[float, str]]
+    ticks: Places
     name: str = ""
     log: bool = False
 
@@ -198,9 +195,7 @@ class Curve:
     points: Sequence[tuple[float, float, str]]  # x, y, and what is said of the point
 
 
-def plot(
-    label: str, x: Axis, y: Axis, curves: Sequence[Curve], moments: Sequence[tuple[float, str]] = ()
-) -> Markup:
+def plot(label: str, x: Axis, y: Axis, curves: Sequence[Curve], moments: Places = ()) -> Markup:
     """Curves on two axes. moments: upright lines at some x, with a name."""
     left, top, width, height = 52, 22 + 14 * len(moments), 420, 220  # px
     bottom, end = top + height, left + width
@@ -231,7 +226,7 @@ def plot(
     return svg(end + 108, bottom + 42, label, parts, class_="curves")
 
 
-def spread(wanted: Sequence[tuple[float, str]], least: float) -> dict[str, float]:
+def spread(wanted: Places, least: float) -> dict[str, float]:
     """Places near the wanted ones that are at least so far apart, in their order."""
     wanted = sorted(wanted)
     placed = list(accumulate((y for y, _ in wanted), lambda last, y: max(y, last + least)))

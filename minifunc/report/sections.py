@@ -5,6 +5,7 @@ A KeyError says that a file lacks something: `content` makes a note of it.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from minifunc.report import pictures
@@ -264,8 +265,8 @@ def bars(f: Findings) -> Content:
         "others where they are fewer."
     )
     content: Content = [colour_key(colours)]
-    for family, panels in panels_of(f.circuit).items():
-        name = FAMILIES.get(family, family)
+    for family, of_family in groupby(fours(f.circuit), key=lambda four: four[0]["task"]):
+        name, panels = FAMILIES.get(family, family), {asked_in(four): four for four in of_family}
         drawn = [pictures.four_bars(asked, four) for asked, four in panels.items()]
         picture = figure(f, h("div", drawn, class_="panels"), caption, "circuit.json (reuse)")
         rows = [[asked, *map(both_answers, four)] for asked, four in panels.items()]
@@ -278,14 +279,10 @@ def bars(f: Findings) -> Content:
     return content
 
 
-def panels_of(circuit: Circuit) -> dict[str, dict[str, list[Any]]]:
-    """The rows of `reuse` by task, and within it by what was asked."""
-    families: dict[str, dict[str, list[Any]]] = {}
-    for four in fours(circuit):
-        task, k, items = (four[0][key] for key in ("task", "k", "items"))
-        name = f"base {k}, {items}" if task == "base_addition" else f"off by {signed(k)}"
-        families.setdefault(task, {})[name] = four
-    return families
+def asked_in(four: list[dict[str, Any]]) -> str:
+    """What was asked in four rows of `reuse`: `off by +1`."""
+    k, items = four[0]["k"], four[0]["items"]
+    return f"off by {signed(k)}" if items == "all" else f"base {k}, {items}"
 
 
 def both_answers(row: Mapping[str, Any]) -> str:
@@ -322,9 +319,7 @@ def accuracy(f: Findings) -> Content:
     return [h("div", figure(f, scrolling(picture), caption, file), grid, class_="pair")]
 
 
-def share_curves(
-    ks: Iterable[str], measured: Iterable[tuple[float, Any, str]], at: str
-) -> list[Curve]:
+def share_curves(ks: Iterable[str], measured: list[tuple[float, Any, str]], at: str) -> list[Curve]:
     """A curve for each amount. measured: of each point x, {k: {shots: share}}, shots; at: of x."""
     curves = []
     for k in ks:
