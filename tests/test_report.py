@@ -278,7 +278,7 @@ ABOUT_THE_CIRCUIT = (
     sections.vectors,
     sections.bars,
     sections.about,
-    lambda f: list(page.playground(f)),
+    page.playground,
 )
 SHOWN_BY = {  # file: the sections that show what it holds
     "circuit": ABOUT_THE_CIRCUIT,

@@ -56,8 +56,8 @@ def section(name: str, title: str, inner: Markup) -> Markup:
     return h("section", h("h2", title), inner, id=name, aria_label=title)
 
 
-def playground(f: Findings) -> tuple[Markup, list[Markup]]:
-    """The section in which the model runs; its scripts, and what they read: shape and weights."""
+def playground(f: Findings) -> list[Markup]:
+    """The scripts in which the model runs, and what they read: its shape and its weights."""
     state = f.model.state_dict()
     arrays = {name: weight.detach().float().cpu().numpy() for name, weight in state.items()}
     groups = f.circuit.get("groups", {})
@@ -70,23 +70,22 @@ def playground(f: Findings) -> tuple[Markup, list[Markup]]:
     }
     values = b"".join(array.astype("<f4").tobytes() for array in arrays.values())
     weights = Markup(base64.b64encode(values).decode("ascii"))
-    scripts = [
+    return [
         script_data("model-data", data),
         h("script", weights, type="text/plain", id="weights"),
         *(h("script", asset(name)) for name in ("model.js", "prompts.js", "playground.js")),
     ]
-    return section("playground", "Playground", asset("playground.html")), scripts
 
 
 def report(f: Findings, played: Markup, scripts: Sequence[Markup] = ()) -> str:
-    """The page of all sections; `played`: what stands where the playground goes."""
+    """The page of all sections; `played`: what stands where the model plays."""
     heading = h("h1", "Function induction, seen from inside")
     said = content(f, claim, "circuit")
     opening = h("section", heading, said, id="claim", aria_label="The claim")
-    links, main = {"#playground": "Playground"}, [opening, played]
-    for name, title, make, needs in SECTIONS:
-        links[f"#{name}"] = name.capitalize()
-        main.append(section(name, title, content(f, make, needs)))
+    parts = [("playground", "Playground", played)]
+    parts += [(name, title, content(f, make, needs)) for name, title, make, needs in SECTIONS]
+    links = {f"#{name}": name.capitalize() for name, *_ in parts}
+    main = [opening, *(section(*part) for part in parts)]
     return document(f"minifunc: {f.folders.name}", header(f, links), main, scripts)
 
 
@@ -96,17 +95,17 @@ def build(f: Findings) -> dict[str, str]:
     if n_weights > MOST_WEIGHTS:
         reason = f"this model has {n_weights:,} weights, too many for a page."
         missing = h("p", h("b", "Not here: "), reason, class_="missing")
-        return {"report.html": report(f, section("playground", "Playground", missing))}
-    played, scripts = playground(f)
+        return {"report.html": report(f, missing)}
+    played, scripts = asset("playground.html"), playground(f)
     whole = report(f, played, scripts)
     if len(whole.encode()) <= LARGEST:
         return {"report.html": whole}
     link = h("a", "on a page of its own", href="playground.html")
     said = h("p", "With its weights this page would be large, so the model runs ", link, ".")
     bar = header(f, {"report.html": "Report"})
-    apart = document(f"minifunc playground: {f.folders.name}", bar, [played], scripts)
-    elsewhere = report(f, section("playground", "Playground", said))
-    return {"report.html": elsewhere, "playground.html": apart}
+    main = [section("playground", "Playground", played)]
+    apart = document(f"minifunc playground: {f.folders.name}", bar, main, scripts)
+    return {"report.html": report(f, said), "playground.html": apart}
 
 
 def write(folders: RunFolders, experiments: str) -> None:

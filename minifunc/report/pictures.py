@@ -230,7 +230,7 @@ def spread(wanted: Places, least: float) -> dict[str, float]:
     """Places near the wanted ones that are at least so far apart, in their order."""
     wanted = sorted(wanted)
     placed = list(accumulate((y for y, _ in wanted), lambda last, y: max(y, last + least)))
-    shift = sum(y - place for (y, _), place in zip(wanted, placed)) / max(1, len(wanted))
+    shift = sum(y - place for (y, _), place in zip(wanted, placed)) / max(1, len(placed))
     return {name: place + shift for (_, name), place in zip(wanted, placed)}
 
 

@@ -46,7 +46,6 @@ def colour_key(meanings: Mapping[str, str]) -> Markup:
 
 
 def definitions(said: Mapping[str, Any]) -> Markup:
-    """A list of terms and what is said of each."""
     return h("dl", [[h("dt", term), h("dd", value)] for term, value in said.items()])
 
 
@@ -351,11 +350,11 @@ def accuracy_map(shares: Mapping[str, Any], shots: Sequence[str]) -> Markup:
 def training(f: Findings) -> Content:
     """Accuracy and loss over the steps of training, and the same as a table."""
     lines, file, moments = f.metrics, "metrics.jsonl", appear(f)
-    taken = [line["step"] for line in lines]
     measured = [(line["step"], line["accuracy"]["addition"], "8") for line in lines]
     curves = share_curves(("0", "-1", "1", "2", "3"), measured, "step {:g}")
     every = -(-len(lines) // 6)  # at most six ticks, evenly spaced up to the last step
-    steps = Axis([(step, f"{step:g}") for step in taken[::-1][::every][::-1]], "step")
+    ticks = [line["step"] for line in lines[::-1][::every][::-1]]
+    steps = Axis([(step, f"{step:g}") for step in ticks], "step")
     told = "When previous-token and function-induction heads form is followed by "
     drawn = [told, h("code", "make emergence"), ", and drawn here once its results are there."]
     if moments:
@@ -484,13 +483,10 @@ SECTIONS: tuple[tuple[str, str, Callable[[Findings], Content], str], ...] = (
     ("training", "How it came about", training, "metrics"),
     ("about", "About", about, ""),
 )
+NO_FI = "no function-induction head was found in this model"
 WITHOUT = {  # what is missing: in words, and the target of make that makes it
     "circuit": ("the circuit has not been traced yet", "patch"),
-    "fi": (
-        "no function-induction head was found in this model, so there is no circuit to show: "
-        "it may not do the task",
-        "train",
-    ),
+    "fi": (f"{NO_FI}, so there is no circuit to show: it may not do the task", "train"),
     "metrics": ("there is no metrics.jsonl, which training writes", "train"),
     "check": ("the checks have not been run on this model yet", "check"),
 }
