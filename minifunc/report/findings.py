@@ -1,7 +1,6 @@
 """What a report shows: a run's files, read with care, and what the model itself is asked.
 
-A file that is not there is no fault: the report then says what is missing and which command
-makes it. A file that cannot be read is one (UserError).
+A missing file is no fault: the report says which command makes it. A broken one is (UserError).
 """
 
 from dataclasses import dataclass

@@ -29,8 +29,8 @@ def source(f: Findings, file: str) -> Markup:
 
 def figure(f: Findings, picture: Any, caption: Any, file: str) -> Markup:
     """A picture with its caption, and the file and command behind it."""
-    picture = h("div", picture, class_="picture")
-    return h("figure", picture, h("figcaption", caption, source(f, file)))
+    told = h("figcaption", caption, source(f, file))
+    return h("figure", h("div", picture, class_="picture"), told)
 
 
 def numbers(columns: list[str], rows: list[list[Any]], caption: str, text: bool = False) -> Markup:
@@ -411,9 +411,8 @@ def check(f: Findings) -> Content:
     """How many checks passed, and each of them: folded, unless it failed."""
     verdicts = [row["verdict"] for row in f.check["checks"]]
     passed, failed, unknown = (verdicts.count(verdict) for verdict in VERDICTS)
-    counts = f"{passed} passed, {failed} failed, {unknown} could not be told."
     return [
-        h("p", counts, class_="lead"),
+        h("p", f"{passed} passed, {failed} failed, {unknown} could not be told.", class_="lead"),
         h("div", [checked(row) for row in f.check["checks"]], class_="checks"),
         source(f, "check.json"),
     ]
