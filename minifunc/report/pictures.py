@@ -238,10 +238,8 @@ def spread(wanted: Places, least: float) -> dict[str, float]:
 
 COLUMNS = ("from", "bring the answers", "function induction", "also write", "answer")
 # The first group that fits colours a node.
-KINDS = (
-    *("function_induction", "consolidation", "previous_token"),
-    *("expected_answer", "shown_answer", "other_direct", "upstream"),
-)
+KINDS = ["function_induction", "consolidation", "previous_token", "expected_answer"]
+KINDS += ["shown_answer", "other_direct", "upstream"]
 CONTRASTS = {"answers": "shown answers changed", "operands": "operands changed"}
 Node = Mapping[str, Any]  # {name, kind, steps, groups} of circuit.json
 

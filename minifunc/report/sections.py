@@ -12,7 +12,7 @@ from minifunc.report import pictures
 from minifunc.report.findings import Findings
 from minifunc.report.html import Markup, details, h, inside, percent, scrolling, signed, table
 from minifunc.report.pictures import CONTRASTS, Axis, Curve, Scale
-from minifunc.report.terminal import Circuit, fours, members, r_of, sentence, title
+from minifunc.report.terminal import Circuit, concluded, fours, members, r_of, title
 from minifunc.support.tables import words
 
 Content = list[Any]  # what `h` takes as children
@@ -73,7 +73,7 @@ def claim(f: Findings) -> Content:
     return [
         h("p", said, class_="claim"),
         h("div", claim_numbers(f, circuit, done, remains), class_="numbers-row"),
-        details("In full", h("p", sentence(circuit))),
+        details("In full", h("p", concluded(circuit))),
         source(f, "circuit.json"),
     ]
 

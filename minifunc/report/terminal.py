@@ -362,16 +362,16 @@ def not_found(c: Circuit) -> str:
     )
 
 
-def sentence(c: Circuit) -> str:
-    """A plain paragraph that says what was found."""
+def concluded(c: Circuit) -> list[str]:
+    """A plain paragraph that says what was found, as one line."""
     if not c["groups"]["function_induction"]:
-        return not_found(c)
+        return [not_found(c)]
     fi, others = direct_writers(c)
     shown, expected = c["routes"]["shown_answer"], c["routes"]["expected_answer"]
     # Both with values from the base prompt.
     left, alone = c["evaluation"]["ablation"][0], c["evaluation"]["circuits"][0]
     done = c["accuracy"]["contrast_prompt"]["contrast"]
-    return (
+    return [
         f"{title(c).capitalize()} (right on {done:.1%} of prompts) is carried to the answer by the "
         f"function-induction head{'s' * (len(fi) > 1)} {in_words(fi, len(fi))}, which at the last "
         f"`=` look at the earlier answers; other direct writers are "
@@ -383,11 +383,7 @@ def sentence(c: Circuit) -> str:
         f"groups put in, it answers {c['asked']} on {alone['circuit_accuracy']:.1%} (faithfulness "
         f"{alone['faithfulness']:.2f}; as many random heads of the same layers, which overlap with "
         f"them: {alone['random_circuits']['mean']:.2f})."
-    )
-
-
-def concluded(c: Circuit) -> list[str]:
-    return [sentence(c)]
+    ]
 
 
 def conclusion(c: Circuit) -> list[str]:
