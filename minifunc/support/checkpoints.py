@@ -8,7 +8,6 @@ import json
 import math
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +31,7 @@ from minifunc.support.files import (
     save_tensors,
 )
 from minifunc.support.processes import any_process, is_main, join
-from minifunc.support.runs import weights_fault, whole
+from minifunc.support.runs import MADE_BY_TRAINING, fitting_model, whole
 
 
 class Diverged(UserError):
@@ -93,9 +92,6 @@ class Progress:
     @contextlib.contextmanager
     def _hearing_ctrl_c(self) -> Iterator[None]:
         """The first Ctrl-C is a wish to stop after this step; a second one stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # Ctrl-C is somebody else's business
-            return
         before = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
 
         def ask(signum: int, frame: Any) -> None:
@@ -177,14 +173,10 @@ def load_checkpoint(out: Path, config: dict[str, Any]) -> dict[str, Any]:
     """
     path = out / "resume.pt"
     state = load_tensors(path)
-    with torch.device("meta"):
-        model = Transformer(ModelConfig(**config["model"]))
     try:
         if any(state["config"][part] != config[part] for part in ("model", "train", "diet")):
             raise UserError(f"{path} belongs to another run than {out / 'config.json'}")
-        fault = weights_fault(model, state["model"])
-        if fault:
-            raise UserError(f"{path} does not fit config.json: {fault}")
+        model = fitting_model(ModelConfig(**config["model"]), state["model"], path)
         step, seconds, metrics = state["step"], state["seconds"], json.loads(state["metrics"])
         sound = [
             type(step) is int and 0 < step <= config["train"]["steps"],
@@ -204,14 +196,12 @@ def load_checkpoint(out: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 def _moments_fit(saved: dict[str, Any], weight: Tensor, step: int) -> bool:
     """Whether this is what AdamW keeps of a weight after that step: all else would crash it."""
-    if saved.keys() != {"step", "exp_avg", "exp_avg_sq"}:
-        return False
     for moment in (saved["exp_avg"], saved["exp_avg_sq"]):
         if not whole(moment, weight.shape) or moment.dtype != weight.dtype:
             return False
         if not moment.isfinite().all():
             return False
-    return whole(saved["step"], torch.Size()) and bool(saved["step"] == step)
+    return len(saved) == 3 and whole(saved["step"], torch.Size()) and bool(saved["step"] == step)
 
 
 @contextlib.contextmanager
@@ -242,7 +232,7 @@ def claimed(
 def check_unused(out: Path, config: dict[str, Any]) -> None:
     """Raises UserError where a new run would overwrite something. A config.json of ours, alone, is
     what a run leaves behind that ended before its first checkpoint: nothing is lost with it."""
-    names = ("config.json", "metrics.jsonl", "model.pt", "resume.pt", "circuit.json")
+    names = (*MADE_BY_TRAINING, "circuit.json")
     found = [name for name in names if os.path.exists(out / name)]
     if found == ["config.json"]:
         kept = load_json(out / "config.json")

@@ -9,7 +9,6 @@ import torch
 from minifunc.support.errors import UserError
 
 Config = TypeVar("Config")
-KINDS = {"int": int, "float": float, "str": str}  # a field of another type gets no flag
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,21 +30,20 @@ def add_flags(parser: argparse.ArgumentParser, title: str, default: Any) -> None
     """One flag per field of the dataclass instance `default`; a flag not given stays None."""
     group = parser.add_argument_group(title)
     for field in fields(default):
-        kind = KINDS.get(getattr(field.type, "__name__", str(field.type)))
-        if kind is None:
-            continue
-        flag, unit = f"--{field.name.replace('_', '-')}", field.name.split("_")[-1].upper()
-        told = f"default: {getattr(default, field.name)}"
-        group.add_argument(flag, type=kind, metavar=unit, help=told)
+        kind: Any = field.type
+        if kind in (int, float, str):  # a field of another type gets no flag
+            flag, unit = f"--{field.name.replace('_', '-')}", field.name.split("_")[-1].upper()
+            told = f"default: {getattr(default, field.name)}"
+            group.add_argument(flag, type=kind, metavar=unit, help=told)
 
 
 def from_flags(arguments: argparse.Namespace, default: Config) -> Config:
     """`default` with the flags that were given; a value the dataclass refuses is a UserError."""
-    names = [field.name for field in fields(default)]  # type: ignore[arg-type]
-    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    names = {field.name for field in fields(default)}  # type: ignore[arg-type]
+    flags = vars(arguments).items()
     try:
-        changes = {name: given[name] for name in names if name in given}
-        return replace(default, **changes)  # type: ignore[type-var]
+        given = {name: value for name, value in flags if name in names and value is not None}
+        return replace(default, **given)  # type: ignore[type-var]
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -63,15 +61,7 @@ def pick_device(name: str, float64: bool = False) -> torch.device:
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available() and not float64
     found = ["cuda"] * cuda + ["mps"] * mps + ["cpu"]
-    if name == "auto":
-        return torch.device(found[0])
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")  # which nobody can compute on
-    if str(device) != name:  # torch wraps large indices around
-        device = torch.device("meta")
-    n_gpus = torch.cuda.device_count() if device.type == "cuda" else 0
-    if device.type in found and (device.type != "cuda" or (device.index or 0) < n_gpus):
-        return device
-    raise UserError(f"device {name!r} is not available here; there is: {', '.join(found)}")
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if name not in ("auto", *found, *gpus):
+        raise UserError(f"device {name!r} is not available here; there is: {', '.join(found)}")
+    return torch.device(found[0] if name == "auto" else name)

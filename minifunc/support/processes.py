@@ -9,7 +9,7 @@ Machines must see the same files.
 
 import os
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -96,17 +96,18 @@ def run_together(work: Callable[[], int]) -> int:
     """`run_main` for a script that torchrun may have started: what all would say is said once."""
 
     def one_of_them() -> int:
-        speaks = True
         try:
-            speaks = _n_started() == 1 or _number("RANK") == 0
-            if speaks:
+            if _n_started() == 1 or _number("RANK") == 0:
                 return work()
-            with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
+            silent = suppress(KeyboardInterrupt)
+            with (
+                silent,
+                open(os.devnull, "w") as null,
+                redirect_stdout(null),
+                redirect_stderr(null),
+            ):
                 return work()
-        except KeyboardInterrupt:
-            if not speaks:
-                return 130
-            raise
+            return 130
         except UserError:
             if not _first_to_fail():
                 return 2

@@ -106,16 +106,14 @@ def chosen_settings(
     config = load_json(path)
     if not isinstance(config, dict) or not config.keys() >= {*defaults, "vocabulary"}:
         raise UserError(f"{path} is no config of ours")
-    saved = {
-        part: from_json(defaults[part], config[part], f"{path}: `{part}`") for part in defaults
-    }
-    for part, settings in saved.items():
-        if as_json(asdict(settings)) != config[part]:
+    saved = {}
+    for part, default in defaults.items():
+        saved[part] = from_json(default, config[part], f"{path}: `{part}`")
+        if as_json(asdict(saved[part])) != config[part]:
             raise UserError(f"{path}: `{part}` lacks a field of this version; it cannot go on")
     if config["vocabulary"] != vocabulary:
-        raise UserError(
-            f"{path}: the run has another vocabulary than this version; it cannot go on"
-        )
+        said = "the run has another vocabulary than this version; it cannot go on"
+        raise UserError(f"{path}: {said}")
     _refuse_contradictions(arguments, saved, diets)
     return saved["model"], saved["train"], saved["diet"]
 
