@@ -126,9 +126,6 @@ def checked_group(entry: Any, model: Any, n_pos: int) -> tuple[Any, ...]:
     return group
 
 
-# ---------------------------------------------------------------- training and what is trained on
-
-
 def check_train_config(cfg: Any) -> None:
     """Raises ValueError for a `TrainConfig` whose fields are no numbers, or not within bounds."""
     least = {"steps": 1, "documents": 1, "examples": 2, "eval_every": 1}

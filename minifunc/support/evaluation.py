@@ -19,10 +19,8 @@ ROWS = 512  # prompts in one pass: enough to keep every core busy, small enough 
 
 @torch.no_grad()
 def last_logits(model: Transformer, tokens: Tensor, hooks: Hooks | None = None) -> Tensor:
-    """tokens [n_prompts, pos] int64 → logits at the last position, [n_prompts, d_vocab].
-
-    Hooks see all prompts at once.
-    """
+    """tokens [n_prompts, pos] int64 → logits at the last position, [n_prompts, d_vocab]. Hooks see
+    all prompts at once."""
     last = torch.tensor([tokens.shape[1] - 1], device=model.device)
     rows = tokens.split(len(tokens) if hooks else ROWS)
     return torch.cat([model(part.to(model.device), last, hooks)[:, 0] for part in rows])
@@ -30,9 +28,7 @@ def last_logits(model: Transformer, tokens: Tensor, hooks: Hooks | None = None) 
 
 def answers_right(model: Transformer, tokens: Tensor, answers: Tensor) -> Tensor:
     """1 where tokens [n_prompts, pos] are answered with `answers`, else 0: [n_prompts] float64.
-
-    Several processes share the prompts.
-    """
+    Several processes share the prompts."""
     right = torch.zeros(len(tokens), dtype=torch.float64)
     given = last_logits(model, share(tokens)).argmax(-1).cpu()
     share(right)[:] = (given == share(answers)).double()

@@ -44,8 +44,6 @@ def _package(name: str) -> Any:
         raise UserError(f"this needs the package {package}, which is not installed here") from None
 
 
-# ---------------------------------------------------------------- TransformerLens
-
 SAME = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "d_vocab", "n_ctx", "eps")
 NAMES_IN_4 = {"W_Q": "q", "W_K": "k", "W_V": "v", "W_O": "o", "W_in": "in", "W_out": "out"}
 
@@ -129,9 +127,6 @@ def _taken_from_4(state: dict[str, Tensor], name: str, cfg: ModelConfig) -> Tens
     return weight.contiguous()
 
 
-# ---------------------------------------------------------------- safetensors
-
-
 def to_safetensors(model: Transformer, config: dict[str, Any]) -> bytes:
     """The file's bytes."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -153,8 +148,6 @@ def from_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
         raise UserError(f"{path} cannot be read: {first_line(error)}") from None
 
 
-# ---------------------------------------------------------------- the command
-
 READ = {"safetensors": from_safetensors, "transformer-lens": from_transformer_lens}
 
 
@@ -171,10 +164,8 @@ def export_run(run: Path, kind: str, path: Path) -> None:
 
 
 def import_run(run: Path, kind: str, path: Path) -> None:
-    """Makes a run folder from a file of this kind.
-
-    Raises UserError, and makes none, where the file holds no sound run or there is one already.
-    """
+    """Makes a run folder from a file of this kind. Raises UserError, and makes none, where the file
+    holds no sound run or there is one already."""
     config, state = READ[kind](path)
     if (run / "config.json").exists() or (run / "model.pt").exists():
         raise UserError(f"{run} holds a run already: name another folder")

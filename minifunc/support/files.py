@@ -67,9 +67,6 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-# ---------------------------------------------------------------- writing
-
-
 def write_file(path: Path, write: Callable[[Any], object]) -> None:
     """Makes or replaces the file at `path` by what `write` puts into an open binary file."""
     check_writable(path)
@@ -109,15 +106,10 @@ def save_text(path: Path, text: str) -> None:
     write_file(path, lambda file: file.write(text.encode("utf-8", "replace")))
 
 
-# ---------------------------------------------------------------- reading
-
-
 @contextlib.contextmanager
 def _reading(path: Path, fault: str = "cannot be read") -> Iterator[None]:
-    """Whatever goes wrong with reading a file becomes a UserError: a damaged one raises anything.
-
-    A pipe or a device is refused first, as it may never come to an end.
-    """
+    """Whatever goes wrong with reading a file becomes a UserError: a damaged one raises anything. A
+    pipe or a device is refused first, as it may never come to an end."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path} is no plain file")
     try:
@@ -156,9 +148,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
 
 def check_archive(path: Path) -> None:
     """Raises ValueError for a file on which torch.load would use up memory, or end the process.
-
-    torch.save packs nothing, yet torch.load makes room for whatever size an entry declares.
-    """
+    torch.save packs nothing, yet torch.load makes room for whatever size an entry declares."""
     with zipfile.ZipFile(path) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
             raise ValueError("it declares more than it holds")

@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from minifunc.support.errors import UserError
 
 Config = TypeVar("Config")
+MOST_PROMPTS = 100_000  # of a study
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,12 +58,38 @@ def check_flag(arguments: argparse.Namespace, name: str, least: int, most: int) 
 
 def pick_device(name: str, float64: bool = False) -> torch.device:
     """auto (cuda, then mps, then cpu), or the device named. Raises UserError if it is not there.
-
-    float64: one that has these numbers, which mps has not.
-    """
+    float64: one that has these numbers, which mps has not."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available() and not float64
     found = ["cuda"] * cuda + ["mps"] * mps + ["cpu"]
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     if name not in ("auto", *found, *gpus):
         raise UserError(f"device {name!r} is not available here; there is: {', '.join(found)}")
     return torch.device(found[0] if name == "auto" else name)
+
+
+def add_study_flags(parser: argparse.ArgumentParser, study: Any, criteria: Any) -> None:
+    """Where it is computed and written; a flag for each field of a study and of its criteria."""
+    add = parser.add_argument
+    add("--device", default="auto", help="auto, cpu, cuda (default: auto)")
+    to = "where the findings go (default: circuit.json in the run's folder)"
+    add("--json", type=Path, metavar="PATH", help=to)
+    add("--full", action="store_true", help="print all that is found")
+    add_flags(parser, "what is traced", study)
+    frozen = "direct paths do not pass through MLPs (default: they do, as in the paper)"
+    add("--freeze-mlps", action="store_true", help=frozen)
+    memory = "memory that a sweep may use (default: 2; on CUDA a quarter of what is free)"
+    add("--max-memory", type=float, metavar="GIB", help=memory)
+    add_flags(parser, "criteria of the groups", criteria)
+
+
+def check_study(study: Any, n_tokens: int, n_ctx: int) -> None:
+    """Raises UserError for a study that the model cannot take, or that holds nothing to trace.
+    n_tokens: of a prompt. n_ctx: of the model."""
+    if n_tokens > n_ctx:
+        said = f"--shots {study.shots} makes prompts of {n_tokens} tokens"
+        raise UserError(f"{said}; the model's context holds {n_ctx}")
+    if study.k == 0:
+        said = "--k 0 leaves nothing to trace"
+        raise UserError(f"{said}: base and contrast prompts would be the same")
+    if not 0 <= study.seed < 2**63 or study.prompts > MOST_PROMPTS:
+        raise UserError(f"--seed must be from 0 to 2^63 - 1, and --prompts at most {MOST_PROMPTS}")

@@ -71,10 +71,8 @@ def any_process(flag: bool) -> bool:
 
 
 def join(device: torch.device) -> torch.device:
-    """Waits for the other processes and returns this one's device: with CUDA, its own GPU.
-
-    Raises UserError where the processes cannot meet, or are more than the GPUs.
-    """
+    """Waits for the other processes and returns this one's device: with CUDA, its own GPU. Raises
+    UserError where the processes cannot meet, or are more than the GPUs."""
     if _n_started() == 1:
         return device
     local, backend = _number("LOCAL_RANK"), "gloo"

@@ -50,10 +50,8 @@ def load_run(
 
 
 def build_model(config: Any, state: Any, config_name: str, weights_name: str) -> Transformer:
-    """The model of a run's config, with the weights `state`.
-
-    Raises UserError, which gives the name of what is not sound.
-    """
+    """The model of a run's config, with the weights `state`. Raises UserError, which gives the name
+    of what is not sound."""
     if not isinstance(config, dict) or not isinstance(config.get("vocabulary"), list):
         raise UserError(f"{config_name} is no config of ours: `model` or `vocabulary` is missing")
     cfg = from_json(ModelConfig(), config.get("model"), f"{config_name}: `model`")
@@ -67,9 +65,7 @@ def build_model(config: Any, state: Any, config_name: str, weights_name: str) ->
 
 def fitting_model(cfg: ModelConfig, state: Any, name: object) -> Transformer:
     """A model whose weights are shapes alone: nothing large is made before `state` is known to fit.
-
-    Raises UserError where it does not.
-    """
+    Raises UserError where it does not."""
     with torch.device("meta"):
         model = Transformer(cfg)
     fault = _fault(model.state_dict(), state)
