@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from minifunc.model import ModelConfig, Transformer
+from minifunc.support import files
 from minifunc.support.errors import UserError, first_line, run_main
-from minifunc.support.files import load_tensors, make_folder, save_json, save_tensors, write_file
 from minifunc.support.flags import Parser
 from minifunc.support.runs import build_model, load_run
 from minifunc.support.settings import from_json
@@ -88,8 +88,8 @@ def from_transformer_lens(path: Path) -> tuple[Any, dict[str, Tensor]]:
     Raises UserError for any other, and where it holds more than our model: biases that are not
     zero, further weights.
     """
-    saved = load_tensors(path)
-    try:
+    saved = files.load_tensors(path)
+    with files.reading(path, "was not made by this command"):
         config, state = json.loads(saved["run"]), dict(saved["state_dict"])
         cfg = from_json(ModelConfig(), config["model"], f"{path}: `model`")
         with torch.device("meta"):
@@ -99,8 +99,6 @@ def from_transformer_lens(path: Path) -> tuple[Any, dict[str, Tensor]]:
         else:
             ours = {name: state.pop(name) for name in names}
         more = [name for name, tensor in state.items() if _counts(name, tensor)]
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError) as error:
-        raise UserError(f"{path} was not made by this command: {first_line(error)}") from None
     if more:
         raise UserError(f"{path}: {more[0]:.60} is not zero, and the run's model has no such part")
     return config, ours
@@ -158,9 +156,9 @@ def export_run(run: Path, kind: str, path: Path) -> None:
         raise UserError(f"{path} is there already: name another file")
     if kind == "safetensors":
         data = to_safetensors(model, config)
-        write_file(path, lambda file: file.write(data))
+        files.write_file(path, lambda file: file.write(data))
     else:
-        save_tensors(path, to_transformer_lens(model) | {"run": json.dumps(config)})
+        files.save_tensors(path, to_transformer_lens(model) | {"run": json.dumps(config)})
 
 
 def import_run(run: Path, kind: str, path: Path) -> None:
@@ -174,9 +172,9 @@ def import_run(run: Path, kind: str, path: Path) -> None:
         json.dumps(config, allow_nan=False)
     except (UserError, ValueError) as error:  # a NaN in the header is a ValueError
         raise UserError(f"{path} holds no sound run: {first_line(error)}") from None
-    make_folder(run)
-    save_tensors(run / "model.pt", state)
-    save_json(run / "config.json", config)
+    files.make_folder(run)
+    files.save_tensors(run / "model.pt", state)
+    files.save_json(run / "config.json", config)
 
 
 def work(argv: Sequence[str] | None) -> int:

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -14,9 +14,8 @@ import minifunc
 from minifunc.model import ModelConfig
 from minifunc.support.errors import UserError
 from minifunc.support.files import load_json
-from minifunc.support.flags import Parser, add_flags, check_flag, from_flags
+from minifunc.support.flags import Config, Parser, add_flags, check_flag, from_flags
 
-Config = TypeVar("Config")
 ByName = Mapping[str, Any]
 
 
