@@ -197,10 +197,9 @@ def claimed(
         check_unused(out, config)
     device = join(device)
     try:
-        with contextlib.ExitStack() as stack:
-            if is_main():
-                files.make_folder(out)
-                stack.enter_context(files.locked(out))
+        if is_main():
+            files.make_folder(out)
+        with files.locked(out) if is_main() else contextlib.nullcontext():
             if is_main() and not resume:
                 check_unused(out, config)  # once more: another process may have been faster
             yield device

@@ -73,7 +73,7 @@ def any_process(flag: bool) -> bool:
 def join(device: torch.device) -> torch.device:
     """Waits for the other processes and returns this one's device: with CUDA, its own GPU. Raises
     UserError where the processes cannot meet, or are more than the GPUs."""
-    if _n_started() == 1:
+    if _number("WORLD_SIZE", "1") == 1:
         return device
     local, backend = _number("LOCAL_RANK"), "gloo"
     if device.type == "cuda":
@@ -81,7 +81,8 @@ def join(device: torch.device) -> torch.device:
     elif device.type != "cpu":
         raise UserError(f"several processes run on cpu or cuda, not on {device.type}")
     try:
-        store, number, size = _meet(timedelta(minutes=2))
+        meeting = dist.rendezvous("env://", timeout=timedelta(minutes=2))  # type: ignore[attr-defined]
+        store, number, size = next(meeting)
         dist.init_process_group(backend, store=store, rank=number, world_size=size)
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -95,7 +96,7 @@ def run_together(work: Callable[[], int]) -> int:
 
     def one_of_them() -> int:
         try:
-            if _n_started() == 1 or _number("RANK") == 0:
+            if _number("WORLD_SIZE", "1") == 1 or _number("RANK") == 0:
                 return work()
             silent = suppress(KeyboardInterrupt)
             with (
@@ -127,16 +128,6 @@ def _number(name: str, default: str = "") -> int:
     return int(text)
 
 
-def _n_started() -> int:
-    """Number of processes, met or not."""
-    return _number("WORLD_SIZE", "1")
-
-
-def _meet(timeout: timedelta) -> Any:
-    """The store that the processes share, this one's number, and how many there are."""
-    return next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
-
-
 def _own_gpu(device: torch.device, local: int) -> torch.device:
     n_gpus = torch.cuda.device_count()
     if device.index is not None or local >= n_gpus:
@@ -151,7 +142,9 @@ def _first_to_fail() -> bool:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
     try:
-        store, _, _ = _meet(timedelta(seconds=10))  # torchrun's own, which outlives the processes
+        # torchrun's own store, which outlives the processes
+        meeting = dist.rendezvous("env://", timeout=timedelta(seconds=10))  # type: ignore[attr-defined]
+        store, _, _ = next(meeting)
         return bool(store.add("failed", 1) == 1)
     except RuntimeError:
         return True

@@ -123,9 +123,6 @@ def load_circuit(path: Path, model: Transformer) -> dict[str, Any] | None:
     return circuit
 
 
-# ---------------------------------------------------------------- the run to use
-
-
 @dataclass(frozen=True)
 class RunFolders:
     """Where a command's run is, and where its results go: elsewhere for the reference run alone."""
