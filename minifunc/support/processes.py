@@ -81,8 +81,8 @@ def join(device: torch.device) -> torch.device:
     elif device.type != "cpu":
         raise UserError(f"several processes run on cpu or cuda, not on {device.type}")
     try:
-        meeting = dist.rendezvous("env://", timeout=timedelta(minutes=2))  # type: ignore[attr-defined]
-        store, number, size = next(meeting)
+        met = dist.rendezvous("env://", timeout=timedelta(minutes=2))  # type: ignore[attr-defined]
+        store, number, size = next(met)
         dist.init_process_group(backend, store=store, rank=number, world_size=size)
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -98,13 +98,8 @@ def run_together(work: Callable[[], int]) -> int:
         try:
             if _number("WORLD_SIZE", "1") == 1 or _number("RANK") == 0:
                 return work()
-            silent = suppress(KeyboardInterrupt)
-            with (
-                silent,
-                open(os.devnull, "w") as null,
-                redirect_stdout(null),
-                redirect_stderr(null),
-            ):
+            quiet = suppress(KeyboardInterrupt)
+            with quiet, open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
                 return work()
             return 130
         except UserError:
@@ -142,9 +137,8 @@ def _first_to_fail() -> bool:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
     try:
-        # torchrun's own store, which outlives the processes
-        meeting = dist.rendezvous("env://", timeout=timedelta(seconds=10))  # type: ignore[attr-defined]
-        store, _, _ = next(meeting)
+        met = dist.rendezvous("env://", timeout=timedelta(seconds=10))  # type: ignore[attr-defined]
+        store, _, _ = next(met)  # torchrun's own, which outlives the processes
         return bool(store.add("failed", 1) == 1)
     except RuntimeError:
         return True
