@@ -29,10 +29,9 @@ from minifunc.report.terminal import told
 from minifunc.support.errors import UserError
 from minifunc.support.evaluation import accuracy, last_logits
 from minifunc.support.files import check_writable, save_json
-from minifunc.support.flags import Parser, from_flags, pick_device
+from minifunc.support.flags import Parser, add_study_flags, check_study, from_flags, pick_device
 from minifunc.support.processes import is_main, join, run_together
 from minifunc.support.runs import add_run_flag, chosen_run, load_run
-from minifunc.support.study_flags import add_study_flags, check_study
 
 N_DRAWS = 50  # random groups of each kind beside an ablated one
 N_COUNTED = 500  # prompts on which right answers are counted, at least

@@ -51,7 +51,7 @@ class Ablator:
     ) -> None:
         self.model, self.cfg = model, model.cfg
         for name, source in sources.items():
-            checks.check_paired_source(name, source, tokens)
+            checks.check_shape(f"the source {name!r} must be tokens of shape", source, tokens)
         # By source, for each layer [n_prompts, pos, head, d_head]; of a mean, one row for all.
         self.sent = {name: z_of_layers(model, source) for name, source in sources.items()}
         for name, source in (means or {}).items():
@@ -110,7 +110,8 @@ class Ablator:
         return sorted(map(parse, names))
 
     def _positions(self, how: str, positions: Sequence[int] | None) -> tuple[int, ...]:
-        checks.check_source_name(how, self.sent)
+        if how not in self.sent:
+            raise ValueError(f"unknown source {how!r}; the sources are {', '.join(self.sent)}")
         places = tuple(range(self.n_pos) if positions is None else positions)
         checks.check_positions(places, self.n_pos)
         return places

@@ -194,8 +194,8 @@ class PathPatcher(PairedRuns):
         freeze_mlps: bool = False,
         max_memory: float | None = None,
     ) -> None:
-        answers = base_answers, contrast_answers
-        super().__init__(model, base_tokens, contrast_tokens, *answers, max_memory)
+        tokens, answers = (base_tokens, contrast_tokens), (base_answers, contrast_answers)
+        super().__init__(model, tokens, answers, max_memory)
         self.freeze_mlps = freeze_mlps or not self.cfg.has_mlp
         self.end = 2 * self.cfg.n_layers  # the stage of the final stream
         self.order = Senders(self.cfg)

@@ -204,7 +204,7 @@ def test_what_was_computed_before_is_used_again_and_what_was_dropped_is_not_miss
     monkeypatch.setattr(shared_streams, "KEPT_BYTES", 1)  # nothing can be kept
     fresh = Ablator(model, tokens, {"s": source})
     torch.testing.assert_close(fresh.logits(GROUPS, "s"), wanted, rtol=0, atol=1e-12)
-    assert runs and not fresh._streams.recent.tensors
+    assert runs and not fresh._streams.kept
 
 
 def test_the_same_replacements_serve_other_prompts():

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,20 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minifunc.model import ModelConfig, Transformer
+from minifunc.support import files
 from minifunc.support.errors import UserError
 from minifunc.support.evaluation import Table
-from minifunc.support.files import (
-    check_writable,
-    load_json,
-    load_tensors,
-    locked,
-    make_folder,
-    save_json,
-    save_lines,
-    save_tensors,
-)
 from minifunc.support.processes import any_process, is_main, join
-from minifunc.support.runs import weights_fault, whole
+from minifunc.support.runs import MADE_BY_TRAINING, fitting_model, whole
 
 
 class Diverged(UserError):
@@ -75,44 +65,32 @@ class Progress:
 
     @contextlib.contextmanager
     def going_on(self, checkpoint: dict[str, Any] | None) -> Iterator[None]:
-        """While steps are made: shows a bar, and Ctrl-C stops after the step at hand.
-
-        checkpoint: of `load_checkpoint`; None for a new run in the folder.
-        """
+        """While steps are made: shows a bar, and Ctrl-C stops after the step at hand. checkpoint:
+        of `load_checkpoint`; None for a new run in the folder."""
         if is_main():
             for name in ("resume.pt", "model.pt", "metrics.jsonl"):
-                check_writable(self.out / name)  # now, not after the first steps
+                files.check_writable(self.out / name)  # now, not after the first steps
         if checkpoint:
             self._take_up(checkpoint)
         elif is_main():
-            save_json(self.out / "config.json", self.config)
-        bar = tqdm(total=self.n_steps, initial=self.step, desc="train", unit="step", disable=None)
-        with self._hearing_ctrl_c(), bar as self.bar:
-            yield
-
-    @contextlib.contextmanager
-    def _hearing_ctrl_c(self) -> Iterator[None]:
-        """The first Ctrl-C is a wish to stop after this step; a second one stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # Ctrl-C is somebody else's business
-            return
+            files.save_json(self.out / "config.json", self.config)
         before = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
 
         def ask(signum: int, frame: Any) -> None:
             self.stop_asked = True
-            signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGINT, before)  # a second Ctrl-C stops at once
 
+        bar = tqdm(total=self.n_steps, initial=self.step, desc="train", unit="step", disable=None)
         signal.signal(signal.SIGINT, ask)
         try:
-            yield
+            with bar as self.bar:
+                yield
         finally:
             signal.signal(signal.SIGINT, before)
 
     def made(self, step: int, loss: Tensor, norm: Tensor, look: bool) -> None:
         """A step was made. Raises Diverged where its loss, or the gradient's norm, is not finite.
-
-        To look at a value makes a GPU wait: this is done when asked for, and now and then.
-        """
+        To look at a value makes a GPU wait: this is done when asked for, and now and then."""
         self.step = step
         self.stopping = any_process(self.stop_asked)
         if look or self.stopping or step % 20 == 0:
@@ -165,26 +143,20 @@ class Progress:
             "optimizer": self.optimizer.state_dict(),
             "data": self.data.get_state(),
         }
-        save_tensors(self.out / "resume.pt", state)
-        save_tensors(self.out / "model.pt", self.model.state_dict())
-        save_lines(self.out / "metrics.jsonl", self.metrics)
+        files.save_tensors(self.out / "resume.pt", state)
+        files.save_tensors(self.out / "model.pt", self.model.state_dict())
+        files.save_lines(self.out / "metrics.jsonl", self.metrics)
 
 
 def load_checkpoint(out: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The resume.pt of an interrupted run, checked whole before anything large is made.
-
-    Raises UserError where it does not fit.
-    """
+    """The resume.pt of an interrupted run, checked whole before anything large is made. Raises
+    UserError where it does not fit."""
     path = out / "resume.pt"
-    state = load_tensors(path)
-    with torch.device("meta"):
-        model = Transformer(ModelConfig(**config["model"]))
+    state = files.load_tensors(path)
     try:
         if any(state["config"][part] != config[part] for part in ("model", "train", "diet")):
             raise UserError(f"{path} belongs to another run than {out / 'config.json'}")
-        fault = weights_fault(model, state["model"])
-        if fault:
-            raise UserError(f"{path} does not fit config.json: {fault}")
+        model = fitting_model(ModelConfig(**config["model"]), state["model"], path)
         step, seconds, metrics = state["step"], state["seconds"], json.loads(state["metrics"])
         sound = [
             type(step) is int and 0 < step <= config["train"]["steps"],
@@ -204,14 +176,12 @@ def load_checkpoint(out: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 def _moments_fit(saved: dict[str, Any], weight: Tensor, step: int) -> bool:
     """Whether this is what AdamW keeps of a weight after that step: all else would crash it."""
-    if saved.keys() != {"step", "exp_avg", "exp_avg_sq"}:
-        return False
     for moment in (saved["exp_avg"], saved["exp_avg_sq"]):
         if not whole(moment, weight.shape) or moment.dtype != weight.dtype:
             return False
         if not moment.isfinite().all():
             return False
-    return whole(saved["step"], torch.Size()) and bool(saved["step"] == step)
+    return len(saved) == 3 and whole(saved["step"], torch.Size()) and bool(saved["step"] == step)
 
 
 @contextlib.contextmanager
@@ -227,10 +197,9 @@ def claimed(
         check_unused(out, config)
     device = join(device)
     try:
-        with contextlib.ExitStack() as stack:
-            if is_main():
-                make_folder(out)
-                stack.enter_context(locked(out))
+        if is_main():
+            files.make_folder(out)
+        with files.locked(out) if is_main() else contextlib.nullcontext():
             if is_main() and not resume:
                 check_unused(out, config)  # once more: another process may have been faster
             yield device
@@ -242,10 +211,10 @@ def claimed(
 def check_unused(out: Path, config: dict[str, Any]) -> None:
     """Raises UserError where a new run would overwrite something. A config.json of ours, alone, is
     what a run leaves behind that ended before its first checkpoint: nothing is lost with it."""
-    names = ("config.json", "metrics.jsonl", "model.pt", "resume.pt", "circuit.json")
+    names = (*MADE_BY_TRAINING, "circuit.json")
     found = [name for name in names if os.path.exists(out / name)]
     if found == ["config.json"]:
-        kept = load_json(out / "config.json")
+        kept = files.load_json(out / "config.json")
         if isinstance(kept, dict) and kept.keys() == config.keys():
             return
     if found:

@@ -8,38 +8,30 @@ from typing import Any
 
 from torch import Tensor
 
+KNOWN = {  # by field of a `ModelConfig`
+    "positions": ("rotary", "learned", "none"),
+    "normalization": ("RMS", "LN"),
+    "act_fn": ("gelu", "relu", "none"),
+}
+
 
 def check_model_config(cfg: Any) -> None:
     """Raises ValueError for a `ModelConfig` of a shape that cannot be built."""
     for field in fields(cfg):
-        value = getattr(cfg, field.name)
-        most = 1000 if field.name in ("n_layers", "n_heads") else 1_000_000
+        name, value = field.name, getattr(cfg, field.name)
         if field.type is int:
-            _check_whole(field.name, value, most)
-        if field.type is float:
-            _check_positive(field.name, value)
-    _check_known("positions", cfg.positions, ("rotary", "learned", "none"))
-    _check_known("normalization", cfg.normalization, ("RMS", "LN"))
-    _check_known("act_fn", cfg.act_fn, ("gelu", "relu", "none"))
+            most = 1000 if name in ("n_layers", "n_heads") else 1_000_000
+            fits = type(value) is int and 1 <= value <= most
+            must = f"a whole number from 1 to {most}"
+        elif field.type is float:
+            fits = type(value) in (int, float) and 0 < value < 1e300  # an int may be larger
+            must = "a positive number"
+        else:
+            fits, must = value in KNOWN[name], f"one of {', '.join(KNOWN[name])}"
+        if not fits:
+            raise ValueError(f"model config: {name} must be {must}, not {value!r:.60}")
     if cfg.positions == "rotary" and cfg.d_head % 2:
         raise ValueError(f"model config: rotary positions need an even d_head, not {cfg.d_head}")
-
-
-def _check_whole(name: str, value: Any, most: int) -> None:
-    if type(value) is not int or not 1 <= value <= most:
-        must = f"must be a whole number from 1 to {most}"
-        raise ValueError(f"model config: {name} {must}, not {value!r:.60}")
-
-
-def _check_positive(name: str, value: Any) -> None:
-    if type(value) not in (int, float) or not 0 < value < 1e300:  # JSON has larger whole numbers
-        raise ValueError(f"model config: {name} must be a positive number, not {value!r:.60}")
-
-
-def _check_known(name: str, value: Any, known: Collection[str]) -> None:
-    if value not in known:
-        must = f"must be one of {', '.join(known)}"
-        raise ValueError(f"model config: {name} {must}, not {value!r:.60}")
 
 
 def check_tokens(tokens: Tensor, n_ctx: int) -> None:
@@ -81,24 +73,16 @@ def check_positions(positions: Iterable[int], n_pos: int) -> None:
 def check_source(source: str | Tensor, tokens: Tensor) -> None:
     """Raises ValueError unless senders can send that in place of what they do on `tokens`."""
     if isinstance(source, Tensor):
-        if source.shape != tokens.shape:
-            wanted = f"{list(tokens.shape)} like the prompts, not {list(source.shape)}"
-            raise ValueError(f"source tokens must be {wanted}")
+        check_shape("source tokens must be", source, tokens)
     elif source not in ("base", "mean", "zero"):
         raise ValueError(f"source must be 'base', 'mean', 'zero' or tokens, not {source!r}")
 
 
-def check_paired_source(name: str, source: Tensor, tokens: Tensor) -> None:
-    """Raises ValueError unless a named source has one prompt for each of `tokens`, as long."""
+def check_shape(must_be: str, source: Tensor, tokens: Tensor) -> None:
+    """Raises ValueError unless a source has one prompt for each of `tokens`, as long."""
     if source.shape != tokens.shape:
-        wanted = f"tokens of shape {list(tokens.shape)} like the prompts"
-        raise ValueError(f"the source {name!r} must be {wanted}, not {list(source.shape)}")
-
-
-def check_source_name(name: str, known: Collection[str]) -> None:
-    """Raises ValueError for a source that was not given."""
-    if name not in known:
-        raise ValueError(f"unknown source {name!r}; the sources are {', '.join(known)}")
+        wanted = f"{list(tokens.shape)} like the prompts"
+        raise ValueError(f"{must_be} {wanted}, not {list(source.shape)}")
 
 
 def check_heads(names: Iterable[str], known: Sequence[str]) -> None:
@@ -140,9 +124,6 @@ def checked_group(entry: Any, model: Any, n_pos: int) -> tuple[Any, ...]:
         rule = "must name each place once, with all its positions"
         raise ValueError(f"a list of receivers {rule}, not {places}")
     return group
-
-
-# ---------------------------------------------------------------- training and what is trained on
 
 
 def check_train_config(cfg: Any) -> None:

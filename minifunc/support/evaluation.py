@@ -1,9 +1,9 @@
 """What a model answers: the token it prefers at the last position, and how often it is right."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,16 +12,15 @@ from minifunc.model import Transformer
 from minifunc.support.hooks import Hooks
 from minifunc.support.processes import all_sum, share
 
+Language = Any  # what tasks.py offers; handed in, since nothing in this package imports a script
 Table = dict[str, dict[str, dict[str, float]]]  # task → k → shots → accuracy
 ROWS = 512  # prompts in one pass: enough to keep every core busy, small enough for any machine
 
 
 @torch.no_grad()
 def last_logits(model: Transformer, tokens: Tensor, hooks: Hooks | None = None) -> Tensor:
-    """tokens [n_prompts, pos] int64 → logits at the last position, [n_prompts, d_vocab].
-
-    Hooks see all prompts at once.
-    """
+    """tokens [n_prompts, pos] int64 → logits at the last position, [n_prompts, d_vocab]. Hooks see
+    all prompts at once."""
     last = torch.tensor([tokens.shape[1] - 1], device=model.device)
     rows = tokens.split(len(tokens) if hooks else ROWS)
     return torch.cat([model(part.to(model.device), last, hooks)[:, 0] for part in rows])
@@ -29,23 +28,12 @@ def last_logits(model: Transformer, tokens: Tensor, hooks: Hooks | None = None) 
 
 def answers_right(model: Transformer, tokens: Tensor, answers: Tensor) -> Tensor:
     """1 where tokens [n_prompts, pos] are answered with `answers`, else 0: [n_prompts] float64.
-
-    Several processes share the prompts.
-    """
+    Several processes share the prompts."""
     right = torch.zeros(len(tokens), dtype=torch.float64)
     given = last_logits(model, share(tokens)).argmax(-1).cpu()
     share(right)[:] = (given == share(answers)).double()
     all_sum(right)
     return right
-
-
-class Language(Protocol):
-    """As in tasks.py, where each of these is explained."""
-
-    @property
-    def TASKS(self) -> Mapping[str, Any]: ...
-    @property
-    def evaluation_pairs(self) -> Any: ...
 
 
 def accuracy_by_shots(

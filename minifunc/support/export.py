@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from minifunc.model import ModelConfig, Transformer
+from minifunc.support import files
 from minifunc.support.errors import UserError, first_line, run_main
-from minifunc.support.files import load_tensors, make_folder, save_json, save_tensors, write_file
 from minifunc.support.flags import Parser
 from minifunc.support.runs import build_model, load_run
 from minifunc.support.settings import from_json
@@ -43,8 +43,6 @@ def _package(name: str) -> Any:
         package = name.split(".")[0].replace("_", "-")
         raise UserError(f"this needs the package {package}, which is not installed here") from None
 
-
-# ---------------------------------------------------------------- TransformerLens
 
 SAME = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "d_vocab", "n_ctx", "eps")
 NAMES_IN_4 = {"W_Q": "q", "W_K": "k", "W_V": "v", "W_O": "o", "W_in": "in", "W_out": "out"}
@@ -90,8 +88,8 @@ def from_transformer_lens(path: Path) -> tuple[Any, dict[str, Tensor]]:
     Raises UserError for any other, and where it holds more than our model: biases that are not
     zero, further weights.
     """
-    saved = load_tensors(path)
-    try:
+    saved = files.load_tensors(path)
+    with files.reading(path, "was not made by this command"):
         config, state = json.loads(saved["run"]), dict(saved["state_dict"])
         cfg = from_json(ModelConfig(), config["model"], f"{path}: `model`")
         with torch.device("meta"):
@@ -101,8 +99,6 @@ def from_transformer_lens(path: Path) -> tuple[Any, dict[str, Tensor]]:
         else:
             ours = {name: state.pop(name) for name in names}
         more = [name for name, tensor in state.items() if _counts(name, tensor)]
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError) as error:
-        raise UserError(f"{path} was not made by this command: {first_line(error)}") from None
     if more:
         raise UserError(f"{path}: {more[0]:.60} is not zero, and the run's model has no such part")
     return config, ours
@@ -129,9 +125,6 @@ def _taken_from_4(state: dict[str, Tensor], name: str, cfg: ModelConfig) -> Tens
     return weight.contiguous()
 
 
-# ---------------------------------------------------------------- safetensors
-
-
 def to_safetensors(model: Transformer, config: dict[str, Any]) -> bytes:
     """The file's bytes."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -153,8 +146,6 @@ def from_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
         raise UserError(f"{path} cannot be read: {first_line(error)}") from None
 
 
-# ---------------------------------------------------------------- the command
-
 READ = {"safetensors": from_safetensors, "transformer-lens": from_transformer_lens}
 
 
@@ -165,16 +156,14 @@ def export_run(run: Path, kind: str, path: Path) -> None:
         raise UserError(f"{path} is there already: name another file")
     if kind == "safetensors":
         data = to_safetensors(model, config)
-        write_file(path, lambda file: file.write(data))
+        files.write_file(path, lambda file: file.write(data))
     else:
-        save_tensors(path, to_transformer_lens(model) | {"run": json.dumps(config)})
+        files.save_tensors(path, to_transformer_lens(model) | {"run": json.dumps(config)})
 
 
 def import_run(run: Path, kind: str, path: Path) -> None:
-    """Makes a run folder from a file of this kind.
-
-    Raises UserError, and makes none, where the file holds no sound run or there is one already.
-    """
+    """Makes a run folder from a file of this kind. Raises UserError, and makes none, where the file
+    holds no sound run or there is one already."""
     config, state = READ[kind](path)
     if (run / "config.json").exists() or (run / "model.pt").exists():
         raise UserError(f"{run} holds a run already: name another folder")
@@ -183,9 +172,9 @@ def import_run(run: Path, kind: str, path: Path) -> None:
         json.dumps(config, allow_nan=False)
     except (UserError, ValueError) as error:  # a NaN in the header is a ValueError
         raise UserError(f"{path} holds no sound run: {first_line(error)}") from None
-    make_folder(run)
-    save_tensors(run / "model.pt", state)
-    save_json(run / "config.json", config)
+    files.make_folder(run)
+    files.save_tensors(run / "model.pt", state)
+    files.save_json(run / "config.json", config)
 
 
 def work(argv: Sequence[str] | None) -> int:

@@ -67,9 +67,6 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-# ---------------------------------------------------------------- writing
-
-
 def write_file(path: Path, write: Callable[[Any], object]) -> None:
     """Makes or replaces the file at `path` by what `write` puts into an open binary file."""
     check_writable(path)
@@ -109,19 +106,16 @@ def save_text(path: Path, text: str) -> None:
     write_file(path, lambda file: file.write(text.encode("utf-8", "replace")))
 
 
-# ---------------------------------------------------------------- reading
-
-
 @contextlib.contextmanager
-def _reading(path: Path, fault: str = "cannot be read") -> Iterator[None]:
-    """Whatever goes wrong with reading a file becomes a UserError: a damaged one raises anything.
-
-    A pipe or a device is refused first, as it may never come to an end.
-    """
+def reading(path: Path, fault: str = "cannot be read") -> Iterator[None]:
+    """Whatever goes wrong with reading a file becomes a UserError: a damaged one raises anything. A
+    pipe or a device is refused first, as it may never come to an end."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path} is no plain file")
     try:
         yield
+    except UserError:
+        raise
     except FileNotFoundError:
         missing = f"{path} is missing: {path.parent} holds no run (train.py makes one)"
         raise UserError(missing) from None
@@ -130,13 +124,13 @@ def _reading(path: Path, fault: str = "cannot be read") -> Iterator[None]:
 
 
 def load_json(path: Path) -> Any:
-    with _reading(path):
+    with reading(path):
         return json.loads(path.read_text(encoding="utf-8"))
 
 
 def load_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines."""
-    with _reading(path):
+    with reading(path):
         values = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     if not all(isinstance(value, dict) for value in values):
         raise UserError(f"{path} is none of ours: a line holds no object")
@@ -145,7 +139,7 @@ def load_lines(path: Path) -> list[dict[str, Any]]:
 
 def load_tensors(path: Path) -> dict[str, Any]:
     """A file of tensors and plain values, read without running anything in it (`weights_only`)."""
-    with _reading(path, "is damaged or no checkpoint of ours"), warnings.catch_warnings():
+    with reading(path, "is damaged or no checkpoint of ours"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -156,9 +150,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
 
 def check_archive(path: Path) -> None:
     """Raises ValueError for a file on which torch.load would use up memory, or end the process.
-
-    torch.save packs nothing, yet torch.load makes room for whatever size an entry declares.
-    """
+    torch.save packs nothing, yet torch.load makes room for whatever size an entry declares."""
     with zipfile.ZipFile(path) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
             raise ValueError("it declares more than it holds")

@@ -29,21 +29,6 @@ class Hooks:
         return any(name in self.functions for name in names)
 
 
-def hook_names(cfg: Any) -> list[str]:
-    """Every hook point of a model of this `ModelConfig`, in the order of a forward pass."""
-    attn = ["q", "k", "v", "rot_q", "rot_k", "attn_scores", "pattern", "z"]
-    block = ["hook_resid_pre", "ln1.hook_normalized", *(f"attn.hook_{name}" for name in attn)]
-    block += ["hook_attn_out", "hook_resid_mid"]
-    if cfg.has_mlp:
-        block += ["hook_mlp_in", "ln2.hook_normalized", "mlp.hook_pre", "mlp.hook_post"]
-        block += ["hook_mlp_out"]
-    block += ["hook_resid_post"]
-    names = ["hook_embed"] + ["hook_pos_embed"] * (cfg.positions == "learned")
-    for layer in range(cfg.n_layers):
-        names += [f"blocks.{layer}.{name}" for name in block]
-    return [*names, "ln_final.hook_normalized"]
-
-
 class Hooked(nn.Module):
     """A model with hook points: its forward takes tokens, positions and `Hooks`."""
 
@@ -59,7 +44,16 @@ class Hooked(nn.Module):
 
     def hook_names(self) -> list[str]:
         """Every hook point, in the order in which a forward pass meets them."""
-        return hook_names(self.cfg)
+        attn = ["q", "k", "v", "rot_q", "rot_k", "attn_scores", "pattern", "z"]
+        block = ["hook_resid_pre", "ln1.hook_normalized", *(f"attn.hook_{name}" for name in attn)]
+        block += ["hook_attn_out", "hook_resid_mid"]
+        if self.cfg.has_mlp:
+            block += ["hook_mlp_in", "ln2.hook_normalized", "mlp.hook_pre", "mlp.hook_post"]
+            block += ["hook_mlp_out"]
+        names = ["hook_embed"] + ["hook_pos_embed"] * (self.cfg.positions == "learned")
+        for layer in range(self.cfg.n_layers):
+            names += [f"blocks.{layer}.{name}" for name in [*block, "hook_resid_post"]]
+        return [*names, "ln_final.hook_normalized"]
 
     def run_with_hooks(
         self, tokens: Tensor, hooks: Mapping[str, Hook], positions: Tensor | None = None

@@ -22,20 +22,21 @@ class MemoryBudget:
 
     def __init__(self, model: Transformer, n_pos: int, gib: float | None = None) -> None:
         self.model, self.n_pos = model, n_pos
-        self.on_cpu = model.device.type == "cpu"
         if gib is None:
-            gib = 2.0 if model.device.type != "cuda" else _free_on(model.device) / 4
+            gib = 2.0
+            if model.device.type == "cuda":
+                gib = torch.cuda.mem_get_info(model.device)[0] / GIB / 4
         if not 0 < gib < 2**20:
             raise ValueError(f"max_memory must be a positive number of GiB, not {gib}")
-        self.bytes = gib * GIB
+        self.half = self.for_rows = gib * GIB / 2
         needed = self.row_bytes(n_pos) + self.cache_bytes()
-        if self.bytes < needed:
-            one = f"too small for one row, which needs {needed / GIB:.3g} GiB"
-            raise ValueError(
-                f"max_memory of {gib:.3g} GiB is {one}: ask for more, or use shorter prompts"
-            )
-        if self.on_cpu:
-            _keep_freed_memory()
+        if gib * GIB < needed:
+            small = f"max_memory of {gib:.3g} GiB is too small for one row, which needs"
+            advice = "ask for more, or use shorter prompts"
+            raise ValueError(f"{small} {needed / GIB:.3g} GiB: {advice}")
+        if model.device.type == "cpu":
+            self.for_rows = min(self.half, CPU_ROWS)
+            torch.empty(31 * 2**20, dtype=torch.uint8)  # freed, it makes glibc keep what is freed
 
     def cache_bytes(self) -> int:
         """What the cached runs of one prompt take."""
@@ -54,11 +55,11 @@ class MemoryBudget:
 
     def keeps(self, n_prompts: int) -> bool:
         """Whether the cached runs of so many prompts fit, all at once."""
-        return n_prompts * self.cache_bytes() <= self.bytes / 2
+        return n_prompts * self.cache_bytes() <= self.half
 
     def prompt_ranges(self, prompts: range) -> list[slice]:
         """The prompts in chunks: their cached runs fit, and so does one row for each of them."""
-        in_cache = int(self.bytes / 2 // self.cache_bytes())
+        in_cache = int(self.half // self.cache_bytes())
         if not self.keeps(len(prompts)):
             in_cache //= 2  # while a chunk is made anew, the one before it is still there
         size = max(1, min(len(prompts), in_cache, self._rows(self.n_pos)))
@@ -70,15 +71,4 @@ class MemoryBudget:
         return [slice(i, i + size) for i in range(0, n_senders, size)]
 
     def _rows(self, n_pos: int) -> int:
-        budget = min(self.bytes / 2, CPU_ROWS) if self.on_cpu else self.bytes / 2
-        return int(budget // self.row_bytes(n_pos)) or 1
-
-
-def _free_on(device: torch.device) -> float:
-    """GiB that are free on a CUDA device."""
-    return torch.cuda.mem_get_info(device)[0] / GIB
-
-
-def _keep_freed_memory() -> None:
-    """Freeing one large block makes glibc keep freed memory, for the next tensor."""
-    torch.empty(31 * 2**20, dtype=torch.uint8)
+        return int(self.for_rows // self.row_bytes(n_pos)) or 1

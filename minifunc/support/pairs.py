@@ -16,6 +16,8 @@ from minifunc.support.checks import check_pairs, check_positions, check_source
 from minifunc.support.memory import MemoryBudget
 from minifunc.support.processes import all_sum, own_range
 
+Pair = tuple[Tensor, Tensor]  # of base and of contrast prompts
+
 
 @dataclass(frozen=True)
 class CachedRuns:
@@ -42,27 +44,21 @@ class CachedRuns:
 
 
 class PairedRuns:
-    """Paired prompts of one model, and their runs. The arguments are those of `PathPatcher`.
+    """Paired prompts of one model, and their runs. The arguments are those of `PathPatcher`, those
+    of the base prompts first.
 
     sent: the hook points at which senders write, from below up. F_base, F_contrast [n_prompts]
     float64, in logits; F_range is the difference of their means.
     """
 
     def __init__(
-        self,
-        model: Transformer,
-        base_tokens: Tensor,
-        contrast_tokens: Tensor,
-        base_answers: Tensor,
-        contrast_answers: Tensor,
-        max_memory: float | None = None,
+        self, model: Transformer, tokens: Pair, answers: Pair, max_memory: float | None
     ) -> None:
-        answers = base_answers, contrast_answers
-        check_pairs(model.cfg.d_vocab, base_tokens, contrast_tokens, *answers)
+        check_pairs(model.cfg.d_vocab, *tokens, *answers)
         self.model, self.cfg, device = model, model.cfg, model.device
-        self.base_tokens, self.contrast_tokens = base_tokens.to(device), contrast_tokens.to(device)
-        self.answers = torch.stack([base_answers, contrast_answers], dim=1).to(device)
-        self.n_prompts, self.n_pos = base_tokens.shape
+        self.base_tokens, self.contrast_tokens = (each.to(device) for each in tokens)
+        self.answers = torch.stack(answers, dim=1).to(device)  # [n_prompts, 2]
+        self.n_prompts, self.n_pos = self.base_tokens.shape
         self.last = torch.tensor([self.n_pos - 1], device=device)
         self.sent = ["hook_embed"]
         for layer in range(self.cfg.n_layers):

@@ -9,7 +9,7 @@ Machines must see the same files.
 
 import os
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -71,11 +71,9 @@ def any_process(flag: bool) -> bool:
 
 
 def join(device: torch.device) -> torch.device:
-    """Waits for the other processes and returns this one's device: with CUDA, its own GPU.
-
-    Raises UserError where the processes cannot meet, or are more than the GPUs.
-    """
-    if _n_started() == 1:
+    """Waits for the other processes and returns this one's device: with CUDA, its own GPU. Raises
+    UserError where the processes cannot meet, or are more than the GPUs."""
+    if _number("WORLD_SIZE", "1") == 1:
         return device
     local, backend = _number("LOCAL_RANK"), "gloo"
     if device.type == "cuda":
@@ -83,7 +81,8 @@ def join(device: torch.device) -> torch.device:
     elif device.type != "cpu":
         raise UserError(f"several processes run on cpu or cuda, not on {device.type}")
     try:
-        store, number, size = _meet(timedelta(minutes=2))
+        met = dist.rendezvous("env://", timeout=timedelta(minutes=2))  # type: ignore[attr-defined]
+        store, number, size = next(met)
         dist.init_process_group(backend, store=store, rank=number, world_size=size)
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -96,17 +95,13 @@ def run_together(work: Callable[[], int]) -> int:
     """`run_main` for a script that torchrun may have started: what all would say is said once."""
 
     def one_of_them() -> int:
-        speaks = True
         try:
-            speaks = _n_started() == 1 or _number("RANK") == 0
-            if speaks:
+            if _number("WORLD_SIZE", "1") == 1 or _number("RANK") == 0:
                 return work()
-            with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
+            quiet = suppress(KeyboardInterrupt)
+            with quiet, open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
                 return work()
-        except KeyboardInterrupt:
-            if not speaks:
-                return 130
-            raise
+            return 130
         except UserError:
             if not _first_to_fail():
                 return 2
@@ -128,16 +123,6 @@ def _number(name: str, default: str = "") -> int:
     return int(text)
 
 
-def _n_started() -> int:
-    """Number of processes, met or not."""
-    return _number("WORLD_SIZE", "1")
-
-
-def _meet(timeout: timedelta) -> Any:
-    """The store that the processes share, this one's number, and how many there are."""
-    return next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
-
-
 def _own_gpu(device: torch.device, local: int) -> torch.device:
     n_gpus = torch.cuda.device_count()
     if device.index is not None or local >= n_gpus:
@@ -152,7 +137,8 @@ def _first_to_fail() -> bool:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
     try:
-        store, _, _ = _meet(timedelta(seconds=10))  # torchrun's own, which outlives the processes
+        met = dist.rendezvous("env://", timeout=timedelta(seconds=10))  # type: ignore[attr-defined]
+        store, _, _ = next(met)  # torchrun's own, which outlives the processes
         return bool(store.add("failed", 1) == 1)
     except RuntimeError:
         return True

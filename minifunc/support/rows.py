@@ -32,9 +32,7 @@ def evenly(drawn: Tensor, values: Tensor) -> Tensor:
 
 def permuted(x: Tensor, n: int, generator: Generator) -> Tensor:
     """x [n_rows, n_examples] from 0 to n - 1, changed by a random permutation of these numbers.
-
-    Every row has a permutation of its own.
-    """
+    Every row has a permutation of its own."""
     permutation = torch.rand(len(x), n, generator=generator).argsort(1)  # [n_rows, n]
     return permutation.gather(1, x)
 

@@ -23,13 +23,13 @@ import torch
 
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support.errors import UserError
-from minifunc.support.files import check_writable, load_json, load_lines, load_tensors, make_folder
+from minifunc.support.files import check_writable, load_json, load_tensors, make_folder
 from minifunc.support.settings import from_json
 
 DEFAULT_RUN = Path("out/default")
 REFERENCE = Path(__file__).parents[2] / "reference"  # of the repository; not where it is installed
 REFERENCE_RESULTS = Path("out/reference")
-MADE_BY_TRAINING = ("config.json", "model.pt", "resume.pt", "metrics.jsonl")
+MADE_BY_TRAINING = ("config.json", "metrics.jsonl", "model.pt", "resume.pt")
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # what weights may be
 
 
@@ -50,28 +50,32 @@ def load_run(
 
 
 def build_model(config: Any, state: Any, config_name: str, weights_name: str) -> Transformer:
-    """The model of a run's config, with the weights `state`.
-
-    Raises UserError, which gives the name of what is not sound.
-    """
+    """The model of a run's config, with the weights `state`. Raises UserError, which gives the name
+    of what is not sound."""
     if not isinstance(config, dict) or not isinstance(config.get("vocabulary"), list):
         raise UserError(f"{config_name} is no config of ours: `model` or `vocabulary` is missing")
     cfg = from_json(ModelConfig(), config.get("model"), f"{config_name}: `model`")
     n_tokens = len(config["vocabulary"])
     if n_tokens > cfg.d_vocab:
         raise UserError(f"{config_name}: {n_tokens} tokens are more than d_vocab {cfg.d_vocab}")
-    with torch.device("meta"):  # nothing large is made before the file is known to fit
-        model = Transformer(cfg)
-    fault = weights_fault(model, state)
-    if fault:
-        raise UserError(f"{weights_name} does not fit config.json: {fault}")
+    model = fitting_model(cfg, state, weights_name)
     model.load_state_dict(state, assign=True)
     return model
 
 
-def weights_fault(model: Transformer, state: dict[str, Any]) -> str:
-    """What keeps `state` from being this model's weights, in a few words; empty if nothing does."""
-    wanted = model.state_dict()
+def fitting_model(cfg: ModelConfig, state: Any, name: object) -> Transformer:
+    """A model whose weights are shapes alone: nothing large is made before `state` is known to fit.
+    Raises UserError where it does not."""
+    with torch.device("meta"):
+        model = Transformer(cfg)
+    fault = _fault(model.state_dict(), state)
+    if fault:
+        raise UserError(f"{name} does not fit config.json: {fault}")
+    return model
+
+
+def _fault(wanted: Mapping[str, torch.Tensor], state: Any) -> str:
+    """What keeps `state` from being the weights that are wanted; empty if nothing does."""
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         return "its weights go by no names"
     dtype = getattr(state.get("embed.W_E"), "dtype", None)
@@ -117,9 +121,6 @@ def load_circuit(path: Path, model: Transformer) -> dict[str, Any] | None:
     if "weights" in circuit and circuit["weights"] != weights_hash(model.state_dict()):
         raise UserError(f"{path} is about other weights than the run's: run `make patch` again")
     return circuit
-
-
-# ---------------------------------------------------------------- the run to use
 
 
 @dataclass(frozen=True)
@@ -184,9 +185,6 @@ def progress(run: Path) -> tuple[int, int]:
     """Steps that a run has taken, and that it is to take; (0, 0) where its files don't say."""
     try:
         wanted = load_json(run / "config.json")["train"]["steps"]
-        done = max([line["step"] for line in load_lines(run / "metrics.jsonl")], default=0)
-        if done < wanted and (run / "resume.pt").exists():  # written between two evaluations
-            done = load_tensors(run / "resume.pt")["step"]
-        return int(done), int(wanted)
+        return int(load_tensors(run / "resume.pt")["step"]), int(wanted)
     except Exception:  # damaged files may raise anything; load_run names the fault
         return 0, 0

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -14,9 +14,9 @@ import minifunc
 from minifunc.model import ModelConfig
 from minifunc.support.errors import UserError
 from minifunc.support.files import load_json
-from minifunc.support.flags import Parser, add_flags, check_flag, from_flags
+from minifunc.support.flags import Config, Parser, add_flags, check_flag, from_flags
 
-Config = TypeVar("Config")
+ByName = Mapping[str, Any]
 
 
 def versions() -> dict[str, str]:
@@ -31,10 +31,8 @@ def as_json(value: Any) -> Any:
 
 
 def from_json(default: Config, values: Any, place: object) -> Config:
-    """`default`, a frozen dataclass, with the fields that a JSON object gives.
-
-    Raises UserError, which names the `place`, for what does not fit.
-    """
+    """`default`, a frozen dataclass, with the fields that a JSON object gives. Raises UserError,
+    which names the `place`, for what does not fit."""
     known: dict[str, Any] = asdict(default)  # type: ignore[call-overload]
     if not isinstance(values, dict) or not values.keys() <= known.keys():
         raise UserError(f"{place} must hold the fields {', '.join(known)} and no others")
@@ -70,9 +68,7 @@ def described(model: Any, train: Any, diet: Any, vocabulary: list[str]) -> dict[
     return as_json(chosen | {"vocabulary": vocabulary, "versions": versions()})
 
 
-def run_arguments(
-    argv: list[str] | None, about: str, defaults: Mapping[str, Any], diets: Mapping[str, Any]
-) -> Namespace:
+def run_arguments(argv: list[str] | None, about: str, defaults: ByName, diets: ByName) -> Namespace:
     """The flags of train.py: where the run is kept and computed, its diet, and one flag for each
     field of defaults["train"] and defaults["model"]. Raises UserError."""
     parser = Parser(prog="train.py", description=about)
@@ -92,10 +88,7 @@ def run_arguments(
 
 
 def chosen_settings(
-    arguments: Namespace,
-    defaults: Mapping[str, Any],
-    diets: Mapping[str, Any],
-    vocabulary: list[str],
+    arguments: Namespace, defaults: ByName, diets: ByName, vocabulary: list[str]
 ) -> tuple[Any, Any, Any]:
     """What to train, (model, train, diet): as the flags say, or else `defaults`; with --resume as
     the run's config.json says. Raises UserError for flags that contradict it."""
@@ -106,27 +99,23 @@ def chosen_settings(
     config = load_json(path)
     if not isinstance(config, dict) or not config.keys() >= {*defaults, "vocabulary"}:
         raise UserError(f"{path} is no config of ours")
-    saved = {
-        part: from_json(defaults[part], config[part], f"{path}: `{part}`") for part in defaults
-    }
-    for part, settings in saved.items():
-        if as_json(asdict(settings)) != config[part]:
+    saved = {}
+    for part, default in defaults.items():
+        saved[part] = from_json(default, config[part], f"{path}: `{part}`")
+        if as_json(asdict(saved[part])) != config[part]:
             raise UserError(f"{path}: `{part}` lacks a field of this version; it cannot go on")
     if config["vocabulary"] != vocabulary:
-        raise UserError(
-            f"{path}: the run has another vocabulary than this version; it cannot go on"
-        )
+        said = "the run has another vocabulary than this version; it cannot go on"
+        raise UserError(f"{path}: {said}")
     _refuse_contradictions(arguments, saved, diets)
     return saved["model"], saved["train"], saved["diet"]
 
 
-def _refuse_contradictions(
-    arguments: Namespace, saved: dict[str, Any], diets: Mapping[str, Any]
-) -> None:
+def _refuse_contradictions(arguments: Namespace, saved: ByName, diets: ByName) -> None:
     values = {**asdict(saved["model"]), **asdict(saved["train"]), "diet": saved["diet"].name}
     for name, value in values.items():
         given = getattr(arguments, name, None)
-        if given is None or given == value:
+        if given in (None, value):
             continue
         if name == "diet" and named_diet(given, diets) == saved["diet"]:
             continue

@@ -5,8 +5,7 @@ Groups that replace the same heads in the lowest layers have the same stream the
 by what was replaced below them, also over several calls, up to a budget of memory.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,32 +18,6 @@ from minifunc.support.names import Head
 
 KEPT_BYTES = 64 * 2**20  # of streams that are kept, so that they need not be run again
 Replaced = tuple[tuple[int, ...], ...]  # for each block, from the lowest: the heads replaced there
-
-
-class Recent:
-    """Tensors by key. Beyond `most_bytes` those are dropped that were not used for longest.
-
-    >>> recent = Recent(most_bytes=1000)
-    >>> recent.get("ones", lambda: torch.ones(3)) is recent.get("ones", lambda: torch.zeros(3))
-    True
-    """
-
-    def __init__(self, most_bytes: int) -> None:
-        self.most_bytes, self.n_bytes = most_bytes, 0
-        self.tensors: OrderedDict[Hashable, Tensor] = OrderedDict()
-
-    def get(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """The tensor of this key: the one that was kept, or that `compute` gives."""
-        if key not in self.tensors:
-            tensor = compute()  # which may ask for others, and so drop some
-            self.tensors[key] = tensor
-            self.n_bytes += tensor.nbytes
-        self.tensors.move_to_end(key)
-        wanted = self.tensors[key]
-        while self.n_bytes > self.most_bytes:
-            _, dropped = self.tensors.popitem(last=False)
-            self.n_bytes -= dropped.nbytes
-        return wanted
 
 
 @dataclass(frozen=True)
@@ -87,10 +60,12 @@ class SharedStreams:
         self.model, self.cfg, self.sent = model, model.cfg, sent
         self.n_prompts, self.n_pos = tokens.shape
         self.rows = prompts_in_a_pass(model)
-        self.recent = Recent(KEPT_BYTES)
         self.embedded = model.embed(tokens.to(model.device))  # [n_prompts, pos, d_model]
         if self.cfg.positions == "learned":
             self.embedded = self.embedded + model.pos_embed(self.n_pos)
+        of_a_pass = self.embedded[: self.rows].nbytes  # z is about as large
+        self.most_kept = KEPT_BYTES // (2 * of_a_pass)
+        self.kept: dict[tuple[_Pass, Replaced], tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
     def logits(
@@ -103,7 +78,7 @@ class SharedStreams:
             one = _Pass(start, how, positions)
             # In this order, groups that share a stream follow each other.
             for index in sorted(range(len(groups)), key=replaced.__getitem__):
-                last = self._stream(one, replaced[index])[:, -1]  # [p, d_model]
+                last = self._leave_block(one, replaced[index])[:, -1]  # [p, d_model]
                 logits = self.model.unembed(self.model.ln_final(last, Hooks()))
                 result[index, start : start + self.rows] = logits
         return result
@@ -112,20 +87,10 @@ class SharedStreams:
         blocks = range(self.cfg.n_layers)
         return tuple(tuple(head for layer, head in heads if layer == block) for block in blocks)
 
-    def _stream(self, one: _Pass, replaced: Replaced) -> Tensor:
-        """What leaves the lowest len(replaced) blocks, [p, pos, d_model] (all blocks: pos = 1)."""
-        if not replaced:
-            return self.embedded[one.start : one.start + self.rows]
-        if not any(replaced):
-            one = _Pass(one.start, how="", positions=())  # the same whatever the source
-        key = ("stream", one, replaced)
-        return self.recent.get(key, lambda: self._leave_block(one, replaced))
-
     def _leave_block(self, one: _Pass, replaced: Replaced) -> Tensor:
-        """The stream that leaves the block of the last entry of `replaced`."""
+        """The stream that leaves block len(replaced) - 1, [p, pos, d_model] (the last: pos = 1)."""
         below, heads, layer = replaced[:-1], replaced[-1], len(replaced) - 1
-        block, stream = self.model.blocks[layer], self._stream(one, below)
-        z = self.recent.get(("z", one, below), lambda: self._own_z(one, below))
+        block, (stream, z) = self.model.blocks[layer], self._enter_block(one, below)
         queries = slice(-z.shape[1], None)
         if heads:
             sent = self.sent[one.how][layer]  # [n_prompts or 1, pos, head, d_head]
@@ -137,18 +102,26 @@ class SharedStreams:
         attn_out = z.flatten(2) @ block.attn.W_O.flatten(0, 1)
         return block.add_mlp(stream[:, queries] + attn_out, Hooks())
 
-    def _own_z(self, one: _Pass, below: Replaced) -> Tensor:
-        """z of all heads of block len(below), none of them replaced: [p, query, head, d_head]."""
-        layer, block = len(below), self.model.blocks[len(below)]
+    def _enter_block(self, one: _Pass, below: Replaced) -> tuple[Tensor, Tensor]:
+        """The stream that enters block len(below), [p, pos, d_model], and z of the block's heads,
+        none of them replaced, [p, query, head, d_head]. Those used last are kept."""
+        if not any(below):
+            one = _Pass(one.start, how="", positions=())  # the same whatever the source
+        entered = self.kept.pop((one, below), None) or self._run_heads(one, below)
+        self.kept[one, below] = entered
+        if len(self.kept) > self.most_kept:
+            del self.kept[next(iter(self.kept))]
+        return entered
+
+    def _run_heads(self, one: _Pass, below: Replaced) -> tuple[Tensor, Tensor]:
+        layer, stream = len(below), self.embedded[one.start : one.start + self.rows]
+        if below:
+            stream = self._leave_block(one, below)
         queries = torch.arange(self.n_pos, device=self.model.device)
         if layer == self.cfg.n_layers - 1:
             queries = queries[-1:]
-        seen: list[Tensor] = []
-
-        def see(z: Tensor, name: str) -> Tensor:
-            seen.append(z)
-            return z
-
-        hooks = Hooks({f"blocks.{layer}.attn.hook_z": see})
-        block.attn(block.ln1(self._stream(one, below), hooks), queries, hooks)
-        return seen[0]
+        seen: dict[str, Tensor] = {}
+        block, name = self.model.blocks[layer], f"blocks.{layer}.attn.hook_z"
+        hooks = Hooks({name: lambda z, name: seen.setdefault(name, z)})
+        block.attn(block.ln1(stream, hooks), queries, hooks)
+        return stream, seen[name]

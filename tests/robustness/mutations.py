@@ -353,8 +353,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/support/shared_streams.py",
-        old="self._stream(one, replaced[index])",
-        new="self._stream(one, replaced[0])",
+        old="self._leave_block(one, replaced[index])",
+        new="self._leave_block(one, replaced[0])",
         breaks="every group is ablated as the first one is",
         tests="ablation",
     ),
