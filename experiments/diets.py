@@ -30,7 +30,8 @@ def make(kind: str, seed: int, steps: int) -> Run:
 
 
 def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
-    return addition_and_circuit(model, quick) | {"grid": grid(model, how_many(100, quick))}
+    cells = {"grid": grid(model, how_many(100, quick))}
+    return addition_and_circuit(model, run, folder, quick) | cells
 
 
 def rows(run: Run, measured: Row) -> Rows:

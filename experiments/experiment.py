@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,11 +64,7 @@ def work(experiment: Experiment, argv: list[str] | None) -> int:
 
     runs = experiment.runs(kinds, seeds, steps)
     study = Study(experiment.name, experiment.measure, out, arguments.quick)
-    try:
-        measured = run_all(runs, study, arguments.jobs)
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on", file=sys.stderr)
-        return 130
+    measured = run_all(runs, study, arguments.jobs)
     rows = [row for run, found in zip(runs, measured) for row in experiment.rows(run, found)]
     save_json(path, rows)
     print(*experiment.table(rows), "", f"the rows are in {path}", sep="\n")

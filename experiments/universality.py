@@ -8,7 +8,6 @@ layers these are.
 import sys
 from collections import Counter
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import train
 from experiments.experiment import Experiment, main
@@ -43,10 +42,6 @@ def make(kind: str, seed: int, steps: int) -> Run:
         model=CONFIGS[LONGER.get(kind, kind)],
         train=replace(SHORT, seed=seed, steps=steps, eval_every=max(1, steps // 2)),
     )
-
-
-def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
-    return addition_and_circuit(model, quick)
 
 
 def rows(run: Run, measured: Row) -> Rows:
@@ -90,8 +85,9 @@ def layers_of(rows: Rows, key: str) -> str:
 
 
 KINDS = (*CONFIGS, *LONGER)
+MORE = {"default": 5}
 EXPERIMENT = Experiment(
-    "universality", __doc__, KINDS, make, measure, rows, table, steps=700, more={"default": 5}
+    "universality", __doc__, KINDS, make, addition_and_circuit, rows, table, steps=700, more=MORE
 )
 
 if __name__ == "__main__":
