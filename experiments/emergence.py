@@ -16,18 +16,9 @@ from torch import Tensor
 
 import tasks
 import train
+from experiments import measure
 from experiments.catalogue import DIETS
 from experiments.experiment import Experiment, main
-from experiments.measure import (
-    SHOTS,
-    circuit,
-    generator,
-    how_many,
-    members,
-    patchers_of,
-    repeated_documents,
-    share_right,
-)
 from experiments.runs import Row, Run, default_run, provenance
 from experiments.summary import Rows, by
 from minifunc.analysis import scores
@@ -41,9 +32,9 @@ Groups = dict[str, list[str]]  # of the finished model's circuit, heads by group
 FOLLOWED = {"pt": "previous_token", "fi": "function_induction"}  # score: group of its heads
 
 
-def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
+def measure_run(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
     """Every snapshot, and the groups of the finished model, whose heads are followed."""
-    groups = circuit(model, quick)["groups"]
+    groups = measure.circuit(model, quick)["groups"]
     snapshot = Transformer(run.model).requires_grad_(False).eval()
     steps = []
     for step in run.snapshots:
@@ -52,38 +43,36 @@ def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
     return {"groups": groups, "steps": steps}
 
 
-# ---------------------------------------------------------------- at one step
-
-
 @torch.no_grad()
 def at_one_step(model: Transformer, run: Run, groups: Groups, quick: bool) -> Row:
-    n_documents, n_scored = how_many(256, quick), how_many(100, quick)
-    documents = tasks.sample(DIETS[run.diet], n_documents, run.train.examples, generator())
-    off_by_one = tasks.evaluation_pairs("addition", 1, SHOTS, how_many(200, quick), generator())
-    by_task = every_task(model, how_many(96, quick))
+    n_documents, n_scored = measure.how_many(256, quick), measure.how_many(100, quick)
+    documents = tasks.sample(DIETS[run.diet], n_documents, run.train.examples, measure.generator())
+    off_by_one = measure.off_by_one(measure.how_many(200, quick), measure.generator())
+    right = measure.share_right(model, off_by_one.contrast, off_by_one.contrast_answers)
+    by_task = every_task(model, measure.how_many(96, quick))
     row = {
         "loss": round(train.loss_on_answers(model, documents).item(), 5),
         "accuracy": by_task,
         "plain_8": by_task["addition"]["plain"],
-        "off_by_one_8": share_right(model, off_by_one.contrast, off_by_one.contrast_answers),
+        "off_by_one_8": right,
     }
     row |= head_scores(model, off_by_one.contrast[:n_scored], groups)
-    return row | effects(model, groups, how_many(50, quick))
+    return row | effects(model, groups, measure.how_many(50, quick))
 
 
 def every_task(model: Transformer, n_prompts: int) -> dict[str, dict[str, float]]:
     """Accuracy at 8 shots by task: plain, and shifted (or in base k), n_prompts over all k."""
-    prompts = generator()
+    prompts = measure.generator()
     table: dict[str, dict[str, float]] = {name: {} for name in tasks.TASKS}
     for name, task in tasks.TASKS.items():
         kinds = {"plain": [0]} if 0 in task.ks else {}
         kinds[task.wrapper] = [k for k in task.ks if k]
         for kind, ks in kinds.items():
             n = max(2, n_prompts // len(ks))
-            pairs = [tasks.evaluation_pairs(name, k, SHOTS, n, prompts) for k in ks]
+            pairs = [tasks.evaluation_pairs(name, k, measure.SHOTS, n, prompts) for k in ks]
             asked = torch.cat([each.contrast for each in pairs])
             answers = torch.cat([each.contrast_answers for each in pairs])
-            table[name][kind] = share_right(model, asked, answers)
+            table[name][kind] = measure.share_right(model, asked, answers)
     return table
 
 
@@ -92,8 +81,8 @@ def head_scores(model: Transformer, prompts: Tensor, groups: Groups) -> Row:
 
     prompts [n_prompts, pos] are off-by-one addition; as many documents repeat themselves.
     """
-    answers = tasks.answer_positions(SHOTS)
-    repeated, period, queries, copied = repeated_documents(len(prompts))
+    answers = tasks.answer_positions(measure.SHOTS)
+    repeated, period, queries, copied = measure.repeated_documents(len(prompts))
     everywhere = torch.arange(1 + period, repeated.shape[1])
     copying = scores.copy_induction_score
     kinds = {  # each [n_layers, n_heads]
@@ -123,10 +112,9 @@ def effects(model: Transformer, groups: Groups, n_prompts: int) -> Row:
     0, r means nothing (and is None). fi_effect: r * F_range of the strongest FI head, how far F
     goes back without that head's shift, in logits.
     """
-    pairs = tasks.evaluation_pairs("addition", 1, SHOTS, n_prompts, generator(1))
-    patchers = patchers_of(model, pairs)
+    patchers = measure.patchers_of(model, measure.off_by_one(n_prompts, measure.generator(1)))
     F_range = round(patchers["answers"].F_range, 4)
-    heads, fi = members(groups), groups.get("function_induction", [])
+    heads, fi = measure.members(groups), groups.get("function_induction", [])
     receivers: list[Sequence[Receiver]] = [[Logits()]]
     if fi:
         receivers += [[HeadInput(*parse(head), which) for head in fi] for which in "qkv"]
@@ -212,9 +200,7 @@ def table(rows: Rows) -> list[str]:
     ]
 
 
-EXPERIMENT = Experiment(
-    "emergence", __doc__, ("default",), default_run, measure, rows, table, seeds=3
-)
+EXPERIMENT = Experiment("emergence", __doc__, ("default",), default_run, measure_run, rows, table)
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

@@ -8,11 +8,12 @@ the contrast answer. Needs matplotlib, an optional extra.
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import diets, emergence
+from experiments.runs import Row
 from experiments.summary import Rows, Values, by, column, mean_ci, solved
 from minifunc.support.errors import UserError, run_main
 from minifunc.support.evaluation import wilson
@@ -28,10 +29,8 @@ except ImportError:
     sys.exit(2)
 
 matplotlib.use("agg")  # for files alone
-spines = {"axes.spines.top": False, "axes.spines.right": False}
-matplotlib.rcParams |= {"svg.hashsalt": "minifunc"} | spines
-
-Circuit = dict[str, Any]  # what circuit.json holds
+matplotlib.rcParams |= {"svg.hashsalt": "minifunc", "figure.constrained_layout.use": True}
+matplotlib.rcParams |= {"axes.spines.top": False, "axes.spines.right": False}
 
 BLUE, RED, GREY = "#3465a4", "#c0392b", "#888888"
 # Accuracies at 8 shots: (key in a row, label, colour)
@@ -72,11 +71,6 @@ PANELS = {
 
 
 # ---------------------------------------------------------------- parts of figures
-
-
-def panels(rows: int, columns: int, size: tuple[float, float], **shared: Any) -> tuple[Any, Any]:
-    """A figure of `size` inches and its axes."""
-    return plt.subplots(rows, columns, figsize=size, layout="constrained", **shared)
 
 
 def means_and_errors(groups: Sequence[Values]) -> tuple[list[float], list[float]]:
@@ -125,7 +119,7 @@ def heat_map(axes: Any, values: list[list[float]], most: float, percent: bool = 
 def draw_diets(rows: Rows) -> Any:
     """Accuracy by diet, and the law: what the accuracy depends on."""
     grouped = by(rows, lambda row: row["diet"])
-    figure = plt.figure(figsize=(11, 7.5), layout="constrained")
+    figure = plt.figure(figsize=(11, 7.5))
     left, right = figure.subfigures(1, 2, width_ratios=(1.3, 1))
 
     axes = left.subplots()
@@ -170,7 +164,7 @@ def draw_emergence(rows: Rows) -> Any:
             "strongest FI head": events["effect of the strongest FI head"]
         },
     }
-    figure, axes = panels(2, 2, (11, 7), sharex=True)
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharex=True)
     for axis, (title, curves) in zip(axes.flat, curves_of.items()):
         for number, (name, value) in enumerate(curves.items()):
             style = {"color": f"C{number}", "alpha": 0.7, "linewidth": 1.2}
@@ -185,7 +179,8 @@ def draw_emergence(rows: Rows) -> Any:
 def draw_universality(rows: Rows) -> Any:
     """Accuracy by model, and how many heads of each group in those that do the task."""
     grouped = by(rows, lambda row: row["config"]["name"])
-    figure, (left, right) = panels(1, 2, (11, 1 + len(grouped) / 3), sharey=True)
+    size = (11, 1 + len(grouped) / 3)
+    figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True)
     accuracy_bars(left, grouped, OFF_BY_ONE)
     left.set(xlabel="off-by-one accuracy at 8 shots (dots: runs; lines: 95 %)")
     for shift, key, label, colour in FOUND:
@@ -201,7 +196,7 @@ def draw_universality(rows: Rows) -> Any:
 
 def draw_dependability(rows: Rows) -> Any:
     """Accuracy by k, a dot for each seed."""
-    figure, axes = panels(1, 1, (6, 3.5))
+    figure, axes = plt.subplots(figsize=(6, 3.5))
     whole = [row for row in rows if not row["diverged"]]
     shares = [{"0": row["plain_8"]} | row["off_by_k_8"] for row in whole]
     for k in sorted(shares[0] if shares else (), key=int):
@@ -220,7 +215,7 @@ def draw_dependability(rows: Rows) -> Any:
 
 def draw_interventions(rows: Rows) -> Any:
     """Accuracy by what was kept from forming."""
-    figure, axes = panels(1, 1, (7, 2.8))
+    figure, axes = plt.subplots(figsize=(7, 2.8))
     grouped = by(rows, lambda row: row["intervention"].replace("_", " "))
     accuracy_bars(axes, grouped, PLAIN, OFF_BY_ONE)
     axes.set(xlabel="accuracy at 8 shots (dots: runs; lines: 95 %)")
@@ -228,21 +223,13 @@ def draw_interventions(rows: Rows) -> Any:
     return figure
 
 
-OF_MANY_RUNS: dict[str, Callable[[Rows], Any]] = {
-    "diets": draw_diets,
-    "emergence": draw_emergence,
-    "universality": draw_universality,
-    "dependability": draw_dependability,
-    "interventions": draw_interventions,
-}
-
 # ---------------------------------------------------------------- figures of one run
 
 
-def draw_heads(circuit: Circuit) -> Any:
+def draw_heads(circuit: Row) -> Any:
     """r of heads and MLPs on the logits, under both contrasts."""
     changed = {"shown answers": circuit, "operands": circuit["operands_changed"]}
-    figure, axes = panels(1, 2, (9, 3.4), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
     for axis, (what, traced) in zip(axes, changed.items()):
         effects = traced["effects"]["logits"]
         layers = [[*heads, mlp] for heads, mlp in zip(effects["heads"], effects["mlps"])]
@@ -255,13 +242,13 @@ def draw_heads(circuit: Circuit) -> Any:
     return figure
 
 
-def draw_vectors(circuit: Circuit) -> Any:
+def draw_vectors(circuit: Row) -> Any:
     """Function vectors of all FI heads together, and of each."""
     vectors = dict(circuit["function_vectors"])
     maps = {"all FI heads": vectors.pop("all")}
     maps |= {f"head {name}": values for name, values in vectors.items()}
     most = max(abs(x) for values in maps.values() for row in values for x in row)
-    figure, axes = panels(1, len(maps), (3.6 * len(maps), 3.7), squeeze=False)
+    figure, axes = plt.subplots(1, len(maps), figsize=(3.6 * len(maps), 3.7), squeeze=False)
     for axis, (title, values) in zip(axes[0], maps.items()):
         heat_map(axis, values, most)
         axis.set(title=title, xlabel="output y")
@@ -271,12 +258,12 @@ def draw_vectors(circuit: Circuit) -> Any:
     return figure
 
 
-def draw_bars(circuit: Circuit) -> Any:
+def draw_bars(circuit: Row) -> Any:
     """The four bars of each task: shares of plain and of shifted answers, with 95 % intervals."""
     reuse = by(circuit["reuse"], lambda row: PANELS.get((row["task"], row["k"], row["items"])))
     titles = [title for title in PANELS.values() if title in reuse]
     size = (3.1 * len(titles), 3.2)
-    figure, axes = panels(1, len(titles), size, sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(titles), figsize=size, sharey=True, squeeze=False)
     style = {"width": 0.38, "ecolor": "black", "capsize": 2, "error_kw": {"elinewidth": 0.8}}
     for axis, title in zip(axes[0], titles):
         for row in reuse[title]:
@@ -294,13 +281,20 @@ def draw_bars(circuit: Circuit) -> Any:
     return figure
 
 
-OF_ONE_RUN: dict[str, Callable[[Circuit], Any]] = {
+# ---------------------------------------------------------------- files
+
+OF_ONE_RUN = {
     "heads_to_logits": draw_heads,
     "function_vectors": draw_vectors,
     "four_bars": draw_bars,
 }
-
-# ---------------------------------------------------------------- files
+OF_MANY_RUNS = {
+    "diets": draw_diets,
+    "emergence": draw_emergence,
+    "universality": draw_universality,
+    "dependability": draw_dependability,
+    "interventions": draw_interventions,
+}
 
 
 def save(figure: Any, path: Path) -> None:
@@ -327,7 +321,7 @@ def work(argv: list[str] | None) -> int:
     parser.add_argument("--out", default="docs/figures", help="where the figures go")
     arguments = parser.parse_args(argv)
     circuit, out = Path(arguments.run) / "circuit.json", Path(arguments.out)
-    paths = {name: Path(arguments.results) / f"{name}.json" for name in OF_MANY_RUNS}
+    paths = {name: Path(arguments.results, f"{name}.json") for name in OF_MANY_RUNS}
     paths |= dict.fromkeys(OF_ONE_RUN, circuit)
     found = {name: path for name, path in paths.items() if path.exists()}
     if not found:
@@ -341,9 +335,6 @@ def work(argv: list[str] | None) -> int:
         except KeyError as error:
             print(f"{name} is not drawn: {path} holds no {error.args[0]}", file=sys.stderr)
             continue
-        except (TypeError, AttributeError, ValueError, IndexError) as error:
-            fault = f"{type(error).__name__} {error}"
-            raise UserError(f"{path} is of another layout: {fault}") from None
         save(figure, out / name)
         plt.close(figure)
     return 0

@@ -45,6 +45,10 @@ def generator(offset: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(SEED + offset)
 
 
+def off_by_one(n_prompts: int, drawn: torch.Generator) -> tasks.Pairs:
+    return tasks.evaluation_pairs("addition", 1, SHOTS, n_prompts, drawn)
+
+
 def share_right(model: Transformer, prompts: Tensor, answers: Tensor) -> float:
     """Share of prompts [n_prompts, pos] that are answered with `answers`, [n_prompts]."""
     return round(accuracy(last_logits(model, prompts), answers), 4)
@@ -79,8 +83,7 @@ def answers_given(model: Transformer, pairs: tasks.Pairs) -> Row:
     given = logits.argmax(-1)  # [n_prompts]
     answers = pairs.contrast[:, tasks.answer_positions(pairs.shots)]  # [n_prompts, n_shots]
     shown = (answers == given[:, None]).any(1)
-    right = given == pairs.contrast_answers
-    plain = given == pairs.base_answers
+    right, plain = given == pairs.contrast_answers, given == pairs.base_answers
     near = (given - pairs.base_answers).abs() <= tasks.MAX_SHIFT
     rest = ~(right | plain | shown)
     kinds = {
@@ -143,14 +146,13 @@ def cell_documents(wrapper: str, symbol: str, n: int) -> tasks.Documents:
 def circuit(model: Transformer, quick: bool) -> Row:
     """The circuit of off-by-one addition, by the criteria of patch.py on fewer prompts.
 
-    top_fi_r: of the strongest FI head. faithfulness, circuit_accuracy: of all groups together (heads
-    outside send what they send on base prompts). Where the model does not do the task, all groups
+    top_fi_r: of the strongest FI head. faithfulness, circuit_accuracy: of all groups together (the
+    others send what they send on base prompts). Where the model does not do the task, all groups
     are empty and these three are None.
     """
     prompts = generator()
-    counted = tasks.evaluation_pairs("addition", 1, SHOTS, how_many(500, quick), prompts)
-    pairs = tasks.evaluation_pairs("addition", 1, SHOTS, how_many(50, quick), prompts)
-    row = answers_given(model, counted) | {"groups": {}}
+    row = answers_given(model, off_by_one(how_many(500, quick), prompts)) | {"groups": {}}
+    pairs = off_by_one(how_many(50, quick), prompts)
     row |= dict.fromkeys((*GROUPS, "circuit_heads"), [])
     row |= dict.fromkeys(("top_fi_r", "faithfulness", "circuit_accuracy"))
     if row["answers"]["right"] < CRITERIA.solves:

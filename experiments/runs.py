@@ -47,9 +47,6 @@ N_SNAPSHOTS = 48  # weights kept on the way, evenly spaced on a logarithmic scal
 SHORT = replace(TrainConfig(), documents=64, long_every=3, lr=1e-2, weight_decay=0.2)
 
 
-# ---------------------------------------------------------------- what is trained, and measured
-
-
 @dataclass(frozen=True)
 class Run:
     """One training run. snapshots: the steps after which the weights are kept."""
@@ -93,8 +90,7 @@ def default_run(name: str, seed: int, steps: int) -> Run:
 
 def log_spaced(last: int) -> tuple[int, ...]:
     """Whole numbers from 1 to `last`, on a logarithmic scale: N_SNAPSHOTS or more, or all."""
-    found: set[int] = set()
-    n_points = N_SNAPSHOTS
+    n_points, found = N_SNAPSHOTS, {last}
     while len(found) < min(last, N_SNAPSHOTS):  # rounded, some of the points coincide
         found = {round(last ** (i / (n_points - 1))) for i in range(n_points)}
         n_points += 1
@@ -104,8 +100,8 @@ def log_spaced(last: int) -> tuple[int, ...]:
 def provenance(run: Run) -> Row:
     """What every row of results says about where it comes from."""
     hardware = {"processor": processor(), "cores": os.cpu_count(), "threads": 1, "device": "cpu"}
-    made = {"versions": versions(), "hardware": hardware}
-    return {"steps": run.train.steps, "criteria": vars(Criteria())} | made
+    about = {"steps": run.train.steps, "criteria": vars(Criteria())}
+    return about | {"versions": versions(), "hardware": hardware}
 
 
 def processor() -> str:
@@ -114,9 +110,6 @@ def processor() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":")[1].strip() for line in lines if "model name" in line]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-# ---------------------------------------------------------------- one run
 
 
 def finished(run: Run, study: Study) -> Row | None:
@@ -160,7 +153,7 @@ def carry_out(run: Run, study: Study) -> Row:
     return row
 
 
-# ---------------------------------------------------------------- all runs
+# ---------------------------------------------------------------- several at a time
 
 
 def run_all(runs: Sequence[Run], study: Study, jobs: int) -> list[Row]:

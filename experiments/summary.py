@@ -18,11 +18,9 @@ def mean_ci(values: Values) -> tuple[float, float]:
     None is left out. NaN where nothing is left, and for the interval of a single value.
     """
     known = [value for value in values if value is not None]
-    if not known:
-        return math.nan, math.nan
     n = len(known)
-    mean = sum(known) / n
-    if n == 1:
+    mean = sum(known) / n if known else math.nan
+    if n < 2:
         return mean, math.nan
     # With the t of the next smaller number of values an interval is never too narrow.
     t = T_975[max(n_values for n_values in T_975 if n_values <= n)]
