@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments import diets, emergence
 from experiments.runs import Row
 from experiments.summary import Rows, Values, by, column, mean_ci, solved
@@ -94,23 +96,6 @@ def accuracy_bars(axes: Any, groups: dict[str, Rows], *accuracies: tuple[str, st
         axes.errorbar(means, places, xerr=errors, **line)
         for place, some in zip(places, values):
             axes.plot(some, [place] * len(some), "o", color=colour, markersize=3)
-
-
-def heat_map(axes: Any, values: list[list[float]], most: float, percent: bool = False) -> None:
-    """Cells from -most (red) to most (blue), with their values written in.
-
-    percent: whole numbers, in colours that follow the square root, so that small ones show.
-    """
-    exponent = 0.5 if percent else 1.0
-    shades = [[math.copysign(abs(x / most) ** exponent, x) for x in row] for row in values]
-    for y, row in enumerate(values):
-        for x, value in enumerate(row):
-            whole = f"{value:+.0f}".replace("+0", "0").replace("-0", "0")
-            colour = "white" if abs(shades[y][x]) > 0.65 else "black"
-            style = {"ha": "center", "va": "center", "fontsize": 7, "color": colour}
-            axes.text(x, y, whole if percent else f"{value:.1f}", **style)
-    axes.imshow(shades, cmap="RdBu", vmin=-1, vmax=1, aspect="equal")
-    axes.set(xticks=range(len(values[0])), yticks=range(len(values)))
 
 
 # ---------------------------------------------------------------- figures of many runs
@@ -213,48 +198,31 @@ def draw_dependability(rows: Rows) -> Any:
     return figure
 
 
-def draw_interventions(rows: Rows) -> Any:
-    """Accuracy by what was kept from forming."""
-    figure, axes = plt.subplots(figsize=(7, 2.8))
-    grouped = by(rows, lambda row: row["intervention"].replace("_", " "))
-    accuracy_bars(axes, grouped, PLAIN, OFF_BY_ONE)
-    axes.set(xlabel="accuracy at 8 shots (dots: runs; lines: 95 %)")
-    axes.legend(loc="lower left", fontsize=8)
-    return figure
-
-
 # ---------------------------------------------------------------- figures of one run
 
 
 def draw_heads(circuit: Row) -> Any:
-    """r of heads and MLPs on the logits, under both contrasts."""
+    """r of heads and MLPs on the logits in %, under both contrasts.
+
+    Colours follow the square root, so that small ones show.
+    """
     changed = {"shown answers": circuit, "operands": circuit["operands_changed"]}
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
     for axis, (what, traced) in zip(axes, changed.items()):
         effects = traced["effects"]["logits"]
         layers = [[*heads, mlp] for heads, mlp in zip(effects["heads"], effects["mlps"])]
-        heat_map(axis, [[100 * r for r in layer] for layer in layers], 100.0, percent=True)
+        shades = [[math.copysign(math.sqrt(abs(r)), r) for r in layer] for layer in layers]
+        axis.imshow(shades, cmap="RdBu", vmin=-1, vmax=1, aspect="equal")
+        for (y, x), r in np.ndenumerate(layers):
+            percent = f"{100 * r:+.0f}".replace("+0", "0").replace("-0", "0")
+            colour = "white" if abs(shades[y][x]) > 0.65 else "black"
+            axis.text(x, y, percent, ha="center", va="center", fontsize=7, color=colour)
         labels = [*range(len(layers[0]) - 1), "mlp"]
-        axis.set(title=f"{what} changed", xlabel="head", xticklabels=labels)
+        axis.set(xticks=range(len(labels)), xticklabels=labels, yticks=range(len(layers)))
+        axis.set(title=f"{what} changed", xlabel="head")
         axis.invert_yaxis()
     axes[0].set_ylabel("layer")
     figure.suptitle("heads → logits: r in % (−100: back to the plain answer)")
-    return figure
-
-
-def draw_vectors(circuit: Row) -> Any:
-    """Function vectors of all FI heads together, and of each."""
-    vectors = dict(circuit["function_vectors"])
-    maps = {"all FI heads": vectors.pop("all")}
-    maps |= {f"head {name}": values for name, values in vectors.items()}
-    most = max(abs(x) for values in maps.values() for row in values for x in row)
-    figure, axes = plt.subplots(1, len(maps), figsize=(3.6 * len(maps), 3.7), squeeze=False)
-    for axis, (title, values) in zip(axes[0], maps.items()):
-        heat_map(axis, values, most)
-        axis.set(title=title, xlabel="output y")
-    axes[0][0].set_ylabel("input x")
-    put_in = "function vectors put into prompts that ask for x"
-    figure.suptitle(f"{put_in}: change of logit(y), scale ± {most:.1f}")
     return figure
 
 
@@ -285,7 +253,6 @@ def draw_bars(circuit: Row) -> Any:
 
 OF_ONE_RUN = {
     "heads_to_logits": draw_heads,
-    "function_vectors": draw_vectors,
     "four_bars": draw_bars,
 }
 OF_MANY_RUNS = {
@@ -293,7 +260,6 @@ OF_MANY_RUNS = {
     "emergence": draw_emergence,
     "universality": draw_universality,
     "dependability": draw_dependability,
-    "interventions": draw_interventions,
 }
 
 
