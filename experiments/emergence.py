@@ -8,6 +8,7 @@ effects of the heads of the circuit that the finished model has.
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from minifunc.model import Transformer
 from minifunc.patching import HeadInput, Logits, Receiver
 from minifunc.support import tables
 from minifunc.support.files import load_tensors
-from minifunc.support.names import parse
+from minifunc.support.names import heads_of, parse
 
 Groups = dict[str, list[str]]  # of the finished model's circuit, heads by group
 FOLLOWED = {"pt": "previous_token", "fi": "function_induction"}  # score: group of its heads
@@ -114,7 +115,7 @@ def effects(model: Transformer, groups: Groups, n_prompts: int) -> Row:
     """
     patchers = measure.patchers_of(model, measure.off_by_one(n_prompts, measure.generator(1)))
     F_range = round(patchers["answers"].F_range, 4)
-    heads, fi = measure.members(groups), groups.get("function_induction", [])
+    heads, fi = heads_of(chain(*groups.values())), groups.get("function_induction", [])
     receivers: list[Sequence[Receiver]] = [[Logits()]]
     if fi:
         receivers += [[HeadInput(*parse(head), which) for head in fi] for which in "qkv"]
@@ -133,9 +134,6 @@ def effects(model: Transformer, groups: Groups, n_prompts: int) -> Row:
     taken_back = [r[head] * F_range for head in fi if r[head] is not None]
     fi_effect = round(max(taken_back), 4) if taken_back else None
     return {"F_range": F_range, "r": r, "r_on_fi_heads": r_on_fi_heads, "fi_effect": fi_effect}
-
-
-# ---------------------------------------------------------------- rows, events and the table
 
 
 def rows(run: Run, measured: Row) -> Rows:

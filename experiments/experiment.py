@@ -46,42 +46,37 @@ def main(experiment: Experiment, argv: list[str] | None = None) -> int:
     return run_main(lambda: work(experiment, argv))
 
 
+def parse(experiment: Experiment, argv: list[str] | None) -> argparse.Namespace:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    known, about = ", ".join(experiment.kinds), experiment.doc.splitlines()[0]
+    parser = Parser(prog=f"experiments.{experiment.name}", description=about)
+    add = parser.add_argument
+    add("--jobs", type=int, default=cores, help="runs at a time (default: %(default)s)")
+    where = "where the runs are, and the rows of a part (default: %(default)s)"
+    add("--out", default="out/experiments", help=where)
+    add("--only", metavar="NAME,NAME", help=f"some of: {known}")
+    add("--quick", action="store_true", help="one seed, few steps, few prompts: to see it work")
+    arguments = parser.parse_args(argv)
+    arguments.kinds = arguments.only.split(",") if arguments.only else experiment.kinds
+    for kind in arguments.kinds:
+        if kind not in experiment.kinds:
+            raise UserError(f"unknown {experiment.name} run {kind!r}; there are: {known}")
+    if arguments.jobs < 1:
+        raise UserError("--jobs must be at least 1")
+    return arguments
+
+
 def work(experiment: Experiment, argv: list[str] | None) -> int:
     arguments = parse(experiment, argv)
-    kinds = arguments.only.split(",") if arguments.only else experiment.kinds
-    for kind in kinds:
-        if kind not in experiment.kinds:
-            known = ", ".join(experiment.kinds)
-            raise UserError(f"unknown {experiment.name} run {kind!r}; there are: {known}")
-
     out = Path(arguments.out, "quick" if arguments.quick else "")
     is_part = arguments.quick or arguments.only
     path = (out if is_part else Path("results")) / f"{experiment.name}.json"
     make_folder(out)
     check_writable(path)
-
-    runs = experiment.runs(kinds, arguments.quick)
+    runs = experiment.runs(arguments.kinds, arguments.quick)
     study = Study(experiment.name, experiment.measure, out, arguments.quick)
     measured = run_all(runs, study, arguments.jobs)
     rows = [row for run, found in zip(runs, measured) for row in experiment.rows(run, found)]
     save_json(path, rows)
     print(*experiment.table(rows), "", f"the rows are in {path}", sep="\n")
     return 0
-
-
-def parse(experiment: Experiment, argv: list[str] | None) -> argparse.Namespace:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parser = Parser(
-        prog=f"experiments.{experiment.name}",
-        description=experiment.doc.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--jobs", type=int, default=cores, help="runs at a time")
-    add("--out", default="out/experiments", help="where the runs are, and the rows of a part")
-    add("--only", metavar="NAME,NAME", help=f"some of: {', '.join(experiment.kinds)}")
-    add("--quick", action="store_true", help="one seed, few steps, few prompts: to see it work")
-    arguments = parser.parse_args(argv)
-    if arguments.jobs < 1:
-        raise UserError("--jobs must be at least 1")
-    return arguments

@@ -5,7 +5,6 @@ paper's manner and with its sign: r < 0, red, goes back to the base answer; r > 
 the contrast answer. Needs matplotlib, an optional extra.
 """
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -251,10 +250,7 @@ def draw_bars(circuit: Row) -> Any:
 
 # ---------------------------------------------------------------- files
 
-OF_ONE_RUN = {
-    "heads_to_logits": draw_heads,
-    "four_bars": draw_bars,
-}
+OF_ONE_RUN = {"heads_to_logits": draw_heads, "four_bars": draw_bars}
 OF_MANY_RUNS = {
     "diets": draw_diets,
     "emergence": draw_emergence,
@@ -277,14 +273,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def work(argv: list[str] | None) -> int:
-    parser = Parser(
-        prog="experiments.figures",
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--results", default="results", help="where the rows are")
-    parser.add_argument("--run", default="out/default", help="folder of a traced run")
-    parser.add_argument("--out", default="docs/figures", help="where the figures go")
+    parser = Parser(prog="experiments.figures", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--results", default="results", help="where the rows are (default: %(default)s)")
+    add("--run", default="out/default", help="folder of a traced run (default: %(default)s)")
+    add("--out", default="docs/figures", help="where the figures go (default: %(default)s)")
     arguments = parser.parse_args(argv)
     circuit, out = Path(arguments.run) / "circuit.json", Path(arguments.out)
     paths = {name: Path(arguments.results, f"{name}.json") for name in OF_MANY_RUNS}

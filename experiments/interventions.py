@@ -112,7 +112,7 @@ def make(kind: str, seed: int, steps: int) -> Run:
 
 
 def measure_run(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
-    found = measure.addition_and_circuit(model, run, folder, quick, n_prompts=500)
+    found = measure.addition(model, measure.how_many(500, quick)) | measure.circuit(model, quick)
     return {"silenced": silenced(folder)} | found
 
 

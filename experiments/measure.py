@@ -54,10 +54,8 @@ def share_right(model: Transformer, prompts: Tensor, answers: Tensor) -> float:
     return round(accuracy(last_logits(model, prompts), answers), 4)
 
 
-def addition_and_circuit(
-    model: Transformer, run: Run, folder: Path, quick: bool, n_prompts: int = 200
-) -> Row:
-    return addition(model, how_many(n_prompts, quick)) | circuit(model, quick)
+def addition_and_circuit(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
+    return addition(model, how_many(200, quick)) | circuit(model, quick)
 
 
 def addition(model: Transformer, n_prompts: int) -> Row:
@@ -110,30 +108,24 @@ def answers_given(model: Transformer, pairs: tasks.Pairs) -> Row:
 
 
 def grid(model: Transformer, n_documents: int) -> dict[str, dict[str, float | None]]:
-    """`cell_accuracy` by wrapper and function, {wrapper: {function: share}}."""
-    table: dict[str, dict[str, float | None]] = {wrapper: {} for wrapper in tasks.WRAPPERS}
-    for wrapper, symbol in product(tasks.WRAPPERS, tasks.FUNCTIONS):
-        table[wrapper][symbol] = cell_accuracy(model, wrapper, symbol, n_documents)
-    return table
+    """Accuracy by wrapper and function at the last example, {wrapper: {function: share}}.
 
-
-def cell_accuracy(model: Transformer, wrapper: str, symbol: str, n_documents: int) -> float | None:
-    """Accuracy at the last example of a cell's documents, where what stands before determines it.
-
-    Under a wrapper that is a rule, documents that show the asked answer do not count. None where
-    no document is left, or where the cell makes no sense.
+    Documents count where what stands before determines it and, under a wrapper that is a rule, does
+    not show it. None where no document is left, or where the cell makes no sense.
     """
-    if wrapper == "base" and symbol in tasks.TO_LETTERS:
-        return None
-    documents = cell_documents(wrapper, symbol, n_documents)
-    asked = documents.determined[:, -1]  # [n_documents]
-    if wrapper not in ("relabel", "copy"):
-        asked = asked & (documents.answer[:, :-1] != documents.answer[:, -1:]).all(1)
-    tokens = documents.tokens[asked]
-    if not len(tokens):
-        return None
+    table = {wrapper: dict.fromkeys(tasks.FUNCTIONS) for wrapper in tasks.WRAPPERS}
     place = tasks.answer_positions(SHOTS + 1)[-1]
-    return share_right(model, tokens[:, :place], tokens[:, place])
+    for wrapper, symbol in product(tasks.WRAPPERS, tasks.FUNCTIONS):
+        if wrapper == "base" and symbol in tasks.TO_LETTERS:
+            continue
+        documents = cell_documents(wrapper, symbol, n_documents)
+        asked = documents.determined[:, -1]  # [n_documents]
+        if wrapper not in ("relabel", "copy"):
+            asked = asked & (documents.answer[:, :-1] != documents.answer[:, -1:]).all(1)
+        tokens = documents.tokens[asked]
+        if len(tokens):
+            table[wrapper][symbol] = share_right(model, tokens[:, :place], tokens[:, place])
+    return table
 
 
 def cell_documents(wrapper: str, symbol: str, n: int) -> tasks.Documents:
@@ -164,7 +156,7 @@ def circuit(model: Transformer, quick: bool) -> Row:
     row["heads_to_logits"] = [[round(r, 4) for r in layer] for layer in to_logits.tolist()]
     if row["fi_heads"]:
         row["top_fi_r"] = round(min(to_logits[parse(head)].item() for head in row["fi_heads"]), 4)
-        row["circuit_heads"] = heads = members(groups)
+        row["circuit_heads"] = heads = heads_of(chain(*groups.values()))
         ablator = Ablator(model, pairs.contrast, {"base": pairs.base})
         scores = CircuitScores(ablator, "base", pairs.base_answers, pairs.contrast_answers)
         row["faithfulness"] = round(scores.faithfulness([heads])[0], 4)
@@ -177,11 +169,6 @@ def patchers_of(model: Transformer, pairs: tasks.Pairs) -> dict[str, PathPatcher
     prompts = pairs.contrast, pairs.base_answers, pairs.contrast_answers
     base = {"answers": pairs.base, "operands": pairs.operands_changed}
     return {name: PathPatcher(model, tokens, *prompts) for name, tokens in base.items()}
-
-
-def members(groups: dict[str, list[str]]) -> list[str]:
-    """The heads of all groups, in the order of the model."""
-    return heads_of(chain.from_iterable(groups.values()))
 
 
 def repeated_documents(n: int) -> tuple[Tensor, int, Tensor, Tensor]:
