@@ -35,8 +35,7 @@ def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
 
 
 def rows(run: Run, measured: Row) -> Rows:
-    name = {"diet": run.diet, "seed": run.train.seed}
-    return [result_row(name, run, measured | about(DIETS[run.diet]))]
+    return [result_row(run, measured | about(DIETS[run.diet]), {"diet": run.diet})]
 
 
 def about(diet: tasks.Diet) -> Row:
@@ -61,9 +60,9 @@ def shown_under(diet: tasks.Diet, wrapper: str) -> list[str]:
 
 def is_held_out(diet: tasks.Diet, wrapper: str, symbol: str) -> bool:
     """Whether a cell that the diet never shows makes sense, and could have been shown."""
-    makes_sense = wrapper != "base" or symbol not in tasks.TO_LETTERS
-    could_be = symbol in diet.functions and symbol not in shown_under(diet, wrapper)
-    return makes_sense and could_be
+    if wrapper == "base" and symbol in tasks.TO_LETTERS:
+        return False
+    return symbol in diet.functions and symbol not in shown_under(diet, wrapper)
 
 
 def mean_of_k(rows: Rows, unseen: bool = False) -> list[float | None]:

@@ -50,28 +50,25 @@ FOUND = (
     (0.0, "pt_heads", "PT", BLUE),
     (-0.25, "consolidation_heads", "consolidation", GREY),
 )
-# The two of the four bars that stand at each place: (shift, key in a row, colour, label)
+# Of the four bars: two at each place: (shift, key in a row, colour, label)
 ANSWERS = (
     (-0.2, "base_acc", "#8b9097", "plain answer"),
     (0.2, "contrast_acc", "#2166ac", "shifted answer"),
 )
-# The places: (prompts, heads that are swapped): label
+# the places: (prompts, heads that are swapped): label
 PLACES = {
     ("base", "none"): "old rule\nshown",
     ("contrast", "none"): "new rule\nshown",
     ("contrast", "function_induction"): "… FI heads\nswapped",
     ("contrast", "random_same_layers"): "… others\nswapped",
 }
-# The panels: (task, k, items): title
+# the panels: (task, k, items): title
 PANELS = {
     ("addition", 1, "all"): "addition, off by +1",
     ("addition", -2, "all"): "addition, off by −2",
     ("caesar", 1, "all"): "Caesar, ROT+1",
     ("base_addition", 8, "carry"): "base 8, sums that carry",
 }
-
-
-# ---------------------------------------------------------------- parts of figures
 
 
 def means_and_errors(groups: Sequence[Values]) -> tuple[list[float], list[float]]:
@@ -247,8 +244,6 @@ def draw_bars(circuit: Row) -> Any:
     figure.legend(*handles, fontsize=8, loc="outside upper right", ncols=2)
     return figure
 
-
-# ---------------------------------------------------------------- files
 
 OF_ONE_RUN = {"heads_to_logits": draw_heads, "four_bars": draw_bars}
 OF_MANY_RUNS = {

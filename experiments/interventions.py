@@ -117,8 +117,8 @@ def measure_run(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
 
 
 def rows(run: Run, measured: Row) -> Rows:
-    about = {"intervention": run.name.removeprefix("without_"), "seed": run.train.seed}
-    return [measure.result_row(about | {"silenced": None}, run, measured)]
+    about = {"intervention": run.name.removeprefix("without_"), "silenced": None}
+    return [measure.result_row(run, measured, about)]
 
 
 def table(rows: Rows) -> list[str]:

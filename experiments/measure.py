@@ -17,7 +17,6 @@ from minifunc.support.evaluation import accuracy, last_logits
 from minifunc.support.names import heads_of, parse
 
 SHOTS = 8  # of the measures that have one number of shots
-SEED = 2026  # of the prompts, the same for every run
 CRITERIA = Criteria()
 FEW = 16  # prompts of every kind where it is to be quick
 
@@ -28,13 +27,13 @@ GROUPS = {  # key in a row: the group of the circuit
 }
 
 
-def result_row(about: Row, run: Run, measured: Row, circuit: bool = True) -> Row:
+def result_row(run: Run, measured: Row, about: Row, circuit: bool = True) -> Row:
     """A whole row of results. What was not measured, as the run diverged, is None."""
     unmeasured: Row = dict.fromkeys(("plain_8", "off_by_one_8", "off_by_k_8"))
     if circuit:
         unmeasured |= dict.fromkeys((*GROUPS, "top_fi_r", "faithfulness"))
         unmeasured["failure"] = "diverged"
-    return about | unmeasured | measured | provenance(run)
+    return about | {"seed": run.train.seed} | unmeasured | measured | provenance(run)
 
 
 def how_many(n: int, quick: bool) -> int:
@@ -42,7 +41,7 @@ def how_many(n: int, quick: bool) -> int:
 
 
 def generator(offset: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(SEED + offset)
+    return torch.Generator().manual_seed(2026 + offset)  # the same prompts for every run
 
 
 def off_by_one(n_prompts: int, drawn: torch.Generator) -> tasks.Pairs:

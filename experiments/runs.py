@@ -42,7 +42,7 @@ Intervention = Callable[[int, Transformer, "Run", Path], None]
 # (model, run, folder, quick) → what was measured
 Measure = Callable[[Transformer, "Run", Path, bool], Row]
 
-N_SNAPSHOTS = 48  # weights kept on the way, evenly spaced on a logarithmic scale
+N_SNAPSHOTS = 48  # weights kept on the way
 # What results/ of diets, universality and interventions were made with; the default may go on.
 SHORT = replace(TrainConfig(), documents=64, long_every=3, lr=1e-2, weight_decay=0.2)
 
@@ -153,9 +153,6 @@ def carry_out(run: Run, study: Study) -> Row:
     return row
 
 
-# ---------------------------------------------------------------- several at a time
-
-
 def run_all(runs: Sequence[Run], study: Study, jobs: int) -> list[Row]:
     """One row for each run, in their order, `jobs` of them at a time, each in its own process.
 
@@ -200,10 +197,7 @@ shared: tuple[Any, Any] | None = None  # in a worker: the counter of steps, the 
 
 
 def start_worker(n_steps: Any, stop: Any) -> None:
-    """Sets up a worker: one thread, no bars, and an end where the parent is gone.
-
-    Ctrl-C is heard by train.py while it trains, and otherwise by the parent alone.
-    """
+    """Sets up a worker: one thread, no bars, no Ctrl-C but in training; it ends with its parent."""
     global shared
     shared = n_steps, stop
 

@@ -44,7 +44,7 @@ def rows(run: Run, measured: Row) -> Rows:
     name = {"name": run.name.removeprefix("model_")}
     n_parameters = sum(weight.numel() for weight in Transformer(run.model).parameters())
     config = name | asdict(run.model) | {"n_parameters": n_parameters}
-    return [result_row({"config": config, "seed": run.train.seed}, run, measured)]
+    return [result_row(run, measured, {"config": config})]
 
 
 def table(rows: Rows) -> list[str]:
