@@ -50,19 +50,19 @@ FOUND = (
     (0.0, "pt_heads", "PT", BLUE),
     (-0.25, "consolidation_heads", "consolidation", GREY),
 )
-# Of the four bars: two at each place: (shift, key in a row, colour, label)
+# Two of the four bars stand at each place: (shift, key in a row, colour, label)
 ANSWERS = (
     (-0.2, "base_acc", "#8b9097", "plain answer"),
     (0.2, "contrast_acc", "#2166ac", "shifted answer"),
 )
-# the places: (prompts, heads that are swapped): label
+# The places: (prompts, heads that are swapped): label
 PLACES = {
     ("base", "none"): "old rule\nshown",
     ("contrast", "none"): "new rule\nshown",
     ("contrast", "function_induction"): "… FI heads\nswapped",
     ("contrast", "random_same_layers"): "… others\nswapped",
 }
-# the panels: (task, k, items): title
+# The panels: (task, k, items): title
 PANELS = {
     ("addition", 1, "all"): "addition, off by +1",
     ("addition", -2, "all"): "addition, off by −2",
