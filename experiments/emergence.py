@@ -164,10 +164,7 @@ EVENTS: dict[str, Curve] = {
 
 
 def event_step(rows: Rows, value: Curve) -> int | None:
-    """The first step from which on a value stays above half-way from its first to its last.
-
-    None where it does not grow.
-    """
+    """The step from which a value stays above half-way from first to last; None without growth."""
     values = [value(row) or 0.0 for row in rows]
     if not values[-1] > values[0]:
         return None

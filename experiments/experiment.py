@@ -1,6 +1,5 @@
 """An experiment: kinds of runs, what is measured on them, and the command that writes the rows."""
 
-import argparse
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +45,7 @@ def main(experiment: Experiment, argv: list[str] | None = None) -> int:
     return run_main(lambda: work(experiment, argv))
 
 
-def parse(experiment: Experiment, argv: list[str] | None) -> argparse.Namespace:
+def work(experiment: Experiment, argv: list[str] | None) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     known, about = ", ".join(experiment.kinds), experiment.doc.splitlines()[0]
     parser = Parser(prog=f"experiments.{experiment.name}", description=about)
@@ -57,23 +56,19 @@ def parse(experiment: Experiment, argv: list[str] | None) -> argparse.Namespace:
     add("--only", metavar="NAME,NAME", help=f"some of: {known}")
     add("--quick", action="store_true", help="one seed, few steps, few prompts: to see it work")
     arguments = parser.parse_args(argv)
-    arguments.kinds = arguments.only.split(",") if arguments.only else experiment.kinds
-    for kind in arguments.kinds:
+    kinds = arguments.only.split(",") if arguments.only else experiment.kinds
+    for kind in kinds:
         if kind not in experiment.kinds:
             raise UserError(f"unknown {experiment.name} run {kind!r}; there are: {known}")
     if arguments.jobs < 1:
         raise UserError("--jobs must be at least 1")
-    return arguments
 
-
-def work(experiment: Experiment, argv: list[str] | None) -> int:
-    arguments = parse(experiment, argv)
     out = Path(arguments.out, "quick" if arguments.quick else "")
     is_part = arguments.quick or arguments.only
     path = (out if is_part else Path("results")) / f"{experiment.name}.json"
     make_folder(out)
     check_writable(path)
-    runs = experiment.runs(arguments.kinds, arguments.quick)
+    runs = experiment.runs(kinds, arguments.quick)
     study = Study(experiment.name, experiment.measure, out, arguments.quick)
     measured = run_all(runs, study, arguments.jobs)
     rows = [row for run, found in zip(runs, measured) for row in experiment.rows(run, found)]

@@ -44,17 +44,14 @@ LAW = {
     "functions that are seen shifted": ("shifted_functions", ("shifted_1", "shifted_3", "strict")),
     "share of `+` among all examples": ("plus_share", ("addition_low", "strict", "addition_high")),
 }
-# Heads found: (shift of the dots, key in a row, label, colour)
-FOUND = (
-    (0.25, "fi_heads", "FI", RED),
-    (0.0, "pt_heads", "PT", BLUE),
-    (-0.25, "consolidation_heads", "consolidation", GREY),
-)
-# Two of the four bars stand at each place: (shift, key in a row, colour, label)
-ANSWERS = (
-    (-0.2, "base_acc", "#8b9097", "plain answer"),
-    (0.2, "contrast_acc", "#2166ac", "shifted answer"),
-)
+# Heads found, key in a row: (label, colour)
+FOUND = {
+    "fi_heads": ("FI", RED),
+    "pt_heads": ("PT", BLUE),
+    "consolidation_heads": ("consolidation", GREY),
+}
+# Two of the four bars stand at each place, key in a row: (label, colour)
+ANSWERS = {"base_acc": ("plain answer", "#8b9097"), "contrast_acc": ("shifted answer", "#2166ac")}
 # The places: (prompts, heads that are swapped): label
 PLACES = {
     ("base", "none"): "old rule\nshown",
@@ -92,9 +89,6 @@ def accuracy_bars(axes: Any, groups: dict[str, Rows], *accuracies: tuple[str, st
         axes.errorbar(means, places, xerr=errors, **line)
         for place, some in zip(places, values):
             axes.plot(some, [place] * len(some), "o", color=colour, markersize=3)
-
-
-# ---------------------------------------------------------------- figures of many runs
 
 
 def draw_diets(rows: Rows) -> Any:
@@ -164,11 +158,11 @@ def draw_universality(rows: Rows) -> Any:
     figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True)
     accuracy_bars(left, grouped, OFF_BY_ONE)
     left.set(xlabel="off-by-one accuracy at 8 shots (dots: runs; lines: 95 %)")
-    for shift, key, label, colour in FOUND:
+    for number, (key, (label, colour)) in enumerate(FOUND.items()):
         style = {"color": colour, "markersize": 4, "alpha": 0.6}
         for index, some in enumerate(grouped.values()):
             counts = column(solved(some), key)
-            places = [-index + shift] * len(counts)
+            places = [-index + 0.25 * (1 - number)] * len(counts)
             right.plot(counts, places, "o", label=label if index == 0 else None, **style)
     right.set(xlabel="heads found, in the runs that do the task")
     right.legend(fontsize=8)
@@ -194,14 +188,8 @@ def draw_dependability(rows: Rows) -> Any:
     return figure
 
 
-# ---------------------------------------------------------------- figures of one run
-
-
 def draw_heads(circuit: Row) -> Any:
-    """r of heads and MLPs on the logits in %, under both contrasts.
-
-    Colours follow the square root, so that small ones show.
-    """
+    """r of heads and MLPs on the logits in %; colours go by its square root, so that all show."""
     changed = {"shown answers": circuit, "operands": circuit["operands_changed"]}
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
     for axis, (what, traced) in zip(axes, changed.items()):
@@ -232,7 +220,7 @@ def draw_bars(circuit: Row) -> Any:
     for axis, title in zip(axes[0], titles):
         for row in reuse[title]:
             place = list(PLACES).index((row["prompt"], row["ablated"]))
-            for shift, key, colour, label in ANSWERS:
+            for shift, (key, (label, colour)) in zip((-0.2, 0.2), ANSWERS.items()):
                 share, (low, high) = row[key], wilson(row[key], row["n_prompts"])
                 errors = [[max(0.0, share - low)], [max(0.0, high - share)]]
                 label = label if place == 0 else None
