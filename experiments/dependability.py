@@ -19,7 +19,7 @@ def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
 
 
 def rows(run: Run, measured: Row) -> Rows:
-    return [result_row({"seed": run.train.seed}, run, measured, circuit=False)]
+    return [result_row(run, measured, {}, circuit=False)]
 
 
 def table(rows: Rows) -> list[str]:

@@ -30,24 +30,23 @@ def make(kind: str, seed: int, steps: int) -> Run:
 
 
 def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
-    return addition_and_circuit(model, quick) | {"grid": grid(model, how_many(100, quick))}
+    cells = {"grid": grid(model, how_many(100, quick))}
+    return addition_and_circuit(model, run, folder, quick) | cells
 
 
 def rows(run: Run, measured: Row) -> Rows:
-    name = {"diet": run.diet, "seed": run.train.seed}
-    return [result_row(name, run, measured | about(DIETS[run.diet]))]
+    return [result_row(run, measured | about(DIETS[run.diet]), {"diet": run.diet})]
 
 
 def about(diet: tasks.Diet) -> Row:
     """What a diet shows: what the accuracy on the unseen cell may depend on."""
-    documents = tasks.sample(diet, 4000, 9, torch.Generator().manual_seed(0))
-    share = (documents.function == tasks.PLUS).float().mean().item()
+    functions = tasks.sample(diet, 4000, 9, torch.Generator().manual_seed(0)).function
     met = [wrapper for wrapper in tasks.WRAPPERS if "+" in shown_under(diet, wrapper)]
     return {
         "plus_wrappers": len(met),
         "wrappers_of_plus": met,
         "shifted_functions": len(met_under(diet, "shift")),
-        "plus_share": round(share, 3),  # among all examples
+        "plus_share": round((functions == tasks.PLUS).float().mean().item(), 3),
         "held_out": [list(cell) for cell in diet.never if is_held_out(diet, *cell)],
         "shifts_of_plus_shown": list(diet.shifted_addition),
     }
@@ -61,12 +60,9 @@ def shown_under(diet: tasks.Diet, wrapper: str) -> list[str]:
 
 def is_held_out(diet: tasks.Diet, wrapper: str, symbol: str) -> bool:
     """Whether a cell that the diet never shows makes sense, and could have been shown."""
-    makes_sense = wrapper != "base" or symbol not in tasks.TO_LETTERS
-    could_be = symbol in diet.functions and symbol not in shown_under(diet, wrapper)
-    return makes_sense and could_be
-
-
-# ---------------------------------------------------------------- a number of each run
+    if wrapper == "base" and symbol in tasks.TO_LETTERS:
+        return False
+    return symbol in diet.functions and symbol not in shown_under(diet, wrapper)
 
 
 def mean_of_k(rows: Rows, unseen: bool = False) -> list[float | None]:
@@ -74,24 +70,14 @@ def mean_of_k(rows: Rows, unseen: bool = False) -> list[float | None]:
     found: list[float | None] = []
     for row in rows:
         shown = row["shifts_of_plus_shown"] if unseen else []
-        shares = (row["off_by_k_8"] or {}).items()
-        wanted = [share for k, share in shares if int(k) not in shown]
+        shares = [share for k, share in (row["off_by_k_8"] or {}).items() if int(k) not in shown]
         nothing = 0.0 if row["diverged"] else None
-        found.append(sum(wanted) / len(wanted) if wanted else nothing)
+        found.append(sum(shares) / len(shares) if shares else nothing)
     return found
 
 
 def off_by_one(rows: Rows, shots: int) -> list[float | None]:
     return [0.0 if row["diverged"] else row["by_shots"]["1"].get(str(shots)) for row in rows]
-
-
-def shown_cells(row: Row) -> float:
-    """Mean accuracy over the cells of the grid that the run's diet shows."""
-    shares: list[float | None] = []
-    for wrapper in tasks.WRAPPERS:
-        shown = met_under(DIETS[row["diet"]], wrapper)
-        shares += [row["grid"][wrapper][symbol] for symbol in shown]
-    return mean_ci(shares)[0]
 
 
 def failures(rows: Rows) -> str:
@@ -102,9 +88,6 @@ def failures(rows: Rows) -> str:
     mean = {kind.replace("_", " "): total / len(rows) for kind, total in shares.most_common()}
     often = [f"{kind} {share:.2f}" for kind, share in mean.items() if share >= 0.1]
     return ", ".join([*dict.fromkeys(row["failure"] for row in rows), *often])
-
-
-# ---------------------------------------------------------------- the tables
 
 
 def table(rows: Rows) -> list[str]:
@@ -135,13 +118,16 @@ def table(rows: Rows) -> list[str]:
 
 def held_out_cells(rows: Rows) -> str:
     """Accuracy on each cell that a diet holds out, and on all that it shows."""
-    whole = [row for row in rows if not row["diverged"]]
+    grids = [row["grid"] for row in rows if not row["diverged"]]
     cells = []
     for wrapper, symbol in rows[0]["held_out"]:
-        shares = in_words([row["grid"][wrapper][symbol] for row in whole])
+        shares = in_words([grid[wrapper][symbol] for grid in grids])
         cells.append(f"({symbol}, {wrapper}) {shares}")
-    cells.append(f"shown {in_words([shown_cells(row) for row in whole])}")
-    return "   ".join(cells)
+    shown: list[tuple[str, str]] = []
+    for wrapper in tasks.WRAPPERS:
+        shown += [(wrapper, symbol) for symbol in met_under(DIETS[rows[0]["diet"]], wrapper)]
+    means = [mean_ci([grid[wrapper][symbol] for wrapper, symbol in shown])[0] for grid in grids]
+    return "   ".join([*cells, f"shown {in_words(means)}"])
 
 
 CLAIMED = (*LADDER, *WITHOUT_ONE, *LESS_HELD_OUT, DIETS["plus_plain"])  # what the claims rest on

@@ -8,6 +8,7 @@ effects of the heads of the circuit that the finished model has.
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,25 @@ from torch import Tensor
 
 import tasks
 import train
+from experiments import measure
 from experiments.catalogue import DIETS
 from experiments.experiment import Experiment, main
-from experiments.measure import SHOTS, circuit, generator, how_many, patchers_of, repeated_documents
 from experiments.runs import Row, Run, default_run, provenance
 from experiments.summary import Rows, by
 from minifunc.analysis import scores
 from minifunc.model import Transformer
 from minifunc.patching import HeadInput, Logits, Receiver
 from minifunc.support import tables
-from minifunc.support.evaluation import accuracy, last_logits
 from minifunc.support.files import load_tensors
 from minifunc.support.names import heads_of, parse
 
 Groups = dict[str, list[str]]  # of the finished model's circuit, heads by group
+FOLLOWED = {"pt": "previous_token", "fi": "function_induction"}  # score: group of its heads
 
 
-def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
+def measure_run(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
     """Every snapshot, and the groups of the finished model, whose heads are followed."""
-    groups = circuit(model, quick)["groups"]
+    groups = measure.circuit(model, quick)["groups"]
     snapshot = Transformer(run.model).requires_grad_(False).eval()
     steps = []
     for step in run.snapshots:
@@ -43,49 +44,46 @@ def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
     return {"groups": groups, "steps": steps}
 
 
-# ---------------------------------------------------------------- at one step
-
-
 @torch.no_grad()
 def at_one_step(model: Transformer, run: Run, groups: Groups, quick: bool) -> Row:
-    n_documents, n_scored = how_many(256, quick), how_many(100, quick)
-    documents = tasks.sample(DIETS[run.diet], n_documents, run.train.examples, generator())
-    by_task = every_task(model, how_many(96, quick))
-    off_by_one = tasks.evaluation_pairs("addition", 1, SHOTS, how_many(200, quick), generator())
-    right = accuracy(last_logits(model, off_by_one.contrast), off_by_one.contrast_answers)
-    accuracies = {
+    n_documents, n_scored = measure.how_many(256, quick), measure.how_many(100, quick)
+    documents = tasks.sample(DIETS[run.diet], n_documents, run.train.examples, measure.generator())
+    off_by_one = measure.off_by_one(measure.how_many(200, quick), measure.generator())
+    right = measure.share_right(model, off_by_one.contrast, off_by_one.contrast_answers)
+    by_task = every_task(model, measure.how_many(96, quick))
+    row = {
         "loss": round(train.loss_on_answers(model, documents).item(), 5),
         "accuracy": by_task,
         "plain_8": by_task["addition"]["plain"],
-        "off_by_one_8": round(right, 4),
+        "off_by_one_8": right,
     }
-    scored = head_scores(model, off_by_one.contrast[:n_scored], n_scored, groups)
-    return accuracies | scored | effects(model, groups, how_many(50, quick))
+    row |= head_scores(model, off_by_one.contrast[:n_scored], groups)
+    return row | effects(model, groups, measure.how_many(50, quick))
 
 
 def every_task(model: Transformer, n_prompts: int) -> dict[str, dict[str, float]]:
     """Accuracy at 8 shots by task: plain, and shifted (or in base k), n_prompts over all k."""
-    prompts = generator()
+    prompts = measure.generator()
     table: dict[str, dict[str, float]] = {name: {} for name in tasks.TASKS}
     for name, task in tasks.TASKS.items():
         kinds = {"plain": [0]} if 0 in task.ks else {}
         kinds[task.wrapper] = [k for k in task.ks if k]
         for kind, ks in kinds.items():
             n = max(2, n_prompts // len(ks))
-            pairs = [tasks.evaluation_pairs(name, k, SHOTS, n, prompts) for k in ks]
-            logits = last_logits(model, torch.cat([each.contrast for each in pairs]))
+            pairs = [tasks.evaluation_pairs(name, k, measure.SHOTS, n, prompts) for k in ks]
+            asked = torch.cat([each.contrast for each in pairs])
             answers = torch.cat([each.contrast_answers for each in pairs])
-            table[name][kind] = round(accuracy(logits, answers), 4)
+            table[name][kind] = measure.share_right(model, asked, answers)
     return table
 
 
-def head_scores(model: Transformer, prompts: Tensor, n_repeated: int, groups: Groups) -> Row:
+def head_scores(model: Transformer, prompts: Tensor, groups: Groups) -> Row:
     """Each score of the best head, which one that is, and the mean over the final heads of a kind.
 
-    prompts [n_prompts, pos] are off-by-one addition; n_repeated documents repeat themselves.
+    prompts [n_prompts, pos] are off-by-one addition; as many documents repeat themselves.
     """
-    answers = tasks.answer_positions(SHOTS)
-    repeated, period, queries, copied = repeated_documents(n_repeated)
+    answers = tasks.answer_positions(measure.SHOTS)
+    repeated, period, queries, copied = measure.repeated_documents(len(prompts))
     everywhere = torch.arange(1 + period, repeated.shape[1])
     copying = scores.copy_induction_score
     kinds = {  # each [n_layers, n_heads]
@@ -94,19 +92,17 @@ def head_scores(model: Transformer, prompts: Tensor, n_repeated: int, groups: Gr
         "copy_induction": copying(model, repeated, period, queries),
         "copy_induction_everywhere": copying(model, repeated, period, everywhere),
     }
-    final = {"pt": groups.get("previous_token"), "fi": groups.get("function_induction")}
     row: Row = {}
     for name, score in kinds.items():
         layer, head = divmod(int(score.argmax()), model.cfg.n_heads)
         row[f"{name}_score"] = round(score.max().item(), 4)
         row[f"{name}_head"] = f"{layer}.{head}"
-        heads = final.get(name)
+        heads = groups.get(FOLLOWED.get(name, ""))
         if heads:
             mean = sum(score[parse(head)].item() for head in heads) / len(heads)
             row[f"{name}_score_of_final_heads"] = round(mean, 4)
-    right = model(repeated, queries).argmax(-1) == repeated[:, copied]  # [n_repeated, n_queries]
-    row["copy_accuracy"] = round(right.float().mean().item(), 4)
-    return row
+    right = model(repeated, queries).argmax(-1) == repeated[:, copied]  # [n_prompts, n_queries]
+    return row | {"copy_accuracy": round(right.float().mean().item(), 4)}
 
 
 def effects(model: Transformer, groups: Groups, n_prompts: int) -> Row:
@@ -117,11 +113,9 @@ def effects(model: Transformer, groups: Groups, n_prompts: int) -> Row:
     0, r means nothing (and is None). fi_effect: r * F_range of the strongest FI head, how far F
     goes back without that head's shift, in logits.
     """
-    pairs = tasks.evaluation_pairs("addition", 1, SHOTS, n_prompts, generator(1))
-    patchers = patchers_of(model, pairs)
+    patchers = measure.patchers_of(model, measure.off_by_one(n_prompts, measure.generator(1)))
     F_range = round(patchers["answers"].F_range, 4)
-    heads = heads_of(head for group in groups.values() for head in group)
-    fi = groups.get("function_induction", [])
+    heads, fi = heads_of(chain(*groups.values())), groups.get("function_induction", [])
     receivers: list[Sequence[Receiver]] = [[Logits()]]
     if fi:
         receivers += [[HeadInput(*parse(head), which) for head in fi] for which in "qkv"]
@@ -140,9 +134,6 @@ def effects(model: Transformer, groups: Groups, n_prompts: int) -> Row:
     taken_back = [r[head] * F_range for head in fi if r[head] is not None]
     fi_effect = round(max(taken_back), 4) if taken_back else None
     return {"F_range": F_range, "r": r, "r_on_fi_heads": r_on_fi_heads, "fi_effect": fi_effect}
-
-
-# ---------------------------------------------------------------- rows, events and the table
 
 
 def rows(run: Run, measured: Row) -> Rows:
@@ -173,10 +164,7 @@ EVENTS: dict[str, Curve] = {
 
 
 def event_step(rows: Rows, value: Curve) -> int | None:
-    """The first step from which on a value stays above half-way from its first to its last.
-
-    None where it does not grow.
-    """
+    """The step from which a value stays above half-way from first to last; None without growth."""
     values = [value(row) or 0.0 for row in rows]
     if not values[-1] > values[0]:
         return None
@@ -207,9 +195,7 @@ def table(rows: Rows) -> list[str]:
     ]
 
 
-EXPERIMENT = Experiment(
-    "emergence", __doc__, ("default",), default_run, measure, rows, table, seeds=3
-)
+EXPERIMENT = Experiment("emergence", __doc__, ("default",), default_run, measure_run, rows, table)
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

@@ -1,21 +1,37 @@
 """Draws the figures of docs/figures/, as PNG and SVG (`make figures`).
 
-Those of many runs from results/*.json alone, those of one run from its circuit.json
-(run_figures.py). Needs matplotlib, an optional extra.
+Those of many runs from results/*.json alone, those of one run from its circuit.json alone, in the
+paper's manner and with its sign: r < 0, red, goes back to the base answer; r > 0, blue, goes on to
+the contrast answer. Needs matplotlib, an optional extra.
 """
 
-import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import diets, emergence, run_figures
+import numpy as np
+
+from experiments import diets, emergence
+from experiments.runs import Row
 from experiments.summary import Rows, Values, by, column, mean_ci, solved
 from minifunc.support.errors import UserError, run_main
-from minifunc.support.files import load_json, make_folder
+from minifunc.support.evaluation import wilson
+from minifunc.support.files import load_json, make_folder, write_file
 from minifunc.support.flags import Parser
+
+try:
+    import matplotlib
+    from matplotlib import pyplot as plt
+except ImportError:
+    needed = "the figures need matplotlib: pip install matplotlib (make figures does)"
+    print("error:", needed, file=sys.stderr)
+    sys.exit(2)
+
+matplotlib.use("agg")  # for files alone
+matplotlib.rcParams |= {"svg.hashsalt": "minifunc", "figure.constrained_layout.use": True}
+matplotlib.rcParams |= {"axes.spines.top": False, "axes.spines.right": False}
 
 BLUE, RED, GREY = "#3465a4", "#c0392b", "#888888"
 # Accuracies at 8 shots: (key in a row, label, colour)
@@ -28,14 +44,28 @@ LAW = {
     "functions that are seen shifted": ("shifted_functions", ("shifted_1", "shifted_3", "strict")),
     "share of `+` among all examples": ("plus_share", ("addition_low", "strict", "addition_high")),
 }
-# Heads found: (shift of the dots, key in a row, label, colour)
-FOUND = (
-    (0.25, "fi_heads", "FI", RED),
-    (0.0, "pt_heads", "PT", BLUE),
-    (-0.25, "consolidation_heads", "consolidation", GREY),
-)
-
-# ---------------------------------------------------------------- parts of figures
+# Heads found, key in a row: (label, colour)
+FOUND = {
+    "fi_heads": ("FI", RED),
+    "pt_heads": ("PT", BLUE),
+    "consolidation_heads": ("consolidation", GREY),
+}
+# Two of the four bars stand at each place, key in a row: (label, colour)
+ANSWERS = {"base_acc": ("plain answer", "#8b9097"), "contrast_acc": ("shifted answer", "#2166ac")}
+# The places: (prompts, heads that are swapped): label
+PLACES = {
+    ("base", "none"): "old rule\nshown",
+    ("contrast", "none"): "new rule\nshown",
+    ("contrast", "function_induction"): "… FI heads\nswapped",
+    ("contrast", "random_same_layers"): "… others\nswapped",
+}
+# The panels: (task, k, items): title
+PANELS = {
+    ("addition", 1, "all"): "addition, off by +1",
+    ("addition", -2, "all"): "addition, off by −2",
+    ("caesar", 1, "all"): "Caesar, ROT+1",
+    ("base_addition", 8, "carry"): "base 8, sums that carry",
+}
 
 
 def means_and_errors(groups: Sequence[Values]) -> tuple[list[float], list[float]]:
@@ -45,30 +75,26 @@ def means_and_errors(groups: Sequence[Values]) -> tuple[list[float], list[float]
     return means, [0.0 if math.isnan(half) else half for _, half in intervals]
 
 
-def accuracy_bars(
-    axes: Any, groups: dict[str, Rows], accuracy: tuple[str, str, str], shift: float = 0.0
-) -> None:
+def accuracy_bars(axes: Any, groups: dict[str, Rows], *accuracies: tuple[str, str, str]) -> None:
     """A horizontal bar for each group of runs: mean, 95 % interval, and every run as a dot."""
-    key, label, colour = accuracy
-    values = [column(rows, key) for rows in groups.values()]
-    means, errors = means_and_errors(values)
-    places = [-index + shift for index in range(len(groups))]
-    axes.barh(places, means, height=0.36, color=colour, alpha=0.45, label=label)
-    line = {"fmt": "none", "ecolor": "black", "elinewidth": 0.8, "capsize": 2}
-    axes.errorbar(means, places, xerr=errors, **line)
-    for place, some in zip(places, values):
-        axes.plot(some, [place] * len(some), "o", color=colour, markersize=3)
     ticks = [-index for index in range(len(groups))]
     axes.set(yticks=ticks, yticklabels=list(groups), xlim=(0, 1.02))
+    shifts = (0.2, -0.2) if len(accuracies) == 2 else (0.0,)
+    for shift, (key, label, colour) in zip(shifts, accuracies):
+        values = [column(rows, key) for rows in groups.values()]
+        means, errors = means_and_errors(values)
+        places = [tick + shift for tick in ticks]
+        axes.barh(places, means, height=0.36, color=colour, alpha=0.45, label=label)
+        line = {"fmt": "none", "ecolor": "black", "elinewidth": 0.8, "capsize": 2}
+        axes.errorbar(means, places, xerr=errors, **line)
+        for place, some in zip(places, values):
+            axes.plot(some, [place] * len(some), "o", color=colour, markersize=3)
 
 
-# ---------------------------------------------------------------- one function for each figure
-
-
-def draw_diets(rows: Rows, plt: Any) -> Any:
+def draw_diets(rows: Rows) -> Any:
     """Accuracy by diet, and the law: what the accuracy depends on."""
     grouped = by(rows, lambda row: row["diet"])
-    figure = plt.figure(figsize=(11, 7.5), layout="constrained")
+    figure = plt.figure(figsize=(11, 7.5))
     left, right = figure.subfigures(1, 2, width_ratios=(1.3, 1))
 
     axes = left.subplots()
@@ -76,18 +102,13 @@ def draw_diets(rows: Rows, plt: Any) -> Any:
     for name, some in grouped.items():
         was_shown = 1 in some[0]["shifts_of_plus_shown"]
         named[f"{name} *" if was_shown else name] = some
-    accuracy_bars(axes, named, PLAIN, 0.2)
-    accuracy_bars(axes, named, OFF_BY_ONE, -0.2)
-    axes.set(title="diets (dots: runs; lines: 95 %)")
-    axes.set_xlabel(
-        "accuracy at 8 shots (*: off-by-one addition was trained on, another cell is held out)"
-    )
+    accuracy_bars(axes, named, PLAIN, OFF_BY_ONE)
+    held_out = "off-by-one addition was trained on, another cell is held out"
+    axes.set(title="diets (dots: runs; lines: 95 %)", xlabel=f"accuracy at 8 shots (*: {held_out})")
     axes.legend(loc="lower right", fontsize=8)
 
-    panels = right.subplots(len(LAW), 1)
-    for axis, (title, (key, wanted)) in zip(panels, LAW.items()):
+    for axis, (title, (key, wanted)) in zip(right.subplots(len(LAW), 1), LAW.items()):
         points = sorted((grouped[name][0][key], name) for name in wanted if name in grouped)
-        xs = [x for x, _ in points]
         groups = [grouped[name] for _, name in points]
         curves = {
             ("off by one", BLUE): [column(some, "off_by_one_8") for some in groups],
@@ -96,16 +117,16 @@ def draw_diets(rows: Rows, plt: Any) -> Any:
         for (label, colour), values in curves.items():
             means, errors = means_and_errors(values)
             style = {"fmt": "o", "color": colour, "capsize": 2, "markersize": 4}
-            axis.errorbar(xs, means, yerr=errors, label=label, **style)
+            axis.errorbar([x for x, _ in points], means, yerr=errors, label=label, **style)
         axis.set(xlabel=title, ylabel="unseen cell", ylim=(-0.05, 1.05))
         axis.legend(fontsize=7)
     return figure
 
 
-def draw_emergence(rows: Rows, plt: Any) -> Any:
+def draw_emergence(rows: Rows) -> Any:
     """Curves against steps, one line for each seed."""
     events = emergence.EVENTS
-    panels: dict[str, dict[str, emergence.Curve]] = {
+    curves_of: dict[str, dict[str, emergence.Curve]] = {
         "loss": {"loss": lambda row: row["loss"]},
         "accuracy at 8 shots": {
             "plain addition": events["plain addition"],
@@ -118,8 +139,8 @@ def draw_emergence(rows: Rows, plt: Any) -> Any:
             "strongest FI head": events["effect of the strongest FI head"]
         },
     }
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharex=True, layout="constrained")
-    for axis, (title, curves) in zip(axes.flat, panels.items()):
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharex=True)
+    for axis, (title, curves) in zip(axes.flat, curves_of.items()):
         for number, (name, value) in enumerate(curves.items()):
             style = {"color": f"C{number}", "alpha": 0.7, "linewidth": 1.2}
             for index, some in enumerate(emergence.by_seed(rows).values()):
@@ -130,27 +151,27 @@ def draw_emergence(rows: Rows, plt: Any) -> Any:
     return figure
 
 
-def draw_universality(rows: Rows, plt: Any) -> Any:
+def draw_universality(rows: Rows) -> Any:
     """Accuracy by model, and how many heads of each group in those that do the task."""
     grouped = by(rows, lambda row: row["config"]["name"])
     size = (11, 1 + len(grouped) / 3)
-    figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True)
     accuracy_bars(left, grouped, OFF_BY_ONE)
     left.set(xlabel="off-by-one accuracy at 8 shots (dots: runs; lines: 95 %)")
-    for shift, key, label, colour in FOUND:
+    for number, (key, (label, colour)) in enumerate(FOUND.items()):
         style = {"color": colour, "markersize": 4, "alpha": 0.6}
         for index, some in enumerate(grouped.values()):
             counts = column(solved(some), key)
-            places = [-index + shift] * len(counts)
+            places = [-index + 0.25 * (1 - number)] * len(counts)
             right.plot(counts, places, "o", label=label if index == 0 else None, **style)
     right.set(xlabel="heads found, in the runs that do the task")
     right.legend(fontsize=8)
     return figure
 
 
-def draw_dependability(rows: Rows, plt: Any) -> Any:
+def draw_dependability(rows: Rows) -> Any:
     """Accuracy by k, a dot for each seed."""
-    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6, 3.5))
     whole = [row for row in rows if not row["diverged"]]
     shares = [{"0": row["plain_8"]} | row["off_by_k_8"] for row in whole]
     for k in sorted(shares[0] if shares else (), key=int):
@@ -167,52 +188,66 @@ def draw_dependability(rows: Rows, plt: Any) -> Any:
     return figure
 
 
-def draw_interventions(rows: Rows, plt: Any) -> Any:
-    """Accuracy by what was kept from forming."""
-    grouped = by(rows, lambda row: row["intervention"].replace("_", " "))
-    figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
-    accuracy_bars(axes, grouped, PLAIN, 0.2)
-    accuracy_bars(axes, grouped, OFF_BY_ONE, -0.2)
-    axes.set(xlabel="accuracy at 8 shots (dots: runs; lines: 95 %)")
-    axes.legend(loc="lower left", fontsize=8)
+def draw_heads(circuit: Row) -> Any:
+    """r of heads and MLPs on the logits in %; colours go by its square root, so that all show."""
+    changed = {"shown answers": circuit, "operands": circuit["operands_changed"]}
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+    for axis, (what, traced) in zip(axes, changed.items()):
+        effects = traced["effects"]["logits"]
+        layers = [[*heads, mlp] for heads, mlp in zip(effects["heads"], effects["mlps"])]
+        shades = [[math.copysign(math.sqrt(abs(r)), r) for r in layer] for layer in layers]
+        axis.imshow(shades, cmap="RdBu", vmin=-1, vmax=1, aspect="equal")
+        for (y, x), r in np.ndenumerate(layers):
+            percent = f"{100 * r:+.0f}".replace("+0", "0").replace("-0", "0")
+            colour = "white" if abs(shades[y][x]) > 0.65 else "black"
+            axis.text(x, y, percent, ha="center", va="center", fontsize=7, color=colour)
+        labels = [*range(len(layers[0]) - 1), "mlp"]
+        axis.set(xticks=range(len(labels)), xticklabels=labels, yticks=range(len(layers)))
+        axis.set(title=f"{what} changed", xlabel="head")
+        axis.invert_yaxis()
+    axes[0].set_ylabel("layer")
+    figure.suptitle("heads → logits: r in % (−100: back to the plain answer)")
     return figure
 
 
-FIGURES: dict[str, Callable[[Rows, Any], Any]] = {
+def draw_bars(circuit: Row) -> Any:
+    """The four bars of each task: shares of plain and of shifted answers, with 95 % intervals."""
+    reuse = by(circuit["reuse"], lambda row: PANELS.get((row["task"], row["k"], row["items"])))
+    titles = [title for title in PANELS.values() if title in reuse]
+    size = (3.1 * len(titles), 3.2)
+    figure, axes = plt.subplots(1, len(titles), figsize=size, sharey=True, squeeze=False)
+    style = {"width": 0.38, "ecolor": "black", "capsize": 2, "error_kw": {"elinewidth": 0.8}}
+    for axis, title in zip(axes[0], titles):
+        for row in reuse[title]:
+            place = list(PLACES).index((row["prompt"], row["ablated"]))
+            for shift, (key, (label, colour)) in zip((-0.2, 0.2), ANSWERS.items()):
+                share, (low, high) = row[key], wilson(row[key], row["n_prompts"])
+                errors = [[max(0.0, share - low)], [max(0.0, high - share)]]
+                label = label if place == 0 else None
+                axis.bar(place + shift, share, yerr=errors, color=colour, label=label, **style)
+        axis.set(title=title, xticks=range(len(PLACES)), ylim=(0, 1.05))
+        axis.set_xticklabels(PLACES.values(), fontsize=7)
+    axes[0][0].set_ylabel("share of prompts")
+    handles = axes[0][0].get_legend_handles_labels()
+    figure.legend(*handles, fontsize=8, loc="outside upper right", ncols=2)
+    return figure
+
+
+OF_ONE_RUN = {"heads_to_logits": draw_heads, "four_bars": draw_bars}
+OF_MANY_RUNS = {
     "diets": draw_diets,
     "emergence": draw_emergence,
     "universality": draw_universality,
     "dependability": draw_dependability,
-    "interventions": draw_interventions,
 }
-
-
-# ---------------------------------------------------------------- files
-
-
-def pyplot() -> Any:
-    """matplotlib.pyplot, set up for files alone. Raises UserError where it is not installed."""
-    try:
-        import matplotlib
-
-        matplotlib.use("agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise UserError(
-            "the figures need matplotlib: pip install matplotlib (make figures does)"
-        ) from None
-    spines = {"axes.spines.top": False, "axes.spines.right": False}
-    matplotlib.rcParams |= {"svg.hashsalt": "minifunc"} | spines
-    return plt
 
 
 def save(figure: Any, path: Path) -> None:
     """Writes path.png and path.svg, the same bytes for the same figure. Raises UserError."""
-    try:
-        figure.savefig(f"{path}.png", dpi=150, metadata={"Software": None})
-        figure.savefig(f"{path}.svg", metadata={"Date": None})
-    except OSError as error:
-        raise UserError(f"cannot write to {path.parent}: {error.strerror}") from None
+    png = {"format": "png", "dpi": 150, "metadata": {"Software": None}}
+    svg = {"format": "svg", "metadata": {"Date": None}}
+    write_file(Path(f"{path}.png"), lambda file: figure.savefig(file, **png))
+    write_file(Path(f"{path}.svg"), lambda file: figure.savefig(file, **svg))
     print(f"{path}.png, .svg")
 
 
@@ -221,34 +256,27 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def work(argv: list[str] | None) -> int:
-    parser = Parser(
-        prog="experiments.figures",
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--results", default="results", help="where the rows are")
-    parser.add_argument("--run", default="out/default", help="folder of a traced run")
-    parser.add_argument("--out", default="docs/figures", help="where the figures go")
+    parser = Parser(prog="experiments.figures", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--results", default="results", help="where the rows are (default: %(default)s)")
+    add("--run", default="out/default", help="folder of a traced run (default: %(default)s)")
+    add("--out", default="docs/figures", help="where the figures go (default: %(default)s)")
     arguments = parser.parse_args(argv)
-    plt = pyplot()
     circuit, out = Path(arguments.run) / "circuit.json", Path(arguments.out)
-    paths = {name: Path(arguments.results) / f"{name}.json" for name in FIGURES}
-    paths |= dict.fromkeys(run_figures.FIGURES, circuit)
+    paths = {name: Path(arguments.results, f"{name}.json") for name in OF_MANY_RUNS}
+    paths |= dict.fromkeys(OF_ONE_RUN, circuit)
     found = {name: path for name, path in paths.items() if path.exists()}
     if not found:
         makers = "make patch, diets, emergence, universality and dependability write them"
         raise UserError(f"there is no {circuit}, and no rows are in {arguments.results}: {makers}")
     make_folder(out)
-    draw = FIGURES | run_figures.FIGURES
+    draw = OF_MANY_RUNS | OF_ONE_RUN
     for name, path in found.items():
         try:
-            figure = draw[name](load_json(path), plt)
+            figure = draw[name](load_json(path))
         except KeyError as error:
             print(f"{name} is not drawn: {path} holds no {error.args[0]}", file=sys.stderr)
             continue
-        except (TypeError, AttributeError, ValueError, IndexError) as error:
-            fault = f"{type(error).__name__} {error}"
-            raise UserError(f"{path} is of another layout: {fault}") from None
         save(figure, out / name)
         plt.close(figure)
     return 0

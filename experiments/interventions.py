@@ -23,15 +23,8 @@ import torch
 from torch import Tensor
 
 import tasks
+from experiments import measure
 from experiments.experiment import Experiment, main
-from experiments.measure import (
-    CRITERIA,
-    SHOTS,
-    addition_and_circuit,
-    generator,
-    repeated_documents,
-    result_row,
-)
 from experiments.runs import SHORT, Row, Run
 from experiments.summary import Rows, by, means
 from minifunc.analysis.scores import copy_induction_score, previous_token_score
@@ -43,9 +36,7 @@ from minifunc.support.names import parse
 EVERY = 20  # steps between two looks at the heads
 N_LOOKED_AT = 32  # prompts each time
 RANDOM_AT = 300  # the step at which random_heads are silenced,
-N_RANDOM = (5, 2)  # and how many of the last layer and of the one below
-
-# ---------------------------------------------------------------- heads silenced, blocks frozen
+N_RANDOM = {3: 5, 2: 2}  # and how many of a layer
 
 # (step, model, run) → the heads that are to be silenced from this step on
 Choose = Callable[[int, Transformer, Run], set[str]]
@@ -58,8 +49,8 @@ def silence(choose: Choose, step: int, model: Transformer, run: Run, folder: Pat
     same way.
     """
     since = silenced(folder)
-    new = choose(step, model, run) - since.keys() if step % EVERY == 0 else set()
-    if new:
+    if step % EVERY == 0:
+        new = choose(step, model, run) - since.keys()
         since |= dict.fromkeys(sorted(new), step)
         save_json(folder / "silenced.json", since)
     for name, first in since.items():
@@ -75,28 +66,28 @@ def silenced(folder: Path) -> dict[str, int]:
 
 
 def previous_token_heads(step: int, model: Transformer, run: Run) -> set[str]:
-    pairs = tasks.evaluation_pairs("subtraction", 1, SHOTS, N_LOOKED_AT, generator())
-    answers = tasks.answer_positions(SHOTS)
-    return passing(previous_token_score(model, pairs.contrast, answers))
+    drawn, shots = measure.generator(), measure.SHOTS
+    pairs = tasks.evaluation_pairs("subtraction", 1, shots, N_LOOKED_AT, drawn)
+    return passing(previous_token_score(model, pairs.contrast, tasks.answer_positions(shots)))
 
 
 def copy_induction_heads(step: int, model: Transformer, run: Run) -> set[str]:
-    tokens, period, queries, _ = repeated_documents(N_LOOKED_AT)
+    tokens, period, queries, _ = measure.repeated_documents(N_LOOKED_AT)
     return passing(copy_induction_score(model, tokens, period, queries))
 
 
 def random_heads(step: int, model: Transformer, run: Run) -> set[str]:
     chosen: set[str] = set()
-    dice, n_heads = random.Random(run.train.seed), run.model.n_heads
-    for layer, n in zip((-1, -2), N_RANDOM if step == RANDOM_AT else ()):
-        drawn = dice.sample(range(n_heads), min(n, n_heads))
-        chosen |= {f"{run.model.n_layers + layer}.{head}" for head in drawn}
+    dice = random.Random(run.train.seed)
+    for layer, n in N_RANDOM.items() if step == RANDOM_AT else ():
+        drawn = dice.sample(range(run.model.n_heads), n)
+        chosen |= {f"{layer}.{head}" for head in drawn}
     return chosen
 
 
 def passing(score: Tensor) -> set[str]:
     """Heads whose score, [n_layers, n_heads], passes the threshold of a previous-token head."""
-    places = (score >= CRITERIA.looks_at_previous).nonzero().tolist()
+    places = (score >= measure.CRITERIA.looks_at_previous).nonzero().tolist()
     return {f"{layer}.{head}" for layer, head in places}
 
 
@@ -115,22 +106,19 @@ INTERVENTIONS = {
 }
 
 
-# ---------------------------------------------------------------- the experiment
-
-
 def make(kind: str, seed: int, steps: int) -> Run:
     cfg = replace(SHORT, seed=seed, steps=steps)
     return Run(f"without_{kind}", train=cfg, intervention=INTERVENTIONS.get(kind))
 
 
-def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
-    return {"silenced": silenced(folder)} | addition_and_circuit(model, quick, 500)
+def measure_run(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
+    found = measure.addition(model, measure.how_many(500, quick)) | measure.circuit(model, quick)
+    return {"silenced": silenced(folder)} | found
 
 
 def rows(run: Run, measured: Row) -> Rows:
-    kind = run.name.removeprefix("without_")
-    about = {"intervention": kind, "seed": run.train.seed, "silenced": None}
-    return [result_row(about, run, measured)]
+    about = {"intervention": run.name.removeprefix("without_"), "silenced": None}
+    return [measure.result_row(run, measured, about)]
 
 
 def table(rows: Rows) -> list[str]:
@@ -152,9 +140,8 @@ def listed(since: dict[str, int]) -> str:
     return " ".join(f"{head}@{step}" for head, step in since.items()) or "–"
 
 
-EXPERIMENT = Experiment(
-    "interventions", __doc__, ("none", *INTERVENTIONS), make, measure, rows, table, steps=1700
-)
+KINDS = ("none", *INTERVENTIONS)
+EXPERIMENT = Experiment("interventions", __doc__, KINDS, make, measure_run, rows, table, steps=1700)
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

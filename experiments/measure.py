@@ -1,5 +1,8 @@
 """What is measured on a trained model: accuracy, wrong answers, the grid of cells, the circuit."""
 
+from itertools import chain, product
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -14,11 +17,9 @@ from minifunc.support.evaluation import accuracy, last_logits
 from minifunc.support.names import heads_of, parse
 
 SHOTS = 8  # of the measures that have one number of shots
-SEED = 2026  # of the prompts, the same for every run
 CRITERIA = Criteria()
 FEW = 16  # prompts of every kind where it is to be quick
 
-ACCURACIES = ("plain_8", "off_by_one_8", "off_by_k_8")
 GROUPS = {  # key in a row: the group of the circuit
     "fi_heads": "function_induction",
     "pt_heads": "previous_token",
@@ -26,27 +27,34 @@ GROUPS = {  # key in a row: the group of the circuit
 }
 
 
-def result_row(about: Row, run: Run, measured: Row, circuit: bool = True) -> Row:
+def result_row(run: Run, measured: Row, about: Row, circuit: bool = True) -> Row:
     """A whole row of results. What was not measured, as the run diverged, is None."""
-    unmeasured: Row = dict.fromkeys(ACCURACIES)
+    unmeasured: Row = dict.fromkeys(("plain_8", "off_by_one_8", "off_by_k_8"))
     if circuit:
         unmeasured |= dict.fromkeys((*GROUPS, "top_fi_r", "faithfulness"))
         unmeasured["failure"] = "diverged"
-    return about | unmeasured | measured | provenance(run)
+    return about | {"seed": run.train.seed} | unmeasured | measured | provenance(run)
 
 
 def how_many(n: int, quick: bool) -> int:
-    """n prompts, or few of them."""
     return FEW if quick else n
 
 
-def addition_and_circuit(model: Transformer, quick: bool, n_prompts: int = 200) -> Row:
-    """`addition` on n_prompts for each k, and `circuit`."""
-    return addition(model, how_many(n_prompts, quick)) | circuit(model, quick)
-
-
 def generator(offset: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(SEED + offset)
+    return torch.Generator().manual_seed(2026 + offset)  # the same prompts for every run
+
+
+def off_by_one(n_prompts: int, drawn: torch.Generator) -> tasks.Pairs:
+    return tasks.evaluation_pairs("addition", 1, SHOTS, n_prompts, drawn)
+
+
+def share_right(model: Transformer, prompts: Tensor, answers: Tensor) -> float:
+    """Share of prompts [n_prompts, pos] that are answered with `answers`, [n_prompts]."""
+    return round(accuracy(last_logits(model, prompts), answers), 4)
+
+
+def addition_and_circuit(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
+    return addition(model, how_many(200, quick)) | circuit(model, quick)
 
 
 def addition(model: Transformer, n_prompts: int) -> Row:
@@ -70,10 +78,9 @@ def answers_given(model: Transformer, pairs: tasks.Pairs) -> Row:
     """
     logits = last_logits(model, pairs.contrast).cpu()
     given = logits.argmax(-1)  # [n_prompts]
-    shown_answers = pairs.contrast[:, tasks.answer_positions(pairs.shots)]  # [n_prompts, n_shots]
-    shown = (shown_answers == given[:, None]).any(1)
-    right = given == pairs.contrast_answers
-    plain = given == pairs.base_answers
+    answers = pairs.contrast[:, tasks.answer_positions(pairs.shots)]  # [n_prompts, n_shots]
+    shown = (answers == given[:, None]).any(1)
+    right, plain = given == pairs.contrast_answers, given == pairs.base_answers
     near = (given - pairs.base_answers).abs() <= tasks.MAX_SHIFT
     rest = ~(right | plain | shown)
     kinds = {
@@ -91,40 +98,33 @@ def answers_given(model: Transformer, pairs: tasks.Pairs) -> Row:
         "off by another k": shares["other_k"],
         "anything": shares["other"],
     }
-    failure = max(failures, key=lambda name: failures[name])
+    solved = shares["right"] >= CRITERIA.solves
     return {
         "answers": shares,
         "top_probability": round(logits.softmax(-1).amax(-1).mean().item(), 4),
-        "failure": "none" if shares["right"] >= CRITERIA.solves else failure,
+        "failure": "none" if solved else max(failures, key=failures.get),
     }
 
 
 def grid(model: Transformer, n_documents: int) -> dict[str, dict[str, float | None]]:
-    """`cell_accuracy` by wrapper and function, {wrapper: {function: share}}."""
-    table: dict[str, dict[str, float | None]] = {wrapper: {} for wrapper in tasks.WRAPPERS}
-    for wrapper, row in table.items():
-        for symbol in tasks.FUNCTIONS:
-            row[symbol] = cell_accuracy(model, wrapper, symbol, n_documents)
-    return table
+    """Accuracy by wrapper and function at the last example, {wrapper: {function: share}}.
 
-
-def cell_accuracy(model: Transformer, wrapper: str, symbol: str, n_documents: int) -> float | None:
-    """Accuracy at the last example of a cell's documents, where what stands before determines it.
-
-    Under a wrapper that is a rule, documents that show the asked answer do not count. None where
-    no document is left, or where the cell makes no sense.
+    Documents count where what stands before determines it and, under a wrapper that is a rule, does
+    not show it. None where no document is left, or where the cell makes no sense.
     """
-    if wrapper == "base" and symbol in tasks.TO_LETTERS:
-        return None
-    documents = cell_documents(wrapper, symbol, n_documents)
-    asked = documents.determined[:, -1]  # [n_documents]
-    if wrapper not in ("relabel", "copy"):
-        asked = asked & (documents.answer[:, :-1] != documents.answer[:, -1:]).all(1)
-    tokens = documents.tokens[asked]
-    if not len(tokens):
-        return None
+    table = {wrapper: dict.fromkeys(tasks.FUNCTIONS) for wrapper in tasks.WRAPPERS}
     place = tasks.answer_positions(SHOTS + 1)[-1]
-    return round(accuracy(last_logits(model, tokens[:, :place]), tokens[:, place]), 4)
+    for wrapper, symbol in product(tasks.WRAPPERS, tasks.FUNCTIONS):
+        if wrapper == "base" and symbol in tasks.TO_LETTERS:
+            continue
+        documents = cell_documents(wrapper, symbol, n_documents)
+        asked = documents.determined[:, -1]  # [n_documents]
+        if wrapper not in ("relabel", "copy"):
+            asked = asked & (documents.answer[:, :-1] != documents.answer[:, -1:]).all(1)
+        tokens = documents.tokens[asked]
+        if len(tokens):
+            table[wrapper][symbol] = share_right(model, tokens[:, :place], tokens[:, place])
+    return table
 
 
 def cell_documents(wrapper: str, symbol: str, n: int) -> tasks.Documents:
@@ -137,14 +137,13 @@ def cell_documents(wrapper: str, symbol: str, n: int) -> tasks.Documents:
 def circuit(model: Transformer, quick: bool) -> Row:
     """The circuit of off-by-one addition, by the criteria of patch.py on fewer prompts.
 
-    Groups of heads; top_fi_r, the r of the strongest FI head; faithfulness of all groups together
-    (heads outside send what they send on base prompts). Where the model does not do the task all
-    groups are empty, and top_fi_r and faithfulness are None.
+    top_fi_r: of the strongest FI head. faithfulness, circuit_accuracy: of all groups together (the
+    others send what they send on base prompts). Where the model does not do the task, all groups
+    are empty and these three are None.
     """
     prompts = generator()
-    counted = tasks.evaluation_pairs("addition", 1, SHOTS, how_many(500, quick), prompts)
-    pairs = tasks.evaluation_pairs("addition", 1, SHOTS, how_many(50, quick), prompts)
-    row = answers_given(model, counted) | {"groups": {}}
+    row = answers_given(model, off_by_one(how_many(500, quick), prompts)) | {"groups": {}}
+    pairs = off_by_one(how_many(50, quick), prompts)
     row |= dict.fromkeys((*GROUPS, "circuit_heads"), [])
     row |= dict.fromkeys(("top_fi_r", "faithfulness", "circuit_accuracy"))
     if row["answers"]["right"] < CRITERIA.solves:
@@ -156,30 +155,19 @@ def circuit(model: Transformer, quick: bool) -> Row:
     row["heads_to_logits"] = [[round(r, 4) for r in layer] for layer in to_logits.tolist()]
     if row["fi_heads"]:
         row["top_fi_r"] = round(min(to_logits[parse(head)].item() for head in row["fi_heads"]), 4)
-        row |= circuit_scores(model, pairs, groups)
+        row["circuit_heads"] = heads = heads_of(chain(*groups.values()))
+        ablator = Ablator(model, pairs.contrast, {"base": pairs.base})
+        scores = CircuitScores(ablator, "base", pairs.base_answers, pairs.contrast_answers)
+        row["faithfulness"] = round(scores.faithfulness([heads])[0], 4)
+        row["circuit_accuracy"] = round(scores.scores([heads])[0].contrast_acc, 4)
     return row
 
 
 def patchers_of(model: Transformer, pairs: tasks.Pairs) -> dict[str, PathPatcher]:
     """A patcher for each contrast, as `discover` takes them."""
-    assert pairs.operands_changed is not None
-    base_prompts = {"answers": pairs.base, "operands": pairs.operands_changed}
-    return {
-        name: PathPatcher(model, base, pairs.contrast, pairs.base_answers, pairs.contrast_answers)
-        for name, base in base_prompts.items()
-    }
-
-
-def circuit_scores(model: Transformer, pairs: tasks.Pairs, groups: dict[str, list[str]]) -> Row:
-    """How well the model does with the heads of all groups alone."""
-    heads = heads_of(head for group in groups.values() for head in group)
-    ablator = Ablator(model, pairs.contrast, {"base": pairs.base})
-    scores = CircuitScores(ablator, "base", pairs.base_answers, pairs.contrast_answers)
-    return {
-        "circuit_heads": heads,
-        "faithfulness": round(scores.faithfulness([heads])[0], 4),
-        "circuit_accuracy": round(scores.scores([heads])[0].contrast_acc, 4),
-    }
+    prompts = pairs.contrast, pairs.base_answers, pairs.contrast_answers
+    base = {"answers": pairs.base, "operands": pairs.operands_changed}
+    return {name: PathPatcher(model, tokens, *prompts) for name, tokens in base.items()}
 
 
 def repeated_documents(n: int) -> tuple[Tensor, int, Tensor, Tensor]:

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from minifunc.model import ModelConfig, Transformer
 from minifunc.support.checkpoints import Diverged
 from minifunc.support.errors import UserError
 from minifunc.support.files import load_json, locked, make_folder, save_json, save_tensors
-from minifunc.support.settings import described
+from minifunc.support.settings import described, versions
 from train import TrainConfig
 
 Row = dict[str, Any]
@@ -42,12 +42,9 @@ Intervention = Callable[[int, Transformer, "Run", Path], None]
 # (model, run, folder, quick) → what was measured
 Measure = Callable[[Transformer, "Run", Path, bool], Row]
 
-N_SNAPSHOTS = 48  # weights kept on the way, evenly spaced on a logarithmic scale
+N_SNAPSHOTS = 48  # weights kept on the way
 # What results/ of diets, universality and interventions were made with; the default may go on.
 SHORT = replace(TrainConfig(), documents=64, long_every=3, lr=1e-2, weight_decay=0.2)
-
-
-# ---------------------------------------------------------------- what is trained, and measured
 
 
 @dataclass(frozen=True)
@@ -64,13 +61,11 @@ class Run:
     def folder(self, out: Path) -> Path:
         return out / self.name / f"seed{self.train.seed}"
 
-    def config(self) -> dict[str, Any]:
-        """What config.json holds."""
-        return described(self.model, self.train, DIETS[self.diet], tasks.VOCABULARY)
-
     def settings(self) -> dict[str, Any]:
-        """All that makes the run what it is: its config, but for the versions."""
-        return {part: value for part, value in self.config().items() if part != "versions"}
+        """All that makes the run what it is: what config.json holds, but for the versions."""
+        config = described(self.model, self.train, DIETS[self.diet], tasks.VOCABULARY)
+        del config["versions"]
+        return config
 
 
 @dataclass(frozen=True)
@@ -94,12 +89,8 @@ def default_run(name: str, seed: int, steps: int) -> Run:
 
 
 def log_spaced(last: int) -> tuple[int, ...]:
-    """At least N_SNAPSHOTS whole numbers from 1 to `last`, evenly spaced on a logarithmic scale.
-
-    All of them, where there are fewer.
-    """
-    found: set[int] = set()
-    n_points = N_SNAPSHOTS
+    """Whole numbers from 1 to `last`, on a logarithmic scale: N_SNAPSHOTS or more, or all."""
+    n_points, found = N_SNAPSHOTS, {last}
     while len(found) < min(last, N_SNAPSHOTS):  # rounded, some of the points coincide
         found = {round(last ** (i / (n_points - 1))) for i in range(n_points)}
         n_points += 1
@@ -109,8 +100,8 @@ def log_spaced(last: int) -> tuple[int, ...]:
 def provenance(run: Run) -> Row:
     """What every row of results says about where it comes from."""
     hardware = {"processor": processor(), "cores": os.cpu_count(), "threads": 1, "device": "cpu"}
-    made = {"versions": run.config()["versions"], "hardware": hardware}
-    return {"steps": run.train.steps, "criteria": vars(Criteria())} | made
+    about = {"steps": run.train.steps, "criteria": vars(Criteria())}
+    return about | {"versions": versions(), "hardware": hardware}
 
 
 def processor() -> str:
@@ -121,19 +112,14 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-# ---------------------------------------------------------------- one run
-
-
 def finished(run: Run, study: Study) -> Row | None:
     """What was measured, or None. Raises UserError where the folder belongs to another run."""
     folder = run.folder(study.out)
     if (folder / "config.json").exists():
         config = load_json(folder / "config.json")
-        if any(config.get(name) != value for name, value in run.settings().items()):
-            raise UserError(
-                f"{folder} was made with other settings than this version has: "
-                "remove it, or give another --out"
-            )
+        if config | run.settings() != config:
+            other = f"{folder} was made with other settings than this version has"
+            raise UserError(f"{other}: remove it, or give another --out")
     path = folder / f"{study.name}.json"
     kept = load_json(path) if path.exists() else {}
     return kept["row"] if kept.get("settings") == study.settings(run) else None
@@ -167,9 +153,6 @@ def carry_out(run: Run, study: Study) -> Row:
     return row
 
 
-# ---------------------------------------------------------------- all runs
-
-
 def run_all(runs: Sequence[Run], study: Study, jobs: int) -> list[Row]:
     """One row for each run, in their order, `jobs` of them at a time, each in its own process.
 
@@ -188,37 +171,33 @@ def side_by_side(runs: Sequence[Run], study: Study, jobs: int) -> dict[Run, Row]
     context = multiprocessing.get_context("spawn")
     n_steps, stop = context.Value("q", 0), context.Event()
     os.environ["OMP_NUM_THREADS"] = "1"  # read as a worker imports torch
-    rows: dict[Run, Row] = {}
     total = sum(run.train.steps for run in runs)
     bar = tqdm(total=total, desc=f"{study.name}: {len(runs)} runs", unit="step", disable=None)
     pool = ProcessPoolExecutor(min(jobs, len(runs)), context, start_worker, (n_steps, stop))
     with bar, pool:
-        futures = {pool.submit(carry_out, run, study): run for run in runs}
-        waiting = set(futures)
+        futures = [pool.submit(carry_out, run, study) for run in runs]
+        rows: list[Row] = []
         try:
-            while waiting:
-                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                rows |= {futures[future]: future.result() for future in done}
+            while len(rows) < len(runs):
+                done = wait(futures, timeout=0.5).done
+                rows = [future.result() for future in futures if future in done]
                 bar.update(n_steps.value - bar.n)
         except BrokenProcessPool:
-            raise UserError(
-                "a process was ended from outside (out of memory?): the same command goes on"
-            ) from None
-        except BaseException:
+            ended = "a process was ended from outside (out of memory?)"
+            raise UserError(f"{ended}: the same command goes on") from None
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("stopped: the same command goes on") from None
+        finally:
             stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return rows
+            pool.shutdown(cancel_futures=True)
+    return dict(zip(runs, rows))
 
 
 shared: tuple[Any, Any] | None = None  # in a worker: the counter of steps, the wish to stop
 
 
 def start_worker(n_steps: Any, stop: Any) -> None:
-    """Sets up a worker: one thread, no bars, and an end where the parent is gone.
-
-    The terminal's Ctrl-C reaches the parent alone, whose wish to stop is `stop`.
-    """
+    """Sets up a worker: one thread, no bars, no Ctrl-C but in training; it ends with its parent."""
     global shared
     shared = n_steps, stop
 
@@ -227,8 +206,7 @@ def start_worker(n_steps: Any, stop: Any) -> None:
         os._exit(1)
 
     torch.set_num_threads(1)
-    if hasattr(os, "setsid"):
-        os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (the parent shows one bar for all)
     threading.Thread(target=end_with_parent, daemon=True).start()
 

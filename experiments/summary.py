@@ -13,16 +13,11 @@ T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262,
 
 
 def mean_ci(values: Values) -> tuple[float, float]:
-    """Mean, and half of the 95 % interval (Student's t).
-
-    None is left out. NaN where nothing is left, and for the interval of a single value.
-    """
+    """Mean, and half its 95 % interval (Student's t), without None; NaN where there is none."""
     known = [value for value in values if value is not None]
-    if not known:
-        return math.nan, math.nan
     n = len(known)
-    mean = sum(known) / n
-    if n == 1:
+    mean = sum(known) / n if known else math.nan
+    if n < 2:
         return mean, math.nan
     # With the t of the next smaller number of values an interval is never too narrow.
     t = T_975[max(n_values for n_values in T_975 if n_values <= n)]
@@ -47,10 +42,7 @@ def by(rows: Rows, key: Callable[[dict[str, Any]], Any]) -> dict[Any, Rows]:
 
 
 def column(rows: Rows, key: str) -> list[float | None]:
-    """A number of each run; how many, where it is a list of heads.
-
-    A run that diverged does no task: its accuracy is 0.
-    """
+    """A number of each run, or how many heads; a diverged run does no task: its accuracy is 0."""
     values = [0.0 if row["diverged"] and key.endswith("_8") else row[key] for row in rows]
     return [len(value) if isinstance(value, list) else value for value in values]
 

@@ -8,7 +8,6 @@ layers these are.
 import sys
 from collections import Counter
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import train
 from experiments.experiment import Experiment, main
@@ -36,49 +35,40 @@ TIMES = 2.5  # as many steps
 
 
 def make(kind: str, seed: int, steps: int) -> Run:
-    if kind in LONGER:
-        steps = round(steps * TIMES)
-    return Run(
-        f"model_{kind}",
-        model=CONFIGS[LONGER.get(kind, kind)],
-        train=replace(SHORT, seed=seed, steps=steps, eval_every=max(1, steps // 2)),
-    )
-
-
-def measure(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
-    return addition_and_circuit(model, quick)
+    steps = round(steps * TIMES) if kind in LONGER else steps
+    cfg = replace(SHORT, seed=seed, steps=steps, eval_every=max(1, steps // 2))
+    return Run(f"model_{kind}", model=CONFIGS[LONGER.get(kind, kind)], train=cfg)
 
 
 def rows(run: Run, measured: Row) -> Rows:
-    n_parameters = sum(parameter.numel() for parameter in Transformer(run.model).parameters())
-    name = run.name.removeprefix("model_")
-    config = {"name": name, **asdict(run.model), "n_parameters": n_parameters}
-    about = {"config": config, "seed": run.train.seed}
-    return [result_row(about, run, measured)]
+    name = {"name": run.name.removeprefix("model_")}
+    n_parameters = sum(weight.numel() for weight in Transformer(run.model).parameters())
+    config = name | asdict(run.model) | {"n_parameters": n_parameters}
+    return [result_row(run, measured, {"config": config})]
 
 
 def table(rows: Rows) -> list[str]:
     columns = ["model", "runs", "solve it", "plain", "off by one"]
     columns += ["FI heads", "PT heads", "consol.", "top FI r", "faithful"]
     columns += ["FI in layers", "PT in layers", "consol. in layers"]
-    cells = []
+    lines = []
     for name, some in by(rows, lambda row: row["config"]["name"]).items():
         good = solved(some)
         accuracies = means(some, "plain_8", "off_by_one_8")
         heads = means(good, *GROUPS, digits=1) + means(good, "top_fi_r", "faithfulness")
         layers = [layers_of(good, key) for key in GROUPS]
-        cells.append([name, len(some), len(good), *accuracies, *heads, *layers])
-    lines = [
+        lines.append([name, len(some), len(good), *accuracies, *heads, *layers])
+    shown = [
         "off-by-one addition at 8 shots, means over seeds ± 95 % (Student's t), "
         f"{rows[0]['steps']} steps each ({TIMES} times as many where it says longer); "
         "layers: in how many runs a group has a head there",
-        *tables.table(columns, cells),
+        *tables.table(columns, lines),
     ]
     good = solved(rows)
     for n, words in enumerate(("FI heads", "FI and PT heads", "all three groups"), start=1):
         n_runs = sum(all(row[key] for key in [*GROUPS][:n]) for row in good)
-        lines.append(f"{words}: in {n_runs} of the {len(good)} runs that do the task")
-    return lines
+        shown.append(f"{words}: in {n_runs} of the {len(good)} runs that do the task")
+    return shown
 
 
 def layers_of(rows: Rows, key: str) -> str:
@@ -90,8 +80,9 @@ def layers_of(rows: Rows, key: str) -> str:
 
 
 KINDS = (*CONFIGS, *LONGER)
+MORE = {"default": 5}
 EXPERIMENT = Experiment(
-    "universality", __doc__, KINDS, make, measure, rows, table, steps=700, more={"default": 5}
+    "universality", __doc__, KINDS, make, addition_and_circuit, rows, table, steps=700, more=MORE
 )
 
 if __name__ == "__main__":

@@ -8,10 +8,6 @@ ROW = {"task": "addition", "k": 1, "items": "all", "ablated": "none"} | SHARES
 CIRCUIT = {
     "effects": EFFECTS,
     "operands_changed": {"effects": EFFECTS},
-    "function_vectors": {
-        "1.1": [[0.5 * (x - y) for y in range(10)] for x in range(10)],
-        "all": [[0.1] * 10] * 10,
-    },
     "reuse": [ROW | {"prompt": prompt} for prompt in ("base", "contrast")],
 }
 
@@ -37,24 +33,18 @@ def test_the_figures_of_a_run_come_from_circuit_json_alone(tmp_path, draw):
         assert draw(out) == 0
         drawn.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert drawn[0] == drawn[1]
-    names = ("heads_to_logits", "function_vectors", "four_bars")
+    names = ("heads_to_logits", "four_bars")
     assert drawn[0].keys() == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
 
 
 def test_what_circuit_json_lacks_is_said(tmp_path, capsys, draw):
-    some = {name: value for name, value in CIRCUIT.items() if name != "function_vectors"}
+    some = {name: value for name, value in CIRCUIT.items() if name != "reuse"}
     save_json(tmp_path / "circuit.json", some)
     assert draw(tmp_path / "out") == 0
-    assert "function_vectors is not drawn" in capsys.readouterr().err
-    assert len(list((tmp_path / "out").iterdir())) == 4
+    assert "four_bars is not drawn" in capsys.readouterr().err
+    assert len(list((tmp_path / "out").iterdir())) == 2
 
 
-OTHER_LAYOUT = {"effects": 3, "operands_changed": {"effects": 3}}
-
-
-@pytest.mark.parametrize("circuit, says", [(None, "make patch"), (OTHER_LAYOUT, "another layout")])
-def test_a_run_without_a_circuit_is_one_line_and_exit_code_2(tmp_path, capsys, draw, circuit, says):
-    if circuit is not None:
-        save_json(tmp_path / "circuit.json", circuit)
+def test_a_run_without_a_circuit_is_one_line_and_exit_code_2(tmp_path, capsys, draw):
     assert draw(tmp_path / "out") == 2
-    assert says in capsys.readouterr().err
+    assert "make patch" in capsys.readouterr().err
