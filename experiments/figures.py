@@ -277,6 +277,8 @@ def work(argv: list[str] | None) -> int:
         except KeyError as error:
             print(f"{name} is not drawn: {path} holds no {error.args[0]}", file=sys.stderr)
             continue
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is of another layout: {error}") from None
         save(figure, out / name)
         plt.close(figure)
     return 0

@@ -45,6 +45,12 @@ def test_what_circuit_json_lacks_is_said(tmp_path, capsys, draw):
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 
-def test_a_run_without_a_circuit_is_one_line_and_exit_code_2(tmp_path, capsys, draw):
+OTHER_LAYOUT = {"effects": 3, "operands_changed": {"effects": 3}}
+
+
+@pytest.mark.parametrize("circuit, says", [(None, "make patch"), (OTHER_LAYOUT, "another layout")])
+def test_a_run_without_a_circuit_is_one_line_and_exit_code_2(tmp_path, capsys, draw, circuit, says):
+    if circuit is not None:
+        save_json(tmp_path / "circuit.json", circuit)
     assert draw(tmp_path / "out") == 2
-    assert "make patch" in capsys.readouterr().err
+    assert says in capsys.readouterr().err

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,12 +82,15 @@ class Progress:
             signal.signal(signal.SIGINT, before)  # a second Ctrl-C stops at once
 
         bar = tqdm(total=self.n_steps, initial=self.step, desc="train", unit="step", disable=None)
-        signal.signal(signal.SIGINT, ask)
+        in_main = threading.current_thread() is threading.main_thread()  # only there are signals
+        if in_main:
+            signal.signal(signal.SIGINT, ask)
         try:
             with bar as self.bar:
                 yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            if in_main:
+                signal.signal(signal.SIGINT, before)
 
     def made(self, step: int, loss: Tensor, norm: Tensor, look: bool) -> None:
         """A step was made. Raises Diverged where its loss, or the gradient's norm, is not finite.
