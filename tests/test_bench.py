@@ -52,11 +52,11 @@ def test_another_answer_of_one_side_is_noticed(quick_bench, monkeypatch):
 def test_the_rows_of_the_committed_results_are_those_that_are_measured():
     result = json.loads((ROOT / "results" / "bench.json").read_text())
     committed = {(row["work"], row["model"]["name"]) for row in result["rows"]}
-    measured = {(case.work, case.model) for case in bench.comparisons()}
+    measured = {(sweep.work, sweep.name) for sweep in bench.comparisons()}
     others = {"training step", "two processes: all heads → v, q, k"}
     assert committed == measured | {(work, "default") for work in others}
     budgets = {(row["work"], row["model"]) for row in result["memory"]}
-    assert budgets == {(work, model) for work, model, _ in bench.memory_cases()}
+    assert budgets == {(sweep.work, sweep.name) for sweep in bench.memory_cases()}
 
 
 def test_the_plain_model_is_the_same_function_and_its_loss_has_the_same_gradients():
