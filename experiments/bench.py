@@ -30,12 +30,11 @@ from tqdm import tqdm
 
 import tasks
 import train
-from experiments import bench_loops, bench_train
-from experiments.bench_processes import compare_processes, peak_memory
-from experiments.bench_sweep import INPUTS, Receiver, Sweep, every_input, medians_in_turn
+from experiments import bench_loops, bench_sweep, bench_train
+from experiments.bench_sweep import INPUTS, Sweep, every_input, peak_memory
 from experiments.runs import Row, processor
 from minifunc.model import ModelConfig
-from minifunc.patching import Effects, HeadInput
+from minifunc.patching import HeadInput
 from minifunc.support.errors import UserError, run_main
 from minifunc.support.files import make_folder, save_json
 from minifunc.support.flags import pick_device
@@ -106,14 +105,12 @@ def compare(sweep: Sweep, device: torch.device, repeats: int, square: Tensor) ->
     sides = bench_loops.sides(model, pairs, sweep.freeze_mlps)
     if not sides:
         return []  # the library is not installed
-    effects: dict[Receiver, Effects] = {}
-    works = {
-        "ours": lambda: effects.update(sweep.run(model, pairs)),
-        "product": lambda: square @ square,
-    }
+    effects = {}  # by receiver
+    works = {"ours": lambda: effects.update(sweep.run(model, pairs))}
+    works["product"] = lambda: square @ square
     for other, side in sides.items():
         works |= {(other, "start"): side.start, (other, "paths"): partial(side.ask, paths)}
-    times = medians_in_turn(works, device, repeats)
+    times = bench_sweep.medians_in_turn(works, device, repeats)
     per_prompt = [effects[receiver].per_prompt[sweep.heads.index(head)] for head, receiver in paths]
     ours = torch.stack(per_prompt)  # [path, n_prompts]
     found: Row = {"pairs": len(sweep.paths), "pairs_timed": len(paths)}
@@ -148,7 +145,7 @@ def training_step(
 
 def two_processes(repeats: int) -> Row:
     sweep = Sweep(DEFAULT, every_input(DEFAULT))
-    one_s, two_s, difference = compare_processes(sweep, repeats)
+    one_s, two_s, difference = bench_sweep.compare_processes(sweep, repeats)
     work, other = "two processes: all heads → v, q, k", "one process, one thread each"
     return make_row(work, sweep.described(), other, (two_s, one_s), difference)
 

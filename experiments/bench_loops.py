@@ -62,10 +62,7 @@ class Side:
         self.answers = answers.to(model.device)  # [n_prompts, 2]
 
     def F(self, logits: Tensor) -> Tensor:
-        """Logit(base answer) - logit(contrast answer) at the last position.
-
-        logits [n_prompts, pos, d_vocab] → [n_prompts].
-        """
+        """Logit(base answer) - logit(contrast answer): [n_prompts, pos, d_vocab] → [n_prompts]."""
         picked = logits[:, -1].gather(-1, self.answers)
         return picked[:, 0] - picked[:, 1]
 
@@ -81,50 +78,44 @@ class Loop(Side):
     def __init__(self, model: Transformer, pairs: tasks.Pairs, run: Run) -> None:
         super().__init__(model, pairs)
         self.run = run
-        layers = range(model.cfg.n_layers)
-        self.z_names = [f"blocks.{layer}.attn.hook_z" for layer in layers]
-        self.last_name = f"blocks.{layers[-1]}.hook_resid_post"
+        n_layers = model.cfg.n_layers
+        self.z_names = [f"blocks.{layer}.attn.hook_z" for layer in range(n_layers)]
+        self.end = f"blocks.{n_layers - 1}.hook_resid_post"
+
+    def record(
+        self, tokens: Tensor, names: Sequence[str], hooks: Mapping[str, Hook]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """One pass: its logits, and the activations at `names`."""
+        cache: dict[str, Tensor] = {}
+
+        def store(x: Tensor, name: str) -> Tensor:
+            cache[name] = x
+            return x
+
+        return self.run(tokens, {**hooks, **dict.fromkeys(names, store)}), cache
 
     def start(self) -> None:
-        self.z_base: dict[str, Tensor] = {}
-        self.z_contrast: dict[str, Tensor] = {}
-        self.run(self.base, dict.fromkeys(self.z_names, storing_in(self.z_base)))
-        hooks = dict.fromkeys(self.z_names, storing_in(self.z_contrast))
-        self.F_contrast = self.F(self.run(self.contrast, hooks))
+        _, self.z_base = self.record(self.base, self.z_names, {})
+        logits, self.z_contrast = self.record(self.contrast, self.z_names, {})
+        self.F_contrast = self.F(logits)
 
     def F_patched(self, sender: Head, receiver: Receiver) -> Tensor:
         layer, head = sender
-        place = self.last_name
-        if isinstance(receiver, HeadInput):
-            place = f"blocks.{receiver.layer}.attn.hook_{receiver.which}"
-        read: dict[str, Tensor] = {}  # by the receiver, in the first pass
-
-        def freeze(z: Tensor, name: str) -> Tensor:
-            frozen = self.z_contrast[name]
-            if name == self.z_names[layer]:
-                frozen = frozen.clone()
-                frozen[:, :, head] = self.z_base[name][:, :, head]
-            return frozen
+        z, name = dict(self.z_contrast), self.z_names[layer]
+        z[name] = z[name].clone()
+        z[name][:, :, head] = self.z_base[name][:, :, head]
+        place = receiver.hook or self.end
+        frozen = dict.fromkeys(z, lambda _, name: z[name])
+        _, read = self.record(self.contrast, [place], frozen)
 
         def overwrite(x: Tensor, name: str) -> Tensor:
-            if not isinstance(receiver, HeadInput):
+            if receiver.head is None:
                 return read[name]
             x = x.clone()
             x[:, :, receiver.head] = read[name][:, :, receiver.head]
             return x
 
-        self.run(self.contrast, dict.fromkeys(self.z_names, freeze) | {place: storing_in(read)})
         return self.F(self.run(self.contrast, {place: overwrite}))
-
-
-def storing_in(cache: dict[str, Tensor]) -> Hook:
-    """A hook that keeps each activation it meets, by name."""
-
-    def store(x: Tensor, name: str) -> Tensor:
-        cache[name] = x
-        return x
-
-    return store
 
 
 class Edges(Side):

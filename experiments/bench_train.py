@@ -1,6 +1,5 @@
 """The training side of the benchmark: a step against a plain one; the road to the unseen task."""
 
-import json
 import math
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import tasks
 import train
 from experiments.bench_sweep import medians_in_turn
 from minifunc.model import ModelConfig, Transformer
+from minifunc.support.files import load_lines
 
 
 class PlainBlock(nn.Module):
@@ -30,7 +30,6 @@ class PlainBlock(nn.Module):
         self.out = nn.Linear(width, cfg.d_model, bias=False)
         self.up = nn.Linear(cfg.d_model, cfg.d_mlp, bias=False)
         self.down = nn.Linear(cfg.d_mlp, cfg.d_model, bias=False)
-        self.act = F.gelu if cfg.act_fn == "gelu" else F.relu
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
         qkv = self.qkv(self.norm1(x)).chunk(3, dim=-1)
@@ -40,11 +39,11 @@ class PlainBlock(nn.Module):
         scores = q @ k.transpose(-1, -2) / math.sqrt(self.heads[1])  # [batch, head, query, key]
         pattern = scores.masked_fill(mask, -torch.inf).softmax(dim=-1)
         x = x + self.out((pattern @ v).transpose(1, 2).flatten(2))
-        return x + self.down(self.act(self.up(self.norm2(x))))
+        return x + self.down(F.relu(self.up(self.norm2(x))))
 
 
 class PlainTransformer(nn.Module):
-    """The same function as minifunc's default model (RMSNorm, rotary positions), written anew.
+    """The same function as minifunc's default model (RMSNorm, rotary, ReLU), written anew.
 
     Tokens [batch, pos] → logits [batch, pos, d_vocab].
     """
@@ -125,9 +124,8 @@ def compare_steps(
     difference = largest_difference(model, plain, documents)
     data, plain_data = (torch.Generator().manual_seed(1) for _ in range(2))
     optimizer = train.make_optimizer(model, cfg)
-    plain_optimizer = torch.optim.AdamW(
-        plain.parameters(), lr=cfg.lr, betas=(0.9, cfg.beta2), weight_decay=cfg.weight_decay
-    )
+    options = {"lr": cfg.lr, "betas": (0.9, cfg.beta2), "weight_decay": cfg.weight_decay}
+    plain_optimizer = torch.optim.AdamW(plain.parameters(), **options)
 
     def step() -> None:
         train.train_step(model, optimizer, cfg, tasks.sample(diet, *size, data))
@@ -154,8 +152,8 @@ def road(seed: int, device: torch.device) -> dict[str, Any]:
         flags = ["--out", folder, "--seed", str(seed), "--device", str(device)]
         command = [sys.executable, "train.py", *flags, "--table-prompts", "8"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    return {"seed": seed} | when_passed([json.loads(line) for line in lines], goal=0.95)
+        lines = load_lines(Path(folder) / "metrics.jsonl")
+    return {"seed": seed} | when_passed(lines, goal=0.95)
 
 
 def when_passed(lines: list[dict[str, Any]], goal: float) -> dict[str, Any]:
@@ -165,7 +163,6 @@ def when_passed(lines: list[dict[str, Any]], goal: float) -> dict[str, Any]:
     last accuracy.
     """
     scores = [line["accuracy"]["addition"]["1"]["8"] for line in lines]
-    passed = [line for line, score in zip(lines, scores) if score > goal]
-    first = passed[0] if passed else {"seconds": None, "step": None}
-    found = {"seconds": first["seconds"], "step": first["step"]}
+    first = next((line for line, score in zip(lines, scores) if score > goal), {})
+    found = {name: first.get(name) for name in ("seconds", "step")}
     return found | {"every": lines[0]["step"], "final": scores[-1]}

@@ -9,7 +9,7 @@ import torch
 
 import tasks
 import train
-from experiments import bench, bench_processes, bench_train
+from experiments import bench, bench_sweep, bench_train
 from experiments.bench_sweep import Sweep, every_input, medians_in_turn
 from minifunc.model import Transformer
 from minifunc.patching import HeadInput, Logits, PathPatcher
@@ -116,7 +116,7 @@ def test_a_sweep_is_seen_in_the_peak_memory():
     cfg = replace(train.MODEL, n_layers=2)
     n_bytes = 200 * tasks.n_tokens(8) * cfg.d_model * 4
     stream = n_bytes / 2**30  # GiB of one residual stream, of which several are kept
-    peak = bench_processes.peak_memory(Sweep(cfg, n_prompts=200), CPU)
+    peak = bench_sweep.peak_memory(Sweep(cfg, n_prompts=200), CPU)
     assert 3 * stream < peak < 100 * stream
 
 
@@ -127,11 +127,11 @@ def test_the_memory_budget_is_kept_where_the_vocabulary_is_large():
     # GiB that libraries and the allocator take for themselves: the resident set of a fresh process
     # is no exact measure
     slack = 0.015
-    assert bench_processes.peak_memory(sweep, CPU) < 0.1 + slack
+    assert bench_sweep.peak_memory(sweep, CPU) < 0.1 + slack
 
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds():
     sweep = Sweep(bench.TINY, every_input(bench.TINY))
-    one, two, difference = bench_processes.compare_processes(sweep, repeats=1)
+    one, two, difference = bench_sweep.compare_processes(sweep, repeats=1)
     assert difference <= 1e-6 and one > 0 and two > 0
