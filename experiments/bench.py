@@ -33,6 +33,7 @@ import train
 from experiments import bench_loops, bench_sweep, bench_train
 from experiments.bench_sweep import INPUTS, Sweep, every_input, peak_memory
 from experiments.runs import Row, processor
+from minifunc.ablation import all_heads
 from minifunc.model import ModelConfig
 from minifunc.patching import HeadInput
 from minifunc.support.errors import UserError, run_main
@@ -111,7 +112,8 @@ def compare(sweep: Sweep, device: torch.device, repeats: int, square: Tensor) ->
     for other, side in sides.items():
         works |= {(other, "start"): side.start, (other, "paths"): partial(side.ask, paths)}
     times = bench_sweep.medians_in_turn(works, device, repeats)
-    per_prompt = [effects[receiver].per_prompt[sweep.heads.index(head)] for head, receiver in paths]
+    heads = all_heads(sweep.cfg)
+    per_prompt = [effects[receiver].per_prompt[heads.index(head)] for head, receiver in paths]
     ours = torch.stack(per_prompt)  # [path, n_prompts]
     found: Row = {"pairs": len(sweep.paths), "pairs_timed": len(paths)}
     found |= {"receivers": len(sweep.receivers), "peak_gib": peak_memory(sweep, device)}

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 import tasks
-from experiments.bench_sweep import Head, Receiver
+from experiments.bench_sweep import SweepPath
+from minifunc import definition
 from minifunc.model import Transformer
-from minifunc.patching import HeadInput
+from minifunc.patching import Receiver
 from minifunc.support.export import lens_config
 from minifunc.support.hooks import Hook
 
@@ -53,7 +54,7 @@ class Side:
     """What all loops share: the prompts, their score, and the paths asked for.
 
     `start` makes the two cached runs, for all paths, and sets F_contrast [n_prompts];
-    `F_patched(sender, receiver)` → [n_prompts].
+    `F_patched(head, receiver)` → [n_prompts].
     """
 
     def __init__(self, model: Transformer, pairs: tasks.Pairs) -> None:
@@ -66,7 +67,7 @@ class Side:
         picked = logits[:, -1].gather(-1, self.answers)
         return picked[:, 0] - picked[:, 1]
 
-    def ask(self, paths: Sequence[tuple[Head, Receiver]]) -> None:
+    def ask(self, paths: Sequence[SweepPath]) -> None:
         """Patches each path; `changes` is then F_patched - F_contrast, [path, n_prompts]."""
         F_patched = torch.stack([self.F_patched(*path) for path in paths])
         self.changes = F_patched - self.F_contrast
@@ -77,45 +78,35 @@ class Loop(Side):
 
     def __init__(self, model: Transformer, pairs: tasks.Pairs, run: Run) -> None:
         super().__init__(model, pairs)
-        self.run = run
-        n_layers = model.cfg.n_layers
-        self.z_names = [f"blocks.{layer}.attn.hook_z" for layer in range(n_layers)]
-        self.end = f"blocks.{n_layers - 1}.hook_resid_post"
-
-    def record(
-        self, tokens: Tensor, names: Sequence[str], hooks: Mapping[str, Hook]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """One pass: its logits, and the activations at `names`."""
-        cache: dict[str, Tensor] = {}
-
-        def store(x: Tensor, name: str) -> Tensor:
-            cache[name] = x
-            return x
-
-        return self.run(tokens, {**hooks, **dict.fromkeys(names, store)}), cache
+        self.run, self.n_layers = run, model.cfg.n_layers
+        self.z_names = [f"blocks.{layer}.attn.hook_z" for layer in range(self.n_layers)]
 
     def start(self) -> None:
-        _, self.z_base = self.record(self.base, self.z_names, {})
-        logits, self.z_contrast = self.record(self.contrast, self.z_names, {})
-        self.F_contrast = self.F(logits)
+        self.z_base: dict[str, Tensor] = {}
+        self.z_contrast: dict[str, Tensor] = {}
+        self.run(self.base, dict.fromkeys(self.z_names, storing_in(self.z_base)))
+        hooks = dict.fromkeys(self.z_names, storing_in(self.z_contrast))
+        self.F_contrast = self.F(self.run(self.contrast, hooks))
 
-    def F_patched(self, sender: Head, receiver: Receiver) -> Tensor:
-        layer, head = sender
-        z, name = dict(self.z_contrast), self.z_names[layer]
-        z[name] = z[name].clone()
-        z[name][:, :, head] = self.z_base[name][:, :, head]
-        place = receiver.hook or self.end
+    def F_patched(self, head: str, receiver: Receiver) -> Tensor:
+        sends, reads = definition.sender(head), definition.receiver(str(receiver), self.n_layers)
+        z = dict(self.z_contrast)
+        z[sends.hook] = sends.put(z[sends.hook], self.z_base[sends.hook])
         frozen = dict.fromkeys(z, lambda _, name: z[name])
-        _, read = self.record(self.contrast, [place], frozen)
+        read: dict[str, Tensor] = {}  # by the receiver, in the first pass
+        self.run(self.contrast, frozen | {reads.hook: storing_in(read)})
+        overwritten = {reads.hook: lambda x, name: reads.put(x, read[name])}
+        return self.F(self.run(self.contrast, overwritten))
 
-        def overwrite(x: Tensor, name: str) -> Tensor:
-            if receiver.head is None:
-                return read[name]
-            x = x.clone()
-            x[:, :, receiver.head] = read[name][:, :, receiver.head]
-            return x
 
-        return self.F(self.run(self.contrast, {place: overwrite}))
+def storing_in(cache: dict[str, Tensor]) -> Hook:
+    """A hook that keeps each activation it meets, by name."""
+
+    def store(x: Tensor, name: str) -> Tensor:
+        cache[name] = x
+        return x
+
+    return store
 
 
 class Edges(Side):
@@ -140,12 +131,9 @@ class Edges(Side):
         sent = ablation_activations.src_ablations(self.model, self.base)
         self.mode.enter_context(graph_utils.patch_mode(self.model, sent, edges=[]))
 
-    def F_patched(self, sender: Head, receiver: Receiver) -> Tensor:
-        layer, head = sender
-        end = "Resid End"
-        if isinstance(receiver, HeadInput):
-            end = f"A{receiver.layer}.{receiver.head}.{receiver.which.upper()}"
-        edge = self.edges[f"A{layer}.{head}->{end}"]
+    def F_patched(self, head: str, receiver: Receiver) -> Tensor:
+        end = "Resid End" if receiver.is_stream else f"A{receiver}".upper()
+        edge = self.edges[f"A{head}->{end}"]
         mask = edge.patch_mask(self.model).data
         mask[edge.patch_idx] = 1.0
         with torch.inference_mode():  # as there

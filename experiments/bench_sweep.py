@@ -18,12 +18,13 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils.flop_counter import FlopCounterMode
 
 import tasks
+from minifunc.ablation import all_heads
 from minifunc.model import ModelConfig, Transformer
-from minifunc.patching import Effects, HeadInput, Logits, PathPatcher
+from minifunc.patching import Effects, HeadInput, Logits, PathPatcher, Receiver
+from minifunc.support.names import parse
 from minifunc.support.processes import any_process, join
 
-Head = tuple[int, int]  # (layer, head)
-Receiver = HeadInput | Logits
+SweepPath = tuple[str, Receiver]  # from a head, by name
 CPU = torch.device("cpu")
 LOGITS, INPUTS = "all heads → logits", "all heads → v, q, k of every head"
 
@@ -46,20 +47,13 @@ class Sweep:
     n_timed: int = 12
 
     @property
-    def heads(self) -> list[Head]:
-        return list(product(range(self.cfg.n_layers), range(self.cfg.n_heads)))
-
-    @property
-    def paths(self) -> list[tuple[Head, Receiver]]:
+    def paths(self) -> list[SweepPath]:
         """Every head and receiver with a path between them: the receiver is above the head."""
-        paths: list[tuple[Head, Receiver]] = []
-        for receiver in self.receivers:
-            stage = receiver.stage(self.cfg)
-            paths += [(head, receiver) for head in self.heads if 2 * head[0] < stage]
-        return paths
+        every = product(self.receivers, all_heads(self.cfg))
+        return [(head, to) for to, head in every if 2 * parse(head)[0] < to.stage(self.cfg)]
 
     @property
-    def timed_paths(self) -> list[tuple[Head, Receiver]]:
+    def timed_paths(self) -> list[SweepPath]:
         """Paths that are spread over all."""
         paths, n = self.paths, self.n_timed
         return [paths[(2 * index + 1) * len(paths) // (2 * n)] for index in range(n)]
@@ -77,11 +71,10 @@ class Sweep:
         return tasks.evaluation_pairs("addition", 1, self.shots, self.n_prompts, generator)
 
     def run(self, model: Transformer, pairs: tasks.Pairs) -> dict[Receiver, Effects]:
-        """What is timed. The rows of each Effects are in the order of `heads`."""
+        """What is timed. The rows of each Effects are in the order of `all_heads`."""
         prompts = (pairs.base, pairs.contrast, pairs.base_answers, pairs.contrast_answers)
         patcher = PathPatcher(model, *prompts, self.freeze_mlps, self.max_memory)
-        senders = [f"{layer}.{head}" for layer, head in self.heads]
-        return dict(zip(self.receivers, patcher.sweep_each(self.receivers, senders)))
+        return dict(zip(self.receivers, patcher.sweep_each(self.receivers, all_heads(self.cfg))))
 
     def gflop(self, model: Transformer, pairs: tasks.Pairs) -> float:
         """10^9 floating-point operations of the matrix products in a run, as PyTorch counts them.
