@@ -72,12 +72,6 @@ def comparisons() -> list[Sweep]:
     return sweeps + [replace(small, shots=n, name=f"shots {n}") for n in sizes]
 
 
-def quick_comparisons() -> list[Sweep]:
-    """One of each kind, tiny."""
-    live = Sweep(TINY, every_input(TINY), 3, shots=2, work=INPUTS, name="tiny", n_timed=2)
-    return [live, frozen(live)]
-
-
 def memory_cases() -> list[Sweep]:
     """Those whose peak is held against each of BUDGETS."""
     large = Sweep(LARGE, name="6x8x512")
@@ -157,7 +151,8 @@ def timed_rows(device: torch.device, repeats: int, quick: bool) -> list[Row]:
     sweeps, size = comparisons(), 8192 if device.type == "cuda" else 2048
     model, cfg = DEFAULT, train.TrainConfig()
     if quick:
-        sweeps, size = quick_comparisons(), 64
+        live = Sweep(TINY, every_input(TINY), 3, shots=2, work=INPUTS, name="tiny", n_timed=2)
+        sweeps, size = [live, frozen(live)], 64
         model, cfg = TINY, train.TrainConfig(documents=2, examples=3)
     generator = torch.Generator(device).manual_seed(0)
     square = torch.randn(size, size, device=device, generator=generator)

@@ -13,6 +13,7 @@ but no longer the class that the first loop and auto-circuit are written for.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,15 +40,13 @@ Run = Callable[[Tensor, Mapping[str, Hook]], Tensor]  # tokens, hooks by name â†
 
 def sides(model: Transformer, pairs: tasks.Pairs, freeze_mlps: bool) -> dict[str, "Side"]:
     """The tools that are installed here and patch with live MLPs, or with frozen ones."""
-    found: dict[str, Side] = {}
     if freeze_mlps:
-        if graph_utils is not None:
-            found["auto-circuit 1.0.1, one pass per edge"] = Edges(model, pairs)
-        return found
+        has_edges = graph_utils is not None
+        return {"auto-circuit 1.0.1, one pass per edge": Edges(model, pairs)} if has_edges else {}
+    found: dict[str, Side] = {}
     if lens is not None:
         found["two-pass loop on TransformerLens 2.18"] = Loop(model, pairs, lens_runner(model))
-    found["own two-pass loop"] = Loop(model, pairs, model.run_with_hooks)
-    return found
+    return found | {"own two-pass loop": Loop(model, pairs, model.run_with_hooks)}
 
 
 class Side:
@@ -156,11 +155,10 @@ def lens_runner(model: Transformer) -> Run:
     """Passes through our weights in TransformerLens."""
     other = hooked_transformer(model)
 
-    def adapted(function: Hook) -> Callable[..., Tensor]:
-        return lambda x, hook: function(x, hook.name)  # it is given the point, we want its name
-
     def run(tokens: Tensor, hooks: Mapping[str, Hook]) -> Tensor:
-        fwd_hooks = [(name, adapted(function)) for name, function in hooks.items()]
-        return other.run_with_hooks(tokens, fwd_hooks=fwd_hooks)
+        def by_name(x: Tensor, hook: Any) -> Tensor:  # it is given the hook point
+            return hooks[hook.name](x, hook.name)
+
+        return other.run_with_hooks(tokens, fwd_hooks=[(name, by_name) for name in hooks])
 
     return run

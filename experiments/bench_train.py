@@ -164,5 +164,5 @@ def when_passed(lines: list[dict[str, Any]], goal: float) -> dict[str, Any]:
     """
     scores = [line["accuracy"]["addition"]["1"]["8"] for line in lines]
     first = next((line for line, score in zip(lines, scores) if score > goal), {})
-    found = {name: first.get(name) for name in ("seconds", "step")}
-    return found | {"every": lines[0]["step"], "final": scores[-1]}
+    passed = {"seconds": first.get("seconds"), "step": first.get("step")}
+    return passed | {"every": lines[0]["step"], "final": scores[-1]}
