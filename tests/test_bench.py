@@ -64,7 +64,7 @@ def test_the_plain_model_is_the_same_function_and_its_loss_has_the_same_gradient
     generator = torch.Generator().manual_seed(0)
     for block in model.blocks:
         block.ln1.w.data.uniform_(0.5, 1.5, generator=generator)
-    plain = bench_train.plain_copy(model.float()).double()
+    plain = bench_train.PlainTransformer(model.float()).double()
     model = model.double()
     documents = tasks.sample(tasks.DIETS["strict"], 4, 3, torch.Generator().manual_seed(0))
     ours, theirs = model(documents.tokens), plain(documents.tokens)
