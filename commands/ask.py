@@ -44,12 +44,11 @@ def prompt_tokens(text: str, n_ctx: int) -> Tensor:
 def base_prompt(tokens: Tensor) -> Tensor:
     """The same prompt with plain answers shown, [pos]; an answer to no problem of ours stays."""
     every, base = tasks.PROBLEMS, tokens.clone()
-    problems = torch.stack([every.x, every.op, every.y], dim=1)
+    problems = zip(every.x.tolist(), every.op.tolist(), every.y.tolist())
     first = torch.where(tasks.LETTERED[every.function], tasks.A, tasks.ZERO)
+    plain = dict(zip(problems, (every.value + first).tolist()))
     for place in tasks.answer_positions((len(tokens) - 5) // tasks.EXAMPLE).tolist():
-        found = (problems == tokens[place - 4 : place - 1]).all(1).nonzero()[:, 0]
-        if len(found):
-            base[place] = (every.value + first)[found[0]]
+        base[place] = plain.get(tuple(tokens[place - 4 : place - 1].tolist()), base[place])
     return base
 
 

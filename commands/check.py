@@ -77,12 +77,10 @@ def judged(
     if n < LEAST:
         return Finding(f"only {n} prompts to judge by", "too few")
     value, (low, high) = round(share, 4), wilson(share, n)
-    verdict = verdict_of(low, high, threshold)
-    if not at_least:
-        verdict = verdict_of(-high, -low, -threshold)
+    good_side = (low, high, threshold) if at_least else (-high, -low, -threshold)
     in_words = f"{value:.1%} of {n} prompts (95 % interval {low:.1%} to {high:.1%})"
-    short = short or f"{share:.1%}"
-    return Finding(told.format(in_words), short, verdict, value, [low, high], threshold)
+    judgement = (verdict_of(*good_side), value, [low, high], threshold)
+    return Finding(told.format(in_words), short or f"{share:.1%}", *judgement)
 
 
 class Study:
@@ -140,10 +138,9 @@ def failures(
     """The first prompts answered wrongly, each with the facts [n_prompts] that hold of it."""
     shown = []
     for row in (given != right).nonzero()[:N_EXAMPLES, 0].tolist():
-        example = {"prompt": tasks.decode(tokens[row]), "answered": NAMES[given[row]]}
-        example["right"] = NAMES[right[row]]
-        example["pattern"] = "; ".join(name for name, mask in (facts or {}).items() if mask[row])
-        shown.append(example)
+        pattern = "; ".join(name for name, mask in (facts or {}).items() if mask[row])
+        told = {"answered": NAMES[given[row]], "right": NAMES[right[row]], "pattern": pattern}
+        shown.append({"prompt": tasks.decode(tokens[row]), **told})
     return shown
 
 
@@ -294,10 +291,8 @@ def pattern(study: Study) -> Finding:
     given = study.ask(tokens)
     wrong, slices = given != right, slices_of(tokens, right, plain)
     kinds = instead(tokens, given, right, plain)
-    rates = {}
-    for name, mask in slices.items():
-        if mask.sum() >= LEAST:
-            rates[name] = share_of(wrong[mask])
+    judged_by = {name: mask for name, mask in slices.items() if mask.sum() >= LEAST}
+    rates = {name: share_of(wrong[mask]) for name, mask in judged_by.items()}
     ranked = sorted(rates, key=rates.__getitem__, reverse=True)
     worst = wrong[slices[ranked[0]]]
     counted = ", ".join(f"{int(mask.sum())} {kind}" for kind, mask in kinds.items() if mask.any())
@@ -329,15 +324,14 @@ def instead(tokens: Tensor, given: Tensor, right: Tensor, plain: Tensor) -> dict
     """What was answered for the right answer: kind → mask [n_prompts], the first kind that fits."""
     shown = tokens[:, tasks.answer_positions(SHOTS)]
     kinds = {
+        "the right answer": given == right,
         "the plain answer": given == plain,
         "a shown answer": (shown == given[:, None]).any(1),
         "off by another amount": (given - plain).abs() <= tasks.MAX_SHIFT,
         "something else": torch.ones_like(given, dtype=torch.bool),
     }
-    left = given != right
-    for kind, fits in kinds.items():
-        kinds[kind], left = left & fits, left & ~fits
-    return kinds
+    first = torch.stack([*kinds.values()]).int().argmax(0)  # [n_prompts]
+    return {kind: first == index for index, kind in enumerate(kinds) if index > 0}
 
 
 # ---------------------------------------------------------------- what carries it
@@ -384,13 +378,12 @@ def others(study: Study) -> Finding:
 def rest_intact(study: Study) -> Finding:
     if not study.heads:
         return NO_HEADS
-    right = []
-    for task in SHIFTED:
-        pairs = study.draw(task, study.k, N_EACH)
-        ablator = Ablator(study.model, pairs.base, {}, means={"mean": pairs.base})
-        given = ablator.logits([study.heads, []], "mean").argmax(-1).cpu()  # [2, n_prompts]
-        right.append(given == pairs.base_answers)
-    without, usual = torch.cat(right, dim=1)
+    tokens, _, right, _ = study.draw_each([(task, study.k) for task in SHIFTED])
+    given = []
+    for some in tokens.split(N_EACH):  # of one task
+        ablator = Ablator(study.model, some, {}, means={"mean": some})
+        given.append(ablator.logits([study.heads, []], "mean").argmax(-1).cpu())  # [2, n_prompts]
+    without, usual = torch.cat(given, dim=1) == right
     return judged(without[usual], 0.90, "{} that are answered rightly with the heads in place")
 
 
@@ -419,11 +412,7 @@ def over_prompts(study: Study) -> Finding:
 )
 def over_seeds(_: Study) -> Finding:
     rows = load_json(DEPENDABILITY) if DEPENDABILITY.exists() else []
-    try:
-        shares = [float(row.get("off_by_one_8") or 0) for row in rows]
-    except (TypeError, ValueError, AttributeError):
-        raise UserError(f"{DEPENDABILITY} holds rows of another kind") from None
-    n = len(shares)
+    shares, n = [row["off_by_one_8"] or 0 for row in rows], len(rows)  # None: it diverged
     if n < 5:
         told = f"only {n} seeds in {DEPENDABILITY}, which make dependability writes"
         return Finding(told, "not known")
@@ -467,8 +456,8 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
 
 def carrying_heads(path: Path, model: Transformer) -> list[str]:
     """The FI heads of a circuit.json; none where there is none, or of another task."""
-    circuit = load_circuit(path, model)
-    if not circuit or circuit.get("task") != "addition":
+    circuit = load_circuit(path, model) or {}
+    if circuit.get("task") != "addition":
         return []
     try:
         heads = list(circuit["groups"]["function_induction"])
@@ -483,21 +472,21 @@ def work(argv: Sequence[str] | None) -> int:
     """Runs all checks, prints them, writes check.json; returns 1 if one fails."""
     parser = Parser(prog="python -m commands.check", description=__doc__.splitlines()[0])
     add_run_flag(parser)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
-    parser.add_argument("--k", type=int, default=1, help="the new rule (default: %(default)s)")
-    told = "which prompts are drawn (default: %(default)s)"
-    parser.add_argument("--seed", type=int, default=0, help=told)
+    add = parser.add_argument
+    add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
+    add("--k", type=int, default=1, help="the new rule (default: %(default)s)")
+    add("--seed", type=int, default=0, help="which prompts are drawn (default: %(default)s)")
     arguments = parser.parse_args(argv)
     device, folders = pick_device(arguments.device, float64=True), chosen_run(arguments)
     model, config = load_run(folders.run, device, tasks.VOCABULARY)
-    k, seed, n_tokens = arguments.k, arguments.seed, tasks.n_tokens(SHOTS)
+    k, seed, n_tokens, n_ctx = arguments.k, arguments.seed, tasks.n_tokens(SHOTS), model.cfg.n_ctx
     if k == 0 or k not in tasks.SHIFTS:
         allowed = f"it may be from {tasks.SHIFTS[0]} to {tasks.SHIFTS[-1]}, but not 0"
         raise UserError(f"--k {k} is no new rule: {allowed}")
     check_flag(arguments, "seed", 0, 2**63 - 1)
-    if n_tokens > model.cfg.n_ctx:
-        told = f"the checks use prompts of {n_tokens} tokens"
-        raise UserError(f"{told}; the model's context holds {model.cfg.n_ctx}")
+    if n_tokens > n_ctx:
+        told = f"the checks use prompts of {n_tokens} tokens; the model's context holds {n_ctx}"
+        raise UserError(told)
     heads = carrying_heads(folders.results / "circuit.json", model)
     path, started = folders.to_write("check.json"), time.perf_counter()
     folders.announce()

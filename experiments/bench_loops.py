@@ -13,14 +13,16 @@ but no longer the class that the first loop and auto-circuit are written for.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import tasks
-from experiments.bench_sweep import Head, Receiver
+from experiments.bench_sweep import SweepPath
+from minifunc import definition
 from minifunc.model import Transformer
-from minifunc.patching import HeadInput
+from minifunc.patching import Receiver
 from minifunc.support.export import lens_config
 from minifunc.support.hooks import Hook
 
@@ -38,22 +40,20 @@ Run = Callable[[Tensor, Mapping[str, Hook]], Tensor]  # tokens, hooks by name �
 
 def sides(model: Transformer, pairs: tasks.Pairs, freeze_mlps: bool) -> dict[str, "Side"]:
     """The tools that are installed here and patch with live MLPs, or with frozen ones."""
-    found: dict[str, Side] = {}
     if freeze_mlps:
-        if graph_utils is not None:
-            found["auto-circuit 1.0.1, one pass per edge"] = Edges(model, pairs)
-        return found
+        has_edges = graph_utils is not None
+        return {"auto-circuit 1.0.1, one pass per edge": Edges(model, pairs)} if has_edges else {}
+    found: dict[str, Side] = {}
     if lens is not None:
         found["two-pass loop on TransformerLens 2.18"] = Loop(model, pairs, lens_runner(model))
-    found["own two-pass loop"] = Loop(model, pairs, model.run_with_hooks)
-    return found
+    return found | {"own two-pass loop": Loop(model, pairs, model.run_with_hooks)}
 
 
 class Side:
     """What all loops share: the prompts, their score, and the paths asked for.
 
     `start` makes the two cached runs, for all paths, and sets F_contrast [n_prompts];
-    `F_patched(sender, receiver)` → [n_prompts].
+    `F_patched(head, receiver)` → [n_prompts].
     """
 
     def __init__(self, model: Transformer, pairs: tasks.Pairs) -> None:
@@ -62,14 +62,11 @@ class Side:
         self.answers = answers.to(model.device)  # [n_prompts, 2]
 
     def F(self, logits: Tensor) -> Tensor:
-        """Logit(base answer) - logit(contrast answer) at the last position.
-
-        logits [n_prompts, pos, d_vocab] → [n_prompts].
-        """
+        """Logit(base answer) - logit(contrast answer): [n_prompts, pos, d_vocab] → [n_prompts]."""
         picked = logits[:, -1].gather(-1, self.answers)
         return picked[:, 0] - picked[:, 1]
 
-    def ask(self, paths: Sequence[tuple[Head, Receiver]]) -> None:
+    def ask(self, paths: Sequence[SweepPath]) -> None:
         """Patches each path; `changes` is then F_patched - F_contrast, [path, n_prompts]."""
         F_patched = torch.stack([self.F_patched(*path) for path in paths])
         self.changes = F_patched - self.F_contrast
@@ -80,10 +77,8 @@ class Loop(Side):
 
     def __init__(self, model: Transformer, pairs: tasks.Pairs, run: Run) -> None:
         super().__init__(model, pairs)
-        self.run = run
-        layers = range(model.cfg.n_layers)
-        self.z_names = [f"blocks.{layer}.attn.hook_z" for layer in layers]
-        self.last_name = f"blocks.{layers[-1]}.hook_resid_post"
+        self.run, self.n_layers = run, model.cfg.n_layers
+        self.z_names = [f"blocks.{layer}.attn.hook_z" for layer in range(self.n_layers)]
 
     def start(self) -> None:
         self.z_base: dict[str, Tensor] = {}
@@ -92,29 +87,15 @@ class Loop(Side):
         hooks = dict.fromkeys(self.z_names, storing_in(self.z_contrast))
         self.F_contrast = self.F(self.run(self.contrast, hooks))
 
-    def F_patched(self, sender: Head, receiver: Receiver) -> Tensor:
-        layer, head = sender
-        place = self.last_name
-        if isinstance(receiver, HeadInput):
-            place = f"blocks.{receiver.layer}.attn.hook_{receiver.which}"
+    def F_patched(self, head: str, receiver: Receiver) -> Tensor:
+        sends, reads = definition.sender(head), definition.receiver(str(receiver), self.n_layers)
+        z = dict(self.z_contrast)
+        z[sends.hook] = sends.put(z[sends.hook], self.z_base[sends.hook])
+        frozen = dict.fromkeys(z, lambda _, name: z[name])
         read: dict[str, Tensor] = {}  # by the receiver, in the first pass
-
-        def freeze(z: Tensor, name: str) -> Tensor:
-            frozen = self.z_contrast[name]
-            if name == self.z_names[layer]:
-                frozen = frozen.clone()
-                frozen[:, :, head] = self.z_base[name][:, :, head]
-            return frozen
-
-        def overwrite(x: Tensor, name: str) -> Tensor:
-            if not isinstance(receiver, HeadInput):
-                return read[name]
-            x = x.clone()
-            x[:, :, receiver.head] = read[name][:, :, receiver.head]
-            return x
-
-        self.run(self.contrast, dict.fromkeys(self.z_names, freeze) | {place: storing_in(read)})
-        return self.F(self.run(self.contrast, {place: overwrite}))
+        self.run(self.contrast, frozen | {reads.hook: storing_in(read)})
+        overwritten = {reads.hook: lambda x, name: reads.put(x, read[name])}
+        return self.F(self.run(self.contrast, overwritten))
 
 
 def storing_in(cache: dict[str, Tensor]) -> Hook:
@@ -149,12 +130,9 @@ class Edges(Side):
         sent = ablation_activations.src_ablations(self.model, self.base)
         self.mode.enter_context(graph_utils.patch_mode(self.model, sent, edges=[]))
 
-    def F_patched(self, sender: Head, receiver: Receiver) -> Tensor:
-        layer, head = sender
-        end = "Resid End"
-        if isinstance(receiver, HeadInput):
-            end = f"A{receiver.layer}.{receiver.head}.{receiver.which.upper()}"
-        edge = self.edges[f"A{layer}.{head}->{end}"]
+    def F_patched(self, head: str, receiver: Receiver) -> Tensor:
+        end = "Resid End" if receiver.is_stream else f"A{receiver}".upper()
+        edge = self.edges[f"A{head}->{end}"]
         mask = edge.patch_mask(self.model).data
         mask[edge.patch_idx] = 1.0
         with torch.inference_mode():  # as there
@@ -177,11 +155,10 @@ def lens_runner(model: Transformer) -> Run:
     """Passes through our weights in TransformerLens."""
     other = hooked_transformer(model)
 
-    def adapted(function: Hook) -> Callable[..., Tensor]:
-        return lambda x, hook: function(x, hook.name)  # it is given the point, we want its name
-
     def run(tokens: Tensor, hooks: Mapping[str, Hook]) -> Tensor:
-        fwd_hooks = [(name, adapted(function)) for name, function in hooks.items()]
-        return other.run_with_hooks(tokens, fwd_hooks=fwd_hooks)
+        def by_name(x: Tensor, hook: Any) -> Tensor:  # it is given the hook point
+            return hooks[hook.name](x, hook.name)
+
+        return other.run_with_hooks(tokens, fwd_hooks=[(name, by_name) for name in hooks])
 
     return run

@@ -1,25 +1,40 @@
-"""Our side of the benchmark: a sweep on random weights, its seconds and its operations."""
+"""Our side of the benchmark: a sweep on random weights, its seconds, operations and memory.
 
-import itertools
+Memory, and what a second process brings, are measured in fresh processes.
+"""
+
+import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils.flop_counter import FlopCounterMode
 
 import tasks
+from minifunc.ablation import all_heads
 from minifunc.model import ModelConfig, Transformer
-from minifunc.patching import Effects, HeadInput, Logits, PathPatcher
+from minifunc.patching import Effects, HeadInput, Logits, PathPatcher, Receiver
+from minifunc.support.names import parse
+from minifunc.support.processes import any_process, join
 
-Head = tuple[int, int]  # (layer, head)
-Receiver = HeadInput | Logits
+SweepPath = tuple[str, Receiver]  # from a head, by name
+CPU = torch.device("cpu")
+LOGITS, INPUTS = "all heads → logits", "all heads → v, q, k of every head"
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The cached runs on pairs of prompts, then all heads as senders to each of the receivers."""
+    """The cached runs on pairs of prompts, then all heads as senders to each of the receivers.
+
+    name: of the model. n_timed: on how many of its paths the loops are timed.
+    """
 
     cfg: ModelConfig
     receivers: tuple[Receiver, ...] = (Logits(),)
@@ -27,19 +42,26 @@ class Sweep:
     shots: int = 8
     freeze_mlps: bool = False
     max_memory: float | None = None  # GiB
+    work: str = LOGITS
+    name: str = "default"
+    n_timed: int = 12
 
     @property
-    def heads(self) -> list[Head]:
-        return list(itertools.product(range(self.cfg.n_layers), range(self.cfg.n_heads)))
-
-    @property
-    def paths(self) -> list[tuple[Head, Receiver]]:
+    def paths(self) -> list[SweepPath]:
         """Every head and receiver with a path between them: the receiver is above the head."""
-        paths: list[tuple[Head, Receiver]] = []
-        for receiver in self.receivers:
-            layer = self.cfg.n_layers if isinstance(receiver, Logits) else receiver.layer
-            paths += [(head, receiver) for head in self.heads if head[0] < layer]
-        return paths
+        every = product(self.receivers, all_heads(self.cfg))
+        return [(head, to) for to, head in every if 2 * parse(head)[0] < to.stage(self.cfg)]
+
+    @property
+    def timed_paths(self) -> list[SweepPath]:
+        """Paths that are spread over all."""
+        paths, n = self.paths, self.n_timed
+        return [paths[(2 * index + 1) * len(paths) // (2 * n)] for index in range(n)]
+
+    def described(self) -> dict[str, Any]:
+        """The model and the prompts."""
+        size = {"prompts": self.n_prompts, "tokens": tasks.n_tokens(self.shots)}
+        return {"name": self.name} | asdict(self.cfg) | size
 
     def model(self, device: torch.device) -> Transformer:
         return Transformer(self.cfg).to(device).requires_grad_(False)
@@ -49,12 +71,10 @@ class Sweep:
         return tasks.evaluation_pairs("addition", 1, self.shots, self.n_prompts, generator)
 
     def run(self, model: Transformer, pairs: tasks.Pairs) -> dict[Receiver, Effects]:
-        """What is timed. The rows of each Effects are in the order of `heads`."""
-        tokens, answers = (pairs.base, pairs.contrast), (pairs.base_answers, pairs.contrast_answers)
-        options = {"freeze_mlps": self.freeze_mlps, "max_memory": self.max_memory}
-        patcher = PathPatcher(model, *tokens, *answers, **options)
-        senders = [f"{layer}.{head}" for layer, head in self.heads]
-        return dict(zip(self.receivers, patcher.sweep_each(self.receivers, senders)))
+        """What is timed. The rows of each Effects are in the order of `all_heads`."""
+        prompts = (pairs.base, pairs.contrast, pairs.base_answers, pairs.contrast_answers)
+        patcher = PathPatcher(model, *prompts, self.freeze_mlps, self.max_memory)
+        return dict(zip(self.receivers, patcher.sweep_each(self.receivers, all_heads(self.cfg))))
 
     def gflop(self, model: Transformer, pairs: tasks.Pairs) -> float:
         """10^9 floating-point operations of the matrix products in a run, as PyTorch counts them.
@@ -68,19 +88,19 @@ class Sweep:
 
 def every_input(cfg: ModelConfig) -> tuple[HeadInput, ...]:
     """The v, q and k of every head; not those of layer 0, which has no head below it."""
-    places = itertools.product(range(cfg.n_heads), "vqk", range(1, cfg.n_layers))
+    places = product(range(cfg.n_heads), "vqk", range(1, cfg.n_layers))
     return tuple(HeadInput(layer, head, which) for head, which, layer in places)
 
 
 def medians_in_turn(
-    works: Mapping[str, Callable[[], object]], device: torch.device, repeats: int
-) -> dict[str, float]:
+    works: Mapping[Hashable, Callable[[], object]], device: torch.device, repeats: int
+) -> dict[Any, float]:
     """Median wall time of each work, in seconds.
 
     All works are run in turn, once to warm up and then `repeats` times, so that a slow moment of
     the machine meets every side alike.
     """
-    times: dict[str, list[float]] = {name: [] for name in works}
+    times: dict[Hashable, list[float]] = {name: [] for name in works}
     for _ in range(repeats + 1):
         for name, work in works.items():
             started = time.perf_counter()
@@ -89,3 +109,77 @@ def medians_in_turn(
                 torch.cuda.synchronize(device)
             times[name].append(time.perf_counter() - started)
     return {name: statistics.median(of_work[1:]) for name, of_work in times.items()}
+
+
+# ---------------------------------------------------------------- in fresh processes
+
+
+def peak_memory(sweep: Sweep, device: torch.device) -> float:
+    """Peak memory of a sweep beside weights and prompts, in GiB, measured in a fresh process.
+
+    CUDA: what was allocated. CPU: growth of the resident set.
+    """
+    return in_fresh_processes(1, growth, sweep, device)
+
+
+def compare_processes(sweep: Sweep, repeats: int) -> tuple[float, float, float]:
+    """One process and two, of one thread each, in turn.
+
+    Returns the median seconds of one and of two, and the largest difference of r.
+    """
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    r: dict[int, torch.Tensor] = {}
+    for _ in range(repeats):
+        for n in seconds:
+            found, r[n] = in_fresh_processes(n, seconds_and_r, sweep)
+            seconds[n].append(found)
+    one_s, two_s = (statistics.median(seconds[n]) for n in (1, 2))
+    return one_s, two_s, (r[1] - r[2]).abs().max().item()
+
+
+def in_fresh_processes(n: int, work: Callable[..., Any], *arguments: Any) -> Any:
+    """What `work` returns in the first of n fresh processes, started as torchrun starts them."""
+    meeting = {"run_id": "bench", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=n, max_restarts=0, **meeting)
+    return elastic_launch(config, work)(*arguments)[0]
+
+
+def seconds_and_r(sweep: Sweep) -> tuple[float, torch.Tensor]:
+    """Of one sweep, all processes together."""
+    torch.set_num_threads(1)
+    join(CPU)
+    model, pairs = sweep.model(CPU), sweep.pairs()
+    replace(sweep, receivers=sweep.receivers[:1]).run(model, pairs)  # to warm up
+    any_process(False)  # all begin together
+    started = time.perf_counter()
+    found = sweep.run(model, pairs)
+    seconds = time.perf_counter() - started
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return seconds, torch.stack([effects.r for effects in found.values()])
+
+
+def growth(sweep: Sweep, device: torch.device) -> float:
+    """Memory of one sweep at its peak, less what was there before, GiB."""
+    narrow = replace(sweep.cfg, d_model=16, d_head=2, d_mlp=16)
+    small = replace(sweep, cfg=narrow, n_prompts=1, max_memory=None)
+    model, pairs = sweep.model(device), sweep.pairs()
+    small.run(small.model(device), small.pairs())  # what libraries take once is not the sweep's
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        sweep.run(model, pairs)
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**30
+    before = resident("VmRSS")
+    sweep.run(model, pairs)
+    return max(0, resident("VmHWM") - before) / 2**30
+
+
+def resident(which: str) -> int:
+    """Bytes of the resident set, now (VmRSS) or at its peak (VmHWM); on macOS always the peak."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # getrusage's peak would include that of the parent process, which Linux hands on
+    lines = status.read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))

@@ -1,6 +1,5 @@
 """The training side of the benchmark: a step against a plain one; the road to the unseen task."""
 
-import json
 import math
 import subprocess
 import sys
@@ -15,81 +14,72 @@ from torch import Tensor, nn
 import tasks
 import train
 from experiments.bench_sweep import medians_in_turn
-from minifunc.model import ModelConfig, Transformer
+from minifunc.model import Block, ModelConfig, Transformer
+from minifunc.support.files import load_lines
 
 
 class PlainBlock(nn.Module):
-    """Pre-norm block as one writes it without much thought: scores, mask, softmax."""
+    """Pre-norm block as one writes it without much thought: scores, mask, softmax.
 
-    def __init__(self, cfg: ModelConfig) -> None:
+    Its weights are those of `ours`.
+    """
+
+    def __init__(self, ours: Block, cfg: ModelConfig) -> None:
         super().__init__()
-        width = cfg.n_heads * cfg.d_head
-        self.heads = (cfg.n_heads, cfg.d_head)
-        self.norm1, self.norm2 = (nn.RMSNorm(cfg.d_model, cfg.eps) for _ in range(2))
-        self.qkv = nn.Linear(cfg.d_model, 3 * width, bias=False)
-        self.out = nn.Linear(width, cfg.d_model, bias=False)
-        self.up = nn.Linear(cfg.d_model, cfg.d_mlp, bias=False)
-        self.down = nn.Linear(cfg.d_mlp, cfg.d_model, bias=False)
-        self.act = F.gelu if cfg.act_fn == "gelu" else F.relu
+        self.heads, self.eps = (cfg.n_heads, cfg.d_head), cfg.eps
+        attn, mlp = ours.attn, ours.mlp
+        qkv = torch.cat([attn.W_Q, attn.W_K, attn.W_V])  # [3 head, d_model, d_head]
+        self.qkv, self.out = own(qkv.transpose(1, 2).flatten(0, 1)), own(attn.W_O.flatten(0, 1).T)
+        self.up, self.down = own(mlp.W_in.T), own(mlp.W_out.T)
+        self.norm1, self.norm2 = own(ours.ln1.w), own(ours.ln2.w)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        read = F.rms_norm(x, x.shape[-1:], self.norm1, self.eps)
+        qkv = F.linear(read, self.qkv).chunk(3, dim=-1)
         # [batch, head, pos, d_head]
         q, k, v = (part.unflatten(-1, self.heads).transpose(1, 2) for part in qkv)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         scores = q @ k.transpose(-1, -2) / math.sqrt(self.heads[1])  # [batch, head, query, key]
         pattern = scores.masked_fill(mask, -torch.inf).softmax(dim=-1)
-        x = x + self.out((pattern @ v).transpose(1, 2).flatten(2))
-        return x + self.down(self.act(self.up(self.norm2(x))))
+        x = x + F.linear((pattern @ v).transpose(1, 2).flatten(2), self.out)
+        read = F.rms_norm(x, x.shape[-1:], self.norm2, self.eps)
+        return x + F.linear(F.relu(F.linear(read, self.up)), self.down)
 
 
 class PlainTransformer(nn.Module):
-    """The same function as minifunc's default model (RMSNorm, rotary positions), written anew.
+    """The same function as minifunc's default `model` (RMSNorm, rotary, ReLU), written anew.
 
-    Tokens [batch, pos] → logits [batch, pos, d_vocab].
+    Tokens [batch, pos] → logits [batch, pos, d_vocab]. A copy of the weights, on the same device.
     """
 
-    def __init__(self, cfg: ModelConfig) -> None:
+    def __init__(self, model: Transformer) -> None:
         super().__init__()
-        self.embed = nn.Embedding(cfg.d_vocab, cfg.d_model)
-        self.blocks = nn.ModuleList(PlainBlock(cfg) for _ in range(cfg.n_layers))
-        self.norm = nn.RMSNorm(cfg.d_model, cfg.eps)
-        self.unembed = nn.Linear(cfg.d_model, cfg.d_vocab, bias=False)
+        self.cfg = cfg = model.cfg
+        self.embed, self.unembed = own(model.embed.W_E), own(model.unembed.W_U.T)
+        self.norm = own(model.ln_final.w)
+        self.blocks = nn.ModuleList(PlainBlock(block, cfg) for block in model.blocks)
         frequency = cfg.rotary_base ** (-torch.arange(0, cfg.d_head, 2) / cfg.d_head)
         angle = torch.arange(cfg.n_ctx)[:, None] * frequency  # [pos, d_head / 2]
         self.register_buffer("cos", angle.cos().repeat_interleave(2, dim=-1))  # [pos, d_head]
         self.register_buffer("sin", angle.sin().repeat_interleave(2, dim=-1))
         self.register_buffer("mask", torch.ones(cfg.n_ctx, cfg.n_ctx, dtype=torch.bool).triu(1))
+        self.to(model.device)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        n, x = tokens.shape[1], self.embed(tokens)
+        n, x = tokens.shape[1], F.embedding(tokens, self.embed)
         for block in self.blocks:
             x = block(x, self.cos[:n], self.sin[:n], self.mask[:n, :n])
-        return self.unembed(self.norm(x))
+        return F.linear(F.rms_norm(x, x.shape[-1:], self.norm, self.cfg.eps), self.unembed)
+
+
+def own(weight: Tensor) -> nn.Parameter:
+    return nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions, adjacent pairs. x [batch, head, pos, d_head]."""
     quarter_turn = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
     return x * cos + quarter_turn * sin
-
-
-@torch.no_grad()
-def plain_copy(model: Transformer) -> PlainTransformer:
-    """The plain model with the weights of `model`, on its device."""
-    plain = PlainTransformer(model.cfg).to(model.device)
-    plain.embed.weight.copy_(model.embed.W_E)
-    plain.norm.weight.copy_(model.ln_final.w)
-    plain.unembed.weight.copy_(model.unembed.W_U.T)
-    for block, ours in zip(plain.blocks, model.blocks):
-        qkv = torch.cat([ours.attn.W_Q, ours.attn.W_K, ours.attn.W_V])  # [3 head, d_model, d_head]
-        block.norm1.weight.copy_(ours.ln1.w)
-        block.norm2.weight.copy_(ours.ln2.w)
-        block.qkv.weight.copy_(qkv.transpose(1, 2).flatten(0, 1))
-        block.out.weight.copy_(ours.attn.W_O.flatten(0, 1).T)
-        block.up.weight.copy_(ours.mlp.W_in.T)
-        block.down.weight.copy_(ours.mlp.W_out.T)
-    return plain
 
 
 def largest_difference(
@@ -104,7 +94,7 @@ def largest_difference(
     logits = plain(tokens)[:, places - 1]  # [document, example, d_vocab]
     theirs = F.cross_entropy(logits[counted], tokens[:, places][counted])
     ours = train.loss_on_answers(model, documents)
-    (their_gradient,) = torch.autograd.grad(theirs, plain.embed.weight)
+    (their_gradient,) = torch.autograd.grad(theirs, plain.embed)
     (our_gradient,) = torch.autograd.grad(ours, model.embed.W_E)
     of_gradients = (our_gradient - their_gradient).abs().max().item()
     return max((ours - theirs).abs().item(), of_gradients)
@@ -120,14 +110,13 @@ def compare_steps(
     """
     diet, size = tasks.DEFAULT_DIET, (cfg.documents, cfg.examples)
     model = Transformer(model_cfg).to(device)
-    plain = plain_copy(model)
+    plain = PlainTransformer(model)
     documents = tasks.sample(diet, *size, torch.Generator().manual_seed(0))
     difference = largest_difference(model, plain, documents)
     data, plain_data = (torch.Generator().manual_seed(1) for _ in range(2))
     optimizer = train.make_optimizer(model, cfg)
-    plain_optimizer = torch.optim.AdamW(
-        plain.parameters(), lr=cfg.lr, betas=(0.9, cfg.beta2), weight_decay=cfg.weight_decay
-    )
+    options = {"lr": cfg.lr, "betas": (0.9, cfg.beta2), "weight_decay": cfg.weight_decay}
+    plain_optimizer = torch.optim.AdamW(plain.parameters(), **options)
 
     def step() -> None:
         train.train_step(model, optimizer, cfg, tasks.sample(diet, *size, data))
@@ -154,8 +143,8 @@ def road(seed: int, device: torch.device) -> dict[str, Any]:
         flags = ["--out", folder, "--seed", str(seed), "--device", str(device)]
         command = [sys.executable, "train.py", *flags, "--table-prompts", "8"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    return {"seed": seed} | when_passed([json.loads(line) for line in lines], goal=0.95)
+        lines = load_lines(Path(folder) / "metrics.jsonl")
+    return {"seed": seed} | when_passed(lines, goal=0.95)
 
 
 def when_passed(lines: list[dict[str, Any]], goal: float) -> dict[str, Any]:
@@ -165,7 +154,6 @@ def when_passed(lines: list[dict[str, Any]], goal: float) -> dict[str, Any]:
     last accuracy.
     """
     scores = [line["accuracy"]["addition"]["1"]["8"] for line in lines]
-    passed = [line for line, score in zip(lines, scores) if score > goal]
-    first = passed[0] if passed else {"seconds": None, "step": None}
-    found = {"seconds": first["seconds"], "step": first["step"]}
-    return found | {"every": lines[0]["step"], "final": scores[-1]}
+    first = next((line for line, score in zip(lines, scores) if score > goal), {})
+    passed = {"seconds": first.get("seconds"), "step": first.get("step")}
+    return passed | {"every": lines[0]["step"], "final": scores[-1]}

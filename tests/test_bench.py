@@ -9,7 +9,7 @@ import torch
 
 import tasks
 import train
-from experiments import bench, bench_processes, bench_train
+from experiments import bench, bench_sweep, bench_train
 from experiments.bench_sweep import Sweep, every_input, medians_in_turn
 from minifunc.model import Transformer
 from minifunc.patching import HeadInput, Logits, PathPatcher
@@ -52,11 +52,11 @@ def test_another_answer_of_one_side_is_noticed(quick_bench, monkeypatch):
 def test_the_rows_of_the_committed_results_are_those_that_are_measured():
     result = json.loads((ROOT / "results" / "bench.json").read_text())
     committed = {(row["work"], row["model"]["name"]) for row in result["rows"]}
-    measured = {(case.work, case.model) for case in bench.comparisons()}
+    measured = {(sweep.work, sweep.name) for sweep in bench.comparisons()}
     others = {"training step", "two processes: all heads → v, q, k"}
     assert committed == measured | {(work, "default") for work in others}
     budgets = {(row["work"], row["model"]) for row in result["memory"]}
-    assert budgets == {(work, model) for work, model, _ in bench.memory_cases()}
+    assert budgets == {(sweep.work, sweep.name) for sweep in bench.memory_cases()}
 
 
 def test_the_plain_model_is_the_same_function_and_its_loss_has_the_same_gradients():
@@ -64,7 +64,7 @@ def test_the_plain_model_is_the_same_function_and_its_loss_has_the_same_gradient
     generator = torch.Generator().manual_seed(0)
     for block in model.blocks:
         block.ln1.w.data.uniform_(0.5, 1.5, generator=generator)
-    plain = bench_train.plain_copy(model.float()).double()
+    plain = bench_train.PlainTransformer(model.float()).double()
     model = model.double()
     documents = tasks.sample(tasks.DIETS["strict"], 4, 3, torch.Generator().manual_seed(0))
     ours, theirs = model(documents.tokens), plain(documents.tokens)
@@ -74,12 +74,9 @@ def test_the_plain_model_is_the_same_function_and_its_loss_has_the_same_gradient
 
 def test_only_heads_below_a_receiver_have_a_path_to_it():
     sweep = Sweep(bench.TINY, (Logits(), HeadInput(1, 0, "q")))
-    to_logits = [(head, Logits()) for head in ((0, 0), (0, 1), (1, 0), (1, 1))]
-    assert sweep.paths == [
-        *to_logits,
-        ((0, 0), HeadInput(1, 0, "q")),
-        ((0, 1), HeadInput(1, 0, "q")),
-    ]
+    to_logits = [(head, Logits()) for head in ("0.0", "0.1", "1.0", "1.1")]
+    to_q = [(head, HeadInput(1, 0, "q")) for head in ("0.0", "0.1")]
+    assert sweep.paths == to_logits + to_q
 
 
 def test_the_operations_of_a_sweep_are_those_of_its_senders_and_prompts():
@@ -116,7 +113,7 @@ def test_a_sweep_is_seen_in_the_peak_memory():
     cfg = replace(train.MODEL, n_layers=2)
     n_bytes = 200 * tasks.n_tokens(8) * cfg.d_model * 4
     stream = n_bytes / 2**30  # GiB of one residual stream, of which several are kept
-    peak = bench_processes.peak_memory(Sweep(cfg, n_prompts=200), CPU)
+    peak = bench_sweep.peak_memory(Sweep(cfg, n_prompts=200), CPU)
     assert 3 * stream < peak < 100 * stream
 
 
@@ -127,11 +124,11 @@ def test_the_memory_budget_is_kept_where_the_vocabulary_is_large():
     # GiB that libraries and the allocator take for themselves: the resident set of a fresh process
     # is no exact measure
     slack = 0.015
-    assert bench_processes.peak_memory(sweep, CPU) < 0.1 + slack
+    assert bench_sweep.peak_memory(sweep, CPU) < 0.1 + slack
 
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds():
     sweep = Sweep(bench.TINY, every_input(bench.TINY))
-    one, two, difference = bench_processes.compare_processes(sweep, repeats=1)
+    one, two, difference = bench_sweep.compare_processes(sweep, repeats=1)
     assert difference <= 1e-6 and one > 0 and two > 0
