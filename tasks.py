@@ -35,6 +35,7 @@ import torch
 from torch import Generator, Tensor
 
 from minifunc.support import checks, rows, vocabulary
+from minifunc.support.settled import settled  # same results, whatever torch's defaults are
 
 # ---------------------------------------------------------------- vocabulary
 
@@ -76,21 +77,18 @@ def n_tokens(shots: int) -> int:
 
 def answer_positions(n_examples: int) -> Tensor:
     """Where the answers stand: 5, 11, 17, … [n_examples] int64. Each is predicted at its `=`."""
-    return 5 + EXAMPLE * torch.arange(n_examples)
+    return 5 + EXAMPLE * torch.arange(n_examples, device="cpu")
 
 
 def encode(text: str) -> Tensor:
     """Text like `1+1=3, 2+2=` → token ids [pos] int64. Raises ValueError for what has no tokens."""
     strings = vocabulary.read_examples(text, TOKEN)
-    return torch.tensor([BOS, *(TOKEN[string] for string in strings)])
+    return torch.tensor([BOS, *(TOKEN[string] for string in strings)], device="cpu")
 
 
 def decode(tokens: Tensor) -> str:
     """Token ids [pos] → text like `<bos> 1 + 1 = 2 ; 2 + 2 =`."""
     return " ".join(VOCABULARY[token] for token in tokens.tolist())
-
-
-# ---------------------------------------------------------------- problems
 
 
 class Problems(NamedTuple):
@@ -116,12 +114,12 @@ def _all_problems() -> Problems:
                 continue  # two of them may be the largest
             if value >= 0:
                 table.append([index, *tokens, BLANK][:4] + [value])
-    return Problems(*torch.tensor(table).T)
+    return Problems(*torch.tensor(table, device="cpu").T)
 
 
 PROBLEMS = _all_problems()
 PLUS = SYMBOLS.index("+")
-LETTERED = torch.tensor([symbol in TO_LETTERS for symbol in SYMBOLS])  # [n_functions]
+LETTERED = torch.tensor([symbol in TO_LETTERS for symbol in SYMBOLS], device="cpu")  # [n_functions]
 
 
 def in_base(value: Tensor, k: Tensor | int) -> Tensor:
@@ -134,7 +132,7 @@ def examples_to_tokens(problem: Tensor, answer: Tensor) -> Tensor:
     x, op, y = PROBLEMS.x[problem], PROBLEMS.op[problem], PROBLEMS.y[problem]
     equals, end = torch.full_like(problem, EQUALS), torch.full_like(problem, END)
     examples = torch.stack([x, op, y, equals, answer, end], dim=2)  # [document, example, 6]
-    return torch.cat([torch.full((len(problem), 1), BOS), examples.flatten(1)], dim=1)
+    return torch.cat([problem.new_full((len(problem), 1), BOS), examples.flatten(1)], dim=1)
 
 
 # ---------------------------------------------------------------- diet and documents
@@ -214,6 +212,7 @@ def sample(diet: Diet, n_documents: int, n_examples: int, generator: Generator) 
     return Documents(tokens, known, wrapper, function, value, answer)
 
 
+@settled
 def draw_rules(diet: Diet, n_documents: int, generator: Generator) -> Rules:
     """Step 1: which wrapper each document has. One column is one document:
 
@@ -230,6 +229,7 @@ def draw_rules(diet: Diet, n_documents: int, generator: Generator) -> Rules:
     return Rules(wrapper, k, base, allowed & (wrapper == WRAPPERS.index("shift")))
 
 
+@settled
 def draw_problems(diet: Diet, rules: Rules, n_examples: int, generator: Generator) -> Tensor:
     """Step 2: what is asked, as rows of PROBLEMS, [n_documents, n_examples] int64.
 
@@ -286,7 +286,8 @@ def draw_answers(rules: Rules, problem: Tensor, generator: Generator) -> Tensor:
     shifted, based = value + rules.k[:, None], in_base(value, rules.base[:, None])
     answers = torch.stack([value, shifted, based, relabelled, R - value, random])
     answers = torch.where(letters, answers % len(LETTERS), answers)
-    return answers[rules.wrapper, torch.arange(len(problem))]  # in the order of WRAPPERS
+    every = torch.arange(len(problem), device=problem.device)
+    return answers[rules.wrapper, every]  # in the order of WRAPPERS
 
 
 def looks_held_out(diet: Diet, problem: Tensor, answer: Tensor) -> Tensor:
@@ -301,7 +302,7 @@ def looks_held_out(diet: Diet, problem: Tensor, answer: Tensor) -> Tensor:
     around = (k + half) % len(LETTERS) - half  # between letters k is the short way around,
     around = torch.where(around.abs() <= MAX_SHIFT, around, 0)  # and counts only if it is asked
     k = torch.where(LETTERED[function], around, k)
-    found = torch.zeros(len(problem), dtype=torch.bool)
+    found = torch.zeros_like(k[:, 0], dtype=torch.bool)
     for wrapper, symbol in diet.never:
         asked, letters = function == SYMBOLS.index(symbol), symbol in TO_LETTERS
         begins = torch.zeros_like(asked)  # [n_documents, n_examples]: up to there, as if it did
@@ -324,11 +325,12 @@ def determined(wrapper: Tensor, problem: Tensor, answer: Tensor) -> Tensor:
     relabel  1 + 1 = 7 ; 4 + 4 = 3 ; 2 + 0 = 7 ;       . . *  2 was 7 before
     """
     value, letters = PROBLEMS.value[problem], LETTERED[PROBLEMS.function[problem]]
-    after_one = torch.arange(problem.shape[1]).expand(problem.shape) >= 1
+    after_one = torch.ones_like(problem).cumsum(1) > 1
     after_change = after_one & ((answer == value) | ((answer != value).cumsum(1) >= 2))
     value_met = rows.met_before(value + len(NUMBERS) * letters)  # the number 3 is not the letter d
+    # In the order of WRAPPERS:
     known = [after_one, after_one, after_change, value_met, after_one, rows.met_before(problem)]
-    return torch.stack(known)[wrapper, torch.arange(len(problem))]  # in the order of WRAPPERS
+    return torch.stack(known)[wrapper, torch.arange(len(problem), device=problem.device)]
 
 
 # ---------------------------------------------------------------- evaluation prompts
@@ -370,6 +372,7 @@ class Pairs:
         return self.base_answers != self.contrast_answers
 
 
+@settled
 def evaluation_pairs(
     task: str, k: int, shots: int, n_prompts: int, generator: Generator, carry: bool = False
 ) -> Pairs:

@@ -25,6 +25,7 @@ from minifunc.support.evaluation import Table, accuracy_by_shots
 from minifunc.support.flags import pick_device
 from minifunc.support.processes import all_sum, run_together, share
 from minifunc.support.settings import check_room, chosen_settings, described, run_arguments
+from minifunc.support.settled import settled
 
 MODEL = ModelConfig(n_heads=6, d_vocab=len(tasks.VOCABULARY), act_fn="relu", rotary_base=100.0)
 SHOTS = (1, 2, 4, 8, 16)
@@ -72,7 +73,7 @@ def loss_on_answers(model: Transformer, documents: tasks.Documents) -> Tensor:
     The model is asked at the `=` signs alone. With several processes: the sum over this one's
     share of the documents, divided by the count over all of them.
     """
-    places = tasks.answer_positions(documents.answer.shape[1]).to(model.device)
+    places = tasks.answer_positions(documents.answer.shape[1])
     tokens = share(documents.tokens).to(model.device)  # [document, pos]
     determined = share(documents.determined).to(model.device)  # [document, example]
     answers = tokens[:, places]  # [document, example]
@@ -107,6 +108,7 @@ def evaluate(model: Transformer, n_prompts: int, every_task: bool) -> Table:
     return accuracy_by_shots(model, tasks, names, SHOTS, n_prompts)
 
 
+@settled
 def train(
     out: Path,
     model_cfg: ModelConfig,

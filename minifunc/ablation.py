@@ -27,8 +27,10 @@ from torch import Tensor
 
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support import checks
+from minifunc.support.checks import Positions
 from minifunc.support.evaluation import accuracy
 from minifunc.support.names import Head, parse
+from minifunc.support.settled import settled
 from minifunc.support.shared_streams import SharedStreams, z_of_layers
 
 Sources = Mapping[str, Tensor]  # by name: tokens [n_prompts, pos]
@@ -45,13 +47,13 @@ class Ablator:
     `logits_plainly` says what is computed. `logits` gives the same for many groups, and is fast.
     """
 
+    @settled
     @torch.no_grad()
     def __init__(
         self, model: Transformer, tokens: Tensor, sources: Sources, means: Sources | None = None
     ) -> None:
         self.model, self.cfg = model, model.cfg
-        for name, source in sources.items():
-            checks.check_shape(f"the source {name!r} must be tokens of shape", source, tokens)
+        checks.check_sources(model.cfg.d_vocab, tokens, sources, means or {})
         # By source, for each layer [n_prompts, pos, head, d_head]; of a mean, one row for all.
         self.sent = {name: z_of_layers(model, source) for name, source in sources.items()}
         for name, source in (means or {}).items():
@@ -64,16 +66,16 @@ class Ablator:
         self.n_prompts, self.n_pos = tokens.shape
         self._streams = SharedStreams(self.model, tokens, self.sent)
 
+    @settled
     def on(self, tokens: Tensor) -> "Ablator":
         """The same replacements in other prompts, as many and as long."""
         other = copy.copy(self)
         other._read(tokens)
         return other
 
+    @settled
     @torch.no_grad()
-    def logits_plainly(
-        self, group: Iterable[str], how: str, positions: Sequence[int] | None = None
-    ) -> Tensor:
+    def logits_plainly(self, group: Iterable[str], how: str, positions: Positions = None) -> Tensor:
         """Logits at the last position, [n_prompts, d_vocab], in one run of the whole model in which
         the group's heads send, at `positions` (default: everywhere), what source `how` says.
 
@@ -82,7 +84,7 @@ class Ablator:
         heads, places = self._heads(group), self._positions(how, positions)
 
         def put(z: Tensor, name: str) -> Tensor:  # [n_prompts, query, head, d_head]
-            z, layer = z.clone(), int(name.split(".")[1])
+            layer = int(name.split(".")[1])
             start = self.n_pos - z.shape[1]  # the last layer is run at the last position alone
             at = [position - start for position in places if position >= start]
             for block, head in heads:
@@ -91,11 +93,11 @@ class Ablator:
             return z
 
         hooks = {f"blocks.{layer}.attn.hook_z": put for layer in range(self.cfg.n_layers)}
-        last = torch.tensor([self.n_pos - 1], device=self.model.device)
-        return self.model.run_with_hooks(self.tokens, hooks, last)[:, 0]
+        return self.model.run_with_hooks(self.tokens, hooks, [self.n_pos - 1])[:, 0]
 
+    @settled
     def logits(
-        self, groups: Sequence[Iterable[str]], how: str, positions: Sequence[int] | None = None
+        self, groups: Sequence[Iterable[str]], how: str, positions: Positions = None
     ) -> Tensor:
         """`logits_plainly` of each group: [n_groups, n_prompts, d_vocab].
 
@@ -105,16 +107,12 @@ class Ablator:
         return self._streams.logits(heads, how, self._positions(how, positions))
 
     def _heads(self, group: Iterable[str]) -> list[Head]:
-        names = set(group)
-        checks.check_heads(names, all_heads(self.cfg))
-        return sorted(map(parse, names))
+        return sorted(map(parse, checks.checked_heads(group, all_heads(self.cfg))))
 
-    def _positions(self, how: str, positions: Sequence[int] | None) -> tuple[int, ...]:
+    def _positions(self, how: str, positions: Positions) -> tuple[int, ...]:
         if how not in self.sent:
             raise ValueError(f"unknown source {how!r}; the sources are {', '.join(self.sent)}")
-        places = tuple(range(self.n_pos) if positions is None else positions)
-        checks.check_positions(places, self.n_pos)
-        return places
+        return checks.checked_positions(positions, self.n_pos)
 
 
 def all_heads(cfg: ModelConfig) -> list[str]:
@@ -142,9 +140,9 @@ class CircuitScores:
     def __init__(
         self, ablator: Ablator, how: str, base_answers: Tensor, contrast_answers: Tensor
     ) -> None:
-        self.ablator, self.how = ablator, how
-        answers = torch.stack([base_answers, contrast_answers], dim=1)
-        self.answers = answers.to(ablator.model.device)  # [n_prompts, 2]
+        self.ablator, self.how, answers = ablator, how, (base_answers, contrast_answers)
+        checks.check_answers(ablator.cfg.d_vocab, ablator.n_prompts, *answers)
+        self.answers = torch.stack(answers, dim=1).to(ablator.model.device).long()  # [n_prompts, 2]
         self.heads = all_heads(ablator.cfg)
         self._known: dict[frozenset[str], Score] = {}
         self.full, self.none = self.scores([self.heads, []])
@@ -158,7 +156,7 @@ class CircuitScores:
 
     def scores(self, circuits: Sequence[Iterable[str]]) -> list[Score]:
         """One `Score` for each circuit."""
-        wanted = [frozenset(circuit) for circuit in circuits]
+        wanted = [checks.checked_heads(circuit, self.heads) for circuit in circuits]
         new = sorted(set(wanted) - self._known.keys(), key=sorted)
         if new:
             outside = [[head for head in self.heads if head not in circuit] for circuit in new]
@@ -178,7 +176,8 @@ class CircuitScores:
 
     def gaps(self, circuit: Iterable[str], without: Sequence[Iterable[str]]) -> list[float]:
         """The completeness gap of each K in `without`."""
-        circuit, model, subsets = set(circuit), set(self.heads), [set(K) for K in without]
+        subsets = [checks.checked_heads(K, self.heads) for K in without]
+        circuit, model = frozenset(circuit), frozenset(self.heads)
         alone = self.scores([circuit - K for K in subsets])
         in_model = self.scores([model - K for K in subsets])
         return [abs(self.share(a.F - b.F)) for a, b in zip(alone, in_model)]

@@ -25,6 +25,7 @@ from minifunc.model import Transformer
 from minifunc.patching import Effects, HeadInput, Logits, MLPInput, PathPatcher, Receiver
 from minifunc.support.checks import check_shares
 from minifunc.support.names import heads_of, mlps_of, parse
+from minifunc.support.settled import settled
 
 ROUTES = {"shown_answer": "answers", "expected_answer": "operands"}  # group → contrast
 
@@ -51,6 +52,7 @@ class Criteria:
 # ---------------------------------------------------------------- groups
 
 
+@settled
 @torch.no_grad()
 def attention_shares(
     model: Transformer, tokens: Tensor, answers: Tensor, operands: Sequence[int] = (4, 2)

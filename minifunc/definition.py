@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from minifunc.model import Transformer
+from minifunc.support.checks import Positions, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,12 @@ class Place:
 
     hook: str
     head: int | None = None
-    positions: tuple[int, ...] | None = None
+    positions: Positions = None
+
+    def __post_init__(self) -> None:
+        vars(self)["positions"] = whole_numbers(
+            self.positions
+        )  # read once; the dataclass is frozen
 
     def put(self, activation: Tensor, value: Tensor) -> Tensor:
         """`activation` [prompt, pos, (head,) …], but in this place what `value` holds there."""
@@ -48,7 +54,7 @@ class Place:
         return activation
 
 
-def sender(name: str, positions: tuple[int, ...] | None = None) -> Place:
+def sender(name: str, positions: Positions = None) -> Place:
     """Where "embedding", "mlp2" or the head "3.1" writes."""
     if name == "embedding":
         return Place("hook_embed", None, positions)
@@ -58,7 +64,7 @@ def sender(name: str, positions: tuple[int, ...] | None = None) -> Place:
     return Place(f"blocks.{layer}.attn.hook_z", int(head), positions)
 
 
-def receiver(name: str, n_layers: int, positions: tuple[int, ...] | None = None) -> Place:
+def receiver(name: str, n_layers: int, positions: Positions = None) -> Place:
     """Where "logits", "mlp2", "resid2" (the stream that enters block 2) or "3.1.v" reads."""
     if name in ("logits", f"resid{n_layers}"):
         return Place(f"blocks.{n_layers - 1}.hook_resid_post", None, positions)

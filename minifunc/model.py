@@ -18,7 +18,8 @@ A head looks from its query position to earlier positions. The pattern says how 
 each, z is the mean of their v with these weights, and W_O writes z into the stream.
 Hook points and parameters carry the names and shapes of TransformerLens 2.18, so what you know from
 there holds here, and the weights load there. There are no biases. A hook belongs to one call:
-`model.run_with_hooks(tokens, {name: fn})`, where fn(activation, name) returns what to go on with.
+`model.run_with_hooks(tokens, {name: fn})`, where fn(activation, name) returns what to go on with;
+to edit the activation in place and return it is the same.
 """
 
 import math
@@ -29,8 +30,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minifunc.support.checks import check_model_config, check_tokens
+from minifunc.support.checks import Positions, ascending, check_model_config, check_tokens
 from minifunc.support.hooks import Hooked, Hooks
+from minifunc.support.settled import settled
 
 
 @dataclass(frozen=True)
@@ -262,15 +264,17 @@ class Transformer(Hooked):
             if kind == "w":
                 weight.data.fill_(1.0)
             elif not weight.is_meta:  # a meta tensor is a shape alone
-                weight.data.copy_(torch.randn(weight.shape, generator=generator) * std)
+                drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float32)
+                weight.data.copy_(drawn * std)
 
+    @settled
     def forward(
-        self, tokens: Tensor, positions: Tensor | None = None, hooks: Hooks | None = None
+        self, tokens: Tensor, positions: Positions = None, hooks: Hooks | None = None
     ) -> Tensor:
-        """positions [query] int64, ascending, distinct, none negative: where logits are wanted
-        (default: everywhere). The last block alone can skip the others: there q, pattern, z and all
-        after them have `query` rows. Raises ValueError for tokens of a wrong shape."""
-        check_tokens(tokens, self.cfg.n_ctx)
+        """positions [query], ascending, distinct: where logits are wanted (default: everywhere).
+        The last block alone can skip the others: there q, pattern, z and all after them have
+        `query` rows. Raises ValueError for tokens or positions that don't fit."""
+        check_tokens(tokens, self.cfg.d_vocab, self.cfg.n_ctx)
         hooks = hooks or Hooks()
         resid = hooks(self.embed(tokens), "hook_embed")  # [batch, pos, d_model]
         if self.cfg.positions == "learned":
@@ -278,16 +282,16 @@ class Transformer(Hooked):
             resid = resid + hooks(pos_embed, "hook_pos_embed")
         return self.run_from(resid, 0, positions, hooks)
 
+    @settled
     def run_from(
-        self, resid: Tensor, layer: int, positions: Tensor | None = None, hooks: Hooks | None = None
+        self, resid: Tensor, layer: int, positions: Positions = None, hooks: Hooks | None = None
     ) -> Tensor:
         """The upper part of the model, to the logits: from the stream [batch, pos, d_model] that
         enters block `layer` (n_layers: the final norm). positions, hooks: as in `forward`."""
-        hooks = hooks or Hooks()
-        everywhere = torch.arange(resid.shape[1], device=resid.device)
-        positions = everywhere if positions is None else positions
+        hooks, everywhere = hooks or Hooks(), torch.arange(resid.shape[1], device=resid.device)
+        queries = ascending(positions, resid.shape[1]).to(resid.device)
         for block in self.blocks[layer:]:
-            resid = block(resid, positions if block is self.blocks[-1] else everywhere, hooks)
+            resid = block(resid, queries if block is self.blocks[-1] else everywhere, hooks)
         if layer == self.cfg.n_layers:
-            resid = at_positions(resid, positions)
+            resid = at_positions(resid, queries)
         return self.unembed(self.ln_final(resid, hooks))

@@ -35,15 +35,15 @@ import torch
 from torch import Tensor
 
 from minifunc.model import ModelConfig, Transformer, attention_scores
-from minifunc.support.checks import check_F_range, checked_group
+from minifunc.support.checks import Positions, check_F_range, checked_group, whole_numbers
 from minifunc.support.effects import Effects, Row, Senders
 from minifunc.support.hooks import Hooks
 from minifunc.support.pairs import CachedRuns, PairedRuns
 from minifunc.support.processes import all_sum
+from minifunc.support.settled import settled
 
 __all__ = ["Effects", "HeadInput", "Logits", "MLPInput", "PathPatcher", "Receiver", "Resid"]
 
-Positions = tuple[int, ...] | None  # from 0; None: everywhere
 Asked = Sequence[str | Sequence[str]]  # senders by name; those in a list send together
 NO_HOOKS = Hooks()
 
@@ -56,8 +56,13 @@ class Receiver:
     """
 
     head: int | None
-    positions: Positions
+    positions: Positions  # any whole numbers from 0; None: everywhere
     is_stream = False
+
+    def __post_init__(self) -> None:
+        vars(self)["positions"] = whole_numbers(
+            self.positions
+        )  # read once; the dataclass is frozen
 
     @property
     def hook(self) -> str:
@@ -184,6 +189,7 @@ class PathPatcher(PairedRuns):
     tensor([ True, False])
     """
 
+    @settled
     def __init__(
         self,
         model: Transformer,
@@ -207,13 +213,14 @@ class PathPatcher(PairedRuns):
         """The effect of every sender on one receiver, or on several overwritten together."""
         return self.sweep_each([receiver], senders, **sending)[0]
 
+    @settled
     @torch.no_grad()
     def sweep_each(
         self,
         receivers: Sequence[Receiver | Sequence[Receiver]],
         senders: Asked | None = None,
         source: str | Tensor = "base",
-        sender_positions: Sequence[int] | None = None,
+        sender_positions: Positions = None,
     ) -> list[Effects]:
         """One `Effects` for each entry of `receivers`, all from a single pass 1.
 
@@ -228,6 +235,7 @@ class PathPatcher(PairedRuns):
         groups = [checked_group(entry, self.model, self.n_pos) for entry in receivers]
         rows = [self.order.row(entry) for entry in (self.senders if senders is None else senders)]
         check_F_range(self.F_range)
+        sender_positions = whole_numbers(sender_positions)
         n_below = self.order.n_before(max(map(self._highest, groups)))
         # Senders above all receivers have no path. The others go in the order in which they write.
         carried = [index for index, row in enumerate(rows) if row[0] < n_below]
@@ -380,12 +388,8 @@ class PathPatcher(PairedRuns):
         """activation [sender * p, pos, (head,) …] with the receiver's part taken from `value`."""
         n_pos = activation.shape[1]  # the last block may compute its last position alone
         chosen = self.mask(receiver.positions)[-n_pos:]  # [pos, 1]
-        old = activation if receiver.head is None else activation[:, :, receiver.head]
-        new = torch.where(chosen, value[:, -n_pos:], old)
-        if receiver.head is None:
-            return new
-        activation = activation.clone()
-        activation[:, :, receiver.head] = new
+        part = activation if receiver.head is None else activation[:, :, receiver.head]
+        part[:] = torch.where(chosen, value[:, -n_pos:], part)
         return activation
 
     def _highest(self, group: Sequence[Receiver]) -> int:

@@ -1,12 +1,16 @@
 """Checks of a configuration. A wrong value raises ValueError: it names the field, and what fits."""
 
 import difflib
+import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from itertools import product
 from typing import Any
 
+import torch
 from torch import Tensor
+
+Positions = Iterable[int] | Tensor | None  # whole numbers from 0; None: everywhere
 
 KNOWN = {  # by field of a `ModelConfig`
     "positions": ("rotary", "learned", "none"),
@@ -34,11 +38,21 @@ def check_model_config(cfg: Any) -> None:
         raise ValueError(f"model config: rotary positions need an even d_head, not {cfg.d_head}")
 
 
-def check_tokens(tokens: Tensor, n_ctx: int) -> None:
-    """Raises ValueError for tokens that a context of n_ctx positions cannot take."""
+def check_tokens(tokens: Tensor, d_vocab: int, n_ctx: int = 2**40) -> None:
+    """Raises ValueError unless tokens are [batch, pos] whole numbers of the vocabulary, and fit.
+    Those on a GPU are not looked at: it would have to wait."""
     if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= n_ctx:
         wanted = f"[batch, pos] with 1 to {n_ctx} positions"
         raise ValueError(f"tokens must be {wanted}, not {list(tokens.shape)}")
+    check_ids("tokens", tokens, d_vocab)
+
+
+def check_ids(name: str, ids: Tensor, d_vocab: int) -> None:
+    """Raises ValueError unless ids are int32 or int64, and tokens of the vocabulary."""
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{name} must be int64 (or int32), not {ids.dtype}")
+    if ids.device.type == "cpu" and ids.numel() and (ids.min() < 0 or ids.max() >= d_vocab):
+        raise ValueError(f"{name} must be tokens, from 0 to {d_vocab - 1}")
 
 
 def check_hook_names(names: Iterable[str], known: Collection[str]) -> None:
@@ -49,25 +63,66 @@ def check_hook_names(names: Iterable[str], known: Collection[str]) -> None:
             raise ValueError(f"no hook point {name!r}" + (f"; close ones: {near}" if near else ""))
 
 
+def check_returned(name: str, returned: Any, activation: Tensor) -> None:
+    """Raises ValueError unless a hook returned something to go on with in place of `activation`."""
+    if not isinstance(returned, Tensor):
+        raise ValueError(f"the hook at {name} must return an activation, not {returned!r:.60}")
+    for what in ("shape", "dtype", "device"):
+        wanted, found = getattr(activation, what), getattr(returned, what)
+        if found != wanted:
+            raise ValueError(f"the hook at {name} must return {what} {wanted}, not {found}")
+
+
 def check_pairs(d_vocab: int, base: Tensor, contrast: Tensor, *answers: Tensor) -> None:
     """Raises ValueError unless tokens are [n_prompts, pos] of one shape, and answers [n_prompts]
     tokens of the vocabulary."""
     if base.shape != contrast.shape or base.ndim != 2 or 0 in base.shape:
         must = "base and contrast tokens must be [n_prompts, pos] of one shape"
         raise ValueError(f"{must}, not {list(base.shape)} and {list(contrast.shape)}")
-    if any(given.shape != base.shape[:1] for given in answers):
+    check_answers(d_vocab, len(base), *answers)
+    for tokens in (base, contrast):
+        check_ids("tokens", tokens, d_vocab)
+
+
+def check_answers(d_vocab: int, n_prompts: int, *answers: Tensor) -> None:
+    """Raises ValueError unless there is one token of the vocabulary for each prompt."""
+    if any(given.shape != (n_prompts,) for given in answers):
         shapes = " and ".join(str(list(given.shape)) for given in answers)
-        raise ValueError(f"answers must be [n_prompts] = [{len(base)}], not {shapes}")
-    if any(given.min() < 0 or given.max() >= d_vocab for given in answers):
-        raise ValueError(f"answers must be tokens, from 0 to {d_vocab - 1}")
+        raise ValueError(f"answers must be [n_prompts] = [{n_prompts}], not {shapes}")
+    for given in answers:
+        check_ids("answers", given, d_vocab)
 
 
-def check_positions(positions: Iterable[int], n_pos: int) -> None:
-    """Raises ValueError for a position that the prompts do not have."""
-    for position in positions:
+def whole_numbers(positions: Positions) -> tuple[int, ...] | None:
+    """Positions given as any iterable, once read. Raises ValueError for what is no whole number."""
+    if positions is None:
+        return None
+    try:
+        given = positions.tolist() if isinstance(positions, Tensor) else list(positions)
+        if any(isinstance(position, bool) for position in given):
+            raise TypeError
+        return tuple(operator.index(position) for position in given)
+    except TypeError:
+        must = "positions must be whole numbers, like [0, 3] or range(4)"
+        raise ValueError(f"{must}, not {positions!r:.60}") from None
+
+
+def checked_positions(positions: Positions, n_pos: int) -> tuple[int, ...]:
+    """`whole_numbers`, all of them if None. Raises ValueError for one the prompts do not have."""
+    chosen = whole_numbers(range(n_pos) if positions is None else positions) or ()
+    for position in chosen:
         if not 0 <= position < n_pos:
             have = f"the prompts have positions 0 to {n_pos - 1}"
             raise ValueError(f"position {position} is out of range: {have}")
+    return chosen
+
+
+def ascending(positions: Positions, n_pos: int) -> Tensor:
+    """Positions [query] int64. Raises ValueError unless each is larger than the one before."""
+    chosen = checked_positions(positions, n_pos)
+    if list(chosen) != sorted(set(chosen)):
+        raise ValueError(f"positions must be ascending and distinct, not {list(chosen)!s:.60}")
+    return torch.tensor(chosen, dtype=torch.int64)
 
 
 def check_source(source: str | Tensor, tokens: Tensor) -> None:
@@ -85,11 +140,31 @@ def check_shape(must_be: str, source: Tensor, tokens: Tensor) -> None:
         raise ValueError(f"{must_be} {wanted}, not {list(source.shape)}")
 
 
-def check_heads(names: Iterable[str], known: Sequence[str]) -> None:
-    """Raises ValueError for a head that is not among those of the model."""
+def check_sources(
+    d_vocab: int, tokens: Tensor, sources: Mapping[str, Tensor], means: Mapping[str, Tensor]
+) -> None:
+    """Raises ValueError unless sources have the shape of tokens [n_prompts, pos], and means the
+    same positions in at least one prompt."""
+    check_tokens(tokens, d_vocab)
+    for name, source in sources.items():
+        check_shape(f"the source {name!r} must be tokens of shape", source, tokens)
+    for name, source in means.items():
+        if source.ndim != 2 or not len(source) or source.shape[1] != tokens.shape[1]:
+            must = f"must be tokens [any number, {tokens.shape[1]}] like the prompts"
+            raise ValueError(f"the mean source {name!r} {must}, not {list(source.shape)}")
+    for name, source in (*sources.items(), *means.items()):
+        check_ids(f"the source {name!r}", source, d_vocab)
+
+
+def checked_heads(group: Iterable[str], known: Sequence[str]) -> frozenset[str]:
+    """The heads of a group. Raises ValueError for one that is not among those of the model."""
+    if isinstance(group, str):
+        raise ValueError(f"a group is a list of heads like ['3.1'], not {group!r}")
+    names = frozenset(group)
     for name in names:
         if name not in known:
             raise ValueError(f"no head {name!r}; this model has heads {known[0]} to {known[-1]}")
+    return names
 
 
 def _has_receiver(cfg: Any, hooks: Collection[str], receiver: Any) -> bool:
@@ -118,7 +193,7 @@ def checked_group(entry: Any, model: Any, n_pos: int) -> tuple[Any, ...]:
         if not _has_receiver(cfg, hooks, receiver):
             size = f"{cfg.n_layers} layers × {cfg.n_heads} heads"
             raise ValueError(f"this model of {size} has no receiver {receiver!r}")
-        check_positions(receiver.positions or (), n_pos)
+        checked_positions(receiver.positions, n_pos)
     places = sorted(map(str, group))
     if not group or len(set(places)) < len(places):
         rule = "must name each place once, with all its positions"

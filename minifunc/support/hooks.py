@@ -4,29 +4,41 @@ A hook is `fn(activation, name)`; it returns the activation to go on with. Hooks
 call and passed down with it. Nothing is stored in the model, so nothing can stay behind.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from minifunc.support.checks import check_hook_names
+from minifunc.support.checks import Positions, check_hook_names, check_returned
 
 Hook = Callable[[Tensor, str], Tensor]
 
 
 class Hooks:
-    """What one call sees or changes. `hooks(activation, name)` returns what to go on with."""
+    """What one call sees or changes. `hooks(activation, name)` returns what to go on with.
 
-    def __init__(self, functions: Mapping[str, Hook] | None = None) -> None:
-        self.functions = dict(functions or {})
+    functions: by hook point. Each gets a copy, so that editing it in place changes nothing else;
+    what it returns must be of the same shape and dtype. keep: hook points to note in `kept`.
+    """
+
+    def __init__(
+        self, functions: Mapping[str, Hook] | None = None, keep: Iterable[str] = ()
+    ) -> None:
+        self.functions, self.keep = dict(functions or {}), frozenset(keep)
+        self.kept: dict[str, Tensor] = {}
 
     def __call__(self, activation: Tensor, name: str) -> Tensor:
-        function = self.functions.get(name)
-        return activation if function is None else function(activation, name)
+        if name in self.functions:
+            returned = self.functions[name](activation.clone(), name)
+            check_returned(name, returned, activation)
+            activation = returned
+        if name in self.keep:
+            self.kept[name] = activation
+        return activation
 
     def wants(self, *names: str) -> bool:
-        return any(name in self.functions for name in names)
+        return any(name in self.functions or name in self.keep for name in names)
 
 
 class Hooked(nn.Module):
@@ -56,7 +68,7 @@ class Hooked(nn.Module):
         return [*names, "ln_final.hook_normalized"]
 
     def run_with_hooks(
-        self, tokens: Tensor, hooks: Mapping[str, Hook], positions: Tensor | None = None
+        self, tokens: Tensor, hooks: Mapping[str, Hook], positions: Positions = None
     ) -> Tensor:
         """Logits of a run in which each named activation is replaced by what its function returns.
 
@@ -72,7 +84,7 @@ class Hooked(nn.Module):
         return self(tokens, positions, Hooks(hooks))
 
     def run_with_cache(
-        self, tokens: Tensor, names: Sequence[str] | None = None, positions: Tensor | None = None
+        self, tokens: Tensor, names: Iterable[str] | None = None, positions: Positions = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits, and the activations of the run at `names` (default: at every hook point).
 
@@ -83,12 +95,12 @@ class Hooked(nn.Module):
         torch.Size([1, 4, 3])
         """
         names = self.hook_names() if names is None else names
-        check_hook_names(names, self.hook_names())
-        cache: dict[str, Tensor] = {}
-
-        def store(activation: Tensor, name: str) -> Tensor:
-            cache[name] = activation
-            return activation
-
-        logits = self(tokens, positions, Hooks(dict.fromkeys(names, store)))
-        return logits, cache
+        hooks = Hooks(keep=names)
+        check_hook_names(hooks.keep, self.hook_names())
+        logits = self(tokens, positions, hooks)
+        taken = {weight.untyped_storage().data_ptr() for weight in self.parameters()}
+        for name, activation in hooks.kept.items():  # each gets memory of its own, to be edited
+            storage = activation.untyped_storage().data_ptr()
+            hooks.kept[name] = activation.clone() if storage in taken else activation
+            taken.add(storage)
+        return logits, hooks.kept

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minifunc.model import Transformer
-from minifunc.support.checks import check_pairs, check_positions, check_source
+from minifunc.support.checks import Positions, check_pairs, check_source, checked_positions
 from minifunc.support.memory import MemoryBudget
 from minifunc.support.processes import all_sum, own_range
 
@@ -57,9 +57,9 @@ class PairedRuns:
         check_pairs(model.cfg.d_vocab, *tokens, *answers)
         self.model, self.cfg, device = model, model.cfg, model.device
         self.base_tokens, self.contrast_tokens = (each.to(device) for each in tokens)
-        self.answers = torch.stack(answers, dim=1).to(device)  # [n_prompts, 2]
+        self.answers = torch.stack(answers, dim=1).to(device).long()  # [n_prompts, 2]
         self.n_prompts, self.n_pos = self.base_tokens.shape
-        self.last = torch.tensor([self.n_pos - 1], device=device)
+        self.last = [self.n_pos - 1]
         self.sent = ["hook_embed"]
         for layer in range(self.cfg.n_layers):
             self.sent += [f"blocks.{layer}.attn.hook_z"]
@@ -106,7 +106,7 @@ class PairedRuns:
         return picked[..., 0] - picked[..., 1]
 
     def changes(
-        self, runs: CachedRuns, n_pos: int, source: str | Tensor, positions: Sequence[int] | None
+        self, runs: CachedRuns, n_pos: int, source: str | Tensor, positions: Positions
     ) -> dict[str, Tensor]:
         """What senders change where they write, by hook point: source - contrast at the last n_pos
         positions, [p, pos, …]; zero but at `positions` (None: all). source: as in `sweep_each`."""
@@ -138,10 +138,8 @@ class PairedRuns:
                 total[name] = total[name] + part if name in total else part
         return {name: (x / self.n_prompts).to(self.model.dtype) for name, x in total.items()}
 
-    def mask(self, positions: Sequence[int] | None) -> Tensor:
+    def mask(self, positions: Positions) -> Tensor:
         """[pos, 1] bool: true at the positions (None: everywhere)."""
-        chosen = torch.full([self.n_pos, 1], positions is None)
-        if positions is not None:
-            check_positions(positions, self.n_pos)
-            chosen[list(positions)] = True
+        chosen = torch.zeros(self.n_pos, 1, dtype=torch.bool)
+        chosen[list(checked_positions(positions, self.n_pos))] = True
         return chosen.to(self.model.device)
