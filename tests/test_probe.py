@@ -48,11 +48,8 @@ def carried(position):
     shown, expected = tokens[:, [position]], tokens[:, [1]]
     numbers = {"difference": shown - expected, "shown": shown, "expected": expected}
     streams = stream(model, tokens, torch.tensor([position]))
-    fitted, scored = (
-        tuple({name: some[half] for name, some in values.items()} for values in (streams, numbers))
-        for half in (slice(0, 400), slice(400, None))
-    )
-    return readable(fitted, scored), list(sites(model))
+    rows = slice(0, 400), slice(400, None)
+    return readable(streams, numbers, *rows), list(sites(model))
 
 
 @pytest.mark.parametrize(

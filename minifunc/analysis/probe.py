@@ -14,6 +14,7 @@ and f(x, y) can both be read, so can their difference.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -41,7 +42,7 @@ class Probe:
 
 
 Measure = Callable[[Probe, Tensor, Tensor], Tensor]  # (probe, x, y) → one value for each target
-Data = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]  # the stream by site, numbers by target
+Rows = Tensor | slice  # some of the prompts
 
 
 def fit(x: Tensor, y: Tensor) -> Probe:
@@ -56,18 +57,14 @@ def fit(x: Tensor, y: Tensor) -> Probe:
     return Probe(torch.linalg.solve(gram + identity * ridge, moment), mean_x, mean_y)
 
 
-def r2(probe: Probe, x: Tensor, y: Tensor) -> Tensor:
+def r2(probe: Probe, x: Tensor, y: Tensor, over: tuple[int, ...] = (0,)) -> Tensor:
     """1 - residual / variance of y [n, n_targets]: [n_targets]. 0 is as good as the mean of y."""
     y = y.double()
-    residual, variance = (y - probe(x)).square().sum(0), (y - y.mean(0)).square().sum(0)
+    residual, variance = (y - probe(x)).square().sum(over), (y - y.mean(0)).square().sum(over)
     return 1 - residual / variance.clamp(min=1e-12)
 
 
-def r2_together(probe: Probe, x: Tensor, y: Tensor) -> Tensor:
-    """The same of all targets at once, over the sum of their variances: []."""
-    y = y.double()
-    residual, variance = (y - probe(x)).square().sum(), (y - y.mean(0)).square().sum()
-    return 1 - residual / variance.clamp(min=1e-12)
+r2_together = partial(r2, over=(0, 1))  # of all targets at once, over the sum of their variances
 
 
 def correlation(probe: Probe, x: Tensor, y: Tensor) -> Tensor:
@@ -103,20 +100,19 @@ def stream(model: Transformer, tokens: Tensor, positions: Tensor) -> dict[str, T
     return activations(model, tokens, list(sites(model).values()), lambda x: x[:, where])
 
 
-def readable(fitted: Data, scored: Data, measure: Measure = r2) -> dict[str, list[float]]:
-    """How well probes fitted on some prompts read each target on others: {target: value by site}.
+def held_out(x: Tensor, y: Tensor, train: Rows, test: Rows, measure: Measure = r2) -> Tensor:
+    """How well y is read off x, both [n, m, …], in the prompts `test`; fitted on `train`."""
+    probe = fit(x[train].flatten(0, 1), y[train].flatten(0, 1))
+    return measure(probe, x[test].flatten(0, 1), y[test].flatten(0, 1))
 
-    Streams [n, m, d_model], targets [n, m]. No prompt should be in both (`halves`).
-    """
-    y, other_y = (
-        torch.stack([numbers.flatten() for numbers in targets.values()], dim=1)  # [n * m, target]
-        for _, targets in (fitted, scored)
-    )
-    values = []
-    for site, x in fitted[0].items():
-        probe = fit(x.flatten(0, 1), y)
-        values.append(measure(probe, scored[0][site].flatten(0, 1), other_y))  # [target]
-    return rounded(dict(zip(fitted[1], torch.stack(values, dim=1).tolist())))
+
+def readable(
+    streams: Mapping[str, Tensor], targets: Mapping[str, Tensor], *how: Any
+) -> dict[str, list[float]]:
+    """`held_out` of each target [n, m] from each site's stream [n, m, …]: {target: [by site]}."""
+    y = torch.stack(list(targets.values()), dim=-1)  # [n, m, n_targets]
+    by_site = torch.stack([held_out(x, y, *how) for x in streams.values()], dim=1)
+    return rounded(dict(zip(targets, by_site.tolist())))
 
 
 def halves(tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -128,21 +124,20 @@ def halves(tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     for row, prompt in enumerate(tokens.tolist()):
         first.setdefault(tuple(prompt), row)
     rows = torch.tensor([first[prompt] for prompt in sorted(first)])
-    shuffled = rows[torch.randperm(len(rows), generator=generator)]
-    half = len(first) // 2
-    return shuffled[:half], shuffled[half:]
+    order = torch.randperm(len(rows), generator=generator)
+    train, test = rows[order].tensor_split([len(rows) // 2])
+    return train, test
 
 
 def largest_step(values: Sequence[float], names: Sequence[str]) -> tuple[str, float]:
     """The name at which a series rises most above the value before it, and by how much."""
-    steps = [after - before for before, after in pairwise(values)]
-    best = max(range(len(steps)), key=steps.__getitem__)
-    return names[best + 1], round(steps[best], 4)
+    steps = {name: after - before for name, (before, after) in zip(names[1:], pairwise(values))}
+    best = max(steps, key=steps.__getitem__)
+    return best, round(steps[best], 4)
 
 
-def targets_of(examples: Examples) -> dict[str, Tensor]:
+def targets_of(e: Examples) -> dict[str, Tensor]:
     """What probes are to read, each [n_prompts, n_shots]."""
-    e = examples
     return {"difference": e.difference, "shown": e.shown, "expected": e.expected}
 
 
@@ -153,21 +148,13 @@ def read_at_places(
     targets, d = targets_of(examples), examples.difference
     order = torch.randperm(d.numel(), generator=generator)
     targets["shuffled"] = d.flatten()[order].reshape(d.shape)
-    train, test = halves(examples.tokens, generator)
-
-    def part(streams: Mapping[str, Tensor], rows: Tensor) -> Data:
-        x = {site: some[rows] for site, some in streams.items()}
-        return x, {name: some[rows] for name, some in targets.items()}
-
-    def read(streams: Mapping[str, Tensor]) -> dict[str, list[float]]:
-        return readable(part(streams, train), part(streams, test))
-
-    positions = torch.stack([examples.answers + offset for offset in PLACES.values()])
-    streams = stream(model, examples.tokens, positions)  # each [n_prompts, place, n_shots, d_model]
+    rows = halves(examples.tokens, generator)
     found: dict[str, Any] = {}
-    for index, place in enumerate(PLACES):
-        found[place] = read({site: x[:, index] for site, x in streams.items()})
-    alone = read({"shown": one_hot(examples.shown)})["difference"][0]
+    for place, offset in PLACES.items():
+        found[place] = readable(
+            stream(model, examples.tokens, examples.answers + offset), targets, *rows
+        )
+    alone = readable({"shown": one_hot(examples.shown)}, targets, *rows)["difference"][0]
     return found | {"from_shown_alone": alone}
 
 
@@ -179,8 +166,7 @@ def probes(
     kinds: {"consistent": one k in a prompt, "dealt": the examples dealt anew, so that nothing but
     the example itself tells its difference}; others: dealt prompts of other functions. The result:
         sites                  what wrote last before each site
-        [kind][place][target]  R² by site at the shown answers, the `=` before them and the second
-                               operand. Before c is shown, d can only come from earlier examples.
+        [kind][place][target]  R² by site. Before c is shown, d can only come from earlier examples.
                                shuffled: the differences of other examples; R² must be about 0
         from_shown_alone       R² of one table over c for d, without any stream
         other_functions        probes fitted at the answers of `others`, scored on dealt prompts
@@ -191,12 +177,13 @@ def probes(
     found: dict[str, Any] = {"sites": list(sites(model)), "n_prompts": len(dealt.tokens)}
     for kind, examples in kinds.items():
         found[kind] = read_at_places(model, examples, generator)
-    fitted, scored = (
-        (stream(model, some.tokens, some.answers), targets_of(some)) for some in (others, dealt)
-    )
+    streams = stream(model, torch.cat([others.tokens, dealt.tokens]), dealt.answers)
+    numbers = targets_of(others)
+    targets = {name: torch.cat([numbers[name], some]) for name, some in targets_of(dealt).items()}
+    rows = slice(len(others.tokens)), slice(len(others.tokens), None)
     found["other_functions"] = {
-        "r2": readable(fitted, scored),
-        "correlation": readable(fitted, scored, correlation),
+        "r2": readable(streams, targets, *rows),
+        "correlation": readable(streams, targets, *rows, correlation),
     }
     rise = found["dealt"]["answer"]["difference"]
     found["made_by"], found["step"] = largest_step(rise, found["sites"])

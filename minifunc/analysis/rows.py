@@ -1,6 +1,6 @@
 """Effects and ablations as rows of circuit.json, rounded; and back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Any
@@ -88,7 +88,7 @@ def discovered(found: Discovery, criteria: Criteria, circuit: Mapping[str, Any])
 # ---------------------------------------------------------------- ablations
 
 
-def answered(logits: Tensor, answers: Answers) -> dict[str, float]:
+def answered(logits: Tensor, answers: Iterable[Tensor]) -> dict[str, float]:
     """Shares of base and of contrast answers, given logits [n_prompts, d_vocab]."""
     base, contrast = (accuracy(logits, wanted) for wanted in answers)
     return {"base_acc": base, "contrast_acc": contrast}
