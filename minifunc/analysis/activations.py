@@ -26,8 +26,7 @@ class Examples:
         return self.shown - self.expected
 
     def to(self, device: torch.device) -> "Examples":
-        tensors = (self.tokens, self.answers, self.expected, self.shown)
-        return Examples(*(tensor.to(device) for tensor in tensors))
+        return Examples(*(tensor.to(device) for tensor in vars(self).values()))
 
     def rows(self, which: Tensor) -> "Examples":
         """Some of the prompts, by their numbers."""
@@ -35,10 +34,8 @@ class Examples:
         return Examples(tokens, self.answers, expected, shown)
 
     def dealt(self, generator: torch.Generator) -> "Examples":
-        """The same examples dealt anew over all prompts, whose queries stay.
-
-        One example's difference then tells nothing of the next one's.
-        """
+        """The examples dealt anew over all prompts, whose queries stay; no two of a prompt then
+        belong together."""
         order = torch.randperm(self.expected.numel(), generator=generator)
         places = self.answers[:, None] + torch.arange(-4, 1)  # [n_shots, 5]: x op y = c
         tokens = self.tokens.clone()

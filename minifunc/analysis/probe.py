@@ -150,10 +150,10 @@ def read_at_places(
     targets["shuffled"] = d.flatten()[order].reshape(d.shape)
     rows = halves(examples.tokens, generator)
     found: dict[str, Any] = {}
-    for place, offset in PLACES.items():
-        found[place] = readable(
-            stream(model, examples.tokens, examples.answers + offset), targets, *rows
-        )
+    positions = torch.stack([examples.answers + offset for offset in PLACES.values()])
+    streams = stream(model, examples.tokens, positions)  # each [n_prompts, place, n_shots, d_model]
+    for index, place in enumerate(PLACES):
+        found[place] = readable({site: x[:, index] for site, x in streams.items()}, targets, *rows)
     alone = readable({"shown": one_hot(examples.shown)}, targets, *rows)["difference"][0]
     return found | {"from_shown_alone": alone}
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from minifunc.ablation import Ablator, CircuitScores
 from minifunc.analysis.attribution import attribute, rank_correlation
-from minifunc.analysis.graph import circuit_graph
 from minifunc.circuit import Criteria, Discovery
 from minifunc.model import ModelConfig
 from minifunc.patching import Effects, Logits, PathPatcher
@@ -19,6 +18,9 @@ from minifunc.support.tables import rounded
 
 # What circuit.json holds where there are no function-induction heads.
 NOTHING_FOUND = {"readers": {}, "evaluation": {"ablation": [], "sensitivity": []}, "reuse": []}
+
+# Heads that were also swept together: name → edges to the logits.
+TOGETHER = {"function_induction": 1, "shown_answer": 2, "expected_answer": 2}
 
 Answers = tuple[Tensor, Tensor]  # of base and contrast prompts, [n_prompts] int64 each
 
@@ -49,8 +51,7 @@ def as_lists(effects: Effects) -> dict[str, Any]:
 
 def as_effects(lists: dict[str, Any]) -> Effects:
     """r values from circuit.json; the values of single prompts are not kept there."""
-    heads, mlps, embedding = (torch.tensor(lists[name]) for name in ("heads", "mlps", "embedding"))
-    return Effects(heads, mlps, embedding, torch.empty(0), torch.empty(0))
+    return Effects(*(torch.tensor(lists[name]) for name in ("heads", "mlps", "embedding")))
 
 
 def direct(patchers: Mapping[str, PathPatcher]) -> dict[str, Any]:
@@ -83,6 +84,40 @@ def discovered(found: Discovery, criteria: Criteria, circuit: Mapping[str, Any])
         "graph": circuit_graph(found, criteria),
         "attention": found.attention,
     }
+
+
+# ---------------------------------------------------------------- the graph
+
+
+def circuit_graph(found: Discovery, criteria: Criteria) -> dict[str, list[dict[str, Any]]]:
+    """{"nodes": [{name, kind, steps, groups}], "edges": [{sender, receiver, contrast, r}]}."""
+    edges = strong_edges(found, criteria)
+    nodes = [node("logits", "logits", 0, [])]
+    for name, step in sorted(found.steps.items(), key=lambda pair: pair[1]):
+        kind = "head" if "." in name else name.rstrip("0123456789")
+        groups = [group for group, heads in found.groups.items() if name in heads]
+        nodes.append(node(name, kind, step, groups))
+    for name, step in TOGETHER.items():
+        if any(edge["receiver"].startswith(name) for edge in edges):
+            nodes.append(node(name, "together", step, [name]))
+    return {"nodes": nodes, "edges": edges}
+
+
+def strong_edges(found: Discovery, criteria: Criteria) -> list[dict[str, Any]]:
+    """All effects that count, of nodes that count."""
+    edges: list[dict[str, Any]] = []
+    for contrast, each in found.effects.items():
+        for receiver, effect in each.items():
+            least = criteria.strong if receiver == "logits" else criteria.feeds
+            for sender, r in effect.named().items():
+                if abs(r) >= least and sender in found.steps:
+                    edge = {"sender": sender, "receiver": receiver, "contrast": contrast}
+                    edges.append(edge | {"r": round(r, 5)})
+    return edges
+
+
+def node(name: str, kind: str, step: int, groups: list[str]) -> dict[str, Any]:
+    return {"name": name, "kind": kind, "steps": step, "groups": groups}
 
 
 # ---------------------------------------------------------------- ablations

@@ -10,9 +10,8 @@ from torch import Generator, Tensor
 
 from minifunc.ablation import Ablator
 from minifunc.analysis import function_vectors, reading
-from minifunc.analysis.ablations import reuse_rows
+from minifunc.analysis.ablations import random_group, reuse_rows
 from minifunc.analysis.activations import Examples
-from minifunc.analysis.controls import random_group
 from minifunc.analysis.probe import probes
 from minifunc.analysis.rows import Prompts
 from minifunc.model import Transformer
