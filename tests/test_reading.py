@@ -270,7 +270,7 @@ def test_the_findings_are_shown_with_their_figures():
     model, (base, contrast, *answers) = two_step_model(), prompts()
     inputs = inputs_apart(PathPatcher(model, base, contrast, *answers), {"base": base}, ["1.0"])
     found = {"inputs": inputs, "looks_for": {"0.0": looks()}, "hands_over": {}, "wrote": {}}
-    text = show(found)
+    text = "\n".join(show(found))
     assert "-100.0  1.00/0.00" in text
     assert "nearness" in text
     assert f"{found['looks_for']['0.0']['rest']:.2f}" in text

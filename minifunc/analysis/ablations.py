@@ -1,17 +1,16 @@
 """Groups of heads taken out, random groups beside them: what `ablation` and `reuse` hold."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from minifunc.ablation import all_heads
-from minifunc.analysis.rows import Prompts, ablation_row, answered, control_row
+from minifunc.analysis.rows import Prompts, ablation_row, control_row
 from minifunc.model import ModelConfig
-from minifunc.support.evaluation import last_logits
 from minifunc.support.names import heads_of, parse
-from minifunc.support.tables import rounded
 
 FEW_GROUPS = 5  # so many different random groups are run on all prompts, more of them on fewer
 HOWS = {  # by group: what is put in place of its heads
@@ -71,7 +70,7 @@ def group_ablations(
             # How often, without these heads, a prompt gets the answer off by k that never shows it.
             floor = ablation_row(base, label, heads, how)["contrast_acc"]
             rows.append(ablation_row(contrast, label, heads, how) | {"floor": floor})
-        cfg = contrast.cfg
+        cfg = contrast.ablator.cfg
         drawn = {
             "random_same_layers": [random_group(heads, cfg.n_heads, generator) for _ in range(n)],
             "random_any_layer": [random_group_anywhere(heads, cfg, generator) for _ in range(n)],
@@ -94,15 +93,12 @@ def reuse_rows(
     base [n_prompts, pos]: the base prompts, source "base" of `prompts`. The last row is a mean over
     the groups in `drawn`.
     """
-    plain = rounded(answered(last_logits(prompts.ablator.model, base), prompts.answers))
+    on_base = replace(prompts, ablator=prompts.ablator.on(base))
     rows = [
-        ("base", {"ablated": "none"} | plain),
-        ("contrast", ablation_row(prompts, "none", [], "base")),
-        ("contrast", ablation_row(prompts, "function_induction", heads, "base")),
-        ("contrast", control_row(prompts, "random_same_layers", drawn, "base")),
+        {"prompt": "base"} | ablation_row(on_base, "none", [], "base"),
+        {"prompt": "contrast"} | ablation_row(prompts, "none", [], "base"),
+        {"prompt": "contrast"} | ablation_row(prompts, "function_induction", heads, "base"),
+        {"prompt": "contrast"} | control_row(prompts, "random_same_layers", drawn, "base"),
     ]
-    kept = ("ablated", "base_acc", "contrast_acc")
-    return [
-        {"prompt": prompt, **{name: row[name] for name in kept}, "n_prompts": len(base)}
-        for prompt, row in rows
-    ]
+    kept = ("prompt", "ablated", "base_acc", "contrast_acc", "n_prompts")
+    return [{name: row[name] for name in kept} for row in rows]

@@ -1,7 +1,5 @@
-"""Is a circuit the whole story, and is all of it needed? Completeness, minimality, elimination.
-
-`CircuitScores` (`minifunc/ablation.py`) says what faithfulness and the gap of a subset K are. Here
-subsets are searched for, as in arXiv 2507.09875 and Wang et al. 2022:
+"""Is a circuit the whole story, and is all of it needed? Searches, as in arXiv 2507.09875 and Wang
+et al. 2022, by the faithfulness and the gaps of `CircuitScores` (`minifunc/ablation.py`).
 
     completeness   the largest gap of greedily grown K, beside those of random K and whole groups
     minimality     of a head v in C: the largest |F(C minus K minus v) - F(C minus K)|, as a share
@@ -165,7 +163,7 @@ def evaluate_circuits(
     for name, hows in ELIMINATED.items():
         circuits[name] = eliminate([looking[how] for how in hows], faithful)
     for name, heads in circuits.items():
-        n_heads = judged.cfg.n_heads
+        n_heads = judged.ablator.cfg.n_heads
         drawn = [random_group(heads, n_heads, generator, avoid=False) for _ in range(N_CONTROLS)]
         rows += [circuit_row(of_source, name, heads, drawn) for of_source in scores.values()]
 

@@ -327,7 +327,7 @@ def study(
 # ---------------------------------------------------------------- in words
 
 
-def show(found: Mapping[str, Any], k: int = 1) -> str:
+def show(found: Mapping[str, Any], k: int = 1) -> list[str]:
     """The findings of `study` as lines of text."""
     scores, key, to = found["function_vector_scores"], str(k), f"x{k:+d}"
     parts, fit, others = (scores[name][key] for name in ("parts", "adds_up", "others"))
@@ -335,7 +335,7 @@ def show(found: Mapping[str, Any], k: int = 1) -> str:
     for shift, hits in scores["put"].items():
         put.append([f"{int(shift):+d}", *hits["mean"].values(), *hits["own"].values()])
     on_others = "–" if others is None else f"{others:.1%}"
-    lines = [
+    return [
         f"function vectors: mean z at the last `=`, off by {k:+d}, added in naive prompts (which "
         f"are answered x on {scores['naive_accuracy']:.1%}). Promotes {to}, moves x → {to}, its "
         f"share of all heads', then answered {to} (hits)",
@@ -354,7 +354,6 @@ def show(found: Mapping[str, Any], k: int = 1) -> str:
         f"cosine of the {k:+d} vectors of two asked values, by their distance: "
         f"{_series(scores['turns'][key])}",
     ]
-    return "\n".join(lines)
 
 
 def _series(values: Mapping[str, float]) -> str:

@@ -260,7 +260,7 @@ def wrote(
 # ---------------------------------------------------------------- in words
 
 
-def show(found: Mapping[str, Any]) -> str:
+def show(found: Mapping[str, Any]) -> list[str]:
     """The findings {inputs, looks_for, hands_over, wrote} as lines of text."""
     inputs, looks, hands = found["inputs"], found["looks_for"], found["hands_over"]
     replaced = []
@@ -275,7 +275,7 @@ def show(found: Mapping[str, Any]) -> str:
     for head, where in product(hands, ("stream", "logits")):
         written[f"{head} {where}"] = hands[head][where]
     copied = {head: row | row["copies"] for head, row in hands.items()}
-    lines = [
+    return [
         "q, k, v of the FI heads from other runs: r in %, and accuracy on plain / shifted answers",
         *table(["head", *sources], replaced, digits=2),
         "scores of the last `=`: shares of their variance by place in the example (and by whether "
@@ -293,4 +293,3 @@ def show(found: Mapping[str, Any]) -> str:
         "y (second); R² of reading f(x, y), c",
         *table_of_heads(found["wrote"], (*SHARES, "expected_r2", "shown_r2")),
     ]
-    return "\n".join(lines)

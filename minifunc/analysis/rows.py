@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from minifunc.ablation import Ablator, CircuitScores
 from minifunc.analysis.attribution import attribute, rank_correlation
 from minifunc.circuit import Criteria, Discovery
-from minifunc.model import ModelConfig
 from minifunc.patching import Effects, Logits, PathPatcher
 from minifunc.support.evaluation import accuracy, wilson
 from minifunc.support.tables import rounded
@@ -31,10 +31,6 @@ class Prompts:
 
     ablator: Ablator
     answers: Answers
-
-    @property
-    def cfg(self) -> ModelConfig:
-        return self.ablator.cfg
 
     def scores(self, how: str) -> CircuitScores:
         return CircuitScores(self.ablator, how, *self.answers)
@@ -92,15 +88,16 @@ def discovered(found: Discovery, criteria: Criteria, circuit: Mapping[str, Any])
 def circuit_graph(found: Discovery, criteria: Criteria) -> dict[str, list[dict[str, Any]]]:
     """{"nodes": [{name, kind, steps, groups}], "edges": [{sender, receiver, contrast, r}]}."""
     edges = strong_edges(found, criteria)
-    nodes = [node("logits", "logits", 0, [])]
+    nodes: list[tuple[str, str, int, list[str]]] = [("logits", "logits", 0, [])]
     for name, step in sorted(found.steps.items(), key=lambda pair: pair[1]):
         kind = "head" if "." in name else name.rstrip("0123456789")
         groups = [group for group, heads in found.groups.items() if name in heads]
-        nodes.append(node(name, kind, step, groups))
+        nodes.append((name, kind, step, groups))
     for name, step in TOGETHER.items():
         if any(edge["receiver"].startswith(name) for edge in edges):
-            nodes.append(node(name, "together", step, [name]))
-    return {"nodes": nodes, "edges": edges}
+            nodes.append((name, "together", step, [name]))
+    keys = ("name", "kind", "steps", "groups")
+    return {"nodes": [dict(zip(keys, node)) for node in nodes], "edges": edges}
 
 
 def strong_edges(found: Discovery, criteria: Criteria) -> list[dict[str, Any]]:
@@ -114,10 +111,6 @@ def strong_edges(found: Discovery, criteria: Criteria) -> list[dict[str, Any]]:
                     edge = {"sender": sender, "receiver": receiver, "contrast": contrast}
                     edges.append(edge | {"r": round(r, 5)})
     return edges
-
-
-def node(name: str, kind: str, step: int, groups: list[str]) -> dict[str, Any]:
-    return {"name": name, "kind": kind, "steps": step, "groups": groups}
 
 
 # ---------------------------------------------------------------- ablations
@@ -148,11 +141,8 @@ def control_row(
     n, groups = prompts.ablator.n_prompts, list(dict.fromkeys(map(tuple, draws)))
     all_logits = prompts.ablator.logits(groups, how)
     shares = {heads: answered(each, prompts.answers) for heads, each in zip(groups, all_logits)}
-    base, contrast = (
-        [shares[tuple(heads)][name] for heads in draws] for name in ("base_acc", "contrast_acc")
-    )
-    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    over_draws = torch.tensor(contrast, dtype=torch.float64).quantile(ends).tolist()
+    base, contrast = zip(*(shares[tuple(heads)].values() for heads in draws))
+    over_draws = np.quantile(contrast, [0.025, 0.975]).tolist()
     worst = min(groups, key=lambda heads: shares[heads]["contrast_acc"])
     row = {
         "ablated": label,
