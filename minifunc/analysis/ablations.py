@@ -1,11 +1,9 @@
-"""Groups of heads taken out, random groups beside them: what `ablation` and `reuse` hold."""
+"""Groups of heads taken out, random groups beside them: what `ablation` holds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from minifunc.ablation import all_heads
 from minifunc.analysis.rows import Prompts, ablation_row, control_row
@@ -83,22 +81,3 @@ def group_ablations(
         for how in ("base", "operands_changed") if heads else ():
             rows.append(ablation_row(contrast, f"{kind}s", heads, how))
     return rows
-
-
-def reuse_rows(
-    prompts: Prompts, base: Tensor, heads: Sequence[str], drawn: Sequence[Sequence[str]]
-) -> list[dict[str, Any]]:
-    """Four rows: base prompts, contrast prompts, these without `heads`, without random heads.
-
-    base [n_prompts, pos]: the base prompts, source "base" of `prompts`. The last row is a mean over
-    the groups in `drawn`.
-    """
-    on_base = replace(prompts, ablator=prompts.ablator.on(base))
-    rows = [
-        {"prompt": "base"} | ablation_row(on_base, "none", [], "base"),
-        {"prompt": "contrast"} | ablation_row(prompts, "none", [], "base"),
-        {"prompt": "contrast"} | ablation_row(prompts, "function_induction", heads, "base"),
-        {"prompt": "contrast"} | control_row(prompts, "random_same_layers", drawn, "base"),
-    ]
-    kept = ("prompt", "ablated", "base_acc", "contrast_acc", "n_prompts")
-    return [{name: row[name] for name in kept} for row in rows]

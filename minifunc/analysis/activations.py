@@ -13,7 +13,7 @@ ROWS = 256  # prompts in one forward pass
 
 @dataclass(frozen=True)
 class Examples:
-    """Prompts of examples `x op y = c ;`, with the numbers that stand in them."""
+    """Prompts of examples `x op y = c ;`, with the numbers that stand in them; on the CPU."""
 
     tokens: Tensor  # [n_prompts, pos] int64
     answers: Tensor  # [n_shots] int64: the positions of the shown answers
@@ -24,9 +24,6 @@ class Examples:
     def difference(self) -> Tensor:
         """d = c - f(x, y), [n_prompts, n_shots]."""
         return self.shown - self.expected
-
-    def to(self, device: torch.device) -> "Examples":
-        return Examples(*(tensor.to(device) for tensor in vars(self).values()))
 
     def rows(self, which: Tensor) -> "Examples":
         """Some of the prompts, by their numbers."""

@@ -46,7 +46,7 @@ class Numbers:
 # ---------------------------------------------------------------- taking z out, putting it in
 
 
-def hook_points(heads: Sequence[str], *kinds: str) -> list[str]:
+def hook_points(heads: Iterable[str], *kinds: str) -> list[str]:
     """The hook points of these kinds in the layers of `heads`, from below up."""
     layers = sorted({parse(head)[0] for head in heads})
     return [f"blocks.{layer}.{kind}" for layer in layers for kind in kinds]
@@ -144,7 +144,7 @@ def _share(hits: Tensor) -> float:
 class Naive:
     """Naive prompts [n_inputs, n_demos, pos] that vectors are tried on; row x is to be answered x.
 
-    All n_rows = n_inputs * n_demos run together. vectors: as in `logits_with`.
+    All n_rows = n_inputs * n_demos run together.
     """
 
     def __init__(
@@ -158,44 +158,37 @@ class Naive:
         self.before = last_logits(model, self.tokens)  # [n_rows, d_vocab]
 
     def logits(self, vectors: Tensor, replace: bool = False) -> Tensor:
-        """Logits [n_rows, d_vocab] with the vectors of all heads put in."""
+        """`logits_with` the vectors of all heads."""
         return logits_with(self.model, self.tokens, vectors, self.heads, replace)
 
     def parts(self, vectors: Tensor) -> dict[str, Tensor]:
-        """Logits [n_rows, d_vocab] with the vector of each head added, and "all": of all heads."""
+        """`logits_with` the vector of each head added, and "all": of all heads."""
         alone = {head: logits_with(self.model, self.tokens, vectors, [head]) for head in self.heads}
         return alone | {"all": self.logits(vectors)}
 
     def map(self, logits: Tensor) -> Tensor:
         """How far logits [n_rows, d_vocab] rose, mean over demos: [n_inputs, n_numbers]."""
-        both = torch.stack([logits, self.before])[:, :, self.numbers]
-        after, before = both.unflatten(1, (self.n_inputs, -1)).mean(2)
-        return after - before
+        rise = logits[:, self.numbers] - self.before[:, self.numbers]
+        return rise.unflatten(0, (self.n_inputs, -1)).mean(1)
 
     def hits(self, logits: Tensor, wanted: Tensor | int) -> Tensor:
         """Whether each row is answered with the number `wanted`: [n_rows] bool."""
         return logits.argmax(-1) == self.numbers[self.zero + wanted]
 
 
-@dataclass(frozen=True)
 class Vectors:
-    """Function vectors of all heads for one k, each [1, n_layers, n_heads, d_head]."""
+    """Function vectors of all heads for one k, each [1, n_layers, n_heads, d_head]: the mean FV(k),
+    and by_asked FV(k, s), from z [n_prompts, …] and what each prompt asks for [n_prompts]."""
 
-    k: int
-    mean: Tensor  # FV(k)
-    by_asked: Mapping[int, Tensor]  # FV(k, s), where enough prompts ask for s
+    def __init__(self, k: int, z: Tensor, asked: Tensor, at_least: int) -> None:
+        self.k, self.mean = k, z.mean(0, keepdim=True)
+        values, counts = asked.unique(return_counts=True)
+        enough = values[counts >= at_least].tolist()
+        self.by_asked = {s: z[asked == s].mean(0, keepdim=True) for s in enough}
 
     def of(self, values: Iterable[int]) -> Tensor:
         """FV(k, s) of each s, FV(k) where there is none: [n_values, n_layers, n_heads, d_head]."""
         return torch.cat([self.by_asked.get(s, self.mean) for s in values])
-
-
-def mean_vectors(k: int, z: Tensor, asked: Tensor, at_least: int) -> Vectors:
-    """From z [n_prompts, n_layers, n_heads, d_head] and what each prompt asks for [n_prompts]."""
-    values, counts = asked.unique(return_counts=True)
-    enough = values[counts >= at_least].tolist()
-    by_asked = {s: z[asked == s].mean(0, keepdim=True) for s in enough}
-    return Vectors(k, z.mean(0, keepdim=True), by_asked)
 
 
 def _variance(z: Mapping[int, Tensor], asked: Mapping[int, Tensor], head: str) -> dict[str, float]:
@@ -302,7 +295,7 @@ def study(
     naive, by_k = Naive(model, naive_prompts, numbers, heads), {}
     asked = {shift: some.to(model.device) for shift, (_, some) in prompts.items()}
     z = {shift: last_z(model, tokens) for shift, (tokens, _) in prompts.items()}
-    plain = mean_vectors(0, z[0], asked[0], at_least)
+    plain = Vectors(0, z[0], asked[0], at_least)
     plain_parts = naive.parts(plain.mean)
     names = ("parts", "adds_up", "put", "reach", "others", "turns")
     scores: dict[str, Any] = {name: {} for name in names}
@@ -310,7 +303,7 @@ def study(
     scores["variance"] = {head: _variance(z, asked, head) for head in heads}
     columns = slice(naive.zero, naive.zero + naive.n_inputs)
     for shift in sorted(prompts):
-        new, key = mean_vectors(shift, z[shift], asked[shift], at_least), str(shift)
+        new, key = Vectors(shift, z[shift], asked[shift], at_least), str(shift)
         after = naive.parts(new.mean)
         maps = {part: naive.map(logits) for part, logits in after.items()}
         scores["parts"][key] = _parts(naive, after, plain_parts, shift)

@@ -13,7 +13,6 @@ and f(x, y) can both be read, so can their difference.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -29,19 +28,8 @@ PENALTY = 1e-4  # of an input's mean variance: enough where inputs are dependent
 PLACES = {"answer": 0, "equals": -1, "y": -2}  # where probes read, counted from the shown answer
 
 
-@dataclass(frozen=True)
-class Probe:
-    """y ≈ (x - mean_x) @ weight + mean_y; float64."""
-
-    weight: Tensor  # [n_inputs, n_targets]
-    mean_x: Tensor  # [n_inputs]
-    mean_y: Tensor  # [n_targets]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return (x.double() - self.mean_x) @ self.weight + self.mean_y
-
-
-Measure = Callable[[Probe, Tensor, Tensor], Tensor]  # (probe, x, y) → one value for each target
+Probe = Callable[[Tensor], Tensor]  # x [n, n_inputs] → y [n, n_targets] float64
+Measure = Callable[[Tensor, Tensor], Tensor]  # (what was read, y) → one value for each target
 Rows = Tensor | slice  # some of the prompts
 
 
@@ -53,24 +41,27 @@ def fit(x: Tensor, y: Tensor) -> Probe:
     gram = centred.T @ centred / len(x)  # [n_inputs, n_inputs]
     moment = centred.T @ (y - mean_y) / len(x)  # [n_inputs, n_targets]
     ridge = PENALTY * gram.diagonal().mean() + 1e-12
-    identity = torch.eye(len(gram), dtype=x.dtype, device=x.device)
-    return Probe(torch.linalg.solve(gram + identity * ridge, moment), mean_x, mean_y)
+    weight = torch.linalg.solve(gram + torch.eye(len(gram)).to(x) * ridge, moment)
+
+    def probe(x: Tensor) -> Tensor:
+        return (x.double() - mean_x) @ weight + mean_y
+
+    return probe
 
 
-def r2(probe: Probe, x: Tensor, y: Tensor, over: tuple[int, ...] = (0,)) -> Tensor:
+def r2(read: Tensor, y: Tensor, over: tuple[int, ...] = (0,)) -> Tensor:
     """1 - residual / variance of y [n, n_targets]: [n_targets]. 0 is as good as the mean of y."""
     y = y.double()
-    residual, variance = (y - probe(x)).square().sum(over), (y - y.mean(0)).square().sum(over)
+    residual, variance = (y - read).square().sum(over), (y - y.mean(0)).square().sum(over)
     return 1 - residual / variance.clamp(min=1e-12)
 
 
 r2_together = partial(r2, over=(0, 1))  # of all targets at once, over the sum of their variances
 
 
-def correlation(probe: Probe, x: Tensor, y: Tensor) -> Tensor:
+def correlation(read: Tensor, y: Tensor) -> Tensor:
     """Of readings and y [n, n_targets]: [n_targets]. It forgives a wrong zero and a wrong scale."""
-    read, y = probe(x), y.double()
-    read, y = read - read.mean(0), y - y.mean(0)
+    read, y = read - read.mean(0), y.double() - y.double().mean(0)
     return (read * y).sum(0) / (read.norm(dim=0) * y.norm(dim=0)).clamp(min=1e-12)
 
 
@@ -96,14 +87,14 @@ def sites(model: Transformer) -> dict[str, str]:
 
 def stream(model: Transformer, tokens: Tensor, positions: Tensor) -> dict[str, Tensor]:
     """By site, the stream at some positions of tokens [n, pos]: [n, *positions.shape, d_model]."""
-    where = positions.to(model.device)
-    return activations(model, tokens, list(sites(model).values()), lambda x: x[:, where])
+    return activations(model, tokens, list(sites(model).values()), lambda x: x[:, positions])
 
 
 def held_out(x: Tensor, y: Tensor, train: Rows, test: Rows, measure: Measure = r2) -> Tensor:
     """How well y is read off x, both [n, m, …], in the prompts `test`; fitted on `train`."""
+    x, y = x.cpu(), y.cpu()
     probe = fit(x[train].flatten(0, 1), y[train].flatten(0, 1))
-    return measure(probe, x[test].flatten(0, 1), y[test].flatten(0, 1))
+    return measure(probe(x[test].flatten(0, 1)), y[test].flatten(0, 1))
 
 
 def readable(
@@ -159,12 +150,12 @@ def read_at_places(
 
 
 def probes(
-    model: Transformer, kinds: Mapping[str, Examples], others: Examples, generator: torch.Generator
+    model: Transformer, consistent: Examples, others: Examples, generator: torch.Generator
 ) -> dict[str, Any]:
     """R² of linear probes along the residual stream, on prompts that were not fitted.
 
-    kinds: {"consistent": one k in a prompt, "dealt": the examples dealt anew, so that nothing but
-    the example itself tells its difference}; others: dealt prompts of other functions. The result:
+    consistent: one k in a prompt; others: prompts of other functions. Both are also dealt anew, so
+    that nothing but an example itself tells its difference. The result, kind consistent or dealt:
         sites                  what wrote last before each site
         [kind][place][target]  R² by site. Before c is shown, d can only come from earlier examples.
                                shuffled: the differences of other examples; R² must be about 0
@@ -172,10 +163,9 @@ def probes(
         other_functions        probes fitted at the answers of `others`, scored on dealt prompts
         made_by, step          the writer at which R² of d rises most in dealt prompts, the rise
     """
-    kinds = {kind: examples.to(model.device) for kind, examples in kinds.items()}
-    dealt, others = kinds["dealt"], others.to(model.device)
+    others, dealt = others.dealt(generator), consistent.dealt(generator)
     found: dict[str, Any] = {"sites": list(sites(model)), "n_prompts": len(dealt.tokens)}
-    for kind, examples in kinds.items():
+    for kind, examples in {"consistent": consistent, "dealt": dealt}.items():
         found[kind] = read_at_places(model, examples, generator)
     streams = stream(model, torch.cat([others.tokens, dealt.tokens]), dealt.answers)
     numbers = targets_of(others)

@@ -70,11 +70,10 @@ def _replace(heads: Sequence[str], which: str, other: Mapping[str, Tensor]) -> H
     """Hooks by which the inputs `which` (letters of "qkv") of `heads` are those of another run."""
 
     def replace(x: Tensor, name: str) -> Tensor:  # [batch, pos, head, d_head]
-        x = x.clone()
-        for layer, head in map(parse, heads):
-            if name.startswith(f"blocks.{layer}."):
-                # In the last block q is that of the last position alone.
-                x[:, :, head] = other[name][:, -x.shape[1] :, head]
+        x, layer = x.clone(), int(name.split(".")[1])
+        here = [index for block, index in map(parse, heads) if block == layer]
+        # In the last block q is that of the last position alone.
+        x[:, :, here] = other[name][:, -x.shape[1] :, here]
         return x
 
     names = hook_points(heads, *(f"attn.hook_{letter}" for letter in which))
@@ -129,11 +128,10 @@ def looks_for(
         by_distance                mean attention on an answer whose f(x, y) lies 0, 1, 2, … from
                                    the asked one; null if there is none
     """
-    examples = examples.to(model.device)
-    slots = torch.arange(N_SLOTS, device=model.device)
+    slots = torch.arange(N_SLOTS)
     keys = examples.answers[:, None] - ANSWER + slots  # [n_shots, slot]
     labels = {
-        "nearness": examples.expected - asked.to(model.device)[:, None],
+        "nearness": examples.expected - asked[:, None],
         "example": examples.answers.expand_as(examples.shown),
         "shown": examples.shown,
         "difference": examples.difference,
@@ -171,16 +169,11 @@ def _by_distance(attention: Tensor, distance: Tensor) -> list[float | None]:
 # ---------------------------------------------------------------- of the weights
 
 
-def _at_answers(model: Transformer, examples: Examples, names: list[str]) -> dict[str, Tensor]:
-    """Activations [n_prompts, pos, …] at the answers alone: [n_prompts, n_shots, …]."""
-    return activations(model, examples.tokens, names, lambda x: x[:, examples.answers])
-
-
 def _copies(logits: Tensor, labels: Tensor, numbers: Numbers) -> float:
     """Share of the values of labels [...] at which mean logits [..., n_numbers] are highest."""
     values = labels.unique()
     means = torch.stack([logits[labels == value].mean(0) for value in values])
-    return (means.argmax(-1) == values - numbers.first).double().mean().item()
+    return (means.argmax(-1).cpu() == values - numbers.first).double().mean().item()
 
 
 def _with_every_difference(c: Tensor, d: Tensor) -> Tensor:
@@ -209,12 +202,12 @@ def hands_over(
                           highest at that value itself
     Raises ValueError where no c occurs with every d.
     """
-    examples = examples.to(model.device)
     c, e, d = examples.shown, examples.expected, examples.difference
     comparable = _with_every_difference(c, d)
     side_by_side = torch.cat([one_hot(c), one_hot(e)], dim=-1)
     unembed = model.ln_final.w[:, None] * model.unembed.W_U[:, numbers.tokens.to(model.device)]
-    streams = _at_answers(model, examples, hook_points(heads, "hook_resid_pre"))
+    names = hook_points(heads, "hook_resid_pre")
+    streams = activations(model, examples.tokens, names, lambda x: x[:, examples.answers])
     report: dict[str, Any] = {}
     for head in heads:
         layer, index = parse(head)
@@ -244,9 +237,9 @@ def wrote(
     shares of the variance of z W_O by x (first), y (second); expected_r2, shown_r2: R² with which
     f(x, y) and c can be read off z, on the half of the prompts that was not fitted.
     """
-    examples = examples.to(model.device)
     targets = torch.stack([examples.expected, examples.shown], dim=-1)
-    found = _at_answers(model, examples, hook_points(heads, "attn.hook_z"))
+    names = hook_points(heads, "attn.hook_z")
+    found = activations(model, examples.tokens, names, lambda x: x[:, examples.answers])
     report = {}
     for head in heads:
         layer, index = parse(head)

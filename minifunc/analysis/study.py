@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import permutations, product
 from typing import Any
 
 import torch
@@ -10,10 +10,10 @@ from torch import Generator, Tensor
 
 from minifunc.ablation import Ablator
 from minifunc.analysis import function_vectors, reading
-from minifunc.analysis.ablations import random_group, reuse_rows
+from minifunc.analysis.ablations import random_group
 from minifunc.analysis.activations import Examples
 from minifunc.analysis.probe import probes
-from minifunc.analysis.rows import Prompts
+from minifunc.analysis.rows import Prompts, ablation_row, control_row
 from minifunc.model import Transformer
 from minifunc.patching import PathPatcher
 from minifunc.support.runs import weights_hash
@@ -108,12 +108,27 @@ def reuse(
         if language.TASKS[task].wrapper == "base":
             kinds = {"carry": pairs.carry, "no carry": ~pairs.carry}
         for items, which in kinds.items():
-            part = some(pairs, which)
-            if len(part.base):
-                ablator = Ablator(model, part.contrast, {"base": part.base})
-                four = reuse_rows(Prompts(ablator, answers_of(part)), part.base, heads, drawn)
+            if which.any():
+                four = reuse_rows(model, some(pairs, which), heads, drawn)
                 found += [{"task": task, "k": k, "items": items, **row} for row in four]
     return found
+
+
+def reuse_rows(
+    model: Transformer, pairs: Any, heads: Sequence[str], drawn: Sequence[Sequence[str]]
+) -> list[dict[str, Any]]:
+    """Four rows: base prompts, contrast prompts, these without `heads`, without random heads (a
+    mean over the groups in `drawn`)."""
+    prompts = Prompts(Ablator(model, pairs.contrast, {"base": pairs.base}), answers_of(pairs))
+    on_base = replace(prompts, ablator=prompts.ablator.on(pairs.base))
+    rows = [
+        {"prompt": "base"} | ablation_row(on_base, "none", [], "base"),
+        {"prompt": "contrast"} | ablation_row(prompts, "none", [], "base"),
+        {"prompt": "contrast"} | ablation_row(prompts, "function_induction", heads, "base"),
+        {"prompt": "contrast"} | control_row(prompts, "random_same_layers", drawn, "base"),
+    ]
+    kept = ("prompt", "ablated", "base_acc", "contrast_acc", "n_prompts")
+    return [{name: row[name] for name in kept} for row in rows]
 
 
 def writings(
@@ -159,10 +174,8 @@ def writings(
 
 def naive_prompts(language: Language, n: int) -> Tensor:
     """`2 same _ = 2 ; 5 same _ =`: [n, n - 1, pos]; row x asks for x after each other number."""
-    prompts = []
-    for x in range(n):
-        others = [y for y in range(n) if y != x]
-        prompts += [language.encode(f"{y} same = {y}, {x} same =") for y in others]
+    numbers = permutations(range(n), 2)
+    prompts = [language.encode(f"{y} same = {y}, {x} same =") for x, y in numbers]
     return torch.stack(prompts).unflatten(0, (n, n - 1))
 
 
@@ -187,6 +200,4 @@ def probed(
     tasks = [task for task in language.ON_NUMBERS if task != study.task]
     others, _ = examples(language, tasks, study.shots, few, generator)
     consistent, _ = examples(language, [study.task], study.shots, n, generator)
-    mixed = others.dealt(generator)
-    kinds = {"consistent": consistent, "dealt": consistent.dealt(generator)}
-    return probes(model, kinds, mixed, generator)
+    return probes(model, consistent, others, generator)
