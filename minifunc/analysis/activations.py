@@ -31,8 +31,7 @@ class Examples:
         return Examples(tokens, self.answers, expected, shown)
 
     def dealt(self, generator: torch.Generator) -> "Examples":
-        """The examples dealt anew over all prompts, whose queries stay; no two of a prompt then
-        belong together."""
+        """The examples dealt anew over all prompts, whose queries stay."""
         order = torch.randperm(self.expected.numel(), generator=generator)
         places = self.answers[:, None] + torch.arange(-4, 1)  # [n_shots, 5]: x op y = c
         tokens = self.tokens.clone()

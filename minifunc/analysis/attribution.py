@@ -28,17 +28,13 @@ def attribute(patcher: PathPatcher) -> Effects:
             rows += product.sum((1, 3)).unbind(1)
         total[:, runs.prompts] = torch.stack(rows).double().cpu()
     all_sum(total)
-    rows_of_each = [(sender,) for sender in range(len(patcher.senders))]
-    r = total.mean(dim=1) / patcher.F_range
-    return patcher.order.effects(rows_of_each, total, r)
+    alone = [(sender,) for sender in range(len(patcher.senders))]
+    return patcher.order.effects(alone, total, total.mean(dim=1) / patcher.F_range)
 
 
 def direct_gradients(patcher: PathPatcher, runs: CachedRuns) -> dict[str, Tensor]:
-    """The gradient of F at each hook point where senders write, along direct paths only.
-
-    Each head's z is cut off from what made it, as pass 1 of path patching freezes it; with frozen
-    MLPs their outputs are cut off as well.
-    """
+    """The gradient of F at each hook point where senders write, along direct paths only: what pass
+    1 of path patching freezes (each z, and frozen MLPs' outputs) is cut off from what made it."""
     watched: dict[str, Tensor] = {}
 
     def watch(x: Tensor, name: str) -> Tensor:

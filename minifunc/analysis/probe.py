@@ -6,7 +6,6 @@ that it did not see: R² says how much of the number is linearly there.
 
     stream at one site     [n_prompts, n_positions, d_model]    a row of x for each position
     c, f(x, y), d          [n_prompts, n_positions]             a column of y for each target
-    fitted on half of the prompts, scored on the other half     {target: one R² for each site}
 
 A high R² does not say that the model uses the number, nor that it holds it as one thing: where c
 and f(x, y) can both be read, so can their difference.

@@ -159,11 +159,8 @@ def looks_for(
 
 def _by_distance(attention: Tensor, distance: Tensor) -> list[float | None]:
     """Mean of attention [n_prompts, n_shots] where distance, of the same shape, is 0, 1, 2, …"""
-    means: list[float | None] = []
-    for at in range(int(distance.max()) + 1):
-        some = attention[distance == at]
-        means.append(some.mean().item() if len(some) else None)
-    return means
+    at_distance = [attention[distance == at] for at in range(int(distance.max()) + 1)]
+    return [some.mean().item() if len(some) else None for some in at_distance]
 
 
 # ---------------------------------------------------------------- of the weights

@@ -14,18 +14,13 @@ PUT_IN = {"answers": "base", "operands": "operands_changed", "unrelated": "unrel
 KINDS = {"previous": "previous_token", "operands": "operand_reader"}
 
 # By criterion: the values that `other_thresholds` tries, and the groups that it makes.
+DIRECT = ("function_induction", "consolidation", "other_direct")
 THRESHOLDS = {
-    "strong": (
-        (0.01, 0.02, 0.05, 0.1, 0.2),
-        ("function_induction", "consolidation", "other_direct"),
-    ),
+    "strong": ((0.01, 0.02, 0.05, 0.1, 0.2), DIRECT),
     "looks_at_answers": ((0.15, 0.2, 0.3, 0.4, 0.5, 0.6), ("function_induction",)),
     "feeds": ((0.01, 0.02, 0.05, 0.1, 0.2), tuple(ROUTES)),
     "looks_at_previous": ((0.1, 0.2, 0.3, 0.4, 0.5), ("previous_token",)),
 }
-
-
-# ---------------------------------------------------------------- readers
 
 
 def readers(
@@ -49,9 +44,7 @@ def readers(
 
 
 def reader_role(
-    attention: Mapping[str, float],
-    replaced: Mapping[str, Mapping[str, float]],
-    criteria: Criteria,
+    attention: Mapping[str, float], replaced: Mapping[str, dict[str, float]], criteria: Criteria
 ) -> dict[str, Any]:
     """Which kind a head is, by where it looks and by what breaks when it is replaced.
 
@@ -69,9 +62,6 @@ def reader_role(
             brings.append(group.removesuffix("_answer"))
     kind = KINDS.get(looks_at, "other") if "expected" in brings else "other"
     return {"kind": kind, "looks_at": looks_at, "brings": brings, "replaced": replaced}
-
-
-# ---------------------------------------------------------------- other thresholds
 
 
 def other_thresholds(found: Discovery, criteria: Criteria) -> list[dict[str, Any]]:
