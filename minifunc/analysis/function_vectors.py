@@ -6,9 +6,6 @@ put into naive prompts, which show no shift, at the same head. Everything after 
     contrast    1 + 1 = 2+k ; … ; 3 + 3 =     FV(k) is the mean of a head's z at the last `=`
     naive       2 same _ = 2 ;  5 same _ =    FV(k) is added to that head's z at the last `=`
 
-    z       [n_prompts, n_layers, n_heads, d_head]  →  FV(k)      [1, n_layers, n_heads, d_head]
-    logits  [n_inputs * n_demos, d_vocab]           →  their map  [n_inputs, n_numbers]
-
 A map is the picture of arXiv 2507.09875: cells say how much logit(y) (columns) rises at input x
 (rows, here 5). A head that carries +k raises the cells y = x + k. FV(k, s) is the mean over the
 prompts that ask for s: is +k one direction, whatever is asked, or does it turn with s?
@@ -89,9 +86,7 @@ def logits_with(
 
 def cells(change: Tensor, zero: int, k: int) -> Tensor:
     """The cells y = x + k, [n_inputs], of a map [n_inputs, n_numbers], number 0 in column `zero`.
-
-    Raises ValueError where the map has no such column.
-    """
+    Raises ValueError where the map has no such column."""
     n_inputs, n_numbers = change.shape
     if zero + k < 0 or zero + k + n_inputs > n_numbers:
         missing = f"x{k:+d} for each of the {n_inputs} inputs"
@@ -143,9 +138,7 @@ def _share(hits: Tensor) -> float:
 
 class Naive:
     """Naive prompts [n_inputs, n_demos, pos] that vectors are tried on; row x is to be answered x.
-
-    All n_rows = n_inputs * n_demos run together.
-    """
+    All n_rows = n_inputs * n_demos run together."""
 
     def __init__(
         self, model: Transformer, prompts: Tensor, numbers: Numbers, heads: Sequence[str]
@@ -193,7 +186,7 @@ class Vectors:
 
 def _variance(z: Mapping[int, Tensor], asked: Mapping[int, Tensor], head: str) -> dict[str, float]:
     layer, index = parse(head)
-    vectors = torch.cat(list(z.values()))[:, layer, index]  # [n_prompts of all k, d_head]
+    vectors = torch.cat([some[:, layer, index] for some in z.values()])  # [all prompts, d_head]
     values = torch.cat(list(asked.values()))
     shifts = torch.cat([torch.full_like(some, k) for k, some in asked.items()])
     pairs = shifts * (values.max() - values.min() + 1) + values  # another label for each pair
@@ -293,14 +286,11 @@ def study(
     if 0 not in prompts or k not in prompts or not heads:
         raise ValueError("function vectors need at least one head, and prompts for k and for k = 0")
     naive, by_k = Naive(model, naive_prompts, numbers, heads), {}
-    asked = {shift: some.to(model.device) for shift, (_, some) in prompts.items()}
+    asked = {shift: some for shift, (_, some) in prompts.items()}
     z = {shift: last_z(model, tokens) for shift, (tokens, _) in prompts.items()}
     plain = Vectors(0, z[0], asked[0], at_least)
     plain_parts = naive.parts(plain.mean)
-    names = ("parts", "adds_up", "put", "reach", "others", "turns")
-    scores: dict[str, Any] = {name: {} for name in names}
-    scores["naive_accuracy"] = _share(naive.hits(naive.before, naive.inputs))
-    scores["variance"] = {head: _variance(z, asked, head) for head in heads}
+    scores: dict[str, Any] = defaultdict(dict)
     columns = slice(naive.zero, naive.zero + naive.n_inputs)
     for shift in sorted(prompts):
         new, key = Vectors(shift, z[shift], asked[shift], at_least), str(shift)
@@ -313,11 +303,10 @@ def study(
             scores["reach"][key], scores["others"][key] = _reach(naive, new)
             scores["turns"][key] = _turns(new, plain, heads)
         by_k[key] = {part: rounded(change[:, columns].tolist(), 3) for part, change in maps.items()}
+    scores["naive_accuracy"] = _share(naive.hits(naive.before, naive.inputs))
+    scores["variance"] = {head: _variance(z, asked, head) for head in heads}
     vectors = {"function_vectors": by_k[str(k)], "function_vectors_by_k": by_k}
     return vectors | {"function_vector_scores": rounded(scores)}
-
-
-# ---------------------------------------------------------------- in words
 
 
 def show(found: Mapping[str, Any], k: int = 1) -> list[str]:

@@ -4,9 +4,6 @@ At a shown answer c the model must come to hold the difference d = c - f(x, y). 
 map from the stream to a number, fitted by least squares with a small ridge, and scored on prompts
 that it did not see: R² says how much of the number is linearly there.
 
-    stream at one site     [n_prompts, n_positions, d_model]    a row of x for each position
-    c, f(x, y), d          [n_prompts, n_positions]             a column of y for each target
-
 A high R² does not say that the model uses the number, nor that it holds it as one thing: where c
 and f(x, y) can both be read, so can their difference.
 """
@@ -107,16 +104,13 @@ def readable(
 
 def halves(tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Rows of tokens [n, pos] for training and for testing, drawn at random: two index tensors.
-
-    Each prompt is in one of the two and once, however often it stands in `tokens`.
-    """
+    Each prompt is in one of the two and once, however often it stands in `tokens`."""
     first: dict[tuple[int, ...], int] = {}  # the first row of each prompt
     for row, prompt in enumerate(tokens.tolist()):
         first.setdefault(tuple(prompt), row)
-    rows = torch.tensor([first[prompt] for prompt in sorted(first)])
-    order = torch.randperm(len(rows), generator=generator)
-    train, test = rows[order].tensor_split([len(rows) // 2])
-    return train, test
+    order = torch.randperm(len(first), generator=generator)
+    rows = torch.tensor([first[prompt] for prompt in sorted(first)])[order]
+    return rows[: len(first) // 2], rows[len(first) // 2 :]
 
 
 def largest_step(values: Sequence[float], names: Sequence[str]) -> tuple[str, float]:

@@ -5,9 +5,6 @@ Three readings answer this, on prompts of examples `x op y = c ;`:
     looks_for            from its scores: which keys the last `=` prefers, and which answers
     hands_over, wrote    from its weights: is it c, f(x, y), or their difference d = c - f(x, y)?
 
-    scores of the last `=`      [n_prompts, key] → [n_prompts, n_shots, slot of x op y = c ;]
-    stream at the answers       [n_prompts, n_shots, d_model] → written by a head, the same shape
-
 Shares of variance: a two-way analysis of variance (Fisher 1925), all pairs of labels counted alike.
 """
 
@@ -245,9 +242,6 @@ def wrote(
         written = shares(z @ model.blocks[layer].attn.W_O[index], x, y)
         report[head] = written | {"expected_r2": expected, "shown_r2": shown}
     return rounded(report)
-
-
-# ---------------------------------------------------------------- in words
 
 
 def show(found: Mapping[str, Any]) -> list[str]:

@@ -82,9 +82,6 @@ def discovered(found: Discovery, criteria: Criteria, circuit: Mapping[str, Any])
     }
 
 
-# ---------------------------------------------------------------- the graph
-
-
 def circuit_graph(found: Discovery, criteria: Criteria) -> dict[str, list[dict[str, Any]]]:
     """{"nodes": [{name, kind, steps, groups}], "edges": [{sender, receiver, contrast, r}]}."""
     edges = strong_edges(found, criteria)
