@@ -21,7 +21,7 @@ from minifunc.analysis import rows
 from minifunc.analysis.ablations import group_ablations
 from minifunc.analysis.completeness import evaluate_circuits
 from minifunc.analysis.roles import readers, sensitivity
-from minifunc.analysis.study import answers_of, asked, first, replacements, reuse, writings
+from minifunc.analysis.study import answers_of, asked, replacements, reuse, some, writings
 from minifunc.circuit import Criteria, discover
 from minifunc.model import Transformer
 from minifunc.patching import PathPatcher
@@ -107,8 +107,8 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
             return circuit | {"seconds": round(time.perf_counter() - started, 2)}
 
         # 3. Is that the whole circuit? And which heads bring what was to be expected?
-        to_search = replacements(tasks, model, first(for_tracing, N_SEARCH))
-        to_judge = replacements(tasks, model, first(for_counting, N_EVALUATED))
+        to_search = replacements(tasks, model, some(for_tracing, slice(N_SEARCH)))
+        to_judge = replacements(tasks, model, some(for_counting, slice(N_EVALUATED)))
         evaluation = evaluate_circuits(to_search, to_judge, groups, criteria.faithful, generator)
         shown = range(int(answers[-1]) + 1)  # positions
         roles = readers(to_judge, shown, found, criteria)
@@ -117,7 +117,7 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
         # 4. What is left without them? With controls, and with other thresholds.
         to_count = replacements(tasks, model, for_counting)
         base = replace(to_count, ablator=to_count.ablator.on(for_counting.base))
-        fewer = replacements(tasks, model, first(for_counting, N_SEARCH))
+        fewer = replacements(tasks, model, some(for_counting, slice(N_SEARCH)))
         draws = (N_DRAWS, generator)
         ablation = group_ablations((to_count, base, fewer), groups, roles, draws)
         thresholds = sensitivity(to_judge, found, criteria)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import tasks
 from minifunc.ablation import Ablator, all_heads
-from minifunc.analysis.controls import random_group
+from minifunc.analysis.ablations import random_group
 from minifunc.model import Transformer
 from minifunc.support.errors import UserError, run_main
 from minifunc.support.evaluation import last_logits, wilson

@@ -5,7 +5,7 @@ import torch
 from handwired import prompts, two_step_model
 
 from minifunc.ablation import Ablator, all_heads
-from minifunc.analysis.controls import random_group, random_group_anywhere
+from minifunc.analysis.ablations import random_group, random_group_anywhere
 from minifunc.analysis.rows import Prompts, ablation_row, control_row
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support import shared_streams

@@ -34,9 +34,7 @@ def numbers_at(tokens, places):
 def drawn(shots, n_prompts):
     """Sums off by every k, and the sums that their queries ask for."""
     generator = torch.Generator().manual_seed(0)
-    return study.examples(
-        tasks, study.off_by_every_k(tasks, "addition", shots, n_prompts, generator)
-    )
+    return study.examples(tasks, ["addition"], shots, n_prompts, generator)
 
 
 def test_documents_hold_every_k_and_know_what_was_to_be_expected():

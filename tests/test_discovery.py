@@ -2,8 +2,8 @@ import pytest
 import torch
 from handwired import difference_model, difference_prompts, prompts, two_step_model
 
-from minifunc.analysis.graph import circuit_graph
 from minifunc.analysis.roles import other_thresholds, reader_role
+from minifunc.analysis.rows import circuit_graph
 from minifunc.circuit import Criteria, discover
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import HeadInput, Logits, MLPInput, PathPatcher

@@ -198,7 +198,7 @@ def test_the_findings_are_shown_with_their_figures():
     scores = found["function_vector_scores"]
     no_hits = dict.fromkeys(function_vectors.WAYS)
     assert scores["put"]["1"]["own"] == no_hits  # no prompt asks often enough for FV(k, s)
-    text = show(found)
+    text = "\n".join(show(found))
     assert "R² 1.00" in text
     assert f"{scores['parts']['1']['0.0']['promotes']:.2f}" in text
 

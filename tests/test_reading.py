@@ -14,6 +14,7 @@ from minifunc.analysis.reading import (
     wrote,
 )
 from minifunc.model import ModelConfig, Transformer
+from minifunc.patching import PathPatcher
 
 NOTHING = {"first": 0.0, "second": 0.0, "both": 0.0, "rest": 0.0}
 
@@ -88,7 +89,7 @@ def test_a_pair_that_never_occurs_is_refused():
 def test_the_hand_wired_heads_hand_over_by_v_and_look_by_position_alone():
     model, (base, contrast, *answers) = two_step_model(), prompts()
     sources, heads = {"base": base, "same": contrast}, ["0.0", "1.0", "1.1"]
-    found = inputs_apart(model, base, contrast, *answers, sources, heads)
+    found = inputs_apart(PathPatcher(model, base, contrast, *answers), sources, heads)
     back = pytest.approx({"r": -1.0, "base_acc": 1.0, "contrast_acc": 0.0}, abs=1e-3)
     kept = pytest.approx({"r": 0.0, "base_acc": 0.0, "contrast_acc": 1.0}, abs=1e-3)
     for part in ("0.0", "1.0", "all"):
@@ -121,14 +122,15 @@ def test_replacing_inputs_is_the_run_with_those_inputs(which):
     F_base, F_contrast = mean_F(model(base)), mean_F(model(contrast))
     F_patched = mean_F(model.run_with_hooks(contrast, dict.fromkeys(names, replace)))
     expected = ((F_patched - F_contrast) / (F_contrast - F_base)).item()
-    found = inputs_apart(model, base, contrast, *answers, {"other": other}, ["1.1", "2.1"])
+    patcher = PathPatcher(model, base, contrast, *answers)
+    found = inputs_apart(patcher, {"other": other}, ["1.1", "2.1"])
     assert found["all"][which]["other"]["r"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_prompts_that_the_model_does_not_tell_apart_are_refused():
     model, (base, _, *answers) = two_step_model(), prompts()
     with pytest.raises(ValueError, match="r is undefined"):
-        inputs_apart(model, base, base, *answers, {"base": base}, ["1.0"])
+        inputs_apart(PathPatcher(model, base, base, *answers), {"base": base}, ["1.0"])
 
 
 # ---------------------------------------------------------------- of the scores
@@ -266,9 +268,9 @@ def test_a_head_that_adds_up_the_operands_is_seen_to():
 
 def test_the_findings_are_shown_with_their_figures():
     model, (base, contrast, *answers) = two_step_model(), prompts()
-    inputs = inputs_apart(model, base, contrast, *answers, {"base": base}, ["1.0"])
+    inputs = inputs_apart(PathPatcher(model, base, contrast, *answers), {"base": base}, ["1.0"])
     found = {"inputs": inputs, "looks_for": {"0.0": looks()}, "hands_over": {}, "wrote": {}}
-    text = show(found)
+    text = "\n".join(show(found))
     assert "-100.0  1.00/0.00" in text
     assert "nearness" in text
     assert f"{found['looks_for']['0.0']['rest']:.2f}" in text

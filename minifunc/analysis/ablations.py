@@ -1,21 +1,49 @@
-"""Groups of heads taken out, random groups beside them: what `ablation` and `reuse` hold."""
+"""Groups of heads taken out, random groups beside them: what `ablation` holds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from minifunc.analysis.controls import random_group, random_group_anywhere
-from minifunc.analysis.rows import Prompts, ablation_row, answered, control_row
-from minifunc.support.evaluation import last_logits
-from minifunc.support.tables import rounded
+from minifunc.ablation import all_heads
+from minifunc.analysis.rows import Prompts, ablation_row, control_row
+from minifunc.model import ModelConfig
+from minifunc.support.names import heads_of, parse
 
 FEW_GROUPS = 5  # so many different random groups are run on all prompts, more of them on fewer
 HOWS = {  # by group: what is put in place of its heads
     "function_induction": ("base", "mean", "unrelated", "same_k", "same_answer"),
     "expected_answer": ("operands_changed",),
 }
+
+
+def random_group(
+    heads: Sequence[str], n_heads: int, generator: torch.Generator, avoid: bool = True
+) -> list[str]:
+    """As many heads from each layer as `heads` has there, drawn from that layer's other heads.
+
+    All of those, where they are fewer. Without `avoid` the heads themselves may be drawn too.
+
+    >>> random_group(["3.1", "3.2", "3.3", "3.4"], 6, torch.Generator())  # layer 3 has no others
+    ['3.0', '3.5']
+    """
+    places = [parse(head) for head in heads]
+    group = []
+    for layer in sorted({layer for layer, _ in places}):
+        inside = [head for block, head in places if block == layer]
+        others = [head for head in range(n_heads) if not (avoid and head in inside)]
+        drawn = torch.randperm(len(others), generator=generator)[: len(inside)]
+        group += [f"{layer}.{others[index]}" for index in sorted(drawn.tolist())]
+    return group
+
+
+def random_group_anywhere(
+    heads: Sequence[str], cfg: ModelConfig, generator: torch.Generator
+) -> list[str]:
+    """As many heads as `heads` has, drawn from all others of any layer (all, where fewer)."""
+    others = [head for head in all_heads(cfg) if head not in heads]
+    drawn = torch.randperm(len(others), generator=generator)[: len(heads)]
+    return heads_of(others[index] for index in drawn.tolist())
 
 
 def group_ablations(
@@ -40,7 +68,7 @@ def group_ablations(
             # How often, without these heads, a prompt gets the answer off by k that never shows it.
             floor = ablation_row(base, label, heads, how)["contrast_acc"]
             rows.append(ablation_row(contrast, label, heads, how) | {"floor": floor})
-        cfg = contrast.cfg
+        cfg = contrast.ablator.cfg
         drawn = {
             "random_same_layers": [random_group(heads, cfg.n_heads, generator) for _ in range(n)],
             "random_any_layer": [random_group_anywhere(heads, cfg, generator) for _ in range(n)],
@@ -53,25 +81,3 @@ def group_ablations(
         for how in ("base", "operands_changed") if heads else ():
             rows.append(ablation_row(contrast, f"{kind}s", heads, how))
     return rows
-
-
-def reuse_rows(
-    prompts: Prompts, base: Tensor, heads: Sequence[str], drawn: Sequence[Sequence[str]]
-) -> list[dict[str, Any]]:
-    """Four rows: base prompts, contrast prompts, these without `heads`, without random heads.
-
-    base [n_prompts, pos]: the base prompts, source "base" of `prompts`. The last row is a mean over
-    the groups in `drawn`.
-    """
-    plain = rounded(answered(last_logits(prompts.ablator.model, base), prompts.answers))
-    rows = [
-        ("base", {"ablated": "none"} | plain),
-        ("contrast", ablation_row(prompts, "none", [], "base")),
-        ("contrast", ablation_row(prompts, "function_induction", heads, "base")),
-        ("contrast", control_row(prompts, "random_same_layers", drawn, "base")),
-    ]
-    kept = ("ablated", "base_acc", "contrast_acc")
-    return [
-        {"prompt": prompt, **{name: row[name] for name in kept}, "n_prompts": len(base)}
-        for prompt, row in rows
-    ]

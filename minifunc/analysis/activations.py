@@ -13,7 +13,7 @@ ROWS = 256  # prompts in one forward pass
 
 @dataclass(frozen=True)
 class Examples:
-    """Prompts of examples `x op y = c ;`, with the numbers that stand in them."""
+    """Prompts of examples `x op y = c ;`, with the numbers that stand in them; on the CPU."""
 
     tokens: Tensor  # [n_prompts, pos] int64
     answers: Tensor  # [n_shots] int64: the positions of the shown answers
@@ -25,20 +25,13 @@ class Examples:
         """d = c - f(x, y), [n_prompts, n_shots]."""
         return self.shown - self.expected
 
-    def to(self, device: torch.device) -> "Examples":
-        tensors = (self.tokens, self.answers, self.expected, self.shown)
-        return Examples(*(tensor.to(device) for tensor in tensors))
-
     def rows(self, which: Tensor) -> "Examples":
         """Some of the prompts, by their numbers."""
         tokens, expected, shown = (x[which] for x in (self.tokens, self.expected, self.shown))
         return Examples(tokens, self.answers, expected, shown)
 
     def dealt(self, generator: torch.Generator) -> "Examples":
-        """The same examples dealt anew over all prompts, whose queries stay.
-
-        One example's difference then tells nothing of the next one's.
-        """
+        """The examples dealt anew over all prompts, whose queries stay."""
         order = torch.randperm(self.expected.numel(), generator=generator)
         places = self.answers[:, None] + torch.arange(-4, 1)  # [n_shots, 5]: x op y = c
         tokens = self.tokens.clone()

@@ -1,5 +1,4 @@
-"""Attribution patching: what path patching would find if the model were linear, from one
-backward pass.
+"""Attribution patching: path patching as if the model were linear, from one backward pass.
 
 The effect of a sender on the logits is estimated as gradient · change (Nanda 2023; Syed et al.
 2023). It costs almost nothing. It misses all that bends: a norm that rescales, a nonlinearity that
@@ -21,26 +20,21 @@ def attribute(patcher: PathPatcher) -> Effects:
     for runs in patcher.cached_runs():
         gradients = direct_gradients(patcher, runs)
         rows: list[Tensor] = []  # [p] each, in the order of patcher.senders
-        for name in patcher.sent:
-            n_pos = runs.base[name].shape[1]  # in the last block, the last position alone
-            product = gradients[name][:, -n_pos:] * (runs.base[name] - runs.contrast[name])
-            if product.ndim == 4:  # [p, pos, head, d_head]
-                rows += product.sum((1, 3)).unbind(1)
-            else:
-                rows += [product.sum((1, 2))]
+        for name, change in patcher.changes(runs, patcher.n_pos, "base", None).items():
+            # In the last block, of the last position alone.
+            product = gradients[name][:, -change.shape[1] :] * change
+            if product.ndim == 3:  # a head's has one dimension more: [p, pos, head, d_head]
+                product = product[:, :, None]
+            rows += product.sum((1, 3)).unbind(1)
         total[:, runs.prompts] = torch.stack(rows).double().cpu()
     all_sum(total)
-    rows_of_each = [(sender,) for sender in range(len(patcher.senders))]
-    r = total.mean(dim=1) / patcher.F_range
-    return patcher.order.effects(rows_of_each, total, r)
+    alone = [(sender,) for sender in range(len(patcher.senders))]
+    return patcher.order.effects(alone, total, total.mean(dim=1) / patcher.F_range)
 
 
 def direct_gradients(patcher: PathPatcher, runs: CachedRuns) -> dict[str, Tensor]:
-    """The gradient of F at each hook point where senders write, along direct paths only.
-
-    Each head's z is cut off from what made it, as pass 1 of path patching freezes it; with frozen
-    MLPs their outputs are cut off as well.
-    """
+    """The gradient of F at each hook point where senders write, along direct paths only: what pass
+    1 of path patching freezes (each z, and frozen MLPs' outputs) is cut off from what made it."""
     watched: dict[str, Tensor] = {}
 
     def watch(x: Tensor, name: str) -> Tensor:
@@ -62,12 +56,6 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
     >>> round(rank_correlation(torch.tensor([1, 2, 3]), torch.tensor([1, 100, 10])), 6)
     0.5
     """
-
-    def ranks(x: Tensor) -> Tensor:
-        x = x.flatten().double()
-        below, equal = (x[:, None] > x).sum(1), (x[:, None] == x).sum(1)
-        rank = below + (equal - 1) / 2
-        return rank - rank.mean()
-
-    a, b = ranks(a), ranks(b)
-    return (a @ b / (a.norm() * b.norm()).clamp(min=1e-12)).item()
+    pair = torch.stack([a.flatten(), b.flatten()]).double()[:, :, None]
+    below = (pair > pair.mT).sum(2) + (pair >= pair.mT).sum(2)  # [2, n]: rank · 2, from 1
+    return torch.corrcoef(below.double())[0, 1].nan_to_num().item()  # 0 where all are equal

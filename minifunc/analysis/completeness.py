@@ -1,7 +1,5 @@
-"""Is a circuit the whole story, and is all of it needed? Completeness, minimality, elimination.
-
-`CircuitScores` (`minifunc/ablation.py`) says what faithfulness and the gap of a subset K are. Here
-subsets are searched for, as in arXiv 2507.09875 and Wang et al. 2022:
+"""Is a circuit the whole story, and is all of it needed? Searches, as in arXiv 2507.09875 and Wang
+et al. 2022, by the faithfulness and the gaps of `CircuitScores` (`minifunc/ablation.py`).
 
     completeness   the largest gap of greedily grown K, beside those of random K and whole groups
     minimality     of a head v in C: the largest |F(C minus K minus v) - F(C minus K)|, as a share
@@ -16,7 +14,7 @@ from typing import Any
 import torch
 
 from minifunc.ablation import CircuitScores
-from minifunc.analysis.controls import random_group
+from minifunc.analysis.ablations import random_group
 from minifunc.analysis.rows import Prompts
 from minifunc.support.names import heads_of
 from minifunc.support.tables import rounded
@@ -24,27 +22,28 @@ from minifunc.support.tables import rounded
 N_CONTROLS = 10  # random circuits beside one that was found, and random subsets of it
 SOURCES = ("base", "operands_changed", "mean")  # of what the heads outside a circuit send
 MOST_GREEDY = 10  # heads in the largest greedy subset
+ELIMINATED = {  # by name: the sources under which what is left must be faithful
+    "eliminated, both contrasts": ("base", "operands_changed"),
+    "eliminated, shown answers alone": ("base",),
+    "eliminated, means put in": ("mean",),
+}
 
 
-def greedy_subsets(scores: CircuitScores, circuit: Iterable[str]) -> list[list[str]]:
-    """Subsets K of a circuit, each one head larger than the one before, up to MOST_GREEDY heads.
-
-    Always by the head that makes the completeness gap largest.
-    """
-    circuit = heads_of(circuit)
+def greedy_subsets(scores: CircuitScores, circuit: Sequence[str]) -> list[list[str]]:
+    """Subsets K of a circuit, up to MOST_GREEDY heads, each by one head larger than the one before:
+    by the head that makes the completeness gap largest."""
     K: list[str] = []
     found = []
     for _ in circuit[:MOST_GREEDY]:
-        left = [head for head in circuit if head not in K]
-        gaps = scores.gaps(circuit, [[*K, head] for head in left])
-        K = [*K, left[gaps.index(max(gaps))]]
-        found.append(heads_of(K))
+        larger = [heads_of([*K, head]) for head in circuit if head not in K]
+        gaps = scores.gaps(circuit, larger)
+        K = larger[gaps.index(max(gaps))]
+        found.append(K)
     return found
 
 
-def random_subsets(circuit: Iterable[str], n: int, generator: torch.Generator) -> list[list[str]]:
+def random_subsets(circuit: Sequence[str], n: int, generator: torch.Generator) -> list[list[str]]:
     """n subsets of a circuit, each head in with probability one half."""
-    circuit = heads_of(circuit)
     chosen = torch.rand(n, len(circuit), generator=generator) < 0.5
     return [[head for head, take in zip(circuit, row) if take] for row in chosen.tolist()]
 
@@ -56,15 +55,12 @@ def minimality(
 
     K = the rest of its group shows a head whose work the others take over when it alone is missing.
     """
-    whole = set(circuit)
-    found = {}
-    for head in heads_of(whole):
+    whole, found = set(circuit), dict.fromkeys(heads_of(circuit), 0.0)
+    for head in found:
         missing = [set(group) - {head} for group in groups.values() if head in group]
-        moved = []
         for K in [set(), *missing]:
             of_rest, without = scores.scores([whole - K, whole - K - {head}])
-            moved.append(abs(scores.share(of_rest.F - without.F)))
-        found[head] = max(moved)
+            found[head] = max(found[head], abs(scores.share(of_rest.F - without.F)))
     return found
 
 
@@ -73,8 +69,7 @@ def eliminate(criteria: Sequence[CircuitScores], level: float) -> list[str]:
 
     The rest must stay faithful: |1 - faithfulness| <= 1 - level under each of the given scores.
     Heads are tried in the order of how much their loss alone, from the whole model, moves F; then
-    again from the start, until none can go: without any one of its heads the circuit is no longer
-    faithful. Deterministic.
+    again from the start, until none can go. Deterministic.
     """
     kept = set(criteria[0].heads)
 
@@ -100,8 +95,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """The keys of circuit.json's `evaluation` for one circuit of at least one head.
 
-    search: scores on (fewer) prompts, on which greedy subsets are looked for; their gaps are then
-    measured by `scores`.
+    search: scores on (fewer) prompts, on which greedy subsets K are looked for.
     """
     circuit = heads_of(circuit)
     parts = {name: [head for head in group if head in circuit] for name, group in groups.items()}
@@ -136,21 +130,18 @@ def circuit_row(
     scores: CircuitScores, name: str, heads: list[str], drawn: Sequence[Sequence[str]]
 ) -> dict[str, Any]:
     """A circuit run alone, and random circuits beside it (which may hold some of its heads)."""
-    got = scores.scores([heads])[0]
+    alone = scores.scores([heads])[0]
     faithfulness, *by_chance = scores.faithfulness([heads, *drawn])
     chance = {"n_draws": len(drawn), "mean": fmean(by_chance), "highest": max(by_chance)}
-    row = {
-        "circuit": name,
-        "heads": heads,
-        "replaced_by": scores.how,
+    found = {
         "faithfulness": faithfulness,
-        "circuit_accuracy": got.contrast_acc,
-        "base_acc": got.base_acc,
-        "F": {"circuit": got.F, "none": scores.none.F, "full": scores.full.F},
+        "circuit_accuracy": alone.contrast_acc,
+        "base_acc": alone.base_acc,
+        "F": {"circuit": alone.F, "none": scores.none.F, "full": scores.full.F},
         "n_prompts": scores.ablator.n_prompts,
         "random_circuits": chance,
     }
-    return rounded(row)
+    return {"circuit": name, "heads": heads, "replaced_by": scores.how, **rounded(found)}
 
 
 def evaluate_circuits(
@@ -167,17 +158,12 @@ def evaluate_circuits(
     """
     looking = {how: search.scores(how) for how in SOURCES}
     scores = {how: judged.scores(how) for how in SOURCES}
-    both = [looking["base"], looking["operands_changed"]]
     union = heads_of(head for heads in groups.values() for head in heads)
-    circuits = {
-        "union of groups": union,
-        "eliminated, both contrasts": eliminate(both, faithful),
-        "eliminated, shown answers alone": eliminate([looking["base"]], faithful),
-        "eliminated, means put in": eliminate([looking["mean"]], faithful),
-    }
-    n_heads = judged.cfg.n_heads
-    rows = []
+    circuits, rows = {"union of groups": union}, []
+    for name, hows in ELIMINATED.items():
+        circuits[name] = eliminate([looking[how] for how in hows], faithful)
     for name, heads in circuits.items():
+        n_heads = judged.ablator.cfg.n_heads
         drawn = [random_group(heads, n_heads, generator, avoid=False) for _ in range(N_CONTROLS)]
         rows += [circuit_row(of_source, name, heads, drawn) for of_source in scores.values()]
 

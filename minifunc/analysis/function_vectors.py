@@ -1,19 +1,14 @@
 """Function vectors: what do FI heads write at the last `=`, and does it carry +k elsewhere?
 
-What a head holds there (its z) is averaged over prompts off by k: its function vector, FV(k). It is
+What a head holds there (its z), mean over prompts off by k, is its function vector, FV(k). It is
 put into naive prompts, which show no shift, at the same head. Everything after is live.
 
-    contrast    1 + 1 = 2+k ; … ; 3 + 3 =     z of a head at the last `=`, mean over prompts: FV(k)
+    contrast    1 + 1 = 2+k ; … ; 3 + 3 =     FV(k) is the mean of a head's z at the last `=`
     naive       2 same _ = 2 ;  5 same _ =    FV(k) is added to that head's z at the last `=`
 
-    z       [n_prompts, n_layers, n_heads, d_head]  →  FV(k)      [1, n_layers, n_heads, d_head]
-    logits  [n_inputs * n_demos, d_vocab]           →  their map  [n_inputs, n_numbers]
-
-A map is the picture of arXiv 2507.09875: rows are inputs x (here 5), columns outputs y, and cells
-say how much logit(y) rises. A head that carries +k raises the cells y = x + k.
-
-One mean supposes that +k is one direction, whatever is asked. So we also look at FV(k, s), the mean
-over the prompts that ask for s: what it does at every x, and how FV(k, s) - FV(0, s) turns with s.
+A map is the picture of arXiv 2507.09875: cells say how much logit(y) (columns) rises at input x
+(rows, here 5). A head that carries +k raises the cells y = x + k. FV(k, s) is the mean over the
+prompts that ask for s: is +k one direction, whatever is asked, or does it turn with s?
 """
 
 import math
@@ -48,7 +43,7 @@ class Numbers:
 # ---------------------------------------------------------------- taking z out, putting it in
 
 
-def hook_points(heads: Sequence[str], *kinds: str) -> list[str]:
+def hook_points(heads: Iterable[str], *kinds: str) -> list[str]:
     """The hook points of these kinds in the layers of `heads`, from below up."""
     layers = sorted({parse(head)[0] for head in heads})
     return [f"blocks.{layer}.{kind}" for layer in layers for kind in kinds]
@@ -72,15 +67,15 @@ def logits_with(
     if vectors.shape[1:] != wanted or len(vectors) not in (1, len(tokens)):
         must = f"[{len(tokens)} or 1, {', '.join(map(str, wanted))}]"
         raise ValueError(f"vectors must be {must}, not {list(vectors.shape)}")
-    chosen = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, 1, dtype=torch.bool)
+    chosen = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, dtype=torch.bool)
     for head in heads:
         chosen[parse(head)] = True
 
-    def change(z: Tensor, name: str) -> Tensor:
-        layer, old = int(name.split(".")[1]), z[:, -1]  # [row, head, d_head]
-        new = vectors[:, layer] if replace else old + vectors[:, layer]
-        new = torch.where(chosen[layer].to(z.device), new, old)
-        return torch.cat([z[:, :-1], new[:, None]], dim=1)
+    def change(z: Tensor, name: str) -> Tensor:  # [n_rows, pos, head, d_head]
+        z, layer = z.clone(), int(name.split(".")[1])
+        here, put_in = chosen[layer], vectors[:, layer, chosen[layer]]
+        z[:, -1, here] = put_in if replace else z[:, -1, here] + put_in
+        return z
 
     names = hook_points(heads, "attn.hook_z")
     return last_logits(model, tokens, Hooks(dict.fromkeys(names, change)))
@@ -91,9 +86,7 @@ def logits_with(
 
 def cells(change: Tensor, zero: int, k: int) -> Tensor:
     """The cells y = x + k, [n_inputs], of a map [n_inputs, n_numbers], number 0 in column `zero`.
-
-    Raises ValueError where the map has no such column.
-    """
+    Raises ValueError where the map has no such column."""
     n_inputs, n_numbers = change.shape
     if zero + k < 0 or zero + k + n_inputs > n_numbers:
         missing = f"x{k:+d} for each of the {n_inputs} inputs"
@@ -145,9 +138,7 @@ def _share(hits: Tensor) -> float:
 
 class Naive:
     """Naive prompts [n_inputs, n_demos, pos] that vectors are tried on; row x is to be answered x.
-
-    All n_rows = n_inputs * n_demos run together. vectors: as in `logits_with`.
-    """
+    All n_rows = n_inputs * n_demos run together."""
 
     def __init__(
         self, model: Transformer, prompts: Tensor, numbers: Numbers, heads: Sequence[str]
@@ -160,51 +151,42 @@ class Naive:
         self.before = last_logits(model, self.tokens)  # [n_rows, d_vocab]
 
     def logits(self, vectors: Tensor, replace: bool = False) -> Tensor:
-        """Logits [n_rows, d_vocab] with the vectors of all heads put in."""
+        """`logits_with` the vectors of all heads."""
         return logits_with(self.model, self.tokens, vectors, self.heads, replace)
 
     def parts(self, vectors: Tensor) -> dict[str, Tensor]:
-        """Logits [n_rows, d_vocab] with the vector of each head added, and "all": of all heads."""
+        """`logits_with` the vector of each head added, and "all": of all heads."""
         alone = {head: logits_with(self.model, self.tokens, vectors, [head]) for head in self.heads}
         return alone | {"all": self.logits(vectors)}
 
     def map(self, logits: Tensor) -> Tensor:
         """How far logits [n_rows, d_vocab] rose, mean over demos: [n_inputs, n_numbers]."""
-        both = torch.stack([logits, self.before])[:, :, self.numbers]
-        after, before = both.unflatten(1, (self.n_inputs, -1)).mean(2)
-        return after - before
+        rise = logits[:, self.numbers] - self.before[:, self.numbers]
+        return rise.unflatten(0, (self.n_inputs, -1)).mean(1)
 
     def hits(self, logits: Tensor, wanted: Tensor | int) -> Tensor:
         """Whether each row is answered with the number `wanted`: [n_rows] bool."""
         return logits.argmax(-1) == self.numbers[self.zero + wanted]
 
 
-@dataclass(frozen=True)
 class Vectors:
-    """Function vectors of all heads for one k, each [1, n_layers, n_heads, d_head]."""
+    """Function vectors of all heads for one k, each [1, n_layers, n_heads, d_head]: the mean FV(k),
+    and by_asked FV(k, s), from z [n_prompts, …] and what each prompt asks for [n_prompts]."""
 
-    k: int
-    mean: Tensor  # FV(k)
-    by_asked: Mapping[int, Tensor]  # FV(k, s), where enough prompts ask for s
+    def __init__(self, k: int, z: Tensor, asked: Tensor, at_least: int) -> None:
+        self.k, self.mean = k, z.mean(0, keepdim=True)
+        values, counts = asked.unique(return_counts=True)
+        enough = values[counts >= at_least].tolist()
+        self.by_asked = {s: z[asked == s].mean(0, keepdim=True) for s in enough}
 
     def of(self, values: Iterable[int]) -> Tensor:
         """FV(k, s) of each s, FV(k) where there is none: [n_values, n_layers, n_heads, d_head]."""
         return torch.cat([self.by_asked.get(s, self.mean) for s in values])
 
 
-def mean_vectors(k: int, z: Tensor, asked: Tensor, at_least: int) -> Vectors:
-    """From z [n_prompts, n_layers, n_heads, d_head] and what each prompt asks for [n_prompts]."""
-    by_asked = {}
-    for s in asked.unique().tolist():
-        asking = z[asked == s]
-        if len(asking) >= at_least:
-            by_asked[s] = asking.mean(0, keepdim=True)
-    return Vectors(k, z.mean(0, keepdim=True), by_asked)
-
-
 def _variance(z: Mapping[int, Tensor], asked: Mapping[int, Tensor], head: str) -> dict[str, float]:
     layer, index = parse(head)
-    vectors = torch.cat(list(z.values()))[:, layer, index]  # [n_prompts of all k, d_head]
+    vectors = torch.cat([some[:, layer, index] for some in z.values()])  # [all prompts, d_head]
     values = torch.cat(list(asked.values()))
     shifts = torch.cat([torch.full_like(some, k) for k, some in asked.items()])
     pairs = shifts * (values.max() - values.min() + 1) + values  # another label for each pair
@@ -251,9 +233,7 @@ def _reach(naive: Naive, new: Vectors) -> tuple[dict[str, float], float | None]:
     """`reach` and `others`."""
     by_distance: dict[int, list[float]] = defaultdict(list)
     others = []
-    for s in range(naive.n_inputs):
-        if s not in new.by_asked:
-            continue
+    for s in sorted(new.by_asked.keys() & set(range(naive.n_inputs))):
         logits = naive.logits(new.by_asked[s], replace=True)
         shifted = naive.hits(logits, naive.inputs + new.k)
         for x in range(naive.n_inputs):
@@ -263,16 +243,13 @@ def _reach(naive: Naive, new: Vectors) -> tuple[dict[str, float], float | None]:
 
 
 def _turns(new: Vectors, plain: Vectors, heads: Sequence[str]) -> dict[str, float]:
-    common = sorted(new.by_asked.keys() & plain.by_asked.keys())
-    if not common:
-        return {}
-    shifts = new.of(common) - plain.of(common)
-    of_heads = [shifts[:, layer, index] for layer, index in map(parse, heads)]
-    side_by_side = torch.cat(of_heads, dim=1).double()  # [n_common, n_heads * d_head]
-    cosine = torch.cosine_similarity(side_by_side[:, None], side_by_side[None], dim=-1).tolist()
+    shifts = {}
+    for s in sorted(new.by_asked.keys() & plain.by_asked.keys()):
+        shift = new.by_asked[s][0] - plain.by_asked[s][0]  # [n_layers, n_heads, d_head]
+        shifts[s] = torch.cat([shift[parse(head)] for head in heads]).double()
     by_distance: dict[int, list[float]] = defaultdict(list)
-    for (i, s), (j, t) in combinations_with_replacement(enumerate(common), 2):
-        by_distance[t - s].append(cosine[i][j])
+    for s, t in combinations_with_replacement(shifts, 2):
+        by_distance[t - s].append(torch.cosine_similarity(shifts[s], shifts[t], dim=0).item())
     return _means(by_distance)
 
 
@@ -293,36 +270,30 @@ def study(
     """Function vectors of `heads`, ready for circuit.json.
 
     prompts {k: (tokens [n_prompts, pos], asked [n_prompts])}: contrast prompts off by several k, 0
-    (plain) among them, and the number f(x, y) each asks for, before the shift. naive_prompts: see
-    `Naive`. FV(k, s) is made where at least `at_least` prompts ask for s. The result has
-        function_vectors        {head: map, "all": map} of this k, columns 0 to n_inputs - 1
-        function_vectors_by_k   the same of every k
-        function_vector_scores  hits are shares of naive prompts:
-            naive_accuracy  hits on x, as they are
-            parts[k][part]  promotes, moves; share: promotes / promotes of all; hits on x + k;
-                            plain_moves: moves with FV(0) added instead, the control
-            adds_up[k]      see there
-            variance[head]  shares of z's variance by k, by what is asked, by both
-            put[k]          hits on x + k by WAYS: `mean` with FV(k), `own` with FV(k, x)
-            reach[k]        hits on x + k with FV(k, s) in place of z, by s - x
-            others[k]       hits on s + k there, x ≠ s: near 0 if it is a shift and no answer
-            turns[k]        mean cosine of FV(k, s) - FV(0, s) and FV(k, t) - FV(0, t), by t - s
+    (plain) among them, and the number f(x, y) each asks for. naive_prompts: see `Naive`. FV(k, s)
+    is made where at least `at_least` prompts ask for s. function_vectors: {head: map, "all": map}
+    of this k, columns 0 to n_inputs - 1. In function_vector_scores hits are shares of naive prompts
+        naive_accuracy  hits on x, as they are
+        parts[k][part]  promotes, moves; share: promotes / promotes of all; hits on x + k;
+                        plain_moves: moves with FV(0) added instead, the control
+        variance[head]  shares of z's variance by k, by what is asked, by both
+        put[k]          hits on x + k by WAYS: `mean` with FV(k), `own` with FV(k, x)
+        reach[k]        hits on x + k with FV(k, s) in place of z, by s - x
+        others[k]       hits on s + k there, x ≠ s: near 0 if it is a shift and no answer
+        turns[k]        mean cosine of FV(k, s) - FV(0, s) and FV(k, t) - FV(0, t), by t - s
     Raises ValueError where k or 0 is not among the prompts, or x + k is no number.
     """
     if 0 not in prompts or k not in prompts or not heads:
         raise ValueError("function vectors need at least one head, and prompts for k and for k = 0")
-    naive = Naive(model, naive_prompts, numbers, heads)
-    asked = {shift: some.to(model.device) for shift, (_, some) in prompts.items()}
+    naive, by_k = Naive(model, naive_prompts, numbers, heads), {}
+    asked = {shift: some for shift, (_, some) in prompts.items()}
     z = {shift: last_z(model, tokens) for shift, (tokens, _) in prompts.items()}
-    plain = mean_vectors(0, z[0], asked[0], at_least)
+    plain = Vectors(0, z[0], asked[0], at_least)
     plain_parts = naive.parts(plain.mean)
-    names = ("parts", "adds_up", "put", "reach", "others", "turns")
-    scores: dict[str, Any] = {name: {} for name in names}
-    scores["naive_accuracy"] = _share(naive.hits(naive.before, naive.inputs))
-    scores["variance"] = {head: _variance(z, asked, head) for head in heads}
-    by_k, columns = {}, slice(naive.zero, naive.zero + naive.n_inputs)
+    scores: dict[str, Any] = defaultdict(dict)
+    columns = slice(naive.zero, naive.zero + naive.n_inputs)
     for shift in sorted(prompts):
-        new, key = mean_vectors(shift, z[shift], asked[shift], at_least), str(shift)
+        new, key = Vectors(shift, z[shift], asked[shift], at_least), str(shift)
         after = naive.parts(new.mean)
         maps = {part: naive.map(logits) for part, logits in after.items()}
         scores["parts"][key] = _parts(naive, after, plain_parts, shift)
@@ -332,14 +303,13 @@ def study(
             scores["reach"][key], scores["others"][key] = _reach(naive, new)
             scores["turns"][key] = _turns(new, plain, heads)
         by_k[key] = {part: rounded(change[:, columns].tolist(), 3) for part, change in maps.items()}
+    scores["naive_accuracy"] = _share(naive.hits(naive.before, naive.inputs))
+    scores["variance"] = {head: _variance(z, asked, head) for head in heads}
     vectors = {"function_vectors": by_k[str(k)], "function_vectors_by_k": by_k}
     return vectors | {"function_vector_scores": rounded(scores)}
 
 
-# ---------------------------------------------------------------- in words
-
-
-def show(found: Mapping[str, Any], k: int = 1) -> str:
+def show(found: Mapping[str, Any], k: int = 1) -> list[str]:
     """The findings of `study` as lines of text."""
     scores, key, to = found["function_vector_scores"], str(k), f"x{k:+d}"
     parts, fit, others = (scores[name][key] for name in ("parts", "adds_up", "others"))
@@ -347,7 +317,7 @@ def show(found: Mapping[str, Any], k: int = 1) -> str:
     for shift, hits in scores["put"].items():
         put.append([f"{int(shift):+d}", *hits["mean"].values(), *hits["own"].values()])
     on_others = "–" if others is None else f"{others:.1%}"
-    lines = [
+    return [
         f"function vectors: mean z at the last `=`, off by {k:+d}, added in naive prompts (which "
         f"are answered x on {scores['naive_accuracy']:.1%}). Promotes {to}, moves x → {to}, its "
         f"share of all heads', then answered {to} (hits)",
@@ -366,7 +336,6 @@ def show(found: Mapping[str, Any], k: int = 1) -> str:
         f"cosine of the {k:+d} vectors of two asked values, by their distance: "
         f"{_series(scores['turns'][key])}",
     ]
-    return "\n".join(lines)
 
 
 def _series(values: Mapping[str, float]) -> str:

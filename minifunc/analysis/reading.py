@@ -3,20 +3,13 @@
 Three readings answer this, on prompts of examples `x op y = c ;`:
     inputs_apart         by replacement: only the q, k or v of a head comes from another run
     looks_for            from its scores: which keys the last `=` prefers, and which answers
-    hands_over, wrote    from its weights: the stream at the answers, through W_V W_O (and W_U).
-                         Does that tell c, or f(x, y), or their difference d = c - f(x, y)?
+    hands_over, wrote    from its weights: is it c, f(x, y), or their difference d = c - f(x, y)?
 
-    scores of the last `=`      [n_prompts, key] → [n_prompts, n_shots, slot of x op y = c ;]
-    stream at the answers       [n_prompts, n_shots, d_model] → written by a head, the same shape
-
-Shares of variance are those of a two-way analysis of variance on the means of the cells (Fisher
-1925), all cells counted alike: what the first label explains, what the second does, what only the
-two together do, and what varies inside the cells.
+Shares of variance: a two-way analysis of variance (Fisher 1925), all pairs of labels counted alike.
 """
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -24,9 +17,11 @@ from torch import Tensor
 
 from minifunc.analysis.activations import Examples, activations
 from minifunc.analysis.function_vectors import Numbers, explained, hook_points
-from minifunc.analysis.probe import Measure, fit, one_hot, r2, r2_together
+from minifunc.analysis.probe import held_out, one_hot, r2_together
 from minifunc.analysis.rows import answered
 from minifunc.model import Transformer
+from minifunc.patching import PathPatcher
+from minifunc.support.checks import check_F_range
 from minifunc.support.hooks import Hooks
 from minifunc.support.names import parse
 from minifunc.support.tables import rounded, table, table_of_heads
@@ -34,13 +29,14 @@ from minifunc.support.tables import rounded, table, table_of_heads
 INPUTS = ("q", "k", "v", "qk")
 SHARES = ("first", "second", "both", "rest")
 N_SLOTS, ANSWER = 6, 4  # tokens in `x op y = c ;`, and which of them is the answer
+HALVES = slice(0, None, 2), slice(1, None, 2)  # every second prompt for fitting
 
 
 def shares(vectors: Tensor, first: Tensor, second: Tensor) -> dict[str, float]:
     """Shares of the variance of vectors [..., width] by two labels [...]: they add up to 1.
 
-    first, second: by that label alone; both: by the pair beyond these two; rest: inside the cells.
-    Each cell (pair) has weight 1, however many rows it has, so the two labels are independent even
+    first, second: by that label alone; both: by the pair beyond these two; rest: inside the cells
+    (pairs). A cell has weight 1, however many rows it has, so that the labels are independent even
     where they were not drawn so. Raises ValueError where a pair is missing.
     """
     x = vectors.double().flatten(0, -2)  # [n, width]
@@ -56,13 +52,12 @@ def shares(vectors: Tensor, first: Tensor, second: Tensor) -> dict[str, float]:
     means = x.new_zeros(len(counts), x.shape[1]).index_add_(0, cell, x) / counts[:, None]
     inside = ((x - means[cell]).square().sum(1) / counts[cell]).sum() / len(counts)
     centred = (means - means.mean(0)).unflatten(0, (n_first, n_second))  # [first, second, width]
-    between = centred.square().sum(2).mean()
-    by_first = centred.mean(1).square().sum(1).mean()
-    by_second = centred.mean(0).square().sum(1).mean()
+    between, by_first, by_second = (
+        some.square().sum(-1).mean() for some in (centred, centred.mean(1), centred.mean(0))
+    )
     both = (between - by_first - by_second).clamp(min=0)
-    parts = {"first": by_first, "second": by_second, "both": both, "rest": inside}
-    total = (between + inside).clamp(min=1e-30)
-    return rounded({name: (part / total).item() for name, part in parts.items()})
+    parts = torch.stack([by_first, by_second, both, inside]) / (between + inside).clamp(min=1e-30)
+    return rounded(dict(zip(SHARES, parts.tolist())))
 
 
 # ---------------------------------------------------------------- by replacement
@@ -72,11 +67,10 @@ def _replace(heads: Sequence[str], which: str, other: Mapping[str, Tensor]) -> H
     """Hooks by which the inputs `which` (letters of "qkv") of `heads` are those of another run."""
 
     def replace(x: Tensor, name: str) -> Tensor:  # [batch, pos, head, d_head]
-        x = x.clone()
-        for layer, head in map(parse, heads):
-            if name.startswith(f"blocks.{layer}."):
-                # In the last block q is that of the last position alone.
-                x[:, :, head] = other[name][:, -x.shape[1] :, head]
+        x, layer = x.clone(), int(name.split(".")[1])
+        here = [index for block, index in map(parse, heads) if block == layer]
+        # In the last block q is that of the last position alone.
+        x[:, :, here] = other[name][:, -x.shape[1] :, here]
         return x
 
     names = hook_points(heads, *(f"attn.hook_{letter}" for letter in which))
@@ -85,48 +79,30 @@ def _replace(heads: Sequence[str], which: str, other: Mapping[str, Tensor]) -> H
 
 @torch.no_grad()
 def inputs_apart(
-    model: Transformer,
-    base: Tensor,
-    contrast: Tensor,
-    base_answers: Tensor,
-    contrast_answers: Tensor,
-    sources: Mapping[str, Tensor],
-    heads: Sequence[str],
+    patcher: PathPatcher, sources: Mapping[str, Tensor], heads: Sequence[str]
 ) -> dict[str, Any]:
     """What only the q, k, v (or q and k) of a head does when it is, everywhere, another run's.
 
-    base, contrast [n_prompts, pos] int64 and their answers [n_prompts], as for `PathPatcher`;
-    sources {name: tokens shaped like contrast}. Everything after is live: this is ablation, not
-    path patching. → {head or "all": {input: {source: {r, base_acc, contrast_acc}}}}; "all" = these
-    heads together, r as in `patching`: -1 is fully back to base. Raises ValueError without such r.
+    sources {name: tokens shaped like those of the patcher}. Everything after is live: this is
+    ablation, not path patching. → {head or "all": {input: {source: {r, base_acc, contrast_acc}}}};
+    "all" = these heads together. Raises ValueError where r is undefined.
     """
+    check_F_range(patcher.F_range)
+    model, F_contrast = patcher.model, patcher.F_contrast.mean()
     parts = {head: [head] for head in heads} | {"all": list(heads)}
     lowest = min(parse(head)[0] for head in heads)
     entry = f"blocks.{lowest}.hook_resid_pre"  # what is below these heads never changes
-    last = torch.tensor([contrast.shape[1] - 1], device=model.device)
-    answers = torch.stack([base_answers, contrast_answers], dim=1).to(model.device)
-
-    def mean_F(logits: Tensor) -> float:
-        picked = logits.gather(1, answers)
-        return (picked[:, 0] - picked[:, 1]).double().mean().item()
-
-    logits, cache = model.run_with_cache(contrast.to(model.device), [entry])
-    F_contrast = mean_F(logits[:, -1])
-    F_range = F_contrast - mean_F(model(base.to(model.device), last)[:, 0])
-    if not abs(F_range) > 1e-6:  # also where it is NaN
-        why = "the model does not tell these prompts apart"
-        raise ValueError(f"F_contrast - F_base is {F_range:.2g}, so r is undefined: {why}")
+    _, cache = model.run_with_cache(patcher.contrast_tokens, [entry], patcher.last)
     names = hook_points(heads, *(f"attn.hook_{letter}" for letter in "qkv"))
     found: dict[str, Any] = {part: {which: {} for which in INPUTS} for part in parts}
     for source, tokens in sources.items():
         _, other = model.run_with_cache(tokens.to(model.device), names)
         for part, which in product(parts, INPUTS):
             hooks = _replace(parts[part], which, other)
-            patched = model.run_from(cache[entry], lowest, last, hooks)[:, 0]
-            found[part][which][source] = {
-                "r": (mean_F(patched) - F_contrast) / F_range,
-                **answered(patched, (base_answers, contrast_answers)),
-            }
+            patched = model.run_from(cache[entry], lowest, patcher.last, hooks)[:, 0]
+            change = patcher.score(patched, slice(None)).mean() - F_contrast
+            r = {"r": (change / patcher.F_range).item()}
+            found[part][which][source] = r | answered(patched, patcher.answers.T)
     return rounded(found)
 
 
@@ -141,8 +117,7 @@ def looks_for(
 
     asked [n_prompts]: the query's f(x, y). Per head:
         slot, example, both, rest  shares of the scores' variance over the keys of all examples: by
-                                   the place in `x op y = c ;`, by which example (recency), by both,
-                                   by what stands there
+                                   place in `x op y = c ;`, by which example, by what stands there
         is_answer                  the share that lies between answers and the other keys
         among_answers              shares among the answers of one prompt, each prompt centred, by
                                    one label alone (they overlap): nearness (f(x, y) there minus the
@@ -150,12 +125,11 @@ def looks_for(
         by_distance                mean attention on an answer whose f(x, y) lies 0, 1, 2, … from
                                    the asked one; null if there is none
     """
-    examples = examples.to(model.device)
-    keys = examples.answers[:, None] - ANSWER + torch.arange(N_SLOTS, device=model.device)
-    order = torch.arange(len(keys), device=model.device)  # [n_shots]; keys: [n_shots, slot]
+    slots = torch.arange(N_SLOTS)
+    keys = examples.answers[:, None] - ANSWER + slots  # [n_shots, slot]
     labels = {
-        "nearness": examples.expected - asked.to(model.device)[:, None],
-        "example": order.expand_as(examples.shown),
+        "nearness": examples.expected - asked[:, None],
+        "example": examples.answers.expand_as(examples.shown),
         "shown": examples.shown,
         "difference": examples.difference,
     }
@@ -169,60 +143,36 @@ def looks_for(
         grid = scores[:, keys].double()  # [n_prompts, n_shots, slot]
         centred = grid[:, :, ANSWER] - grid[:, :, ANSWER].mean(1, keepdim=True)
         attention = pattern[:, examples.answers].double()  # [n_prompts, n_shots]
-        report[head] = _by_place(grid) | {
+        slot, example = slots.expand_as(grid), examples.answers[:, None].expand_as(grid)
+        by_place = shares(grid[..., None], slot, example)
+        by_place |= {"slot": by_place.pop("first"), "example": by_place.pop("second")}
+        report[head] = by_place | {
+            "is_answer": explained(grid[..., None], slot == ANSWER),
             "among_answers": {name: explained(centred[..., None], labels[name]) for name in labels},
             "by_distance": _by_distance(attention, labels["nearness"].abs()),
         }
     return rounded(report)
 
 
-def _by_place(scores: Tensor) -> dict[str, float]:
-    """Shares of the variance of scores [n_prompts, n_shots, slot] by place, and `is_answer`."""
-    _, n_shots, n_slots = scores.shape
-    slot = torch.arange(n_slots, device=scores.device).expand_as(scores)
-    example = torch.arange(n_shots, device=scores.device)[:, None].expand_as(scores)
-    found = shares(scores[..., None], slot, example)
-    found |= {"slot": found.pop("first"), "example": found.pop("second")}
-    return found | {"is_answer": explained(scores[..., None], slot == ANSWER)}
-
-
 def _by_distance(attention: Tensor, distance: Tensor) -> list[float | None]:
     """Mean of attention [n_prompts, n_shots] where distance, of the same shape, is 0, 1, 2, …"""
-    means: list[float | None] = []
-    for at in range(int(distance.max()) + 1):
-        some = attention[distance == at]
-        means.append(some.mean().item() if len(some) else None)
-    return means
+    at_distance = [attention[distance == at] for at in range(int(distance.max()) + 1)]
+    return [some.mean().item() if len(some) else None for some in at_distance]
 
 
 # ---------------------------------------------------------------- of the weights
 
 
-def _at_answers(model: Transformer, examples: Examples, names: list[str]) -> dict[str, Tensor]:
-    """Activations [n_prompts, pos, …] at the answers alone: [n_prompts, n_shots, …]."""
-    return activations(model, examples.tokens, names, lambda x: x[:, examples.answers])
-
-
-def _held_out(x: Tensor, y: Tensor, measure: Measure) -> Tensor:
-    """How well y is read off x, both [n_prompts, n_shots, …]; fitted on every second prompt."""
-    (x, other_x), (y, other_y) = ((some[::2], some[1::2]) for some in (x, y))
-    probe = fit(x.flatten(0, 1), y.flatten(0, 1))
-    return measure(probe, other_x.flatten(0, 1), other_y.flatten(0, 1))
-
-
 def _copies(logits: Tensor, labels: Tensor, numbers: Numbers) -> float:
     """Share of the values of labels [...] at which mean logits [..., n_numbers] are highest."""
-    right = []
-    for value in labels.unique().tolist():
-        highest = int(logits[labels == value].mean(0).argmax())
-        right.append(highest == value - numbers.first)
-    return fmean(right)
+    values = labels.unique()
+    means = torch.stack([logits[labels == value].mean(0) for value in values])
+    return (means.argmax(-1).cpu() == values - numbers.first).double().mean().item()
 
 
 def _with_every_difference(c: Tensor, d: Tensor) -> Tensor:
     """Where the shown answer c [...] is one that occurs with every difference d [...]: bool."""
-    n_differences = len(d.unique())
-    wide = [value for value in c.unique() if len(d[c == value].unique()) == n_differences]
+    wide = [value for value in c.unique() if len(d[c == value].unique()) == len(d.unique())]
     if not wide:
         why = "so the two cannot be told apart: take more prompts"
         raise ValueError(f"no shown answer occurs with every difference, {why}")
@@ -238,22 +188,20 @@ def hands_over(
     examples: of prompts with several d = c - f(x, y). Per head:
         stream, logits    shares of the variance of what is written, into the stream or, through
                           W_U, on the logits of numbers (the final norm's scale left out, rows
-                          centred): by c (first), by d (second), both, rest; over those c that
-                          occur with every d
-        separately        R² of g(c) + h(f(x, y)) on the stream, two tables. Near 1 with a small
-                          share of d: both are handed over side by side (f(x, y) = c - d is `both`)
+                          centred): by c (first), by d (second); over those c that occur with all d
+        separately        R² of g(c) + h(f(x, y)) on the stream, two tables fitted on half of the
+                          prompts. Near 1 with a small share of d: c and f(x, y) side by side
         difference_alone  R² of one table g(d)
         copies            share of the values of c, and of f(x, y), whose mean written logits are
                           highest at that value itself
-    Tables are fitted on half of the prompts and scored on the others. Raises ValueError where no c
-    occurs with every d.
+    Raises ValueError where no c occurs with every d.
     """
-    examples = examples.to(model.device)
     c, e, d = examples.shown, examples.expected, examples.difference
     comparable = _with_every_difference(c, d)
     side_by_side = torch.cat([one_hot(c), one_hot(e)], dim=-1)
     unembed = model.ln_final.w[:, None] * model.unembed.W_U[:, numbers.tokens.to(model.device)]
-    streams = _at_answers(model, examples, hook_points(heads, "hook_resid_pre"))
+    names = hook_points(heads, "hook_resid_pre")
+    streams = activations(model, examples.tokens, names, lambda x: x[:, examples.answers])
     report: dict[str, Any] = {}
     for head in heads:
         layer, index = parse(head)
@@ -266,8 +214,8 @@ def hands_over(
         report[head] = {
             "stream": shares(written[comparable], c[comparable], d[comparable]),
             "logits": shares(logits[comparable], c[comparable], d[comparable]),
-            "separately": _held_out(side_by_side, written, r2_together).item(),
-            "difference_alone": _held_out(one_hot(d), written, r2_together).item(),
+            "separately": held_out(side_by_side, written, *HALVES, r2_together).item(),
+            "difference_alone": held_out(one_hot(d), written, *HALVES, r2_together).item(),
             "copies": copies,
         }
     return rounded(report)
@@ -280,26 +228,23 @@ def wrote(
     """What each head did write at the answers, for heads that gather the expected answer.
 
     x, y [n_prompts, n_shots]: the operands as numbers, of which every pair must occur. Per head:
-    shares of the variance of z W_O by x (first), y (second), both, rest; expected_r2, shown_r2: R²
-    with which f(x, y) and c can be read off z, on the half of the prompts that was not fitted.
+    shares of the variance of z W_O by x (first), y (second); expected_r2, shown_r2: R² with which
+    f(x, y) and c can be read off z, on the half of the prompts that was not fitted.
     """
-    examples = examples.to(model.device)
     targets = torch.stack([examples.expected, examples.shown], dim=-1)
-    found = _at_answers(model, examples, hook_points(heads, "attn.hook_z"))
+    names = hook_points(heads, "attn.hook_z")
+    found = activations(model, examples.tokens, names, lambda x: x[:, examples.answers])
     report = {}
     for head in heads:
         layer, index = parse(head)
         z = found[f"blocks.{layer}.attn.hook_z"][:, :, index]  # [n_prompts, n_shots, d_head]
-        expected, shown = _held_out(z, targets, r2).tolist()
+        expected, shown = held_out(z, targets, *HALVES).tolist()
         written = shares(z @ model.blocks[layer].attn.W_O[index], x, y)
         report[head] = written | {"expected_r2": expected, "shown_r2": shown}
     return rounded(report)
 
 
-# ---------------------------------------------------------------- in words
-
-
-def show(found: Mapping[str, Any]) -> str:
+def show(found: Mapping[str, Any]) -> list[str]:
     """The findings {inputs, looks_for, hands_over, wrote} as lines of text."""
     inputs, looks, hands = found["inputs"], found["looks_for"], found["hands_over"]
     replaced = []
@@ -314,7 +259,7 @@ def show(found: Mapping[str, Any]) -> str:
     for head, where in product(hands, ("stream", "logits")):
         written[f"{head} {where}"] = hands[head][where]
     copied = {head: row | row["copies"] for head, row in hands.items()}
-    lines = [
+    return [
         "q, k, v of the FI heads from other runs: r in %, and accuracy on plain / shifted answers",
         *table(["head", *sources], replaced, digits=2),
         "scores of the last `=`: shares of their variance by place in the example (and by whether "
@@ -332,4 +277,3 @@ def show(found: Mapping[str, Any]) -> str:
         "y (second); R² of reading f(x, y), c",
         *table_of_heads(found["wrote"], (*SHARES, "expected_r2", "shown_r2")),
     ]
-    return "\n".join(lines)

@@ -14,27 +14,20 @@ PUT_IN = {"answers": "base", "operands": "operands_changed", "unrelated": "unrel
 KINDS = {"previous": "previous_token", "operands": "operand_reader"}
 
 # By criterion: the values that `other_thresholds` tries, and the groups that it makes.
+DIRECT = ("function_induction", "consolidation", "other_direct")
 THRESHOLDS = {
-    "strong": (
-        (0.01, 0.02, 0.05, 0.1, 0.2),
-        ("function_induction", "consolidation", "other_direct"),
-    ),
+    "strong": ((0.01, 0.02, 0.05, 0.1, 0.2), DIRECT),
     "looks_at_answers": ((0.15, 0.2, 0.3, 0.4, 0.5, 0.6), ("function_induction",)),
     "feeds": ((0.01, 0.02, 0.05, 0.1, 0.2), tuple(ROUTES)),
     "looks_at_previous": ((0.1, 0.2, 0.3, 0.4, 0.5), ("previous_token",)),
 }
 
 
-# ---------------------------------------------------------------- readers
-
-
 def readers(
     prompts: Prompts, shown: Sequence[int], found: Discovery, criteria: Criteria
 ) -> dict[str, dict[str, Any]]:
-    """`reader_role` of the heads below the FI heads, each replaced alone at the positions `shown`.
-
-    shown: those of the examples, so that the query stays. The prompts have the sources of PUT_IN.
-    """
+    """`reader_role` of the heads below the FI heads, each replaced alone at the positions `shown`,
+    those of the examples, so that the query stays. The prompts have the sources of PUT_IN."""
     groups = found.groups
     direct = {*groups["function_induction"], *groups["consolidation"]}
     below = groups["shown_answer"] + groups["expected_answer"] + groups["upstream"]
@@ -51,18 +44,14 @@ def readers(
 
 
 def reader_role(
-    attention: Mapping[str, float],
-    replaced: Mapping[str, Mapping[str, float]],
-    criteria: Criteria,
+    attention: Mapping[str, float], replaced: Mapping[str, dict[str, float]], criteria: Criteria
 ) -> dict[str, Any]:
     """Which kind a head is, by where it looks and by what breaks when it is replaced.
 
-    attention: its `attention_shares`. replaced: by what is put in over the shown examples
-    ("answers": values of the run with other shown answers; "operands": with other operands), {r,
-    …}: how far F then goes to that run's (-1: all the way). looks_at: "previous" or "operands" from
-    a shown answer, the larger share if it meets its criterion. brings: "shown", "expected" or both,
-    by |r| >= `criteria.feeds`. kind: previous_token or operand_reader where it looks there *and*
-    brings what was to be expected.
+    attention: its `attention_shares`. replaced: by name in PUT_IN, {r, …}: how far F then goes to
+    that run's (-1: all the way). looks_at: "previous" or "operands" from a shown answer, the larger
+    share if it meets its criterion. brings: "shown", "expected" or both, by |r| >= `feeds`. kind:
+    one of KINDS where it looks there *and* brings what was to be expected.
     """
     looks_at = max(KINDS, key=lambda place: attention[f"answer_to_{place}"])
     if attention[f"answer_to_{looks_at}"] < getattr(criteria, f"looks_at_{looks_at}"):
@@ -75,23 +64,16 @@ def reader_role(
     return {"kind": kind, "looks_at": looks_at, "brings": brings, "replaced": replaced}
 
 
-# ---------------------------------------------------------------- other thresholds
-
-
 def other_thresholds(found: Discovery, criteria: Criteria) -> list[dict[str, Any]]:
-    """The groups that other thresholds would make, one criterion changed at a time.
-
-    [{criterion, value, in_force, group, heads}]. `feeds` and `looks_at_previous` are changed with
-    the FI heads as found.
-    """
+    """The groups that other thresholds would make, one criterion changed at a time, the FI heads as
+    found: [{criterion, value, in_force, group, heads}]."""
     rows = []
     for name, (values, concerned) in THRESHOLDS.items():
         in_force = getattr(criteria, name)
         for value in sorted({*values, in_force}):
             groups = regrouped(found, replace(criteria, **{name: value}))
-            for group in concerned:
-                row = {"criterion": name, "value": value, "in_force": value == in_force}
-                rows.append(row | {"group": group, "heads": groups[group]})
+            row = {"criterion": name, "value": value, "in_force": value == in_force}
+            rows += [row | {"group": group, "heads": groups[group]} for group in concerned]
     return rows
 
 
@@ -109,11 +91,10 @@ def regrouped(found: Discovery, criteria: Criteria) -> dict[str, list[str]]:
 
 def sensitivity(prompts: Prompts, found: Discovery, criteria: Criteria) -> list[dict[str, Any]]:
     """Rows of `evaluation.sensitivity`: `other_thresholds`, and what is left without each group."""
-    rows = []
-    for row in other_thresholds(found, criteria):
+    rows = other_thresholds(found, criteria)
+    for row in rows:
         reads_operands = row["group"] in ("expected_answer", "previous_token")
         how = "operands_changed" if reads_operands else "base"
         left = ablation_row(prompts, row["group"], row["heads"], how)
-        kept = ("how", "base_acc", "contrast_acc", "n_prompts")
-        rows.append(row | {name: left[name] for name in kept})
+        row.update({name: left[name] for name in ("how", "base_acc", "contrast_acc", "n_prompts")})
     return rows

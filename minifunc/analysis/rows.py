@@ -1,24 +1,26 @@
 """Effects and ablations as rows of circuit.json, rounded; and back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from minifunc.ablation import Ablator, CircuitScores
 from minifunc.analysis.attribution import attribute, rank_correlation
-from minifunc.analysis.graph import circuit_graph
 from minifunc.circuit import Criteria, Discovery
-from minifunc.model import ModelConfig
 from minifunc.patching import Effects, Logits, PathPatcher
 from minifunc.support.evaluation import accuracy, wilson
 from minifunc.support.tables import rounded
 
 # What circuit.json holds where there are no function-induction heads.
 NOTHING_FOUND = {"readers": {}, "evaluation": {"ablation": [], "sensitivity": []}, "reuse": []}
+
+# Heads that were also swept together: name → edges to the logits.
+TOGETHER = {"function_induction": 1, "shown_answer": 2, "expected_answer": 2}
 
 Answers = tuple[Tensor, Tensor]  # of base and contrast prompts, [n_prompts] int64 each
 
@@ -29,10 +31,6 @@ class Prompts:
 
     ablator: Ablator
     answers: Answers
-
-    @property
-    def cfg(self) -> ModelConfig:
-        return self.ablator.cfg
 
     def scores(self, how: str) -> CircuitScores:
         return CircuitScores(self.ablator, how, *self.answers)
@@ -49,8 +47,7 @@ def as_lists(effects: Effects) -> dict[str, Any]:
 
 def as_effects(lists: dict[str, Any]) -> Effects:
     """r values from circuit.json; the values of single prompts are not kept there."""
-    heads, mlps, embedding = (torch.tensor(lists[name]) for name in ("heads", "mlps", "embedding"))
-    return Effects(heads, mlps, embedding, torch.empty(0), torch.empty(0))
+    return Effects(*(torch.tensor(lists[name]) for name in ("heads", "mlps", "embedding")))
 
 
 def direct(patchers: Mapping[str, PathPatcher]) -> dict[str, Any]:
@@ -85,10 +82,38 @@ def discovered(found: Discovery, criteria: Criteria, circuit: Mapping[str, Any])
     }
 
 
+def circuit_graph(found: Discovery, criteria: Criteria) -> dict[str, list[dict[str, Any]]]:
+    """{"nodes": [{name, kind, steps, groups}], "edges": [{sender, receiver, contrast, r}]}."""
+    edges = strong_edges(found, criteria)
+    nodes: list[tuple[str, str, int, list[str]]] = [("logits", "logits", 0, [])]
+    for name, step in sorted(found.steps.items(), key=lambda pair: pair[1]):
+        kind = "head" if "." in name else name.rstrip("0123456789")
+        groups = [group for group, heads in found.groups.items() if name in heads]
+        nodes.append((name, kind, step, groups))
+    for name, step in TOGETHER.items():
+        if any(edge["receiver"].startswith(name) for edge in edges):
+            nodes.append((name, "together", step, [name]))
+    keys = ("name", "kind", "steps", "groups")
+    return {"nodes": [dict(zip(keys, node)) for node in nodes], "edges": edges}
+
+
+def strong_edges(found: Discovery, criteria: Criteria) -> list[dict[str, Any]]:
+    """All effects that count, of nodes that count."""
+    edges: list[dict[str, Any]] = []
+    for contrast, each in found.effects.items():
+        for receiver, effect in each.items():
+            least = criteria.strong if receiver == "logits" else criteria.feeds
+            for sender, r in effect.named().items():
+                if abs(r) >= least and sender in found.steps:
+                    edge = {"sender": sender, "receiver": receiver, "contrast": contrast}
+                    edges.append(edge | {"r": round(r, 5)})
+    return edges
+
+
 # ---------------------------------------------------------------- ablations
 
 
-def answered(logits: Tensor, answers: Answers) -> dict[str, float]:
+def answered(logits: Tensor, answers: Iterable[Tensor]) -> dict[str, float]:
     """Shares of base and of contrast answers, given logits [n_prompts, d_vocab]."""
     base, contrast = (accuracy(logits, wanted) for wanted in answers)
     return {"base_acc": base, "contrast_acc": contrast}
@@ -113,11 +138,8 @@ def control_row(
     n, groups = prompts.ablator.n_prompts, list(dict.fromkeys(map(tuple, draws)))
     all_logits = prompts.ablator.logits(groups, how)
     shares = {heads: answered(each, prompts.answers) for heads, each in zip(groups, all_logits)}
-    base, contrast = (
-        [shares[tuple(heads)][name] for heads in draws] for name in ("base_acc", "contrast_acc")
-    )
-    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    over_draws = torch.tensor(contrast, dtype=torch.float64).quantile(ends).tolist()
+    base, contrast = zip(*(shares[tuple(heads)].values() for heads in draws))
+    over_draws = np.quantile(contrast, [0.025, 0.975]).tolist()
     worst = min(groups, key=lambda heads: shares[heads]["contrast_acc"])
     row = {
         "ablated": label,

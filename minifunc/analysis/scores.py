@@ -6,10 +6,8 @@
                          of the repetition to what followed this place
                          the first time (Olsson et al. 2022)
 
-    tokens [n_prompts, pos] → pattern [batch, head, query, key] → shares [n_layers, n_heads]
-
-Each score is attention, from 0 to 1, a mean over prompts and places, float64. It says where a head
-looks, not what it does.
+Each score is attention, from 0 to 1, a mean over prompts and places, [n_layers, n_heads] float64.
+It says where a head looks, not what it does.
 """
 
 import torch
@@ -23,14 +21,12 @@ def attention_to(model: Transformer, tokens: Tensor, queries: Tensor, keys: Tens
     """Attention from a query to all its keys, the mean over queries: [n_layers, n_heads] float64.
 
     tokens [n_prompts, pos] int64; queries [n_queries], keys [n_queries, n_keys] int64: positions.
-    Raises ValueError for a key that lies behind its query, which no head could see, or a place
-    outside the prompts.
+    Raises ValueError for a key behind its query, or a place outside the prompts.
     """
     if keys.ndim != 2 or len(keys) != len(queries):
         raise ValueError(f"keys must be [{len(queries)}, n_keys], not {list(keys.shape)}")
     if keys.min() < 0 or (keys > queries[:, None]).any() or queries.max() >= tokens.shape[1]:
         raise ValueError("a query must lie inside the prompts, and its keys not behind it")
-    queries, keys = queries.to(model.device), keys.to(model.device)
 
     def seen(pattern: Tensor) -> Tensor:  # [batch, head, query, key] → [batch, head]
         return pattern[:, :, queries[:, None], keys].double().sum((2, 3))
@@ -58,6 +54,6 @@ def copy_induction_score(
     Raises ValueError where the token at a query does not stand `period` before it as well.
     """
     if queries.min() < period or not torch.equal(tokens[:, queries], tokens[:, queries - period]):
-        where = f"after {period} positions at these queries"
-        raise ValueError(f"the tokens do not repeat themselves {where}")
+        said = "the tokens do not repeat themselves"
+        raise ValueError(f"{said} after {period} positions at these queries")
     return attention_to(model, tokens, queries, queries[:, None] - period + 1)

@@ -1,11 +1,8 @@
-"""The analyses of a study that draw more prompts than those it traces.
-
-A `Language` is what `tasks.py` offers: tasks whose prompts come in pairs. It is handed in, since
-nothing in this package imports a script.
-"""
+"""The analyses of a study that draw more prompts than those it traces."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import permutations, product
 from typing import Any
 
 import torch
@@ -13,15 +10,15 @@ from torch import Generator, Tensor
 
 from minifunc.ablation import Ablator
 from minifunc.analysis import function_vectors, reading
-from minifunc.analysis.ablations import reuse_rows
+from minifunc.analysis.ablations import random_group
 from minifunc.analysis.activations import Examples
-from minifunc.analysis.controls import random_group
 from minifunc.analysis.probe import probes
-from minifunc.analysis.rows import Prompts
+from minifunc.analysis.rows import Prompts, ablation_row, control_row
 from minifunc.model import Transformer
+from minifunc.patching import PathPatcher
 from minifunc.support.runs import weights_hash
 
-Language = Any  # a module that offers what tasks.py does
+Language = Any  # what tasks.py offers; it is handed in, since no module here imports a script
 N_DRAWS = 10  # random groups for each reused task
 N_REUSED = 100  # prompts on which reuse is measured
 N_INPUTS = 10  # inputs 0..9 of function vectors
@@ -32,10 +29,6 @@ def some(pairs: Any, which: slice | Tensor) -> Any:
     """Some of the pairs, by a slice or by a mask [n_prompts]."""
     tensors = {name: x[which] for name, x in vars(pairs).items() if isinstance(x, Tensor)}
     return replace(pairs, **tensors)
-
-
-def first(pairs: Any, n: int) -> Any:
-    return some(pairs, slice(n))
 
 
 def answers_of(pairs: Any) -> tuple[Tensor, Tensor]:
@@ -115,12 +108,27 @@ def reuse(
         if language.TASKS[task].wrapper == "base":
             kinds = {"carry": pairs.carry, "no carry": ~pairs.carry}
         for items, which in kinds.items():
-            part = some(pairs, which)
-            if len(part.base):
-                ablator = Ablator(model, part.contrast, {"base": part.base})
-                four = reuse_rows(Prompts(ablator, answers_of(part)), part.base, heads, drawn)
+            if which.any():
+                four = reuse_rows(model, some(pairs, which), heads, drawn)
                 found += [{"task": task, "k": k, "items": items, **row} for row in four]
     return found
+
+
+def reuse_rows(
+    model: Transformer, pairs: Any, heads: Sequence[str], drawn: Sequence[Sequence[str]]
+) -> list[dict[str, Any]]:
+    """Four rows: base prompts, contrast prompts, these without `heads`, without random heads (a
+    mean over the groups in `drawn`)."""
+    prompts = Prompts(Ablator(model, pairs.contrast, {"base": pairs.base}), answers_of(pairs))
+    on_base = replace(prompts, ablator=prompts.ablator.on(pairs.base))
+    rows = [
+        {"prompt": "base"} | ablation_row(on_base, "none", [], "base"),
+        {"prompt": "contrast"} | ablation_row(prompts, "none", [], "base"),
+        {"prompt": "contrast"} | ablation_row(prompts, "function_induction", heads, "base"),
+        {"prompt": "contrast"} | control_row(prompts, "random_same_layers", drawn, "base"),
+    ]
+    kept = ("prompt", "ablated", "base_acc", "contrast_acc", "n_prompts")
+    return [{name: row[name] for name in kept} for row in rows]
 
 
 def writings(
@@ -131,15 +139,11 @@ def writings(
     study: Any,
     generator: Generator,
 ) -> dict[str, Any]:
-    """For a function on numbers: what the FI heads write and read, where numbers can be read off.
-
-    function_vectors…: what they write. reading: what their q, k and v are for, and what the heads
-    `gathering` the expected answer write. probe: where numbers can be read off the stream.
-    """
+    """For a function on numbers: what FI heads, and those gathering the expected answer, write and
+    read (function_vectors…, reading), and where numbers can be read off the stream (probe)."""
     if study.task not in language.ON_NUMBERS:
         return {}
-    task, shots, n = study.task, study.shots, study.prompts
-    answers = language.answer_positions(shots)
+    n, gathering = study.prompts, gathering if study.task == "addition" else []
     tokens = torch.tensor([language.TOKEN[str(number)] for number in language.NUMBERS])
     numbers = function_vectors.Numbers(tokens, language.NUMBERS[0])
     asking = {}
@@ -150,17 +154,16 @@ def writings(
     found = function_vectors.study(model, asking, naive, fi, numbers, study.k)
 
     p = study.pairs(2 * n, generator)
+    patcher = PathPatcher(model, p.base, p.contrast, *answers_of(p), max_memory=study.max_memory)
     sources = {"base": p.base, "operands_changed": p.operands_changed}
     sources["same_k"] = p.contrast.roll(1, 0)
-    inputs = reading.inputs_apart(model, p.base, p.contrast, *answers_of(p), sources, fi)
-    enough = max(n, -(-N_EXAMPLES // (len(language.SHIFTS) * shots)))  # prompts of each k
-    shown, query = examples(language, off_by_every_k(language, task, shots, enough, generator))
+    enough = max(n, -(-N_EXAMPLES // (len(language.SHIFTS) * study.shots)))  # prompts of each k
+    shown, query = examples(language, [study.task], study.shots, enough, generator)
     order = torch.randperm(len(query), generator=generator)
     shown = shown.rows(order)
-    x, y = (shown.tokens[:, answers + offset] - language.ZERO for offset in (-4, -2))
-    gathering = gathering if task == "addition" else []
+    x, y = (shown.tokens[:, shown.answers + offset] - language.ZERO for offset in (-4, -2))
     found["reading"] = {
-        "inputs": inputs,
+        "inputs": reading.inputs_apart(patcher, sources, fi),
         "looks_for": reading.looks_for(model, shown, query[order], fi),
         "hands_over": reading.hands_over(model, shown, numbers, fi),
         "wrote": reading.wrote(model, shown, x, y, gathering) if gathering else {},
@@ -171,22 +174,18 @@ def writings(
 
 def naive_prompts(language: Language, n: int) -> Tensor:
     """`2 same _ = 2 ; 5 same _ =`: [n, n - 1, pos]; row x asks for x after each other number."""
-    prompts = []
-    for x in range(n):
-        others = [y for y in range(n) if y != x]
-        prompts += [language.encode(f"{y} same = {y}, {x} same =") for y in others]
+    numbers = permutations(range(n), 2)
+    prompts = [language.encode(f"{y} same = {y}, {x} same =") for x, y in numbers]
     return torch.stack(prompts).unflatten(0, (n, n - 1))
 
 
-def off_by_every_k(
-    language: Language, task: str, shots: int, n: int, generator: Generator
-) -> list[Any]:
-    return [language.evaluation_pairs(task, k, shots, n, generator) for k in language.SHIFTS]
-
-
-def examples(language: Language, pairs: Sequence[Any]) -> tuple[Examples, Tensor]:
-    """All contrast prompts with the numbers in them, and f(x, y) of their queries [n_prompts]."""
-    answers = language.answer_positions(pairs[0].shots)
+def examples(
+    language: Language, tasks: Sequence[str], shots: int, n: int, generator: Generator
+) -> tuple[Examples, Tensor]:
+    """n contrast prompts of each task and k with their numbers, and f(x, y) of the queries."""
+    asked = product(tasks, language.SHIFTS)
+    pairs = [language.evaluation_pairs(*each, shots, n, generator) for each in asked]
+    answers = language.answer_positions(shots)
     tokens, plain = torch.cat([p.contrast for p in pairs]), torch.cat([p.base for p in pairs])
     expected, shown = plain[:, answers] - language.ZERO, tokens[:, answers] - language.ZERO
     query = torch.cat([p.base_answers for p in pairs]) - language.ZERO
@@ -197,14 +196,8 @@ def probed(
     language: Language, model: Transformer, study: Any, generator: Generator
 ) -> dict[str, Any]:
     """Linear probes on documents of one k, on examples dealt anew, and on other functions."""
-    others = []
-    for task in language.ON_NUMBERS:
-        if task != study.task:
-            few = max(1, study.prompts // 5)
-            others += off_by_every_k(language, task, study.shots, few, generator)
-    consistent, _ = examples(
-        language, off_by_every_k(language, study.task, study.shots, study.prompts, generator)
-    )
-    mixed = examples(language, others)[0].dealt(generator)
-    kinds = {"consistent": consistent, "dealt": consistent.dealt(generator)}
-    return probes(model, kinds, mixed, generator)
+    n, few = study.prompts, max(1, study.prompts // 5)
+    tasks = [task for task in language.ON_NUMBERS if task != study.task]
+    others, _ = examples(language, tasks, study.shots, few, generator)
+    consistent, _ = examples(language, [study.task], study.shots, n, generator)
+    return probes(model, consistent, others, generator)

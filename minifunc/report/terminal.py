@@ -290,7 +290,7 @@ def written(c: Circuit) -> list[str]:
     if "probe" not in c:
         return []
     vectors, read = function_vectors.show(c, c["k"]), reading.show(c["reading"])
-    return [*vectors.split("\n"), "", *read.split("\n"), "", *probed(c["probe"])]
+    return [*vectors, "", *read, "", *probed(c["probe"])]
 
 
 def probed(probe: dict[str, Any]) -> list[str]:
