@@ -37,8 +37,6 @@ from torch import Generator, Tensor
 from minifunc.support import checks, rows, vocabulary
 from minifunc.support.settled import settled  # same results, whatever torch's defaults are
 
-# ---------------------------------------------------------------- vocabulary
-
 MAX_SHIFT = 4
 SHIFTS, BASES = range(-MAX_SHIFT, MAX_SHIFT + 1), range(6, 10)
 NUMBERS = range(-MAX_SHIFT, 31)  # 18 in base 6 is 30
@@ -284,10 +282,9 @@ def draw_answers(rules: Rules, problem: Tensor, generator: Generator) -> Tensor:
     random = rows.integers(low, high, problem.shape, generator)
     random = random.gather(1, (problem[:, :, None] == problem[:, None]).int().argmax(2))
     shifted, based = value + rules.k[:, None], in_base(value, rules.base[:, None])
-    answers = torch.stack([value, shifted, based, relabelled, R - value, random])
+    answers = torch.stack([value, shifted, based, relabelled, R - value, random])  # as WRAPPERS
     answers = torch.where(letters, answers % len(LETTERS), answers)
-    every = torch.arange(len(problem), device=problem.device)
-    return answers[rules.wrapper, every]  # in the order of WRAPPERS
+    return answers[rules.wrapper, torch.arange(len(problem), device=problem.device)]
 
 
 def looks_held_out(diet: Diet, problem: Tensor, answer: Tensor) -> Tensor:
@@ -351,7 +348,6 @@ TASKS["base_addition"] = Task("+", "base", BASES)
 @dataclass(frozen=True)
 class Pairs:
     """Prompts as on top of this file, [n_prompts, pos] int64, and their answers [n_prompts].
-
     In base-k addition contrast is `5 + 6 = 13` (k = 8) and base `5 + 6 = 11`; where nothing is
     carried they agree. Base and contrast prompts never show their own answer. operands_changed
     does in two of five (addition, k = 1, 8 shots). `choice` has none: of three options none is `d`.
@@ -377,11 +373,10 @@ def evaluation_pairs(
     task: str, k: int, shots: int, n_prompts: int, generator: Generator, carry: bool = False
 ) -> Pairs:
     """Prompts whose examples are all off by k, or in base k: contrast, and the others beside it.
-
     The query is any problem; examples have another answer, and a neighbour with the shown answer
     (for operands_changed, where the asked answer may be shown: see `Pairs`). In base k operands are
-    below k, and an example carries; with `carry` the query too. Raises ValueError for an unknown
-    task, a k that it does not have, or numbers below one.
+    below k, and an example carries; with `carry` the query too. Raises ValueError for a task or k
+    that there is not, or numbers below one.
     """
     checks.check_request(TASKS, task, k, (n_prompts, shots))
     symbol, in_base_k = TASKS[task].symbol, TASKS[task].wrapper == "base"

@@ -68,11 +68,9 @@ class TrainConfig:
 
 
 def loss_on_answers(model: Transformer, documents: tasks.Documents) -> Tensor:
-    """Cross-entropy (nats) of the answers that what stands before them determines, [].
-
-    The model is asked at the `=` signs alone. With several processes: the sum over this one's
-    share of the documents, divided by the count over all of them.
-    """
+    """Cross-entropy (nats) of the answers that what stands before them determines, []; the model is
+    asked at the `=` signs alone. With several processes: the sum over this one's share of the
+    documents, divided by the count over all of them."""
     places = tasks.answer_positions(documents.answer.shape[1])
     tokens = share(documents.tokens).to(model.device)  # [document, pos]
     determined = share(documents.determined).to(model.device)  # [document, example]
@@ -84,9 +82,8 @@ def loss_on_answers(model: Transformer, documents: tasks.Documents) -> Tensor:
 
 
 def make_optimizer(model: Transformer, cfg: TrainConfig) -> AdamW:
-    fused = model.device.type != "mps"
-    betas, decay = (0.9, cfg.beta2), cfg.weight_decay
-    return AdamW(model.parameters(), cfg.lr, betas, weight_decay=decay, fused=fused)
+    fused, decay = model.device.type != "mps", cfg.weight_decay
+    return AdamW(model.parameters(), cfg.lr, (0.9, cfg.beta2), weight_decay=decay, fused=fused)
 
 
 def train_step(
@@ -119,9 +116,7 @@ def train(
     after_step: Callable[[int, Transformer], None] | None = None,
 ) -> Transformer:
     """Trains one run into the folder `out`; after_step(step, model) is called after every update.
-
-    Raises UserError where the run cannot go on, and Diverged where its loss is not finite.
-    """
+    Raises UserError where the run cannot go on, and Diverged where its loss is not finite."""
     config = described(model_cfg, cfg, diet, tasks.VOCABULARY)
     checkpoint = load_checkpoint(out, config) if resume else None
     model = Transformer(model_cfg, torch.Generator().manual_seed(cfg.seed)).to(device)

@@ -43,7 +43,6 @@ class Ablator:
     [n_prompts, pos] of the prompts whose z are put in, row by row. means: by name, tokens
     [any number, pos]; their mean z, position by position, is put in. Raises ValueError where a
     source does not have the prompts' shape.
-
     `logits_plainly` says what is computed. `logits` gives the same for many groups, and is fast.
     """
 
@@ -78,7 +77,6 @@ class Ablator:
     def logits_plainly(self, group: Iterable[str], how: str, positions: Positions = None) -> Tensor:
         """Logits at the last position, [n_prompts, d_vocab], in one run of the whole model in which
         the group's heads send, at `positions` (default: everywhere), what source `how` says.
-
         All else is as it comes. Raises ValueError for a head, a source or a position there is not.
         """
         heads, places = self._heads(group), self._positions(how, positions)

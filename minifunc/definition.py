@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from minifunc.model import Transformer
-from minifunc.support.checks import Positions, whole_numbers
+from minifunc.support.checks import Positions, checked_place, checked_positions
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,12 @@ class Place:
     head: int | None = None
     positions: Positions = None
 
-    def __post_init__(self) -> None:
-        vars(self)["positions"] = whole_numbers(
-            self.positions
-        )  # read once; the dataclass is frozen
+    def __post_init__(self) -> None:  # positions are read once, and kept
+        vars(self)["positions"] = checked_place(self.head, self.positions)
 
     def put(self, activation: Tensor, value: Tensor) -> Tensor:
         """`activation` [prompt, pos, (head,) …], but in this place what `value` holds there."""
-        positions = slice(None) if self.positions is None else list(self.positions)
+        positions = list(checked_positions(self.positions, activation.shape[1]))
         place = (slice(None), positions) + (() if self.head is None else (self.head,))
         activation = activation.clone()
         activation[place] = value[place]
@@ -86,10 +84,8 @@ def path_patch(
     freeze_mlps: bool = False,
 ) -> Tensor:
     """Logits at the last position, [n_prompts, d_vocab]: those of the contrast run, but the direct
-    paths from the senders to the receivers carry what is in `sent`.
-
-    contrast_tokens [n_prompts, pos] int64. sent: the activations of the base run, by hook point.
-    """
+    paths from the senders to the receivers carry what is in `sent`, the activations of the base
+    run by hook point. contrast_tokens [n_prompts, pos] int64."""
     _, contrast = model.run_with_cache(contrast_tokens)
 
     # Pass 1: what do the receivers read when all is frozen, and the senders write what was `sent`?

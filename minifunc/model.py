@@ -16,10 +16,9 @@ One block (pre-norm), with the hook points in the order in which they are met:
 
 A head looks from its query position to earlier positions. The pattern says how much it looks at
 each, z is the mean of their v with these weights, and W_O writes z into the stream.
-Hook points and parameters carry the names and shapes of TransformerLens 2.18, so what you know from
-there holds here, and the weights load there. There are no biases. A hook belongs to one call:
-`model.run_with_hooks(tokens, {name: fn})`, where fn(activation, name) returns what to go on with;
-to edit the activation in place and return it is the same.
+Hook points and parameters have the names and shapes of TransformerLens 2.18. There are no biases.
+A hook belongs to one call, `model.run_with_hooks(tokens, {name: fn})`: fn(activation, name) returns
+what to go on with, and may have edited the activation in place.
 """
 
 import math
@@ -232,10 +231,8 @@ class Unembed(nn.Module):
 
 
 class Transformer(Hooked):
-    """Token ids [batch, pos] int64 → logits [batch, pos, d_vocab].
-
-    generator: draws the initial weights (a CPU generator; the default is one seeded with 0).
-    """
+    """Token ids [batch, pos] int64 → logits [batch, pos, d_vocab]. generator: draws the initial
+    weights, float32 (a CPU generator; the default is one seeded with 0)."""
 
     blocks: Sequence[Block]  # an nn.ModuleList
 
@@ -249,7 +246,7 @@ class Transformer(Hooked):
         self.blocks = blocks  # type: ignore[assignment]
         self.ln_final = Norm(cfg, "ln_final")
         self.unembed = Unembed(cfg)
-        self._draw_weights(generator or torch.Generator().manual_seed(0))
+        self.float()._draw_weights(generator or torch.Generator().manual_seed(0))
 
     def _draw_weights(self, generator: torch.Generator) -> None:
         """Linear maps start at standard deviation 1/sqrt(fan in); those that write into the stream

@@ -35,7 +35,8 @@ import torch
 from torch import Tensor
 
 from minifunc.model import ModelConfig, Transformer, attention_scores
-from minifunc.support.checks import Positions, check_F_range, checked_group, whole_numbers
+from minifunc.support import checks
+from minifunc.support.checks import Positions
 from minifunc.support.effects import Effects, Row, Senders
 from minifunc.support.hooks import Hooks
 from minifunc.support.pairs import CachedRuns, PairedRuns
@@ -59,10 +60,8 @@ class Receiver:
     positions: Positions  # any whole numbers from 0; None: everywhere
     is_stream = False
 
-    def __post_init__(self) -> None:
-        vars(self)["positions"] = whole_numbers(
-            self.positions
-        )  # read once; the dataclass is frozen
+    def __post_init__(self) -> None:  # positions are read once, and kept
+        vars(self)["positions"] = checks.checked_place(self.head, self.positions)
 
     @property
     def hook(self) -> str:
@@ -232,10 +231,10 @@ class PathPatcher(PairedRuns):
         """
         if not receivers:
             return []
-        groups = [checked_group(entry, self.model, self.n_pos) for entry in receivers]
+        groups = [checks.checked_group(entry, self.model, self.n_pos) for entry in receivers]
         rows = [self.order.row(entry) for entry in (self.senders if senders is None else senders)]
-        check_F_range(self.F_range)
-        sender_positions = whole_numbers(sender_positions)
+        checks.check_F_range(self.F_range)
+        sender_positions = checks.whole_numbers(sender_positions)
         n_below = self.order.n_before(max(map(self._highest, groups)))
         # Senders above all receivers have no path. The others go in the order in which they write.
         carried = [index for index, row in enumerate(rows) if row[0] < n_below]
@@ -350,7 +349,7 @@ class PathPatcher(PairedRuns):
                 resid = resid + self._head_change(runs, layer, head, inputs)
             hooks = self._overwriting(read)
             resid = self.model.blocks[layer].add_mlp(resid.flatten(0, 1), hooks)
-            logits = self.model.run_from(resid, layer + 1, self.last, hooks)
+            logits = self.model.run_from(resid, layer + 1, [resid.shape[1] - 1], hooks)
         F_patched = self.score(logits[:, -1].unflatten(0, (n_senders, -1)), runs.prompts)
         return F_patched - self.F_contrast[runs.prompts]
 

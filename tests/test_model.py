@@ -405,7 +405,7 @@ def test_every_tensor_is_made_on_the_models_device(tokens, variant):
     """On the meta device: a tensor made on the CPU by mistake meets one that is not, and raises."""
     model, tokens = small(**variant).to("meta"), tokens.to("meta")
     logits, cache = model.run_with_cache(tokens)
-    some = model(tokens, torch.tensor([POS - 1], device="meta"))
+    some = model(tokens, [POS - 1])
     assert some.shape == (BATCH, 1, SMALL["d_vocab"])
     assert all(tensor.is_meta for tensor in (logits, some, model(tokens), *cache.values()))
 

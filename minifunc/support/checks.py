@@ -107,6 +107,13 @@ def whole_numbers(positions: Positions) -> tuple[int, ...] | None:
         raise ValueError(f"{must}, not {positions!r:.60}") from None
 
 
+def checked_place(head: int | None, positions: Positions) -> tuple[int, ...] | None:
+    """`whole_numbers` of a place in the model. Raises ValueError for a head below 0 too."""
+    if head is not None and head < 0:
+        raise ValueError(f"no head {head}: heads are counted from 0")
+    return whole_numbers(positions)
+
+
 def checked_positions(positions: Positions, n_pos: int) -> tuple[int, ...]:
     """`whole_numbers`, all of them if None. Raises ValueError for one the prompts do not have."""
     chosen = whole_numbers(range(n_pos) if positions is None else positions) or ()
