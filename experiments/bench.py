@@ -49,9 +49,6 @@ TINY = replace(DEFAULT, n_layers=2, n_heads=2, d_model=16, d_head=8, d_mlp=32)
 BUDGETS = (0.125, 0.25, 0.5, 1.0)  # GiB
 
 
-# ---------------------------------------------------------------- what is timed
-
-
 def frozen(sweep: Sweep) -> Sweep:
     return replace(sweep, freeze_mlps=True, work=f"{sweep.work}, frozen MLPs")
 
@@ -79,9 +76,6 @@ def memory_cases() -> list[Sweep]:
     inputs = tuple(HeadInput(*head, which) for head in heads for which in "vqk")
     work = "all heads → v, q, k of two heads"
     return [Sweep(DEFAULT), large, replace(large, receivers=inputs, n_prompts=25, work=work)]
-
-
-# ---------------------------------------------------------------- rows of results/bench.json
 
 
 def make_row(work: str, model: Row, other: str, seconds: tuple[float, float], diff: float) -> Row:
@@ -174,9 +168,6 @@ def memory_rows(device: torch.device) -> list[Row]:
             peak = peak_memory(replace(sweep, max_memory=budget), device)
             rows.append(about | {"budget_gib": budget, "peak_gib": peak, "within": peak <= budget})
     return rows
-
-
-# ---------------------------------------------------------------- the command
 
 
 def about(device: torch.device) -> Row:

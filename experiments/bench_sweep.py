@@ -111,9 +111,6 @@ def medians_in_turn(
     return {name: statistics.median(of_work[1:]) for name, of_work in times.items()}
 
 
-# ---------------------------------------------------------------- in fresh processes
-
-
 def peak_memory(sweep: Sweep, device: torch.device) -> float:
     """Peak memory of a sweep beside weights and prompts, in GiB, measured in a fresh process.
 

@@ -36,9 +36,6 @@ class Prompts:
         return CircuitScores(self.ablator, how, *self.answers)
 
 
-# ---------------------------------------------------------------- effects
-
-
 def as_lists(effects: Effects) -> dict[str, Any]:
     """r values as they stand in circuit.json."""
     lists = {name: getattr(effects, name).tolist() for name in ("heads", "mlps", "embedding")}
@@ -108,9 +105,6 @@ def strong_edges(found: Discovery, criteria: Criteria) -> list[dict[str, Any]]:
                     edge = {"sender": sender, "receiver": receiver, "contrast": contrast}
                     edges.append(edge | {"r": round(r, 5)})
     return edges
-
-
-# ---------------------------------------------------------------- ablations
 
 
 def answered(logits: Tensor, answers: Iterable[Tensor]) -> dict[str, float]:
