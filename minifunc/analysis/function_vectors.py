@@ -40,9 +40,6 @@ class Numbers:
     first: int
 
 
-# ---------------------------------------------------------------- taking z out, putting it in
-
-
 def hook_points(heads: Iterable[str], *kinds: str) -> list[str]:
     """The hook points of these kinds in the layers of `heads`, from below up."""
     layers = sorted({parse(head)[0] for head in heads})
@@ -79,9 +76,6 @@ def logits_with(
 
     names = hook_points(heads, "attn.hook_z")
     return last_logits(model, tokens, Hooks(dict.fromkeys(names, change)))
-
-
-# ---------------------------------------------------------------- measures
 
 
 def cells(change: Tensor, zero: int, k: int) -> Tensor:
@@ -131,9 +125,6 @@ def explained(vectors: Tensor, labels: Tensor) -> float:
 
 def _share(hits: Tensor) -> float:
     return round(hits.double().mean().item(), 4)
-
-
-# ---------------------------------------------------------------- the study
 
 
 class Naive:

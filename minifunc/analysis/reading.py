@@ -60,9 +60,6 @@ def shares(vectors: Tensor, first: Tensor, second: Tensor) -> dict[str, float]:
     return rounded(dict(zip(SHARES, parts.tolist())))
 
 
-# ---------------------------------------------------------------- by replacement
-
-
 def _replace(heads: Sequence[str], which: str, other: Mapping[str, Tensor]) -> Hooks:
     """Hooks by which the inputs `which` (letters of "qkv") of `heads` are those of another run."""
 
@@ -104,9 +101,6 @@ def inputs_apart(
             r = {"r": (change / patcher.F_range).item()}
             found[part][which][source] = r | answered(patched, patcher.answers.T)
     return rounded(found)
-
-
-# ---------------------------------------------------------------- of the scores
 
 
 @torch.no_grad()
@@ -158,9 +152,6 @@ def _by_distance(attention: Tensor, distance: Tensor) -> list[float | None]:
     """Mean of attention [n_prompts, n_shots] where distance, of the same shape, is 0, 1, 2, …"""
     at_distance = [attention[distance == at] for at in range(int(distance.max()) + 1)]
     return [some.mean().item() if len(some) else None for some in at_distance]
-
-
-# ---------------------------------------------------------------- of the weights
 
 
 def _copies(logits: Tensor, labels: Tensor, numbers: Numbers) -> float:

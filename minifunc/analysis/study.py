@@ -16,9 +16,9 @@ from minifunc.analysis.probe import probes
 from minifunc.analysis.rows import Prompts, ablation_row, control_row
 from minifunc.model import Transformer
 from minifunc.patching import PathPatcher
+from minifunc.support.evaluation import Language
 from minifunc.support.runs import weights_hash
 
-Language = Any  # what tasks.py offers; it is handed in, since no module here imports a script
 N_DRAWS = 10  # random groups for each reused task
 N_REUSED = 100  # prompts on which reuse is measured
 N_INPUTS = 10  # inputs 0..9 of function vectors
