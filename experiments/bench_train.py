@@ -19,10 +19,7 @@ from minifunc.support.files import load_lines
 
 
 class PlainBlock(nn.Module):
-    """Pre-norm block as one writes it without much thought: scores, mask, softmax.
-
-    Its weights are those of `ours`.
-    """
+    """Pre-norm block as one writes it without much thought; its weights are those of `ours`."""
 
     def __init__(self, ours: Block, cfg: ModelConfig) -> None:
         super().__init__()
@@ -48,9 +45,7 @@ class PlainBlock(nn.Module):
 
 class PlainTransformer(nn.Module):
     """The same function as minifunc's default `model` (RMSNorm, rotary, ReLU), written anew.
-
-    Tokens [batch, pos] → logits [batch, pos, d_vocab]. A copy of the weights, on the same device.
-    """
+    Tokens [batch, pos] → logits [batch, pos, d_vocab]. A copy of the weights, on the same device."""
 
     def __init__(self, model: Transformer) -> None:
         super().__init__()
@@ -85,10 +80,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def largest_difference(
     model: Transformer, plain: PlainTransformer, documents: tasks.Documents
 ) -> float:
-    """Between the losses of the two models, scored at the same answers; between their gradients.
-
-    The gradients are those of the embedding, which all else goes into.
-    """
+    """Between the losses of the two models, scored at the same answers; between their gradients
+    of the embedding, which all else goes into."""
     places = tasks.answer_positions(documents.answer.shape[1])
     tokens, counted = documents.tokens.to(model.device), documents.determined.to(model.device)
     logits = plain(tokens)[:, places - 1]  # [document, example, d_vocab]
@@ -103,11 +96,8 @@ def largest_difference(
 def compare_steps(
     model_cfg: ModelConfig, cfg: train.TrainConfig, device: torch.device, repeats: int
 ) -> tuple[tuple[float, float], float]:
-    """Seconds of a training step, ours and the plain one, and the largest difference.
-
-    Drawing the documents is part of a step. The plain one scores every position, with an AdamW as
-    it comes and gradients clipped as in ours.
-    """
+    """Seconds of a training step, ours and the plain one, and the largest difference. Drawing the
+    documents is part of a step. The plain one has an AdamW as it comes, and clips as ours does."""
     diet, size = tasks.DEFAULT_DIET, (cfg.documents, cfg.examples)
     model = Transformer(model_cfg).to(device)
     plain = PlainTransformer(model)
@@ -135,10 +125,8 @@ def compare_steps(
 
 
 def road(seed: int, device: torch.device) -> dict[str, Any]:
-    """Trains one run: the seed, and what `when_passed` says of it.
-
-    Seconds count from the start of the training loop, evaluations included.
-    """
+    """Trains one run: the seed, and what `when_passed` says of it. Seconds count from the start of
+    the training loop, evaluations included."""
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--out", folder, "--seed", str(seed), "--device", str(device)]
         command = [sys.executable, "train.py", *flags, "--table-prompts", "8"]
