@@ -45,7 +45,7 @@ class PlainBlock(nn.Module):
 
 class PlainTransformer(nn.Module):
     """The same function as minifunc's default `model` (RMSNorm, rotary, ReLU), written anew.
-    Tokens [batch, pos] → logits [batch, pos, d_vocab]. A copy of the weights, on the same device."""
+    Tokens [batch, pos] → logits [batch, pos, d_vocab]. A copy of the weights, same device."""
 
     def __init__(self, model: Transformer) -> None:
         super().__init__()
