@@ -4,7 +4,6 @@ Every part takes what circuit.json holds and returns lines; `told` puts them tog
 have at most 80 columns; in full they are as wide as the terminal.
 """
 
-import shutil
 import textwrap
 from collections.abc import Callable, Iterable
 from itertools import product
@@ -14,7 +13,7 @@ from minifunc.analysis import function_vectors, reading
 from minifunc.analysis.rows import as_effects
 from minifunc.circuit import Criteria, feeding
 from minifunc.support.names import heads_of, parse
-from minifunc.support.tables import table, words
+from minifunc.support.tables import table, words, wrapped
 
 Circuit = dict[str, Any]
 
@@ -24,17 +23,10 @@ def told(step: str, circuit: Circuit, full: bool) -> list[str]:
     lines = [line for part in PARTS[step][full] for line in part(circuit)]
     if not full or not lines:
         return lines
-    width = shutil.get_terminal_size().columns
-    return ["", *(wrapped(line, width) for line in lines)]
+    return ["", *map(wrapped, lines)]
 
 
 # ---------------------------------------------------------------- words
-
-
-def wrapped(line: str, width: int) -> str:
-    """A line broken at spaces where it is too long, its continuations indented further."""
-    indent = " " * (len(line) - len(line.lstrip()) + 4)
-    return textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def wrap(text: str, indent: int = 0) -> list[str]:
