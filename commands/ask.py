@@ -29,8 +29,6 @@ from minifunc.support.vocabulary import token_name
 PROMPT = "1+1=3, 2+2=5, 3+3="
 MOST_HEADS = 8  # lines of the list
 STRONG = Criteria().strong  # |r| from which a head alone has carried part of the answer
-
-
 name_of = partial(token_name, tasks.VOCABULARY)
 EVERY = tasks.PROBLEMS
 FIRST = torch.where(tasks.LETTERED[EVERY.function], tasks.A, tasks.ZERO)

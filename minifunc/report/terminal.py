@@ -1,10 +1,9 @@
 """What patch.py says of each step of its work, in short or in full, and what it concludes.
 
-Every part takes what circuit.json holds and returns lines; `told` puts them together. In short they
-have at most 80 columns; in full they are as wide as the terminal.
+Every part takes what circuit.json holds and returns lines; `told` puts them together, as wide as
+the terminal. In short they fit 80 columns.
 """
 
-import textwrap
 from collections.abc import Callable, Iterable
 from itertools import product
 from typing import Any
@@ -21,16 +20,10 @@ Circuit = dict[str, Any]
 def told(step: str, circuit: Circuit, full: bool) -> list[str]:
     """Lines on one step of the study."""
     lines = [line for part in PARTS[step][full] for line in part(circuit)]
-    if not full or not lines:
-        return lines
-    return ["", *map(wrapped, lines)]
+    return [""] * (full and bool(lines)) + list(map(wrapped, lines))
 
 
 # ---------------------------------------------------------------- words
-
-
-def wrap(text: str, indent: int = 0) -> list[str]:
-    return textwrap.wrap(text, 80, subsequent_indent=" " * indent)
 
 
 def listed(names: Iterable[str]) -> str:
@@ -119,7 +112,7 @@ def traced(c: Circuit) -> list[str]:
     }
     lines = ["the circuit (r in %)"]
     for label, text in said.items():
-        lines += wrap(f"  {label:20}{text}", 22)
+        lines += wrapped(f"  {label:20}{text}", 20).split("\n")
     return lines
 
 
@@ -320,7 +313,7 @@ def spared(c: Circuit) -> list[str]:
         f"the same heads on {n} tasks: shifted answers {kept:.2f}, without them {without:.2f}, "
         f"without as many random ones {without_random:.2f} (means)"
     )
-    return wrap(text, indent=2)
+    return [text]
 
 
 def reused(c: Circuit) -> list[str]:
@@ -381,7 +374,7 @@ def concluded(c: Circuit) -> list[str]:
 def conclusion(c: Circuit) -> list[str]:
     """In short: the finding in a few plain words."""
     if not c["groups"]["function_induction"]:
-        return ["", *wrap(not_found(c))]
+        return ["", not_found(c)]
     fi, _ = direct_writers(c)
     plain = {row["how"]: row["base_acc"] for row in c["evaluation"]["ablation"][:2]}
     done = c["accuracy"]["contrast_prompt"]["contrast"]
@@ -391,7 +384,7 @@ def conclusion(c: Circuit) -> list[str]:
         f"they send on plain prompts put in, the answer is plain on {plain['base']:.1%}; with mean "
         f"values on {plain['mean']:.1%}, so they carry the answer itself, not the rule alone."
     )
-    return ["", *wrap(text)]
+    return ["", text]
 
 
 Parts = tuple[Callable[[Circuit], list[str]], ...]

@@ -194,7 +194,7 @@ def work(argv: Sequence[str] | None) -> int:
         print(f"next: {make_command('patch', arguments.run)}")
     else:
         export_run(arguments.run, kind, Path(name))
-        print(f"wrote {name}", f"next: the same with --from {kind} reads it back", sep="\n")
+        print(f"wrote {name}", f"next: --from {kind} reads it back", sep="\n")
     return 0
 
 

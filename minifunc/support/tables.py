@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 SPELLED = {"█": "#", "→": "->", "…": "...", "–": "-", "−": "-", "±": "+-", "²": "^2", "×": "x"}
-
-
 SPELLER = "minifunc.spelled"
 
 
