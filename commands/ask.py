@@ -4,9 +4,11 @@ Which heads carried the answer: the *base prompt* shows the plain answers instea
 otherwise, path patching between the two tells; if not, switching off one head at a time does.
 """
 
+import re
 import sys
 from argparse import SUPPRESS
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,11 +23,17 @@ from minifunc.support.evaluation import last_logits
 from minifunc.support.flags import Parser, pick_device
 from minifunc.support.names import parse
 from minifunc.support.runs import add_run_flag, chosen_run, load_run
+from minifunc.support.tables import fitted
+from minifunc.support.vocabulary import token_name
 
 PROMPT = "1+1=3, 2+2=5, 3+3="
-NAMES = tasks.VOCABULARY
 MOST_HEADS = 8  # lines of the list
 STRONG = Criteria().strong  # |r| from which a head alone has carried part of the answer
+name_of = partial(token_name, tasks.VOCABULARY)
+EVERY = tasks.PROBLEMS
+FIRST = torch.where(tasks.LETTERED[EVERY.function], tasks.A, tasks.ZERO)
+# plain answers by problem (x, op, y), all token ids
+PLAIN = dict(zip(map(tuple, torch.stack(EVERY[1:4], 1).tolist()), (EVERY.value + FIRST).tolist()))
 
 
 def prompt_tokens(text: str, n_ctx: int) -> Tensor:
@@ -43,13 +51,25 @@ def prompt_tokens(text: str, n_ctx: int) -> Tensor:
 
 def base_prompt(tokens: Tensor) -> Tensor:
     """The same prompt with plain answers shown, [pos]; an answer to no problem of ours stays."""
-    every, base = tasks.PROBLEMS, tokens.clone()
-    problems = zip(every.x.tolist(), every.op.tolist(), every.y.tolist())
-    first = torch.where(tasks.LETTERED[every.function], tasks.A, tasks.ZERO)
-    plain = dict(zip(problems, (every.value + first).tolist()))
-    for place in tasks.answer_positions((len(tokens) - 5) // tasks.EXAMPLE).tolist():
-        base[place] = plain.get(tuple(tokens[place - 4 : place - 1].tolist()), base[place])
+    base, asked = tokens.clone(), problems(tokens)
+    for place, problem in zip(tasks.answer_positions(len(asked) - 1).tolist(), asked):
+        base[place] = PLAIN.get(problem, base[place])
     return base
+
+
+def problems(tokens: Tensor) -> list[tuple[int, ...]]:
+    """The x, op, y of a prompt's examples, the asked one last, as token ids."""
+    return [tuple(problem) for problem in tokens[1:].unfold(0, 3, tasks.EXAMPLE).tolist()]
+
+
+def doubts(tokens: Tensor, share: float) -> list[str]:
+    """Why the answer to a prompt [pos] is a guess, if it is. share: its probability."""
+    asked = problems(tokens)
+    strange = [problem for problem in asked if problem not in PLAIN]
+    why = [f"training never asks {tasks.decode(torch.tensor(one))}" for one in strange[:1]]
+    if len(asked) == 1:
+        why.append("no example shows by which rule to answer")
+    return why + ["the model gives it less than half"] * (share < 0.5)
 
 
 def probabilities(model: Transformer, tokens: Tensor) -> Tensor:
@@ -69,10 +89,10 @@ def without_head(model: Transformer, tokens: Tensor, name: str) -> Tensor:
 def by_switching_off(model: Transformer, tokens: Tensor, given: Tensor) -> list[str]:
     """Lines: the probability of the answer `given` without each head, the lowest first."""
     shares = {name: without_head(model, tokens, name) for name in all_heads(model.cfg)}
-    told = f"Which heads carried it: the probability of {NAMES[given]} when one head alone is"
-    lines = [f"{told} switched off (sends zeros; everything after is live)."]
+    told = f"Which heads carried it? The probability of {name_of(given)} when one head alone"
+    lines = [f"{told} is switched off (sends zeros; everything after is live)."]
     for name in sorted(shares, key=lambda name: shares[name][given])[:MOST_HEADS]:
-        then = NAMES[shares[name].argmax()]
+        then = name_of(shares[name].argmax())
         lines.append(f"  {name:>4}{shares[name][given].item():8.1%}   then {then}")
     return lines
 
@@ -83,13 +103,13 @@ def by_patching(model: Transformer, tokens: Tensor, base: Tensor, given: Tensor)
     patcher = PathPatcher(model, base[None], tokens[None], plain[None].cpu(), given[None].cpu())
     effects = patcher.sweep(Logits()).named()
     r = {name: effects[name] for name in all_heads(model.cfg)}
-    difference = f"logit({NAMES[plain]}) - logit({NAMES[given]})"
+    difference = f"logit({name_of(plain)}) - logit({name_of(given)})"
     lines = [
         f"The plain prompt shows the plain answers: {tasks.decode(base)}",
-        f"It is answered {NAMES[plain]} ({share.item():.1%}).",
-        "Which heads carried it? The direct path of each head to the logits gets what it sent on",
-        f"the plain prompt (path patching, exact). r in %: how far {difference} then goes,",
-        "from 0 (as on this prompt) to -100 (as on the plain prompt).",
+        f"It is answered {name_of(plain)} ({share.item():.1%}).",
+        "Which heads carried it? The direct path of each head to the logits gets what it",
+        "sent on the plain prompt (path patching, exact). r in %: how far",
+        f"{difference} then goes, from 0 (this prompt) to -100 (plain prompt).",
     ]
     for name in sorted(r, key=r.__getitem__)[:MOST_HEADS]:
         if abs(r[name]) >= 0.001:
@@ -100,7 +120,7 @@ def by_patching(model: Transformer, tokens: Tensor, base: Tensor, given: Tensor)
     ablator = Ablator(model, tokens[None], {"base": base[None]})
     share, after = ablator.logits([strong], "base")[0, 0].softmax(-1).max(-1)
     told = f"With all that {', '.join(strong)} send taken from the plain prompt, the answer is"
-    return [*lines, f"{told} {NAMES[after]} ({share.item():.1%})."]
+    return [*lines, f"{told} {name_of(after)} ({share.item():.1%})."]
 
 
 def answer(model: Transformer, text: str) -> str:
@@ -110,16 +130,20 @@ def answer(model: Transformer, text: str) -> str:
     tokens = tokens.to(model.device)
     best = probabilities(model, tokens).topk(5)
     given = best.indices[0]
-    lines = [f"prompt  {tasks.decode(tokens)}", f"answer  {NAMES[given]}", ""]
+    lines = [f"prompt  {tasks.decode(tokens)}", f"answer  {name_of(given)}"]
+    if why := doubts(tokens.cpu(), best.values[0].item()):
+        lines.append(f"This is a guess: {'; '.join(why)}.")
+    lines.append("")
     for token, share in zip(best.indices, best.values.tolist()):
-        lines.append(f"  {NAMES[token]:>4}{share:8.1%}  {'█' * round(30 * share)}")
+        lines.append(f"  {name_of(token):>4}{share:8.1%}  {'█' * round(30 * share)}")
     if given == probabilities(model, base).argmax():
-        return "\n".join([*lines, "", *by_switching_off(model, tokens, given)])
-    return "\n".join([*lines, "", *by_patching(model, tokens, base, given)])
+        return fitted([*lines, "", *by_switching_off(model, tokens, given)])
+    return fitted([*lines, "", *by_patching(model, tokens, base, given)])
 
 
 def work(argv: Sequence[str] | None) -> int:
     parser = Parser(prog="python -m commands.ask", description=__doc__.splitlines()[0])
+    parser._negative_number_matcher = re.compile(r"-\d")  # no flag: a prompt may begin with -1
     add_run_flag(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
     parser.add_argument("--prompt", default=PROMPT, help="default: %(default)s")
@@ -129,7 +153,7 @@ def work(argv: Sequence[str] | None) -> int:
     model, _ = load_run(folders.run, device, tasks.VOCABULARY)
     told = answer(model, arguments.prompt)
     folders.announce()
-    print(told)
+    print(told, f"next: {folders.makes('patch')}", sep="\n")
     return 0
 
 

@@ -25,7 +25,9 @@ from minifunc.support.errors import UserError, run_main
 from minifunc.support.evaluation import last_logits, wilson
 from minifunc.support.files import load_json, save_json
 from minifunc.support.flags import Parser, check_flag, pick_device
-from minifunc.support.runs import add_run_flag, chosen_run, load_circuit, load_run
+from minifunc.support.runs import KEPT_RESULTS, add_run_flag, chosen_run, load_circuit, load_run
+from minifunc.support.tables import fitted, wrapped
+from minifunc.support.vocabulary import token_name
 
 SHOTS = 8
 N_PROMPTS = 500  # behind a share, if not said otherwise
@@ -34,8 +36,7 @@ N_EXAMPLES = 5  # failures that are shown
 LEAST = 30  # prompts from which a slice of them counts
 AMOUNTS = (-3, -2, -1, 1, 2, 3)
 SHIFTED = [name for name, task in tasks.TASKS.items() if task.wrapper == "shift"]
-DEPENDABILITY = Path("results/dependability.json")
-NAMES = tasks.VOCABULARY
+DEPENDABILITY = KEPT_RESULTS / "dependability.json"
 MARKS = {"pass": "pass", "fail": "FAIL", "could not tell": "?"}  # by verdict
 
 
@@ -139,7 +140,8 @@ def failures(
     shown = []
     for row in (given != right).nonzero()[:N_EXAMPLES, 0].tolist():
         pattern = "; ".join(name for name, mask in (facts or {}).items() if mask[row])
-        told = {"answered": NAMES[given[row]], "right": NAMES[right[row]], "pattern": pattern}
+        answered, wanted = (token_name(tasks.VOCABULARY, ids[row]) for ids in (given, right))
+        told = {"answered": answered, "right": wanted, "pattern": pattern}
         shown.append({"prompt": tasks.decode(tokens[row]), **told})
     return shown
 
@@ -412,9 +414,13 @@ def over_prompts(study: Study) -> Finding:
 )
 def over_seeds(_: Study) -> Finding:
     rows = load_json(DEPENDABILITY) if DEPENDABILITY.exists() else []
-    shares, n = [row["off_by_one_8"] or 0 for row in rows], len(rows)  # None: it diverged
-    if n < 5:
-        told = f"only {n} seeds in {DEPENDABILITY}, which make dependability writes"
+    try:
+        shares = [float(row["off_by_one_8"] or 0) for row in rows]  # None: it diverged
+    except (KeyError, TypeError, ValueError):
+        said = "is damaged: a row holds no off_by_one_8; make dependability writes it anew"
+        raise UserError(f"{DEPENDABILITY} {said}") from None
+    if (n := len(shares)) < 5:
+        told = f"only {n} seeds in results/dependability.json, which make dependability writes"
         return Finding(told, "not known")
     good = sum(share >= 0.90 for share in shares)
     verdict, short = verdict_of(good / n, good / n, 0.90), f"{good} of {n} seeds"
@@ -438,12 +444,12 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
     """The list as text: a line for each check, then what to do about those that did not pass."""
     lines, details = [], []
     for row in rows:
-        title = f"{MARKS[row['verdict']]:5} {row['question']}"
-        lines.append(f"{title:81} {row['short']}")
+        mark = f"{MARKS[row['verdict']]:5}"
+        lines.append(wrapped(f"{mark} {row['short']:17} {row['question']}", 24))
         if row["verdict"] == "pass":
             continue
-        details += ["", title, f"      {row['means']}"]
-        details.append(f"      measured: {row['measured']}; wanted: {row['wanted']}")
+        details += ["", f"{mark} {row['question']}", f"      {row['means']}"]
+        details += [f"      measured: {row['measured']}", f"      wanted: {row['wanted']}"]
         details.append(f"      what to do: {row['advice']}")
         for example in row["examples"]:
             told = f"{example['prompt']}  answered {example['answered']}, right {example['right']}"
@@ -451,7 +457,7 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
     verdicts = [row["verdict"] for row in rows]
     passed, failed, unknown = (verdicts.count(verdict) for verdict in MARKS)
     total = f"{passed} passed, {failed} failed, {unknown} could not be told"
-    return "\n".join([*lines, *details, "", total])
+    return "\n".join([*lines, fitted([*details, "", total])])
 
 
 def carrying_heads(path: Path, model: Transformer) -> list[str]:
@@ -494,7 +500,7 @@ def work(argv: Sequence[str] | None) -> int:
     seconds = round(time.perf_counter() - started, 2)
     save_json(path, {"k": k, "shots": SHOTS, "seed": seed, "seconds": seconds, "checks": rows})
     print(show(rows))
-    print(f"everything is in {path}")
+    print(f"everything is in {path}", f"next: {folders.makes('report')}", sep="\n")
     return int(any(row["verdict"] == "fail" for row in rows))
 
 

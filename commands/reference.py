@@ -4,7 +4,6 @@ The default run is trained into a temporary folder beside reference/, and swappe
 is done, so that an interruption leaves the old one. Flags of train.py go on to it.
 """
 
-import argparse
 import os
 import shutil
 import sys
@@ -51,15 +50,17 @@ def renew(folder: Path, flags: list[str]) -> int:
     finally:
         settle(folder, old)
         shutil.rmtree(new, ignore_errors=True)
-    print(f"swapped in: the run is in {folder}")
+    print(
+        f"swapped in: the run is in {folder}", "next: make test, which holds docs to it", sep="\n"
+    )
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         usage = "%(prog)s [--reference DIR] [flags of train.py]"
-        parser = Parser(prog="commands.reference", usage=usage, allow_abbrev=False)
-        parser.description, parser.formatter_class = __doc__, argparse.RawTextHelpFormatter
+        parser = Parser(prog="commands.reference", usage=usage, description=__doc__)
+        parser.allow_abbrev = False
         parser.add_argument("--reference", type=Path, default=REFERENCE, help="the folder")
         arguments, flags = parser.parse_known_args(argv)
         return renew(arguments.reference, flags)

@@ -39,7 +39,7 @@ from minifunc.patching import HeadInput
 from minifunc.support.errors import UserError, run_main
 from minifunc.support.files import make_folder, save_json
 from minifunc.support.flags import pick_device
-from minifunc.support.tables import table
+from minifunc.support.tables import fitted, table
 
 TOLERANCE = 1e-4  # float32: logits of the patcher, loss and gradients of the training step
 DEFAULT = train.MODEL
@@ -199,7 +199,7 @@ def show(result: Row) -> None:
     show_table(compared, columns.split(), left=3)
     show_table(result["memory"], ["model", "work", "budget_gib", "peak_gib", "within"], left=2)
     if result["road"]:
-        print("until off-by-one addition, never trained on, passes .95, looked at every so often:")
+        print("until off-by-one addition, never trained on, passes .95, looked at as often:")
     show_table(result["road"], ["seed", "seconds", "step", "every", "final"])
 
 
@@ -207,7 +207,7 @@ def show_table(rows: list[Row], keys: Sequence[str], left: int = 1) -> None:
     """These values of the rows, a dash where one has none."""
     if rows:
         titles = [key.replace("_", " ") for key in keys]
-        print(*table(titles, [map(row.get, keys) for row in rows], left), sep="\n")
+        print(fitted(table(titles, [map(row.get, keys) for row in rows], left)))
 
 
 def bench(argv: list[str] | None) -> int:
@@ -231,6 +231,7 @@ def bench(argv: list[str] | None) -> int:
         make_folder(path.parent)
         save_json(path, result)
     show(result)
+    print("next: docs/performance.md, which says what was measured")
     return int(not all(row["max_abs_diff"] <= TOLERANCE for row in rows))
 
 

@@ -10,6 +10,7 @@ from experiments.summary import Rows
 from minifunc.support.errors import UserError, run_main
 from minifunc.support.files import check_writable, make_folder, save_json
 from minifunc.support.flags import Parser
+from minifunc.support.tables import fitted
 from train import TrainConfig
 
 QUICK_STEPS = 30
@@ -73,5 +74,6 @@ def work(experiment: Experiment, argv: list[str] | None) -> int:
     measured = run_all(runs, study, arguments.jobs)
     rows = [row for run, found in zip(runs, measured) for row in experiment.rows(run, found)]
     save_json(path, rows)
-    print(*experiment.table(rows), "", f"the rows are in {path}", sep="\n")
+    print(fitted(experiment.table(rows)), "", f"the rows are in {path}", sep="\n")
+    print("next: the same without --quick and --only" if is_part else "next: make figures")
     return 0

@@ -281,6 +281,7 @@ def work(argv: list[str] | None) -> int:
             raise UserError(f"{path} is of another layout: {error}") from None
         save(figure, out / name)
         plt.close(figure)
+    print(f"next: look at them in {out}")
     return 0
 
 

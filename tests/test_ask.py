@@ -30,7 +30,7 @@ def test_the_answer_and_the_head_that_carried_it_are_told(run, capsys):
 def test_without_another_prompt_to_compare_with_heads_are_switched_off(model):
     out = ask.answer(model, "1+1=2, 2+2=4, 3+3=")
     assert "answer  6\n" in out and "switched off" in out
-    lines = out.split("Which heads")[1].splitlines()[1:]
+    lines = out.split("live).\n")[1].splitlines()
     assert (
         lines[0].split()[0] == "0.0" and lines[0].split()[-1] != "6" and lines[1].split()[-1] == "6"
     )
@@ -64,11 +64,19 @@ def test_the_prompt_of_the_readme_is_asked_if_none_is(run, capsys):
 @pytest.mark.parametrize(
     "prompt, says",
     [
-        ("", "cannot read"),
-        ("what?", "cannot read"),
+        ("", "an empty prompt"),
+        ("\n , ;", "an empty prompt"),
+        ("what?", "'what' is not known"),
+        ("99+1=", "'99' is not known; known: _ + - max min first second same copy, letters"),
+        ("1+1=\n99+1=", "numbers -4 to 30 (digits 0 to 9)"),
+        ("2*2=5", "'*' is not known"),
+        ("a caesar 1=e", "'caesar' is not known"),
+        ("\N{ARABIC-INDIC DIGIT ONE}+1=", "'\N{ARABIC-INDIC DIGIT ONE}' is not known"),
+        ("1+1=-9", "'-9' is not known"),
+        ("1+1=3 2+2=", "an example is x, what to do, y (or _), = and its answer"),
         ("1+1=3, 2+2=5", "leave the last one open"),
-        ("1+1=, 2+2=", "cannot read"),
-        ("1+77=", "cannot read"),
+        ("1+1=, 2+2=", "only the last example may lack its answer"),
+        ("1+77=", "'77' is not known"),
         ("1+1=3," * 40 + "3+3=", "context holds 32"),
     ],
 )
@@ -76,3 +84,31 @@ def test_a_prompt_that_cannot_be_asked_is_one_line_and_exit_code_2(run, capsys, 
     assert ask.main(["--run", str(run), "--device", "cpu", "--prompt", prompt]) == 2
     captured = capsys.readouterr()
     assert says in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+
+
+@pytest.mark.parametrize("flag", [[], ["--prompt"]])
+def test_a_prompt_may_have_lines_and_begin_with_a_minus(run, capsys, flag):
+    assert ask.main(["--run", str(run), "--device", "cpu", *flag, "-1+2=1\n2+2=5\r\n3+3=\n"]) == 0
+    assert "prompt  <bos> -1 + 2 = 1 ; 2 + 2 = 5 ; 3 + 3 =\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "prompt, share, reasons",
+    [
+        ("1+1=3, 2+2=", 0.9, []),
+        ("1+1=3, 2+2=", 0.49, ["less than half"]),
+        ("1+1=", 0.9, ["no example"]),
+        ("9-10=", 0.1, ["never asks 9 - 10", "no example", "less than half"]),
+        ("2+12=3, 1+1=", 0.9, ["never asks 2 + 12"]),
+        ("2+2=3, 3 3 1=", 0.9, ["never asks 3 3 1"]),
+    ],
+)
+def test_a_guess_is_called_one_with_every_reason(prompt, share, reasons):
+    found = ask.doubts(tasks.encode(prompt), share)
+    assert len(found) == len(reasons)
+    assert all(reason in said for reason, said in zip(reasons, found))
+
+
+def test_under_a_guess_it_says_so(model):
+    assert "This is a guess: no example shows" in ask.answer(model, "1+1=")
+    assert "guess" not in ask.answer(model, "1+1=3, 2+2=5, 3+3=")

@@ -465,6 +465,7 @@ def test_a_command_writes_whole_rows_and_a_table(tmp_path, capsys, small, name):
         assert len(rows) == (3 if SOME[name] else 1)
         assert set(rows[0]["off_by_k_8"]) == {str(k) for k in range(-4, 5) if k}
     assert "the rows are in" in shown and len(shown.splitlines()) > 4
+    assert shown.splitlines()[-1].startswith("next: ") and "\\" not in shown
     assert command(name, tmp_path) == 0
     assert rows_of(name, tmp_path) == rows
 

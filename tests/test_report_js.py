@@ -145,6 +145,7 @@ def test_prompts_are_read_and_made_plain_as_tasks_does_it():
         "a copy _=b; d copy=e; z copy _ =",
         "3 7 5=c, 1 2 9 = a, 4 1 0 =",
         "2 first 17=3, 4 same _ = 5, 18 second 3 =",
+        "1+1=3\n2+2=5,\n3+3=\n",
     ]
     script = """
         return data.texts.map((text) => {
@@ -171,7 +172,9 @@ def test_what_cannot_be_read_is_refused_in_words():
             }
         });
     """
-    for message in node(script, texts=texts, words=tasks.VOCABULARY):
+    messages = node(script, texts=texts, words=tasks.VOCABULARY)
+    assert "99 is not known" in messages[3] and "x" in messages[4]
+    for message in messages:
         assert "cannot read" in message or "leave the last answer open" in message
 
 

@@ -18,8 +18,9 @@ def accuracy_table(
     """
     about = "(other tasks: about as many for all their k together)"
     lines = [
-        f"accuracy on {n_prompts} prompts {about}; the asked answer is none of those shown",
-        f"{'task':24}{'shots':>6}" + "".join(f"{number:>7}" for number in shots),
+        f"accuracy on {n_prompts} prompts {about};",
+        "the asked answer is none of those shown",
+        f"{'task':24}{'shots':>6}" + "".join(f"{number:>6}" for number in shots),
     ]
     for name, how, ks in _rows(table):
         task = language.TASKS.get(name, language.TASKS["base_addition"])
@@ -27,7 +28,7 @@ def accuracy_table(
         line = f"{words(name)} {how}".ljust(30)
         for number in shots:
             shares = [table[name][k].get(str(number), math.nan) for k in ks]
-            line += f"{sum(shares) / len(ks):7.3f}"
+            line += f"{sum(shares) / len(ks):6.3f}"
         shown = task.symbol in met_under(diet, "plain" if ks == ["0"] else task.wrapper)
         shown |= name == "addition" and int(ks[0]) in diet.shifted_addition
         lines.append(line if shown else f"{line}   never trained on")

@@ -12,7 +12,8 @@ import torch
 from minifunc.model import Transformer
 from minifunc.support.errors import UserError
 from minifunc.support.files import load_json, load_lines
-from minifunc.support.runs import RunFolders, load_circuit, load_run
+from minifunc.support.runs import KEPT_RESULTS, RunFolders, load_circuit, load_run
+from minifunc.support.vocabulary import token_name
 
 
 @dataclass
@@ -32,14 +33,15 @@ class Findings:
         """The function-induction heads."""
         return self.circuit["groups"]["function_induction"] if self.circuit else []
 
-    def makes(self, target: str) -> str:
-        """The command that makes a file of this run."""
-        name = self.folders.name
-        return f"make {target}" + ("" if name == "out/default" else f" OUT={name}")
+    @property
+    def names(self) -> list[str]:
+        """What the model's tokens are called, [d_vocab]."""
+        strings, tokens = self.config["vocabulary"], range(self.model.cfg.d_vocab)
+        return [token_name(strings, token) for token in tokens]
 
     def patterns(self, tokens: list[str]) -> dict[str, list[list[float]]]:
         """Every head's attention on one prompt: {"layer.head": [query][key]}."""
-        ids = {string: index for index, string in enumerate(self.config["vocabulary"])}
+        ids = {string: index for index, string in enumerate(self.names)}
         prompt = torch.tensor([[ids[token] for token in tokens]], device=self.model.device)
         names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(self.model.cfg.n_layers)]
         _, cache = self.model.run_with_cache(prompt, names)
@@ -50,20 +52,18 @@ class Findings:
         return patterns
 
 
-def read(folders: RunFolders, experiments: str = "results") -> Findings:
+def read(folders: RunFolders, experiments: Path = KEPT_RESULTS) -> Findings:
     """All that is known of a run. `experiments`: the folder that holds emergence.json.
 
     Raises UserError for no sound run, a broken file, or a circuit.json of other weights.
     """
     run, results = folders.run, folders.results
     model, config = load_run(run)
-    strings = [string for string in config["vocabulary"] if isinstance(string, str)]
-    if not len(strings) == len(config["vocabulary"]) == model.cfg.d_vocab:
-        wanted = f"`vocabulary` must hold the {model.cfg.d_vocab} token strings"
-        raise UserError(f"{run / 'config.json'}: {wanted}")
+    if not all(isinstance(string, str) for string in config["vocabulary"]):
+        raise UserError(f"{run / 'config.json'}: `vocabulary` must hold strings and nothing else")
     circuit = load_circuit(results / "circuit.json", model) or {}
     metrics, check = run / "metrics.jsonl", results / "check.json"
-    emergence = Path(experiments) / "emergence.json"
+    emergence = experiments / "emergence.json"
     return Findings(
         *(folders, model, config, circuit),
         metrics=load_lines(metrics) if metrics.exists() else [],

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 
 from minifunc.report.findings import Findings, read
 from minifunc.report.html import Markup, h, inside, script_data
@@ -11,7 +12,7 @@ from minifunc.support.errors import UserError, first_line, run_main
 from minifunc.support.files import save_text
 from minifunc.support.flags import Parser
 from minifunc.support.names import heads_of
-from minifunc.support.runs import RunFolders, add_run_flag, chosen_run
+from minifunc.support.runs import KEPT_RESULTS, RunFolders, add_run_flag, chosen_run
 
 LARGEST = 2_000_000  # bytes; where the weights make it larger, the model plays on its own page
 MOST_WEIGHTS = 16_000_000  # a model with more is not played with at all
@@ -63,7 +64,7 @@ def playground(f: Findings) -> list[Markup]:
     groups = f.circuit.get("groups", {})
     data = {
         "model": f.config["model"] | vars(f.model.cfg),
-        "vocabulary": f.config["vocabulary"],
+        "vocabulary": f.names,
         "layout": [[name, array.size] for name, array in arrays.items()],
         "groups": {name: heads_of(heads) for name, heads in groups.items()},
         "prompt": PROMPT,
@@ -108,7 +109,7 @@ def build(f: Findings) -> dict[str, str]:
     return {"report.html": report(f, said), "playground.html": apart}
 
 
-def write(folders: RunFolders, experiments: str) -> None:
+def write(folders: RunFolders, experiments: Path) -> None:
     """Reads a run, and writes and names the files of its report."""
     found = read(folders, experiments)
     folders.to_write("report.html")
@@ -121,6 +122,7 @@ def write(folders: RunFolders, experiments: str) -> None:
     for name, text in pages.items():
         save_text(folders.results / name, text)
         print(f"{folders.results / name} ({len(text.encode()) / 1e6:.1f} MB)")
+    print("next: open it in a browser")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -129,8 +131,8 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         parser = Parser(prog="python -m minifunc.report", description="Makes a run's report.html.")
         add_run_flag(parser)
-        told = "folder that holds emergence.json (default: %(default)s)"
-        parser.add_argument("--results", default="results", help=told)
+        told = "folder that holds emergence.json (default: the repository's results/)"
+        parser.add_argument("--results", type=Path, default=KEPT_RESULTS, help=told)
         arguments = parser.parse_args(argv)
         write(chosen_run(arguments), arguments.results)
         return 0

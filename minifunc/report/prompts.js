@@ -4,29 +4,30 @@
 const Prompts = (() => {
   /* `x op y = answer`. An operation is a sign, a word, or a number between two others (a choice).
      y may be missing, and so may the answer, as it is in the last example. */
-  const X = /([a-z]|\d+)/;
+  const OPERAND = /([a-z]|-?\d+)/;
   const OPERATION = /([+-]|[a-z]{2,}|(?<=\s)\d+(?=\s))/;
-  const Y = /([a-z]|\d+|_)?/;
-  const ANSWER = /([a-z]|-?\d+)?/;
   const EXAMPLE = new RegExp(
-    String.raw`^\s*${X.source}\s*${OPERATION.source}\s*${Y.source}\s*=\s*${ANSWER.source}\s*$`,
+    String.raw`^\s*${OPERAND.source}\s*${OPERATION.source}\s*(?:${OPERAND.source}|_)?\s*=` +
+      String.raw`\s*${OPERAND.source}?\s*$`,
   );
+  const WORD = /\p{Nd}+|[\p{L}\p{N}]+|\S/gu;
   const LIKE = "1+1=3, 2+2=5, 3+3=";
 
   /** Text → token strings, <bos> in front. Throws an Error, in words, for what cannot be read. */
   function tokenize(text, vocabulary) {
     const tokens = ["<bos>"];
-    const examples = text.replace("<bos>", " ").trim().replace(/[;,]+$/, "").split(/[;,]/);
-    for (const example of examples) {
+    for (const example of text.replace("<bos>", " ").split(/[;,\n]/)) {
+      if (!example.trim()) continue;
       const strings = tokensOf(example);
-      const follows = tokens[tokens.length - 1] !== "=";
-      const known = strings.every((string) => vocabulary.includes(string));
-      if (!strings.length || !follows || !known) {
-        throw new Error(`cannot read “${example.trim()}”: write examples like ${LIKE}`);
+      const words = strings.length ? strings : example.match(WORD);
+      const unknown = words.find((word) => !vocabulary.includes(word));
+      if (unknown || !strings.length || tokens[tokens.length - 1] === "=") {
+        const why = unknown ? `${unknown} is not known; ` : "";
+        throw new Error(`cannot read “${example.trim()}”: ${why}write examples like ${LIKE}`);
       }
       tokens.push(...strings);
     }
-    if (tokens[tokens.length - 1] !== "=") {
+    if (tokens.length === 1 || tokens[tokens.length - 1] !== "=") {
       throw new Error(`leave the last answer open, as in ${LIKE}`);
     }
     return tokens;

@@ -23,7 +23,7 @@ MADE_BY = {"check.json": "check", "metrics.jsonl": "train", "model.pt": "report"
 
 def source(f: Findings, file: str) -> Markup:
     """`from circuit.json (graph), made by make patch`."""
-    command = f.makes(MADE_BY.get(file, "patch"))
+    command = f.folders.makes(MADE_BY.get(file, "patch"))
     return h("p", "from ", h("code", file), ", made by ", h("code", command), class_="source")
 
 
@@ -461,7 +461,7 @@ def about(f: Findings) -> Content:
         "): −100 % takes the model all the way back to plain addition.",
     ]
     said = ". It holds all it needs, weights included, and asks nothing of any network."
-    made = ["This page is made by ", h("code", f.makes("report")), said]
+    made = ["This page is made by ", h("code", f.folders.makes("report")), said]
     return [definitions(known), h("p", definition), h("p", made)]
 
 
@@ -502,5 +502,5 @@ def content(f: Findings, make: Callable[[Findings], Content], needs: str) -> Mar
         lacked = str(error.args[0])[:60]
         what = f"a file of this run lacks “{lacked}”; an older version may have written it"
         target = "check" if make is check else "patch"
-    note = [h("b", "Not here: "), what, ". ", h("code", f.makes(target)), " makes it."]
+    note = [h("b", "Not here: "), what, ". ", h("code", f.folders.makes(target)), " makes it."]
     return h("p", note, class_="missing")

@@ -1,11 +1,9 @@
 """What patch.py says of each step of its work, in short or in full, and what it concludes.
 
-Every part takes what circuit.json holds and returns lines; `told` puts them together. In short they
-have at most 80 columns; in full they are as wide as the terminal.
+Every part takes what circuit.json holds and returns lines; `told` puts them together, as wide as
+the terminal. In short they fit 80 columns.
 """
 
-import shutil
-import textwrap
 from collections.abc import Callable, Iterable
 from itertools import product
 from typing import Any
@@ -14,7 +12,7 @@ from minifunc.analysis import function_vectors, reading
 from minifunc.analysis.rows import as_effects
 from minifunc.circuit import Criteria, feeding
 from minifunc.support.names import heads_of, parse
-from minifunc.support.tables import table, words
+from minifunc.support.tables import table, words, wrapped
 
 Circuit = dict[str, Any]
 
@@ -22,23 +20,10 @@ Circuit = dict[str, Any]
 def told(step: str, circuit: Circuit, full: bool) -> list[str]:
     """Lines on one step of the study."""
     lines = [line for part in PARTS[step][full] for line in part(circuit)]
-    if not full or not lines:
-        return lines
-    width = shutil.get_terminal_size().columns
-    return ["", *(wrapped(line, width) for line in lines)]
+    return [""] * (full and bool(lines)) + list(map(wrapped, lines))
 
 
 # ---------------------------------------------------------------- words
-
-
-def wrapped(line: str, width: int) -> str:
-    """A line broken at spaces where it is too long, its continuations indented further."""
-    indent = " " * (len(line) - len(line.lstrip()) + 4)
-    return textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False)
-
-
-def wrap(text: str, indent: int = 0) -> list[str]:
-    return textwrap.wrap(text, 80, subsequent_indent=" " * indent)
 
 
 def listed(names: Iterable[str]) -> str:
@@ -127,7 +112,7 @@ def traced(c: Circuit) -> list[str]:
     }
     lines = ["the circuit (r in %)"]
     for label, text in said.items():
-        lines += wrap(f"  {label:20}{text}", 22)
+        lines += wrapped(f"  {label:20}{text}", 20).split("\n")
     return lines
 
 
@@ -328,7 +313,7 @@ def spared(c: Circuit) -> list[str]:
         f"the same heads on {n} tasks: shifted answers {kept:.2f}, without them {without:.2f}, "
         f"without as many random ones {without_random:.2f} (means)"
     )
-    return wrap(text, indent=2)
+    return [text]
 
 
 def reused(c: Circuit) -> list[str]:
@@ -389,7 +374,7 @@ def concluded(c: Circuit) -> list[str]:
 def conclusion(c: Circuit) -> list[str]:
     """In short: the finding in a few plain words."""
     if not c["groups"]["function_induction"]:
-        return ["", *wrap(not_found(c))]
+        return ["", not_found(c)]
     fi, _ = direct_writers(c)
     plain = {row["how"]: row["base_acc"] for row in c["evaluation"]["ablation"][:2]}
     done = c["accuracy"]["contrast_prompt"]["contrast"]
@@ -399,7 +384,7 @@ def conclusion(c: Circuit) -> list[str]:
         f"they send on plain prompts put in, the answer is plain on {plain['base']:.1%}; with mean "
         f"values on {plain['mean']:.1%}, so they carry the answer itself, not the rule alone."
     )
-    return ["", *wrap(text)]
+    return ["", text]
 
 
 Parts = tuple[Callable[[Circuit], list[str]], ...]

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from minifunc.support.tables import SPELLER
+
 
 class UserError(Exception):
     """A user's mistake or an unusable input: shown as one line, exit code 2."""
@@ -25,7 +27,7 @@ def run_main(work: Callable[[], int]) -> int:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path may hold what no encoding knows
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=SPELLER)
     try:
         code = work()
         sys.stdout.flush()

@@ -31,7 +31,7 @@ from minifunc.model import ModelConfig, Transformer
 from minifunc.support import files
 from minifunc.support.errors import UserError, first_line, run_main
 from minifunc.support.flags import Parser
-from minifunc.support.runs import build_model, load_run
+from minifunc.support.runs import build_model, load_run, make_command
 from minifunc.support.settings import from_json
 
 
@@ -191,9 +191,10 @@ def work(argv: Sequence[str] | None) -> int:
     if arguments.source:
         import_run(arguments.run, kind, Path(name))
         print(f"made {arguments.run} from {name}")
+        print(f"next: {make_command('patch', arguments.run)}")
     else:
         export_run(arguments.run, kind, Path(name))
-        print(f"wrote {name}")
+        print(f"wrote {name}", f"next: --from {kind} reads it back", sep="\n")
     return 0
 
 

@@ -13,6 +13,7 @@ lock           empty; locked while a process trains here
 import argparse
 import hashlib
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,9 +26,11 @@ from minifunc.model import ModelConfig, Transformer
 from minifunc.support.errors import UserError
 from minifunc.support.files import check_writable, load_json, load_tensors, make_folder
 from minifunc.support.settings import from_json
+from minifunc.support.tables import wrapped
 
 DEFAULT_RUN = Path("out/default")
-REFERENCE = Path(__file__).parents[2] / "reference"  # of the repository; not where it is installed
+ROOT = Path(__file__).parents[2]  # of the repository; what it holds is not where it is installed
+REFERENCE, KEPT_RESULTS = ROOT / "reference", ROOT / "results"
 REFERENCE_RESULTS = Path("out/reference")
 MADE_BY_TRAINING = ("config.json", "metrics.jsonl", "model.pt", "resume.pt")
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # what weights may be
@@ -135,18 +138,27 @@ class RunFolders:
     def announce(self) -> None:
         """Prints the notice on stderr, once nothing can be wrong with the flags and the run."""
         if self.notice:
-            print(self.notice, file=sys.stderr)
+            print(wrapped(self.notice), file=sys.stderr)
 
     @property
     def name(self) -> str:
         """For titles and commands, as in `make patch OUT=name`."""
         return "reference" if self.is_reference else str(self.run)
 
+    def makes(self, target: str) -> str:
+        """The command that makes a file of this run."""
+        return make_command(target, self.name)
+
     def to_write(self, name: str) -> Path:
         """The path of a result. Makes its folder; raises UserError where it cannot be written."""
         make_folder(self.results)
         check_writable(self.results / name)
         return self.results / name
+
+
+def make_command(target: str, run: Path | str) -> str:
+    """What makes a file of a run: `make patch OUT=out/other`."""
+    return f"make {target}" + ("" if Path(run) == DEFAULT_RUN else f" OUT={shlex.quote(str(run))}")
 
 
 def add_run_flag(parser: argparse.ArgumentParser) -> None:
@@ -164,7 +176,7 @@ def chosen_run(arguments: argparse.Namespace) -> RunFolders:
     one, for `load_run` to refuse. Raises UserError for a run without a checkpoint.
     """
     run = arguments.run or DEFAULT_RUN
-    make = "`make train`" if run == DEFAULT_RUN else f"`make train OUT={run}`"
+    make = f"`{make_command('train', run)}`"
     found = [name for name in MADE_BY_TRAINING if os.path.lexists(run / name)]
     may_fall_back = arguments.or_reference or arguments.run is None
     if not found and may_fall_back and REFERENCE.is_dir():

@@ -1,7 +1,40 @@
-"""How numbers are written: rounded in circuit.json, in tables on the terminal."""
+"""What a terminal is shown: rounded numbers, tables, lines that fit, characters that it has."""
 
+import codecs
+import shutil
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+SPELLED = {"█": "#", "→": "->", "…": "...", "–": "-", "−": "-", "±": "+-", "²": "^2", "×": "x"}
+SPELLER = "minifunc.spelled"
+
+
+def spelled(error: UnicodeError) -> tuple[str | bytes, int]:
+    """The error handler SPELLER of our streams: a character of ours that an encoding lacks is
+    spelled in others; one that is not ours, as in a path, becomes an escape."""
+    if isinstance(error, UnicodeEncodeError):
+        error.end = error.start + 1
+        if (sign := error.object[error.start]) in SPELLED:
+            return SPELLED[sign], error.end
+    return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error(SPELLER, spelled)
+
+
+def wrapped(line: str, indent: int = 4) -> str:
+    """A line that fits the terminal (80 columns where there is none): broken at spaces, its
+    continuations indented further."""
+    later = " " * (indent + len(line) - len(line.lstrip()))
+    lines = textwrap.TextWrapper(shutil.get_terminal_size().columns, subsequent_indent=later)
+    lines.break_on_hyphens = lines.break_long_words = False
+    return lines.fill(line)
+
+
+def fitted(lines: Iterable[str]) -> str:
+    """Lines, each wrapped, as one text."""
+    return "\n".join(map(wrapped, lines))
 
 
 def rounded(value: Any, digits: int = 4) -> Any:
