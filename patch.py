@@ -172,7 +172,7 @@ def work(argv: list[str] | None) -> int:
     if is_main():
         save_json(path, circuit)
     print(f"everything is in {path}, {circuit['seconds']:.0f} s")
-    print("next: make report")
+    print(f"next: {folders.makes('report')}")
     return 0
 
 

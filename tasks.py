@@ -86,7 +86,7 @@ def encode(text: str) -> Tensor:
 
 def decode(tokens: Tensor) -> str:
     """Token ids [pos] → text like `<bos> 1 + 1 = 2 ; 2 + 2 =`."""
-    return " ".join(VOCABULARY[token] for token in tokens.tolist())
+    return " ".join(vocabulary.token_name(VOCABULARY, token) for token in tokens.tolist())
 
 
 class Problems(NamedTuple):

@@ -24,6 +24,7 @@ from minifunc.support.checks import check_train_config
 from minifunc.support.evaluation import Table, accuracy_by_shots
 from minifunc.support.flags import pick_device
 from minifunc.support.processes import all_sum, run_together, share
+from minifunc.support.runs import make_command
 from minifunc.support.settings import check_room, chosen_settings, described, run_arguments
 from minifunc.support.settled import settled
 
@@ -157,7 +158,7 @@ def work(argv: list[str] | None) -> int:
     with claimed(out, config, arguments.resume, device) as device:
         model = train(out, model_cfg, cfg, diet, device, arguments.resume)
         print_table(model, diet, arguments.table_prompts)
-    print(f"the run is in {out}")
+    print(f"the run is in {out}", f"next: {make_command('patch', out)}", sep="\n")
     return 0
 
 

@@ -227,7 +227,10 @@ def test_the_talk_fits_a_page_and_ends_with_what_to_do_next(run, solved, capsys,
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 40
     assert max(map(len, lines[:-2])) <= 80  # the line before the last names a path
-    assert lines[-2].startswith(f"everything is in {run}") and lines[-1] == "next: make report"
+    assert (
+        lines[-2].startswith(f"everything is in {run}")
+        and lines[-1] == f"next: make report OUT={run}"
+    )
 
 
 def test_all_that_is_told_is_as_wide_as_the_terminal(run, solved, capsys, monkeypatch):

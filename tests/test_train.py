@@ -620,6 +620,7 @@ def test_a_run_writes_the_files_of_the_contract(whole):
 def test_results_go_to_stdout_and_mark_what_was_never_trained_on(whole, capsys):
     assert main(whole, "--resume", "--device", "cpu", "--table-prompts", 8) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"next: make patch OUT={whole}" and max(map(len, lines[:-2])) <= 80
     marked = [line.split("  ")[0] for line in lines if line.endswith("never trained on")]
     assert marked == [
         *(f"addition off by {k:+d}" for k in range(-4, 5) if k),

@@ -13,7 +13,7 @@ LIKE = "write examples like 1+1=3, 2+2=5, 3+3="
 def token_name(strings: Sequence[str], token: SupportsInt) -> str:
     """A token's string. A token beyond the vocabulary, which a model may have, is `token 70`."""
     index = int(token)
-    return strings[index] if index < len(strings) else f"token {index}"
+    return strings[index] if 0 <= index < len(strings) else f"token {index}"
 
 
 def read_examples(text: str, known: Collection[str]) -> list[str]:
