@@ -1,7 +1,9 @@
 """What docstrings state of training, tables, memory and discovery: worked out again by hand."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from fractions import Fraction
+from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -99,6 +101,15 @@ def test_metrics_are_of_addition_alone_at_the_stated_shots():
 def test_a_model_is_drawn_by_seed_0_if_no_generator_is_given():
     plain, seeded = Transformer(SMALL), Transformer(SMALL, torch.Generator().manual_seed(0))
     assert_close(dict(plain.named_parameters()), dict(seeded.named_parameters()), rtol=0, atol=0)
+
+
+def test_the_reference_run_was_trained_with_the_defaults():
+    """So what is read of it holds for what `make train` makes."""
+    config = json.loads((Path(__file__).parents[1] / "reference" / "config.json").read_text())
+    defaults = {"model": train.MODEL, "train": TrainConfig(), "diet": tasks.DEFAULT_DIET}
+    stated = json.loads(json.dumps({part: asdict(values) for part, values in defaults.items()}))
+    assert {part: config[part] for part in defaults} == stated
+    assert config["vocabulary"] == tasks.VOCABULARY
 
 
 # ---------------------------------------------------------------- tables of accuracy
@@ -242,6 +253,13 @@ def test_F_is_a_difference_in_float64_of_logits_of_any_precision():
 
 
 # ---------------------------------------------------------------- discovery
+
+
+def test_the_thresholds_are_those_of_the_committed_results():
+    shares = {"solves": 0.5, "strong": 0.05, "feeds": 0.02, "faithful": 0.9}
+    looks = {"looks_at_answers": 0.3, "looks_at_self_or_bos": 0.5}
+    looks |= {"looks_at_previous": 0.3, "looks_at_operands": 0.3}
+    assert asdict(Criteria()) == shares | looks
 
 
 def test_attention_shares_are_those_of_the_patterns_place_by_place():

@@ -6,6 +6,7 @@ from itertools import product
 from statistics import fmean
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from handwired import prompts, two_step_model
@@ -22,6 +23,7 @@ from minifunc.analysis import (
     roles,
     study,
 )
+from minifunc.analysis import rows as rows_of_circuit
 from minifunc.analysis.activations import Examples
 from minifunc.analysis.function_vectors import Numbers
 from minifunc.analysis.rows import Prompts
@@ -371,6 +373,29 @@ def test_a_reader_brings_what_feeds_from_the_threshold_on(r, brings):
     assert (role["brings"], role["looks_at"]) == (["expected"] if brings else [], "operands")
 
 
+# ---------------------------------------------------------------- rows of circuit.json
+
+
+def test_F_stands_by_contrast_and_the_linear_estimate_beside_the_exact_effects(monkeypatch):
+    def effects(*r):
+        return Effects(torch.tensor([r]), torch.zeros(1), torch.tensor(0.0))
+
+    def patcher(base, contrast, exact):
+        F = {"F_base": torch.tensor(base), "F_contrast": torch.tensor(contrast)}
+        return SimpleNamespace(**F, sweep=lambda receiver: exact)
+
+    answers = patcher([1.0, 2.0], [-4.0, 0.0], effects(0.1, 0.2, 0.3))
+    operands = patcher([5.0, 5.0], [-4.0, 0.0], effects(0.0, 0.0, 0.0))
+    linear = {id(answers): effects(1.0, 3.0, 2.0)}
+    monkeypatch.setattr(rows_of_circuit, "attribute", lambda patcher: linear[id(patcher)])
+    found = rows_of_circuit.direct({"answers": answers, "operands": operands})
+    assert found["F"] == {"base": 1.5, "contrast": -2.0}
+    assert found["operands_changed"] == {"F": {"base": 5.0, "contrast": -2.0}}
+    assert found["effects"]["logits"]["heads"] == [[0.1, 0.2, 0.3]]
+    assert found["attribution"]["heads"] == [[1.0, 3.0, 2.0]]
+    assert found["attribution"]["rank_correlation"] == 0.5
+
+
 # ---------------------------------------------------------------- function vectors
 
 SHIFTS, N_INPUTS = (-1, 0, 1), 3
@@ -525,7 +550,7 @@ def test_a_probe_is_ridge_regression_with_the_stated_penalty():
     penalty = probe.PENALTY * centred.square().mean(0).mean()
     padded = torch.cat([centred, (40 * penalty).sqrt() * torch.eye(3, dtype=torch.float64)])
     targets = torch.cat([y - y.mean(0), torch.zeros(3, 2, dtype=torch.float64)])
-    by_hand = torch.linalg.lstsq(padded, targets).solution
+    by_hand = torch.from_numpy(numpy.linalg.lstsq(padded.numpy(), targets.numpy())[0])
     fitted = probe.fit(x, y)
     assert_close(fitted.weight, by_hand, rtol=1e-8, atol=1e-10)
     assert probe.PENALTY == 1e-4
