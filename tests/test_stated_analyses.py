@@ -404,12 +404,14 @@ NUMBERS = Numbers(torch.arange(1, 8), first=-2)  # token 3 is the number 0
 
 def test_function_vectors_are_those_of_a_plain_loop():
     """Everything but `adds_up` and `variance`, head by head and prompt by prompt."""
-    model, heads, zero = random_model(3), ["0.1", "1.0"], 2
+    model, heads, zero = random_model(4), ["0.1", "1.0"], 2
+    for block in model.blocks:
+        block.attn.W_O.data *= 3  # so that what is put in changes answers
     tokens = {k: torch.randint(9, (30, 5), generator=generator(k + 5)) for k in SHIFTS}
     asked = {k: torch.randint(5, (30,), generator=generator(k + 15)) for k in SHIFTS}
     asked[1][:3], asked[1][3:] = 4, torch.arange(27) % 4  # exactly 3 ask for 4: enough
     prompts_of = {k: (tokens[k], asked[k]) for k in SHIFTS}
-    naive = torch.randint(9, (N_INPUTS, 4, 5), generator=generator(9))
+    naive = torch.randint(9, (N_INPUTS, 20, 5), generator=generator(9))
     found = function_vectors.study(model, prompts_of, naive, heads, NUMBERS, at_least=3)
     scores = found["function_vector_scores"]
     z, mean, own = {}, {}, {}
@@ -523,6 +525,8 @@ def test_function_vectors_are_those_of_a_plain_loop():
         assert scores["turns"][str(k)] == pytest.approx(
             {apart: fmean(some) for apart, some in turns.items()}, **near
         )
+    both = scores["put"]["1"]
+    assert len({*both["mean"].values(), *both["own"].values()}) >= 5  # the ways differ
     assert 4 in own[1]  # asked for by exactly as many as are enough
 
 
