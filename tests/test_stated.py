@@ -1,6 +1,7 @@
 """What docstrings state of training, tables, memory and discovery: worked out again by hand."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.testing import assert_close
 import tasks
 import train
 from minifunc import circuit
+from minifunc.ablation import CircuitScores
 from minifunc.analysis.graph import circuit_graph
 from minifunc.circuit import Criteria, attention_shares, discover
 from minifunc.model import ModelConfig, Transformer
@@ -198,6 +200,16 @@ def test_chunks_fit_their_halves_of_the_budget_and_fill_them(gib, n_prompts):
             assert part.stop - part.start == max(1, rows // 5)
 
 
+@pytest.mark.parametrize("act_fn", ["relu", "none"])
+def test_the_cached_runs_of_a_prompt_take_what_the_budget_counts(act_fn):
+    paired = patcher(act_fn=act_fn)
+    (runs,) = paired.cached_runs()
+    held = {x.data_ptr(): x.nbytes for x in (*runs.contrast.values(), *runs.base.values())}
+    counted = 3 * paired.budget.cache_bytes()
+    # A model without MLPs keeps less than is counted for them.
+    assert counted * (0.8 if act_fn == "relu" else 0.4) < sum(held.values()) <= counted
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 def test_the_parts_of_all_processes_are_the_whole_and_do_not_overlap(world_size, monkeypatch):
     monkeypatch.setattr(processes, "world_size", lambda: world_size)
@@ -230,8 +242,9 @@ def test_the_map_of_effects_is_in_percent_the_highest_layer_on_top():
     ]
 
 
-def patcher():
-    model = Transformer(replace(SMALL, d_vocab=9)).requires_grad_(False)
+def patcher(**changes):
+    shape = replace(SMALL, d_vocab=9, d_model=16, d_head=4, **changes)
+    model = Transformer(shape).requires_grad_(False)
     base, contrast = random_tokens(2, 3, 6)
     return PathPatcher(model, base, contrast, torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5]))
 
@@ -240,6 +253,8 @@ def test_a_joint_sender_has_an_effect_of_its_own_and_lends_it_to_no_member():
     together = patcher().sweep(circuit.Logits(), [["0.0", "1.1"], "0.1"])
     named = {name: r for name, r in together.named().items() if r == r}
     assert named == {"0.1": together.r[1].item()}
+    twice = patcher().sweep(circuit.Logits(), [["0.1", "0.1"]])  # one sender all the same
+    assert twice.heads[0, 1] == twice.r[0] == together.r[1]
 
 
 def test_F_is_a_difference_in_float64_of_logits_of_any_precision():
@@ -250,6 +265,14 @@ def test_F_is_a_difference_in_float64_of_logits_of_any_precision():
     small = torch.tensor(1e-9).double().item()
     assert F.dtype == torch.float64
     assert F.tolist() == [float(Fraction(1) - Fraction(small))] * 3
+
+
+@pytest.mark.parametrize("F_range, refused", [(9e-7, True), (-9e-7, True), (2e-6, False)])
+def test_a_share_of_next_to_nothing_is_refused(F_range, refused):
+    scores = object.__new__(CircuitScores)
+    scores.F_range = F_range
+    with pytest.raises(ValueError, match="nothing") if refused else nullcontext():
+        assert scores.share(1e-6) == 1e-6 / F_range
 
 
 # ---------------------------------------------------------------- discovery
@@ -311,20 +334,21 @@ class Traced:
         return found
 
 
-TRACED = {
+TRACED = {  # 2.0 and mlp1 just reach their thresholds
     "answers": {
         "logits": {"3.0": -0.5, "3.1": -0.2, "2.1": 0.1, "mlp3": 0.3, "1.0": 0.03},
-        "3.0.v": {"1.0": -0.3, "2.1": -0.1, "0.2": 0.019},
+        "3.0.v": {"1.0": -0.3, "2.1": -0.1, "mlp2": 0.2, "0.2": 0.019},
         "3.0.v+3.1.v": {"1.1": -0.03},  # counts on both together alone
         "2.1.q": {"0.1": -0.2},
         "mlp3": {"0.0": 0.1},
+        "mlp2": {"2.2": 0.1},
         "1.0.v": {"embedding": -0.9, "0.1": 0.5},
         "1.0.v+1.1.v+2.1.v": {"mlp0": -0.4},
     },
     "operands": {
-        "logits": {"3.0": -0.5, "3.1": -0.2, "2.0": 0.06},
+        "logits": {"3.0": -0.5, "3.1": -0.2, "2.0": 0.05},
         "3.1.k": {"1.2": -0.25},
-        "1.2.v": {"mlp1": 0.2},
+        "1.2.v": {"mlp1": -0.02},
     },
 }
 
@@ -354,21 +378,18 @@ def test_discovery_groups_the_nodes_of_known_effects_as_stated(found):
         "other_direct": [],
         "shown_answer": ["1.0", "1.1", "2.1"],
         "expected_answer": ["1.2"],
-        "upstream": ["0.0", "0.1", "2.0"],
+        "upstream": ["0.0", "0.1", "2.0", "2.2"],
         "previous_token": ["0.1", "1.0"],
     }
-    assert list(found.routes["shown_answer"].items()) == [
-        ("1.0", -0.3),
-        ("2.1", -0.1),
-        ("1.1", -0.03),
-    ]
+    strongest_first = [("1.0", -0.3), ("mlp2", 0.2), ("2.1", -0.1), ("1.1", -0.03)]
+    assert list(found.routes["shown_answer"].items()) == strongest_first
     assert found.routes["expected_answer"] == {"1.2": -0.25}
 
 
 def test_a_node_is_as_far_from_the_logits_as_its_shortest_way(found):
     near = dict.fromkeys(["3.0", "3.1", "2.1", "mlp3", "2.0"], 1)
-    further = dict.fromkeys(["1.0", "1.1", "1.2", "0.1", "0.0"], 2)
-    assert found.steps == near | further | dict.fromkeys(["embedding", "mlp0", "mlp1"], 3)
+    further = dict.fromkeys(["1.0", "1.1", "1.2", "0.1", "0.0", "mlp2"], 2)
+    assert found.steps == near | further | dict.fromkeys(["embedding", "mlp0", "mlp1", "2.2"], 3)
 
 
 def test_the_graph_has_the_edges_that_count_and_no_other(found):
@@ -381,6 +402,22 @@ def test_the_graph_has_the_edges_that_count_and_no_other(found):
                 if abs(r) >= least:
                     stated.add((sender, name.get(receiver, receiver), contrast, r))
     # One head is a group of its own.
-    stated.add(("mlp1", "expected_answer.v", "operands", 0.2))
+    stated.add(("mlp1", "expected_answer.v", "operands", -0.02))
     edges = circuit_graph(found, Criteria())["edges"]
     assert {(e["sender"], e["receiver"], e["contrast"], e["r"]) for e in edges} == stated
+
+
+def test_a_node_of_the_graph_tells_its_kind_its_steps_and_all_its_groups(found):
+    nodes = circuit_graph(found, Criteria())["nodes"]
+    known = {node["name"]: (node["kind"], node["steps"], node["groups"]) for node in nodes}
+    stated = {"logits": ("logits", 0, [])}
+    for name, step in found.steps.items():
+        groups = [group for group, heads in found.groups.items() if name in heads]
+        kind = "head" if "." in name else name[:3] if name.startswith("mlp") else name
+        stated[name] = (kind, step, groups)
+    for name, step in (("function_induction", 1), ("shown_answer", 2), ("expected_answer", 2)):
+        stated[name] = ("together", step, [name])
+    assert known == stated and len(nodes) == len(stated)
+    assert known["2.1"][2] == ["consolidation", "shown_answer"]
+    steps = [node["steps"] for node in nodes if node["kind"] != "together"]
+    assert steps == sorted(steps)

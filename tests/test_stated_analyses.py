@@ -138,6 +138,14 @@ def test_reuse_is_of_base_prompts_and_of_contrast_prompts_with_and_without_heads
     ]
 
 
+def test_a_row_of_controls_counts_each_draw_once():
+    base, contrast, *answers = prompts()
+    of = Prompts(Ablator(two_step_model(), contrast, {"base": base}), tuple(answers))
+    row = rows_of_circuit.control_row(of, "it", [["1.0"], ["1.0"], ["0.1", "1.1"]], "base")
+    assert (row["n_draws"], row["n_groups"], row["n_heads"]) == (3, 2, 1.33)
+    assert (row["base_acc"], row["contrast_acc"]) == (0.6667, 0.3333)
+
+
 def test_sums_in_base_k_are_reused_by_whether_they_carry(monkeypatch):
     kept = []
     monkeypatch.setattr(study, "reuse_rows", lambda of, base, *_: kept.append(of) or [{}])
@@ -411,6 +419,7 @@ def test_function_vectors_are_those_of_a_plain_loop():
     asked = {k: torch.randint(5, (30,), generator=generator(k + 15)) for k in SHIFTS}
     asked[1][:3], asked[1][3:] = 4, torch.arange(27) % 4  # exactly 3 ask for 4: enough
     prompts_of = {k: (tokens[k], asked[k]) for k in SHIFTS}
+    asked[0][asked[0] == 2] = 1  # of plain prompts none asks for 2
     naive = torch.randint(9, (N_INPUTS, 20, 5), generator=generator(9))
     found = function_vectors.study(model, prompts_of, naive, heads, NUMBERS, at_least=3)
     scores = found["function_vector_scores"]
@@ -525,6 +534,8 @@ def test_function_vectors_are_those_of_a_plain_loop():
         assert scores["turns"][str(k)] == pytest.approx(
             {apart: fmean(some) for apart, some in turns.items()}, **near
         )
+    for what in ("put", "reach", "others", "turns"):
+        assert scores[what].keys() == {"-1", "1"}
     both = scores["put"]["1"]
     assert len({*both["mean"].values(), *both["own"].values()}) >= 5  # the ways differ
     assert 4 in own[1]  # asked for by exactly as many as are enough
@@ -789,6 +800,8 @@ def test_writings_hand_each_analysis_the_prompts_that_it_states(monkeypatch):
     assert len(contrast) == 24 and torch.equal(sources["base"], base)
     assert torch.equal(sources["same_k"], contrast.roll(1, 0))
     assert torch.equal(sources["operands_changed"][:, 5::6], contrast[:, 5::6])
+    _, shown, asked, _ = given["looks_for"]
+    assert torch.equal(asked, number_at(shown.tokens, -4) + number_at(shown.tokens, -2))
     _, shown, x, y, _ = given["wrote"]
     answers = shown.answers
     for operand, back in ((x, 4), (y, 2)):

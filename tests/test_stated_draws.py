@@ -158,6 +158,33 @@ def test_a_document_of_copy_repeats_two_three_or_four_problems():
     assert ((counts[2:] - 1000).abs() < 5 * (3000 * 2 / 9) ** 0.5 + 10).all()
 
 
+LOOKS = [  # cells held out; examples (symbol, x, y, answer); whether they look like one of these
+    ([("shift", "+")], [("+", 1, 1, 3), ("max", 5, 2, 9), ("+", 2, 2, 5)], True),
+    ([("shift", "+")], [("+", 1, 1, 3), ("max", 5, 2, 9), ("+", 2, 2, 9)], False),
+    ([("shift", "+")], [("+", 1, 1, 3)], False),  # one example tells nothing
+    ([("base", "+")], [("+", 1, 1, 2), ("max", 5, 2, 9), ("+", 4, 4, 12)], True),
+    ([("base", "+")], [("+", 1, 1, 2), ("+", 2, 2, 4)], False),  # it is plain as well
+    ([("base", "+")], [("+", 4, 4, 12), ("+", 5, 4, 12)], False),  # base 6, then base 7
+    ([("shift", "+")], [("+", 1, 1, 3), ("+", 2, 2, 5), ("+", 3, 3, 0)], True),  # it began so
+    ([("reflect", "max")], [("max", 5, 2, 9), ("max", 3, 6, 8)], True),
+    ([("reflect", "max")], [("max", 5, 2, 9), ("max", 5, 4, 9)], False),  # a value met twice
+    ([("shift", "copy")], [("copy", 0, 0, 24), ("copy", 25, 25, 23)], True),  # -2, around
+    ([("shift", "copy")], [("copy", 0, 0, 5), ("copy", 1, 1, 6)], False),  # +5 is not asked
+]
+
+
+@pytest.mark.parametrize("never, examples, looks", LOOKS)
+def test_what_looks_held_out_is_told_from_what_does_not(never, examples, looks):
+    problem = []
+    for symbol, x, y, _ in examples:
+        rows = (tasks.PROBLEMS.function == tasks.SYMBOLS.index(symbol)).nonzero()[:, 0].tolist()
+        operands = (x, y)[: len(OPERANDS[symbol][0])]
+        problem.append(rows[OPERANDS[symbol].index(operands)])
+    answer = torch.tensor([[answer for *_, answer in examples]])
+    diet = tasks.Diet("some", never=tuple(never))
+    assert tasks.looks_held_out(diet, torch.tensor([problem]), answer).tolist() == [looks]
+
+
 # ---------------------------------------------------------------- evaluation prompts
 
 
