@@ -152,6 +152,10 @@ def test_a_document_of_copy_repeats_two_three_or_four_problems():
     choices = tasks.Diet("choices", functions=("choice",), never=())
     many = tasks.draw_problems(choices, rules_of("copy", 3000), 40, generator(3))
     n_different = torch.tensor([len(row.unique()) for row in many])
+    # Wherever two examples stand, they are alike one time in two, three or four.
+    for other in (1, 20, 39):
+        alike = (many[:, 0] == many[:, other]).double().mean().item()
+        assert alike == pytest.approx((1 / 2 + 1 / 3 + 1 / 4) / 3, abs=5 * (0.23 / 3000) ** 0.5)
     # Of 720 problems two alike are rare: less than one document in a hundred shows one fewer.
     counts = n_different.bincount(minlength=5)
     assert counts[:2].sum() < 10 and len(counts) == 5
