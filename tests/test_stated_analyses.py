@@ -136,6 +136,7 @@ def test_reuse_is_of_base_prompts_and_of_contrast_prompts_with_and_without_heads
         ("contrast", "function_induction", 1.0, 0.0),
         ("contrast", "random_same_layers", 0.0, 1.0),
     ]
+    assert {row["n_prompts"] for row in rows} == {2}
 
 
 def test_a_row_of_controls_counts_each_draw_once():
@@ -238,6 +239,22 @@ def test_greedy_subsets_are_looked_for_on_some_prompts_and_measured_on_others():
     measured = found["completeness_gaps"]
     assert measured["greedy_mean"] == pytest.approx(fmean(gaps), abs=1e-4)
     assert found["completeness"] == measured["greedy_max"] == pytest.approx(max(gaps), abs=1e-4)
+
+
+def test_the_worst_subset_is_named_and_random_ones_stand_beside_it():
+    """c helps b alone: where a is out b misses it, where both are out it has nothing to help."""
+    scores = Known(
+        lambda heads: 5.0 * ("a" in heads) + ("b" in heads) * (1 + ("c" in heads)), "abc"
+    )
+    circuit = ["0.a", "0.b"]
+    found = completeness.evaluate(scores, circuit, {"all": circuit}, scores, generator())
+    measured = found["completeness_gaps"]
+    drawn = completeness.random_subsets(circuit, completeness.N_CONTROLS, generator())
+    by_chance = scores.gaps(circuit, drawn)
+    assert measured["random_mean"] == pytest.approx(fmean(by_chance), abs=1e-4)
+    assert measured["random_max"] == pytest.approx(max(by_chance), abs=1e-4)
+    assert measured["random_mean"] != measured["greedy_mean"] == pytest.approx(1 / 14, abs=1e-4)
+    assert measured["worst"] == ["0.a"]
 
 
 def test_a_row_of_a_circuit_holds_the_mean_and_the_highest_of_random_ones():
