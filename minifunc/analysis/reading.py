@@ -178,7 +178,7 @@ def hands_over(
 
     examples: of prompts with several d = c - f(x, y). Per head:
         stream, logits    shares of the variance of what is written, into the stream or, through
-                          W_U, on the logits of numbers (the final norm's scale left out, rows
+                          W_U, on the logits of numbers (1 / rms of the final norm left out, rows
                           centred): by c (first), by d (second); over those c that occur with all d
         separately        R² of g(c) + h(f(x, y)) on the stream, two tables fitted on half of the
                           prompts. Near 1 with a small share of d: c and f(x, y) side by side

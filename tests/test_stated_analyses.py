@@ -1,0 +1,855 @@
+"""What docstrings of the analyses state: which heads, prompts and sources, over which weights."""
+
+import math
+from dataclasses import replace
+from itertools import product
+from statistics import fmean
+from types import SimpleNamespace
+
+import numpy
+import pytest
+import torch
+from handwired import prompts, two_step_model
+from torch.testing import assert_close
+
+import tasks
+from minifunc.ablation import Ablator
+from minifunc.analysis import (
+    ablations,
+    completeness,
+    function_vectors,
+    probe,
+    reading,
+    roles,
+    study,
+)
+from minifunc.analysis import rows as rows_of_circuit
+from minifunc.analysis.activations import Examples
+from minifunc.analysis.function_vectors import Numbers
+from minifunc.analysis.rows import Prompts
+from minifunc.circuit import Criteria, Discovery
+from minifunc.model import ModelConfig, Transformer
+from minifunc.support.effects import Effects
+
+CFG = ModelConfig(n_layers=3, n_heads=4)
+GROUPS = {"function_induction": ["2.0", "2.1"], "expected_answer": ["1.0"], "shown_answer": []}
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def random_model(seed=0, **shape):
+    """float64, every weight random, the scales of norms too."""
+    sizes = {"n_layers": 2, "n_heads": 2, "d_model": 8, "d_head": 4, "d_mlp": 8, "d_vocab": 9}
+    model = Transformer(ModelConfig(**sizes | shape), generator(seed)).double()
+    for name, weight in model.named_parameters():
+        if name.endswith(".w"):
+            weight.data += torch.randn(weight.shape, generator=generator(1)) / 2
+    return model.requires_grad_(False)
+
+
+# ---------------------------------------------------------------- groups taken out
+
+
+@pytest.fixture
+def replaced(monkeypatch):
+    """Rows of group_ablations that only tell which prompts, heads and source they are of."""
+
+    def row(on, label, heads, how):
+        about = {"on": on.name, "ablated": label, "heads": heads, "how": how}
+        return about | {
+            "base_acc": f"base_acc {on.name}",
+            "contrast_acc": f"contrast_acc {on.name}",
+        }
+
+    monkeypatch.setattr(ablations, "ablation_row", row)
+    monkeypatch.setattr(ablations, "control_row", row)
+    names = ("contrast", "base", "fewer")
+    of = tuple(SimpleNamespace(name=name, cfg=CFG) for name in names)
+    kinds = {
+        "0.0": "operand_reader",
+        "0.1": "previous_token",
+        "0.2": "other",
+        "0.3": "operand_reader",
+    }
+    read = {head: {"kind": kind} for head, kind in kinds.items()}
+
+    def rows(n_draws):
+        return ablations.group_ablations(of, GROUPS, read, (n_draws, generator()))
+
+    return rows
+
+
+def test_each_group_is_replaced_in_every_way_beside_what_never_shows_its_answer(replaced):
+    rows = [row for row in replaced(3) if "floor" in row]
+    ways = {"function_induction": ("base", "mean", "unrelated", "same_k", "same_answer")}
+    ways["expected_answer"] = ("operands_changed",)
+    assert [(row["ablated"], row["heads"], row["how"]) for row in rows] == [
+        (label, GROUPS[label], how) for label, hows in ways.items() for how in hows
+    ]
+    assert {(row["on"], row["floor"]) for row in rows} == {("contrast", "contrast_acc base")}
+
+
+@pytest.mark.parametrize("n_draws", [1, 40])
+def test_random_groups_are_of_the_same_layers_or_of_any_and_many_run_on_fewer_prompts(
+    replaced, n_draws
+):
+    for label, hows in (("function_induction", 5), ("expected_answer", 1)):
+        for kind in ("random_same_layers", "random_any_layer"):
+            rows = [row for row in replaced(n_draws) if row.get("beside") == label]
+            rows = [row for row in rows if row["ablated"] == kind]
+            assert len(rows) == hows
+            drawn = rows[0]["heads"]
+            assert len(drawn) == n_draws
+            assert all(len(group) == len(GROUPS[label]) for group in drawn)
+            heads = {head for group in drawn for head in group}
+            assert not heads & set(GROUPS[label])
+            few = len(set(map(tuple, drawn))) <= 5
+            assert {row["on"] for row in rows} == {"contrast" if few else "fewer"}
+            own_layer = GROUPS[label][0][0]
+            if kind == "random_same_layers":
+                assert {head[0] for head in heads} == {own_layer}
+            elif n_draws > 1:
+                assert {head[0] for head in heads} == {"0", "1", "2"}
+
+
+def test_readers_are_replaced_by_kind(replaced):
+    rows = [row for row in replaced(1) if row["ablated"].endswith("s")]
+    rows = [row for row in rows if "beside" not in row]
+    assert [(row["ablated"], row["heads"], row["how"], row["on"]) for row in rows] == [
+        (label, heads, how, "contrast")
+        for label, heads in (("operand_readers", ["0.0", "0.3"]), ("previous_tokens", ["0.1"]))
+        for how in ("base", "operands_changed")
+    ]
+
+
+def test_reuse_is_of_base_prompts_and_of_contrast_prompts_with_and_without_heads():
+    base, contrast, *answers = prompts()
+    of = Prompts(Ablator(two_step_model(), contrast, {"base": base}), tuple(answers))
+    rows = ablations.reuse_rows(of, base, ["1.0"], [["1.1"], ["0.1"]])
+    assert [
+        (row["prompt"], row["ablated"], row["base_acc"], row["contrast_acc"]) for row in rows
+    ] == [
+        ("base", "none", 1.0, 0.0),
+        ("contrast", "none", 0.0, 1.0),
+        ("contrast", "function_induction", 1.0, 0.0),
+        ("contrast", "random_same_layers", 0.0, 1.0),
+    ]
+    assert {row["n_prompts"] for row in rows} == {2}
+
+
+def test_a_row_of_controls_counts_each_draw_once():
+    base, contrast, *answers = prompts()
+    of = Prompts(Ablator(two_step_model(), contrast, {"base": base}), tuple(answers))
+    row = rows_of_circuit.control_row(of, "it", [["1.0"], ["1.0"], ["0.1", "1.1"]], "base")
+    assert (row["n_draws"], row["n_groups"], row["n_heads"]) == (3, 2, 1.33)
+    assert (row["base_acc"], row["contrast_acc"]) == (0.6667, 0.3333)
+
+
+def test_sums_in_base_k_are_reused_by_whether_they_carry(monkeypatch):
+    kept = []
+    monkeypatch.setattr(study, "reuse_rows", lambda of, base, *_: kept.append(of) or [{}])
+    model = random_model(d_vocab=len(tasks.VOCABULARY))
+    rows = study.reuse(tasks, model, ["1.0"], [("base_addition", 8)], 3, generator())
+    assert [row["items"] for row in rows] == ["carry", "no carry"]
+    for row, of in zip(rows, kept):
+        base, contrast = of.answers
+        assert ((base != contrast) == (row["items"] == "carry")).all()
+    assert sum(of.ablator.n_prompts for of in kept) == study.N_REUSED
+
+
+# ---------------------------------------------------------------- circuits
+
+
+class Known:
+    """Stands in for CircuitScores: F of a circuit by a function of its heads."""
+
+    def __init__(self, F, heads="abcd", name=""):
+        self.heads, self.F, self.name, self.how = [f"0.{head}" for head in heads], F, name, name
+        self.ablator = SimpleNamespace(n_prompts=7)
+        self.full, self.none = self.scores([self.heads, []])
+
+    def scores(self, circuits):
+        made = [self.F({head[2:] for head in circuit}) for circuit in circuits]
+        return [SimpleNamespace(F=F, base_acc=0.0, contrast_acc=F) for F in made]
+
+    def share(self, F):
+        return F / (self.full.F - self.none.F)
+
+    def faithfulness(self, circuits):
+        return [self.share(score.F - self.none.F) for score in self.scores(circuits)]
+
+    def gaps(self, circuit, without):
+        model, C = set(self.heads), set(circuit)
+        both = [self.scores([C - set(K), model - set(K)]) for K in without]
+        return [abs(self.share(alone.F - whole.F)) for alone, whole in both]
+
+
+def sums(**weights):
+    return Known(lambda circuit: sum(weights[head] for head in circuit), weights)
+
+
+@pytest.fixture(autouse=True)
+def heads_by_letter(monkeypatch):
+    monkeypatch.setattr(completeness, "heads_of", lambda names: sorted(set(names)))
+
+
+def test_the_weakest_heads_go_first_and_as_many_as_stay_faithful():
+    # 12.2 in all: at .9 either of the two weak ones may go, not both.
+    assert completeness.eliminate([sums(**{"1": 1.2, "2": 1.0, "3": 10.0})], 0.9) == ["0.1", "0.3"]
+    # Without 1 the rest would do more than the model: that is not faithful either.
+    assert completeness.eliminate([sums(**{"1": -5.0, "2": 10.0})], 0.9) == ["0.1", "0.2"]
+
+
+def test_elimination_starts_again_until_no_head_can_go():
+    """b can go once c and d have; in the first round it is tried between them."""
+    off = {"": 0.0, "c": 0.0, "b": 0.01, "d": 0.02, "bc": 0.5, "cd": 0.03, "bcd": 0.04}
+
+    def F(circuit):
+        return 1 - off.get("".join(sorted(set("abcd") - circuit)), 1.0)
+
+    assert completeness.eliminate([Known(F)], 0.9) == ["0.a"]
+
+
+def test_elimination_stays_faithful_under_every_contrast():
+    one, other = sums(a=1.0, b=0.0, c=0.0), sums(a=0.0, b=1.0, c=0.0)
+    assert completeness.eliminate([one, other], 0.9) == ["0.a", "0.b"]
+
+
+def test_minimality_is_the_largest_move_of_either_sign():
+    scores = sums(a=-3.0, b=1.0, c=6.0)
+    found = completeness.minimality(scores, ["0.a", "0.b", "0.c"], {"one": ["0.a", "0.b"]})
+    assert found == pytest.approx({"0.a": 3 / 4, "0.b": 1 / 4, "0.c": 6 / 4})
+
+
+def test_greedy_subsets_are_looked_for_on_some_prompts_and_measured_on_others():
+    """Heads a, b in the circuit, c beside it does the same as a: alone on the judged prompts."""
+
+    def doubled(head):
+        return lambda circuit: float(bool({head, "c"} & circuit)) + ("b" in circuit) / 4
+
+    search, judged = Known(doubled("b"), "abc"), Known(doubled("a"), "abc")
+    found = completeness.evaluate(
+        judged, ["0.a", "0.b"], {"all": ["0.a", "0.b"]}, search, generator()
+    )
+    greedy = completeness.greedy_subsets(search, ["0.a", "0.b"])
+    gaps = judged.gaps(["0.a", "0.b"], greedy)
+    assert greedy[0] == ["0.b"] and gaps[0] == 0 < gaps[1]
+    measured = found["completeness_gaps"]
+    assert measured["greedy_mean"] == pytest.approx(fmean(gaps), abs=1e-4)
+    assert found["completeness"] == measured["greedy_max"] == pytest.approx(max(gaps), abs=1e-4)
+
+
+def test_the_worst_subset_is_named_and_random_ones_stand_beside_it():
+    """c helps b alone: where a is out b misses it, where both are out it has nothing to help."""
+    scores = Known(
+        lambda heads: 5.0 * ("a" in heads) + ("b" in heads) * (1 + ("c" in heads)), "abc"
+    )
+    circuit = ["0.a", "0.b"]
+    found = completeness.evaluate(scores, circuit, {"all": circuit}, scores, generator())
+    measured = found["completeness_gaps"]
+    drawn = completeness.random_subsets(circuit, completeness.N_CONTROLS, generator())
+    by_chance = scores.gaps(circuit, drawn)
+    assert measured["random_mean"] == pytest.approx(fmean(by_chance), abs=1e-4)
+    assert measured["random_max"] == pytest.approx(max(by_chance), abs=1e-4)
+    assert measured["random_mean"] != measured["greedy_mean"] == pytest.approx(1 / 14, abs=1e-4)
+    assert measured["worst"] == ["0.a"]
+
+
+def test_a_row_of_a_circuit_holds_the_mean_and_the_highest_of_random_ones():
+    drawn = [["0.c"], ["0.b"], ["0.a"]]
+    row = completeness.circuit_row(sums(a=1.0, b=1.0, c=6.0), "it", ["0.a", "0.c"], drawn)
+    assert row["faithfulness"] == 0.875
+    assert row["random_circuits"] == {"n_draws": 3, "mean": 0.3333, "highest": 0.75}
+    assert row["F"] == {"circuit": 7.0, "none": 0.0, "full": 8.0}
+
+
+def test_circuits_are_looked_for_on_some_prompts_and_judged_on_others(monkeypatch):
+    looked, judged, rows = [], [], []
+
+    def eliminate(criteria, faithful):
+        looked.append([scores.name for scores in criteria])
+        return [f"0.{len(looked)}", "1.0"]
+
+    def evaluate(scores, circuit, groups, search, generator):
+        judged.append((scores.name, circuit, search.name))
+        return {"circuit": circuit}
+
+    def row(scores, name, heads, drawn):
+        rows.append((scores.name, name, heads, drawn))
+
+    for name, function in (("eliminate", eliminate), ("evaluate", evaluate), ("circuit_row", row)):
+        monkeypatch.setattr(completeness, name, function)
+
+    def prompts_named(name):
+        of = SimpleNamespace(cfg=CFG)
+        of.scores = lambda how: SimpleNamespace(name=f"{name} {how}")
+        return of
+
+    found = completeness.evaluate_circuits(
+        prompts_named("search"), prompts_named("judged"), GROUPS, 0.9, generator()
+    )
+    assert looked == [["search base", "search operands_changed"], ["search base"], ["search mean"]]
+    union = ["1.0", "2.0", "2.1"]
+    assert judged == [
+        ("judged base", union, "search base"),
+        ("judged operands_changed", union, "search operands_changed"),
+        ("judged base", ["0.1", "1.0"], "search base"),
+    ]
+    assert found["by_elimination"] == {"circuit": ["0.1", "1.0"]}
+    sources = ("base", "operands_changed", "mean")
+    assert [source for source, *_ in rows] == [f"judged {how}" for how in sources] * 4
+    assert [heads for _, _, heads, _ in rows[::3]] == [
+        union,
+        *([f"0.{n}", "1.0"] for n in (1, 2, 3)),
+    ]
+    by_chance = {head for *_, drawn in rows[:3] for group in drawn for head in group}
+    assert by_chance & set(union)  # random circuits may hold its heads
+
+
+# ---------------------------------------------------------------- readers, thresholds
+
+
+def made_discovery(**groups):
+    """An FI head 1.0 as found; under a lower threshold 1.1 would be one too."""
+    every = ("function_induction", "consolidation", "shown_answer", "expected_answer", "upstream")
+    groups = dict.fromkeys(every, []) | {"function_induction": ["1.0"]} | groups
+
+    def effects(r):
+        heads = torch.zeros(2, 2, dtype=torch.float64)
+        for (layer, head), value in r.items():
+            heads[layer, head] = value
+        return Effects(heads, torch.zeros(2), torch.tensor(0.0))
+
+    looks = {"last_to_answers": 0.9, "last_to_self": 0.0, "last_to_bos": 0.0}
+    looks |= {"answer_to_previous": 0.45, "answer_to_operands": 0.0}
+    attention = {f"{layer}.{head}": looks for layer in range(2) for head in range(2)}
+    of_answers = {
+        "logits": effects({(1, 0): -0.3, (1, 1): -0.015}),
+        "1.0.v": effects({(0, 0): -0.5}),
+        "1.1.v": effects({(0, 1): -0.5}),
+    }
+    return Discovery({"answers": of_answers, "operands": {}}, attention, groups, {}, {})
+
+
+def test_other_thresholds_leave_the_function_induction_heads_as_found():
+    found = made_discovery(shown_answer=["0.0"], upstream=["0.1"])
+    rows = roles.other_thresholds(found, Criteria())
+    by = {(row["criterion"], row["value"], row["group"]): row["heads"] for row in rows}
+    assert by["strong", 0.01, "function_induction"] == ["1.0", "1.1"]
+    assert by["strong", 0.05, "function_induction"] == ["1.0"]
+    assert by["feeds", 0.2, "shown_answer"] == ["0.0"]
+    assert by["looks_at_previous", 0.4, "previous_token"] == ["0.0", "0.1"]  # upstream ones too
+    assert by["looks_at_previous", 0.5, "previous_token"] == []
+    lower = roles.regrouped(found, replace(Criteria(), strong=0.01))
+    assert lower["shown_answer"] == ["0.0"]  # not what feeds 1.1
+
+
+def test_groups_of_other_thresholds_are_replaced_by_what_they_read(monkeypatch):
+    def row(prompts, label, heads, how):
+        return dict(how=how, base_acc=0.0, contrast_acc=0.0, n_prompts=1)
+
+    monkeypatch.setattr(roles, "ablation_row", row)
+    rows = roles.sensitivity(None, made_discovery(), Criteria())
+    how = {row["group"]: row["how"] for row in rows}
+    operands = ("expected_answer", "previous_token")
+    direct = ("function_induction", "consolidation", "other_direct", "shown_answer")
+    stated = dict.fromkeys(operands, "operands_changed") | dict.fromkeys(direct, "base")
+    assert how == stated
+
+
+def test_readers_are_replaced_alone_at_the_examples_and_measured_by_the_range_to_their_run():
+    asked = []
+
+    class Scores:
+        def __init__(self, how):
+            self.full = SimpleNamespace(F=-1.0)
+            self.none = SimpleNamespace(F=5.0)
+            self.range = {"base": 2.0, "operands_changed": 4.0}[how]
+
+        def score(self, logits):
+            return SimpleNamespace(F=0.0)
+
+        def share(self, F):
+            return -F / self.range
+
+    def logits(groups, how, positions):
+        asked.append((groups, how, positions))
+        return torch.zeros(len(groups), 1, 3)
+
+    answers = (torch.tensor([0]), torch.tensor([1]))
+    of = SimpleNamespace(ablator=SimpleNamespace(logits=logits), scores=Scores, answers=answers)
+    found = made_discovery(
+        consolidation=["1.1"], shown_answer=["0.0", "1.1"], expected_answer=["0.1"]
+    )
+    read = roles.readers(of, [1, 2, 3], found, Criteria())
+    alone = [["0.0"], ["0.1"]]  # the direct heads are none of them
+    sources = ("base", "operands_changed", "unrelated")
+    assert asked == [(alone, how, [1, 2, 3]) for how in sources]
+    r = {name: row["r"] for name, row in read["0.0"]["replaced"].items()}
+    assert r == {"answers": -0.5, "operands": -0.25, "unrelated": -0.5}
+
+
+@pytest.mark.parametrize("r, brings", [(0.02, True), (-0.02, True), (0.0199, False)])
+def test_a_reader_brings_what_feeds_from_the_threshold_on(r, brings):
+    looks = {"answer_to_previous": 0.0, "answer_to_operands": 0.3}
+    role = roles.reader_role(looks, {"operands": {"r": r}}, Criteria())
+    assert (role["brings"], role["looks_at"]) == (["expected"] if brings else [], "operands")
+
+
+# ---------------------------------------------------------------- rows of circuit.json
+
+
+def test_F_stands_by_contrast_and_the_linear_estimate_beside_the_exact_effects(monkeypatch):
+    def effects(*r):
+        return Effects(torch.tensor([r]), torch.zeros(1), torch.tensor(0.0))
+
+    def patcher(base, contrast, exact):
+        F = {"F_base": torch.tensor(base), "F_contrast": torch.tensor(contrast)}
+        return SimpleNamespace(**F, sweep=lambda receiver: exact)
+
+    answers = patcher([1.0, 2.0], [-4.0, 0.0], effects(0.1, 0.2, 0.3))
+    operands = patcher([5.0, 5.0], [-4.0, 0.0], effects(0.0, 0.0, 0.0))
+    linear = {id(answers): effects(1.0, 3.0, 2.0)}
+    monkeypatch.setattr(rows_of_circuit, "attribute", lambda patcher: linear[id(patcher)])
+    found = rows_of_circuit.direct({"answers": answers, "operands": operands})
+    assert found["F"] == {"base": 1.5, "contrast": -2.0}
+    assert found["operands_changed"] == {"F": {"base": 5.0, "contrast": -2.0}}
+    assert found["effects"]["logits"]["heads"] == [[0.1, 0.2, 0.3]]
+    assert found["attribution"]["heads"] == [[1.0, 3.0, 2.0]]
+    assert found["attribution"]["rank_correlation"] == 0.5
+
+
+# ---------------------------------------------------------------- function vectors
+
+SHIFTS, N_INPUTS = (-1, 0, 1), 3
+NUMBERS = Numbers(torch.arange(1, 8), first=-2)  # token 3 is the number 0
+
+
+def test_function_vectors_are_those_of_a_plain_loop():
+    """Everything but `adds_up` and `variance`, head by head and prompt by prompt."""
+    model, heads, zero = random_model(4), ["0.1", "1.0"], 2
+    for block in model.blocks:
+        block.attn.W_O.data *= 3  # so that what is put in changes answers
+    tokens = {k: torch.randint(9, (30, 5), generator=generator(k + 5)) for k in SHIFTS}
+    asked = {k: torch.randint(5, (30,), generator=generator(k + 15)) for k in SHIFTS}
+    asked[1][:3], asked[1][3:] = 4, torch.arange(27) % 4  # exactly 3 ask for 4: enough
+    prompts_of = {k: (tokens[k], asked[k]) for k in SHIFTS}
+    asked[0][asked[0] == 2] = 1  # of plain prompts none asks for 2
+    naive = torch.randint(9, (N_INPUTS, 20, 5), generator=generator(9))
+    found = function_vectors.study(model, prompts_of, naive, heads, NUMBERS, at_least=3)
+    scores = found["function_vector_scores"]
+    z, mean, own = {}, {}, {}
+    for k in SHIFTS:
+        _, cache = model.run_with_cache(tokens[k])
+        z[k] = [cache[f"blocks.{layer}.attn.hook_z"][:, -1] for layer in (0, 1)]
+        mean[k] = [x.mean(0) for x in z[k]]
+        own[k] = {}
+        for s in range(5):
+            if (asked[k] == s).sum() >= 3:
+                own[k][s] = [x[asked[k] == s].mean(0) for x in z[k]]
+
+    def run(rows, change, some):
+        """Logits of naive prompts, z of some heads changed at the last position."""
+
+        def put(x, name):
+            x, layer = x.clone(), int(name.split(".")[1])
+            for head in some:
+                if head.startswith(f"{layer}."):
+                    at = int(head[2:])
+                    x[:, -1, at] = change(x[:, -1, at], layer, at)
+            return x
+
+        hooks = {f"blocks.{layer}.attn.hook_z": put for layer in (0, 1)}
+        return model.run_with_hooks(rows, hooks)[:, -1]
+
+    def added(vector):
+        return lambda old, layer, at: old + vector[layer][at]
+
+    def swapped(new, plain):
+        return lambda old, layer, at: old + new[layer][at] - plain[layer][at]
+
+    def instead(vector):
+        return lambda old, layer, at: vector[layer][at]
+
+    def hits(change_of, k, some=heads, wanted=None):
+        """Share of the naive prompts with a change that are then answered x + k, or `wanted`."""
+        right = []
+        for x, rows in enumerate(naive):
+            change = change_of(x)
+            if change is not None:
+                number = x + k if wanted is None else wanted
+                answered = run(rows, change, some).argmax(1)
+                right += (answered == NUMBERS.tokens[zero + number]).tolist()
+        return round(fmean(right), 4) if right else None
+
+    def map_of(vector, some):
+        before = [model(rows)[:, -1] for rows in naive]
+        after = [run(rows, added(vector), some) for rows in naive]
+        rose = [(new - old).mean(0) for new, old in zip(after, before)]  # over demos
+        return torch.stack(rose)[:, NUMBERS.tokens]
+
+    def cell(change, k):
+        return torch.stack([change[x, zero + x + k] for x in range(N_INPUTS)])
+
+    def promoted(change, k):
+        others = (change.sum(1) - cell(change, k)) / 6
+        return (cell(change, k) - others).mean().item()
+
+    def moved(change, k):
+        return (cell(change, k) - cell(change, 0)).mean().item()
+
+    near = {"abs": 1.1e-4}
+    for k in SHIFTS:
+        whole = promoted(map_of(mean[k], heads), k)
+        for part, some in {"0.1": ["0.1"], "1.0": ["1.0"], "all": heads}.items():
+            change, plain = map_of(mean[k], some), map_of(mean[0], some)
+            assert found["function_vectors_by_k"][str(k)][part] == [
+                pytest.approx(row, abs=6e-4) for row in change[:, zero : zero + 3].tolist()
+            ]
+            assert scores["parts"][str(k)][part] == pytest.approx(
+                {
+                    "promotes": promoted(change, k),
+                    "moves": moved(change, k),
+                    "share": promoted(change, k) / whole,
+                    "hits": hits(lambda x: added(mean[k]), k, some),  # noqa: B023
+                    "plain_moves": moved(plain, k),
+                },
+                **near,
+            )
+    for k in (-1, 1):
+        both = own[k].keys() & own[0].keys()
+        put = scores["put"][str(k)]
+        assert put["mean"] == {
+            "added": hits(lambda x: added(mean[k]), k),  # noqa: B023
+            "replaced": hits(lambda x: instead(mean[k]), k),  # noqa: B023
+            "swapped": hits(lambda x: swapped(mean[k], mean[0]), k),  # noqa: B023
+        }
+        ways = {
+            "added": lambda x: added(own[k][x]),  # noqa: B023
+            "replaced": lambda x: instead(own[k][x]),  # noqa: B023
+            "swapped": lambda x: swapped(own[k][x], own[0][x]),  # noqa: B023
+        }
+        for way, change_of in ways.items():
+            assert put["own"][way] == hits(lambda x: change_of(x) if x in both else None, k)  # noqa: B023
+        others, turns = [], {}
+        for s in own[k].keys() & set(range(N_INPUTS)):
+            of_s = instead(own[k][s])
+            others.append(hits(lambda x: of_s if x != s else None, k, wanted=s + k))  # noqa: B023
+        assert scores["others"][str(k)] == pytest.approx(fmean(others), **near)
+        steps = {}
+        for s in sorted(both):
+            parts = [
+                own[k][s][int(h[0])][int(h[2])] - own[0][s][int(h[0])][int(h[2])] for h in heads
+            ]
+            steps[s] = torch.cat(parts)
+        for s, t in product(steps, steps):
+            if s <= t:
+                cosine = torch.cosine_similarity(steps[s], steps[t], dim=0).item()
+                turns.setdefault(str(t - s), []).append(cosine)
+        assert scores["turns"][str(k)] == pytest.approx(
+            {apart: fmean(some) for apart, some in turns.items()}, **near
+        )
+    for what in ("put", "reach", "others", "turns"):
+        assert scores[what].keys() == {"-1", "1"}
+    both = scores["put"]["1"]
+    assert len({*both["mean"].values(), *both["own"].values()}) >= 5  # the ways differ
+    assert 4 in own[1]  # asked for by exactly as many as are enough
+
+
+def test_shares_of_variance_by_k_by_what_is_asked_and_by_every_pair():
+    k, s = (x.flatten() for x in torch.meshgrid(torch.arange(3), torch.arange(3), indexing="ij"))
+    z = torch.randn(3, 3, 1, 1, 4, dtype=torch.float64, generator=generator())
+    of_k = {shift: z[shift] for shift in range(3)}
+    found = function_vectors._variance(of_k, dict.fromkeys(range(3), torch.arange(3)), "0.0")
+    rows = z.flatten(0, 1)[:, 0, 0]
+    whole = (rows - rows.mean(0)).square().sum()
+    for name, labels in (("k", k), ("asked", s)):
+        means = torch.stack([rows[labels == label].mean(0) for label in range(3)])
+        between = 3 * (means - rows.mean(0)).square().sum()
+        assert found[name] == pytest.approx((between / whole).item())
+    assert found["both"] == pytest.approx(1.0)  # each pair stands once
+
+
+# ---------------------------------------------------------------- probes
+
+
+def test_a_probe_is_ridge_regression_with_the_stated_penalty():
+    x = torch.randn(40, 3, dtype=torch.float64, generator=generator()) * torch.tensor([1.0, 5, 0.1])
+    y = torch.randn(40, 2, dtype=torch.float64, generator=generator(1))
+    centred = x - x.mean(0)
+    penalty = probe.PENALTY * centred.square().mean(0).mean()
+    padded = torch.cat([centred, (40 * penalty).sqrt() * torch.eye(3, dtype=torch.float64)])
+    targets = torch.cat([y - y.mean(0), torch.zeros(3, 2, dtype=torch.float64)])
+    by_hand = torch.from_numpy(numpy.linalg.lstsq(padded.numpy(), targets.numpy())[0])
+    fitted = probe.fit(x, y)
+    assert_close(fitted.weight, by_hand, rtol=1e-8, atol=1e-10)
+    assert probe.PENALTY == 1e-4
+
+
+def test_measures_of_several_targets_follow_their_formulas():
+    x, y = (torch.randn(30, 2, dtype=torch.float64, generator=generator(n)) for n in (0, 1))
+    y = y * torch.tensor([1.0, 20.0]) + torch.tensor([3.0, -100.0])
+    fitted = probe.fit(x, y)
+    read = fitted(x)
+    residual, variance = (y - read).square().sum(0), (y - y.mean(0)).square().sum(0)
+    assert_close(probe.r2(fitted, x, y), 1 - residual / variance)
+    assert_close(probe.r2_together(fitted, x, y), 1 - residual.sum() / variance.sum())
+    of_each = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(read.T, y.T)]
+    assert_close(probe.correlation(fitted, x, y), torch.stack(of_each))
+
+
+@pytest.fixture
+def sums_of_every_k(monkeypatch):
+    """Examples of few prompts; the stream is replaced by which token stands there."""
+
+    def stream(model, tokens, positions):
+        return {"tokens": torch.nn.functional.one_hot(tokens[:, positions], len(tasks.VOCABULARY))}
+
+    monkeypatch.setattr(probe, "stream", stream)
+
+    def drawn(n, seed=0):
+        pairs = study.off_by_every_k(tasks, "addition", 4, n, generator(seed))
+        return study.examples(tasks, pairs)[0]
+
+    return drawn
+
+
+def test_probes_read_at_the_answer_the_equals_sign_and_the_second_operand(sums_of_every_k):
+    dealt = sums_of_every_k(100).dealt(generator(1))
+    found = probe.read_at_places(None, dealt, generator(2))
+    (shown,), (at_equals,) = found["answer"]["shown"], found["equals"]["shown"]
+    assert shown > 0.99 and abs(at_equals) < 0.02  # every `=` is like another
+    assert found["y"]["expected"][0] > 0.3 > abs(found["equals"]["expected"][0])
+    y = dealt.tokens[:, dealt.answers - 2] - tasks.ZERO
+    assert abs(torch.corrcoef(torch.stack([y.flatten(), dealt.expected.flatten()]))[0, 1]) > 0.5
+    assert found["from_shown_alone"] == pytest.approx(found["answer"]["difference"][0], abs=1e-3)
+
+
+def test_probes_are_scored_on_prompts_that_were_not_fitted(sums_of_every_k):
+    """Forty answers and as many weights: what was fitted would be read, shuffled or not."""
+    few = sums_of_every_k(2).dealt(generator(1))
+    found = probe.read_at_places(None, few, generator(2))
+    assert found["answer"]["shuffled"][0] < 0.05
+
+
+def test_other_functions_are_fitted_and_dealt_prompts_scored(monkeypatch):
+    seen = []
+
+    def readable(fitted, scored, measure=probe.r2):
+        seen.append((fitted[0], scored[0], measure))
+        return {}
+
+    rises = {"consistent": [0.0, 0.9, 0.9], "dealt": [0.0, 0.1, 0.7]}
+    at = iter(rises.values())
+    monkeypatch.setattr(probe, "readable", readable)
+    monkeypatch.setattr(probe, "read_at_places", lambda *_: {"answer": {"difference": next(at)}})
+    monkeypatch.setattr(probe, "stream", lambda model, tokens, positions: tokens[0, 0].item())
+    model = Transformer(ModelConfig(n_layers=2, act_fn="none", d_vocab=9))
+
+    def examples(name):
+        return Examples(*(torch.full((2, 2), name) for _ in range(4)))
+
+    kinds = {"consistent": examples(1), "dealt": examples(2)}
+    found = probe.probes(model, kinds, examples(3), generator())
+    assert seen == [(3, 2, probe.r2), (3, 2, probe.correlation)]
+    assert (found["made_by"], found["step"]) == ("attn1", 0.6)  # in dealt prompts
+
+
+# ---------------------------------------------------------------- q, k and v apart
+
+
+def test_each_cell_of_shares_has_weight_one_however_many_rows_it_has():
+    first, second = torch.tensor([0, 0, 0, 0, 1, 1, 0, 0, 1, 1]), torch.tensor([0] * 6 + [1] * 4)
+    x = torch.randn(10, 3, dtype=torch.float64, generator=generator())
+    cells = {}
+    for row, i, j in zip(x, first.tolist(), second.tolist()):
+        cells.setdefault((i, j), []).append(row)
+    means = {pair: torch.stack(rows).mean(0) for pair, rows in cells.items()}
+    inside = fmean(
+        fmean((row - means[pair]).square().sum().item() for row in rows)
+        for pair, rows in cells.items()
+    )
+    grand = sum(means.values()) / 4
+    between = fmean((mean - grand).square().sum().item() for mean in means.values())
+    by_first = fmean(
+        ((means[i, 0] + means[i, 1]) / 2 - grand).square().sum().item() for i in (0, 1)
+    )
+    by_second = fmean(
+        ((means[0, j] + means[1, j]) / 2 - grand).square().sum().item() for j in (0, 1)
+    )
+    parts = {"first": by_first, "second": by_second, "both": between - by_first - by_second}
+    parts |= {"rest": inside}
+    stated = {name: part / (between + inside) for name, part in parts.items()}
+    assert reading.shares(x, first, second) == pytest.approx(stated, abs=1e-4)
+
+
+def read_off(x, y):
+    """R² over all columns of y [n_prompts, n_shots, …], fitted on the even prompts."""
+    (x, other_x), (y, other_y) = ((some[::2], some[1::2]) for some in (x, y))
+    fitted = probe.fit(x.flatten(0, 1), y.flatten(0, 1))
+    other_x, other_y = other_x.flatten(0, 1), other_y.flatten(0, 1).double()
+    left = (other_y - fitted(other_x)).square().sum()
+    return (1 - left / (other_y - other_y.mean(0)).square().sum()).item()
+
+
+@pytest.fixture
+def written():
+    """A random model with examples whose c and d are independent of the tokens but for one."""
+    model, n_pos = random_model(5), 7
+    tokens = torch.randint(9, (60, n_pos), generator=generator())
+    answers = torch.tensor([2, 5])
+    shown = tokens[:, answers] % 5  # c
+    d = torch.randint(-1, 2, shown.shape, generator=generator(1))
+    return model, Examples(tokens, answers, shown - d, shown), d
+
+
+def test_what_is_handed_over_is_the_normalized_stream_through_the_weights(written):
+    model, examples, d = written
+    c, e, numbers = examples.shown, examples.expected, Numbers(torch.arange(9), first=-1)
+    found = reading.hands_over(model, examples, numbers, ["0.1", "1.0"])
+    _, cache = model.run_with_cache(examples.tokens)
+    for head in ("0.1", "1.0"):
+        layer, index = int(head[0]), int(head[2])
+        attn = model.blocks[layer].attn
+        stream = cache[f"blocks.{layer}.hook_resid_pre"][:, examples.answers]
+        scale = (stream.square().mean(-1, keepdim=True) + model.cfg.eps).rsqrt()
+        x = stream * scale * model.blocks[layer].ln1.w
+        out = x @ attn.W_V[index] @ attn.W_O[index]
+        logits = out * model.ln_final.w @ model.unembed.W_U
+        logits = logits - logits.mean(-1, keepdim=True)
+        assert found[head]["stream"] == pytest.approx(reading.shares(out, c, d), abs=1e-4)
+        assert found[head]["logits"] == pytest.approx(reading.shares(logits, c, d), abs=1e-4)
+        tables = torch.cat([probe.one_hot(c), probe.one_hot(e)], dim=-1)
+        assert found[head]["separately"] == pytest.approx(read_off(tables, out), abs=1e-4)
+        alone = read_off(probe.one_hot(d), out)
+        assert found[head]["difference_alone"] == pytest.approx(alone, abs=1e-4)
+        for name, labels in (("shown", c), ("expected", e)):
+            values = labels.unique().tolist()
+            highest = [logits[labels == value].mean(0).argmax() - 1 == value for value in values]
+            assert found[head]["copies"][name] == pytest.approx(
+                fmean(map(float, highest)), abs=1e-4
+            )
+
+
+def test_copies_are_a_share_of_values_however_often_each_is_shown():
+    logits = torch.eye(3)[torch.tensor([0, 0, 0, 1, 0])]  # of 2 the mean is highest at 0
+    labels = torch.tensor([0, 0, 0, 1, 2])
+    assert reading._copies(logits, labels, Numbers(torch.arange(3), 0)) == pytest.approx(2 / 3)
+
+
+def test_what_was_written_is_z_through_the_heads_own_weights(written):
+    model, examples, _ = written
+    x, y = (torch.randint(3, examples.shown.shape, generator=generator(n)) for n in (7, 8))
+    found = reading.wrote(model, examples, x, y, ["0.1"])["0.1"]
+    _, cache = model.run_with_cache(examples.tokens)
+    z = cache["blocks.0.attn.hook_z"][:, examples.answers, 1]
+    of_w_o = reading.shares(z @ model.blocks[0].attn.W_O[1], x, y)
+    assert {name: found[name] for name in of_w_o} == pytest.approx(of_w_o, abs=1e-4)
+    for name, target in (("expected_r2", examples.expected), ("shown_r2", examples.shown)):
+        assert found[name] == pytest.approx(read_off(z, target[..., None]), abs=1e-4)
+
+
+def test_scores_are_split_by_place_and_among_the_answers_of_one_prompt():
+    model, n_shots = random_model(6), 3
+    tokens = torch.randint(9, (50, 6 * n_shots + 5), generator=generator())
+    answers = torch.tensor([5, 11, 17])
+    expected, shown = (torch.randint(4, (50, n_shots), generator=generator(n)) for n in (1, 2))
+    asked = torch.randint(4, (50,), generator=generator(3))
+    examples = Examples(tokens, answers, expected, shown)
+    found = reading.looks_for(model, examples, asked, ["1.1"])["1.1"]
+    _, cache = model.run_with_cache(tokens)
+    scores = cache["blocks.1.attn.hook_attn_scores"][:, 1, -1]
+    pattern = cache["blocks.1.attn.hook_pattern"][:, 1, -1]
+
+    def explained(values, labels):
+        groups = {}
+        for value, label in zip(values.flatten().tolist(), labels.flatten().tolist()):
+            groups.setdefault(label, []).append(value)
+        mean = values.mean().item()
+        between = sum(len(some) * (fmean(some) - mean) ** 2 for some in groups.values())
+        return between / (values - mean).square().sum().item()
+
+    grid = torch.stack([scores[:, answers - 4 + slot] for slot in range(6)], dim=2)
+    is_answer = (torch.arange(6) == 4).expand_as(grid)
+    assert found["is_answer"] == pytest.approx(explained(grid, is_answer), abs=1e-4)
+    centred = scores[:, answers] - scores[:, answers].mean(1, keepdim=True)
+    nearness = expected - asked[:, None]
+    labels = {"nearness": nearness, "example": torch.arange(n_shots).expand_as(shown)}
+    labels |= {"shown": shown, "difference": shown - expected}
+    stated = {name: explained(centred, of) for name, of in labels.items()}
+    assert found["among_answers"] == pytest.approx(stated, abs=1e-4)
+    at_answers = pattern[:, answers]
+    means = [at_answers[nearness.abs() == apart].mean().item() for apart in range(4)]
+    assert found["by_distance"] == pytest.approx(means, abs=1e-4)
+
+
+# ---------------------------------------------------------------- more prompts
+
+
+def test_writings_hand_each_analysis_the_prompts_that_it_states(monkeypatch):
+    import patch
+
+    given = {}
+
+    def record(name, result):
+        return lambda *arguments, **_: given.setdefault(name, arguments) and None or dict(result)
+
+    monkeypatch.setattr(function_vectors, "study", record("vectors", {}))
+    for name in ("inputs_apart", "looks_for", "hands_over", "wrote"):
+        monkeypatch.setattr(reading, name, record(name, {}))
+    monkeypatch.setattr(study, "probes", record("probes", {}))
+    model = random_model(d_vocab=len(tasks.VOCABULARY))
+    of = patch.Study(shots=3, prompts=12)
+    study.writings(tasks, model, ["1.0"], ["0.0"], of, generator())
+
+    def number_at(tokens, place):
+        return tokens[:, place] - tasks.ZERO
+
+    _, asking, _, heads, _, k = given["vectors"]
+    assert (heads, k, list(asking)) == (["1.0"], 1, list(range(-4, 5)))
+    for shift, (tokens, asked) in asking.items():
+        assert torch.equal(asked, number_at(tokens, -4) + number_at(tokens, -2))
+        first = number_at(tokens, 5) - number_at(tokens, 1) - number_at(tokens, 3)
+        assert (first == shift).all() and len(tokens) == 36
+    _, base, contrast, *_, sources, _ = given["inputs_apart"]
+    assert len(contrast) == 24 and torch.equal(sources["base"], base)
+    assert torch.equal(sources["same_k"], contrast.roll(1, 0))
+    assert torch.equal(sources["operands_changed"][:, 5::6], contrast[:, 5::6])
+    _, shown, asked, _ = given["looks_for"]
+    assert torch.equal(asked, number_at(shown.tokens, -4) + number_at(shown.tokens, -2))
+    _, shown, x, y, _ = given["wrote"]
+    answers = shown.answers
+    for operand, back in ((x, 4), (y, 2)):
+        assert torch.equal(operand, shown.tokens[:, answers - back] - tasks.ZERO)
+    _, kinds, others, _ = given["probes"]
+    consistent, dealt = kinds["consistent"], kinds["dealt"]
+    assert (consistent.difference == consistent.difference[:, :1]).all()
+    for mixed in (dealt, others):
+        assert (mixed.difference != mixed.difference[:, :1]).any(1).double().mean() > 0.9
+    symbols = others.tokens[:, answers - 3].unique().tolist()
+    of_numbers = {"+", "-", "max", "min", "first", "second", "same"}
+    assert {tasks.VOCABULARY[symbol] for symbol in symbols} == of_numbers - {"+"}
+    assert len(consistent.tokens) == 9 * 12
+
+
+def test_what_is_asked_is_shown_with_four_examples_at_most(monkeypatch):
+    import patch
+
+    model = random_model(d_vocab=len(tasks.VOCABULARY))
+    for shots in (1, 4, 8):
+        of = patch.Study(shots=shots, prompts=2)
+        pairs = of.pairs(2, generator())
+        told = study.asked(tasks, model, of, pairs)["example"]
+        for name, tokens in (("base", pairs.base[0]), ("contrast", pairs.contrast[0])):
+            words, whole = told[name].split(), tasks.decode(tokens).split()
+            assert words == whole[: 1 + 6 * min(shots, 4)] + whole[-4:]
+
+
+def test_donors_are_shared_out_among_prompts_of_one_answer():
+    pairs = tasks.evaluation_pairs("addition", 1, 3, 60, generator())
+    donors = study.donors(tasks, pairs)
+    answer = pairs.contrast_answers.mode().values
+    mine = donors[pairs.contrast_answers == answer]
+    assert len(mine.unique(dim=0)) >= math.ceil(len(mine) / 2) > 1
