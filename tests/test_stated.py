@@ -167,8 +167,8 @@ def test_a_row_of_the_printed_table_is_the_mean_over_all_its_k():
         name: {str(k): {str(number): share(name, k, number) for number in (1, 8)} for k in some}
         for name, some in ks.items()
     }
-    lines = accuracy_table(table, tasks, tasks.DEFAULT_DIET, [1, 8], 10)[2:]
-    rows = {line[:30].strip(): line[30:44].split() for line in lines}
+    lines = accuracy_table(table, tasks, tasks.DEFAULT_DIET, [1, 8], 10)[3:]
+    rows = {line[:30].strip(): line[30:42].split() for line in lines}
     stated = {f"addition off by {k:+d}": ("addition", [k]) for k in range(-4, 5) if k}
     for name in ("addition", "caesar", "choice"):
         stated[f"{name} plain"] = (name, [0])

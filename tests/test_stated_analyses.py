@@ -66,7 +66,8 @@ def replaced(monkeypatch):
     monkeypatch.setattr(ablations, "ablation_row", row)
     monkeypatch.setattr(ablations, "control_row", row)
     names = ("contrast", "base", "fewer")
-    of = tuple(SimpleNamespace(name=name, cfg=CFG) for name in names)
+    ablator = SimpleNamespace(cfg=CFG)
+    of = tuple(SimpleNamespace(name=name, ablator=ablator) for name in names)
     kinds = {
         "0.0": "operand_reader",
         "0.1": "previous_token",
@@ -125,9 +126,9 @@ def test_readers_are_replaced_by_kind(replaced):
 
 
 def test_reuse_is_of_base_prompts_and_of_contrast_prompts_with_and_without_heads():
-    base, contrast, *answers = prompts()
-    of = Prompts(Ablator(two_step_model(), contrast, {"base": base}), tuple(answers))
-    rows = ablations.reuse_rows(of, base, ["1.0"], [["1.1"], ["0.1"]])
+    names = ("base", "contrast", "base_answers", "contrast_answers")
+    pairs = SimpleNamespace(**dict(zip(names, prompts())))
+    rows = study.reuse_rows(two_step_model(), pairs, ["1.0"], [["1.1"], ["0.1"]])
     assert [
         (row["prompt"], row["ablated"], row["base_acc"], row["contrast_acc"]) for row in rows
     ] == [
@@ -149,14 +150,15 @@ def test_a_row_of_controls_counts_each_draw_once():
 
 def test_sums_in_base_k_are_reused_by_whether_they_carry(monkeypatch):
     kept = []
-    monkeypatch.setattr(study, "reuse_rows", lambda of, base, *_: kept.append(of) or [{}])
+    monkeypatch.setattr(study, "reuse_rows", lambda model, pairs, *_: kept.append(pairs) or [{}])
     model = random_model(d_vocab=len(tasks.VOCABULARY))
     rows = study.reuse(tasks, model, ["1.0"], [("base_addition", 8)], 3, generator())
     assert [row["items"] for row in rows] == ["carry", "no carry"]
-    for row, of in zip(rows, kept):
-        base, contrast = of.answers
-        assert ((base != contrast) == (row["items"] == "carry")).all()
-    assert sum(of.ablator.n_prompts for of in kept) == study.N_REUSED
+    for row, pairs in zip(rows, kept):
+        carries = pairs.base_answers != pairs.contrast_answers
+        assert (carries == (row["items"] == "carry")).all()
+        assert len(pairs.base) == len(pairs.contrast) == len(carries)
+    assert sum(len(pairs.contrast) for pairs in kept) == study.N_REUSED
 
 
 # ---------------------------------------------------------------- circuits
@@ -283,7 +285,7 @@ def test_circuits_are_looked_for_on_some_prompts_and_judged_on_others(monkeypatc
         monkeypatch.setattr(completeness, name, function)
 
     def prompts_named(name):
-        of = SimpleNamespace(cfg=CFG)
+        of = SimpleNamespace(ablator=SimpleNamespace(cfg=CFG))
         of.scores = lambda how: SimpleNamespace(name=f"{name} {how}")
         return of
 
@@ -584,20 +586,20 @@ def test_a_probe_is_ridge_regression_with_the_stated_penalty():
     targets = torch.cat([y - y.mean(0), torch.zeros(3, 2, dtype=torch.float64)])
     by_hand = torch.from_numpy(numpy.linalg.lstsq(padded.numpy(), targets.numpy())[0])
     fitted = probe.fit(x, y)
-    assert_close(fitted.weight, by_hand, rtol=1e-8, atol=1e-10)
+    one_off = x.mean(0) + torch.eye(3, dtype=torch.float64)  # by one input each
+    assert_close(fitted(one_off) - y.mean(0), by_hand, rtol=1e-8, atol=1e-10)
     assert probe.PENALTY == 1e-4
 
 
 def test_measures_of_several_targets_follow_their_formulas():
     x, y = (torch.randn(30, 2, dtype=torch.float64, generator=generator(n)) for n in (0, 1))
     y = y * torch.tensor([1.0, 20.0]) + torch.tensor([3.0, -100.0])
-    fitted = probe.fit(x, y)
-    read = fitted(x)
+    read = probe.fit(x, y)(x)
     residual, variance = (y - read).square().sum(0), (y - y.mean(0)).square().sum(0)
-    assert_close(probe.r2(fitted, x, y), 1 - residual / variance)
-    assert_close(probe.r2_together(fitted, x, y), 1 - residual.sum() / variance.sum())
+    assert_close(probe.r2(read, y), 1 - residual / variance)
+    assert_close(probe.r2_together(read, y), 1 - residual.sum() / variance.sum())
     of_each = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(read.T, y.T)]
-    assert_close(probe.correlation(fitted, x, y), torch.stack(of_each))
+    assert_close(probe.correlation(read, y), torch.stack(of_each))
 
 
 @pytest.fixture
@@ -610,8 +612,7 @@ def sums_of_every_k(monkeypatch):
     monkeypatch.setattr(probe, "stream", stream)
 
     def drawn(n, seed=0):
-        pairs = study.off_by_every_k(tasks, "addition", 4, n, generator(seed))
-        return study.examples(tasks, pairs)[0]
+        return study.examples(tasks, ["addition"], 4, n, generator(seed))[0]
 
     return drawn
 
@@ -635,25 +636,41 @@ def test_probes_are_scored_on_prompts_that_were_not_fitted(sums_of_every_k):
 
 
 def test_other_functions_are_fitted_and_dealt_prompts_scored(monkeypatch):
+    """Every number of an example tells whose it is; that of a dealt one is by ten larger."""
     seen = []
 
-    def readable(fitted, scored, measure=probe.r2):
-        seen.append((fitted[0], scored[0], measure))
+    def examples(number, n):
+        tokens, expected = torch.full((n, 3), number), torch.full((n, 1), number)
+        return Examples(tokens, torch.tensor([2]), expected, 2 * expected)
+
+    def dealt(of, _):
+        return examples(of.tokens[0, 0].item() + 10, len(of.tokens))
+
+    def readable(streams, targets, train, test, measure=probe.r2):
+        for rows in (train, test):
+            seen.append([streams["site"][rows].flatten().tolist(), measure])
+            assert targets["expected"][rows].tolist() == streams["site"][rows].tolist()
+            assert targets["shown"][rows].tolist() == (2 * streams["site"][rows]).tolist()
+            assert targets["difference"][rows].tolist() == streams["site"][rows].tolist()
         return {}
 
-    rises = {"consistent": [0.0, 0.9, 0.9], "dealt": [0.0, 0.1, 0.7]}
-    at = iter(rises.values())
+    def read_at_places(model, examples, generator):
+        rises = {1: [0.0, 0.9, 0.9], 11: [0.0, 0.1, 0.7]}  # consistent and dealt
+        return {"answer": {"difference": rises[examples.tokens[0, 0].item()]}}
+
+    monkeypatch.setattr(Examples, "dealt", dealt)
     monkeypatch.setattr(probe, "readable", readable)
-    monkeypatch.setattr(probe, "read_at_places", lambda *_: {"answer": {"difference": next(at)}})
-    monkeypatch.setattr(probe, "stream", lambda model, tokens, positions: tokens[0, 0].item())
+    monkeypatch.setattr(probe, "read_at_places", read_at_places)
+    monkeypatch.setattr(probe, "stream", lambda model, tokens, at: {"site": tokens[:, at]})
     model = Transformer(ModelConfig(n_layers=2, act_fn="none", d_vocab=9))
-
-    def examples(name):
-        return Examples(*(torch.full((2, 2), name) for _ in range(4)))
-
-    kinds = {"consistent": examples(1), "dealt": examples(2)}
-    found = probe.probes(model, kinds, examples(3), generator())
-    assert seen == [(3, 2, probe.r2), (3, 2, probe.correlation)]
+    found = probe.probes(model, examples(1, 2), examples(3, 4), generator())
+    assert seen == [
+        [some, measure]
+        for measure in (probe.r2, probe.correlation)
+        for some in ([13] * 4, [11] * 2)
+    ]
+    assert found["consistent"]["answer"]["difference"] == [0.0, 0.9, 0.9]
+    assert found["dealt"]["answer"]["difference"] == [0.0, 0.1, 0.7]
     assert (found["made_by"], found["step"]) == ("attn1", 0.6)  # in dealt prompts
 
 
@@ -813,7 +830,8 @@ def test_writings_hand_each_analysis_the_prompts_that_it_states(monkeypatch):
         assert torch.equal(asked, number_at(tokens, -4) + number_at(tokens, -2))
         first = number_at(tokens, 5) - number_at(tokens, 1) - number_at(tokens, 3)
         assert (first == shift).all() and len(tokens) == 36
-    _, base, contrast, *_, sources, _ = given["inputs_apart"]
+    patcher, sources, _ = given["inputs_apart"]
+    base, contrast = patcher.base_tokens, patcher.contrast_tokens
     assert len(contrast) == 24 and torch.equal(sources["base"], base)
     assert torch.equal(sources["same_k"], contrast.roll(1, 0))
     assert torch.equal(sources["operands_changed"][:, 5::6], contrast[:, 5::6])
@@ -823,10 +841,10 @@ def test_writings_hand_each_analysis_the_prompts_that_it_states(monkeypatch):
     answers = shown.answers
     for operand, back in ((x, 4), (y, 2)):
         assert torch.equal(operand, shown.tokens[:, answers - back] - tasks.ZERO)
-    _, kinds, others, _ = given["probes"]
-    consistent, dealt = kinds["consistent"], kinds["dealt"]
-    assert (consistent.difference == consistent.difference[:, :1]).all()
-    for mixed in (dealt, others):
+    _, consistent, others, _ = given["probes"]
+    for of_one_k in (consistent, others):
+        assert (of_one_k.difference == of_one_k.difference[:, :1]).all()
+        mixed = of_one_k.dealt(generator())
         assert (mixed.difference != mixed.difference[:, :1]).any(1).double().mean() > 0.9
     symbols = others.tokens[:, answers - 3].unique().tolist()
     of_numbers = {"+", "-", "max", "min", "first", "second", "same"}
