@@ -647,11 +647,10 @@ def test_other_functions_are_fitted_and_dealt_prompts_scored(monkeypatch):
         return examples(of.tokens[0, 0].item() + 10, len(of.tokens))
 
     def readable(streams, targets, train, test, measure=probe.r2):
-        for rows in (train, test):
-            seen.append([streams["site"][rows].flatten().tolist(), measure])
-            assert targets["expected"][rows].tolist() == streams["site"][rows].tolist()
-            assert targets["shown"][rows].tolist() == (2 * streams["site"][rows]).tolist()
-            assert targets["difference"][rows].tolist() == streams["site"][rows].tolist()
+        x = streams["site"]
+        seen.append((x[train].flatten().tolist(), x[test].flatten().tolist(), measure))
+        stated = {"difference": x, "shown": 2 * x, "expected": x}  # of the same prompts
+        assert_close(dict(targets), stated)
         return {}
 
     def read_at_places(model, examples, generator):
@@ -664,11 +663,8 @@ def test_other_functions_are_fitted_and_dealt_prompts_scored(monkeypatch):
     monkeypatch.setattr(probe, "stream", lambda model, tokens, at: {"site": tokens[:, at]})
     model = Transformer(ModelConfig(n_layers=2, act_fn="none", d_vocab=9))
     found = probe.probes(model, examples(1, 2), examples(3, 4), generator())
-    assert seen == [
-        [some, measure]
-        for measure in (probe.r2, probe.correlation)
-        for some in ([13] * 4, [11] * 2)
-    ]
+    fitted, scored = [13] * 4, [11] * 2
+    assert seen == [(fitted, scored, probe.r2), (fitted, scored, probe.correlation)]
     assert found["consistent"]["answer"]["difference"] == [0.0, 0.9, 0.9]
     assert found["dealt"]["answer"]["difference"] == [0.0, 0.1, 0.7]
     assert (found["made_by"], found["step"]) == ("attn1", 0.6)  # in dealt prompts
