@@ -534,7 +534,8 @@ def test_function_vectors_are_those_of_a_plain_loop():
             "swapped": lambda x: swapped(own[k][x], own[0][x]),  # noqa: B023
         }
         for way, change_of in ways.items():
-            assert put["own"][way] == hits(lambda x: change_of(x) if x in both else None, k)  # noqa: B023
+            right = hits(lambda x: change_of(x) if x in both else None, k)  # noqa: B023
+            assert put["own"][way] == right
         others, turns = [], {}
         for s in own[k].keys() & set(range(N_INPUTS)):
             of_s = instead(own[k][s])
