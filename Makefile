@@ -6,10 +6,13 @@ SEED   = 0
 DEVICE = auto
 ARGS   =
 
-PROMPT = 1+1=3, 2+2=5, 3+3=
+export PROMPT = 1+1=3, 2+2=5, 3+3=
 
 PY  = .venv/bin/python
-RUN = --run $(OUT) --or-reference
+# The value of a variable as one word of the shell, whatever it holds.
+quoted = '$(subst ','\'',$(value $(1)))'
+RUN = --run=$(call quoted,OUT) --or-reference
+ON  = --device=$(call quoted,DEVICE)
 
 .DEFAULT_GOAL = help
 .PHONY: help train patch ask check report diets emergence universality dependability reference figures \
@@ -17,9 +20,9 @@ RUN = --run $(OUT) --or-reference
 
 help:  ## this list
 	@awk -F ':.*## ' '/^##@ / {print "\n" substr($$0, 5)} \
-	    /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	    /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo 'OUT=$(OUT) SEED=$(SEED) DEVICE=$(DEVICE) PYTHON=$(PYTHON)'
+	@printf 'OUT=%s SEED=%s DEVICE=%s PYTHON=%s\n' $(foreach name,OUT SEED DEVICE PYTHON,$(call quoted,$(name)))
 	@echo 'ARGS= goes to the script as it is. Where OUT holds no trained run, patch, ask,'
 	@echo 'check and report use the one in reference/ and write to out/reference/.'
 
@@ -31,10 +34,10 @@ help:  ## this list
 ##@ Start here
 
 train: .venv/ready  ## train a model into OUT, or go on with an interrupted run
-	$(PY) train.py --out $(OUT) --seed $(SEED) --device $(DEVICE) $(if $(wildcard $(OUT)/resume.pt),--resume) $(ARGS)
+	$(PY) train.py --out=$(call quoted,OUT) --seed=$(call quoted,SEED) $(ON) $$([ -f $(call quoted,OUT)/resume.pt ] && echo --resume) $(ARGS)
 
 patch: .venv/ready  ## trace the circuit of the run in OUT: OUT/circuit.json
-	$(PY) patch.py $(RUN) --device $(DEVICE) $(ARGS)
+	$(PY) patch.py $(RUN) $(ON) $(ARGS)
 
 report: .venv/ready  ## findings to look at, model to play with: OUT/report.html
 	$(PY) -m minifunc.report $(RUN) $(ARGS)
@@ -42,13 +45,13 @@ report: .venv/ready  ## findings to look at, model to play with: OUT/report.html
 ##@ Look at one run
 
 ask: .venv/ready  ## answer PROMPT, and say which heads carried the answer
-	@$(PY) -m commands.ask $(RUN) --device $(DEVICE) --prompt '$(subst ','\'',$(PROMPT))' $(ARGS)
+	@$(PY) -m commands.ask $(RUN) $(ON) --prompt="$$PROMPT" $(ARGS)
 
 check: .venv/ready  ## what to know before relying on the run: OUT/check.json
-	$(PY) -m commands.check $(RUN) --device $(DEVICE) $(ARGS)
+	$(PY) -m commands.check $(RUN) $(ON) $(ARGS)
 
 reference: .venv/ready  ## train the run in reference/ anew
-	$(PY) -m commands.reference --device $(DEVICE) $(ARGS)
+	$(PY) -m commands.reference $(ON) $(ARGS)
 
 ##@ Experiments: many runs (ARGS=--quick: minutes; the same command goes on)
 
@@ -67,7 +70,7 @@ dependability: .venv/ready  ## ten seeds of the default
 
 figures: .venv/ready  ## draw docs/figures/ from results/ and OUT (gets matplotlib)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[figures]'
-	$(PY) -m experiments.figures --run $(OUT) $(ARGS)
+	$(PY) -m experiments.figures --run=$(call quoted,OUT) $(ARGS)
 
 ##@ For developers
 
@@ -120,7 +123,7 @@ parity: .venv-parity/ready .venv-parity4/ready  ## compare with TransformerLens 
 	.venv-parity4/bin/python -m pytest tests/test_export.py $(ARGS)
 
 bench: .venv-parity/ready-bench  ## time patcher and training against the others
-	.venv-parity/bin/python -m experiments.bench --device $(DEVICE) $(ARGS)
+	.venv-parity/bin/python -m experiments.bench $(ON) $(ARGS)
 
 clean:  ## remove environments and caches; never a trained run
 	rm -rf .venv .venv-parity .venv-parity4 build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*

@@ -119,7 +119,7 @@ def answer(model: Transformer, text: str) -> str:
 
 
 def work(argv: Sequence[str] | None) -> int:
-    parser = Parser(prog="python -m commands.ask", description=__doc__.splitlines()[0])
+    parser = Parser("python -m commands.ask", __doc__)
     add_run_flag(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
     parser.add_argument("--prompt", default=PROMPT, help="default: %(default)s")

@@ -58,7 +58,7 @@ def renew(folder: Path, flags: list[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         usage = "%(prog)s [--reference DIR] [flags of train.py]"
-        parser = Parser(prog="commands.reference", usage=usage, allow_abbrev=False)
+        parser = Parser("commands.reference", __doc__, usage=usage, allow_abbrev=False)
         parser.description, parser.formatter_class = __doc__, argparse.RawTextHelpFormatter
         parser.add_argument("--reference", type=Path, default=REFERENCE, help="the folder")
         arguments, flags = parser.parse_known_args(argv)

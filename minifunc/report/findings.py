@@ -3,6 +3,7 @@
 A missing file is no fault: the report says which command makes it. A broken one is (UserError).
 """
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from minifunc.model import Transformer
 from minifunc.support.errors import UserError
 from minifunc.support.files import load_json, load_lines
-from minifunc.support.runs import RunFolders, load_circuit, load_run
+from minifunc.support.runs import RESULTS, RunFolders, load_circuit, load_run
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Findings:
     def makes(self, target: str) -> str:
         """The command that makes a file of this run."""
         name = self.folders.name
-        return f"make {target}" + ("" if name == "out/default" else f" OUT={name}")
+        return f"make {target}" + ("" if name == "out/default" else f" OUT={shlex.quote(name)}")
 
     def patterns(self, tokens: list[str]) -> dict[str, list[list[float]]]:
         """Every head's attention on one prompt: {"layer.head": [query][key]}."""
@@ -50,7 +51,7 @@ class Findings:
         return patterns
 
 
-def read(folders: RunFolders, experiments: str = "results") -> Findings:
+def read(folders: RunFolders, experiments: str | Path = RESULTS) -> Findings:
     """All that is known of a run. `experiments`: the folder that holds emergence.json.
 
     Raises UserError for no sound run, a broken file, or a circuit.json of other weights.

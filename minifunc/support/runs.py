@@ -13,6 +13,7 @@ lock           empty; locked while a process trains here
 import argparse
 import hashlib
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +28,10 @@ from minifunc.support.files import check_writable, load_json, load_tensors, make
 from minifunc.support.settings import from_json
 
 DEFAULT_RUN = Path("out/default")
-REFERENCE = Path(__file__).parents[2] / "reference"  # of the repository; not where it is installed
+# What the repository holds is found beside the code, wherever one stands; what is made is put where
+# one stands. (Where only the package is installed, there is no such folder.)
+ROOT = Path(__file__).resolve().parents[2]
+REFERENCE, RESULTS = ROOT / "reference", ROOT / "results"
 REFERENCE_RESULTS = Path("out/reference")
 MADE_BY_TRAINING = ("config.json", "metrics.jsonl", "model.pt", "resume.pt")
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # what weights may be
@@ -139,7 +143,7 @@ class RunFolders:
 
     @property
     def name(self) -> str:
-        """For titles and commands, as in `make patch OUT=name`."""
+        """For titles; quoted, for commands too, as in `make patch OUT=name`."""
         return "reference" if self.is_reference else str(self.run)
 
     def to_write(self, name: str) -> Path:
@@ -164,7 +168,7 @@ def chosen_run(arguments: argparse.Namespace) -> RunFolders:
     one, for `load_run` to refuse. Raises UserError for a run without a checkpoint.
     """
     run = arguments.run or DEFAULT_RUN
-    make = "`make train`" if run == DEFAULT_RUN else f"`make train OUT={run}`"
+    make = "`make train`" if run == DEFAULT_RUN else f"`make train OUT={shlex.quote(str(run))}`"
     found = [name for name in MADE_BY_TRAINING if os.path.lexists(run / name)]
     may_fall_back = arguments.or_reference or arguments.run is None
     if not found and may_fall_back and REFERENCE.is_dir():
