@@ -9,6 +9,7 @@ ARGS   =
 export PROMPT = 1+1=3, 2+2=5, 3+3=
 
 PY  = .venv/bin/python
+PARITY = .venv-parity/bin/python
 # The value of a variable as one word of the shell, whatever it holds.
 quoted = '$(subst ','\'',$(value $(1)))'
 RUN = --run=$(call quoted,OUT) --or-reference
@@ -103,7 +104,7 @@ test-matrix:  ## Python 3.10 to 3.13, oldest to newest packages (an hour)
 
 .venv-parity/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-parity
-	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep ^torch== constraints.txt)" pytest tqdm \
+	$(PARITY) -m pip install --quiet --disable-pip-version-check "$$(grep ^torch== constraints.txt)" pytest tqdm \
 	    'transformer-lens==2.18.0' 'numpy<2' safetensors 'pyarrow<21' 'datasets<4.5' 'transformers<5'
 	@touch $@
 
@@ -114,16 +115,16 @@ test-matrix:  ## Python 3.10 to 3.13, oldest to newest packages (an hour)
 
 # auto-circuit asks for much that its patching never uses (jax, wandb, a browser to draw with), so only what it imports is installed
 .venv-parity/ready-bench: .venv-parity/ready
-	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check blobfile plotly
-	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'auto-circuit==1.0.1'
+	$(PARITY) -m pip install --quiet --disable-pip-version-check blobfile plotly
+	$(PARITY) -m pip install --quiet --disable-pip-version-check --no-deps 'auto-circuit==1.0.1'
 	@touch $@
 
 parity: .venv-parity/ready .venv-parity4/ready  ## compare with TransformerLens 2.18 and 4 (gigabytes)
-	.venv-parity/bin/python -m pytest tests/test_parity.py tests/test_export.py $(ARGS)
+	$(PARITY) -m pytest tests/test_parity.py tests/test_export.py $(ARGS)
 	.venv-parity4/bin/python -m pytest tests/test_export.py $(ARGS)
 
 bench: .venv-parity/ready-bench  ## time patcher and training against the others
-	.venv-parity/bin/python -m experiments.bench $(ON) $(ARGS)
+	$(PARITY) -m experiments.bench $(ON) $(ARGS)
 
 clean:  ## remove environments and caches; never a trained run
 	rm -rf .venv .venv-parity .venv-parity4 build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*

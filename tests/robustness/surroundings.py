@@ -12,6 +12,7 @@ import traceback
 from pathlib import Path
 
 import torch
+import torch._dynamo  # noqa: F401  (else the first optimizer of each copy would load it)
 
 import patch
 import train
