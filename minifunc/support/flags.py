@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
     about: a docstring, of which the first line is shown; under `python -OO` there are none.
     """
 
-    def __init__(self, prog: str, about: str | None, **more: Any) -> None:
+    def __init__(self, prog: str, about: str | None = None, **more: Any) -> None:
         super().__init__(prog, description=(about or "").partition("\n")[0], **more)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,11 @@ import pytest
 import surroundings
 import torch
 
-from minifunc.support import errors
+import tasks
+import train
+from commands import check
+from minifunc.model import ModelConfig
+from minifunc.support import errors, runs
 from minifunc.support.files import load_json
 from minifunc.support.runs import weights_hash
 
@@ -161,6 +166,13 @@ def test_nothing_is_put_into_the_repository(facts):
     assert {path.name for path in (ROOT / "reference").iterdir()} == {*surroundings.reference.FILES}
 
 
+def test_what_the_repository_holds_is_found_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert check.over_seeds(None).value is not None  # of results/dependability.json
+    assert runs.chosen_run(Namespace(run=None, or_reference=False)).run == ROOT / "reference"
+    assert runs.RESULTS.is_dir() and runs.ROOT.resolve() == runs.ROOT
+
+
 # ---------------------------------------------------------------- closed streams
 
 
@@ -188,6 +200,24 @@ def test_a_full_disk_below_stdout_is_one_line(monkeypatch, capsys):
 
 
 # ---------------------------------------------------------------- Ctrl-C for somebody else
+
+
+def test_training_is_not_stopped_by_a_ctrl_c_that_was_ignored_before(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    step_of = []
+
+    def hears(step, model):
+        signal.raise_signal(signal.SIGINT)
+        step_of.append(step)
+
+    tiny = ModelConfig(n_layers=1, n_heads=1, d_model=8, d_head=8, d_mlp=8, d_vocab=69)
+    cfg = train.TrainConfig(steps=3, documents=2, examples=2)
+    try:
+        cpu = torch.device("cpu")
+        train.train(tmp_path, tiny, cfg, tasks.DEFAULT_DIET, cpu, after_step=hears)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN and step_of == [1, 2, 3]
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 EXPERIMENT = """
