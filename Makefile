@@ -6,10 +6,14 @@ SEED   = 0
 DEVICE = auto
 ARGS   =
 
-PROMPT = 1+1=3, 2+2=5, 3+3=
+export PROMPT = 1+1=3, 2+2=5, 3+3=
 
 PY  = .venv/bin/python
-RUN = --run $(OUT) --or-reference
+PARITY = .venv-parity/bin/python
+# The value of a variable as one word of the shell, whatever it holds.
+quoted = '$(subst ','\'',$(value $(1)))'
+RUN = --run=$(call quoted,OUT) --or-reference
+ON  = --device=$(call quoted,DEVICE)
 
 .DEFAULT_GOAL = help
 .PHONY: help train patch ask check report diets emergence universality dependability reference figures \
@@ -17,9 +21,9 @@ RUN = --run $(OUT) --or-reference
 
 help:  ## this list
 	@awk -F ':.*## ' '/^##@ / {print "\n" substr($$0, 5)} \
-	    /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	    /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo 'OUT=$(OUT) SEED=$(SEED) DEVICE=$(DEVICE) PYTHON=$(PYTHON)'
+	@printf 'OUT=%s SEED=%s DEVICE=%s PYTHON=%s\n' $(foreach name,OUT SEED DEVICE PYTHON,$(call quoted,$(name)))
 	@echo 'ARGS= goes to the script as it is. Where OUT holds no trained run, patch, ask,'
 	@echo 'check and report use the one in reference/ and write to out/reference/.'
 
@@ -31,10 +35,10 @@ help:  ## this list
 ##@ Start here
 
 train: .venv/ready  ## train a model into OUT, or go on with an interrupted run
-	$(PY) train.py --out $(OUT) --seed $(SEED) --device $(DEVICE) $(if $(wildcard $(OUT)/resume.pt),--resume) $(ARGS)
+	$(PY) train.py --out=$(call quoted,OUT) --seed=$(call quoted,SEED) $(ON) $$([ -f $(call quoted,OUT)/resume.pt ] && echo --resume) $(ARGS)
 
 patch: .venv/ready  ## trace the circuit of the run in OUT: OUT/circuit.json
-	$(PY) patch.py $(RUN) --device $(DEVICE) $(ARGS)
+	$(PY) patch.py $(RUN) $(ON) $(ARGS)
 
 report: .venv/ready  ## findings to look at, model to play with: OUT/report.html
 	$(PY) -m minifunc.report $(RUN) $(ARGS)
@@ -42,13 +46,13 @@ report: .venv/ready  ## findings to look at, model to play with: OUT/report.html
 ##@ Look at one run
 
 ask: .venv/ready  ## answer PROMPT, and say which heads carried the answer
-	@$(PY) -m commands.ask $(RUN) --device $(DEVICE) --prompt '$(subst ','\'',$(PROMPT))' $(ARGS)
+	@$(PY) -m commands.ask $(RUN) $(ON) --prompt="$$PROMPT" $(ARGS)
 
 check: .venv/ready  ## what to know before relying on the run: OUT/check.json
-	$(PY) -m commands.check $(RUN) --device $(DEVICE) $(ARGS)
+	$(PY) -m commands.check $(RUN) $(ON) $(ARGS)
 
 reference: .venv/ready  ## train the run in reference/ anew
-	$(PY) -m commands.reference --device $(DEVICE) $(ARGS)
+	$(PY) -m commands.reference $(ON) $(ARGS)
 
 ##@ Experiments: many runs (ARGS=--quick: minutes; the same command goes on)
 
@@ -67,7 +71,7 @@ dependability: .venv/ready  ## ten seeds of the default
 
 figures: .venv/ready  ## draw docs/figures/ from results/ and OUT (gets matplotlib)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[figures]'
-	$(PY) -m experiments.figures --run $(OUT) $(ARGS)
+	$(PY) -m experiments.figures --run=$(call quoted,OUT) $(ARGS)
 
 ##@ For developers
 
@@ -100,7 +104,7 @@ test-matrix:  ## Python 3.10 to 3.13, oldest to newest packages (an hour)
 
 .venv-parity/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-parity
-	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep ^torch== constraints.txt)" pytest tqdm \
+	$(PARITY) -m pip install --quiet --disable-pip-version-check "$$(grep ^torch== constraints.txt)" pytest tqdm \
 	    'transformer-lens==2.18.0' 'numpy<2' safetensors 'pyarrow<21' 'datasets<4.5' 'transformers<5'
 	@touch $@
 
@@ -111,16 +115,16 @@ test-matrix:  ## Python 3.10 to 3.13, oldest to newest packages (an hour)
 
 # auto-circuit asks for much that its patching never uses (jax, wandb, a browser to draw with), so only what it imports is installed
 .venv-parity/ready-bench: .venv-parity/ready
-	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check blobfile plotly
-	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'auto-circuit==1.0.1'
+	$(PARITY) -m pip install --quiet --disable-pip-version-check blobfile plotly
+	$(PARITY) -m pip install --quiet --disable-pip-version-check --no-deps 'auto-circuit==1.0.1'
 	@touch $@
 
 parity: .venv-parity/ready .venv-parity4/ready  ## compare with TransformerLens 2.18 and 4 (gigabytes)
-	.venv-parity/bin/python -m pytest tests/test_parity.py tests/test_export.py $(ARGS)
+	$(PARITY) -m pytest tests/test_parity.py tests/test_export.py $(ARGS)
 	.venv-parity4/bin/python -m pytest tests/test_export.py $(ARGS)
 
 bench: .venv-parity/ready-bench  ## time patcher and training against the others
-	.venv-parity/bin/python -m experiments.bench --device $(DEVICE) $(ARGS)
+	$(PARITY) -m experiments.bench $(ON) $(ARGS)
 
 clean:  ## remove environments and caches; never a trained run
 	rm -rf .venv .venv-parity .venv-parity4 build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*

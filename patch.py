@@ -147,7 +147,7 @@ def solving(model: Transformer, pairs: tasks.Pairs) -> dict[str, dict[str, float
 
 
 def work(argv: list[str] | None) -> int:
-    parser = Parser(prog="patch.py", description=__doc__.splitlines()[0])
+    parser = Parser("patch.py", __doc__)
     add_run_flag(parser)
     parser.epilog = f"Tasks: {', '.join(tasks.TASKS)}. k is a shift, or the base of base_addition."
     add_study_flags(parser, Study(), Criteria())

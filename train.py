@@ -149,7 +149,7 @@ def print_table(model: Transformer, diet: tasks.Diet, n_prompts: int) -> None:
 
 def work(argv: list[str] | None) -> int:
     defaults = {"model": MODEL, "train": TrainConfig(), "diet": tasks.DEFAULT_DIET}
-    arguments = run_arguments(argv, (__doc__ or "").splitlines()[0], defaults, tasks.DIETS)
+    arguments = run_arguments(argv, __doc__, defaults, tasks.DIETS)
     out, device = Path(arguments.out), pick_device(arguments.device)
     model_cfg, cfg, diet = chosen_settings(arguments, defaults, tasks.DIETS, tasks.VOCABULARY)
     needs = {"d_vocab": len(tasks.VOCABULARY), "n_ctx": 1 + tasks.EXAMPLE * cfg.longest}

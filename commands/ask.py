@@ -142,7 +142,7 @@ def answer(model: Transformer, text: str) -> str:
 
 
 def work(argv: Sequence[str] | None) -> int:
-    parser = Parser(prog="python -m commands.ask", description=__doc__.splitlines()[0])
+    parser = Parser("python -m commands.ask", __doc__)
     parser._negative_number_matcher = re.compile(r"-\d")  # no flag: a prompt may begin with -1
     add_run_flag(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")

@@ -25,7 +25,7 @@ from minifunc.support.errors import UserError, run_main
 from minifunc.support.evaluation import last_logits, wilson
 from minifunc.support.files import load_json, save_json
 from minifunc.support.flags import Parser, check_flag, pick_device
-from minifunc.support.runs import KEPT_RESULTS, add_run_flag, chosen_run, load_circuit, load_run
+from minifunc.support.runs import RESULTS, add_run_flag, chosen_run, load_circuit, load_run
 from minifunc.support.tables import fitted, wrapped
 from minifunc.support.vocabulary import token_name
 
@@ -36,7 +36,7 @@ N_EXAMPLES = 5  # failures that are shown
 LEAST = 30  # prompts from which a slice of them counts
 AMOUNTS = (-3, -2, -1, 1, 2, 3)
 SHIFTED = [name for name, task in tasks.TASKS.items() if task.wrapper == "shift"]
-DEPENDABILITY = KEPT_RESULTS / "dependability.json"
+DEPENDABILITY = RESULTS / "dependability.json"
 MARKS = {"pass": "pass", "fail": "FAIL", "could not tell": "?"}  # by verdict
 
 
@@ -476,7 +476,7 @@ def carrying_heads(path: Path, model: Transformer) -> list[str]:
 
 def work(argv: Sequence[str] | None) -> int:
     """Runs all checks, prints them, writes check.json; returns 1 if one fails."""
-    parser = Parser(prog="python -m commands.check", description=__doc__.splitlines()[0])
+    parser = Parser("python -m commands.check", __doc__)
     add_run_flag(parser)
     add = parser.add_argument
     add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")

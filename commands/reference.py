@@ -59,8 +59,7 @@ def renew(folder: Path, flags: list[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         usage = "%(prog)s [--reference DIR] [flags of train.py]"
-        parser = Parser(prog="commands.reference", usage=usage, description=__doc__)
-        parser.allow_abbrev = False
+        parser = Parser("commands.reference", __doc__, usage=usage, allow_abbrev=False)
         parser.add_argument("--reference", type=Path, default=REFERENCE, help="the folder")
         arguments, flags = parser.parse_known_args(argv)
         return renew(arguments.reference, flags)

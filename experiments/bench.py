@@ -14,7 +14,6 @@ take turns, and times are medians. Exit code 1: numbers differ by more than 1e-4
 installs the other libraries; without them, their rows are left out.
 """
 
-import argparse
 import json
 import platform
 import sys
@@ -38,7 +37,8 @@ from minifunc.model import ModelConfig
 from minifunc.patching import HeadInput
 from minifunc.support.errors import UserError, run_main
 from minifunc.support.files import make_folder, save_json
-from minifunc.support.flags import pick_device
+from minifunc.support.flags import Parser, pick_device
+from minifunc.support.runs import RESULTS
 from minifunc.support.tables import fitted, table
 
 TOLERANCE = 1e-4  # float32: logits of the patcher, loss and gradients of the training step
@@ -211,7 +211,7 @@ def show_table(rows: list[Row], keys: Sequence[str], left: int = 1) -> None:
 
 
 def bench(argv: list[str] | None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser("experiments.bench", __doc__)
     flag = parser.add_argument
     flag("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
     flag("--repeats", type=int, default=3, help="of which the median counts (default: %(default)s)")
@@ -227,7 +227,7 @@ def bench(argv: list[str] | None) -> int:
     road = [bench_train.road(seed, device) for seed in (0, 1, 2)] if flags.road else []
     result = rounded(about(device) | {"rows": rows, "memory": memory, "road": road})
     if flags.json or not flags.quick:
-        path = flags.json or Path("results/bench.json")
+        path = flags.json or RESULTS / "bench.json"
         make_folder(path.parent)
         save_json(path, result)
     show(result)

@@ -10,6 +10,7 @@ from experiments.summary import Rows
 from minifunc.support.errors import UserError, run_main
 from minifunc.support.files import check_writable, make_folder, save_json
 from minifunc.support.flags import Parser
+from minifunc.support.runs import RESULTS
 from minifunc.support.tables import fitted
 from train import TrainConfig
 
@@ -21,7 +22,7 @@ class Experiment:
     """Kinds of runs, what is measured on them, and the lines that say what came out."""
 
     name: str
-    doc: str
+    doc: str | None
     kinds: tuple[str, ...]
     make: Callable[[str, int, int], Run]  # of a kind, a seed and a number of steps
     measure: Measure
@@ -48,8 +49,8 @@ def main(experiment: Experiment, argv: list[str] | None = None) -> int:
 
 def work(experiment: Experiment, argv: list[str] | None) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    known, about = ", ".join(experiment.kinds), experiment.doc.splitlines()[0]
-    parser = Parser(prog=f"experiments.{experiment.name}", description=about)
+    known = ", ".join(experiment.kinds)
+    parser = Parser(f"experiments.{experiment.name}", experiment.doc)
     add = parser.add_argument
     add("--jobs", type=int, default=cores, help="runs at a time (default: %(default)s)")
     where = "where the runs are, and the rows of a part (default: %(default)s)"
@@ -66,7 +67,7 @@ def work(experiment: Experiment, argv: list[str] | None) -> int:
 
     out = Path(arguments.out, "quick" if arguments.quick else "")
     is_part = arguments.quick or arguments.only
-    path = (out if is_part else Path("results")) / f"{experiment.name}.json"
+    path = (out if is_part else RESULTS) / f"{experiment.name}.json"
     make_folder(out)
     check_writable(path)
     runs = experiment.runs(kinds, arguments.quick)

@@ -20,6 +20,7 @@ from minifunc.support.errors import UserError, run_main
 from minifunc.support.evaluation import wilson
 from minifunc.support.files import load_json, make_folder, write_file
 from minifunc.support.flags import Parser
+from minifunc.support.runs import RESULTS, ROOT
 
 try:
     import matplotlib
@@ -256,11 +257,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def work(argv: list[str] | None) -> int:
-    parser = Parser(prog="experiments.figures", description=__doc__.splitlines()[0])
+    parser = Parser("experiments.figures", __doc__)
     add = parser.add_argument
-    add("--results", default="results", help="where the rows are (default: %(default)s)")
+    add("--results", default=RESULTS, help="where the rows are (default: %(default)s)")
     add("--run", default="out/default", help="folder of a traced run (default: %(default)s)")
-    add("--out", default="docs/figures", help="where the figures go (default: %(default)s)")
+    add("--out", default=ROOT / "docs/figures", help="where the figures go (default: %(default)s)")
     arguments = parser.parse_args(argv)
     circuit, out = Path(arguments.run) / "circuit.json", Path(arguments.out)
     paths = {name: Path(arguments.results, f"{name}.json") for name in OF_MANY_RUNS}

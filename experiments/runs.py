@@ -107,7 +107,7 @@ def provenance(run: Run) -> Row:
 def processor() -> str:
     """The processor's name, by Linux where it says one, else by Python."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text("utf-8", "replace").splitlines() if cpuinfo.exists() else []
     names = [line.split(":")[1].strip() for line in lines if "model name" in line]
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -206,7 +206,8 @@ def start_worker(n_steps: Any, stop: Any) -> None:
         os._exit(1)
 
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a background job's stays
+        signal.signal(signal.SIGINT, lambda *_: None)
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (the parent shows one bar for all)
     threading.Thread(target=end_with_parent, daemon=True).start()
 

@@ -498,6 +498,7 @@ def test_bad_input_is_one_line(tmp_path, capsys, name, arguments, word):
 
 def test_where_no_results_can_be_written_nothing_is_trained(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experiment, "RESULTS", tmp_path / "results")
     assert main(dependability.EXPERIMENT, []) == 2
     assert "results is no folder" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.pt"))
@@ -506,6 +507,7 @@ def test_where_no_results_can_be_written_nothing_is_trained(tmp_path, monkeypatc
 def test_a_part_of_the_list_never_replaces_the_results(tmp_path, monkeypatch, small):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
+    monkeypatch.setattr(experiment, "RESULTS", tmp_path / "results")
     short = replace(diets.EXPERIMENT, seeds=1, steps=2, more={})
     assert main(short, ["--only", "strict", "--out", "out"]) == 0
     assert not list((tmp_path / "results").iterdir())

@@ -49,3 +49,10 @@ def test_help_states_the_defaults(capsys):
 def test_what_cannot_be_read_or_is_refused_is_a_user_error(argv, says):
     with pytest.raises(UserError, match=says):
         read(*argv)
+
+
+@pytest.mark.parametrize("about, shown", [("One.\n\nTwo.", "One."), ("One.", "One."), (None, "")])
+def test_the_first_line_of_a_docstring_is_shown_where_there_is_one(about, shown):
+    """There is none under `python -OO`."""
+    told = Parser("x.py", about).format_help().split("\n\n")[1]
+    assert told == shown if shown else told.startswith("options:")

@@ -381,6 +381,15 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(name):
         pick_device(name)
 
 
+def test_a_gpu_goes_by_its_number_and_the_others_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+    for name in ("cuda:2", "cuda:01", "cuda:999", "cuda:99999999999"):
+        with pytest.raises(UserError, match=f"device '{name}' .*: cuda, .*cpu, cuda:0, cuda:1"):
+            pick_device(name)
+
+
 @pytest.mark.parametrize(
     "cuda, mps, picked", [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
 )

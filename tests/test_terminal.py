@@ -129,7 +129,7 @@ def test_what_is_not_ours_becomes_an_escape():
 def test_help_has_our_characters_too(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
     with pytest.raises(SystemExit):
-        run_main(lambda: Parser(prog="x", description="heads → logits").parse_args(["--help"]))
+        run_main(lambda: Parser("x", "heads → logits").parse_args(["--help"]))
     sys.stdout.flush()
     assert b"heads -> logits" in sys.stdout.buffer.getvalue()
 

@@ -12,7 +12,7 @@ import torch
 from minifunc.model import Transformer
 from minifunc.support.errors import UserError
 from minifunc.support.files import load_json, load_lines
-from minifunc.support.runs import KEPT_RESULTS, RunFolders, load_circuit, load_run
+from minifunc.support.runs import RESULTS, RunFolders, load_circuit, load_run
 from minifunc.support.vocabulary import token_name
 
 
@@ -52,7 +52,7 @@ class Findings:
         return patterns
 
 
-def read(folders: RunFolders, experiments: Path = KEPT_RESULTS) -> Findings:
+def read(folders: RunFolders, experiments: Path = RESULTS) -> Findings:
     """All that is known of a run. `experiments`: the folder that holds emergence.json.
 
     Raises UserError for no sound run, a broken file, or a circuit.json of other weights.

@@ -12,7 +12,7 @@ from minifunc.support.errors import UserError, first_line, run_main
 from minifunc.support.files import save_text
 from minifunc.support.flags import Parser
 from minifunc.support.names import heads_of
-from minifunc.support.runs import KEPT_RESULTS, RunFolders, add_run_flag, chosen_run
+from minifunc.support.runs import RESULTS, RunFolders, add_run_flag, chosen_run
 
 LARGEST = 2_000_000  # bytes; where the weights make it larger, the model plays on its own page
 MOST_WEIGHTS = 16_000_000  # a model with more is not played with at all
@@ -129,10 +129,10 @@ def main(argv: list[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 for an input that cannot be used."""
 
     def work() -> int:
-        parser = Parser(prog="python -m minifunc.report", description="Makes a run's report.html.")
+        parser = Parser("python -m minifunc.report", "Makes a run's report.html.")
         add_run_flag(parser)
         told = "folder that holds emergence.json (default: the repository's results/)"
-        parser.add_argument("--results", type=Path, default=KEPT_RESULTS, help=told)
+        parser.add_argument("--results", type=Path, default=RESULTS, help=told)
         arguments = parser.parse_args(argv)
         write(chosen_run(arguments), arguments.results)
         return 0

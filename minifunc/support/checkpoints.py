@@ -83,13 +83,14 @@ class Progress:
 
         bar = tqdm(total=self.n_steps, initial=self.step, desc="train", unit="step", disable=None)
         in_main = threading.current_thread() is threading.main_thread()  # only there are signals
-        if in_main:
+        listens = in_main and before is not signal.SIG_IGN  # Ctrl-C is not for a background job
+        if listens:
             signal.signal(signal.SIGINT, ask)
         try:
             with bar as self.bar:
                 yield
         finally:
-            if in_main:
+            if listens:
                 signal.signal(signal.SIGINT, before)
 
     def made(self, step: int, loss: Tensor, norm: Tensor, look: bool) -> None:

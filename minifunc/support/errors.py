@@ -19,22 +19,33 @@ def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:160]
 
 
+def _open_streams() -> None:
+    """Opens what is closed (`>&-`) to nowhere. Else the next file that is opened, a checkpoint
+    say, would get its number, and torch's own warnings would be written into that file."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None or stream.closed:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=SPELLER)  # a path may hold what no encoding knows
+
+
 def run_main(work: Callable[[], int]) -> int:
     """Runs a script's work and returns its exit code.
 
-    A UserError, and memory that runs out, become one line on stderr and exit code 2; Ctrl-C a word,
-    or what the KeyboardInterrupt says, and 130.
+    A UserError, what the system refuses, and memory that runs out become one line on stderr and
+    exit code 2; Ctrl-C a word, or what the KeyboardInterrupt says, and 130.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a path may hold what no encoding knows
-            stream.reconfigure(errors=SPELLER)
+    _open_streams()
     try:
         code = work()
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # the reader has gone (`| head`): no reason to complain
+    except OSError as error:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python flushes it again at its end)
-        return 1
+        if isinstance(error, BrokenPipeError):  # the reader has gone (`| head`): no complaint
+            return 1
+        complaint = first_line(error)
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped", file=sys.stderr)
         return 130

@@ -178,7 +178,7 @@ def import_run(run: Path, kind: str, path: Path) -> None:
 
 
 def work(argv: Sequence[str] | None) -> int:
-    parser = Parser(prog="python -m minifunc.support.export", description=__doc__.splitlines()[0])
+    parser = Parser("python -m minifunc.support.export", __doc__)
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run's folder")
     way = parser.add_mutually_exclusive_group(required=True)
     pair: dict[str, Any] = {"nargs": 2, "metavar": ("FORMAT", "FILE")}

@@ -131,7 +131,7 @@ def load_json(path: Path) -> Any:
 def load_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines."""
     with reading(path):
-        values = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        values = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
     if not all(isinstance(value, dict) for value in values):
         raise UserError(f"{path} is none of ours: a line holds no object")
     return values

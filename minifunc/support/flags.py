@@ -14,7 +14,13 @@ MOST_PROMPTS = 100_000  # of a study
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line each (UserError)."""
+    """An argument parser whose complaints are one line each (UserError).
+
+    about: a docstring, of which the first line is shown; under `python -OO` there are none.
+    """
+
+    def __init__(self, prog: str, about: str | None = None, **more: Any) -> None:
+        super().__init__(prog, description=(about or "").partition("\n")[0], **more)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         found = super().parse_args(args, namespace)
@@ -61,9 +67,9 @@ def pick_device(name: str, float64: bool = False) -> torch.device:
     float64: one that has these numbers, which mps has not."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available() and not float64
     found = ["cuda"] * cuda + ["mps"] * mps + ["cpu"]
-    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    if name not in ("auto", *found, *gpus):
-        raise UserError(f"device {name!r} is not available here; there is: {', '.join(found)}")
+    known = [*found, *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if name not in ("auto", *known):
+        raise UserError(f"device {name!r} is not available here; there is: {', '.join(known)}")
     return torch.device(found[0] if name == "auto" else name)
 
 

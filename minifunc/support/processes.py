@@ -3,11 +3,13 @@
 Every process runs the whole script and draws the same documents and prompts. Each computes its
 `share` of the work, and `all_sum` puts the parts together. The first process (`is_main`) alone
 writes files; what the others print is dropped. Between GPUs, one for each process of a machine,
-nccl is used, otherwise gloo. Without torchrun there is one process, and nothing here does anything.
-Machines must see the same files.
+nccl is used, otherwise gloo. Without torchrun there is one process, and nothing here does anything:
+a WORLD_SIZE that some cluster's shell has set is told of, and ignored. Machines must see the same
+files.
 """
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
@@ -73,7 +75,11 @@ def any_process(flag: bool) -> bool:
 def join(device: torch.device) -> torch.device:
     """Waits for the other processes and returns this one's device: with CUDA, its own GPU. Raises
     UserError where the processes cannot meet, or are more than the GPUs."""
-    if _number("WORLD_SIZE", "1") == 1:
+    if _n_started() == 1:
+        left = os.environ.get("WORLD_SIZE", "")
+        if left not in ("", "1"):
+            ignored = f"WORLD_SIZE is {left!r}, but torchrun has not started this process"
+            print(f"{ignored}: it works alone", file=sys.stderr)
         return device
     local, backend = _number("LOCAL_RANK"), "gloo"
     if device.type == "cuda":
@@ -96,7 +102,7 @@ def run_together(work: Callable[[], int]) -> int:
 
     def one_of_them() -> int:
         try:
-            if _number("WORLD_SIZE", "1") == 1 or _number("RANK") == 0:
+            if _n_started() == 1 or _number("RANK") == 0:
                 return work()
             quiet = suppress(KeyboardInterrupt)
             with quiet, open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
@@ -114,9 +120,14 @@ def run_together(work: Callable[[], int]) -> int:
     return run_main(one_of_them)
 
 
-def _number(name: str, default: str = "") -> int:
+def _n_started() -> int:
+    """How many processes torchrun started, this one among them; 1 where it did not start this."""
+    return _number("WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def _number(name: str) -> int:
     """The number that torchrun put into an environment variable."""
-    text = os.environ.get(name, default)
+    text = os.environ.get(name, "")
     if not text.isdecimal():
         found = f"{name} is {text!r} in the environment of one process among several"
         raise UserError(f"{found}: torchrun sets it to a number")

@@ -29,8 +29,10 @@ from minifunc.support.settings import from_json
 from minifunc.support.tables import wrapped
 
 DEFAULT_RUN = Path("out/default")
-ROOT = Path(__file__).parents[2]  # of the repository; what it holds is not where it is installed
-REFERENCE, KEPT_RESULTS = ROOT / "reference", ROOT / "results"
+# What the repository holds is found beside the code, wherever one stands; what is made is put where
+# one stands. (Where only the package is installed, there is no such folder.)
+ROOT = Path(__file__).resolve().parents[2]
+REFERENCE, RESULTS = ROOT / "reference", ROOT / "results"
 REFERENCE_RESULTS = Path("out/reference")
 MADE_BY_TRAINING = ("config.json", "metrics.jsonl", "model.pt", "resume.pt")
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # what weights may be
@@ -142,7 +144,7 @@ class RunFolders:
 
     @property
     def name(self) -> str:
-        """For titles and commands, as in `make patch OUT=name`."""
+        """For titles; quoted, for commands too, as in `make patch OUT=name`."""
         return "reference" if self.is_reference else str(self.run)
 
     def makes(self, target: str) -> str:

@@ -68,10 +68,12 @@ def described(model: Any, train: Any, diet: Any, vocabulary: list[str]) -> dict[
     return as_json(chosen | {"vocabulary": vocabulary, "versions": versions()})
 
 
-def run_arguments(argv: list[str] | None, about: str, defaults: ByName, diets: ByName) -> Namespace:
+def run_arguments(
+    argv: list[str] | None, about: str | None, defaults: ByName, diets: ByName
+) -> Namespace:
     """The flags of train.py: where the run is kept and computed, its diet, and one flag for each
     field of defaults["train"] and defaults["model"]. Raises UserError."""
-    parser = Parser(prog="train.py", description=about)
+    parser = Parser("train.py", about)
     add = parser.add_argument
     add("--out", default="out/default", help="folder of the run (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")

@@ -6,7 +6,8 @@ from mutations import FAULTS, LEAST, ROOT
 def test_a_fault_changes_one_place_that_is_there_and_names_tests_that_are(fault):
     source = (ROOT / fault.file).read_text()
     assert source.count(fault.old) == 1
-    compile(source.replace(fault.old, fault.new), fault.file, "exec")
+    if fault.file.endswith(".py"):
+        compile(source.replace(fault.old, fault.new), fault.file, "exec")
     assert fault.test_files()
 
 

@@ -25,8 +25,7 @@ from minifunc.support.processes import all_sum, any_process, is_main, join, run_
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
-for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-    ENVIRONMENT.pop(name, None)
+BY_TORCHRUN = {"TORCHELASTIC_RUN_ID": "none"}  # what tells that torchrun started a process
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
@@ -114,7 +113,7 @@ def test_a_mistake_is_told_once_with_exit_code_2_and_leaves_no_folder(studies):
 def test_a_process_whose_partner_is_gone_ends_with_one_line(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        meeting = {**BY_TORCHRUN, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
         meeting["MASTER_PORT"] = str(free.getsockname()[1])
     command = [sys.executable, str(HERE / "together.py"), "die", str(tmp_path)]
     processes = []
@@ -188,7 +187,7 @@ def test_alone_nothing_is_shared_or_changed(monkeypatch):
     assert join(cpu) == cpu and not torch.distributed.is_initialized()
 
 
-MEETING = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+MEETING = {**BY_TORCHRUN, "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
 MEETING |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
@@ -209,6 +208,18 @@ def test_a_bad_set_up_is_one_line(monkeypatch, capsys, name, value, says):
     assert run_together(lambda: join(torch.device("cpu")) and 0) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and says in lines[0]
+
+
+@pytest.mark.parametrize("left, told", [("", 0), ("1", 0), ("4", 1), ("two", 1)])
+def test_what_a_cluster_s_shell_has_left_is_told_of_and_ignored(monkeypatch, capsys, left, told):
+    for variable in MEETING:
+        monkeypatch.setenv(variable, left)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    monkeypatch.setenv("MASTER_PORT", "x")  # at which nobody waits for long
+    cpu = torch.device("cpu")
+    assert run_together(lambda: 5 if join(cpu) == cpu and is_main() else 0) == 5
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == told and all(f"WORLD_SIZE is '{left}'" in line for line in lines)
 
 
 @pytest.mark.parametrize(
