@@ -248,6 +248,7 @@ class Transformer(Hooked):
         self.unembed = Unembed(cfg)
         self.float()._draw_weights(generator or torch.Generator().manual_seed(0))
 
+    @settled
     def _draw_weights(self, generator: torch.Generator) -> None:
         """Linear maps start at standard deviation 1/sqrt(fan in); those that write into the stream
         smaller by sqrt(2 n_layers); the scales of norms at 1."""

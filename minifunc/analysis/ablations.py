@@ -9,6 +9,7 @@ from minifunc.ablation import all_heads
 from minifunc.analysis.rows import Prompts, ablation_row, control_row
 from minifunc.model import ModelConfig
 from minifunc.support.names import heads_of, parse
+from minifunc.support.settled import settled
 
 FEW_GROUPS = 5  # so many different random groups are run on all prompts, more of them on fewer
 HOWS = {  # by group: what is put in place of its heads
@@ -17,6 +18,7 @@ HOWS = {  # by group: what is put in place of its heads
 }
 
 
+@settled
 def random_group(
     heads: Sequence[str], n_heads: int, generator: torch.Generator, avoid: bool = True
 ) -> list[str]:
@@ -37,6 +39,7 @@ def random_group(
     return group
 
 
+@settled
 def random_group_anywhere(
     heads: Sequence[str], cfg: ModelConfig, generator: torch.Generator
 ) -> list[str]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from minifunc.model import Transformer
+from minifunc.support.settled import settled
 
 ROWS = 256  # prompts in one forward pass
 
@@ -30,6 +31,7 @@ class Examples:
         tokens, expected, shown = (x[which] for x in (self.tokens, self.expected, self.shown))
         return Examples(tokens, self.answers, expected, shown)
 
+    @settled
     def dealt(self, generator: torch.Generator) -> "Examples":
         """The examples dealt anew over all prompts, whose queries stay."""
         order = torch.randperm(self.expected.numel(), generator=generator)

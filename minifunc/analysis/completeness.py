@@ -17,6 +17,7 @@ from minifunc.ablation import CircuitScores
 from minifunc.analysis.ablations import random_group
 from minifunc.analysis.rows import Prompts
 from minifunc.support.names import heads_of
+from minifunc.support.settled import settled
 from minifunc.support.tables import rounded
 
 N_CONTROLS = 10  # random circuits beside one that was found, and random subsets of it
@@ -42,6 +43,7 @@ def greedy_subsets(scores: CircuitScores, circuit: Sequence[str]) -> list[list[s
     return found
 
 
+@settled
 def random_subsets(circuit: Sequence[str], n: int, generator: torch.Generator) -> list[list[str]]:
     """n subsets of a circuit, each head in with probability one half."""
     chosen = torch.rand(n, len(circuit), generator=generator) < 0.5

@@ -27,6 +27,7 @@ from minifunc.model import Transformer
 from minifunc.support.evaluation import last_logits
 from minifunc.support.hooks import Hooks
 from minifunc.support.names import parse
+from minifunc.support.settled import settled
 from minifunc.support.tables import rounded, table, table_of_heads
 
 WAYS = ("added", "replaced", "swapped")  # z + FV(k); FV(k) in place of z; z + FV(k) - FV(0)
@@ -56,6 +57,7 @@ def last_z(model: Transformer, tokens: Tensor) -> Tensor:
     return torch.stack(list(z.values()), dim=1)
 
 
+@settled
 def logits_with(
     model: Transformer, tokens: Tensor, vectors: Tensor, heads: Sequence[str], replace: bool = False
 ) -> Tensor:
@@ -257,6 +259,7 @@ def _means(values: Mapping[int, Sequence[float]]) -> dict[str, float]:
     return {str(at): fmean(some) for at, some in sorted(values.items())}
 
 
+@settled
 @torch.no_grad()
 def study(
     model: Transformer,

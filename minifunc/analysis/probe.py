@@ -18,6 +18,7 @@ from torch import Tensor
 
 from minifunc.analysis.activations import Examples, activations
 from minifunc.model import Transformer
+from minifunc.support.settled import settled
 from minifunc.support.tables import rounded
 
 PENALTY = 1e-4  # of an input's mean variance: enough where inputs are dependent
@@ -37,7 +38,9 @@ def fit(x: Tensor, y: Tensor) -> Probe:
     gram = centred.T @ centred / len(x)  # [n_inputs, n_inputs]
     moment = centred.T @ (y - mean_y) / len(x)  # [n_inputs, n_targets]
     ridge = PENALTY * gram.diagonal().mean() + 1e-12
-    weight = torch.linalg.solve(gram + torch.eye(len(gram)).to(x) * ridge, moment)
+    weight = torch.linalg.solve(
+        gram + ridge * torch.eye(len(gram), dtype=x.dtype, device=x.device), moment
+    )
 
     def probe(x: Tensor) -> Tensor:
         return (x.double() - mean_x) @ weight + mean_y
@@ -102,6 +105,7 @@ def readable(
     return rounded(dict(zip(targets, by_site.tolist())))
 
 
+@settled
 def halves(tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Rows of tokens [n, pos] for training and for testing, drawn at random: two index tensors.
     Each prompt is in one of the two and once, however often it stands in `tokens`."""
@@ -125,6 +129,7 @@ def targets_of(e: Examples) -> dict[str, Tensor]:
     return {"difference": e.difference, "shown": e.shown, "expected": e.expected}
 
 
+@settled
 def read_at_places(
     model: Transformer, examples: Examples, generator: torch.Generator
 ) -> dict[str, Any]:
@@ -142,6 +147,7 @@ def read_at_places(
     return found | {"from_shown_alone": alone}
 
 
+@settled
 def probes(
     model: Transformer, consistent: Examples, others: Examples, generator: torch.Generator
 ) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from minifunc.patching import PathPatcher
 from minifunc.support.checks import check_F_range
 from minifunc.support.hooks import Hooks
 from minifunc.support.names import parse
+from minifunc.support.settled import settled
 from minifunc.support.tables import rounded, table, table_of_heads
 
 INPUTS = ("q", "k", "v", "qk")
@@ -77,6 +78,7 @@ def _replace(heads: Sequence[str], which: str, other: Mapping[str, Tensor]) -> H
     return Hooks(dict.fromkeys(names, replace))
 
 
+@settled
 @torch.no_grad()
 def inputs_apart(
     patcher: PathPatcher, sources: Mapping[str, Tensor], heads: Sequence[str]
@@ -109,6 +111,7 @@ def inputs_apart(
 # ---------------------------------------------------------------- of the scores
 
 
+@settled
 @torch.no_grad()
 def looks_for(
     model: Transformer, examples: Examples, asked: Tensor, heads: Sequence[str]
@@ -179,6 +182,7 @@ def _with_every_difference(c: Tensor, d: Tensor) -> Tensor:
     return torch.isin(c, torch.stack(wide))
 
 
+@settled
 @torch.no_grad()
 def hands_over(
     model: Transformer, examples: Examples, numbers: Numbers, heads: Sequence[str]
@@ -221,6 +225,7 @@ def hands_over(
     return rounded(report)
 
 
+@settled
 @torch.no_grad()
 def wrote(
     model: Transformer, examples: Examples, x: Tensor, y: Tensor, heads: Sequence[str]

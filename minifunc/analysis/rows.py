@@ -47,7 +47,10 @@ def as_lists(effects: Effects) -> dict[str, Any]:
 
 def as_effects(lists: dict[str, Any]) -> Effects:
     """r values from circuit.json; the values of single prompts are not kept there."""
-    return Effects(*(torch.tensor(lists[name]) for name in ("heads", "mlps", "embedding")))
+    names = ("heads", "mlps", "embedding")
+    return Effects(
+        *(torch.tensor(lists[name], dtype=torch.float64, device="cpu") for name in names)
+    )
 
 
 def direct(patchers: Mapping[str, PathPatcher]) -> dict[str, Any]:

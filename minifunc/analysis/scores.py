@@ -43,7 +43,7 @@ def previous_token_score(model: Transformer, tokens: Tensor, answers: Tensor) ->
 
 def function_induction_score(model: Transformer, tokens: Tensor, answers: Tensor) -> Tensor:
     """tokens [n_prompts, pos], which end with the last `=`; answers [n_shots]: as above."""
-    return attention_to(model, tokens, torch.tensor([tokens.shape[1] - 1]), answers[None])
+    return attention_to(model, tokens, answers.new_tensor([tokens.shape[1] - 1]), answers[None])
 
 
 def copy_induction_score(

@@ -17,6 +17,7 @@ from minifunc.analysis.rows import Prompts, ablation_row, control_row
 from minifunc.model import Transformer
 from minifunc.patching import PathPatcher
 from minifunc.support.runs import weights_hash
+from minifunc.support.settled import settled
 
 Language = Any  # what tasks.py offers; it is handed in, since no module here imports a script
 N_DRAWS = 10  # random groups for each reused task
@@ -75,6 +76,7 @@ def replacements(language: Language, model: Transformer, pairs: Any) -> Prompts:
     return Prompts(ablator, answers_of(pairs))
 
 
+@settled
 def donors(language: Language, pairs: Any) -> Tensor:
     """For each contrast prompt another with the same k and answer, if any: [n_prompts, pos]."""
     n, generator = len(pairs.contrast), Generator().manual_seed(len(pairs.contrast))
@@ -131,6 +133,7 @@ def reuse_rows(
     return [{name: row[name] for name in kept} for row in rows]
 
 
+@settled
 def writings(
     language: Language,
     model: Transformer,

@@ -29,7 +29,7 @@ def last_logits(model: Transformer, tokens: Tensor, hooks: Hooks | None = None) 
 def answers_right(model: Transformer, tokens: Tensor, answers: Tensor) -> Tensor:
     """1 where tokens [n_prompts, pos] are answered with `answers`, else 0: [n_prompts] float64.
     Several processes share the prompts."""
-    right = torch.zeros(len(tokens), dtype=torch.float64)
+    right = torch.zeros(len(tokens), dtype=torch.float64, device="cpu")
     given = last_logits(model, share(tokens)).argmax(-1).cpu()
     share(right)[:] = (given == share(answers)).double()
     all_sum(right)
