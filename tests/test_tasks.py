@@ -231,13 +231,11 @@ def test_every_answer_is_what_function_and_wrapper_say(n_examples):
 )
 def test_the_most_extreme_random_numbers_still_make_sound_documents(monkeypatch, extreme):
     """low + rand * (high - low) must not be rounded up to high."""
-    monkeypatch.setattr(
-        torch,
-        "rand",
-        lambda *size, generator, dtype=torch.float32: torch.empty(*size, dtype=dtype).fill_(
-            extreme(dtype)
-        ),
-    )
+
+    def drawn(*size, generator, dtype=torch.float32, device="cpu"):
+        return torch.empty(*size, dtype=dtype).fill_(extreme(dtype))
+
+    monkeypatch.setattr(torch, "rand", drawn)
     assert (
         sum(check_answers(draw(n_documents=500)).values())
         == sum(check_answers(draw(tasks.DIETS["even"], 500)).values())

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from minifunc.model import Transformer
-from minifunc.support.settled import settled
 
 ROWS = 256  # prompts in one forward pass
 
@@ -31,11 +30,11 @@ class Examples:
         tokens, expected, shown = (x[which] for x in (self.tokens, self.expected, self.shown))
         return Examples(tokens, self.answers, expected, shown)
 
-    @settled
     def dealt(self, generator: torch.Generator) -> "Examples":
         """The examples dealt anew over all prompts, whose queries stay."""
-        order = torch.randperm(self.expected.numel(), generator=generator)
-        places = self.answers[:, None] + torch.arange(-4, 1)  # [n_shots, 5]: x op y = c
+        order = torch.randperm(self.expected.numel(), generator=generator, device="cpu")
+        example = torch.arange(-4, 1, device="cpu")  # x op y = c
+        places = self.answers[:, None] + example  # [n_shots, 5]
         tokens = self.tokens.clone()
         examples = tokens[:, places].flatten(0, 1)[order]
         tokens[:, places] = examples.view(len(tokens), *places.shape)

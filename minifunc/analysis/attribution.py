@@ -15,10 +15,9 @@ from minifunc.support.processes import all_sum
 from minifunc.support.settled import settled
 
 
-@settled
 def attribute(patcher: PathPatcher) -> Effects:
     """The first-order estimate of `patcher.sweep(Logits())`, in the same layout and semantics."""
-    total = torch.zeros(len(patcher.senders), patcher.n_prompts, dtype=torch.float64)
+    total = torch.zeros(len(patcher.senders), patcher.n_prompts, dtype=torch.float64, device="cpu")
     for runs in patcher.cached_runs():
         gradients = direct_gradients(patcher, runs)
         rows: list[Tensor] = []  # [p] each, in the order of patcher.senders

@@ -53,7 +53,8 @@ def copy_induction_score(
 
     Raises ValueError where the token at a query does not stand `period` before it as well.
     """
+    found = attention_to(model, tokens, queries, queries[:, None] - period + 1)
     if queries.min() < period or not torch.equal(tokens[:, queries], tokens[:, queries - period]):
         said = "the tokens do not repeat themselves"
         raise ValueError(f"{said} after {period} positions at these queries")
-    return attention_to(model, tokens, queries, queries[:, None] - period + 1)
+    return found
