@@ -7,6 +7,7 @@ inference mode. The results must be the same, to the bit. Whoever adds a functio
 CASES, or says in NO_TENSORS why there is nothing to try.
 """
 
+import copy
 import dataclasses
 import functools
 import importlib
@@ -87,7 +88,8 @@ class World:
     def __init__(self, stored=lambda ids: ids, training=False):
         shape = {"n_layers": 2, "n_heads": 2, "d_model": 16, "d_head": 4, "d_mlp": 8}
         cfg = minifunc.ModelConfig(d_vocab=len(tasks.VOCABULARY), **shape)
-        self.model = minifunc.Transformer(cfg).requires_grad_(False).train(training)
+        self.with_gradients = minifunc.Transformer(cfg).train(training)
+        self.model = copy.deepcopy(self.with_gradients).requires_grad_(False)
         drawn = tasks.evaluation_pairs("addition", 1, SHOTS, N_PROMPTS, drawing())
         ids = {name: stored(x) for name, x in vars(drawn).items() if isinstance(x, Tensor)}
         self.p = dataclasses.replace(drawn, **ids)
@@ -192,6 +194,12 @@ def defined(w):
     senders = [definition.sender("0.1"), definition.sender("mlp0", [3, 4])]
     receivers = [definition.receiver("1.0.q", 2)]
     return definition.path_patch(w.model, w.tokens, sent, senders, receivers)
+
+
+def attributed(w):
+    """Of a model whose weights have gradients, on tokens of any kind."""
+    patcher = PathPatcher(w.with_gradients, *w.prompts, *w.answers)
+    return attribution.attribute(patcher)
 
 
 def edited(w):
@@ -438,7 +446,7 @@ CASES = {
         ),
     },
     "minifunc.analysis.attribution": {
-        "attribute": lambda w: attribution.attribute(w.patcher()),
+        "attribute": attributed,
         "direct_gradients": lambda w: attribution.direct_gradients(
             w.patcher(), next(iter(w.patcher().cached_runs()))
         ),

@@ -1,14 +1,14 @@
 """Wrong arguments are refused by name, and nothing is stretched, wrapped round or left out to fit.
 
 The rules: hooks get copies and must return what fits; positions are any whole numbers from 0, and
-mean the same wherever they are taken; one answer or label for each prompt; a head, a task or a token
-that there is not is an error, and never counts as nothing.
+mean the same wherever they are taken; one answer or label for each prompt; a head, a task or a
+token that there is not is an error, and never counts as nothing.
 """
 
 import numpy as np
 import pytest
 import torch
-from test_public import GROUP, World, drawing
+from test_public import GROUP, World, drawing, flat
 
 import tasks
 from minifunc import ModelConfig, Transformer, circuit, definition
@@ -24,7 +24,7 @@ from minifunc.analysis import (
     scores,
     study,
 )
-from minifunc.patching import HeadInput, Logits, MLPInput, Resid
+from minifunc.patching import HeadInput, MLPInput, Resid
 from minifunc.support import evaluation, names, runs
 
 # ---------------------------------------------------------------- hooks
@@ -91,7 +91,7 @@ def test_what_a_hook_must_not_return_is_refused_by_name(variant, name):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_entries_of_a_cache_share_no_memory(variant):
     model = small(variant)
-    known, cache = model.run_with_cache(TOKENS)
+    known, (_, cache) = model(TOKENS), model.run_with_cache(TOKENS)
     weights = [weight.clone() for weight in model.parameters()]
     kept = {name: x.clone() for name, x in cache.items()}
     owners = [x.untyped_storage().data_ptr() for x in (*cache.values(), *model.parameters())]
@@ -122,10 +122,8 @@ KINDS = {  # the same positions
 def placed(w, positions):
     """Senders and receivers limited to positions, as they are defined."""
     _, sent = w.model.run_with_cache(w.p.base)
-    sender = definition.sender("0.1", positions)
-    return definition.path_patch(
-        w.model, w.tokens, sent, [sender], [definition.receiver("logits", 2)]
-    )
+    senders, receivers = [definition.sender("0.1", positions)], [definition.receiver("mlp0", 2)]
+    return definition.path_patch(w.model, w.tokens, sent, senders, receivers)
 
 
 def read_where(w, positions):
@@ -140,9 +138,9 @@ TAKEN = {
     "run_from": lambda w, at: w.model.run_from(w.stream(), 1, at),
     "run_with_hooks": lambda w, at: w.model.run_with_hooks(w.tokens, {}, at),
     "run_with_cache": lambda w, at: w.model.run_with_cache(w.tokens, ["hook_embed"], at)[0],
-    "sender_positions": lambda w, at: w.patcher().sweep(Logits(), sender_positions=at).r,
+    "sender_positions": lambda w, at: w.patcher().sweep(Resid(1), sender_positions=at).r,
     "HeadInput": lambda w, at: w.patcher().sweep(HeadInput(1, 0, "v", at)).r,
-    "MLPInput": lambda w, at: w.patcher().sweep(MLPInput(1, at)).r,
+    "MLPInput": lambda w, at: w.patcher().sweep(MLPInput(0, at)).r,
     "Resid": lambda w, at: w.patcher().sweep(Resid(1, at)).r,
     "Ablator.logits": lambda w, at: w.ablator().logits([GROUP], "base", at),
     "logits_plainly": lambda w, at: w.ablator().logits_plainly(GROUP, "base", at),
@@ -161,15 +159,13 @@ def w():
 
 @pytest.mark.parametrize("taker", TAKEN)
 def test_positions_mean_the_same_however_and_wherever_they_are_given(w, taker):
-    take, places = TAKEN[taker], [5, 11]
-    wanted = take(w, places)
+    def taken(positions):
+        return list(map(str, flat(TAKEN[taker](w, positions))))
+
+    wanted = taken([5, 11])
     for kind, made in KINDS.items():
-        found = take(w, made(places))
-        assert torch.equal(found, wanted) if isinstance(found, torch.Tensor) else found == wanted, (
-            kind
-        )
-    other = take(w, [6, 10])
-    assert not torch.equal(other, wanted) if isinstance(other, torch.Tensor) else other != wanted
+        assert taken(made([5, 11])) == wanted, kind
+    assert taken([6, 10]) != wanted
 
 
 @pytest.mark.parametrize("taker", TAKEN)
@@ -216,6 +212,18 @@ def to_logits(w):
     return w.found.effects["answers"]["logits"].heads
 
 
+def any_layer(w, heads):
+    return ablations.random_group_anywhere(heads, w.model.cfg, drawing())
+
+
+def reused(w, heads, task):
+    return study.reuse(tasks, w.model, heads, [(task, 1)], 2, drawing())
+
+
+def swept(w, heads, mlps):
+    return circuit.sweep_inputs(w.patcher(), heads, mlps, {})
+
+
 EASY = circuit.Criteria()
 NO_HEAD = "no head '9.9'; this model has heads 0.0 to 1.1"
 NO_NAME = "no head '0.-1'"
@@ -232,13 +240,19 @@ REFUSED = {
     "numeral 100": (lambda w: tasks.in_base(ids(9, 100), 8), "value must be from 0 to 10 k - 1"),
     "numeral -3": (lambda w: tasks.in_base(ids(-3), 8), "value must be from 0 .*-3"),
     "base 0": (lambda w: tasks.in_base(ids(3), 0), "value must be from 0"),
-    "token -1": (lambda w: tasks.decode(ids(5, -1)), "tokens must be tokens, from 0 to 72, not -1"),
-    "token 73": (lambda w: tasks.decode(ids(73)), "tokens must be tokens, from 0 to 72, not 73"),
+    "token -1": (
+        lambda w: tasks.decode(ids(5, -1)),
+        "must be .* from 0 to 72, not from -1 to 5",
+    ),
+    "token 73": (
+        lambda w: tasks.decode(ids(73)),
+        "must be .* from 0 to 72, not from 73",
+    ),
     "token True": (lambda w: tasks.decode(ids(True)), "tokens must be int64 .* not torch.bool"),
     "token 1.0": (lambda w: tasks.decode(ids(1.0)), "tokens must be int64 .* not torch.float32"),
     "many texts": (
         lambda w: tasks.decode(w.tokens),
-        r"tokens must be of shape \[6\], not \[6, 17\]",
+        r"tokens must be of .* not \[6, 17\]",
     ),
     "no task": (lambda w: asked(task="sum"), "unknown task 'sum'; the tasks are addition"),
     "k 5": (lambda w: asked(k=5), "k = 5 is outside the vocabulary"),
@@ -247,7 +261,7 @@ REFUSED = {
     "shots 0": (lambda w: asked(shots=0), "at least one prompt and one shot"),
     # answers
     "one answer": (lambda w: evaluation.accuracy(w.logits, ids(1)), r"of shape \[40\], not \[1\]"),
-    "an answer 9": (lambda w: evaluation.accuracy(w.logits, w.labels + 9), "not 11"),
+    "an answer 9": (lambda w: evaluation.accuracy(w.logits, w.labels + 9), "not from 9 to 11"),
     "one of all": (
         lambda w: evaluation.answers_right(w.model, w.tokens, ids(1)),
         r"answers must be of shape \[6\], not \[1\]",
@@ -255,7 +269,7 @@ REFUSED = {
     "answers of a row": (lambda w: rows.answered(w.logits, [ids(1), ids(1)]), r"\[40\], not \[1\]"),
     "one prompt": (
         lambda w: evaluation.last_logits(w.model, w.tokens[0]),
-        r"tokens must be \[batch",
+        r"must be \[batch, pos",
     ),
     "answer 2": (
         lambda w: circuit.attention_shares(w.model, w.tokens, ids(2)),
@@ -306,7 +320,7 @@ REFUSED = {
     "in a row": (lambda w: rows.ablation_row(w.for_ablation(), "x", ["9.9"], "base"), NO_HEAD),
     "a circuit": (lambda w: completeness.circuit_row(w.scores(), "x", ["9.9"], [GROUP]), NO_HEAD),
     "at random": (
-        lambda w: ablations.random_group_anywhere(["9.9"], w.model.cfg, drawing()),
+        lambda w: any_layer(w, ["9.9"]),
         NO_HEAD,
     ),
     "in a layer": (
@@ -314,16 +328,16 @@ REFUSED = {
         r"heads must be below 4 in their layers, not \['0.9'\]",
     ),
     "reused": (
-        lambda w: study.reuse(tasks, w.model, ["9.9"], [("addition", 2)], 2, drawing()),
+        lambda w: reused(w, ["9.9"], "addition"),
         "9.9",
     ),
     "reused task": (
-        lambda w: study.reuse(tasks, w.model, GROUP, [("sum", 1)], 2, drawing()),
+        lambda w: reused(w, GROUP, "sum"),
         "'sum'",
     ),
-    "fed": (lambda w: circuit.sweep_inputs(w.patcher(), ["9.9"], [], {}), "no receiver HeadInput"),
+    "fed": (lambda w: swept(w, ["9.9"], []), "no receiver HeadInput"),
     "fed MLP": (
-        lambda w: circuit.sweep_inputs(w.patcher(), [], ["mlp9"], {}),
+        lambda w: swept(w, [], ["mlp9"]),
         "no receiver MLPInput",
     ),
     "routed": (lambda w: circuit.route(w.found.effects["answers"], ["9.9"], EASY), "'9.9'"),

@@ -18,7 +18,6 @@ from minifunc.analysis.ablations import random_group
 from minifunc.analysis.rows import Prompts
 from minifunc.support.checks import checked_heads
 from minifunc.support.names import heads_of
-from minifunc.support.settled import settled
 from minifunc.support.tables import rounded
 
 N_CONTROLS = 10  # random circuits beside one that was found, and random subsets of it
@@ -44,10 +43,10 @@ def greedy_subsets(scores: CircuitScores, circuit: Sequence[str]) -> list[list[s
     return found
 
 
-@settled
 def random_subsets(circuit: Sequence[str], n: int, generator: torch.Generator) -> list[list[str]]:
     """n subsets of a circuit, each head in with probability one half."""
-    chosen = torch.rand(n, len(circuit), generator=generator) < 0.5
+    size = n, len(circuit)
+    chosen = torch.rand(size, generator=generator, dtype=torch.float32, device="cpu") < 0.5
     return [[head for head, take in zip(circuit, row) if take] for row in chosen.tolist()]
 
 

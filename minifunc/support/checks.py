@@ -53,8 +53,8 @@ def check_ids(name: str, ids: Tensor, d_vocab: int) -> None:
     if ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name} must be int64 (or int32), not {ids.dtype}")
     if ids.device.type == "cpu" and ids.numel() and (ids.min() < 0 or ids.max() >= d_vocab):
-        wrong = ids.min() if ids.min() < 0 else ids.max()
-        raise ValueError(f"{name} must be tokens, from 0 to {d_vocab - 1}, not {wrong}")
+        must = f"{name} must be tokens, from 0 to {d_vocab - 1}"
+        raise ValueError(f"{must}, not from {ids.min()} to {ids.max()}")
 
 
 def token_list(tokens: Tensor, d_vocab: int) -> list[int]:

@@ -18,7 +18,7 @@ import pytest
 import torch  # noqa: F401  (so that no run of the tests has to)
 
 ROOT = Path(__file__).parents[2]
-LEAST = 68  # caught, for exit code 0 of a run over all faults
+LEAST = 76  # caught, for exit code 0 of a run over all faults
 THE_LIST = "tests/robustness/test_mutations.py"  # which would notice every fault
 
 
@@ -543,6 +543,63 @@ FAULTS = [
         new="return 4 + EXAMPLE",
         breaks="answers are looked for at their `=`",
         tests="tasks",
+    ),
+    # ---- what is set around a call, and wrong arguments
+    Fault(
+        "minifunc/support/settled.py",
+        old='            torch.autocast("cpu", enabled=False),\n',
+        new="",
+        breaks="autocast on a CPU makes exact numbers coarse",
+        tests="public",
+    ),
+    Fault(
+        "minifunc/support/rows.py",
+        old='generator=generator, dtype=torch.float32, device="cpu")',
+        new='generator=generator, device="cpu")',
+        breaks="another default dtype draws other permutations from the same seed",
+        tests="public",
+    ),
+    Fault(
+        "minifunc/analysis/completeness.py",
+        old='generator=generator, dtype=torch.float32, device="cpu") < 0.5',
+        new='generator=generator, device="cpu") < 0.5',
+        breaks="another default dtype draws other random circuits from the same seed",
+        tests="public",
+    ),
+    Fault(
+        "minifunc/analysis/attribution.py",
+        old="[runs.prompts].clone()",
+        new="[runs.prompts]",
+        breaks="attribution fails on tokens that were made in inference mode",
+        tests="public",
+    ),
+    Fault(
+        "minifunc/support/evaluation.py",
+        old="    check_answers(logits.shape[-1], len(logits), answers)\n",
+        new="",
+        breaks="one answer is stretched over all prompts",
+        tests="refused",
+    ),
+    Fault(
+        "minifunc/support/checks.py",
+        old="    if not len(tokens) or not chosen or min(chosen) < far:",
+        new="    if not len(tokens) or not chosen:",
+        breaks="operands before the beginning are looked for at the end",
+        tests="refused",
+    ),
+    Fault(
+        "minifunc/support/names.py",
+        old='r"\\d+\\.\\d+"',
+        new='r"-?\\d+\\.-?\\d+"',
+        breaks="head -1 is taken for the last one",
+        tests="refused",
+    ),
+    Fault(
+        "minifunc/support/checks.py",
+        old="if any(isinstance(position, bool) for position in given):",
+        new="if False:",
+        breaks="True is taken for position 1",
+        tests="refused",
     ),
 ]
 
