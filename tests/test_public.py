@@ -236,7 +236,7 @@ def evaluated(w):
 
 
 def all_written(w):
-    with mock.patch.object(study, "N_EXAMPLES", 600):
+    with mock.patch.object(study, "N_EXAMPLES", 300):
         return study.writings(tasks, w.model, ["1.0"], [], Study(task="maximum"), drawing())
 
 
