@@ -41,8 +41,7 @@ MAX_SHIFT = 4
 SHIFTS, BASES = range(-MAX_SHIFT, MAX_SHIFT + 1), range(6, 10)
 NUMBERS = range(-MAX_SHIFT, 31)  # 18 in base 6 is 30
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-SUMS = 19  # two operands have sums from 0 to 18
-CHOICE = "choice"
+SUMS, CHOICE = 19, "choice"  # two operands have sums from 0 to 18
 
 # symbol → (the task's name, how many different operands, f)
 FUNCTIONS: dict[str, tuple[str, int, Callable[..., int]]] = {
@@ -70,12 +69,12 @@ EXAMPLE = 6  # tokens in `x op y = c ;`
 
 def n_tokens(shots: int) -> int:
     """Length of a prompt: <bos>, `shots` whole examples, and a query that ends at its `=`."""
-    return 1 + EXAMPLE * shots + 4
+    return 1 + EXAMPLE * checks.counted("shots", shots, 0) + 4
 
 
 def answer_positions(n_examples: int) -> Tensor:
     """Where the answers stand: 5, 11, 17, … [n_examples] int64. Each is predicted at its `=`."""
-    return 5 + EXAMPLE * torch.arange(n_examples, device="cpu")
+    return 5 + EXAMPLE * torch.arange(checks.counted("n_examples", n_examples, 0), device="cpu")
 
 
 def encode(text: str) -> Tensor:
@@ -86,7 +85,7 @@ def encode(text: str) -> Tensor:
 
 def decode(tokens: Tensor) -> str:
     """Token ids [pos] → text like `<bos> 1 + 1 = 2 ; 2 + 2 =`."""
-    return " ".join(vocabulary.token_name(VOCABULARY, token) for token in tokens.tolist())
+    return " ".join(VOCABULARY[token] for token in checks.token_list(tokens, len(VOCABULARY)))
 
 
 class Problems(NamedTuple):
@@ -122,7 +121,7 @@ LETTERED = torch.tensor([symbol in TO_LETTERS for symbol in SYMBOLS], device="cp
 
 def in_base(value: Tensor, k: Tensor | int) -> Tensor:
     """What the numeral in base k reads as in base 10: of 11 in base 8, 13. For values < 10 k."""
-    return value + (10 - k) * (value // k)
+    return checks.numerals(value, k) + (10 - k) * (value // k)
 
 
 def examples_to_tokens(problem: Tensor, answer: Tensor) -> Tensor:
@@ -198,8 +197,8 @@ class Documents:
 
 def sample(diet: Diet, n_documents: int, n_examples: int, generator: Generator) -> Documents:
     """Draws training documents in five steps. The same generator state gives the same ones."""
-    rules = draw_rules(diet, n_documents, generator)
-    problem = draw_problems(diet, rules, n_examples, generator)
+    rules = draw_rules(diet, checks.counted("n_documents", n_documents), generator)
+    problem = draw_problems(diet, rules, checks.counted("n_examples", n_examples), generator)
     answer = draw_answers(rules, problem, generator)
     value, function = PROBLEMS.value[problem], PROBLEMS.function[problem]
     made_plain = looks_held_out(diet, problem, answer) & ~rules.allows_plus  # [n_documents]

@@ -87,6 +87,7 @@ def make_optimizer(model: Transformer, cfg: TrainConfig) -> AdamW:
     return AdamW(model.parameters(), cfg.lr, (0.9, cfg.beta2), weight_decay=decay, fused=fused)
 
 
+@settled
 def train_step(
     model: Transformer, optimizer: Optimizer, cfg: TrainConfig, documents: tasks.Documents
 ) -> tuple[Tensor, Tensor]:

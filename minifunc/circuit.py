@@ -23,7 +23,7 @@ from torch import Tensor
 
 from minifunc.model import Transformer
 from minifunc.patching import Effects, HeadInput, Logits, MLPInput, PathPatcher, Receiver
-from minifunc.support.checks import check_shares
+from minifunc.support import checks
 from minifunc.support.names import heads_of, mlps_of, parse
 from minifunc.support.settled import settled
 
@@ -46,7 +46,7 @@ class Criteria:
     faithful: float = 0.90  # how faithful a circuit stays (1: entirely) while heads are taken out
 
     def __post_init__(self) -> None:
-        check_shares(self)
+        checks.check_shares(self)
 
 
 # ---------------------------------------------------------------- groups
@@ -63,6 +63,7 @@ def attention_shares(
     operands stand (in `x op y = c` 4 and 2), and so, less 1, how far before the last `=` the
     query's. last_to_… are seen from the last position, an `=`; answer_to_… from each shown answer.
     """
+    answers = checks.answers_seen(tokens, answers, operands)
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
     total: Any = 0
     for part in tokens.split(128):
@@ -99,8 +100,7 @@ def direct_groups(
     for head, looks in attention.items():
         r = to_logits[parse(head)].item()
         at_self_or_bos = looks["last_to_self"] + looks["last_to_bos"]
-        counts = abs(r) >= criteria.strong  # not for a ratio to nothing
-        if not counts:
+        if not abs(r) >= criteria.strong:  # nor where it is a ratio to nothing
             continue
         if r < 0 and looks["last_to_answers"] >= criteria.looks_at_answers:
             fi.append(head)
@@ -126,7 +126,7 @@ def route(
     effects: Mapping[str, Effects], fi: Sequence[str], criteria: Criteria
 ) -> dict[str, float]:
     """`feeding` of the q, k and v of the FI heads, each alone and all together."""
-    readers = [*fi, "function_induction"]
+    readers = checks.readers_in(effects, fi)
     read_by_fi = [e for name, e in effects.items() if name.rsplit(".", 1)[0] in readers]
     return feeding(read_by_fi, criteria)
 
@@ -135,7 +135,7 @@ def previous_token(
     heads: Iterable[str], attention: Mapping[str, Mapping[str, float]], criteria: Criteria
 ) -> list[str]:
     """Those heads that look, at a shown answer, at the `=` before it."""
-    least = criteria.looks_at_previous
+    least, heads = criteria.looks_at_previous, checks.checked_heads(heads, list(attention))
     return [head for head in heads_of(heads) if attention[head]["answer_to_previous"] >= least]
 
 

@@ -48,7 +48,7 @@ class Place:
         positions = list(checked_positions(self.positions, activation.shape[1]))
         place = (slice(None), positions) + (() if self.head is None else (self.head,))
         activation = activation.clone()
-        activation[place] = value[place]
+        activation[place] = value.view_as(activation)[place]  # raises if of another shape
         return activation
 
 

@@ -29,7 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minifunc.support.checks import Positions, ascending, check_model_config, check_tokens
+from minifunc.support import checks
+from minifunc.support.checks import Positions
 from minifunc.support.hooks import Hooked, Hooks
 from minifunc.support.settled import settled
 
@@ -56,7 +57,7 @@ class ModelConfig:
     rotary_base: float = 10000.0
 
     def __post_init__(self) -> None:
-        check_model_config(self)
+        checks.check_model_config(self)
 
     @property
     def has_mlp(self) -> bool:
@@ -248,6 +249,7 @@ class Transformer(Hooked):
         self.unembed = Unembed(cfg)
         self.float()._draw_weights(generator or torch.Generator().manual_seed(0))
 
+    @settled
     def _draw_weights(self, generator: torch.Generator) -> None:
         """Linear maps start at standard deviation 1/sqrt(fan in); those that write into the stream
         smaller by sqrt(2 n_layers); the scales of norms at 1."""
@@ -261,8 +263,7 @@ class Transformer(Hooked):
             if kind == "w":
                 weight.data.fill_(1.0)
             elif not weight.is_meta:  # a meta tensor is a shape alone
-                drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float32)
-                weight.data.copy_(drawn * std)
+                weight.data.copy_(torch.randn(weight.shape, generator=generator) * std)
 
     @settled
     def forward(
@@ -271,7 +272,7 @@ class Transformer(Hooked):
         """positions [query], ascending, distinct: where logits are wanted (default: everywhere).
         The last block alone can skip the others: there q, pattern, z and all after them have
         `query` rows. Raises ValueError for tokens or positions that don't fit."""
-        check_tokens(tokens, self.cfg.d_vocab, self.cfg.n_ctx)
+        checks.check_tokens(tokens, self.cfg.d_vocab, self.cfg.n_ctx)
         hooks = hooks or Hooks()
         resid = hooks(self.embed(tokens), "hook_embed")  # [batch, pos, d_model]
         if self.cfg.positions == "learned":
@@ -286,8 +287,8 @@ class Transformer(Hooked):
         """The upper part of the model, to the logits: from the stream [batch, pos, d_model] that
         enters block `layer` (n_layers: the final norm). positions, hooks: as in `forward`."""
         hooks, everywhere = hooks or Hooks(), torch.arange(resid.shape[1], device=resid.device)
-        queries = ascending(positions, resid.shape[1]).to(resid.device)
-        for block in self.blocks[layer:]:
+        queries = checks.ascending(positions, resid.shape[1]).to(resid.device)
+        for block in self.blocks[checks.check_layer(layer, self.cfg.n_layers) :]:
             resid = block(resid, queries if block is self.blocks[-1] else everywhere, hooks)
         if layer == self.cfg.n_layers:
             resid = at_positions(resid, queries)

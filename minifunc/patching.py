@@ -36,7 +36,6 @@ from torch import Tensor
 
 from minifunc.model import ModelConfig, Transformer, attention_scores
 from minifunc.support import checks
-from minifunc.support.checks import Positions
 from minifunc.support.effects import Effects, Row, Senders
 from minifunc.support.hooks import Hooks
 from minifunc.support.pairs import CachedRuns, PairedRuns
@@ -57,7 +56,7 @@ class Receiver:
     """
 
     head: int | None
-    positions: Positions  # any whole numbers from 0; None: everywhere
+    positions: checks.Positions  # any whole numbers from 0; None: everywhere
     is_stream = False
 
     def __post_init__(self) -> None:  # positions are read once, and kept
@@ -96,7 +95,7 @@ class HeadInput(Receiver):
     layer: int
     head: int
     which: str
-    positions: Positions = None
+    positions: checks.Positions = None
 
     def __str__(self) -> str:
         return f"{self.layer}.{self.head}.{self.which}"
@@ -118,7 +117,7 @@ class MLPInput(Receiver):
     """What an MLP reads (its norm's input), not the stream that passes it by."""
 
     layer: int
-    positions: Positions = None
+    positions: checks.Positions = None
     head = None
 
     def __str__(self) -> str:
@@ -137,7 +136,7 @@ class Resid(Receiver):
     """The residual stream that enters a block (layer = n_layers: that leaves the last one)."""
 
     layer: int
-    positions: Positions = None
+    positions: checks.Positions = None
     head = None
     is_stream = True
 
@@ -219,7 +218,7 @@ class PathPatcher(PairedRuns):
         receivers: Sequence[Receiver | Sequence[Receiver]],
         senders: Asked | None = None,
         source: str | Tensor = "base",
-        sender_positions: Positions = None,
+        sender_positions: checks.Positions = None,
     ) -> list[Effects]:
         """One `Effects` for each entry of `receivers`, all from a single pass 1.
 

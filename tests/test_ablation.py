@@ -219,7 +219,7 @@ def test_the_same_replacements_serve_other_prompts():
 
 def test_a_source_of_another_shape_is_refused():
     model, tokens, source, _ = make()
-    with pytest.raises(ValueError, match="the source 's' must be tokens of shape"):
+    with pytest.raises(ValueError, match="the source 's' must be of shape"):
         Ablator(model, tokens, {"s": source[:, :-1]})
 
 

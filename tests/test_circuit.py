@@ -27,7 +27,7 @@ def looks(**heads):
 
 
 def test_attention_shares_of_the_hand_wired_model_are_where_it_was_wired_to_look():
-    shares = attention_shares(two_step_model(), prompts()[1], answers=torch.tensor([2]))
+    shares = attention_shares(two_step_model(), prompts()[1], torch.tensor([2]), operands=(2, 1))
     assert shares["0.0"]["answer_to_previous"] == pytest.approx(
         1, abs=1e-4
     )  # position 2 looks at 1
@@ -40,9 +40,7 @@ def test_attention_shares_of_the_hand_wired_model_are_where_it_was_wired_to_look
         "last_to_bos": 1 / 4,
         "last_to_operands": 1 / 2,
     }
-    assert shares["0.1"] == pytest.approx(
-        idle, abs=1e-4
-    )  # looks everywhere alike (four positions: the far operand wraps round)
+    assert shares["0.1"] == pytest.approx(idle, abs=1e-4)  # looks everywhere alike
 
 
 def test_attention_shares_do_not_depend_on_how_prompts_are_split():

@@ -27,7 +27,7 @@ def edges(found, criteria=Criteria()):
 
 def test_the_hand_wired_circuit_is_found_and_nothing_else():
     patcher = PathPatcher(two_step_model(), *prompts())
-    found = discover({"answers": patcher}, torch.tensor([2]), Criteria())
+    found = discover({"answers": patcher}, torch.tensor([2]), Criteria(), operands=(2, 1))
     assert found.groups == {
         "function_induction": ["1.0"],
         "consolidation": [],
@@ -59,7 +59,9 @@ def test_the_hand_wired_circuit_is_found_and_nothing_else():
 
 
 def test_the_two_contrasts_tell_the_routes_of_shown_and_expected_answer_apart():
-    found = discover(difference_patchers(difference_model()), torch.tensor([2]), Criteria())
+    found = discover(
+        difference_patchers(difference_model()), torch.tensor([2]), Criteria(), operands=(2, 1)
+    )
     assert found.groups["function_induction"] == ["1.0"]
     assert found.groups["shown_answer"] == [] and found.groups["expected_answer"] == ["0.0"]
     assert found.routes["shown_answer"] == pytest.approx({"embedding": -1.0})
@@ -86,7 +88,9 @@ def test_a_model_that_works_without_function_induction_is_told_so():
     attn.W_Q.data[0][slice(12, 16)] = 0
     attn.W_Q.data[0][slice(12, 16)][3, 1] = 30.0
     attn.W_V.data[0] = model.blocks[0].attn.W_V.data[0]
-    found = discover({"answers": PathPatcher(model, *prompts())}, torch.tensor([2]), Criteria())
+    found = discover(
+        {"answers": PathPatcher(model, *prompts())}, torch.tensor([2]), Criteria(), operands=(2, 1)
+    )
     assert found.groups.pop("other_direct") == ["1.0"] and not any(found.groups.values())
     assert list(edges(found)) == [("1.0", "logits", "answers")] and not any(found.routes.values())
 
@@ -97,6 +101,7 @@ def test_where_the_task_is_not_solved_there_is_no_circuit():
         torch.tensor([2]),
         Criteria(),
         solved=False,
+        operands=(2, 1),
     )
     assert not any(found.groups.values()) and not found.steps
     graph = circuit_graph(found, Criteria())

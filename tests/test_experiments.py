@@ -448,11 +448,16 @@ def command(name, out):
     return main(MODULES[name].EXPERIMENT, ["--quick", "--out", str(out), *SOME[name]])
 
 
+SLOWER = dict.fromkeys(("diets", "universality"), pytest.mark.slow)
+
+
 def rows_of(name, out):
     return json.loads((out / f"quick/{name}.json").read_text())
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=SLOWER.get(name, ())) for name in MODULES]
+)
 def test_a_command_writes_whole_rows_and_a_table(tmp_path, capsys, small, name):
     assert command(name, tmp_path) == 0
     shown = capsys.readouterr().out

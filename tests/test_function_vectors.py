@@ -187,7 +187,7 @@ def test_last_z_is_that_of_a_whole_run(rows, monkeypatch):
 
 def test_bad_input_is_refused_in_one_line():
     model, tokens = random_model(), torch.zeros(4, 5, dtype=torch.int64)
-    with pytest.raises(IndexError):
+    with pytest.raises(ValueError, match="no head '7.0'"):
         logits_with(model, tokens, last_z(model, tokens), ["7.0"])
     with pytest.raises(ValueError, match="k = 0"):
         study(model, {1: (tokens, tokens[:, 0])}, tokens[None], ["0.0"], NUMBERS)

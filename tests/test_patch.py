@@ -192,14 +192,15 @@ def test_donors_ask_for_the_same_answer_by_other_examples():
         ).all()
 
 
-def test_reuse_gives_four_rows_a_task_and_none_where_there_are_no_prompts(monkeypatch):
+def test_reuse_gives_four_rows_a_task_and_refuses_what_has_no_prompts(monkeypatch):
     monkeypatch.setattr(study, "N_REUSED", 10)
     model = Transformer(dataclasses.replace(train.MODEL, n_layers=2))
     generator = torch.Generator().manual_seed(0)
-    rows = patch.reuse(
-        tasks, model, ["1.0"], [("addition", 1), ("addition", 99), ("caesar", -2)], 3, generator
-    )
+    asked = [("addition", 1), ("caesar", -2)]
+    rows = patch.reuse(tasks, model, ["1.0"], asked, 3, generator)
     assert [(row["task"], row["k"]) for row in rows] == [("addition", 1)] * 4 + [("caesar", -2)] * 4
+    with pytest.raises(ValueError, match="k = 99"):
+        patch.reuse(tasks, model, ["1.0"], [*asked, ("addition", 99)], 3, generator)
 
 
 def test_every_part_of_the_text_is_shown_for_a_circuit_and_none_of_it_without(run, solved, capsys):

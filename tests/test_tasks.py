@@ -173,10 +173,10 @@ def shown_by(documents, function):
 @pytest.mark.parametrize("seed, n_examples", [(0, 9), (1, 9), (2, 4), (3, 20), (4, 9)])
 def test_what_must_never_be_shown_is_not(diet, seed, n_examples, function):
     documents = draw(
-        tasks.DIETS.get(diet, MIX) if isinstance(diet, str) else diet, 25_000, n_examples, seed
+        tasks.DIETS.get(diet, MIX) if isinstance(diet, str) else diet, 10_000, n_examples, seed
     )
     shown, could = shown_by(documents, function)
-    assert could > 500 and (
+    assert could > 200 and (
         shown == set() if function == "+" else not shown & set(SHIFTS)
     )  # `choice`: by no k that is ever asked
 
@@ -231,13 +231,11 @@ def test_every_answer_is_what_function_and_wrapper_say(n_examples):
 )
 def test_the_most_extreme_random_numbers_still_make_sound_documents(monkeypatch, extreme):
     """low + rand * (high - low) must not be rounded up to high."""
-    monkeypatch.setattr(
-        torch,
-        "rand",
-        lambda *size, generator, dtype=torch.float32: torch.empty(*size, dtype=dtype).fill_(
-            extreme(dtype)
-        ),
-    )
+
+    def drawn(*size, generator, dtype=torch.float32, device="cpu"):
+        return torch.empty(*size, dtype=dtype).fill_(extreme(dtype))
+
+    monkeypatch.setattr(torch, "rand", drawn)
     assert (
         sum(check_answers(draw(n_documents=500)).values())
         == sum(check_answers(draw(tasks.DIETS["even"], 500)).values())

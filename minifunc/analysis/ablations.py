@@ -8,6 +8,7 @@ import torch
 from minifunc.ablation import all_heads
 from minifunc.analysis.rows import Prompts, ablation_row, control_row
 from minifunc.model import ModelConfig
+from minifunc.support.checks import checked_heads
 from minifunc.support.names import heads_of, parse
 
 FEW_GROUPS = 5  # so many different random groups are run on all prompts, more of them on fewer
@@ -28,11 +29,13 @@ def random_group(
     ['3.0', '3.5']
     """
     places = [parse(head) for head in heads]
+    if any(head >= n_heads for _, head in places):
+        raise ValueError(f"heads must be below {n_heads} in their layers, not {list(heads)!s:.60}")
     group = []
     for layer in sorted({layer for layer, _ in places}):
         inside = [head for block, head in places if block == layer]
         others = [head for head in range(n_heads) if not (avoid and head in inside)]
-        drawn = torch.randperm(len(others), generator=generator)[: len(inside)]
+        drawn = torch.randperm(len(others), generator=generator, device="cpu")[: len(inside)]
         group += [f"{layer}.{others[index]}" for index in sorted(drawn.tolist())]
     return group
 
@@ -41,8 +44,9 @@ def random_group_anywhere(
     heads: Sequence[str], cfg: ModelConfig, generator: torch.Generator
 ) -> list[str]:
     """As many heads as `heads` has, drawn from all others of any layer (all, where fewer)."""
-    others = [head for head in all_heads(cfg) if head not in heads]
-    drawn = torch.randperm(len(others), generator=generator)[: len(heads)]
+    mine = checked_heads(heads, all_heads(cfg))
+    others = [head for head in all_heads(cfg) if head not in mine]
+    drawn = torch.randperm(len(others), generator=generator, device="cpu")[: len(heads)]
     return heads_of(others[index] for index in drawn.tolist())
 
 

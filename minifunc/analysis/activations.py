@@ -32,8 +32,9 @@ class Examples:
 
     def dealt(self, generator: torch.Generator) -> "Examples":
         """The examples dealt anew over all prompts, whose queries stay."""
-        order = torch.randperm(self.expected.numel(), generator=generator)
-        places = self.answers[:, None] + torch.arange(-4, 1)  # [n_shots, 5]: x op y = c
+        order = torch.randperm(self.expected.numel(), generator=generator, device="cpu")
+        example = torch.arange(-4, 1, device="cpu")  # x op y = c
+        places = self.answers[:, None] + example  # [n_shots, 5]
         tokens = self.tokens.clone()
         examples = tokens[:, places].flatten(0, 1)[order]
         tokens[:, places] = examples.view(len(tokens), *places.shape)

@@ -12,11 +12,12 @@ from minifunc.patching import Effects, PathPatcher
 from minifunc.support.hooks import Hooks
 from minifunc.support.pairs import CachedRuns
 from minifunc.support.processes import all_sum
+from minifunc.support.settled import settled
 
 
 def attribute(patcher: PathPatcher) -> Effects:
     """The first-order estimate of `patcher.sweep(Logits())`, in the same layout and semantics."""
-    total = torch.zeros(len(patcher.senders), patcher.n_prompts, dtype=torch.float64)
+    total = torch.zeros(len(patcher.senders), patcher.n_prompts, dtype=torch.float64, device="cpu")
     for runs in patcher.cached_runs():
         gradients = direct_gradients(patcher, runs)
         rows: list[Tensor] = []  # [p] each, in the order of patcher.senders
@@ -32,6 +33,7 @@ def attribute(patcher: PathPatcher) -> Effects:
     return patcher.order.effects(alone, total, total.mean(dim=1) / patcher.F_range)
 
 
+@settled
 def direct_gradients(patcher: PathPatcher, runs: CachedRuns) -> dict[str, Tensor]:
     """The gradient of F at each hook point where senders write, along direct paths only: what pass
     1 of path patching freezes (each z, and frozen MLPs' outputs) is cut off from what made it."""
@@ -42,7 +44,7 @@ def direct_gradients(patcher: PathPatcher, runs: CachedRuns) -> dict[str, Tensor
         watched[name] = x if through_mlp else x.detach().requires_grad_()
         return watched[name]
 
-    tokens = patcher.contrast_tokens[runs.prompts]
+    tokens = patcher.contrast_tokens[runs.prompts].clone()  # no tensor of inference mode
     with torch.enable_grad():
         logits = patcher.model(tokens, patcher.last, Hooks(dict.fromkeys(patcher.sent, watch)))
         F = patcher.score(logits[:, -1], runs.prompts).sum()

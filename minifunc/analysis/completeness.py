@@ -16,6 +16,7 @@ import torch
 from minifunc.ablation import CircuitScores
 from minifunc.analysis.ablations import random_group
 from minifunc.analysis.rows import Prompts
+from minifunc.support.checks import checked_heads
 from minifunc.support.names import heads_of
 from minifunc.support.tables import rounded
 
@@ -32,7 +33,7 @@ ELIMINATED = {  # by name: the sources under which what is left must be faithful
 def greedy_subsets(scores: CircuitScores, circuit: Sequence[str]) -> list[list[str]]:
     """Subsets K of a circuit, up to MOST_GREEDY heads, each by one head larger than the one before:
     by the head that makes the completeness gap largest."""
-    K: list[str] = []
+    circuit, K = heads_of(circuit), list[str]()
     found = []
     for _ in circuit[:MOST_GREEDY]:
         larger = [heads_of([*K, head]) for head in circuit if head not in K]
@@ -44,7 +45,8 @@ def greedy_subsets(scores: CircuitScores, circuit: Sequence[str]) -> list[list[s
 
 def random_subsets(circuit: Sequence[str], n: int, generator: torch.Generator) -> list[list[str]]:
     """n subsets of a circuit, each head in with probability one half."""
-    chosen = torch.rand(n, len(circuit), generator=generator) < 0.5
+    size = n, len(circuit)
+    chosen = torch.rand(size, generator=generator, dtype=torch.float32, device="cpu") < 0.5
     return [[head for head, take in zip(circuit, row) if take] for row in chosen.tolist()]
 
 
@@ -55,10 +57,11 @@ def minimality(
 
     K = the rest of its group shows a head whose work the others take over when it alone is missing.
     """
+    known = [checked_heads(group, scores.heads) for group in groups.values()]
     whole, found = set(circuit), dict.fromkeys(heads_of(circuit), 0.0)
     for head in found:
-        missing = [set(group) - {head} for group in groups.values() if head in group]
-        for K in [set(), *missing]:
+        missing = [group - {head} for group in known if head in group]
+        for K in [frozenset(), *missing]:
             of_rest, without = scores.scores([whole - K, whole - K - {head}])
             found[head] = max(found[head], abs(scores.share(of_rest.F - without.F)))
     return found
@@ -71,6 +74,8 @@ def eliminate(criteria: Sequence[CircuitScores], level: float) -> list[str]:
     Heads are tried in the order of how much their loss alone, from the whole model, moves F; then
     again from the start, until none can go. Deterministic.
     """
+    if not criteria or not 0 < level <= 1:
+        raise ValueError(f"level must be a share above 0, of one score at least, not {level}")
     kept = set(criteria[0].heads)
 
     def unfaithful(circuit: set[str]) -> float:

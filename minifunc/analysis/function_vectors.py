@@ -22,8 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minifunc.ablation import all_heads
 from minifunc.analysis.activations import activations
 from minifunc.model import Transformer
+from minifunc.support.checks import check_shape, checked_heads
 from minifunc.support.evaluation import last_logits
 from minifunc.support.hooks import Hooks
 from minifunc.support.names import parse
@@ -40,9 +42,11 @@ class Numbers:
     first: int
 
 
-def hook_points(heads: Iterable[str], *kinds: str) -> list[str]:
-    """The hook points of these kinds in the layers of `heads`, from below up."""
-    layers = sorted({parse(head)[0] for head in heads})
+def hook_points(model: Transformer, heads: Iterable[str], *kinds: str) -> list[str]:
+    """The hook points of these kinds in the layers of `heads`, from below up. Raises ValueError
+    for a head there is not."""
+    found = checked_heads(heads, all_heads(model.cfg))
+    layers = sorted({parse(head)[0] for head in found})
     return [f"blocks.{layer}.{kind}" for layer in layers for kind in kinds]
 
 
@@ -64,7 +68,8 @@ def logits_with(
     if vectors.shape[1:] != wanted or len(vectors) not in (1, len(tokens)):
         must = f"[{len(tokens)} or 1, {', '.join(map(str, wanted))}]"
         raise ValueError(f"vectors must be {must}, not {list(vectors.shape)}")
-    chosen = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, dtype=torch.bool)
+    names = hook_points(model, heads, "attn.hook_z")
+    chosen = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, dtype=torch.bool, device="cpu")
     for head in heads:
         chosen[parse(head)] = True
 
@@ -74,7 +79,6 @@ def logits_with(
         z[:, -1, here] = put_in if replace else z[:, -1, here] + put_in
         return z
 
-    names = hook_points(heads, "attn.hook_z")
     return last_logits(model, tokens, Hooks(dict.fromkeys(names, change)))
 
 
@@ -105,6 +109,7 @@ def adds_up(parts: Tensor, whole: Tensor) -> dict[str, float]:
     Rows are centred: a constant on all logits means nothing. r2: 1 - |whole - sum|² / |whole|²;
     correlation of sum and whole; ratio: the factor that brings the sum closest to the whole.
     """
+    check_shape("whole", whole, parts.shape[1:])
     total, whole = (x - x.mean(-1, keepdim=True) for x in (parts.sum(0).double(), whole.double()))
     of_total, of_whole = (max(x.square().sum().item(), 1e-12) for x in (total, whole))
     across = (total * whole).sum().item()
@@ -206,7 +211,8 @@ def _parts(
 
 def _put(naive: Naive, new: Vectors, plain: Vectors) -> dict[str, Any]:
     inputs, wanted = naive.inputs.tolist(), naive.inputs + new.k
-    has_own = torch.tensor([x in new.by_asked and x in plain.by_asked for x in inputs])
+    both = new.by_asked.keys() & plain.by_asked.keys()
+    has_own = torch.tensor([x in both for x in inputs], device="cpu")
 
     def answered(new: Tensor, plain: Tensor, way: str) -> Tensor:
         vectors = new - plain if way == "swapped" else new
@@ -274,8 +280,8 @@ def study(
         turns[k]        mean cosine of FV(k, s) - FV(0, s) and FV(k, t) - FV(0, t), by t - s
     Raises ValueError where k or 0 is not among the prompts, or x + k is no number.
     """
-    if 0 not in prompts or k not in prompts or not heads:
-        raise ValueError("function vectors need at least one head, and prompts for k and for k = 0")
+    if 0 not in prompts or k not in prompts or len(set(heads)) < max(1, len(heads)):
+        raise ValueError("function vectors need different heads, and prompts for k and for k = 0")
     naive, by_k = Naive(model, naive_prompts, numbers, heads), {}
     asked = {shift: some for shift, (_, some) in prompts.items()}
     z = {shift: last_z(model, tokens) for shift, (tokens, _) in prompts.items()}

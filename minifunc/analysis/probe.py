@@ -18,6 +18,7 @@ from torch import Tensor
 
 from minifunc.analysis.activations import Examples, activations
 from minifunc.model import Transformer
+from minifunc.support.checks import checked_positions
 from minifunc.support.tables import rounded
 
 PENALTY = 1e-4  # of an input's mean variance: enough where inputs are dependent
@@ -37,7 +38,7 @@ def fit(x: Tensor, y: Tensor) -> Probe:
     gram = centred.T @ centred / len(x)  # [n_inputs, n_inputs]
     moment = centred.T @ (y - mean_y) / len(x)  # [n_inputs, n_targets]
     ridge = PENALTY * gram.diagonal().mean() + 1e-12
-    weight = torch.linalg.solve(gram + torch.eye(len(gram)).to(x) * ridge, moment)
+    weight = torch.linalg.solve(gram + ridge * gram.new_ones(len(gram)).diag(), moment)
 
     def probe(x: Tensor) -> Tensor:
         return (x.double() - mean_x) @ weight + mean_y
@@ -83,6 +84,7 @@ def sites(model: Transformer) -> dict[str, str]:
 
 def stream(model: Transformer, tokens: Tensor, positions: Tensor) -> dict[str, Tensor]:
     """By site, the stream at some positions of tokens [n, pos]: [n, *positions.shape, d_model]."""
+    checked_positions(positions.flatten(), tokens.shape[1])
     return activations(model, tokens, list(sites(model).values()), lambda x: x[:, positions])
 
 
@@ -108,8 +110,8 @@ def halves(tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     first: dict[tuple[int, ...], int] = {}  # the first row of each prompt
     for row, prompt in enumerate(tokens.tolist()):
         first.setdefault(tuple(prompt), row)
-    order = torch.randperm(len(first), generator=generator)
-    rows = torch.tensor([first[prompt] for prompt in sorted(first)])[order]
+    order = torch.randperm(len(first), generator=generator, device="cpu")
+    rows = torch.tensor([first[prompt] for prompt in sorted(first)], device="cpu")[order]
     return rows[: len(first) // 2], rows[len(first) // 2 :]
 
 
@@ -130,7 +132,7 @@ def read_at_places(
 ) -> dict[str, Any]:
     """{place: {target: R² by site}, "from_shown_alone": R²} of prompts, fitted on half of them."""
     targets, d = targets_of(examples), examples.difference
-    order = torch.randperm(d.numel(), generator=generator)
+    order = torch.randperm(d.numel(), generator=generator, device="cpu")
     targets["shuffled"] = d.flatten()[order].reshape(d.shape)
     rows = halves(examples.tokens, generator)
     found: dict[str, Any] = {}

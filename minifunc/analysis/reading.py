@@ -21,9 +21,10 @@ from minifunc.analysis.probe import held_out, one_hot, r2_together
 from minifunc.analysis.rows import answered
 from minifunc.model import Transformer
 from minifunc.patching import PathPatcher
-from minifunc.support.checks import check_F_range
+from minifunc.support.checks import check_F_range, check_shape, check_sources
 from minifunc.support.hooks import Hooks
 from minifunc.support.names import parse
+from minifunc.support.settled import settled
 from minifunc.support.tables import rounded, table, table_of_heads
 
 INPUTS = ("q", "k", "v", "qk")
@@ -39,6 +40,8 @@ def shares(vectors: Tensor, first: Tensor, second: Tensor) -> dict[str, float]:
     (pairs). A cell has weight 1, however many rows it has, so that the labels are independent even
     where they were not drawn so. Raises ValueError where a pair is missing.
     """
+    for labels in (first, second):
+        check_shape("labels", labels, vectors.shape[:-1])
     x = vectors.double().flatten(0, -2)  # [n, width]
     _, i = first.flatten().to(x.device).unique(return_inverse=True)
     _, j = second.flatten().to(x.device).unique(return_inverse=True)
@@ -70,7 +73,7 @@ def _replace(heads: Sequence[str], which: str, other: Mapping[str, Tensor]) -> H
         x[:, :, here] = other[name][:, -x.shape[1] :, here]
         return x
 
-    names = hook_points(heads, *(f"attn.hook_{letter}" for letter in which))
+    names = [name for name in other if name[-1] in which]
     return Hooks(dict.fromkeys(names, replace))
 
 
@@ -86,11 +89,12 @@ def inputs_apart(
     """
     check_F_range(patcher.F_range)
     model, F_contrast = patcher.model, patcher.F_contrast.mean()
+    check_sources(model.cfg.d_vocab, patcher.contrast_tokens, sources, {})
     parts = {head: [head] for head in heads} | {"all": list(heads)}
+    names = hook_points(model, heads, *(f"attn.hook_{letter}" for letter in "qkv"))
     lowest = min(parse(head)[0] for head in heads)
     entry = f"blocks.{lowest}.hook_resid_pre"  # what is below these heads never changes
     _, cache = model.run_with_cache(patcher.contrast_tokens, [entry], patcher.last)
-    names = hook_points(heads, *(f"attn.hook_{letter}" for letter in "qkv"))
     found: dict[str, Any] = {part: {which: {} for which in INPUTS} for part in parts}
     for source, tokens in sources.items():
         _, other = model.run_with_cache(tokens.to(model.device), names)
@@ -119,7 +123,8 @@ def looks_for(
         by_distance                mean attention on an answer whose f(x, y) lies 0, 1, 2, … from
                                    the asked one; null if there is none
     """
-    slots = torch.arange(N_SLOTS)
+    slots = torch.arange(N_SLOTS, device="cpu")
+    check_shape("asked", asked, examples.tokens.shape[:1])
     keys = examples.answers[:, None] - ANSWER + slots  # [n_shots, slot]
     labels = {
         "nearness": examples.expected - asked[:, None],
@@ -128,7 +133,7 @@ def looks_for(
         "difference": examples.difference,
     }
     kinds = ("attn.hook_attn_scores", "attn.hook_pattern")
-    names = hook_points(heads, *kinds)
+    names = hook_points(model, heads, *kinds)
     seen = activations(model, examples.tokens, names, lambda x: x[:, :, -1], last=True)
     report = {}
     for head in heads:
@@ -170,6 +175,7 @@ def _with_every_difference(c: Tensor, d: Tensor) -> Tensor:
     return torch.isin(c, torch.stack(wide))
 
 
+@settled
 @torch.no_grad()
 def hands_over(
     model: Transformer, examples: Examples, numbers: Numbers, heads: Sequence[str]
@@ -191,7 +197,7 @@ def hands_over(
     comparable = _with_every_difference(c, d)
     side_by_side = torch.cat([one_hot(c), one_hot(e)], dim=-1)
     unembed = model.ln_final.w[:, None] * model.unembed.W_U[:, numbers.tokens.to(model.device)]
-    names = hook_points(heads, "hook_resid_pre")
+    names = hook_points(model, heads, "hook_resid_pre")
     streams = activations(model, examples.tokens, names, lambda x: x[:, examples.answers])
     report: dict[str, Any] = {}
     for head in heads:
@@ -212,6 +218,7 @@ def hands_over(
     return rounded(report)
 
 
+@settled
 @torch.no_grad()
 def wrote(
     model: Transformer, examples: Examples, x: Tensor, y: Tensor, heads: Sequence[str]
@@ -223,7 +230,7 @@ def wrote(
     f(x, y) and c can be read off z, on the half of the prompts that was not fitted.
     """
     targets = torch.stack([examples.expected, examples.shown], dim=-1)
-    names = hook_points(heads, "attn.hook_z")
+    names = hook_points(model, heads, "attn.hook_z")
     found = activations(model, examples.tokens, names, lambda x: x[:, examples.answers])
     report = {}
     for head in heads:

@@ -44,7 +44,8 @@ def as_lists(effects: Effects) -> dict[str, Any]:
 
 def as_effects(lists: dict[str, Any]) -> Effects:
     """r values from circuit.json; the values of single prompts are not kept there."""
-    return Effects(*(torch.tensor(lists[name]) for name in ("heads", "mlps", "embedding")))
+    r = [np.array(lists[name]) for name in ("heads", "mlps", "embedding")]
+    return Effects(*map(torch.from_numpy, r))
 
 
 def direct(patchers: Mapping[str, PathPatcher]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def previous_token_score(model: Transformer, tokens: Tensor, answers: Tensor) ->
 
 def function_induction_score(model: Transformer, tokens: Tensor, answers: Tensor) -> Tensor:
     """tokens [n_prompts, pos], which end with the last `=`; answers [n_shots]: as above."""
-    return attention_to(model, tokens, torch.tensor([tokens.shape[1] - 1]), answers[None])
+    return attention_to(model, tokens, answers.new_tensor([tokens.shape[1] - 1]), answers[None])
 
 
 def copy_induction_score(
@@ -53,7 +53,8 @@ def copy_induction_score(
 
     Raises ValueError where the token at a query does not stand `period` before it as well.
     """
+    found = attention_to(model, tokens, queries, queries[:, None] - period + 1)
     if queries.min() < period or not torch.equal(tokens[:, queries], tokens[:, queries - period]):
         said = "the tokens do not repeat themselves"
         raise ValueError(f"{said} after {period} positions at these queries")
-    return attention_to(model, tokens, queries, queries[:, None] - period + 1)
+    return found

@@ -79,7 +79,7 @@ def donors(language: Language, pairs: Any) -> Tensor:
     """For each contrast prompt another with the same k and answer, if any: [n_prompts, pos]."""
     n, generator = len(pairs.contrast), Generator().manual_seed(len(pairs.contrast))
     pool = language.evaluation_pairs(pairs.task, pairs.k, pairs.shots, 20 * n, generator)
-    chosen = torch.zeros(n, dtype=torch.int64)
+    chosen = torch.zeros(n, dtype=torch.int64, device="cpu")
     for answer in pairs.contrast_answers.unique():
         mine = (pairs.contrast_answers == answer).nonzero()[:, 0]
         theirs = (pool.contrast_answers == answer).nonzero()[:, 0]
@@ -96,14 +96,11 @@ def reuse(
     shots: int,
     generator: Generator,
 ) -> list[dict[str, Any]]:
-    """`reuse_rows` of each (task, k) that has prompts; sums in base k by whether they carry."""
+    """`reuse_rows` of each (task, k); sums in base k by whether they carry."""
     drawn = [random_group(heads, model.cfg.n_heads, generator) for _ in range(N_DRAWS)]
     found = []
     for task, k in questions:
-        try:
-            pairs = language.evaluation_pairs(task, k, shots, N_REUSED, generator)
-        except ValueError:
-            continue
+        pairs = language.evaluation_pairs(task, k, shots, N_REUSED, generator)
         kinds = {"all": pairs.carry}
         if language.TASKS[task].wrapper == "base":
             kinds = {"carry": pairs.carry, "no carry": ~pairs.carry}
@@ -144,8 +141,8 @@ def writings(
     if study.task not in language.ON_NUMBERS:
         return {}
     n, gathering = study.prompts, gathering if study.task == "addition" else []
-    tokens = torch.tensor([language.TOKEN[str(number)] for number in language.NUMBERS])
-    numbers = function_vectors.Numbers(tokens, language.NUMBERS[0])
+    ids = [language.TOKEN[str(number)] for number in language.NUMBERS]
+    numbers = function_vectors.Numbers(torch.tensor(ids, device="cpu"), language.NUMBERS[0])
     asking = {}
     for shift in language.SHIFTS:
         p = replace(study, k=shift).pairs(3 * n, generator)
@@ -159,7 +156,7 @@ def writings(
     sources["same_k"] = p.contrast.roll(1, 0)
     enough = max(n, -(-N_EXAMPLES // (len(language.SHIFTS) * study.shots)))  # prompts of each k
     shown, query = examples(language, [study.task], study.shots, enough, generator)
-    order = torch.randperm(len(query), generator=generator)
+    order = torch.randperm(len(query), generator=generator, device="cpu")
     shown = shown.rows(order)
     x, y = (shown.tokens[:, shown.answers + offset] - language.ZERO for offset in (-4, -2))
     found["reading"] = {

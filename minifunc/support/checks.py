@@ -5,6 +5,7 @@ import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from itertools import product
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -52,7 +53,36 @@ def check_ids(name: str, ids: Tensor, d_vocab: int) -> None:
     if ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name} must be int64 (or int32), not {ids.dtype}")
     if ids.device.type == "cpu" and ids.numel() and (ids.min() < 0 or ids.max() >= d_vocab):
-        raise ValueError(f"{name} must be tokens, from 0 to {d_vocab - 1}")
+        must = f"{name} must be tokens, from 0 to {d_vocab - 1}"
+        raise ValueError(f"{must}, not from {ids.min()} to {ids.max()}")
+
+
+def check_layer(layer: int, n_layers: int) -> int:
+    """The layer. Raises ValueError unless the model has it; n_layers is its end."""
+    if not 0 <= layer <= n_layers:
+        raise ValueError(f"layer must be from 0 to {n_layers}, not {layer!r:.60}")
+    return layer
+
+
+def token_list(tokens: Tensor, d_vocab: int) -> list[int]:
+    """Token ids [pos] as a list. Raises ValueError unless they are tokens of the vocabulary."""
+    check_shape("tokens", tokens, tokens.shape[:1])
+    check_ids("tokens", tokens, d_vocab)
+    return [int(token) for token in tokens]
+
+
+def counted(name: str, number: int, least: int = 1) -> int:
+    """The number. Raises ValueError unless it is a whole one, and not below `least`."""
+    if isinstance(number, bool) or not isinstance(number, Integral) or number < least:
+        raise ValueError(f"{name} must be a whole number from {least}, not {number!r:.60}")
+    return int(number)
+
+
+def numerals(value: Tensor, k: Tensor | int) -> Tensor:
+    """The values. Raises ValueError for one that is not from 0 to 10 k - 1."""
+    if not ((value >= 0) & (value < 10 * k)).all():
+        raise ValueError(f"value must be from 0 to 10 k - 1 for base k, not {value!s:.60}")
+    return value
 
 
 def check_hook_names(names: Iterable[str], known: Collection[str]) -> None:
@@ -86,10 +116,8 @@ def check_pairs(d_vocab: int, base: Tensor, contrast: Tensor, *answers: Tensor) 
 
 def check_answers(d_vocab: int, n_prompts: int, *answers: Tensor) -> None:
     """Raises ValueError unless there is one token of the vocabulary for each prompt."""
-    if any(given.shape != (n_prompts,) for given in answers):
-        shapes = " and ".join(str(list(given.shape)) for given in answers)
-        raise ValueError(f"answers must be [n_prompts] = [{n_prompts}], not {shapes}")
     for given in answers:
+        check_shape("answers", given, [n_prompts])
         check_ids("answers", given, d_vocab)
 
 
@@ -109,7 +137,7 @@ def whole_numbers(positions: Positions) -> tuple[int, ...] | None:
 
 def checked_place(head: int | None, positions: Positions) -> tuple[int, ...] | None:
     """`whole_numbers` of a place in the model. Raises ValueError for a head below 0 too."""
-    if head is not None and head < 0:
+    if head is not None and (isinstance(head, bool) or head < 0):
         raise ValueError(f"no head {head}: heads are counted from 0")
     return whole_numbers(positions)
 
@@ -135,16 +163,15 @@ def ascending(positions: Positions, n_pos: int) -> Tensor:
 def check_source(source: str | Tensor, tokens: Tensor) -> None:
     """Raises ValueError unless senders can send that in place of what they do on `tokens`."""
     if isinstance(source, Tensor):
-        check_shape("source tokens must be", source, tokens)
+        check_shape("source tokens", source, tokens.shape)
     elif source not in ("base", "mean", "zero"):
         raise ValueError(f"source must be 'base', 'mean', 'zero' or tokens, not {source!r}")
 
 
-def check_shape(must_be: str, source: Tensor, tokens: Tensor) -> None:
-    """Raises ValueError unless a source has one prompt for each of `tokens`, as long."""
-    if source.shape != tokens.shape:
-        wanted = f"{list(tokens.shape)} like the prompts"
-        raise ValueError(f"{must_be} {wanted}, not {list(source.shape)}")
+def check_shape(name: str, given: Tensor, shape: Sequence[int]) -> None:
+    """Raises ValueError unless `given` has this shape: nothing is stretched to fit."""
+    if given.shape != tuple(shape):
+        raise ValueError(f"{name} must be of shape {list(shape)}, not {list(given.shape)}")
 
 
 def check_sources(
@@ -154,7 +181,7 @@ def check_sources(
     same positions in at least one prompt."""
     check_tokens(tokens, d_vocab)
     for name, source in sources.items():
-        check_shape(f"the source {name!r} must be tokens of shape", source, tokens)
+        check_shape(f"the source {name!r}", source, tokens.shape)
     for name, source in means.items():
         if source.ndim != 2 or not len(source) or source.shape[1] != tokens.shape[1]:
             must = f"must be tokens [any number, {tokens.shape[1]}] like the prompts"
@@ -182,6 +209,26 @@ def _has_receiver(cfg: Any, hooks: Collection[str], receiver: Any) -> bool:
     has_head = receiver.head is None or 0 <= receiver.head < cfg.n_heads
     is_input = receiver.head is None or receiver.which in ("q", "k", "v")
     return receiver.hook in hooks and has_head and is_input
+
+
+def answers_seen(tokens: Tensor, answers: Positions, operands: Sequence[int]) -> Tensor:
+    """Positions of answers [n_shots] int64. Raises ValueError for none, for one that tokens
+    [n_prompts, pos] do not have, and where an operand, so far before, would lie outside."""
+    check_shape("tokens", tokens, tokens.shape[:2])
+    chosen = checked_positions(answers, tokens.shape[1])
+    far = max([1, *(counted("operands", back) for back in operands)])
+    if not len(tokens) or not chosen or min(chosen) < far:
+        needs = f"at least one prompt, and answers at positions from {far}"
+        raise ValueError(f"{needs}: not {len(tokens)} and {list(chosen)!s:.60}")
+    return torch.tensor(chosen, dtype=torch.int64)
+
+
+def readers_in(effects: Mapping[str, Any], fi: Sequence[str]) -> list[str]:
+    """The heads `fi`, and all together. Raises ValueError for one of which nothing was swept."""
+    missing = [head for head in fi if effects and f"{head}.v" not in effects]
+    if missing:
+        raise ValueError(f"no effects on the head {missing[0]!r}, only on {', '.join(effects)}")
+    return [*fi, "function_induction"]
 
 
 def check_F_range(F_range: float) -> None:
@@ -256,10 +303,10 @@ def check_request(tasks: Mapping[str, Any], task: str, k: int, counts: tuple[int
     if task not in tasks:
         raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(tasks)}")
     ks, kind = tasks[task].ks, "bases" if tasks[task].wrapper == "base" else "shifts"
-    if k not in ks:
+    if k not in ks or not isinstance(k, Integral):
         known = f"which for {task} holds {kind} from {ks[0]} to {ks[-1]}"
         raise ValueError(f"k = {k} is outside the vocabulary, {known}")
-    if min(counts) < 1:
+    if not all(isinstance(n, Integral) for n in counts) or min(counts) < 1:
         found = " and ".join(map(str, counts))
         raise ValueError(f"at least one prompt and one shot are needed, not {found}")
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from minifunc.model import ModelConfig
 
+NOTHING = torch.empty(0, dtype=torch.float64, device="cpu")
 Row = tuple[int, ...]  # who sends together, as places in `Senders.names`, ascending
 
 
@@ -25,8 +26,8 @@ class Effects:
     heads: Tensor
     mlps: Tensor
     embedding: Tensor
-    per_prompt: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
-    r: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    per_prompt: Tensor = field(default=NOTHING, repr=False)
+    r: Tensor = field(default=NOTHING, repr=False)
 
     def named(self, strongest_first: bool = False) -> dict[str, float]:
         """r by name: {"embedding": …, "0.0": …, "0.1": …, "mlp0": …, "1.0": …}, from below up; or
@@ -82,12 +83,12 @@ class Senders:
 
     def effects(self, rows: Sequence[Row], change_of_F: Tensor, r: Tensor) -> Effects:
         """F_patched - F_contrast [n_senders, n_prompts] and r [n_senders] of rows, laid out."""
-        single = torch.full([len(self.names)], torch.nan, dtype=r.dtype)
+        single = r.new_full([len(self.names)], torch.nan)
         for row, members in enumerate(rows):
             if len(members) == 1:
                 single[members[0]] = r[row]
         n_layers, n_heads = self.cfg.n_layers, self.cfg.n_heads
         by_layer = single[1:].unflatten(0, (n_layers, -1))  # [n_layers, n_heads (+ 1)]
-        no_mlps = torch.zeros(n_layers, dtype=r.dtype)
+        no_mlps = r.new_zeros(n_layers)
         mlps = by_layer[:, n_heads] if self.cfg.has_mlp else no_mlps
         return Effects(by_layer[:, :n_heads], mlps, single[0], change_of_F, r)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minifunc.model import Transformer
+from minifunc.support.checks import check_answers, check_tokens
 from minifunc.support.hooks import Hooks
 from minifunc.support.processes import all_sum, share
 
@@ -21,6 +22,7 @@ ROWS = 512  # prompts in one pass: enough to keep every core busy, small enough 
 def last_logits(model: Transformer, tokens: Tensor, hooks: Hooks | None = None) -> Tensor:
     """tokens [n_prompts, pos] int64 → logits at the last position, [n_prompts, d_vocab]. Hooks see
     all prompts at once."""
+    check_tokens(tokens, model.cfg.d_vocab)
     last = torch.tensor([tokens.shape[1] - 1], device=model.device)
     rows = tokens.split(len(tokens) if hooks else ROWS)
     return torch.cat([model(part.to(model.device), last, hooks)[:, 0] for part in rows])
@@ -29,7 +31,8 @@ def last_logits(model: Transformer, tokens: Tensor, hooks: Hooks | None = None) 
 def answers_right(model: Transformer, tokens: Tensor, answers: Tensor) -> Tensor:
     """1 where tokens [n_prompts, pos] are answered with `answers`, else 0: [n_prompts] float64.
     Several processes share the prompts."""
-    right = torch.zeros(len(tokens), dtype=torch.float64)
+    check_answers(model.cfg.d_vocab, len(tokens), answers)
+    right = torch.zeros(len(tokens), dtype=torch.float64, device="cpu")
     given = last_logits(model, share(tokens)).argmax(-1).cpu()
     share(right)[:] = (given == share(answers)).double()
     all_sum(right)
@@ -71,6 +74,7 @@ def accuracy(logits: Tensor, answers: Tensor) -> float:
     >>> accuracy(torch.tensor([[0.0, 2.0], [3.0, 1.0]]), torch.tensor([1, 1]))
     0.5
     """
+    check_answers(logits.shape[-1], len(logits), answers)
     return (logits.argmax(-1) == answers.to(logits.device)).cpu().double().mean().item()
 
 

@@ -1,16 +1,19 @@
 """Names of nodes: "embedding", "3.1" (a head: its layer and its index), "mlp2"."""
 
+import re
 from collections.abc import Iterable
 
 Head = tuple[int, int]
 
 
 def parse(head: str) -> Head:
-    """The layer and the index of a head by name.
+    """The layer and the index of a head by name. Raises ValueError for what is none.
 
     >>> parse("3.14")
     (3, 14)
     """
+    if not re.fullmatch(r"\d+\.\d+", head):
+        raise ValueError(f"no head {head!r:.60}: heads are named like '3.1'")
     layer, index = head.split(".")
     return int(layer), int(index)
 

@@ -67,7 +67,7 @@ def all_sum(*tensors: Tensor) -> None:
 
 def any_process(flag: bool) -> bool:
     """Whether `flag` is true in one process at least."""
-    count = torch.tensor([int(flag)])
+    count = torch.tensor([int(flag)], device="cpu")
     all_sum(count)
     return count.item() > 0
 

@@ -15,7 +15,7 @@ def integers(
     >>> integers(3, 5, (6,), Generator().manual_seed(0))
     tensor([4, 4, 3, 4, 4, 4])
     """
-    drawn = torch.rand(size, generator=generator, dtype=torch.float64)
+    drawn = torch.rand(size, generator=generator, dtype=torch.float64, device="cpu")
     return low + (drawn * (high - low)).long()
 
 
@@ -33,8 +33,8 @@ def evenly(drawn: Tensor, values: Tensor) -> Tensor:
 def permuted(x: Tensor, n: int, generator: Generator) -> Tensor:
     """x [n_rows, n_examples] from 0 to n - 1, changed by a random permutation of these numbers.
     Every row has a permutation of its own."""
-    permutation = torch.rand(len(x), n, generator=generator).argsort(1)  # [n_rows, n]
-    return permutation.gather(1, x)
+    keys = torch.rand(len(x), n, generator=generator, dtype=torch.float32, device="cpu")
+    return keys.argsort(1).gather(1, x)
 
 
 def all_so_far(holds: Tensor, asked: Tensor) -> Tensor:

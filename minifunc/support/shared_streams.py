@@ -15,6 +15,7 @@ from minifunc.model import Transformer
 from minifunc.support.evaluation import ROWS
 from minifunc.support.hooks import Hooks
 from minifunc.support.names import Head
+from minifunc.support.settled import settled
 
 KEPT_BYTES = 64 * 2**20  # of streams that are kept, so that they need not be run again
 Replaced = tuple[tuple[int, ...], ...]  # for each block, from the lowest: the heads replaced there
@@ -67,6 +68,7 @@ class SharedStreams:
         self.most_kept = KEPT_BYTES // (2 * of_a_pass)
         self.kept: dict[tuple[_Pass, Replaced], tuple[Tensor, Tensor]] = {}
 
+    @settled
     @torch.no_grad()
     def logits(
         self, groups: Sequence[Sequence[Head]], how: str, positions: tuple[int, ...]

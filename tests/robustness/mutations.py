@@ -18,7 +18,7 @@ import pytest
 import torch  # noqa: F401  (so that no run of the tests has to)
 
 ROOT = Path(__file__).parents[2]
-LEAST = 95  # caught, for exit code 0 of a run over all faults
+LEAST = 103  # caught, for exit code 0 of a run over all faults
 THE_LIST = "tests/robustness/test_mutations.py"  # which would notice every fault
 
 
@@ -611,8 +611,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/support/rows.py",
-        old="permutation = torch.rand(len(x), n, generator=generator).argsort(1)",
-        new="permutation = torch.rand(1, n, generator=generator).argsort(1).expand(len(x), -1)",
+        old="return keys.argsort(1).gather(1, x)",
+        new="return keys[:1].argsort(1).expand(len(x), -1).gather(1, x)",
         breaks="all relabelled documents of a batch have one permutation",
         tests="stated_draws",
     ),
@@ -666,9 +666,9 @@ FAULTS = [
         tests="stated",
     ),
     Fault(
-        "minifunc/circuit.py",
-        old='readers = [*fi, "function_induction"]',
-        new="readers = [*fi]",
+        "minifunc/support/checks.py",
+        old='return [*fi, "function_induction"]',
+        new="return [*fi]",
         breaks="what only all FI heads together read is in no route",
         tests="stated",
     ),
@@ -756,6 +756,63 @@ FAULTS = [
         new="$(value $(1))",
         breaks="make takes a path with a space for two",
         tests="makefile",
+    ),
+    # ---- what is set around a call, and wrong arguments
+    Fault(
+        "minifunc/support/settled.py",
+        old='            torch.autocast("cpu", enabled=False),\n',
+        new="",
+        breaks="autocast on a CPU makes exact numbers coarse",
+        tests="public",
+    ),
+    Fault(
+        "minifunc/support/rows.py",
+        old='generator=generator, dtype=torch.float32, device="cpu")',
+        new='generator=generator, device="cpu")',
+        breaks="another default dtype draws other permutations from the same seed",
+        tests="public",
+    ),
+    Fault(
+        "minifunc/analysis/completeness.py",
+        old='generator=generator, dtype=torch.float32, device="cpu") < 0.5',
+        new='generator=generator, device="cpu") < 0.5',
+        breaks="another default dtype draws other random circuits from the same seed",
+        tests="public",
+    ),
+    Fault(
+        "minifunc/analysis/attribution.py",
+        old="[runs.prompts].clone()",
+        new="[runs.prompts]",
+        breaks="attribution fails on tokens that were made in inference mode",
+        tests="public",
+    ),
+    Fault(
+        "minifunc/support/evaluation.py",
+        old="    check_answers(logits.shape[-1], len(logits), answers)\n",
+        new="",
+        breaks="one answer is stretched over all prompts",
+        tests="refused",
+    ),
+    Fault(
+        "minifunc/support/checks.py",
+        old="    if not len(tokens) or not chosen or min(chosen) < far:",
+        new="    if not len(tokens) or not chosen:",
+        breaks="operands before the beginning are looked for at the end",
+        tests="refused",
+    ),
+    Fault(
+        "minifunc/support/names.py",
+        old='r"\\d+\\.\\d+"',
+        new='r"-?\\d+\\.-?\\d+"',
+        breaks="head -1 is taken for the last one",
+        tests="refused",
+    ),
+    Fault(
+        "minifunc/support/checks.py",
+        old="if any(isinstance(position, bool) for position in given):",
+        new="if False:",
+        breaks="True is taken for position 1",
+        tests="refused",
     ),
 ]
 
