@@ -174,6 +174,7 @@ def test_snapshots_are_the_weights_after_their_steps(tmp_path):
     assert not torch.equal(first["embed.W_E"], last["embed.W_E"])
 
 
+@pytest.mark.slow
 def test_a_silenced_head_stays_silent_also_over_a_kill(tmp_path, monkeypatch):
     """Heads are silenced at step 2 or 4, by score; a run killed in between does the same."""
     criteria = replace(measure.CRITERIA, looks_at_previous=0.055)
@@ -448,7 +449,7 @@ def command(name, out):
     return main(MODULES[name].EXPERIMENT, ["--quick", "--out", str(out), *SOME[name]])
 
 
-SLOWER = dict.fromkeys(("diets", "universality"), pytest.mark.slow)
+SLOWER = dict.fromkeys(("diets", "interventions", "universality"), pytest.mark.slow)
 
 
 def rows_of(name, out):
