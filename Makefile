@@ -75,7 +75,7 @@ figures: .venv/ready  ## draw docs/figures/ from results/ and OUT (gets matplotl
 
 ##@ For developers
 
-test: .venv/ready  ## run the tests, about a minute
+test: .venv/ready  ## run the tests: a minute and a half
 	$(PY) -m pytest $(ARGS)
 
 test-slow: .venv/ready  ## the others: kills, damaged files, processes (minutes)
