@@ -17,7 +17,7 @@ from torch.testing import assert_close
 import tasks
 import train
 from minifunc.model import ModelConfig, Transformer
-from minifunc.support import evaluation
+from minifunc.support import evaluation, runs
 from minifunc.support import processes as support
 from minifunc.support.errors import UserError
 from minifunc.support.files import load_json, load_lines
@@ -44,11 +44,10 @@ def studies(tmp_path_factory):
     assert (pair / "facts0.json").exists() and (pair / "facts1.json").exists(), ran.stderr
     with pytest.MonkeyPatch.context() as restore:
         restore.setattr(train, "evaluate", train.evaluate)
-        try:
-            together.quick()
-            assert together.study(one) == [0, 130, 0, 0]
-        finally:
-            torch.set_default_dtype(torch.float32)
+        restore.setattr(train, "Transformer", train.Transformer)
+        restore.setattr(runs, "Transformer", runs.Transformer)
+        together.quick()
+        assert together.study(one) == [0, 130, 0, 0]
     return one, pair, ran
 
 
