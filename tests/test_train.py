@@ -160,7 +160,6 @@ def write_fails(monkeypatch, number, fault):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [5, 6, 7])  # after config.json and the three files of step 3
 def test_a_second_ctrl_c_while_a_file_is_written_leaves_the_last_good_state(
     tmp_path, monkeypatch, capsys, no_table, whole, number
