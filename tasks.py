@@ -120,7 +120,7 @@ LETTERED = torch.tensor([symbol in TO_LETTERS for symbol in SYMBOLS], device="cp
 
 
 def in_base(value: Tensor, k: Tensor | int) -> Tensor:
-    """What the numeral in base k reads as in base 10: of 11 in base 8, 13. For values < 10 k."""
+    """What the numeral in base k reads as in base 10: of 11 in base 8, 13. For values < k * k."""
     return checks.numerals(value, k) + (10 - k) * (value // k)
 
 

@@ -61,7 +61,7 @@ class Ablator:
 
     def _read(self, tokens: Tensor) -> None:
         """Takes these as the prompts."""
-        self.tokens = tokens.to(self.model.device)
+        self.tokens = tokens.to(self.model.device).clone()
         self.n_prompts, self.n_pos = tokens.shape
         self._streams = SharedStreams(self.model, tokens, self.sent)
 
@@ -69,7 +69,7 @@ class Ablator:
     def on(self, tokens: Tensor) -> "Ablator":
         """The same replacements in other prompts, as many and as long."""
         other = copy.copy(self)
-        other._read(tokens)
+        other._read(checks.alike(tokens, self.tokens))
         return other
 
     @settled

@@ -177,7 +177,7 @@ def discover(
     may pass through it too, so it then shows a part of what is already counted.
     """
     # 1. Which nodes write the answer? What do the heads among them look at?
-    first = patchers["answers"]
+    first = checks.same_prompts(patchers, list(ROUTES.values()))["answers"]
     attention = attention_shares(first.model, first.contrast_tokens, answers, operands)
     effects = {name: {"logits": patcher.sweep(Logits())} for name, patcher in patchers.items()}
     groups = direct_groups(effects["answers"]["logits"].heads, attention, criteria)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from minifunc.model import Transformer
-from minifunc.support.checks import Positions, checked_place, checked_positions
+from minifunc.support.checks import Positions, alike, checked_place, checked_positions
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Place:
         positions = list(checked_positions(self.positions, activation.shape[1]))
         place = (slice(None), positions) + (() if self.head is None else (self.head,))
         activation = activation.clone()
-        activation[place] = value.view_as(activation)[place]  # raises if of another shape
+        activation[place] = alike(value, activation)[place]
         return activation
 
 
@@ -94,7 +94,7 @@ def path_patch(
     for place in senders:
         before = frozen.get(place.hook, contrast[place.hook])
         frozen[place.hook] = place.put(before, sent[place.hook])
-    read = {}
+    read, receivers = {}, list(receivers)
 
     def freeze_and_note(activation: Tensor, name: str) -> Tensor:
         read[name] = frozen.get(name, activation)
@@ -119,7 +119,7 @@ def effect(patched: Tensor, contrast: Tensor, base: Tensor, answers: Tensor) -> 
     int64: the base and the contrast answer."""
 
     def F(logits: Tensor) -> Tensor:
-        of_base, of_contrast = logits.gather(1, answers).unbind(1)
+        of_base, of_contrast = torch.take_along_dim(logits, answers, dim=1).unbind(1)
         return (of_base - of_contrast).mean()
 
     return ((F(patched) - F(contrast)) / (F(contrast) - F(base))).item()

@@ -273,7 +273,7 @@ class Transformer(Hooked):
         The last block alone can skip the others: there q, pattern, z and all after them have
         `query` rows. Raises ValueError for tokens or positions that don't fit."""
         checks.check_tokens(tokens, self.cfg.d_vocab, self.cfg.n_ctx)
-        hooks = hooks or Hooks()
+        hooks = self.known(hooks)
         resid = hooks(self.embed(tokens), "hook_embed")  # [batch, pos, d_model]
         if self.cfg.positions == "learned":
             pos_embed = self.pos_embed(tokens.shape[1]).expand_as(resid)

@@ -24,8 +24,9 @@ from minifunc.analysis import (
     scores,
     study,
 )
-from minifunc.patching import HeadInput, MLPInput, Resid
+from minifunc.patching import HeadInput, Logits, MLPInput, PathPatcher, Resid
 from minifunc.support import evaluation, names, runs
+from minifunc.support.hooks import Hooks
 
 # ---------------------------------------------------------------- hooks
 
@@ -237,7 +238,7 @@ REFUSED = {
     "examples True": (lambda w: sampled(4, True), "n_examples must be .* not True"),
     "shots -1": (lambda w: tasks.n_tokens(-1), "shots must be a whole number from 0, not -1"),
     "answers -1": (lambda w: tasks.answer_positions(-1), "n_examples must be .* from 0, not -1"),
-    "numeral 100": (lambda w: tasks.in_base(ids(9, 100), 8), "value must be from 0 to 10 k - 1"),
+    "numeral 100": (lambda w: tasks.in_base(ids(9, 100), 8), "value must be from 0 to k \\* k - 1"),
     "numeral -3": (lambda w: tasks.in_base(ids(-3), 8), "value must be from 0 .*-3"),
     "base 0": (lambda w: tasks.in_base(ids(3), 0), "value must be from 0"),
     "token -1": (
@@ -273,7 +274,7 @@ REFUSED = {
     ),
     "answer 2": (
         lambda w: circuit.attention_shares(w.model, w.tokens, ids(2)),
-        r"answers at positions from 4: not 6 and \[2\]",
+        r"answers at distinct positions from 4: not 6 and \[2\]",
     ),
     "no answers": (lambda w: circuit.attention_shares(w.model, w.tokens, []), r"not 6 and \[\]"),
     "no prompts": (
@@ -384,7 +385,63 @@ REFUSED = {
         lambda w: Ablator(w.model, w.tokens, {}, {"m": w.tokens[:, 1:]}),
         r"the mean source 'm' must be tokens \[any number, 17\]",
     ),
+    "other prompts": (lambda w: w.ablator().on(w.tokens[:3]), r"must be of shape \[6, 17\]"),
+    "a name twice": (
+        lambda w: Ablator(w.model, w.tokens, {"m": w.tokens}, {"m": w.tokens}),
+        "no source named twice",
+    ),
+    "answers twice": (
+        lambda w: circuit.attention_shares(w.model, w.tokens, [5, 5, 11]),
+        "distinct positions",
+    ),
+    "contrast": (
+        lambda w: circuit.discover(
+            {"answers": w.patcher(), "operand": w.patcher()}, w.places, EASY
+        ),
+        "patchers must be by",
+    ),
+    "other semantics": (
+        lambda w: circuit.discover(
+            {"answers": w.patcher(), "operands": w.patcher(freeze_mlps=True)}, w.places, EASY
+        ),
+        "'operands' must be of the same model",
+    ),
+    "a misspelt hook": (
+        lambda w: w.model(w.tokens, None, Hooks({"blocks.0.attn.hook_zz": lambda x, name: x})),
+        "no hook point 'blocks.0.attn.hook_zz'",
+    ),
+    "another shape is sent": (
+        lambda w: definition.sender("mlp1").put(torch.zeros(2, 3, 4), torch.zeros(3, 2, 4)),
+        r"must be of shape \[2, 3, 4\], not \[3, 2, 4\]",
+    ),
+    "layer -1": (lambda w: w.model.run_from(w.stream(), -1), "layer must be from 0 to 2, not -1"),
 }
+
+
+def test_receivers_of_the_definition_are_read_once_and_answers_fit_the_prompts(w):
+    _, sent = w.model.run_with_cache(w.p.base)
+    receivers = [definition.receiver("logits", 2)]
+    patched = [
+        definition.path_patch(w.model, w.tokens, sent, [definition.sender("0.1")], given)
+        for given in (receivers, iter(receivers))
+    ]
+    assert torch.equal(*patched)
+    with pytest.raises(RuntimeError):
+        definition.effect(patched[0], patched[0], patched[0], torch.stack(w.answers, 1)[:3])
+
+
+def test_prompts_are_kept_however_the_caller_s_change(w):
+    given = [tokens.clone() for tokens in w.prompts]
+    patcher = PathPatcher(w.model, *given, *w.answers)
+    ablator = Ablator(w.model, given[1], {"base": given[0]})
+    before = ablator.logits_plainly(GROUP, "base")
+    for tokens in given:
+        tokens.fill_(5)
+    for source in ("base", "mean"):
+        assert torch.equal(
+            patcher.sweep(Logits(), source=source).r, w.patcher().sweep(Logits(), source=source).r
+        )
+    assert torch.equal(ablator.logits_plainly(GROUP, "base"), before)
 
 
 @pytest.mark.parametrize("wrong", REFUSED)

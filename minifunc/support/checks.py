@@ -79,9 +79,9 @@ def counted(name: str, number: int, least: int = 1) -> int:
 
 
 def numerals(value: Tensor, k: Tensor | int) -> Tensor:
-    """The values. Raises ValueError for one that is not from 0 to 10 k - 1."""
-    if not ((value >= 0) & (value < 10 * k)).all():
-        raise ValueError(f"value must be from 0 to 10 k - 1 for base k, not {value!s:.60}")
+    """The values. Raises ValueError for one that has not one or two digits in base k."""
+    if not ((value >= 0) & (value < k * k)).all():
+        raise ValueError(f"value must be from 0 to k * k - 1 for base k, not {value!s:.60}")
     return value
 
 
@@ -174,12 +174,23 @@ def check_shape(name: str, given: Tensor, shape: Sequence[int]) -> None:
         raise ValueError(f"{name} must be of shape {list(shape)}, not {list(given.shape)}")
 
 
+def alike(given: Tensor, other: Tensor) -> Tensor:
+    """What was given. Raises ValueError unless it has the shape of the other."""
+    check_shape("what is put in place of another", given, other.shape)
+    return given
+
+
 def check_sources(
     d_vocab: int, tokens: Tensor, sources: Mapping[str, Tensor], means: Mapping[str, Tensor]
 ) -> None:
     """Raises ValueError unless sources have the shape of tokens [n_prompts, pos], and means the
     same positions in at least one prompt."""
     check_tokens(tokens, d_vocab)
+    twice = sorted(sources.keys() & means.keys())
+    if twice or not len(tokens):
+        raise ValueError(
+            f"there must be prompts, and no source named twice: {len(tokens)}, {twice}"
+        )
     for name, source in sources.items():
         check_shape(f"the source {name!r}", source, tokens.shape)
     for name, source in means.items():
@@ -217,8 +228,8 @@ def answers_seen(tokens: Tensor, answers: Positions, operands: Sequence[int]) ->
     check_shape("tokens", tokens, tokens.shape[:2])
     chosen = checked_positions(answers, tokens.shape[1])
     far = max([1, *(counted("operands", back) for back in operands)])
-    if not len(tokens) or not chosen or min(chosen) < far:
-        needs = f"at least one prompt, and answers at positions from {far}"
+    if not len(tokens) or not chosen or min(chosen) < far or len(set(chosen)) < len(chosen):
+        needs = f"at least one prompt, and answers at distinct positions from {far}"
         raise ValueError(f"{needs}: not {len(tokens)} and {list(chosen)!s:.60}")
     return torch.tensor(chosen, dtype=torch.int64)
 
@@ -229,6 +240,20 @@ def readers_in(effects: Mapping[str, Any], fi: Sequence[str]) -> list[str]:
     if missing:
         raise ValueError(f"no effects on the head {missing[0]!r}, only on {', '.join(effects)}")
     return [*fi, "function_induction"]
+
+
+def same_prompts(patchers: Mapping[str, Any], known: Sequence[str]) -> Mapping[str, Any]:
+    """The patchers, by contrast. Raises ValueError for a contrast that is not known, or unless all
+    are of one model, the same contrast prompts, and the same semantics."""
+    first = patchers.get("answers")
+    if first is None or not patchers.keys() <= set(known):
+        raise ValueError(f'patchers must be by {known}, "answers" among them, not {list(patchers)}')
+    for name, other in patchers.items():
+        same = other.model is first.model and other.freeze_mlps == first.freeze_mlps
+        if not same or not torch.equal(other.contrast_tokens, first.contrast_tokens):
+            what = "of the same model, contrast prompts and freeze_mlps"
+            raise ValueError(f"the patcher {name!r} must be {what} as the others")
+    return patchers
 
 
 def check_F_range(F_range: float) -> None:

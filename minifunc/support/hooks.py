@@ -67,6 +67,12 @@ class Hooked(nn.Module):
             names += [f"blocks.{layer}.{name}" for name in [*block, "hook_resid_post"]]
         return [*names, "ln_final.hook_normalized"]
 
+    def known(self, hooks: Hooks | None) -> Hooks:
+        """The hooks, or none. Raises ValueError for a name that is no hook point."""
+        if hooks is not None and (hooks.functions or hooks.keep):
+            check_hook_names([*hooks.functions, *hooks.keep], self.hook_names())
+        return hooks or Hooks()
+
     def run_with_hooks(
         self, tokens: Tensor, hooks: Mapping[str, Hook], positions: Positions = None
     ) -> Tensor:
@@ -80,7 +86,6 @@ class Hooked(nn.Module):
         >>> logits.shape, torch.equal(logits, model(tokens))
         (torch.Size([1, 3, 9]), False)
         """
-        check_hook_names(hooks, self.hook_names())
         return self(tokens, positions, Hooks(hooks))
 
     def run_with_cache(
@@ -96,7 +101,6 @@ class Hooked(nn.Module):
         """
         names = self.hook_names() if names is None else names
         hooks = Hooks(keep=names)
-        check_hook_names(hooks.keep, self.hook_names())
         logits = self(tokens, positions, hooks)
         taken = {weight.untyped_storage().data_ptr() for weight in self.parameters()}
         for name, activation in hooks.kept.items():  # each gets memory of its own, to be edited

@@ -56,7 +56,7 @@ class PairedRuns:
     ) -> None:
         check_pairs(model.cfg.d_vocab, *tokens, *answers)
         self.model, self.cfg, device = model, model.cfg, model.device
-        self.base_tokens, self.contrast_tokens = (each.to(device) for each in tokens)
+        self.base_tokens, self.contrast_tokens = (each.to(device).clone() for each in tokens)
         self.answers = torch.stack(answers, dim=1).to(device).long()  # [n_prompts, 2]
         self.n_prompts, self.n_pos = self.base_tokens.shape
         self.last = [self.n_pos - 1]

@@ -795,8 +795,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/support/checks.py",
-        old="    if not len(tokens) or not chosen or min(chosen) < far:",
-        new="    if not len(tokens) or not chosen:",
+        old=" or min(chosen) < far",
+        new="",
         breaks="operands before the beginning are looked for at the end",
         tests="refused",
     ),
