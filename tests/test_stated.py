@@ -316,7 +316,8 @@ class Traced:
     """Stands in for a patcher of 4 layers × 3 heads: {receiver: {sender: r}}, all others 0.
     Receivers overwritten together are joined by `+`."""
 
-    model = contrast_tokens = None
+    model = freeze_mlps = None
+    contrast_tokens = torch.zeros(1)
 
     def __init__(self, known):
         self.known = known
