@@ -27,6 +27,18 @@ def test_the_answer_and_the_head_that_carried_it_are_told(run, capsys):
     assert "With all that 0.0 send taken from the plain prompt, the answer is 6" in out
 
 
+def test_only_heads_that_bring_the_plain_answer_back_are_swapped(model, monkeypatch):
+    r = dict.fromkeys(ask.all_heads(model.cfg), 0.0) | {"0.0": -0.5, "0.1": 0.5}
+    monkeypatch.setattr(ask.PathPatcher, "sweep", lambda *_: Swept(r))
+    out = ask.answer(model, "1+1=3, 2+2=5, 3+3=")
+    assert "   0.1    50.0" in out and "With all that 0.0 send taken" in out
+
+
+class Swept:
+    def __init__(self, r):
+        self.named = lambda: r
+
+
 def test_without_another_prompt_to_compare_with_heads_are_switched_off(model):
     out = ask.answer(model, "1+1=2, 2+2=4, 3+3=")
     assert "answer  6\n" in out and "switched off" in out

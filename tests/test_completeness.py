@@ -172,7 +172,10 @@ def test_the_keys_of_an_evaluation_of_the_hand_wired_circuit():
     assert result["minimality"] == {"0.0": 1.0, "1.0": 1.0} and result["completeness_gaps"][
         "groups"
     ] == {"function_induction": 0.0, "shown_answer": 0.0}
-    half = evaluate(scores, ["1.0"], {}, scores, torch.Generator().manual_seed(0))
+    fewer = Ablator(two_step_model(), contrast[:1], {"base": base[:1]})
+    search = CircuitScores(fewer, "base", *(given[:1] for given in answers))
+    half = evaluate(scores, ["1.0"], {}, search, torch.Generator().manual_seed(0))
+    assert half["completeness_gaps"]["n_search_prompts"] == 1 and half["n_prompts"] == len(base) > 1
     assert (
         half["faithfulness"] == 0
         and half["circuit_accuracy"] == 0

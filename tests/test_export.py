@@ -171,6 +171,7 @@ def test_a_run_comes_back_from_transformer_lens_bit_for_bit(tmp_path, capsys, br
         ({"state_dict": state | {unembed: "text"}}, str(path)),
         ({"state_dict": biased}, "unembed.b_U is not zero"),
         ({"state_dict": deeper}, "no such part"),
+        ({"state_dict": state | {"blocks.0.attn.W_new": torch.ones(2)}}, "no such part"),
     ):
         save_tensors(path, {"state_dict": state, "run": run} | changed)
         assert_refused(path, "transformer-lens", word, capsys)

@@ -366,3 +366,45 @@ def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(
     lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and says in lines[0] and captured.out == ""
     assert sorted(run.glob("*")) == before
+
+
+def test_each_step_of_a_study_gets_the_prompts_and_positions_that_it_states(monkeypatch, solved):
+    """Circuits are searched for on some prompts and judged on others; ablations go by more; the
+    floor is that of base prompts; readers are replaced up to the last shown answer."""
+    given = {}
+
+    def noted(name, run):
+        def call(*arguments):
+            given[name] = arguments
+            return run(*arguments)
+
+        return call
+
+    for name in ("evaluate_circuits", "readers", "group_ablations"):
+        monkeypatch.setattr(patch, name, noted(name, getattr(patch, name)))
+    drawn = []
+    monkeypatch.setattr(patch.Study, "pairs", keeping(drawn, patch.Study.pairs))
+    low = dict.fromkeys(("solves", "strong", "feeds", "looks_at_answers"), 1e-9)
+    cfg = dataclasses.replace(train.MODEL, n_layers=2, n_heads=2, d_model=16, d_head=8, d_mlp=16)
+    model = Transformer(cfg).requires_grad_(False)
+    patch.trace(model, patch.Study(prompts=6, shots=3), Criteria(**low), lambda *_: None)
+
+    traced, counted, *_ = drawn
+    assert len(traced.base) == 6 and len(counted.base) == patch.N_COUNTED
+    search, judged, *_ = given["evaluate_circuits"]
+    assert torch.equal(search.ablator.tokens, traced.contrast[: patch.N_SEARCH])
+    assert torch.equal(judged.ablator.tokens, counted.contrast[: patch.N_EVALUATED])
+    prompts, shown, *_ = given["readers"]
+    assert prompts is judged and list(shown) == list(range(18))  # the third answer stands at 17
+    contrast, base, fewer = given["group_ablations"][0]
+    assert torch.equal(contrast.ablator.tokens, counted.contrast)
+    assert torch.equal(base.ablator.tokens, counted.base)
+    assert torch.equal(fewer.ablator.tokens, counted.contrast[: patch.N_SEARCH])
+
+
+def keeping(results, function):
+    def call(*arguments):
+        results.append(function(*arguments))
+        return results[-1]
+
+    return call

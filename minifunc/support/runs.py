@@ -136,6 +136,7 @@ class RunFolders:
     results: Path
     is_reference: bool
     notice: str = ""  # what the user should know of the choice
+    asked: Path | None = None  # the run in whose place the reference run is taken
 
     def announce(self) -> None:
         """Prints the notice on stderr, once nothing can be wrong with the flags and the run."""
@@ -149,7 +150,7 @@ class RunFolders:
 
     def makes(self, target: str) -> str:
         """The command that makes a file of this run."""
-        return make_command(target, self.name)
+        return make_command(target, self.asked or self.name)
 
     def to_write(self, name: str) -> Path:
         """The path of a result. Makes its folder; raises UserError where it cannot be written."""
@@ -184,7 +185,7 @@ def chosen_run(arguments: argparse.Namespace) -> RunFolders:
     if not found and may_fall_back and REFERENCE.is_dir():
         said = f"no trained run in {run}: using the reference run"
         said = f"{said}, results go to {REFERENCE_RESULTS}/ ({make} makes a run of your own)"
-        return RunFolders(REFERENCE, REFERENCE_RESULTS, is_reference=True, notice=said)
+        return RunFolders(REFERENCE, REFERENCE_RESULTS, True, said, asked=run)
     if run.resolve() == REFERENCE:
         return RunFolders(run, REFERENCE_RESULTS, is_reference=True)
     if "config.json" in found and "model.pt" not in found:
