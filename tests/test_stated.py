@@ -19,6 +19,7 @@ from minifunc.analysis.rows import circuit_graph
 from minifunc.circuit import Criteria, attention_shares, discover
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import PathPatcher
+from minifunc.report import terminal
 from minifunc.report.accuracy import accuracy_table
 from minifunc.support import evaluation, memory, processes
 from minifunc.support.effects import Effects
@@ -424,3 +425,20 @@ def test_a_node_of_the_graph_tells_its_kind_its_steps_and_all_its_groups(found):
     assert known["2.1"][2] == ["consolidation", "shown_answer"]
     steps = [node["steps"] for node in nodes if node["kind"] != "together"]
     assert steps == sorted(steps)
+
+
+def test_the_heads_reused_are_told_by_the_shifted_answers_of_tasks_that_show_a_shift():
+    """Rows by fours: base prompts, contrast prompts, these without FI heads, without random ones.
+    Sums in base k that carry nothing show no shift, so they are left out."""
+    shares = {"all": (0.0, 1.0, 0.2, 0.9), "carry": (0.0, 0.8, 0.4, 0.7), "no carry": (0.5,) * 4}
+    rows = [{"items": items, "contrast_acc": x} for items, row in shares.items() for x in row]
+    (line,) = terminal.spared({"reuse": rows})
+    assert "2 tasks: shifted answers 0.90, without them 0.30" in line and "random ones 0.80" in line
+    assert terminal.spared({"reuse": rows[8:]}) == []
+
+
+def test_a_shift_of_addition_that_the_diet_shows_is_not_marked_as_never_trained_on():
+    table = {"addition": {str(k): {"8": 1.0} for k in (0, 1, 2)}}
+    diet = replace(tasks.DEFAULT_DIET, shifted_addition=(2,))
+    lines = accuracy_table(table, tasks, diet, [8], 10)[3:]
+    assert ["never trained on" in line for line in lines] == [False, True, False]

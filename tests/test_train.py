@@ -124,6 +124,18 @@ def interrupted(folder, monkeypatch, place, step):
 # ---------------------------------------------------------------- interruption
 
 
+def test_seconds_are_those_of_all_parts_of_a_run(tmp_path, monkeypatch, capsys, no_table):
+    assert interrupted(tmp_path, monkeypatch, "before", 3) == 130
+    state = torch.load(tmp_path / "resume.pt", weights_only=True)
+    torch.save(state | {"seconds": 1000.0}, tmp_path / "resume.pt")
+    assert main(tmp_path, "--resume", "--device", "cpu") == 0
+    assert (
+        1000
+        < json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
+        < 1100
+    )
+
+
 @pytest.mark.parametrize("place", ["before", "after"], ids=lambda place: f"{place} the update")
 @pytest.mark.parametrize("step", [1, 4])
 def test_an_interrupted_run_goes_on_to_the_same_weights_and_metrics(
