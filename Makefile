@@ -75,11 +75,11 @@ figures: .venv/ready  ## draw docs/figures/ from results/ and OUT (gets matplotl
 
 ##@ For developers
 
-test: .venv/ready  ## run the tests: a minute and a half
-	$(PY) -m pytest $(ARGS)
+test: .venv/ready  ## run the tests, in two processes: a minute
+	$(PY) -m tests $(ARGS)
 
 test-slow: .venv/ready  ## the others: kills, damaged files, processes (minutes)
-	$(PY) -m pytest -m slow $(ARGS)
+	$(PY) -m tests -m slow $(ARGS)
 
 .venv/ready-dev: .venv/ready
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev]'
