@@ -143,7 +143,7 @@ class Edges(Side):
 
 def hooked_transformer(model: Transformer) -> "lens.HookedTransformer":
     """Our weights in TransformerLens, on the same device."""
-    config = lens_config(model.cfg) | {"device": str(model.device)}
+    config = lens_config(model.cfg) | {"device": str(model.device), "dtype": model.dtype}
     other = lens.HookedTransformer(lens.HookedTransformerConfig(**config))
     for parameter in other.parameters():
         parameter.data.zero_()  # what we lack (biases) stays zero
