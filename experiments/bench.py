@@ -12,8 +12,8 @@
 
 All sides have the same weights and prompts, and their own two cached runs are counted. The loops
 are timed on paths spread over the model, and scaled to all: every path costs them the same. Sides
-take turns, and times are medians. Exit code 1: numbers of float32 differ by more than 1e-4. `make bench`
-installs the other libraries; without them, their rows are left out.
+take turns, and times are medians. Exit code 1: numbers differ by more than 1e-4 in float32. `make
+bench` installs the other libraries; without them, their rows are left out.
 """
 
 import json
@@ -32,11 +32,12 @@ from tqdm import tqdm
 import tasks
 import train
 from experiments import bench_loops, bench_sweep, bench_train
-from experiments.bench_sweep import ARITHMETIC, INPUTS, LOGITS, Sweep, every_input, peak_memory
+from experiments.bench_loops import OWN
+from experiments.bench_sweep import ARITHMETIC, INPUTS, Sweep, every_input, peak_memory
 from experiments.runs import Row, made_on
 from minifunc.ablation import all_heads
 from minifunc.model import ModelConfig
-from minifunc.patching import HeadInput, Logits, Receiver
+from minifunc.patching import HeadInput
 from minifunc.support.errors import UserError, run_main
 from minifunc.support.files import make_folder, save_json
 from minifunc.support.flags import Parser, pick_device
@@ -45,9 +46,14 @@ from minifunc.support.tables import fitted, table, wrapped
 
 TOLERANCE = 1e-4  # float32: logits of the patcher, loss and gradients of the training step
 DEFAULT = train.MODEL
-SMALL = replace(DEFAULT, n_heads=4, d_head=16)  # what growth starts from
-LARGE = replace(DEFAULT, n_layers=6, n_heads=8, d_model=512, d_head=64, d_mlp=2048)
-TINY = replace(DEFAULT, n_layers=2, n_heads=2, d_model=16, d_head=8, d_mlp=32)
+
+
+def shaped(n_layers: int, n_heads: int, width: int) -> ModelConfig:
+    more = {"d_model": width, "d_head": width // n_heads, "d_mlp": 4 * width}
+    return replace(DEFAULT, n_layers=n_layers, n_heads=n_heads, **more)
+
+
+LARGE, TINY = shaped(6, 8, 512), shaped(2, 2, 16)
 BUDGETS = (0.125, 0.25, 0.5, 1.0)  # GiB
 SHAPES = ((12, 12, 768), (24, 16, 2048))  # layers, heads, d_model: of a GPU
 LARGE_ERROR = 0.05  # of the largest effect
@@ -63,28 +69,24 @@ def comparisons() -> list[Sweep]:
     large = Sweep(LARGE, name="6x8x512", n_timed=3)
     of_large = {"receivers": every_input(LARGE), "work": INPUTS, "n_prompts": 5, "n_timed": 6}
     sweeps = [logits, inputs, large, replace(large, **of_large), frozen(logits), frozen(inputs)]
-    small, sizes = Sweep(SMALL, n_prompts=50, n_timed=4), (2, 4, 8, 16)
-    grown = [("n_layers", n, {"n_layers": n}) for n in sizes]
-    grown += [("n_heads", n, {"n_heads": n, "d_head": 64 // n}) for n in sizes]
-    grown += [("d_model", 16 * n, {"d_head": 4 * n, "d_mlp": 64 * n}) for n in sizes]
-    for factor, size, others in grown:
-        cfg = replace(SMALL, **{factor: size} | others)
-        sweeps.append(replace(small, cfg=cfg, name=f"{factor} {size}"))
+    small, sizes = Sweep(shaped(4, 4, 64), n_prompts=50, n_timed=4), (2, 4, 8, 16)
+    grown = [("n_layers", n, shaped(n, 4, 64)) for n in sizes]
+    grown += [("n_heads", n, shaped(4, n, 64)) for n in sizes]
+    grown += [("d_model", 16 * n, shaped(4, 4, 16 * n)) for n in sizes]
+    sweeps += [replace(small, cfg=cfg, name=f"{factor} {n}") for factor, n, cfg in grown]
     return sweeps + [replace(small, shots=n, name=f"shots {n}") for n in sizes]
 
 
 def shapes(sizes: Sequence[tuple[int, int, int]]) -> list[Sweep]:
     """Sweeps of large models: to the logits, to v of a head in the middle and of one on top."""
     sweeps = []
-    for n_layers, n_heads, width in sizes:
-        of_heads = {"n_heads": n_heads, "d_head": width // n_heads}
-        cfg = replace(DEFAULT, n_layers=n_layers, d_model=width, d_mlp=4 * width, **of_heads)
-        receivers: dict[str, Receiver] = {LOGITS: Logits()}
-        for layer in (n_layers // 2, n_layers - 1):
-            receivers[f"all heads → v of {layer}.0"] = HeadInput(layer, 0, "v")
-        more = {"name": f"{n_layers}x{n_heads}x{width}", "n_timed": 2, "n_checked": 4}
-        for dtype, (work, to) in product(ARITHMETIC, receivers.items()):
-            sweeps.append(Sweep(cfg, (to,), work=work, dtype=dtype, **more))
+    for size, dtype in product(sizes, ARITHMETIC):
+        more = {"name": "{}x{}x{}".format(*size), "dtype": dtype, "n_timed": 2, "n_checked": 4}
+        logits = Sweep(shaped(*size), **more)
+        sweeps.append(logits)
+        for layer in (size[0] // 2, size[0] - 1):
+            to, work = (HeadInput(layer, 0, "v"),), f"all heads → v of {layer}.0"
+            sweeps.append(replace(logits, receivers=to, work=work))
     return sweeps
 
 
@@ -171,7 +173,7 @@ def timed_rows(device: torch.device, repeats: int, quick: bool) -> list[Row]:
     model, cfg = DEFAULT, train.TrainConfig()
     if quick:
         live = Sweep(TINY, every_input(TINY), 3, shots=2, work=INPUTS, name="tiny", n_timed=2)
-        few = [replace(sweep, n_prompts=3, shots=2) for sweep in shapes([(2, 2, 32)])]
+        few = [replace(sweep, n_prompts=3, shots=2) for sweep in shapes([(3, 2, 32)])]
         sweeps, size = [live, frozen(live), *few], 64
         model, cfg = TINY, train.TrainConfig(documents=2, examples=3)
     generator = torch.Generator(device).manual_seed(0)
@@ -225,8 +227,8 @@ def show(result: Row) -> None:
     columns = "model work other ours_s other_s ratio max_abs_diff peak_gib share_of_product_rate"
     columns += " product_gflop_per_s ours_tokens_per_s other_tokens_per_s"
     show_table(compared, columns.split(), left=3)
-    checked = [row for row in compared if "max_error" in row]
-    show_table(checked, ["model", "work", "dtype", "other", "max_error", "error_share"], left=4)
+    checked = [row for row in compared if "max_error" in row and row["other"] == OWN]
+    show_table(checked, ["model", "work", "dtype", "max_error", "error_share"], left=3)
     for row in checked:
         if row["error_share"] > LARGE_ERROR:
             said = "warning: {model}, {dtype}, {work}: the error is {error_share:.0%}".format(**row)

@@ -35,6 +35,7 @@ try:
 except ImportError:
     graph_utils = None
 
+OWN = "own two-pass loop"
 Run = Callable[[Tensor, Mapping[str, Hook]], Tensor]  # tokens, hooks by name → logits of one pass
 
 
@@ -46,7 +47,7 @@ def sides(model: Transformer, pairs: tasks.Pairs, freeze_mlps: bool) -> dict[str
     found: dict[str, Side] = {}
     if lens is not None:
         found["two-pass loop on TransformerLens 2.18"] = Loop(model, pairs, lens_runner(model))
-    return found | {"own two-pass loop": Loop(model, pairs, model.run_with_hooks)}
+    return found | {OWN: Loop(model, pairs, model.run_with_hooks)}
 
 
 class Side:

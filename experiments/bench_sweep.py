@@ -74,8 +74,8 @@ class Sweep:
 
     def model(self, device: torch.device) -> Transformer:
         """Random weights, drawn on the device. Sets how float32 products are computed."""
-        dtype, precision = ARITHMETIC[self.dtype]
-        torch.set_float32_matmul_precision(precision)
+        dtype, products = ARITHMETIC[self.dtype]
+        torch.set_float32_matmul_precision(products)
         return random_model(self.cfg, device).to(dtype).requires_grad_(False)
 
     def pairs(self) -> tasks.Pairs:
@@ -92,11 +92,12 @@ class Sweep:
         """The largest error of an effect, in logits, and as a share of the largest effect: against
         the same weights in float64, on `n_checked` prompts."""
         few = replace(self, n_prompts=self.n_checked)
-        found, exact = (
-            torch.stack([effects.per_prompt for effects in few.run(one, few.pairs()).values()])
-            for one in (model, copy.deepcopy(model).double())
-        )
-        error = (found - exact).abs().max().item()
+        effects = []  # [receiver, sender, prompt] of either
+        for one in (model, copy.deepcopy(model).double()):
+            found = few.run(one, few.pairs()).values()
+            effects.append(torch.stack([each.per_prompt for each in found]))
+        exact = effects[1]
+        error = (effects[0] - exact).abs().max().item()
         return {"max_error": error, "error_share": error / exact.abs().max().item()}
 
     def gflop(self, model: Transformer, pairs: tasks.Pairs) -> float:
@@ -110,17 +111,12 @@ class Sweep:
 
 
 def random_model(cfg: ModelConfig, device: torch.device) -> Transformer:
-    """A new model, made and drawn on the device; its weights are as large as minifunc's own."""
+    """A new model, made and drawn on the device itself: a large one takes a CPU long."""
     with torch.device("meta"):
-        model = Transformer(cfg)
-    model.to_empty(device=device)
-    generator = torch.Generator(device).manual_seed(0)
-    fan_in = {"W_E": 1, "W_pos": 1, "W_O": cfg.n_heads * cfg.d_head, "W_out": cfg.d_mlp}
-    for name, weight in model.state_dict().items():
-        kind = name.split(".")[-1]
-        into_stream = 2 * cfg.n_layers if kind in ("W_O", "W_out") else 1
-        std = (fan_in.get(kind, cfg.d_model) * into_stream) ** -0.5
-        weight.fill_(1.0) if kind == "w" else weight.normal_(0.0, std, generator=generator)
+        model = Transformer(cfg).to_empty(device=device)
+    with device:  # not `settled`, which draws on the CPU
+        draw = Transformer._draw_weights.__wrapped__
+        draw(model, torch.Generator(device).manual_seed(0))
     return model
 
 
@@ -150,10 +146,8 @@ def medians_in_turn(
 
 
 def peak_memory(sweep: Sweep, device: torch.device) -> float:
-    """Peak memory of a sweep beside weights and prompts, in GiB.
-
-    CUDA: what was allocated. CPU: growth of the resident set, in a fresh process.
-    """
+    """Peak memory of a sweep beside weights and prompts, in GiB. CUDA: what was allocated; CPU:
+    growth of the resident set, in a fresh process."""
     if device.type == "cuda":
         return growth(sweep, device)
     return in_fresh_processes(1, growth, sweep, device)

@@ -2,8 +2,7 @@
 
     OUT/NAME/seed0/         what train.py writes
         steps/00123.pt      weights on the way, where a run keeps them
-        STUDY.json          what was measured, or that the loss became infinite, and on what
-                            machine; written last
+        STUDY.json          what was measured, or that the loss became infinite; written last
 
 A `Run` says what is trained, a `Study` what is then measured, and `run_all` carries out a list of
 runs. Runs that two studies share are trained once. Every run has one thread and a process of its
@@ -17,14 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-    wait,
-)
-from concurrent.futures.process import BrokenProcessPool
+from concurrent import futures
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,29 +100,28 @@ def log_spaced(last: int) -> tuple[int, ...]:
 
 
 def provenance(run: Run) -> Row:
-    """What every row of results says about where it comes from, beside `made_on`."""
+    """What every row of results says about what it is of, beside `made_on`."""
     return {"steps": run.train.steps, "criteria": vars(Criteria())}
 
 
 def made_on(device: torch.device) -> Row:
     """The machine and the versions at hand. On CUDA the processor is the card."""
-    name, cuda = processor(), {}
+    made, hardware = versions(), {"processor": processor(), "device": device.type}
     if device.type == "cuda":
-        name, cuda = torch.cuda.get_device_name(device), {"cuda": torch.version.cuda}
-    hardware = {"processor": name, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    hardware |= {"device": device.type}
-    return {"versions": versions() | cuda, "hardware": hardware}
+        hardware["processor"] = torch.cuda.get_device_name(device)
+        made["cuda"] = str(torch.version.cuda)
+    hardware |= {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    return {"versions": made, "hardware": hardware}
 
 
 def runs_at_once(device: torch.device) -> int:
-    """How many runs share the machine: one for each core; on CUDA as many as the card has room for,
-    at most ON_A_CARD."""
-    affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
+    """One run for each core; on CUDA at most ON_A_CARD, and no more than fit."""
+    asked = getattr(os, "sched_getaffinity", None)
+    cores = len(asked(0)) if asked else os.cpu_count() or 1
     if device.type != "cuda":
         return cores
-    free = torch.cuda.mem_get_info(device)[0] // (GIB_EACH * 2**30)
-    return max(1, min(ON_A_CARD, cores, free))
+    fitting = torch.cuda.mem_get_info(device)[0] // (GIB_EACH * 2**30)
+    return max(1, min(ON_A_CARD, cores, fitting))
 
 
 def processor() -> str:
@@ -208,19 +199,19 @@ def side_by_side(runs: Sequence[Run], study: Study, jobs: int) -> dict[Run, Row 
     os.environ["OMP_NUM_THREADS"] = "1"  # read as a worker imports torch
 
     def in_a_process(run: Run) -> Row:
-        with ProcessPoolExecutor(1, context, start_worker, (n_steps, stop)) as worker:
+        with futures.ProcessPoolExecutor(1, context, start_worker, (n_steps, stop)) as worker:
             return worker.submit(carry_out, run, study).result()
 
     total = sum(run.train.steps for run in runs)
     bar = tqdm(total=total, desc=f"{study.name}: {len(runs)} runs", unit="step", disable=None)
     # A process that is still starting has no handler of Ctrl-C: it inherits that none reaches it.
-    threads = ThreadPoolExecutor(jobs, initializer=let_ctrl_c_in, initargs=(False,))
+    threads = futures.ThreadPoolExecutor(jobs, initializer=let_ctrl_c_in, initargs=(False,))
     with bar, threads:
         rows: dict[Run, Row | None] = {}
         left = {threads.submit(in_a_process, run): run for run in runs}
         try:
             while left:
-                for future in wait(left, timeout=0.5, return_when=FIRST_COMPLETED).done:
+                for future in futures.wait(left, 0.5, futures.FIRST_COMPLETED).done:
                     run = left.pop(future)
                     rows[run], told = outcome(future)
                     if told:
@@ -234,12 +225,12 @@ def side_by_side(runs: Sequence[Run], study: Study, jobs: int) -> dict[Run, Row 
     return rows
 
 
-def outcome(future: Future[Row]) -> tuple[Row | None, str]:
+def outcome(future: futures.Future[Row]) -> tuple[Row | None, str]:
     """The row of a run that has ended (None if it failed), and what is to be told of it."""
     try:
         row = future.result()
         return row, row.get("message", "")
-    except BrokenProcessPool:
+    except futures.BrokenExecutor:
         return None, "its process was ended from outside (out of memory?)"
     except (UserError, OSError, MemoryError, RuntimeError) as error:  # torch's are RuntimeErrors
         return None, first_line(error)
