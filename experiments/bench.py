@@ -6,7 +6,7 @@
     training step   against a plain eager step that scores every position
     two processes   of one thread each against one
     memory          peak of a sweep against its budget
-    on CUDA         also models of GPT-2 small's size and of 1.3 billion weights, in float32,
+    on CUDA         also models of GPT-2 small's size and of 1.2 billion weights, in float32,
                     bfloat16 and TF32, with the error of the effects against float64
     --road          seconds of training until off-by-one addition, never trained on, passes .95
 
@@ -113,7 +113,8 @@ def compare(sweep: Sweep, device: torch.device, repeats: int, square: Tensor) ->
     """
     torch.cuda.empty_cache()  # the budget of a sweep is a share of what is free
     model, pairs, paths = sweep.model(device), sweep.pairs(), sweep.timed_paths
-    found: Row = {"dtype": sweep.dtype, "peak_gib": peak_memory(sweep, device)}
+    found: Row = {"pairs": len(sweep.paths), "pairs_timed": len(paths), "dtype": sweep.dtype}
+    found |= {"receivers": len(sweep.receivers), "peak_gib": peak_memory(sweep, device)}
     found |= sweep.error(model) if sweep.n_checked else {}
     square = square.to(model.dtype)
     sides = bench_loops.sides(model, pairs, sweep.freeze_mlps)
@@ -128,8 +129,6 @@ def compare(sweep: Sweep, device: torch.device, repeats: int, square: Tensor) ->
     heads = all_heads(sweep.cfg)
     per_prompt = [effects[receiver].per_prompt[heads.index(head)] for head, receiver in paths]
     ours = torch.stack(per_prompt)  # [path, n_prompts]
-    found |= {"pairs": len(sweep.paths), "pairs_timed": len(paths)}
-    found["receivers"] = len(sweep.receivers)
     found["largest_effect"] = ours.abs().max().item()
     if not sweep.freeze_mlps:
         gflop = sweep.gflop(model, pairs)

@@ -52,9 +52,7 @@ def work(experiment: Experiment, argv: list[str] | None) -> int:
     parser = Parser(f"experiments.{experiment.name}", experiment.doc)
     add = parser.add_argument
     add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
-    at_once = (
-        f"runs at a time (default: one for each core; on CUDA {ON_A_CARD} that share the card)"
-    )
+    at_once = f"runs at a time (default: one for each core, on CUDA at most {ON_A_CARD})"
     add("--jobs", type=int, help=at_once)
     where = "where the runs are, and the rows of a part (default: %(default)s)"
     add("--out", default="out/experiments", help=where)
@@ -79,9 +77,8 @@ def work(experiment: Experiment, argv: list[str] | None) -> int:
     measured = run_all(runs, study, arguments.jobs or runs_at_once(device))
     rows = [row for run, found in zip(runs, measured) for row in experiment.rows(run, found)]
     save_json(path, rows)
-    print(
-        fitted([*experiment.table(rows), *mixed(measured)]), "", f"the rows are in {path}", sep="\n"
-    )
+    said = [*experiment.table(rows), *mixed(measured), ""]
+    print(fitted(said), f"the rows are in {path}", sep="\n")
     print("next: the same without --quick and --only" if is_part else "next: make figures")
     return 0
 
