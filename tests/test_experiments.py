@@ -450,6 +450,16 @@ def test_the_effect_of_a_head_is_how_far_it_takes_F_back():
     assert row["r_on_fi_heads"]["0.1"] != 0
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_snapshots_are_looked_at_on_the_device_of_the_model(monkeypatch, tmp_path, device):
+    model = Transformer(TINY).to(device)
+    monkeypatch.setattr(measure, "circuit", lambda *_: {"groups": {}})
+    monkeypatch.setattr(emergence, "load_tensors", lambda path: model.state_dict())
+    monkeypatch.setattr(emergence, "at_one_step", lambda model, *_: {"on": model.device.type})
+    found = emergence.measure_run(model, tiny(snapshots=(1,)), tmp_path, True)
+    assert found["steps"] == [{"step": 1, "on": device}]
+
+
 # ---------------------------------------------------------------- what the runs say together
 
 
