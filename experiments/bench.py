@@ -53,7 +53,7 @@ def shaped(n_layers: int, n_heads: int, width: int) -> ModelConfig:
     return replace(DEFAULT, n_layers=n_layers, n_heads=n_heads, **more)
 
 
-LARGE, TINY = shaped(6, 8, 512), shaped(2, 2, 16)
+LARGE, TINY = shaped(6, 8, 512), replace(shaped(2, 2, 16), d_mlp=32)
 BUDGETS = (0.125, 0.25, 0.5, 1.0)  # GiB
 SHAPES = ((12, 12, 768), (24, 16, 2048))  # layers, heads, d_model: of a GPU
 LARGE_ERROR = 0.05  # of the largest effect
