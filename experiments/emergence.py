@@ -26,6 +26,7 @@ from minifunc.analysis import scores
 from minifunc.model import Transformer
 from minifunc.patching import HeadInput, Logits, Receiver
 from minifunc.support import tables
+from minifunc.support.evaluation import preferred
 from minifunc.support.files import load_tensors
 from minifunc.support.names import heads_of, parse
 
@@ -101,7 +102,7 @@ def head_scores(model: Transformer, prompts: Tensor, groups: Groups) -> Row:
         if heads:
             mean = sum(score[parse(head)].item() for head in heads) / len(heads)
             row[f"{name}_score_of_final_heads"] = round(mean, 4)
-    right = model(repeated, queries).argmax(-1) == repeated[:, copied]  # [n_prompts, n_queries]
+    right = preferred(model(repeated, queries)) == repeated[:, copied]  # [n_prompts, n_queries]
     return row | {"copy_accuracy": round(right.float().mean().item(), 4)}
 
 

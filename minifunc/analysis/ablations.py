@@ -8,7 +8,7 @@ import torch
 from minifunc.ablation import all_heads
 from minifunc.analysis.rows import Prompts, ablation_row, control_row
 from minifunc.model import ModelConfig
-from minifunc.support.checks import checked_heads
+from minifunc.support.checks import checked_heads, flag
 from minifunc.support.names import heads_of, parse
 
 FEW_GROUPS = 5  # so many different random groups are run on all prompts, more of them on fewer
@@ -34,7 +34,8 @@ def random_group(
     group = []
     for layer in sorted({layer for layer, _ in places}):
         inside = [head for block, head in places if block == layer]
-        others = [head for head in range(n_heads) if not (avoid and head in inside)]
+        left_out = inside if flag("avoid", avoid) else []
+        others = [head for head in range(n_heads) if head not in left_out]
         drawn = torch.randperm(len(others), generator=generator, device="cpu")[: len(inside)]
         group += [f"{layer}.{others[index]}" for index in sorted(drawn.tolist())]
     return group

@@ -22,6 +22,7 @@ from minifunc.analysis.rows import answered
 from minifunc.model import Transformer
 from minifunc.patching import PathPatcher
 from minifunc.support.checks import check_F_range, check_shape, check_sources
+from minifunc.support.evaluation import preferred
 from minifunc.support.hooks import Hooks
 from minifunc.support.names import parse
 from minifunc.support.settled import settled
@@ -163,7 +164,7 @@ def _copies(logits: Tensor, labels: Tensor, numbers: Numbers) -> float:
     """Share of the values of labels [...] at which mean logits [..., n_numbers] are highest."""
     values = labels.unique()
     means = torch.stack([logits[labels == value].mean(0) for value in values])
-    return (means.argmax(-1).cpu() == values - numbers.first).double().mean().item()
+    return (preferred(means).cpu() == values - numbers.first).double().mean().item()
 
 
 def _with_every_difference(c: Tensor, d: Tensor) -> Tensor:

@@ -14,6 +14,10 @@ class UserError(Exception):
     """A user's mistake or an unusable input: shown as one line, exit code 2."""
 
 
+class NotFinite(UserError, ValueError):
+    """Logits that hold no answer."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, in one line of at most 160 characters."""
     return (str(error) or type(error).__name__).splitlines()[0][:160]

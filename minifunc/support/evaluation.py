@@ -10,6 +10,7 @@ from torch import Tensor
 
 from minifunc.model import Transformer
 from minifunc.support.checks import check_answers, check_tokens
+from minifunc.support.errors import NotFinite
 from minifunc.support.hooks import Hooks
 from minifunc.support.processes import all_sum, share
 
@@ -28,12 +29,23 @@ def last_logits(model: Transformer, tokens: Tensor, hooks: Hooks | None = None) 
     return torch.cat([model(part.to(model.device), last, hooks)[:, 0] for part in rows])
 
 
+def preferred(logits: Tensor) -> Tensor:
+    """The token of each row of logits [..., d_vocab]: its largest, [...] int64. Raises NotFinite, a
+    ValueError, where that is NaN or infinite: then the model has given no answer."""
+    largest, tokens = logits.max(-1)
+    lost = int((~largest.isfinite()).sum())
+    if lost:
+        why = "a weight, or something on the way, is too large or NaN"
+        raise NotFinite(f"logits are not finite for {lost} of {largest.numel()} prompts: {why}")
+    return tokens
+
+
 def answers_right(model: Transformer, tokens: Tensor, answers: Tensor) -> Tensor:
     """1 where tokens [n_prompts, pos] are answered with `answers`, else 0: [n_prompts] float64.
     Several processes share the prompts."""
     check_answers(model.cfg.d_vocab, len(tokens), answers)
     right = torch.zeros(len(tokens), dtype=torch.float64, device="cpu")
-    given = last_logits(model, share(tokens)).argmax(-1).cpu()
+    given = preferred(last_logits(model, share(tokens))).cpu()
     share(right)[:] = (given == share(answers)).double()
     all_sum(right)
     return right
@@ -75,7 +87,7 @@ def accuracy(logits: Tensor, answers: Tensor) -> float:
     0.5
     """
     check_answers(logits.shape[-1], len(logits), answers)
-    return (logits.argmax(-1) == answers.to(logits.device)).cpu().double().mean().item()
+    return (preferred(logits) == answers.to(logits.device)).cpu().double().mean().item()
 
 
 def wilson(share: float, n: int) -> list[float]:

@@ -18,8 +18,9 @@ Hook = Callable[[Tensor, str], Tensor]
 class Hooks:
     """What one call sees or changes. `hooks(activation, name)` returns what to go on with.
 
-    functions: by hook point. Each gets a copy, so that editing it in place changes nothing else;
-    what it returns must be of the same shape and dtype. keep: hook points to note in `kept`.
+    functions: by hook point. Each gets a copy, and a copy of what it returns, in the same shape and
+    dtype, goes on: editing one of them, then or later, changes nothing else. keep: hook points to
+    note in `kept`, each in memory of its own.
     """
 
     def __init__(
@@ -27,14 +28,17 @@ class Hooks:
     ) -> None:
         self.functions, self.keep = dict(functions or {}), frozenset(keep)
         self.kept: dict[str, Tensor] = {}
+        self._taken: set[int] = set()  # the memory of what is kept
 
     def __call__(self, activation: Tensor, name: str) -> Tensor:
         if name in self.functions:
             returned = self.functions[name](activation.clone(), name)
-            check_returned(name, returned, activation)
-            activation = returned
+            activation = check_returned(name, returned, activation).clone()
         if name in self.keep:
-            self.kept[name] = activation
+            memory = activation.untyped_storage().data_ptr()
+            shared = memory in self._taken or isinstance(activation._base, nn.Parameter)
+            self.kept[name] = activation.clone() if shared else activation
+            self._taken.add(memory)
         return activation
 
     def wants(self, *names: str) -> bool:
@@ -101,10 +105,4 @@ class Hooked(nn.Module):
         """
         names = self.hook_names() if names is None else names
         hooks = Hooks(keep=names)
-        logits = self(tokens, positions, hooks)
-        taken = {weight.untyped_storage().data_ptr() for weight in self.parameters()}
-        for name, activation in hooks.kept.items():  # each gets memory of its own, to be edited
-            storage = activation.untyped_storage().data_ptr()
-            hooks.kept[name] = activation.clone() if storage in taken else activation
-            taken.add(storage)
-        return logits, hooks.kept
+        return self(tokens, positions, hooks), hooks.kept

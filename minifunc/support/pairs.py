@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from minifunc.model import Transformer
-from minifunc.support.checks import Positions, check_pairs, check_source, checked_positions
+from minifunc.support import checks
+from minifunc.support.checks import Positions
 from minifunc.support.memory import MemoryBudget
 from minifunc.support.processes import all_sum, own_range
 
@@ -54,7 +55,7 @@ class PairedRuns:
     def __init__(
         self, model: Transformer, tokens: Pair, answers: Pair, max_memory: float | None
     ) -> None:
-        check_pairs(model.cfg.d_vocab, *tokens, *answers)
+        checks.check_pairs(model.cfg.d_vocab, *tokens, *answers)
         self.model, self.cfg, device = model, model.cfg, model.device
         self.base_tokens, self.contrast_tokens = (each.to(device).clone() for each in tokens)
         self.answers = torch.stack(answers, dim=1).to(device).long()  # [n_prompts, 2]
@@ -68,6 +69,7 @@ class PairedRuns:
         self.F_base = torch.zeros(self.n_prompts, dtype=torch.float64, device=device)
         self.F_contrast = self.F_base.clone()
         self._kept: list[CachedRuns] = []
+        self._weights = checks.weights_of(model)
         keeps = self.budget.keeps(len(own_range(self.n_prompts)))
         for runs in self._run_both():
             self._kept += [runs] * keeps
@@ -75,7 +77,9 @@ class PairedRuns:
         self.F_range = float(self.F_contrast.mean() - self.F_base.mean())
 
     def cached_runs(self) -> Iterable[CachedRuns]:
-        """Both runs, in chunks of prompts: kept where all fit the budget, else made anew."""
+        """Both runs, in chunks of prompts: kept where all fit the budget, else made anew. Raises
+        ValueError where the model's weights have changed since."""
+        checks.check_weights(self.model, self._weights)
         return self._kept or self._run_both()
 
     @torch.no_grad()
@@ -110,7 +114,7 @@ class PairedRuns:
     ) -> dict[str, Tensor]:
         """What senders change where they write, by hook point: source - contrast at the last n_pos
         positions, [p, pos, …]; zero but at `positions` (None: all). source: as in `sweep_each`."""
-        check_source(source, self.contrast_tokens)
+        checks.check_source(source, self.contrast_tokens)
         sent = runs.base
         if isinstance(source, Tensor):
             _, sent = self._run(source[runs.prompts], self.sent)
@@ -141,5 +145,5 @@ class PairedRuns:
     def mask(self, positions: Positions) -> Tensor:
         """[pos, 1] bool: true at the positions (None: everywhere)."""
         chosen = torch.zeros(self.n_pos, 1, dtype=torch.bool)
-        chosen[list(checked_positions(positions, self.n_pos))] = True
+        chosen[list(checks.checked_positions(positions, self.n_pos))] = True
         return chosen.to(self.model.device)
