@@ -25,8 +25,7 @@ from experiments.summary import Rows, by
 from minifunc.analysis import scores
 from minifunc.model import Transformer
 from minifunc.patching import HeadInput, Logits, Receiver
-from minifunc.support import tables
-from minifunc.support.evaluation import preferred
+from minifunc.support import evaluation, tables
 from minifunc.support.files import load_tensors
 from minifunc.support.names import heads_of, parse
 
@@ -102,8 +101,8 @@ def head_scores(model: Transformer, prompts: Tensor, groups: Groups) -> Row:
         if heads:
             mean = sum(score[parse(head)].item() for head in heads) / len(heads)
             row[f"{name}_score_of_final_heads"] = round(mean, 4)
-    right = preferred(model(repeated, queries)) == repeated[:, copied]  # [n_prompts, n_queries]
-    return row | {"copy_accuracy": round(right.float().mean().item(), 4)}
+    logits, wanted = model(repeated, queries).flatten(0, 1), repeated[:, copied].flatten()
+    return row | {"copy_accuracy": round(evaluation.accuracy(logits, wanted), 4)}
 
 
 def effects(model: Transformer, groups: Groups, n_prompts: int) -> Row:

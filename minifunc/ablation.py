@@ -68,7 +68,7 @@ class Ablator:
     @settled
     def on(self, tokens: Tensor) -> "Ablator":
         """The same replacements in other prompts, as many and as long."""
-        self._streams.check_weights()
+        checks.weights_of(self.model, self._streams.weights)
         other = copy.copy(self)
         other._read(checks.alike(tokens, self.tokens))
         return other
@@ -109,7 +109,7 @@ class Ablator:
         return sorted(map(parse, checks.checked_heads(group, all_heads(self.cfg))))
 
     def _positions(self, how: str, positions: Positions) -> tuple[int, ...]:
-        self._streams.check_weights()
+        checks.weights_of(self.model, self._streams.weights)
         if how not in self.sent:
             raise ValueError(f"unknown source {how!r}; the sources are {', '.join(self.sent)}")
         return checks.checked_positions(positions, self.n_pos)
@@ -175,7 +175,7 @@ class CircuitScores:
     def gaps(self, circuit: Iterable[str], without: Sequence[Iterable[str]]) -> list[float]:
         """The completeness gap of each K in `without`."""
         circuit, model = checks.checked_heads(circuit, self.heads), frozenset(self.heads)
-        subsets = [checks.checked_subset(K, circuit) for K in without]
+        subsets = [checks.checked_heads(K, sorted(circuit)) for K in without]
         alone = self.scores([circuit - K for K in subsets])
         in_model = self.scores([model - K for K in subsets])
         return [abs(self.share(a.F - b.F)) for a, b in zip(alone, in_model)]

@@ -226,7 +226,7 @@ def swept(w, heads, mlps):
 
 
 EASY = circuit.Criteria()
-NO_HEAD = "no head '9.9'; this model has heads 0.0 to 1.1"
+NO_HEAD = "no head '9.9' here; there is 0.0, 0.1, 1.0, 1.1"
 NO_NAME = "no head '0.-1'"
 # By what is wrong: what is called with a World, and what is said.
 REFUSED = {

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minifunc.analysis.activations import Examples, activations
 from minifunc.model import Transformer
-from minifunc.support.checks import check_shape, checked_positions
+from minifunc.support.checks import alike, checked_positions
 from minifunc.support.tables import rounded
 
 PENALTY = 1e-4  # of an input's mean variance: enough where inputs are dependent
@@ -48,8 +48,7 @@ def fit(x: Tensor, y: Tensor) -> Probe:
 
 def r2(read: Tensor, y: Tensor, over: tuple[int, ...] = (0,)) -> Tensor:
     """1 - residual / variance of y [n, n_targets]: [n_targets]. 0 is as good as the mean of y."""
-    check_shape("what was read", read, y.shape)
-    y = y.double()
+    read, y = alike(read, y, "what was read"), y.double()
     residual, variance = (y - read).square().sum(over), (y - y.mean(0)).square().sum(over)
     return 1 - residual / variance.clamp(min=1e-12)
 
@@ -59,8 +58,7 @@ r2_together = partial(r2, over=(0, 1))  # of all targets at once, over the sum o
 
 def correlation(read: Tensor, y: Tensor) -> Tensor:
     """Of readings and y [n, n_targets]: [n_targets]. It forgives a wrong zero and a wrong scale."""
-    check_shape("what was read", read, y.shape)
-    read, y = read - read.mean(0), y.double() - y.double().mean(0)
+    read, y = alike(read, y, "what was read") - read.mean(0), y.double() - y.double().mean(0)
     return (read * y).sum(0) / (read.norm(dim=0) * y.norm(dim=0)).clamp(min=1e-12)
 
 

@@ -22,7 +22,7 @@ from minifunc.analysis.rows import answered
 from minifunc.model import Transformer
 from minifunc.patching import PathPatcher
 from minifunc.support.checks import check_F_range, check_shape, check_sources
-from minifunc.support.evaluation import preferred
+from minifunc.support.evaluation import finite
 from minifunc.support.hooks import Hooks
 from minifunc.support.names import parse
 from minifunc.support.settled import settled
@@ -68,7 +68,7 @@ def _replace(heads: Sequence[str], which: str, other: Mapping[str, Tensor]) -> H
     """Hooks by which the inputs `which` (letters of "qkv") of `heads` are those of another run."""
 
     def replace(x: Tensor, name: str) -> Tensor:  # [batch, pos, head, d_head]
-        x, layer = x.clone(), int(name.split(".")[1])
+        layer = int(name.split(".")[1])
         here = [index for block, index in map(parse, heads) if block == layer]
         # In the last block q is that of the last position alone.
         x[:, :, here] = other[name][:, -x.shape[1] :, here]
@@ -164,7 +164,7 @@ def _copies(logits: Tensor, labels: Tensor, numbers: Numbers) -> float:
     """Share of the values of labels [...] at which mean logits [..., n_numbers] are highest."""
     values = labels.unique()
     means = torch.stack([logits[labels == value].mean(0) for value in values])
-    return (preferred(means).cpu() == values - numbers.first).double().mean().item()
+    return (finite(means).argmax(-1).cpu() == values - numbers.first).double().mean().item()
 
 
 def _with_every_difference(c: Tensor, d: Tensor) -> Tensor:

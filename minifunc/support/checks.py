@@ -19,11 +19,6 @@ KNOWN = {  # by field of a `ModelConfig`
     "normalization": ("RMS", "LN"),
     "act_fn": ("gelu", "relu", "none"),
 }
-NODES = {  # as `minifunc/definition.py` names them: how, and what to say
-    "sender": (r"embedding|mlp\d+|\d+\.\d+", "embedding, 0.0 (a head), …, mlp0, …"),
-    "receiver": (r"logits|(mlp|resid)\d+|\d+\.\d+\.[qkv]", "logits, 0.0.q, …, mlp0, …, resid0, …"),
-}
-OF_HEADS = ("q", "k", "v", "rot_q", "rot_k", "z")  # [prompt, pos, head, d_head]
 
 
 def check_model_config(cfg: Any) -> None:
@@ -48,8 +43,7 @@ def check_model_config(cfg: Any) -> None:
 def check_tokens(tokens: Tensor, d_vocab: int, n_ctx: int = 2**40) -> None:
     """Raises ValueError unless tokens are [batch, pos] whole numbers of the vocabulary, and fit.
     Those on a GPU are not looked at: it would have to wait."""
-    check_tensor("tokens", tokens)
-    if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= n_ctx:
+    if of_type(Tensor, "tokens", tokens).ndim != 2 or not 1 <= tokens.shape[1] <= n_ctx:
         wanted = f"[batch, pos] with 1 to {n_ctx} positions"
         raise ValueError(f"tokens must be {wanted}, not {list(tokens.shape)}")
     check_ids("tokens", tokens, d_vocab)
@@ -57,32 +51,27 @@ def check_tokens(tokens: Tensor, d_vocab: int, n_ctx: int = 2**40) -> None:
 
 def check_ids(name: str, ids: Tensor, d_vocab: int) -> None:
     """Raises ValueError unless ids are int32 or int64, and tokens of the vocabulary."""
-    check_tensor(name, ids)
-    if ids.dtype not in (torch.int64, torch.int32):
+    if of_type(Tensor, name, ids).dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name} must be int64 (or int32), not {ids.dtype}")
-    if ids.device.type == "cpu" and ids.numel():
-        least, most = ids.aminmax()
-        if least < 0 or most >= d_vocab:
-            must = f"{name} must be tokens, from 0 to {d_vocab - 1}"
-            raise ValueError(f"{must}, not from {least} to {most}")
+    if ids.device.type == "cpu" and ids.numel() and (ids.min() < 0 or ids.max() >= d_vocab):
+        must = f"{name} must be tokens, from 0 to {d_vocab - 1}"
+        raise ValueError(f"{must}, not from {ids.min()} to {ids.max()}")
 
 
-def check_tensor(name: str, given: Any) -> None:
-    """Raises ValueError for what is no tensor: a list or an array is not read as one."""
-    if not isinstance(given, Tensor):
-        raise ValueError(f"{name} must be a torch.Tensor, not a {type(given).__name__}")
+def of_type(kind: type, name: str, given: Any) -> Any:
+    """What was given. Raises ValueError unless it is of this type: nothing is turned into it."""
+    if not isinstance(given, kind):
+        raise ValueError(f"{name} must be a {kind.__name__}, not {given!r:.60}".splitlines()[0])
+    return given
 
 
-def weights_of(model: Any) -> list[tuple[int, int]]:
-    """Where each weight lies, and how often it was edited: this is another list after a change."""
-    return [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in model.parameters()]
-
-
-def check_weights(model: Any, known: list[tuple[int, int]]) -> None:
-    """Raises ValueError where the weights have changed since `weights_of` them was `known`."""
-    if weights_of(model) != known:
-        why = "the model's weights have changed since its runs were cached"
-        raise ValueError(f"{why}: make a new PathPatcher, Ablator or whatever cached them")
+def weights_of(model: Any, known: Any = None) -> list[tuple[int, int]]:
+    """Where each weight lies, and how often it was edited. Raises ValueError if that was `known` to
+    be otherwise. (An edit of `weight.data` is not seen.)"""
+    found = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in model.parameters()]
+    if known not in (None, found):
+        raise ValueError("the model's weights have changed since its runs were kept: start anew")
+    return found
 
 
 def check_layer(layer: int, n_layers: int) -> int:
@@ -104,13 +93,6 @@ def counted(name: str, number: int, least: int = 1) -> int:
     if isinstance(number, bool) or not isinstance(number, Integral) or number < least:
         raise ValueError(f"{name} must be a whole number from {least}, not {number!r:.60}")
     return int(number)
-
-
-def flag(name: str, value: bool) -> bool:
-    """The flag. Raises ValueError for what only counts as true or false."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, not {value!r:.60}")
-    return value
 
 
 def numerals(value: Tensor, k: Tensor | int) -> Tensor:
@@ -171,39 +153,28 @@ def whole_numbers(positions: Positions) -> tuple[int, ...] | None:
         raise ValueError(f"{must}, not {positions!r:.60}") from None
 
 
-def checked_place(
-    head: int | None, positions: Positions, hook: str = "attn.hook_z"
-) -> tuple[int, ...] | None:
-    """`whole_numbers` of a place in the model. Raises ValueError for a head below 0, and for a head
-    or positions at a hook point that has none."""
+def checked_place(head: Any, positions: Positions, hook: str = "hook_z") -> tuple[int, ...] | None:
+    """`whole_numbers` of a place in the model. Raises ValueError for a head below 0 too, for a head
+    where there are none, and for positions where there are pairs of them."""
     if head is not None and (type(head) is bool or not isinstance(head, Integral) or head < 0):
         raise ValueError(f"no head {head!r:.60}: heads are counted from 0")
-    kind = hook.rpartition("attn.hook_")[2]
-    if head is not None and kind not in OF_HEADS:
-        raise ValueError(f"{hook} has no heads to choose from, so head must be None, not {head}")
-    if positions is not None and kind in ("attn_scores", "pattern"):
-        raise ValueError(f"{hook} is [prompt, head, query, key], so positions must be None")
+    of_heads, of_pairs = re.search("_[qkvz]$", hook), re.search("scores$|pattern$", hook)
+    if (head is not None and not of_heads) or (positions is not None and of_pairs):
+        raise ValueError(f"{hook} has no head {head} or positions {positions} to choose")
     return whole_numbers(positions)
 
 
-def checked_node(kind: str, name: str) -> str:
-    """The name of a sender or a receiver. Raises ValueError for one that there is in no model."""
-    pattern, known = NODES[kind]
-    if not isinstance(name, str) or not re.fullmatch(pattern, name):
-        raise ValueError(f"no {kind} {name!r:.60}: there is {known}")
+def checked_node(name: str, *known: str) -> str:
+    """The name. Raises ValueError unless it is among those known, but for numbers; v: or q, k."""
+    if re.sub(r"\d+", "0", re.sub(r"[qk]$", "v", str(name))) not in known:
+        raise ValueError(f"no node {name!r:.60}: there is {', '.join(known)}, or another number")
     return name
 
 
-def checked_places(model: Any, given: Iterable[Any], sent: Collection[str] = ()) -> list[Any]:
-    """Places. Raises ValueError for one that the model has not, or that is not among `sent`."""
-    places, hooks = list(given), model.hook_names()
-    for place in places:
-        hook, head = getattr(place, "hook", None), getattr(place, "head", None)
-        if hook not in hooks or (head is not None and head >= model.cfg.n_heads):
-            size = f"{model.cfg.n_layers} layers × {model.cfg.n_heads} heads"
-            raise ValueError(f"this model of {size} has no place {place!r:.90}")
-        if sent and hook not in sent:
-            raise ValueError(f"what is sent must hold {hook}, not only {', '.join(sent)!s:.60}")
+def checked_places(given: Iterable[Any], hooks: Collection[str]) -> list[Any]:
+    """The places. Raises ValueError for one at no hook point."""
+    places = list(given)
+    check_hook_names([str(getattr(place, "hook", place)) for place in places], hooks)
     return places
 
 
@@ -229,21 +200,19 @@ def check_source(source: str | Tensor, tokens: Tensor) -> None:
     """Raises ValueError unless senders can send that in place of what they do on `tokens`."""
     if isinstance(source, Tensor):
         check_shape("source tokens", source, tokens.shape)
-    elif not isinstance(source, str) or source not in ("base", "mean", "zero"):
-        must = "source must be 'base', 'mean', 'zero' or tokens, a torch.Tensor"
-        raise ValueError(f"{must}, not {source!r:.60}")
+    elif str(source) not in ("base", "mean", "zero"):
+        raise ValueError(f"source must be 'base', 'mean', 'zero' or tokens, not {source!r:.60}")
 
 
 def check_shape(name: str, given: Tensor, shape: Sequence[int]) -> None:
     """Raises ValueError unless `given` has this shape: nothing is stretched to fit."""
-    check_tensor(name, given)
-    if given.shape != tuple(shape):
+    if of_type(Tensor, name, given).shape != tuple(shape):
         raise ValueError(f"{name} must be of shape {list(shape)}, not {list(given.shape)}")
 
 
-def alike(given: Tensor, other: Tensor) -> Tensor:
+def alike(given: Tensor, other: Tensor, name: str = "what is put in place of another") -> Tensor:
     """What was given. Raises ValueError unless it has the shape of the other."""
-    check_shape("what is put in place of another", given, other.shape)
+    check_shape(name, given, of_type(Tensor, name, other).shape)
     return given
 
 
@@ -255,37 +224,27 @@ def check_sources(
     check_tokens(tokens, d_vocab)
     twice = sorted(sources.keys() & means.keys())
     if twice or not len(tokens):
-        raise ValueError(
-            f"there must be prompts, and no source named twice: {len(tokens)}, {twice}"
-        )
+        rule = "there must be prompts, and no source named twice"
+        raise ValueError(f"{rule}: {len(tokens)}, {twice}")
+    for name, source in (*sources.items(), *means.items()):
+        check_ids(f"the source {name!r}", source, d_vocab)
     for name, source in sources.items():
         check_shape(f"the source {name!r}", source, tokens.shape)
     for name, source in means.items():
-        check_tensor(f"the mean source {name!r}", source)
         if source.ndim != 2 or not len(source) or source.shape[1] != tokens.shape[1]:
             must = f"must be tokens [any number, {tokens.shape[1]}] like the prompts"
             raise ValueError(f"the mean source {name!r} {must}, not {list(source.shape)}")
-    for name, source in (*sources.items(), *means.items()):
-        check_ids(f"the source {name!r}", source, d_vocab)
 
 
 def checked_heads(group: Iterable[str], known: Sequence[str]) -> frozenset[str]:
-    """The heads of a group. Raises ValueError for one that is not among those of the model."""
+    """The heads of a group. Raises ValueError for one that is not among those known."""
     if isinstance(group, str):
         raise ValueError(f"a group is a list of heads like ['3.1'], not {group!r}")
     names = frozenset(group)
     for name in names:
         if name not in known:
-            raise ValueError(f"no head {name!r}; this model has heads {known[0]} to {known[-1]}")
+            raise ValueError(f"no head {name!r} here; there is {', '.join(known) or 'none':.60}")
     return names
-
-
-def checked_subset(K: Iterable[str], circuit: frozenset[str]) -> frozenset[str]:
-    """The heads of K. Raises ValueError for one that is not in the circuit."""
-    outside = sorted(frozenset(K) - circuit)
-    if isinstance(K, str) or outside:
-        raise ValueError(f"K must be a list of heads of the circuit, and {outside} are not in it")
-    return frozenset(K)
 
 
 def _has_receiver(cfg: Any, hooks: Collection[str], receiver: Any) -> bool:
@@ -392,7 +351,7 @@ def check_diet(
         weight, most = getattr(diet, field), 1 if field == "mixed" else 1e6
         if weight != 0 and not 1e-6 <= weight <= most:
             raise ValueError(f"a diet's {field} must be 0, or from 1e-6 to {most:g}")
-    flag("a diet's even_sums", diet.even_sums)
+    of_type(bool, "a diet's even_sums", diet.even_sums)
     met = [wrapper for wrapper in wrappers if getattr(diet, wrapper)]
     empty = [wrapper for wrapper in met if not met_under(diet, wrapper)]
     if empty or not met:

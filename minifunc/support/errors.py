@@ -14,10 +14,6 @@ class UserError(Exception):
     """A user's mistake or an unusable input: shown as one line, exit code 2."""
 
 
-class NotFinite(UserError, ValueError):
-    """Logits that hold no answer."""
-
-
 def first_line(error: BaseException) -> str:
     """What an error says, in one line of at most 160 characters."""
     return (str(error) or type(error).__name__).splitlines()[0][:160]
@@ -53,7 +49,7 @@ def run_main(work: Callable[[], int]) -> int:
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped", file=sys.stderr)
         return 130
-    except UserError as error:
+    except (UserError, FloatingPointError) as error:
         complaint = " ".join(str(error).splitlines())
     except (MemoryError, RuntimeError) as error:
         known = isinstance(error, (MemoryError, torch.OutOfMemoryError))

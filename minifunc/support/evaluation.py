@@ -10,7 +10,6 @@ from torch import Tensor
 
 from minifunc.model import Transformer
 from minifunc.support.checks import check_answers, check_tokens
-from minifunc.support.errors import NotFinite
 from minifunc.support.hooks import Hooks
 from minifunc.support.processes import all_sum, share
 
@@ -29,15 +28,11 @@ def last_logits(model: Transformer, tokens: Tensor, hooks: Hooks | None = None) 
     return torch.cat([model(part.to(model.device), last, hooks)[:, 0] for part in rows])
 
 
-def preferred(logits: Tensor) -> Tensor:
-    """The token of each row of logits [..., d_vocab]: its largest, [...] int64. Raises NotFinite, a
-    ValueError, where that is NaN or infinite: then the model has given no answer."""
-    largest, tokens = logits.max(-1)
-    lost = int((~largest.isfinite()).sum())
-    if lost:
-        why = "a weight, or something on the way, is too large or NaN"
-        raise NotFinite(f"logits are not finite for {lost} of {largest.numel()} prompts: {why}")
-    return tokens
+def finite(logits: Tensor) -> Tensor:
+    """Logits [..., d_vocab]. Raises FloatingPointError where a row's largest is NaN or infinite."""
+    if not logits.amax(-1).isfinite().all():
+        raise FloatingPointError("the model's logits are not finite, so they hold no answer")
+    return logits
 
 
 def answers_right(model: Transformer, tokens: Tensor, answers: Tensor) -> Tensor:
@@ -45,7 +40,7 @@ def answers_right(model: Transformer, tokens: Tensor, answers: Tensor) -> Tensor
     Several processes share the prompts."""
     check_answers(model.cfg.d_vocab, len(tokens), answers)
     right = torch.zeros(len(tokens), dtype=torch.float64, device="cpu")
-    given = preferred(last_logits(model, share(tokens))).cpu()
+    given = finite(last_logits(model, share(tokens))).argmax(-1).cpu()
     share(right)[:] = (given == share(answers)).double()
     all_sum(right)
     return right
@@ -87,7 +82,7 @@ def accuracy(logits: Tensor, answers: Tensor) -> float:
     0.5
     """
     check_answers(logits.shape[-1], len(logits), answers)
-    return (preferred(logits) == answers.to(logits.device)).cpu().double().mean().item()
+    return (finite(logits).argmax(-1) == answers.to(logits.device)).cpu().double().mean().item()
 
 
 def wilson(share: float, n: int) -> list[float]:

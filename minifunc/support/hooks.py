@@ -103,6 +103,5 @@ class Hooked(nn.Module):
         >>> cache["blocks.0.attn.hook_pattern"].sum(-1).shape  # adds up to one at each query
         torch.Size([1, 4, 3])
         """
-        names = self.hook_names() if names is None else names
-        hooks = Hooks(keep=names)
+        hooks = Hooks(keep=self.hook_names() if names is None else names)
         return self(tokens, positions, hooks), hooks.kept

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from minifunc.model import Transformer
 from minifunc.support import checks
-from minifunc.support.checks import Positions
 from minifunc.support.memory import MemoryBudget
 from minifunc.support.processes import all_sum, own_range
 
@@ -59,7 +58,7 @@ class PairedRuns:
         self.model, self.cfg, device = model, model.cfg, model.device
         self.base_tokens, self.contrast_tokens = (each.to(device).clone() for each in tokens)
         self.answers = torch.stack(answers, dim=1).to(device).long()  # [n_prompts, 2]
-        self.n_prompts, self.n_pos = self.base_tokens.shape
+        (self.n_prompts, self.n_pos), self._weights = tokens[0].shape, checks.weights_of(model)
         self.last = [self.n_pos - 1]
         self.sent = ["hook_embed"]
         for layer in range(self.cfg.n_layers):
@@ -69,7 +68,6 @@ class PairedRuns:
         self.F_base = torch.zeros(self.n_prompts, dtype=torch.float64, device=device)
         self.F_contrast = self.F_base.clone()
         self._kept: list[CachedRuns] = []
-        self._weights = checks.weights_of(model)
         keeps = self.budget.keeps(len(own_range(self.n_prompts)))
         for runs in self._run_both():
             self._kept += [runs] * keeps
@@ -77,9 +75,9 @@ class PairedRuns:
         self.F_range = float(self.F_contrast.mean() - self.F_base.mean())
 
     def cached_runs(self) -> Iterable[CachedRuns]:
-        """Both runs, in chunks of prompts: kept where all fit the budget, else made anew. Raises
-        ValueError where the model's weights have changed since."""
-        checks.check_weights(self.model, self._weights)
+        """Both runs, in chunks of prompts: kept where all fit the budget, else made anew."""
+        checks.of_type(bool, "freeze_mlps", getattr(self, "freeze_mlps", False))
+        checks.weights_of(self.model, self._weights)
         return self._kept or self._run_both()
 
     @torch.no_grad()
@@ -110,7 +108,7 @@ class PairedRuns:
         return picked[..., 0] - picked[..., 1]
 
     def changes(
-        self, runs: CachedRuns, n_pos: int, source: str | Tensor, positions: Positions
+        self, runs: CachedRuns, n_pos: int, source: str | Tensor, positions: checks.Positions
     ) -> dict[str, Tensor]:
         """What senders change where they write, by hook point: source - contrast at the last n_pos
         positions, [p, pos, …]; zero but at `positions` (None: all). source: as in `sweep_each`."""
@@ -142,7 +140,7 @@ class PairedRuns:
                 total[name] = total[name] + part if name in total else part
         return {name: (x / self.n_prompts).to(self.model.dtype) for name, x in total.items()}
 
-    def mask(self, positions: Positions) -> Tensor:
+    def mask(self, positions: checks.Positions) -> Tensor:
         """[pos, 1] bool: true at the positions (None: everywhere)."""
         chosen = torch.zeros(self.n_pos, 1, dtype=torch.bool)
         chosen[list(checks.checked_positions(positions, self.n_pos))] = True

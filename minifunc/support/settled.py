@@ -6,14 +6,11 @@ gradient. Here the model's device and dtype decide, always: what people call is 
 """
 
 import functools
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-
-from minifunc.support.checks import flag
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 AUTOCAST = ("cpu", "cuda")
@@ -48,16 +45,10 @@ def nothing_set() -> bool:
 
 
 def settled(function: Function) -> Function:
-    """Decorates a function, or an __init__: whatever is set around it, its results are the same. It
-    raises ValueError for an argument that is to be a bool, and is none."""
-    signature = inspect.signature(function)
-    flags = [name for name, each in signature.parameters.items() if each.annotation is bool]
+    """Decorates a function, or an __init__: whatever is set around it, its results are the same."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs).arguments if flags else {}
-        for name in given.keys() & flags:
-            flag(name, given[name])
         if nothing_set():
             return function(*args, **kwargs)
         with plain_torch():

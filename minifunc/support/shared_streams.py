@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minifunc.model import Transformer
-from minifunc.support.checks import check_weights, weights_of
+from minifunc.support.checks import weights_of
 from minifunc.support.evaluation import ROWS
 from minifunc.support.hooks import Hooks
 from minifunc.support.names import Head
@@ -61,16 +61,13 @@ class SharedStreams:
     ) -> None:
         self.model, self.cfg, self.sent = model, model.cfg, sent
         self.n_prompts, self.n_pos = tokens.shape
-        self.rows, self._weights = prompts_in_a_pass(model), weights_of(model)
+        self.rows, self.weights = prompts_in_a_pass(model), weights_of(model)
         self.embedded = model.embed(tokens.to(model.device))  # [n_prompts, pos, d_model]
         if self.cfg.positions == "learned":
             self.embedded = self.embedded + model.pos_embed(self.n_pos)
         of_a_pass = self.embedded[: self.rows].nbytes  # z is about as large
         self.most_kept = KEPT_BYTES // (2 * of_a_pass)
         self.kept: dict[tuple[_Pass, Replaced], tuple[Tensor, Tensor]] = {}
-
-    def check_weights(self) -> None:
-        check_weights(self.model, self._weights)
 
     @settled
     @torch.no_grad()
@@ -79,7 +76,7 @@ class SharedStreams:
     ) -> Tensor:
         """Logits at the last position, [n_groups, n_prompts, d_vocab]. Raises ValueError where the
         model's weights have changed since the streams were made."""
-        self.check_weights()
+        weights_of(self.model, self.weights)
         replaced = [self._by_block(group) for group in groups]
         result = self.embedded.new_empty(len(groups), self.n_prompts, self.cfg.d_vocab)
         for start in range(0, self.n_prompts, self.rows):
