@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minifunc.analysis.activations import Examples, activations
 from minifunc.model import Transformer
-from minifunc.support.checks import alike, checked_positions
+from minifunc.support.checks import alike, checked_positions, of_type
 from minifunc.support.tables import rounded
 
 PENALTY = 1e-4  # of an input's mean variance: enough where inputs are dependent
@@ -84,7 +84,7 @@ def sites(model: Transformer) -> dict[str, str]:
 
 def stream(model: Transformer, tokens: Tensor, positions: Tensor) -> dict[str, Tensor]:
     """By site, the stream at some positions of tokens [n, pos]: [n, *positions.shape, d_model]."""
-    checked_positions(positions.flatten(), tokens.shape[1])
+    checked_positions(positions.flatten(), of_type(Tensor, "tokens", tokens).shape[1])
     return activations(model, tokens, list(sites(model).values()), lambda x: x[:, positions])
 
 
@@ -108,7 +108,7 @@ def halves(tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Rows of tokens [n, pos] for training and for testing, drawn at random: two index tensors.
     Each prompt is in one of the two and once, however often it stands in `tokens`."""
     first: dict[tuple[int, ...], int] = {}  # the first row of each prompt
-    for row, prompt in enumerate(tokens.tolist()):
+    for row, prompt in enumerate(of_type(Tensor, "tokens", tokens).tolist()):
         first.setdefault(tuple(prompt), row)
     order = torch.randperm(len(first), generator=generator, device="cpu")
     rows = torch.tensor([first[prompt] for prompt in sorted(first)], device="cpu")[order]

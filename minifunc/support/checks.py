@@ -66,8 +66,8 @@ def of_type(kind: type, name: str, given: Any) -> Any:
 
 
 def weights_of(model: Any, known: Any = None) -> list[tuple[int, int]]:
-    """Where each weight lies, and how often it was edited. Raises ValueError if that was `known` to
-    be otherwise. (An edit of `weight.data` is not seen.)"""
+    """Where each weight lies, and its version (which edits of `.data` do not raise). Raises
+    ValueError where that is not as it was `known`."""
     found = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in model.parameters()]
     if known not in (None, found):
         raise ValueError("the model's weights have changed since its runs were kept: start anew")
@@ -156,8 +156,7 @@ def whole_numbers(positions: Positions) -> tuple[int, ...] | None:
 def checked_place(head: Any, positions: Positions, hook: str = "hook_z") -> tuple[int, ...] | None:
     """`whole_numbers` of a place in the model. Raises ValueError for a head below 0 too, for a head
     where there are none, and for positions where there are pairs of them."""
-    if head is not None and (type(head) is bool or not isinstance(head, Integral) or head < 0):
-        raise ValueError(f"no head {head!r:.60}: heads are counted from 0")
+    counted("head", 0 if head is None else head, 0)
     of_heads, of_pairs = re.search("_[qkvz]$", hook), re.search("scores$|pattern$", hook)
     if (head is not None and not of_heads) or (positions is not None and of_pairs):
         raise ValueError(f"{hook} has no head {head} or positions {positions} to choose")
@@ -174,7 +173,7 @@ def checked_node(name: str, *known: str) -> str:
 def checked_places(given: Iterable[Any], hooks: Collection[str]) -> list[Any]:
     """The places. Raises ValueError for one at no hook point."""
     places = list(given)
-    check_hook_names([str(getattr(place, "hook", place)) for place in places], hooks)
+    check_hook_names([getattr(place, "hook", repr(place)) for place in places], hooks)
     return places
 
 
@@ -248,7 +247,8 @@ def checked_heads(group: Iterable[str], known: Sequence[str]) -> frozenset[str]:
 
 
 def _has_receiver(cfg: Any, hooks: Collection[str], receiver: Any) -> bool:
-    if not hasattr(receiver, "stage"):
+    layer = getattr(receiver, "layer", 0)
+    if isinstance(receiver, type) or not hasattr(receiver, "stage") or type(layer) is not int:
         return False
     if receiver.is_stream and receiver.stage(cfg) == 2 * cfg.n_layers:
         return receiver.positions is None  # only the last position of it reaches the answer
@@ -260,7 +260,7 @@ def _has_receiver(cfg: Any, hooks: Collection[str], receiver: Any) -> bool:
 def answers_seen(tokens: Tensor, answers: Positions, operands: Sequence[int]) -> Tensor:
     """Positions of answers [n_shots] int64. Raises ValueError for none, for one that tokens
     [n_prompts, pos] do not have, and where an operand, so far before, would lie outside."""
-    check_shape("tokens", tokens, tokens.shape[:2])
+    check_shape("tokens", tokens, of_type(Tensor, "tokens", tokens).shape[:2])
     chosen = checked_positions(answers, tokens.shape[1])
     far = max([1, *(counted("operands", back) for back in operands)])
     if not len(tokens) or not chosen or min(chosen) < far or len(set(chosen)) < len(chosen):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minifunc.model import Transformer
-from minifunc.support.checks import check_answers, check_tokens
+from minifunc.support.checks import check_answers, check_tokens, of_type
 from minifunc.support.hooks import Hooks
 from minifunc.support.processes import all_sum, share
 
@@ -81,7 +81,7 @@ def accuracy(logits: Tensor, answers: Tensor) -> float:
     >>> accuracy(torch.tensor([[0.0, 2.0], [3.0, 1.0]]), torch.tensor([1, 1]))
     0.5
     """
-    check_answers(logits.shape[-1], len(logits), answers)
+    check_answers(of_type(Tensor, "logits", logits).shape[-1], len(logits), answers)
     return (finite(logits).argmax(-1) == answers.to(logits.device)).cpu().double().mean().item()
 
 

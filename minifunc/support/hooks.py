@@ -18,9 +18,8 @@ Hook = Callable[[Tensor, str], Tensor]
 class Hooks:
     """What one call sees or changes. `hooks(activation, name)` returns what to go on with.
 
-    functions: by hook point. Each gets a copy, and a copy of what it returns, in the same shape and
-    dtype, goes on: editing one of them, then or later, changes nothing else. keep: hook points to
-    note in `kept`, each in memory of its own.
+    functions: by hook point. Each gets a copy, and a copy of what it returns (of that shape and
+    dtype) goes on, so no edit, then or later, changes more. keep: hook points to note in `kept`.
     """
 
     def __init__(

@@ -58,7 +58,7 @@ class PairedRuns:
         self.model, self.cfg, device = model, model.cfg, model.device
         self.base_tokens, self.contrast_tokens = (each.to(device).clone() for each in tokens)
         self.answers = torch.stack(answers, dim=1).to(device).long()  # [n_prompts, 2]
-        (self.n_prompts, self.n_pos), self._weights = tokens[0].shape, checks.weights_of(model)
+        (self.n_prompts, self.n_pos), self.weights = tokens[0].shape, checks.weights_of(model)
         self.last = [self.n_pos - 1]
         self.sent = ["hook_embed"]
         for layer in range(self.cfg.n_layers):
@@ -67,17 +67,15 @@ class PairedRuns:
         self.budget = MemoryBudget(model, self.n_pos, max_memory)
         self.F_base = torch.zeros(self.n_prompts, dtype=torch.float64, device=device)
         self.F_contrast = self.F_base.clone()
-        self._kept: list[CachedRuns] = []
         keeps = self.budget.keeps(len(own_range(self.n_prompts)))
-        for runs in self._run_both():
-            self._kept += [runs] * keeps
+        self._kept = [runs for runs in self._run_both() if keeps]  # F is noted of all
         all_sum(self.F_base, self.F_contrast)
         self.F_range = float(self.F_contrast.mean() - self.F_base.mean())
 
     def cached_runs(self) -> Iterable[CachedRuns]:
         """Both runs, in chunks of prompts: kept where all fit the budget, else made anew."""
         checks.of_type(bool, "freeze_mlps", getattr(self, "freeze_mlps", False))
-        checks.weights_of(self.model, self._weights)
+        checks.weights_of(self.model, self.weights)
         return self._kept or self._run_both()
 
     @torch.no_grad()

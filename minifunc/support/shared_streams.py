@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minifunc.model import Transformer
-from minifunc.support.checks import weights_of
+from minifunc.support.checks import of_type, weights_of
 from minifunc.support.evaluation import ROWS
 from minifunc.support.hooks import Hooks
 from minifunc.support.names import Head
@@ -40,7 +40,7 @@ def prompts_in_a_pass(model: Transformer) -> int:
 def z_of_layers(model: Transformer, tokens: Tensor) -> list[Tensor]:
     """z of each layer, [n, pos, head, d_head]; of the last, [n, 1, head, d_head] is enough."""
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
-    last = torch.tensor([tokens.shape[1] - 1], device=model.device)
+    last = [of_type(Tensor, "tokens", tokens).shape[1] - 1]
     parts = []
     for rows in tokens.to(model.device).split(prompts_in_a_pass(model)):
         _, cache = model.run_with_cache(rows, names, last)
@@ -60,7 +60,7 @@ class SharedStreams:
         self, model: Transformer, tokens: Tensor, sent: Mapping[str, Sequence[Tensor]]
     ) -> None:
         self.model, self.cfg, self.sent = model, model.cfg, sent
-        self.n_prompts, self.n_pos = tokens.shape
+        self.n_prompts, self.n_pos = of_type(Tensor, "tokens", tokens).shape
         self.rows, self.weights = prompts_in_a_pass(model), weights_of(model)
         self.embedded = model.embed(tokens.to(model.device))  # [n_prompts, pos, d_model]
         if self.cfg.positions == "learned":
@@ -74,8 +74,7 @@ class SharedStreams:
     def logits(
         self, groups: Sequence[Sequence[Head]], how: str, positions: tuple[int, ...]
     ) -> Tensor:
-        """Logits at the last position, [n_groups, n_prompts, d_vocab]. Raises ValueError where the
-        model's weights have changed since the streams were made."""
+        """Logits at the last position, [n_groups, n_prompts, d_vocab]."""
         weights_of(self.model, self.weights)
         replaced = [self._by_block(group) for group in groups]
         result = self.embedded.new_empty(len(groups), self.n_prompts, self.cfg.d_vocab)
