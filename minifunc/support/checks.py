@@ -5,7 +5,7 @@ import operator
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
-from itertools import product
+from itertools import chain, product
 from numbers import Integral
 from typing import Any
 
@@ -66,9 +66,9 @@ def of_type(kind: type, name: str, given: Any) -> Any:
 
 
 def weights_of(model: Any, known: Any = None) -> list[tuple[int, int]]:
-    """Where each weight lies, and its version (which edits of `.data` do not raise). Raises
-    ValueError where that is not as it was `known`."""
-    found = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in model.parameters()]
+    """Where each weight lies, and its version. Raises ValueError where that is not as `known`."""
+    weights = chain(*(module._parameters.values() for module in model.modules()))
+    found = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
     if known not in (None, found):
         raise ValueError("the model's weights have changed since its runs were kept: start anew")
     return found
