@@ -136,8 +136,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/definition.py",
-        old="if freeze_mlps else",
-        new="if not freeze_mlps else",
+        old='* of_type(bool, "freeze_mlps", freeze_mlps)',
+        new="* (not freeze_mlps)",
         breaks="the definition mixes up frozen and live MLPs",
         tests="definition",
     ),
@@ -310,8 +310,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/support/pairs.py",
-        old="chosen[list(checked_positions(positions, self.n_pos))] = True",
-        new="chosen[: len(checked_positions(positions, self.n_pos))] = True",
+        old="chosen[list(checks.checked_positions(positions, self.n_pos))] = True",
+        new="chosen[: len(checks.checked_positions(positions, self.n_pos))] = True",
         breaks="positions are counted from the first",
         tests="patching",
     ),
@@ -788,7 +788,7 @@ FAULTS = [
     ),
     Fault(
         "minifunc/support/evaluation.py",
-        old="    check_answers(logits.shape[-1], len(logits), answers)\n",
+        old='    check_answers(of_type(Tensor, "logits", logits).shape[-1], len(logits), answers)\n',
         new="",
         breaks="one answer is stretched over all prompts",
         tests="refused",
