@@ -788,8 +788,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/support/evaluation.py",
-        old='    check_answers(of_type(Tensor, "logits", logits).shape[-1], len(logits), answers)\n',
-        new="",
+        old='check_answers(of_type(Tensor, "logits", logits).shape[-1], len(logits), answers)',
+        new="pass",
         breaks="one answer is stretched over all prompts",
         tests="refused",
     ),
