@@ -22,7 +22,7 @@ from minifunc.ablation import Ablator, all_heads
 from minifunc.analysis.ablations import random_group
 from minifunc.model import Transformer
 from minifunc.support.errors import UserError, run_main
-from minifunc.support.evaluation import last_logits, wilson
+from minifunc.support.evaluation import finite, last_logits, wilson
 from minifunc.support.files import load_json, save_json
 from minifunc.support.flags import Parser, check_flag, pick_device
 from minifunc.support.runs import RESULTS, add_run_flag, chosen_run, load_circuit, load_run
@@ -107,12 +107,12 @@ class Study:
 
     def ask(self, tokens: Tensor) -> Tensor:
         """The answers given to tokens [n_prompts, pos], [n_prompts] on the CPU."""
-        return last_logits(self.model, tokens).argmax(-1).cpu()
+        return finite(last_logits(self.model, tokens)).argmax(-1).cpu()
 
     def ask_swapped(self, groups: Sequence[Sequence[str]]) -> Tensor:
         """Answers [n_groups, n_prompts] under the new rule; the heads send as under the old."""
         ablator = Ablator(self.model, self.pairs.contrast, {"base": self.pairs.base})
-        return ablator.logits(groups, "base").argmax(-1).cpu()
+        return finite(ablator.logits(groups, "base")).argmax(-1).cpu()
 
     def followed(self, k: int, n: int, shots: int = SHOTS) -> Tensor:
         """Whether each of n fresh sums is answered off by k, as shown."""
@@ -381,10 +381,10 @@ def rest_intact(study: Study) -> Finding:
     if not study.heads:
         return NO_HEADS
     tokens, _, right, _ = study.draw_each([(task, study.k) for task in SHIFTED])
-    given = []
+    given = []  # [2, n_prompts] each
     for some in tokens.split(N_EACH):  # of one task
         ablator = Ablator(study.model, some, {}, means={"mean": some})
-        given.append(ablator.logits([study.heads, []], "mean").argmax(-1).cpu())  # [2, n_prompts]
+        given.append(finite(ablator.logits([study.heads, []], "mean")).argmax(-1).cpu())
     without, usual = torch.cat(given, dim=1) == right
     return judged(without[usual], 0.90, "{} that are answered rightly with the heads in place")
 

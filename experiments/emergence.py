@@ -25,7 +25,7 @@ from experiments.summary import Rows, by
 from minifunc.analysis import scores
 from minifunc.model import Transformer
 from minifunc.patching import HeadInput, Logits, Receiver
-from minifunc.support import tables
+from minifunc.support import evaluation, tables
 from minifunc.support.files import load_tensors
 from minifunc.support.names import heads_of, parse
 
@@ -101,9 +101,9 @@ def head_scores(model: Transformer, prompts: Tensor, groups: Groups) -> Row:
         if heads:
             mean = sum(score[parse(head)].item() for head in heads) / len(heads)
             row[f"{name}_score_of_final_heads"] = round(mean, 4)
-    given = model(repeated.to(model.device), queries).argmax(-1).cpu()  # [n_prompts, n_queries]
-    right = given == repeated[:, copied]
-    return row | {"copy_accuracy": round(right.float().mean().item(), 4)}
+    logits = model(repeated.to(model.device), queries).flatten(0, 1)  # [row, d_vocab]
+    right = evaluation.accuracy(logits, repeated[:, copied].flatten())
+    return row | {"copy_accuracy": round(right, 4)}
 
 
 def effects(model: Transformer, groups: Groups, n_prompts: int) -> Row:

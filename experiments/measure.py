@@ -13,7 +13,7 @@ from minifunc.ablation import Ablator, CircuitScores
 from minifunc.circuit import Criteria, discover
 from minifunc.model import Transformer
 from minifunc.patching import PathPatcher
-from minifunc.support.evaluation import accuracy, last_logits
+from minifunc.support.evaluation import accuracy, finite, last_logits
 from minifunc.support.names import heads_of, parse
 
 SHOTS = 8  # of the measures that have one number of shots
@@ -77,7 +77,7 @@ def answers_given(model: Transformer, pairs: tasks.Pairs) -> Row:
     in words; "none" where at least half are right.
     """
     logits = last_logits(model, pairs.contrast).cpu()
-    given = logits.argmax(-1)  # [n_prompts]
+    given = finite(logits).argmax(-1)  # [n_prompts]
     answers = pairs.contrast[:, tasks.answer_positions(pairs.shots)]  # [n_prompts, n_shots]
     shown = (answers == given[:, None]).any(1)
     right, plain = given == pairs.contrast_answers, given == pairs.base_answers

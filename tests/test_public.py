@@ -385,6 +385,7 @@ CASES = {
         "MemoryBudget": lambda w: memory.MemoryBudget(w.model, 17).prompt_ranges(range(9)),
     },
     "minifunc.support.evaluation": {
+        "finite": lambda w: evaluation.finite(w.logits),
         "last_logits": lambda w: evaluation.last_logits(w.model, w.tokens),
         "answers_right": lambda w: evaluation.answers_right(w.model, w.tokens, w.answers[0]),
         "accuracy_by_shots": lambda w: evaluation.accuracy_by_shots(

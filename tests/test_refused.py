@@ -226,7 +226,7 @@ def swept(w, heads, mlps):
 
 
 EASY = circuit.Criteria()
-NO_HEAD = "no head '9.9'; this model has heads 0.0 to 1.1"
+NO_HEAD = "no head '9.9' here; there is 0.0, 0.1, 1.0, 1.1"
 NO_NAME = "no head '0.-1'"
 # By what is wrong: what is called with a World, and what is said.
 REFUSED = {
@@ -347,7 +347,10 @@ REFUSED = {
         lambda w: circuit.direct_groups(to_logits(w), {"0.-1": w.found.attention["0.0"]}, EASY),
         NO_NAME,
     ),
-    "receiver True": (lambda w: HeadInput(1, True, "q"), "no head True"),
+    "receiver True": (
+        lambda w: HeadInput(1, True, "q"),
+        "head must be a whole number from 0, not True",
+    ),
     # what must have as many rows, or the same shape
     "level 2": (lambda w: completeness.eliminate([w.scores()], 2.0), "level must be a share"),
     "no scores": (lambda w: completeness.eliminate([], 0.5), "of one score at least"),

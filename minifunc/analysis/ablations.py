@@ -8,7 +8,7 @@ import torch
 from minifunc.ablation import all_heads
 from minifunc.analysis.rows import Prompts, ablation_row, control_row
 from minifunc.model import ModelConfig
-from minifunc.support.checks import checked_heads
+from minifunc.support.checks import checked_heads, of_type
 from minifunc.support.names import heads_of, parse
 
 FEW_GROUPS = 5  # so many different random groups are run on all prompts, more of them on fewer
@@ -28,7 +28,7 @@ def random_group(
     >>> random_group(["3.1", "3.2", "3.3", "3.4"], 6, torch.Generator())  # layer 3 has no others
     ['3.0', '3.5']
     """
-    places = [parse(head) for head in heads]
+    places, avoid = [parse(head) for head in heads], of_type(bool, "avoid", avoid)
     if any(head >= n_heads for _, head in places):
         raise ValueError(f"heads must be below {n_heads} in their layers, not {list(heads)!s:.60}")
     group = []

@@ -25,8 +25,8 @@ from torch import Tensor
 from minifunc.ablation import all_heads
 from minifunc.analysis.activations import activations
 from minifunc.model import Transformer
-from minifunc.support.checks import check_shape, checked_heads
-from minifunc.support.evaluation import last_logits
+from minifunc.support.checks import check_shape, checked_heads, of_type
+from minifunc.support.evaluation import finite, last_logits
 from minifunc.support.hooks import Hooks
 from minifunc.support.names import parse
 from minifunc.support.tables import rounded, table, table_of_heads
@@ -68,13 +68,13 @@ def logits_with(
     if vectors.shape[1:] != wanted or len(vectors) not in (1, len(tokens)):
         must = f"[{len(tokens)} or 1, {', '.join(map(str, wanted))}]"
         raise ValueError(f"vectors must be {must}, not {list(vectors.shape)}")
-    names = hook_points(model, heads, "attn.hook_z")
+    names, replace = hook_points(model, heads, "attn.hook_z"), of_type(bool, "replace", replace)
     chosen = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, dtype=torch.bool, device="cpu")
     for head in heads:
         chosen[parse(head)] = True
 
     def change(z: Tensor, name: str) -> Tensor:  # [n_rows, pos, head, d_head]
-        z, layer = z.clone(), int(name.split(".")[1])
+        layer = int(name.split(".")[1])
         here, put_in = chosen[layer], vectors[:, layer, chosen[layer]]
         z[:, -1, here] = put_in if replace else z[:, -1, here] + put_in
         return z
@@ -162,7 +162,7 @@ class Naive:
 
     def hits(self, logits: Tensor, wanted: Tensor | int) -> Tensor:
         """Whether each row is answered with the number `wanted`: [n_rows] bool."""
-        return logits.argmax(-1) == self.numbers[self.zero + wanted]
+        return finite(logits).argmax(-1) == self.numbers[self.zero + wanted]
 
 
 class Vectors:

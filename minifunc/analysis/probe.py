@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minifunc.analysis.activations import Examples, activations
 from minifunc.model import Transformer
-from minifunc.support.checks import checked_positions
+from minifunc.support.checks import alike, checked_positions, of_type
 from minifunc.support.tables import rounded
 
 PENALTY = 1e-4  # of an input's mean variance: enough where inputs are dependent
@@ -48,7 +48,7 @@ def fit(x: Tensor, y: Tensor) -> Probe:
 
 def r2(read: Tensor, y: Tensor, over: tuple[int, ...] = (0,)) -> Tensor:
     """1 - residual / variance of y [n, n_targets]: [n_targets]. 0 is as good as the mean of y."""
-    y = y.double()
+    read, y = alike(read, y, "what was read"), y.double()
     residual, variance = (y - read).square().sum(over), (y - y.mean(0)).square().sum(over)
     return 1 - residual / variance.clamp(min=1e-12)
 
@@ -58,7 +58,7 @@ r2_together = partial(r2, over=(0, 1))  # of all targets at once, over the sum o
 
 def correlation(read: Tensor, y: Tensor) -> Tensor:
     """Of readings and y [n, n_targets]: [n_targets]. It forgives a wrong zero and a wrong scale."""
-    read, y = read - read.mean(0), y.double() - y.double().mean(0)
+    read, y = alike(read, y, "what was read") - read.mean(0), y.double() - y.double().mean(0)
     return (read * y).sum(0) / (read.norm(dim=0) * y.norm(dim=0)).clamp(min=1e-12)
 
 
@@ -84,7 +84,7 @@ def sites(model: Transformer) -> dict[str, str]:
 
 def stream(model: Transformer, tokens: Tensor, positions: Tensor) -> dict[str, Tensor]:
     """By site, the stream at some positions of tokens [n, pos]: [n, *positions.shape, d_model]."""
-    checked_positions(positions.flatten(), tokens.shape[1])
+    checked_positions(positions.flatten(), of_type(Tensor, "tokens", tokens).shape[1])
     return activations(model, tokens, list(sites(model).values()), lambda x: x[:, positions])
 
 
@@ -108,7 +108,7 @@ def halves(tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Rows of tokens [n, pos] for training and for testing, drawn at random: two index tensors.
     Each prompt is in one of the two and once, however often it stands in `tokens`."""
     first: dict[tuple[int, ...], int] = {}  # the first row of each prompt
-    for row, prompt in enumerate(tokens.tolist()):
+    for row, prompt in enumerate(of_type(Tensor, "tokens", tokens).tolist()):
         first.setdefault(tuple(prompt), row)
     order = torch.randperm(len(first), generator=generator, device="cpu")
     rows = torch.tensor([first[prompt] for prompt in sorted(first)], device="cpu")[order]

@@ -21,7 +21,7 @@ from minifunc.analysis.probe import held_out, one_hot, r2_together
 from minifunc.analysis.rows import answered
 from minifunc.model import Transformer
 from minifunc.patching import PathPatcher
-from minifunc.support.checks import check_F_range, check_shape, check_sources
+from minifunc.support import checks
 from minifunc.support.hooks import Hooks
 from minifunc.support.names import parse
 from minifunc.support.settled import settled
@@ -41,7 +41,7 @@ def shares(vectors: Tensor, first: Tensor, second: Tensor) -> dict[str, float]:
     where they were not drawn so. Raises ValueError where a pair is missing.
     """
     for labels in (first, second):
-        check_shape("labels", labels, vectors.shape[:-1])
+        checks.check_shape("labels", labels, vectors.shape[:-1])
     x = vectors.double().flatten(0, -2)  # [n, width]
     _, i = first.flatten().to(x.device).unique(return_inverse=True)
     _, j = second.flatten().to(x.device).unique(return_inverse=True)
@@ -67,7 +67,7 @@ def _replace(heads: Sequence[str], which: str, other: Mapping[str, Tensor]) -> H
     """Hooks by which the inputs `which` (letters of "qkv") of `heads` are those of another run."""
 
     def replace(x: Tensor, name: str) -> Tensor:  # [batch, pos, head, d_head]
-        x, layer = x.clone(), int(name.split(".")[1])
+        layer = int(name.split(".")[1])
         here = [index for block, index in map(parse, heads) if block == layer]
         # In the last block q is that of the last position alone.
         x[:, :, here] = other[name][:, -x.shape[1] :, here]
@@ -87,9 +87,10 @@ def inputs_apart(
     ablation, not path patching. → {head or "all": {input: {source: {r, base_acc, contrast_acc}}}};
     "all" = these heads together. Raises ValueError where r is undefined.
     """
-    check_F_range(patcher.F_range)
+    checks.check_F_range(patcher.F_range)
+    checks.weights_of(patcher.model, patcher.weights)
     model, F_contrast = patcher.model, patcher.F_contrast.mean()
-    check_sources(model.cfg.d_vocab, patcher.contrast_tokens, sources, {})
+    checks.check_sources(model.cfg.d_vocab, patcher.contrast_tokens, sources, {})
     parts = {head: [head] for head in heads} | {"all": list(heads)}
     names = hook_points(model, heads, *(f"attn.hook_{letter}" for letter in "qkv"))
     lowest = min(parse(head)[0] for head in heads)
@@ -124,7 +125,7 @@ def looks_for(
                                    the asked one; null if there is none
     """
     slots = torch.arange(N_SLOTS, device="cpu")
-    check_shape("asked", asked, examples.tokens.shape[:1])
+    checks.check_shape("asked", asked, examples.tokens.shape[:1])
     keys = examples.answers[:, None] - ANSWER + slots  # [n_shots, slot]
     labels = {
         "nearness": examples.expected - asked[:, None],

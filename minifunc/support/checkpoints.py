@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minifunc.model import ModelConfig, Transformer
-from minifunc.support import files
+from minifunc.support import checks, files
 from minifunc.support.errors import UserError
 from minifunc.support.evaluation import Table
 from minifunc.support.processes import any_process, is_main, join
@@ -198,7 +198,7 @@ def claimed(
     Gives the device of this process. Raises UserError where that cannot be, or where a new run
     would overwrite something; says after Ctrl-C how to go on.
     """
-    if not resume:
+    if not checks.of_type(bool, "resume", resume):
         check_unused(out, config)
     device = join(device)
     try:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from minifunc.model import ModelConfig
+from minifunc.support.checks import of_type
 
 NOTHING = torch.empty(0, dtype=torch.float64, device="cpu")
 Row = tuple[int, ...]  # who sends together, as places in `Senders.names`, ascending
@@ -36,7 +37,7 @@ class Effects:
         for layer, row in enumerate(self.heads.tolist()):
             effects |= {f"{layer}.{head}": r for head, r in enumerate(row)}
             effects[f"mlp{layer}"] = self.mlps[layer].item()
-        if not strongest_first:
+        if not of_type(bool, "strongest_first", strongest_first):
             return effects
         known = {name: r for name, r in effects.items() if not math.isnan(r)}
         return dict(sorted(known.items(), key=lambda item: -abs(item[1])))

@@ -49,7 +49,7 @@ def run_main(work: Callable[[], int]) -> int:
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped", file=sys.stderr)
         return 130
-    except UserError as error:
+    except (UserError, FloatingPointError) as error:
         complaint = " ".join(str(error).splitlines())
     except (MemoryError, RuntimeError) as error:
         known = isinstance(error, (MemoryError, torch.OutOfMemoryError))

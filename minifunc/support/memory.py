@@ -23,9 +23,8 @@ class MemoryBudget:
     def __init__(self, model: Transformer, n_pos: int, gib: float | None = None) -> None:
         self.model, self.n_pos = model, n_pos
         if gib is None:
-            gib = 2.0
-            if model.device.type == "cuda":
-                gib = torch.cuda.mem_get_info(model.device)[0] / GIB / 4
+            on_cuda = model.device.type == "cuda"
+            gib = torch.cuda.mem_get_info(model.device)[0] / GIB / 4 if on_cuda else 2.0
         if not 0 < gib < 2**20:
             raise ValueError(f"max_memory must be a positive number of GiB, not {gib}")
         self.half = self.for_rows = gib * GIB / 2

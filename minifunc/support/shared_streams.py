@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minifunc.model import Transformer
+from minifunc.support.checks import of_type, weights_of
 from minifunc.support.evaluation import ROWS
 from minifunc.support.hooks import Hooks
 from minifunc.support.names import Head
@@ -39,7 +40,7 @@ def prompts_in_a_pass(model: Transformer) -> int:
 def z_of_layers(model: Transformer, tokens: Tensor) -> list[Tensor]:
     """z of each layer, [n, pos, head, d_head]; of the last, [n, 1, head, d_head] is enough."""
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
-    last = torch.tensor([tokens.shape[1] - 1], device=model.device)
+    last = [of_type(Tensor, "tokens", tokens).shape[1] - 1]
     parts = []
     for rows in tokens.to(model.device).split(prompts_in_a_pass(model)):
         _, cache = model.run_with_cache(rows, names, last)
@@ -59,8 +60,8 @@ class SharedStreams:
         self, model: Transformer, tokens: Tensor, sent: Mapping[str, Sequence[Tensor]]
     ) -> None:
         self.model, self.cfg, self.sent = model, model.cfg, sent
-        self.n_prompts, self.n_pos = tokens.shape
-        self.rows = prompts_in_a_pass(model)
+        self.n_prompts, self.n_pos = of_type(Tensor, "tokens", tokens).shape
+        self.rows, self.weights = prompts_in_a_pass(model), weights_of(model)
         self.embedded = model.embed(tokens.to(model.device))  # [n_prompts, pos, d_model]
         if self.cfg.positions == "learned":
             self.embedded = self.embedded + model.pos_embed(self.n_pos)
@@ -74,6 +75,7 @@ class SharedStreams:
         self, groups: Sequence[Sequence[Head]], how: str, positions: tuple[int, ...]
     ) -> Tensor:
         """Logits at the last position, [n_groups, n_prompts, d_vocab]."""
+        weights_of(self.model, self.weights)
         replaced = [self._by_block(group) for group in groups]
         result = self.embedded.new_empty(len(groups), self.n_prompts, self.cfg.d_vocab)
         for start in range(0, self.n_prompts, self.rows):
@@ -122,8 +124,7 @@ class SharedStreams:
         queries = torch.arange(self.n_pos, device=self.model.device)
         if layer == self.cfg.n_layers - 1:
             queries = queries[-1:]
-        seen: dict[str, Tensor] = {}
         block, name = self.model.blocks[layer], f"blocks.{layer}.attn.hook_z"
-        hooks = Hooks({name: lambda z, name: seen.setdefault(name, z)})
+        hooks = Hooks(keep=[name])
         block.attn(block.ln1(stream, hooks), queries, hooks)
-        return stream, seen[name]
+        return stream, hooks.kept[name]
