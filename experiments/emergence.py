@@ -51,8 +51,9 @@ def at_one_step(model: Transformer, run: Run, groups: Groups, quick: bool) -> Ro
     off_by_one = measure.off_by_one(measure.how_many(200, quick), measure.generator())
     right = measure.share_right(model, off_by_one.contrast, off_by_one.contrast_answers)
     by_task = every_task(model, measure.how_many(96, quick))
+    loss = train.loss_on_answers(model, documents.tokens, documents.determined)
     row = {
-        "loss": round(train.loss_on_answers(model, documents).item(), 5),
+        "loss": round(loss.item(), 5),
         "accuracy": by_task,
         "plain_8": by_task["addition"]["plain"],
         "off_by_one_8": right,

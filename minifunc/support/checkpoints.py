@@ -8,6 +8,7 @@ import json
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from minifunc.support.errors import UserError
 from minifunc.support.evaluation import Table
 from minifunc.support.processes import any_process, is_main, join
 from minifunc.support.runs import MADE_BY_TRAINING, fitting_model, whole
+from minifunc.support.settings import device_name
 
 
 class Diverged(UserError):
@@ -55,6 +57,10 @@ class Progress:
         self._started = time.perf_counter()
 
     def _take_up(self, checkpoint: dict[str, Any]) -> None:
+        here, before = device_name(self.model.device), checkpoint.get("device")
+        if before not in (here, None):  # older checkpoints don't say
+            moved = f"{self.out} was trained on {before!r:.60} so far, and goes on on {here!r}"
+            print(f"{moved}: its weights are not those of either, to the bit", file=sys.stderr)
         self.model.load_state_dict(checkpoint["model"])
         groups = self.optimizer.state_dict()["param_groups"]  # as config.json says, not the file
         self.optimizer.load_state_dict(checkpoint["optimizer"] | {"param_groups": groups})
@@ -147,6 +153,7 @@ class Progress:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "data": self.data.get_state(),
+            "device": device_name(self.model.device),
         }
         files.save_tensors(self.out / "resume.pt", state)
         files.save_tensors(self.out / "model.pt", self.model.state_dict())

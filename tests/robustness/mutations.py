@@ -639,8 +639,8 @@ FAULTS = [
     ),
     Fault(
         "train.py",
-        old='group["lr"] = cfg.lr_at(step)',
-        new='group["lr"] = cfg.lr',
+        old="set_rate(optimizer, cfg.lr_at(step))",
+        new="set_rate(optimizer, cfg.lr)",
         breaks="the learning rate stays where it starts",
         tests="stated",
     ),
