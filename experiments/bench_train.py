@@ -17,7 +17,7 @@ import train
 from experiments.bench_sweep import medians_in_turn
 from minifunc.model import Block, ModelConfig, Transformer
 from minifunc.support.files import load_lines
-from minifunc.support.graphs import graphed
+from minifunc.support.graphs import deterministic, graphed
 
 
 class PlainBlock(nn.Module):
@@ -113,7 +113,8 @@ def compare_steps(
 
     def step() -> None:
         documents = tasks.sample(diet, *size, data)
-        update(documents.tokens.to(device), documents.determined.to(device))
+        with deterministic(device):  # as in training
+            update(documents.tokens.to(device), documents.determined.to(device))
 
     def plain_step() -> None:
         tokens = tasks.sample(diet, *size, plain_data).tokens.to(device)

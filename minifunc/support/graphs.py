@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,36 +20,35 @@ from tqdm import tqdm
 from minifunc.support.errors import first_line
 from minifunc.support.processes import world_size
 
-Step = Callable[..., tuple[Tensor, ...]]
-Recorded = tuple[Callable[[], Any], tuple[Tensor, ...]]  # how to replay it, what it then writes
+Outputs = tuple[Tensor, ...]
+Step = Callable[..., Outputs]
+# Runs a call and records it. Gives how to replay it, and the outputs that a replay writes anew.
+Recorder = Callable[[Callable[[], Outputs]], tuple[Callable[[], None], Outputs]]
 WORKSPACE, ORDERED = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 
 
 def graphed(step: Step, optimizer: Optimizer, device: torch.device) -> Step:
     """`step` as CUDA graphs; on other devices, and with several processes, as it is."""
-    return Graphed(step, optimizer) if device.type == "cuda" and world_size() == 1 else step
+    if device.type != "cuda" or world_size() > 1:
+        return step
+    return Graphed(step, optimizer, partial(cuda_graph, device))
 
 
 class Graphed:
     """step(*inputs) → tensors, recorded once for each shape of the inputs, and then replayed.
 
-    A step updates what `optimizer` trains, on one device, and reads no value back. The optimizer's
-    state is not to be exchanged after the first call (`load_state_dict` comes before it).
-    record(call) runs the call and records it. A step that cannot be recorded is run as it is.
+    A step updates what `optimizer` trains, and reads no value back. After the first call nothing
+    may replace the optimizer's state: `load_state_dict` comes before. A step that cannot be
+    recorded is made as it is.
     """
 
-    def __init__(
-        self,
-        step: Step,
-        optimizer: Optimizer,
-        record: Callable[[Callable[[], tuple[Tensor, ...]]], Recorded] | None = None,
-    ) -> None:
-        self.step, self.optimizer, self.record = step, optimizer, record or cuda_graph
+    def __init__(self, step: Step, optimizer: Optimizer, record: Recorder) -> None:
+        self.step, self.optimizer, self.record = step, optimizer, record
         self.can_record = True
-        # By shapes: the inputs, replay and outputs. They hold the memory that the graph knows.
-        self.graphs: dict[Any, tuple[list[Tensor], Callable[[], Any], tuple[Tensor, ...]]] = {}
+        # By shapes: inputs, replay, outputs. To hold them keeps the memory that the graph knows.
+        self.graphs: dict[Any, tuple[list[Tensor], Callable[[], None], Outputs]] = {}
 
-    def __call__(self, *given: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, *given: Tensor) -> Outputs:
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in given)
         if self.can_record and shapes not in self.graphs:
             inputs = [tensor.clone() for tensor in given]
@@ -57,8 +57,8 @@ class Graphed:
                     self.graphs[shapes] = (inputs, *self.record(lambda: self.step(*inputs)))
             except RuntimeError as error:
                 self.can_record = False
-                said = f"the step cannot be a CUDA graph ({first_line(error)})"
-                tqdm.write(f"{said}: it is run kernel by kernel, slower", file=sys.stderr)
+                said = f"a training step cannot be recorded as a CUDA graph ({first_line(error)})"
+                tqdm.write(f"{said}: it is made without, slower", file=sys.stderr)
         if not self.can_record:
             return self.step(*given)
         inputs, replay, outputs = self.graphs[shapes]
@@ -68,11 +68,13 @@ class Graphed:
         return tuple(output.clone() for output in outputs)
 
 
-def cuda_graph(call: Callable[[], tuple[Tensor, ...]]) -> Recorded:
-    """Warms up, so that all that is made but once is there, and records. Both on a stream of their
-    own; a recorded call is not run. The gradients and all between belong to the graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+def cuda_graph(
+    device: torch.device, call: Callable[[], Outputs]
+) -> tuple[Callable[[], None], Outputs]:
+    """A `Recorder`. Three calls make all that is made but once; the fourth is recorded, not run.
+    Both on a stream of their own. Gradients and all between lie in memory of the graph's own."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
     try:
         with torch.cuda.stream(stream):
             for _ in range(3):
@@ -81,7 +83,7 @@ def cuda_graph(call: Callable[[], tuple[Tensor, ...]]) -> Recorded:
             with torch.cuda.graph(graph, stream=stream):
                 outputs = call()
     finally:
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream(device).wait_stream(stream)
     return graph.replay, outputs
 
 
@@ -126,8 +128,8 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
 
 @contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """On CUDA: inside, sums have a fixed order, so that one seed gives the same bits each time. A
-    CPU has it so anyway."""
+    """On CUDA, inside: sums have a fixed order, so that one seed gives the same bits each time.
+    Elsewhere nothing is changed. Says so where the environment does not allow it."""
     if device.type != "cuda":
         yield
         return
