@@ -9,7 +9,6 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +23,7 @@ from minifunc.support.checkpoints import Progress, claimed, load_checkpoint
 from minifunc.support.checks import check_train_config
 from minifunc.support.evaluation import Table, accuracy_by_shots
 from minifunc.support.flags import pick_device
-from minifunc.support.graphs import adamw_settings, deterministic, graphed, set_rate
+from minifunc.support.graphs import Graphed, deterministic
 from minifunc.support.processes import all_sum, run_together, share
 from minifunc.support.runs import make_command
 from minifunc.support.settings import check_room, chosen_settings, described, run_arguments
@@ -83,20 +82,21 @@ def loss_on_answers(model: Transformer, tokens: Tensor, determined: Tensor) -> T
 
 
 def make_optimizer(model: Transformer, cfg: TrainConfig) -> AdamW:
-    settings, decay = adamw_settings(model.device, cfg.lr), cfg.weight_decay
-    return AdamW(model.parameters(), betas=(0.9, cfg.beta2), weight_decay=decay, **settings)
+    fused, decay = model.device.type != "mps", cfg.weight_decay
+    return AdamW(model.parameters(), cfg.lr, (0.9, cfg.beta2), weight_decay=decay, fused=fused)
 
 
 @settled
 def train_step(
-    model: Transformer, optimizer: Optimizer, cfg: TrainConfig, tokens: Tensor, determined: Tensor
+    model: Transformer, optimizer: Optimizer, cfg: TrainConfig, rate: float | Tensor, *batch: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One step on one batch → its loss and the norm of the gradient before clipping, [] each."""
-    loss = loss_on_answers(model, tokens, determined)
+    loss = loss_on_answers(model, *batch)
     optimizer.zero_grad()
     loss.backward()
     all_sum(loss, *(weight.grad for weight in model.parameters() if weight.grad is not None))
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+    optimizer.param_groups[0]["lr"] = rate
     optimizer.step()
     return loss.detach(), norm
 
@@ -123,14 +123,14 @@ def train(
     checkpoint = load_checkpoint(out, config) if resume else None
     model = Transformer(model_cfg, torch.Generator().manual_seed(cfg.seed)).to(device)
     optimizer = make_optimizer(model, cfg)
-    update = graphed(partial(train_step, model, optimizer, cfg), optimizer, device)
+    update = Graphed(train_step, model, optimizer, cfg)  # which CUDA launches as a whole
     data = torch.Generator().manual_seed(cfg.seed + 1_000_000)
     run = Progress(out, config, model, optimizer, data)
     with deterministic(device), run.going_on(checkpoint):
         for step in range(run.step + 1, cfg.steps + 1):
-            set_rate(optimizer, cfg.lr_at(step))
             documents = tasks.sample(diet, *cfg.batch_at(step), data)
-            loss, norm = update(documents.tokens.to(device), documents.determined.to(device))
+            batch = documents.tokens.to(device), documents.determined.to(device)
+            loss, norm = update(cfg.lr_at(step), *batch)
 
             evaluating = step % cfg.eval_every == 0 or step == cfg.steps
             run.made(step, loss, norm, look=evaluating)

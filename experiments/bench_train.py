@@ -4,7 +4,6 @@ import math
 import subprocess
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import train
 from experiments.bench_sweep import medians_in_turn
 from minifunc.model import Block, ModelConfig, Transformer
 from minifunc.support.files import load_lines
-from minifunc.support.graphs import deterministic, graphed
+from minifunc.support.graphs import Graphed, deterministic
 
 
 class PlainBlock(nn.Module):
@@ -106,15 +105,14 @@ def compare_steps(
     documents = tasks.sample(diet, *size, torch.Generator().manual_seed(0))
     difference = largest_difference(model, plain, documents)
     data, plain_data = (torch.Generator().manual_seed(1) for _ in range(2))
-    optimizer = train.make_optimizer(model, cfg)
-    update = graphed(partial(train.train_step, model, optimizer, cfg), optimizer, device)
+    update = Graphed(train.train_step, model, train.make_optimizer(model, cfg), cfg)
     options = {"lr": cfg.lr, "betas": (0.9, cfg.beta2), "weight_decay": cfg.weight_decay}
     plain_optimizer = torch.optim.AdamW(plain.parameters(), **options)
 
     def step() -> None:
         documents = tasks.sample(diet, *size, data)
         with deterministic(device):  # as in training
-            update(documents.tokens.to(device), documents.determined.to(device))
+            update(cfg.lr, documents.tokens.to(device), documents.determined.to(device))
 
     def plain_step() -> None:
         tokens = tasks.sample(diet, *size, plain_data).tokens.to(device)

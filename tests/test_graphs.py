@@ -8,6 +8,7 @@ import os
 import signal
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,8 +22,7 @@ import train
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support import graphs
 from minifunc.support.files import load_lines
-from minifunc.support.flags import pick_device
-from minifunc.support.graphs import Graphed, deterministic, graphed, set_rate
+from minifunc.support.graphs import Graphed, deterministic
 from minifunc.support.runs import load_run
 
 CFG = train.TrainConfig(
@@ -44,17 +44,17 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA de
 
 
 class Recorder:
-    """Stands in for a CUDA graph. fails: at which recording it raises. frozen: replays nothing."""
+    """Stands in for `recorded`. fails: at which call it raises. frozen: replays nothing."""
 
     def __init__(self, fails=0, frozen=False, error=RuntimeError):
-        self.fails, self.frozen, self.error, self.recorded = fails, frozen, error, 0
+        self.fails, self.frozen, self.error, self.calls = fails, frozen, error, 0
 
-    def __call__(self, call):
-        self.recorded += 1
+    def __call__(self, call, device):
+        self.calls += 1
         for _ in range(3):
             call()
         outputs = call()
-        if self.recorded == self.fails:
+        if self.calls == self.fails:
             raise self.error("cannot be captured\nand more of it")
 
         def replay():
@@ -64,50 +64,60 @@ class Recorder:
         return replay, outputs
 
 
-def as_on_cuda(device, rate):
-    """The settings that an optimizer has on CUDA, on the CPU."""
-    return {"lr": torch.tensor(rate), "fused": True, "capturable": True}
+class OnCuda(Graphed):
+    """What is done on CUDA, on the CPU."""
+
+    records = True
+
+    def __init__(self, *of):
+        super().__init__(*of)
+        self.on_cuda, self.records = True, type(self).records
+        for group in self.optimizer.param_groups:
+            group["capturable"] = True
+
+
+class Unrecorded(OnCuda):
+    """The same, as torchrun has it."""
+
+    records = False
 
 
 @pytest.fixture
-def like_cuda(monkeypatch):
-    monkeypatch.setattr(train, "adamw_settings", as_on_cuda)
+def record(monkeypatch):
+    """A recorder in place of that for CUDA."""
+    recorder = Recorder()
+    monkeypatch.setattr(graphs, "recorded", recorder)
+    return recorder
 
 
-def fresh(device=CPU):
+def fresh(kind, device=CPU):
     model = Transformer(MODEL, torch.Generator().manual_seed(0)).to(device)
     optimizer = train.make_optimizer(model, CFG)
-    return model, optimizer, partial(train.train_step, model, optimizer, CFG)
+    return model, optimizer, kind(train.train_step, model, optimizer, CFG)
 
 
 def batches(n, device=CPU):
-    """n batches, of two shapes in turn."""
+    """What n steps are given: the rate, and batches of two shapes in turn."""
     data = torch.Generator().manual_seed(1)
     for step in range(1, n + 1):
         documents = tasks.sample(tasks.DEFAULT_DIET, *CFG.batch_at(step), data)
-        yield CFG.lr_at(step), (documents.tokens.to(device), documents.determined.to(device))
+        yield CFG.lr_at(step), documents.tokens.to(device), documents.determined.to(device)
 
 
-def everything(model, optimizer):
-    """Weights, moments, steps and rates, copied."""
-    of_weights = [weight.detach().clone() for weight in model.parameters()]
-    kept = [place.clone() for place in graphs.state_of(optimizer)]
-    return [*of_weights, *kept, *(torch.as_tensor(g["lr"]).clone() for g in optimizer.param_groups)]
+def everything(optimizer):
+    """Weights, moments and steps, copied."""
+    return [tensor.detach().clone() for tensor in graphs.updated(optimizer)]
 
 
 def same(some, others):
     return len(some) == len(others) and all(map(torch.equal, some, others))
 
 
-def steps(n, record=None, device=CPU):
-    """What n steps return, and what they end in; recorded by `record`, or as they are."""
-    model, optimizer, step = fresh(device)
-    step = Graphed(step, optimizer, record) if record else step
-    told = []
-    for rate, batch in batches(n, device):
-        set_rate(optimizer, rate)
-        told += step(*batch)
-    return told, everything(model, optimizer)
+def steps(n, kind, device=CPU):
+    """What n steps return, and what they end in."""
+    _, optimizer, update = fresh(kind, device)
+    told = [value for batch in batches(n, device) for value in update(*batch)]
+    return told, everything(optimizer)
 
 
 # ---------------------------------------------------------------- the step
@@ -137,8 +147,8 @@ def test_a_cpu_makes_the_steps_that_it_made_before_bit_for_bit():
         optimizer.param_groups[0]["lr"] = CFG.lr_at(step)
         documents = tasks.sample(tasks.DEFAULT_DIET, *CFG.batch_at(step), data)
         told += step_of_before(model, optimizer, documents)
-    now, state = steps(6)
-    assert same(told, now) and same(everything(model, optimizer), state)
+    now, state = steps(6, Graphed)
+    assert same(told, now) and same(everything(optimizer), state)
 
 
 class OnMetaAlone(TorchDispatchMode):
@@ -155,79 +165,91 @@ def test_a_step_reads_no_value_back_and_brings_none_to_the_device():
     """As a graph needs it: on meta there is no value to read, and all tensors have to be there."""
     model = Transformer(MODEL).to("meta")
     optimizer = SGD(model.parameters(), lr=0.1)
-    for _, batch in batches(2, "meta"):
+    for _, *batch in batches(2, "meta"):
         with OnMetaAlone():
-            loss, norm = train.train_step(model, optimizer, CFG, *batch)
+            loss, norm = train.train_step(model, optimizer, CFG, 0.1, *batch)
         assert loss.is_meta and norm.is_meta and loss.shape == norm.shape == ()
 
 
 # ---------------------------------------------------------------- recorded and replayed
 
 
-def test_recorded_steps_have_the_bits_of_the_steps_as_they_are(like_cuda):
-    record = Recorder()
-    plain, recorded = steps(8), steps(8, record)
-    assert record.recorded == 2  # of 8 batches of two shapes
+def test_recorded_steps_have_the_bits_of_the_steps_as_they_are(record):
+    plain, recorded = steps(8, Unrecorded), steps(8, OnCuda)
+    assert record.calls == 2  # of 8 batches of two shapes
     assert same(plain[0], recorded[0]) and same(plain[1], recorded[1])
     assert len({loss.item() for loss in plain[0][::2]}) == 8
 
 
-def test_recording_changes_nothing_at_first_and_in_the_middle(like_cuda):
-    """Not the weights, moments, steps and the rate, nor where they are."""
-    model, optimizer, step = fresh()
-    for n_before in (0, 3):
-        for rate, batch in batches(n_before):
-            set_rate(optimizer, rate)
-            step(*batch)
-        before = everything(model, optimizer)
-        places = [place.data_ptr() for place in graphs.state_of(optimizer)]
-        for _, batch in batches(2):
-            Graphed(step, optimizer, Recorder(frozen=True))(*batch)
-        now = everything(model, optimizer)
-        if n_before:
-            assert same(now, before)
-            assert places == [place.data_ptr() for place in graphs.state_of(optimizer)]
-        else:
-            n = len(list(model.parameters()))
-            assert same(now[:n] + now[-1:], before) and len(now) == 4 * n + 1
-            assert not any(place.any() for place in now[n:-1])
+def test_recording_changes_nothing_at_first_and_in_the_middle(record):
+    """Not the weights, moments and steps, nor where they are."""
+    record.frozen = True
+    _, optimizer, update = fresh(OnCuda)
+    weights = everything(optimizer)
+    for batch in batches(2):
+        update(*batch)
+    now = everything(optimizer)
+    assert same(now[: len(weights)], weights) and len(now) == 4 * len(weights)
+    assert not any(kept.any() for kept in now[len(weights) :])
+
+    update.records = False
+    for batch in batches(3):
+        update(*batch)
+    before, places = everything(optimizer), [kept.data_ptr() for kept in graphs.updated(optimizer)]
+    update.records, update.graphs = True, {}
+    for batch in batches(2):
+        update(*batch)
+    assert record.calls == 4 and same(everything(optimizer), before)
+    assert places == [kept.data_ptr() for kept in graphs.updated(optimizer)]
 
 
-def test_what_is_recorded_keeps_its_own_inputs_and_gives_copies(like_cuda):
-    model, optimizer, step = fresh()
-    recorded = Graphed(step, optimizer, Recorder())
-    (_, first), _, (_, third) = batches(3)
+def test_what_is_recorded_keeps_its_own_inputs_and_gives_copies(record):
+    _, _, update = fresh(OnCuda)
+    (rate, *first), _, third = batches(3)
     given = [tensor.clone() for tensor in first]
-    loss, norm = recorded(*given)
+    loss, norm = update(rate, *given)
     told = [loss.item(), norm.item()]
     for tensor in given:
         tensor.zero_()
-    recorded(*third)
-    assert [loss.item(), norm.item()] == told
-    (inputs, _, _), *others = recorded.graphs.values()
-    assert not others and same(inputs, third) and not any(tensor.any() for tensor in given)
+    update(*third)
+    assert [loss.item(), norm.item()] == told and not any(tensor.any() for tensor in given)
+    ((inputs, _, _),) = update.graphs.values()
+    assert same(inputs, [torch.tensor(third[0]), *third[1:]])
+
+
+def test_a_graph_reads_the_learning_rate_where_it_is_given_anew(record):
+    """A number would be frozen as it was when the step was recorded."""
+    _, optimizer, update = fresh(OnCuda)
+    rates = []
+    for rate, *batch in batches(4):
+        update(rate, *batch)
+        rates.append(optimizer.param_groups[0]["lr"])
+        assert torch.equal(rates[-1], torch.tensor(rate))
+    assert rates[0] is rates[2] and rates[1] is rates[3]
 
 
 @pytest.mark.parametrize("fails", [1, 2])
 def test_a_step_that_cannot_be_recorded_is_made_as_it_is_and_one_line_says_so(
-    like_cuda, capsys, fails
+    record, capsys, fails
 ):
-    record = Recorder(fails)
-    plain, recorded = steps(6), steps(6, record)
-    assert record.recorded == fails  # is not tried again
+    record.fails = fails
+    plain, recorded = steps(6, Unrecorded), steps(6, OnCuda)
+    assert record.calls == fails  # is not tried again
     assert same(plain[0], recorded[0]) and same(plain[1], recorded[1])
     (line,) = capsys.readouterr().err.splitlines()
     assert "CUDA graph (cannot be captured): " in line
 
 
-def test_what_stops_a_recording_leaves_all_as_it_was(like_cuda):
-    model, optimizer, step = fresh()
-    ((_, batch),) = batches(1)
-    step(*batch)
-    before = everything(model, optimizer)
+def test_what_stops_a_recording_leaves_all_as_it_was(record):
+    record.fails, record.error = 1, KeyboardInterrupt
+    _, optimizer, update = fresh(OnCuda)
+    update.records = False
+    (batch,) = batches(1)
+    update(*batch)
+    before, update.records = everything(optimizer), True
     with pytest.raises(KeyboardInterrupt):
-        Graphed(step, optimizer, Recorder(1, error=KeyboardInterrupt))(*batch)
-    assert same(everything(model, optimizer), before)
+        update(*batch)
+    assert same(everything(optimizer), before)
 
 
 def test_a_graph_is_recorded_after_three_calls_on_a_stream_of_its_own(monkeypatch):
@@ -256,32 +278,29 @@ def test_a_graph_is_recorded_after_three_calls_on_a_stream_of_its_own(monkeypatc
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(device, "main"))
     monkeypatch.setattr(torch.cuda, "stream", partial(entered, "stream"))
     monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: entered("capture", stream))
-    replay, outputs = graphs.cuda_graph(torch.device("cuda", 1), lambda: (done.append("call"),))
+    call = partial(lambda word: (done.append(word),), "call")
+    replay, outputs = graphs.recorded(call, torch.device("cuda", 1))
     replay()
     warmed = ["side waits", "stream on side", "call", "call", "call"]
     recorded = ["capture on side", "call", "capture ends", "stream ends", "main waits", "replay"]
     assert done == warmed + recorded and outputs == (None,)
 
 
-@pytest.mark.parametrize("rate", [0.5, torch.tensor(0.5)], ids=["number", "tensor"])
-def test_a_rate_that_a_graph_reads_is_changed_in_its_place(rate):
-    optimizer = SGD([{"params": [torch.zeros(1)]}, {"params": [torch.zeros(1)]}], lr=rate)
-    for group in optimizer.param_groups:
-        group["lr"] = rate.clone() if isinstance(rate, torch.Tensor) else rate
-    before = [group["lr"] for group in optimizer.param_groups]
-    set_rate(optimizer, 0.25)
-    after = [group["lr"] for group in optimizer.param_groups]
-    assert after == [0.25, 0.25] and [type(each) for each in after] == [type(rate)] * 2
-    if isinstance(rate, torch.Tensor):
-        assert after[0] is before[0] and after[1] is before[1]
+@pytest.mark.parametrize("kind, records", [("cpu", False), ("mps", False), ("cuda", True)])
+def test_graphs_are_for_one_process_on_cuda(monkeypatch, kind, records):
+    model = SimpleNamespace(device=torch.device(kind))
+    optimizer = AdamW([torch.zeros(1)])
 
+    def step(*of):
+        return of
 
-def test_graphs_are_for_one_process_on_cuda(monkeypatch):
-    _, optimizer, step = fresh()
-    assert graphed(step, optimizer, CPU) is step
-    assert isinstance(graphed(step, optimizer, CUDA), Graphed)
+    found = Graphed(step, model, optimizer, CFG)
+    assert found.records == records
+    assert optimizer.param_groups[0]["capturable"] == records  # as a graph needs it
     monkeypatch.setattr(graphs, "world_size", lambda: 2)
-    assert graphed(step, optimizer, CUDA) is step
+    assert not Graphed(step, model, optimizer, CFG).records
+    if not records:
+        assert found(0.5, 1) == (model, optimizer, CFG, 0.5, 1)
 
 
 # ---------------------------------------------------------------- a whole run
@@ -323,14 +342,14 @@ def losses(folder):
 
 
 def test_a_recorded_run_is_stopped_and_resumed_to_the_bits_of_one_as_it_is(
-    tmp_path, monkeypatch, like_cuda, quick
+    tmp_path, monkeypatch, record, quick
 ):
+    monkeypatch.setattr(train, "Graphed", Unrecorded)
     plain = run(tmp_path / "plain")
-    record = Recorder()
-    monkeypatch.setattr(train, "graphed", lambda step, of, _: Graphed(step, of, record))
+    monkeypatch.setattr(train, "Graphed", OnCuda)
     assert same(run(tmp_path / "recorded"), plain)
     run(tmp_path / "half", stop=3)
-    assert same(run(tmp_path / "half", resume=True), plain) and record.recorded == 6
+    assert same(run(tmp_path / "half", resume=True), plain) and record.calls == 6
     assert losses(tmp_path / "half") == losses(tmp_path / "plain")
 
 
@@ -357,12 +376,10 @@ def test_a_run_from_cuda_goes_on_with_the_settings_of_the_device_and_says_so(
     assert (type(group["lr"]), group["capturable"], state["device"]) == (float, False, "cpu")
 
 
-def test_a_run_goes_on_with_the_settings_of_cuda(tmp_path, monkeypatch, quick):
-    """What a CPU has written, where the optimizer keeps rate and steps in tensors."""
+def test_a_run_goes_on_with_the_settings_of_cuda(tmp_path, monkeypatch, record, quick):
+    """What a CPU has written."""
     run(tmp_path / "half", stop=3)
-    monkeypatch.setattr(train, "adamw_settings", as_on_cuda)
-    record = Recorder()
-    monkeypatch.setattr(train, "graphed", lambda step, of, _: Graphed(step, of, record))
+    monkeypatch.setattr(train, "Graphed", OnCuda)
     run(tmp_path / "half", resume=True)
     state = torch.load(tmp_path / "half" / "resume.pt", weights_only=True)
     (group,) = state["optimizer"]["param_groups"]
@@ -433,42 +450,36 @@ def test_a_run_makes_its_steps_under_it(tmp_path, monkeypatch, quick):
     assert within == [CPU, *["step"] * CFG.steps, "end"]
 
 
-@pytest.mark.parametrize("before, after", [(None, ":4096:8"), (":0:0", ":0:0")])
-def test_a_gpu_is_picked_with_a_workspace_that_has_an_order(monkeypatch, before, after):
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    if before:
-        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", before)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    pick_device("cpu")
-    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == before
-    pick_device("cuda")
-    assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == after
-
-
 # ---------------------------------------------------------------- on a GPU
+
+
+class Plain(Graphed):
+    """On CUDA, as torchrun has it."""
+
+    def __init__(self, *of):
+        super().__init__(*of)
+        self.records = False
 
 
 @needs_gpu
 def test_on_cuda_a_graph_has_the_bits_of_the_steps_as_they_are():
     with deterministic(CUDA):
-        plain, recorded = (
-            steps(8, device=CUDA),
-            steps(8, partial(graphs.cuda_graph, CUDA), device=CUDA),
-        )
+        plain, recorded = steps(8, Plain, CUDA), steps(8, Graphed, CUDA)
     assert same(plain[0], recorded[0]) and same(plain[1], recorded[1])
 
 
 @needs_gpu
-def test_on_cuda_recording_changes_nothing():
-    model, optimizer, step = fresh(CUDA)
+def test_on_cuda_recording_changes_nothing(monkeypatch):
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: None)
+    _, optimizer, update = fresh(Graphed, CUDA)
+    update.records = False
     with deterministic(CUDA):
-        for _, batch in batches(3, CUDA):
-            step(*batch)
-        before = everything(model, optimizer)
-        for _, batch in batches(2, CUDA):
-            with graphs.undone(optimizer):
-                graphs.cuda_graph(CUDA, partial(step, *batch))
-    assert same(everything(model, optimizer), before)
+        for batch in batches(3, CUDA):
+            update(*batch)
+        before, update.records = everything(optimizer), True
+        for batch in batches(2, CUDA):
+            update(*batch)
+    assert len(update.graphs) == 2 and same(everything(optimizer), before)
 
 
 @needs_gpu
@@ -495,13 +506,14 @@ def test_on_cuda_a_run_goes_on_from_one_device_to_the_other(
 
 @needs_gpu
 def test_on_cuda_a_step_that_reads_a_value_back_is_made_as_it_is(capsys):
-    model, optimizer, step = fresh(CUDA)
+    model, optimizer, _ = fresh(Plain, CUDA)
 
-    def reads(*batch):
-        loss, norm = step(*batch)
+    def reads(*of):
+        loss, norm = train.train_step(*of)
         return (loss, norm) if loss.item() > -1 else (norm, loss)
 
-    recorded = graphed(reads, optimizer, CUDA)
-    for _, batch in batches(2, CUDA):
-        assert all(value.isfinite() for value in recorded(*batch))
-    assert "cannot be recorded" in capsys.readouterr().err
+    update = Graphed(reads, model, optimizer, CFG)
+    with deterministic(CUDA):
+        told = [value for batch in batches(4, CUDA) for value in update(*batch)]
+        wanted, _ = steps(4, Plain, CUDA)
+    assert same(told, wanted) and "cannot be recorded" in capsys.readouterr().err

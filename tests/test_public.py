@@ -216,7 +216,7 @@ def gradient_of(w):
         trained = minifunc.Transformer(w.model.cfg).train()
     cfg = train.TrainConfig(steps=2, documents=8, examples=4)
     batch = w.documents.tokens, w.documents.determined
-    loss, norm = train.train_step(trained, train.make_optimizer(trained, cfg), cfg, *batch)
+    loss, norm = train.train_step(trained, train.make_optimizer(trained, cfg), cfg, cfg.lr, *batch)
     return loss, norm, trained
 
 

@@ -25,7 +25,6 @@ from minifunc.support.errors import UserError
 from minifunc.support.evaluation import Table
 from minifunc.support.processes import any_process, is_main, join
 from minifunc.support.runs import MADE_BY_TRAINING, fitting_model, whole
-from minifunc.support.settings import device_name
 
 
 class Diverged(UserError):
@@ -49,6 +48,9 @@ class Progress:
     ) -> None:
         self.out, self.config = out, config
         self.model, self.optimizer, self.data = model, optimizer, data
+        self.device = model.device.type
+        if self.device == "cuda":
+            self.device = torch.cuda.get_device_name(model.device)
         self.step = 0
         self.n_steps: int = config["train"]["steps"]
         self.metrics: list[dict[str, Any]] = []
@@ -57,9 +59,9 @@ class Progress:
         self._started = time.perf_counter()
 
     def _take_up(self, checkpoint: dict[str, Any]) -> None:
-        here, before = device_name(self.model.device), checkpoint.get("device")
-        if before not in (here, None):  # older checkpoints don't say
-            moved = f"{self.out} was trained on {before!r:.60} so far, and goes on on {here!r}"
+        before = checkpoint.get("device", self.device)  # an older one doesn't say
+        if before != self.device:
+            moved = f"{self.out} was trained on {before!r:.60} so far, now on {self.device!r}"
             print(f"{moved}: its weights are not those of either, to the bit", file=sys.stderr)
         self.model.load_state_dict(checkpoint["model"])
         groups = self.optimizer.state_dict()["param_groups"]  # as config.json says, not the file
@@ -153,7 +155,7 @@ class Progress:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "data": self.data.get_state(),
-            "device": device_name(self.model.device),
+            "device": self.device,
         }
         files.save_tensors(self.out / "resume.pt", state)
         files.save_tensors(self.out / "model.pt", self.model.state_dict())

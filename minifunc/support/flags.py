@@ -1,7 +1,6 @@
 """Command-line flags, made from a dataclass's fields: help and defaults cannot drift."""
 
 import argparse
-import os
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +8,6 @@ from typing import Any, TypeVar
 import torch
 
 from minifunc.support.errors import UserError
-from minifunc.support.graphs import ORDERED, WORKSPACE
 
 Config = TypeVar("Config")
 MOST_PROMPTS = 100_000  # of a study
@@ -72,10 +70,7 @@ def pick_device(name: str, float64: bool = False) -> torch.device:
     known = [*found, *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     if name not in ("auto", *known):
         raise UserError(f"device {name!r} is not available here; there is: {', '.join(known)}")
-    device = torch.device(found[0] if name == "auto" else name)
-    if device.type == "cuda":
-        os.environ.setdefault(WORKSPACE, ORDERED[0])  # is read when CUDA is first used
-    return device
+    return torch.device(found[0] if name == "auto" else name)
 
 
 def add_study_flags(parser: argparse.ArgumentParser, study: Any, criteria: Any) -> None:

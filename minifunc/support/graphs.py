@@ -1,8 +1,8 @@
-"""Training on CUDA: a step is launched as a whole, and one seed gives the same bits each time.
+"""Training on CUDA: a step is one launch, and one seed gives the same bits each time.
 
-To launch the hundreds of small kernels of a step takes a CPU longer than to run them takes a GPU. A
-CUDA graph is recorded once, and launches them all. It knows places in memory, not tensors: what
-changes from step to step, the batch and the learning rate, is written where the graph reads it.
+To launch the many small kernels of a step takes a CPU longer than to run them takes a GPU. A CUDA
+graph is recorded once, and launches them all. It knows places in memory, not tensors: what changes
+from step to step is copied to where the graph reads it.
 """
 
 import os
@@ -21,46 +21,41 @@ from minifunc.support.errors import first_line
 from minifunc.support.processes import world_size
 
 Outputs = tuple[Tensor, ...]
-Step = Callable[..., Outputs]
-# Runs a call and records it. Gives how to replay it, and the outputs that a replay writes anew.
-Recorder = Callable[[Callable[[], Outputs]], tuple[Callable[[], None], Outputs]]
-WORKSPACE, ORDERED = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
-
-
-def graphed(step: Step, optimizer: Optimizer, device: torch.device) -> Step:
-    """`step` as CUDA graphs; on other devices, and with several processes, as it is."""
-    if device.type != "cuda" or world_size() > 1:
-        return step
-    return Graphed(step, optimizer, partial(cuda_graph, device))
 
 
 class Graphed:
-    """step(*inputs) → tensors, recorded once for each shape of the inputs, and then replayed.
+    """step(model, optimizer, cfg, *inputs) → tensors, called with the inputs alone: tensors on the
+    model's device, and numbers. A single GPU records it once for each shape of inputs, and replays
+    that. Otherwise, or where that fails, it is called as it is. It reads no value back; and nothing
+    may replace the optimizer's state (`load_state_dict`) after its first call."""
 
-    A step updates what `optimizer` trains, and reads no value back. After the first call nothing
-    may replace the optimizer's state: `load_state_dict` comes before. A step that cannot be
-    recorded is made as it is.
-    """
+    def __init__(self, step: Callable[..., Outputs], model: Any, optimizer: Optimizer, cfg: Any):
+        self.step, self.device = partial(step, model, optimizer, cfg), model.device
+        self.optimizer, self.on_cuda = optimizer, self.device.type == "cuda"
+        self.records = self.on_cuda and world_size() == 1
+        self.graphs: dict[Any, Any] = {}  # by shapes; all that a graph reads and writes is kept
+        for group in optimizer.param_groups:
+            group["capturable"] = self.on_cuda
 
-    def __init__(self, step: Step, optimizer: Optimizer, record: Recorder) -> None:
-        self.step, self.optimizer, self.record = step, optimizer, record
-        self.can_record = True
-        # By shapes: inputs, replay, outputs. To hold them keeps the memory that the graph knows.
-        self.graphs: dict[Any, tuple[list[Tensor], Callable[[], None], Outputs]] = {}
-
-    def __call__(self, *given: Tensor) -> Outputs:
+    def __call__(self, *given: Any) -> Outputs:
+        if self.on_cuda:  # numbers too: a graph would freeze them
+            given = tuple(torch.as_tensor(each, device=self.device) for each in given)
+        if not self.records:
+            return self.step(*given)
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in given)
-        if self.can_record and shapes not in self.graphs:
+        if shapes not in self.graphs:
             inputs = [tensor.clone() for tensor in given]
             try:
                 with undone(self.optimizer):
-                    self.graphs[shapes] = (inputs, *self.record(lambda: self.step(*inputs)))
+                    self.graphs[shapes] = (
+                        inputs,
+                        *recorded(partial(self.step, *inputs), self.device),
+                    )
             except RuntimeError as error:
-                self.can_record = False
+                self.records = False
                 said = f"a training step cannot be recorded as a CUDA graph ({first_line(error)})"
                 tqdm.write(f"{said}: it is made without, slower", file=sys.stderr)
-        if not self.can_record:
-            return self.step(*given)
+                return self.step(*given)
         inputs, replay, outputs = self.graphs[shapes]
         for tensor, new in zip(inputs, given):
             tensor.copy_(new)
@@ -68,11 +63,11 @@ class Graphed:
         return tuple(output.clone() for output in outputs)
 
 
-def cuda_graph(
-    device: torch.device, call: Callable[[], Outputs]
+def recorded(
+    call: Callable[[], Outputs], device: torch.device
 ) -> tuple[Callable[[], None], Outputs]:
-    """A `Recorder`. Three calls make all that is made but once; the fourth is recorded, not run.
-    Both on a stream of their own. Gradients and all between lie in memory of the graph's own."""
+    """How to replay a call, and the outputs, which a replay writes anew. Three calls make all that
+    is made but once; the fourth is recorded, not run. All this on a stream of its own."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     try:
@@ -87,65 +82,39 @@ def cuda_graph(
     return graph.replay, outputs
 
 
+def updated(optimizer: Optimizer) -> list[Tensor]:
+    """What a step updates, the very tensors: weights, and what is kept of them."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    return weights + [kept for state in optimizer.state.values() for kept in state.values()]
+
+
 @contextmanager
 def undone(optimizer: Optimizer) -> Iterator[None]:
-    """Takes back the steps that are made inside, in place. State that was not there is zero, as it
-    is before a first step."""
-    weights = [weight.detach() for group in optimizer.param_groups for weight in group["params"]]
-    before = [weight.clone() for weight in weights]
-    state = {id(place): place.clone() for place in state_of(optimizer)}
+    """Takes back the steps that are made inside, in place. State that they begin is zero then, as
+    it is before a first step."""
+    before = {id(tensor): tensor.detach().clone() for tensor in updated(optimizer)}
     try:
         yield
     finally:
-        for weight, old in zip(weights, before):
-            weight.copy_(old)
-        for place in state_of(optimizer):
-            place.copy_(state.get(id(place), torch.zeros_like(place)))
-
-
-def state_of(optimizer: Optimizer) -> list[Tensor]:
-    """The tensors that an optimizer keeps of all weights, the very ones."""
-    return [tensor for kept in optimizer.state.values() for tensor in kept.values()]
-
-
-def adamw_settings(device: torch.device, rate: float) -> dict[str, Any]:
-    """Of an AdamW: one kernel for all weights, where there is one. On CUDA the learning rate and
-    the count of steps lie on the card too, where a graph finds them."""
-    if device.type == "cuda":
-        on_card = torch.tensor(rate, dtype=torch.float32, device=device)
-        return {"lr": on_card, "fused": True, "capturable": True}
-    return {"lr": rate, "fused": device.type == "cpu"}
-
-
-def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """Sets the learning rate; one that is a tensor in place, where a graph reads it."""
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
+        with torch.no_grad():
+            for tensor in updated(optimizer):
+                tensor.copy_(before.get(id(tensor), torch.zeros_like(tensor)))
 
 
 @contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """On CUDA, inside: sums have a fixed order, so that one seed gives the same bits each time.
-    Elsewhere nothing is changed. Says so where the environment does not allow it."""
-    if device.type != "cuda":
-        yield
-        return
-    if os.environ.setdefault(WORKSPACE, ORDERED[0]) not in ORDERED:
-        found = f"{WORKSPACE} is {os.environ[WORKSPACE]!r}, with which sums have no fixed order"
-        print(f"{found}: one seed may give other weights each time", file=sys.stderr)
-        yield
-        return
-    before = torch.are_deterministic_algorithms_enabled()
-    warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    memory: Any = torch.utils.deterministic
-    filled = memory.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    memory.fill_uninitialized_memory = False  # it would only cost launches
+    """On CUDA sums have a fixed order inside, or else a line says why not."""
+    mode, memory = torch.get_deterministic_debug_mode(), vars(torch.utils)["deterministic"]
+    fills, name = memory.fill_uninitialized_memory, "CUBLAS_WORKSPACE_CONFIG"
+    if device.type == "cuda":
+        if os.environ.setdefault(name, ":4096:8") in (":4096:8", ":16:8"):
+            torch.set_deterministic_debug_mode("error")
+            memory.fill_uninitialized_memory = False  # it would only cost launches
+        else:
+            why = f"{name} is {os.environ[name]!r}, not :4096:8 or :16:8"
+            print(f"{why}: one seed may give other weights each time", file=sys.stderr)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=warns)
-        memory.fill_uninitialized_memory = filled
+        torch.set_deterministic_debug_mode(mode)
+        memory.fill_uninitialized_memory = fills

@@ -25,11 +25,6 @@ def versions() -> dict[str, str]:
     return {"minifunc": minifunc.__version__, "torch": torch.__version__, "python": python}
 
 
-def device_name(device: torch.device) -> str:
-    """What bits depend on beside the versions: "cpu", "mps", or which card."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
 def as_json(value: Any) -> Any:
     """What plain values are once they are written to a JSON file and read again."""
     return json.loads(json.dumps(value))

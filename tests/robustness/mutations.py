@@ -639,8 +639,8 @@ FAULTS = [
     ),
     Fault(
         "train.py",
-        old="set_rate(optimizer, cfg.lr_at(step))",
-        new="set_rate(optimizer, cfg.lr)",
+        old="cfg.lr_at(step)",
+        new="cfg.lr",
         breaks="the learning rate stays where it starts",
         tests="stated",
     ),
