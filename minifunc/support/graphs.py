@@ -25,17 +25,16 @@ Outputs = tuple[Tensor, ...]
 
 class Graphed:
     """step(model, optimizer, cfg, *inputs) → tensors, called with the inputs alone: tensors on the
-    model's device, and numbers. A single GPU records it once for each shape of inputs, and replays
-    that. Otherwise, or where that fails, it is called as it is. It reads no value back; and nothing
-    may replace the optimizer's state (`load_state_dict`) after its first call."""
+    model's device, and numbers. One GPU records it for each shape of inputs, and replays it; else,
+    or where that fails, it is called as it is. A step must read no value back, and nothing replace
+    the optimizer's state (`load_state_dict`) after the first."""
 
     def __init__(self, step: Callable[..., Outputs], model: Any, optimizer: Optimizer, cfg: Any):
         self.step, self.device = partial(step, model, optimizer, cfg), model.device
         self.optimizer, self.on_cuda = optimizer, self.device.type == "cuda"
         self.records = self.on_cuda and world_size() == 1
         self.graphs: dict[Any, Any] = {}  # by shapes; all that a graph reads and writes is kept
-        for group in optimizer.param_groups:
-            group["capturable"] = self.on_cuda
+        optimizer.param_groups[0]["capturable"] = self.on_cuda  # counts steps where a graph can
 
     def __call__(self, *given: Any) -> Outputs:
         if self.on_cuda:  # numbers too: a graph would freeze them
@@ -47,10 +46,8 @@ class Graphed:
             inputs = [tensor.clone() for tensor in given]
             try:
                 with undone(self.optimizer):
-                    self.graphs[shapes] = (
-                        inputs,
-                        *recorded(partial(self.step, *inputs), self.device),
-                    )
+                    replay, outputs = recorded(partial(self.step, *inputs), self.device)
+                self.graphs[shapes] = inputs, replay, outputs
             except RuntimeError as error:
                 self.records = False
                 said = f"a training step cannot be recorded as a CUDA graph ({first_line(error)})"
@@ -63,9 +60,7 @@ class Graphed:
         return tuple(output.clone() for output in outputs)
 
 
-def recorded(
-    call: Callable[[], Outputs], device: torch.device
-) -> tuple[Callable[[], None], Outputs]:
+def recorded(call: Callable[[], Outputs], device: torch.device) -> tuple[Any, Outputs]:
     """How to replay a call, and the outputs, which a replay writes anew. Three calls make all that
     is made but once; the fourth is recorded, not run. All this on a stream of its own."""
     stream = torch.cuda.Stream(device)
