@@ -16,6 +16,7 @@ import train
 from experiments.bench_sweep import medians_in_turn
 from minifunc.model import Block, ModelConfig, Transformer
 from minifunc.support.files import load_lines
+from minifunc.support.graphs import Graphed, deterministic
 
 
 class PlainBlock(nn.Module):
@@ -86,7 +87,7 @@ def largest_difference(
     tokens, counted = documents.tokens.to(model.device), documents.determined.to(model.device)
     logits = plain(tokens)[:, places - 1]  # [document, example, d_vocab]
     theirs = F.cross_entropy(logits[counted], tokens[:, places][counted])
-    ours = train.loss_on_answers(model, documents)
+    ours = train.loss_on_answers(model, tokens, counted)
     (their_gradient,) = torch.autograd.grad(theirs, plain.embed)
     (our_gradient,) = torch.autograd.grad(ours, model.embed.W_E)
     of_gradients = (our_gradient - their_gradient).abs().max().item()
@@ -104,12 +105,14 @@ def compare_steps(
     documents = tasks.sample(diet, *size, torch.Generator().manual_seed(0))
     difference = largest_difference(model, plain, documents)
     data, plain_data = (torch.Generator().manual_seed(1) for _ in range(2))
-    optimizer = train.make_optimizer(model, cfg)
+    update = Graphed(train.train_step, model, train.make_optimizer(model, cfg), cfg)
     options = {"lr": cfg.lr, "betas": (0.9, cfg.beta2), "weight_decay": cfg.weight_decay}
     plain_optimizer = torch.optim.AdamW(plain.parameters(), **options)
 
     def step() -> None:
-        train.train_step(model, optimizer, cfg, tasks.sample(diet, *size, data))
+        documents = tasks.sample(diet, *size, data)
+        with deterministic(device):  # as in training
+            update(cfg.lr, documents.tokens.to(device), documents.determined.to(device))
 
     def plain_step() -> None:
         tokens = tasks.sample(diet, *size, plain_data).tokens.to(device)

@@ -47,12 +47,12 @@ def measure_run(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
 @torch.no_grad()
 def at_one_step(model: Transformer, run: Run, groups: Groups, quick: bool) -> Row:
     n_documents, n_scored = measure.how_many(256, quick), measure.how_many(100, quick)
-    documents = tasks.sample(DIETS[run.diet], n_documents, run.train.examples, measure.generator())
+    drawn = tasks.sample(DIETS[run.diet], n_documents, run.train.examples, measure.generator())
     off_by_one = measure.off_by_one(measure.how_many(200, quick), measure.generator())
     right = measure.share_right(model, off_by_one.contrast, off_by_one.contrast_answers)
     by_task = every_task(model, measure.how_many(96, quick))
     row = {
-        "loss": round(train.loss_on_answers(model, documents).item(), 5),
+        "loss": round(train.loss_on_answers(model, drawn.tokens, drawn.determined).item(), 5),
         "accuracy": by_task,
         "plain_8": by_task["addition"]["plain"],
         "off_by_one_8": right,

@@ -410,6 +410,16 @@ def test_every_tensor_is_made_on_the_models_device(tokens, variant):
     assert all(tensor.is_meta for tensor in (logits, some, model(tokens), *cache.values()))
 
 
+def test_positions_off_the_cpu_are_not_read_but_must_be_a_list_of_whole_numbers(tokens):
+    """To read them would make a GPU wait; on meta there is nothing to read."""
+    model, tokens = small().to("meta"), tokens.to("meta")
+    places = torch.zeros(2, dtype=torch.int32, device="meta")
+    assert model(tokens, places).shape == (BATCH, 2, SMALL["d_vocab"])
+    for wrong, word in ((places[None], "shape"), (places.float(), "int64"), (places > 0, "int64")):
+        with pytest.raises(ValueError, match=f"positions must be .*{word}"):
+            model(tokens, wrong)
+
+
 @needs_gpu
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(variant.values()))
 def test_cuda_gives_the_logits_of_the_cpu(tokens, variant):

@@ -215,12 +215,13 @@ def gradient_of(w):
     with torch.device("cpu"):
         trained = minifunc.Transformer(w.model.cfg).train()
     cfg = train.TrainConfig(steps=2, documents=8, examples=4)
-    loss, norm = train.train_step(trained, train.make_optimizer(trained, cfg), cfg, w.documents)
+    batch = w.documents.tokens, w.documents.determined
+    loss, norm = train.train_step(trained, train.make_optimizer(trained, cfg), cfg, cfg.lr, *batch)
     return loss, norm, trained
 
 
 def loss_of(w):
-    return train.loss_on_answers(w.model, w.documents)
+    return train.loss_on_answers(w.model, w.documents.tokens, w.documents.determined)
 
 
 def a_whole_run(w, folder):
@@ -557,6 +558,7 @@ NO_TENSORS = {
     "minifunc.support.checks": "raises, or hands on what it was given: tests/test_refused.py",
     "minifunc.support.errors": "messages",
     "minifunc.support.flags": "the command line",
+    "minifunc.support.graphs": "how `train.train` makes its steps: tests/test_graphs.py",
     "minifunc.support.names": "names of heads",
     "minifunc.support.settings": "the command line and config.json",
     "minifunc.support.settled": "this rule itself",

@@ -58,12 +58,13 @@ def test_a_step_goes_along_this_batchs_gradient_clipped_to_its_longest():
     model, cfg = Transformer(SMALL).double(), TrainConfig(clip=0.01)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     documents = tasks.sample(tasks.DEFAULT_DIET, 8, 4, torch.Generator().manual_seed(0))
+    batch = documents.tokens, documents.determined
     for _ in range(2):
         before = [weight.detach().clone() for weight in model.parameters()]
-        loss = train.loss_on_answers(model, documents)
+        loss = train.loss_on_answers(model, *batch)
         gradient = torch.autograd.grad(loss, list(model.parameters()))
         norm = torch.stack([part.norm() for part in gradient]).norm()
-        told, told_norm = train.train_step(model, optimizer, cfg, documents)
+        told, told_norm = train.train_step(model, optimizer, cfg, 1.0, *batch)
         assert_close((told, told_norm), (loss.detach(), norm))
         for old, weight, part in zip(before, model.parameters(), gradient):
             assert_close(old - weight.detach(), part * 0.01 / norm, rtol=1e-4, atol=1e-12)
@@ -74,8 +75,8 @@ def test_a_run_starts_by_its_seed_and_follows_its_schedule(seed, tmp_path, monke
     cfg = TrainConfig(seed=seed, steps=5, documents=4, examples=2, eval_every=2, warmup=3)
     steps, evaluated, weights = [], [], []
 
-    def step(model, optimizer, cfg, documents):
-        steps.append((optimizer.param_groups[0]["lr"], documents.tokens))
+    def step(model, optimizer, cfg, rate, tokens, determined):
+        steps.append((rate, tokens))
         weights.append([weight.detach().clone() for weight in model.parameters()])
         return torch.tensor(1.0), torch.tensor(1.0)
 

@@ -188,7 +188,12 @@ def checked_positions(positions: Positions, n_pos: int) -> tuple[int, ...]:
 
 
 def ascending(positions: Positions, n_pos: int) -> Tensor:
-    """Positions [query] int64. Raises ValueError unless each is larger than the one before."""
+    """Positions [query] int64. Raises ValueError unless each is larger than the one before. Those
+    on a GPU are not looked at: it would have to wait."""
+    if isinstance(positions, Tensor) and positions.device.type != "cpu":
+        check_shape("positions", positions, [positions.numel()])
+        check_ids("positions", positions, n_pos)
+        return positions.long()
     chosen = checked_positions(positions, n_pos)
     if list(chosen) != sorted(set(chosen)):
         raise ValueError(f"positions must be ascending and distinct, not {list(chosen)!s:.60}")

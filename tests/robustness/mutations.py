@@ -639,8 +639,8 @@ FAULTS = [
     ),
     Fault(
         "train.py",
-        old='group["lr"] = cfg.lr_at(step)',
-        new='group["lr"] = cfg.lr',
+        old="cfg.lr_at(step)",
+        new="cfg.lr",
         breaks="the learning rate stays where it starts",
         tests="stated",
     ),
