@@ -40,6 +40,7 @@ from minifunc.support.effects import Effects, Row, Senders
 from minifunc.support.hooks import Hooks
 from minifunc.support.pairs import CachedRuns, PairedRuns
 from minifunc.support.processes import all_sum
+from minifunc.support.products import in_stream, product
 from minifunc.support.settled import settled
 
 __all__ = ["Effects", "HeadInput", "Logits", "MLPInput", "PathPatcher", "Receiver", "Resid"]
@@ -109,7 +110,7 @@ class HeadInput(Receiver):
 
     def read(self, model: Transformer, x: Tensor) -> Tensor:
         attn = model.blocks[self.layer].attn
-        return x @ getattr(attn, f"W_{self.which.upper()}")[self.head]  # [..., pos, d_head]
+        return product(x, getattr(attn, f"W_{self.which.upper()}")[self.head])  # […, d_head]
 
 
 @dataclass(frozen=True)
@@ -275,10 +276,10 @@ class PathPatcher(PairedRuns):
     def _pass_1(self, batch: Batch) -> Iterator[tuple[int, Tensor]]:
         """Carries what senders change up the stream: yields each stage, and delta there, [sender,
         p, pos, d_model]. In the last block it goes on at the last position alone."""
-        sends = torch.zeros(len(batch.rows), len(self.senders), dtype=self.model.dtype)
+        sends = torch.zeros(len(batch.rows), len(self.senders))
         for row, members in enumerate(batch.rows):
             sends[row, list(members)] = 1.0
-        sends = sends.to(self.model.device)  # [sender, member]
+        sends = sends.to(batch.changes["hook_embed"])  # [sender, member]
         delta = torch.einsum("s,ptm->sptm", sends[:, 0], batch.changes["hook_embed"])
         for layer, block in enumerate(self.model.blocks):
             yield 2 * layer, delta
@@ -287,7 +288,7 @@ class PathPatcher(PairedRuns):
             first = self.order.n_before(2 * layer)  # of this layer's heads, among the senders
             heads = sends[:, first : first + self.cfg.n_heads]  # [sender, head]
             z_change = batch.changes[f"{block.name}.attn.hook_z"][:, -delta.shape[2] :]
-            written = torch.einsum("pthd,hdm->hptm", z_change, block.attn.W_O)
+            written = torch.einsum("pthd,hdm->hptm", z_change, in_stream(block.attn.W_O))
             delta += torch.einsum("sh,hptm->sptm", heads, written)
             yield 2 * layer + 1, delta
             if not self.cfg.has_mlp:
@@ -369,7 +370,7 @@ class PathPatcher(PairedRuns):
             k = attn.with_position(inputs[f"{attn.name}.hook_k"][..., None, :], keys)[..., 0, :]
         v = inputs.get(f"{attn.name}.hook_v", v)
         pattern = attention_scores(q, k, queries, keys).softmax(-1)  # [(sender,) p, query, key]
-        return (pattern @ v - z) @ attn.W_O[head]
+        return product(pattern @ v - z, attn.W_O[head])
 
     def _overwriting(self, read: Mapping[Receiver, Tensor]) -> Hooks:
         """Hooks that overwrite each receiver, at its positions, by what it read."""
