@@ -277,8 +277,8 @@ class PathPatcher(PairedRuns):
         """Carries what senders change up the stream: yields each stage, and delta there, [sender,
         p, pos, d_model]. In the last block it goes on at the last position alone."""
         sends = torch.zeros(len(batch.rows), len(self.senders))
-        for row, members in enumerate(batch.rows):
-            sends[row, list(members)] = 1.0
+        places = [(row, member) for row, members in enumerate(batch.rows) for member in members]
+        sends[tuple(zip(*places))] = 1.0
         sends = sends.to(batch.changes["hook_embed"])  # [sender, member]
         delta = torch.einsum("s,ptm->sptm", sends[:, 0], batch.changes["hook_embed"])
         for layer, block in enumerate(self.model.blocks):
@@ -295,9 +295,9 @@ class PathPatcher(PairedRuns):
                 continue
             if not self.freeze_mlps:
                 self._pass_through_mlp(batch, layer, delta)
-            mlp = sends[:, first + self.cfg.n_heads]  # [sender]
+            mlp = sends[:, first + self.cfg.n_heads, None, None, None]  # [sender, 1, 1, 1]
             written = batch.changes[f"{block.name}.hook_mlp_out"][:, -delta.shape[2] :]
-            delta += torch.einsum("s,ptm->sptm", mlp, written)
+            delta.addcmul_(mlp, written)
         yield self.end, delta
 
     def _pass_through_mlp(self, batch: Batch, layer: int, delta: Tensor) -> None:
@@ -313,7 +313,7 @@ class PathPatcher(PairedRuns):
         for row, members in enumerate(batch.rows[:n_started]):
             if place in members:  # it sends, so what it writes does not depend on what it reads
                 change[row] = 0
-        delta[:n_started] += change
+        delta[:n_started].add_(change)
 
     def _stream(
         self, runs: CachedRuns, receiver: Receiver, delta: Tensor, made: dict[Hashable, Tensor]
