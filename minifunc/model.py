@@ -92,16 +92,15 @@ class Norm(nn.Module):
 
     def __init__(self, cfg: ModelConfig, name: str) -> None:
         super().__init__()
-        self.hook_name = f"{name}.hook_normalized"
+        self.hook = f"{name}.hook_normalized"
         self.center, self.eps = cfg.normalization == "LN", cfg.eps
         self.w = nn.Parameter(torch.empty(cfg.d_model))
 
     def forward(self, x: Tensor, hooks: Hooks) -> Tensor:
         # The hook sees what TransformerLens shows: after the scale w for LN, before it for RMS.
-        w = self.w.to(x.dtype)
         if self.center:
-            return hooks(F.layer_norm(x, w.shape, w, eps=self.eps), self.hook_name)
-        return hooks(F.rms_norm(x, w.shape, eps=self.eps), self.hook_name) * w
+            return hooks(F.layer_norm(x, self.w.shape, in_stream(self.w), eps=self.eps), self.hook)
+        return hooks(F.rms_norm(x, self.w.shape, eps=self.eps), self.hook) * self.w
 
 
 def at_positions(x: Tensor, positions: Tensor) -> Tensor:
