@@ -269,7 +269,7 @@ class PathPatcher(PairedRuns):
                         x = self._stream(batch.runs, receiver, delta[:n_senders], streams)
                         read[index][receiver] = receiver.read(self.model, x)
                 if stage == self._highest(group):
-                    alone = any(r.head is None or r.stage(self.cfg) < stage for r in group)
+                    alone = len(group) > 1 or group[0].head is None or group[0].positions
                     complete.setdefault(index if alone else None, []).append(index)
             n_rows = len(batch.rows) * batch.runs.n_prompts
             for some in complete.values():

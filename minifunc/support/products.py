@@ -12,11 +12,10 @@ def in_stream(x: Tensor) -> Tensor:
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """x [..., n] @ weight [n, m], in the dtype of x.
 
-    Rounded to bfloat16, x has 8 bits: an effect on what it adds up to is lost in the error. So
-    weights of half precision meet x as a sum of two numbers of theirs, which hold 16 bits of it
-    (float16: 22, but x must stay below 65504). All is summed in float32. On CUDA these are two
-    products in half precision, from torch 2.8 on. Elsewhere, and where a gradient is asked for, it
-    is one product in float32 of the same numbers.
+    Rounded to bfloat16, x has 8 bits, too few for a small change of it. So weights of half
+    precision meet x as a sum of two numbers of theirs, of 16 bits (float16: 22, but of x below
+    65504), and what is summed up is float32. On CUDA, from torch 2.8 on, these are two products in
+    half precision; elsewhere, or for gradients, one in float32 of the same numbers.
     """
     if weight.dtype == x.dtype:
         return x @ weight
