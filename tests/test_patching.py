@@ -457,6 +457,52 @@ def test_cuda_agrees_with_the_cpu():
         torch.testing.assert_close(a.per_prompt, b.per_prompt, rtol=0, atol=1e-10)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("freeze_mlps", [False, True], ids=["live", "frozen"])
+def test_on_cuda_in_float64_the_patcher_equals_the_oracle(freeze_mlps):
+    model, *prompts = make(act_fn="relu")
+    data = (model.cuda(), *(each.cuda() for each in prompts))
+    assert worst_difference(data, HEADS[::3] + STREAMS + TOGETHER + MLPS, freeze_mlps) < 1e-10
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_cuda_a_sweep_stays_within_its_memory(dtype):
+    shape = dict(d_model=256, d_head=64, n_heads=4, d_mlp=1024)
+    data = make(dtype, n_prompts=200, act_fn="gelu", **shape)
+    data[0].cuda()
+    every = [HeadInput(layer, head, x) for layer in (1, 2) for head in range(4) for x in "qkv"]
+    PathPatcher(*data).sweep_each(every)  # what libraries take once is not the sweep's
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    PathPatcher(*data, max_memory=0.1).sweep_each(every)
+    assert torch.cuda.max_memory_allocated() - before < 0.1 * 2**30
+
+
+def test_inputs_of_heads_in_one_layer_share_pass_2_as_far_as_memory_allows(monkeypatch):
+    """And sharing changes nothing."""
+    groups = [HeadInput(2, head, which) for head in range(2) for which in "qkv"]
+    groups += [HeadInput(1, 0, "v", (3,)), [HeadInput(1, 0, "v"), HeadInput(1, 1, "v")], Resid(1)]
+    patcher, shared = PathPatcher(*make(act_fn="relu")), []
+    whole = patcher._pass_2
+
+    def noted(runs, reads):
+        shared.append(len(reads))
+        return whole(runs, reads)
+
+    monkeypatch.setattr(patcher, "_pass_2", noted)
+    together = patcher.sweep_each(groups)
+    assert sorted(shared) == [1, 1, 1, 6]
+    shared.clear()
+    patcher.budget.for_rows = 2 * patcher.n_prompts * 10 * patcher.budget.row_bytes(7)
+    half = patcher.sweep_each(groups)
+    assert sorted(shared) == [1, 1, 1, 2, 2, 2]
+    for index, group in enumerate(groups):
+        alone = patcher.sweep(group).per_prompt
+        for each in (together, half):
+            torch.testing.assert_close(each[index].per_prompt, alone, rtol=0, atol=1e-12)
+
+
 def test_both_passes_make_every_tensor_on_the_models_device():
     """On the meta device an operation that mixes in a CPU tensor raises, as it would on a GPU."""
     model, *rest = make(act_fn="relu")
