@@ -374,7 +374,7 @@ CASES = {
     ),
     "minifunc.support.precision": {
         "effects_error": lambda w: torch.tensor(
-            precision.effects_error(w.patcher(), [Logits()]), device="cpu"
+            precision.effects_error(w.patcher(), [Logits()]), dtype=torch.float64, device="cpu"
         ),
     },
     "minifunc.support.pairs": {
