@@ -368,6 +368,17 @@ def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(
     assert sorted(run.glob("*")) == before
 
 
+def test_a_gpu_that_is_full_is_one_line_and_exit_code_2(run, monkeypatch, capsys):
+    def full(*arguments, **others):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nGPU 0 has …")
+
+    monkeypatch.setattr(patch.PathPatcher, "sweep_each", full)
+    assert patch.main(["--run", str(run), *FAST]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "patch:" not in line]
+    assert line == "error: out of memory: ask for fewer prompts or documents, or a smaller model"
+    assert not (run / "circuit.json").exists()
+
+
 def test_each_step_of_a_study_gets_the_prompts_and_positions_that_it_states(monkeypatch, solved):
     """Circuits are searched for on some prompts and judged on others; ablations go by more; the
     floor is that of base prompts; readers are replaced up to the last shown answer."""

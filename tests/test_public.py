@@ -51,6 +51,7 @@ from minifunc.support import (
     hooks,
     memory,
     pairs,
+    precision,
     processes,
     runs,
     shared_streams,
@@ -372,6 +373,11 @@ CASES = {
     "minifunc.patching": dict.fromkeys(
         ("Receiver", "Logits", "HeadInput", "MLPInput", "Resid", "Batch", "PathPatcher"), rewired
     ),
+    "minifunc.support.precision": {
+        "effects_error": lambda w: torch.tensor(
+            precision.effects_error(w.patcher(), [Logits()]), dtype=torch.float64, device="cpu"
+        ),
+    },
     "minifunc.support.pairs": {
         "CachedRuns": lambda w: [each.stream(1) for each in w.patcher().cached_runs()],
         "PairedRuns": lambda w: pairs.PairedRuns(w.model, w.prompts, w.answers, None).F_base,
@@ -562,6 +568,7 @@ NO_TENSORS = {
     "minifunc.support.names": "names of heads",
     "minifunc.support.settings": "the command line and config.json",
     "minifunc.support.settled": "this rule itself",
+    "minifunc.support.products": "parts of a transformer: called alone, torch's settings hold",
     "minifunc.support.tables": "text",
     "minifunc.support.vocabulary": "text",
     "minifunc.support.export": "commands and optional packages; `to_safetensors` is a case",

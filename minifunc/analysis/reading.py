@@ -24,6 +24,7 @@ from minifunc.patching import PathPatcher
 from minifunc.support import checks
 from minifunc.support.hooks import Hooks
 from minifunc.support.names import parse
+from minifunc.support.products import in_stream
 from minifunc.support.settled import settled
 from minifunc.support.tables import rounded, table, table_of_heads
 
@@ -197,7 +198,8 @@ def hands_over(
     c, e, d = examples.shown, examples.expected, examples.difference
     comparable = _with_every_difference(c, d)
     side_by_side = torch.cat([one_hot(c), one_hot(e)], dim=-1)
-    unembed = model.ln_final.w[:, None] * model.unembed.W_U[:, numbers.tokens.to(model.device)]
+    W_U = in_stream(model.unembed.W_U)[:, numbers.tokens.to(model.device)]
+    unembed = model.ln_final.w[:, None] * W_U
     names = hook_points(model, heads, "hook_resid_pre")
     streams = activations(model, examples.tokens, names, lambda x: x[:, examples.answers])
     report: dict[str, Any] = {}
@@ -205,7 +207,8 @@ def hands_over(
         layer, index = parse(head)
         block = model.blocks[layer]
         x = block.ln1(streams[f"blocks.{layer}.hook_resid_pre"], Hooks())
-        written = x @ block.attn.W_V[index] @ block.attn.W_O[index]  # [n_prompts, n_shots, d_model]
+        W_V, W_O = in_stream(block.attn.W_V[index]), in_stream(block.attn.W_O[index])
+        written = x @ W_V @ W_O  # [n_prompts, n_shots, d_model]
         logits = written @ unembed  # [n_prompts, n_shots, n_numbers]
         logits = logits - logits.mean(-1, keepdim=True)
         copies = {"shown": _copies(logits, c, numbers), "expected": _copies(logits, e, numbers)}
@@ -238,7 +241,7 @@ def wrote(
         layer, index = parse(head)
         z = found[f"blocks.{layer}.attn.hook_z"][:, :, index]  # [n_prompts, n_shots, d_head]
         expected, shown = held_out(z, targets, *HALVES).tolist()
-        written = shares(z @ model.blocks[layer].attn.W_O[index], x, y)
+        written = shares(z @ in_stream(model.blocks[layer].attn.W_O[index]), x, y)
         report[head] = written | {"expected_r2": expected, "shown_r2": shown}
     return rounded(report)
 

@@ -85,9 +85,8 @@ class Senders:
     def effects(self, rows: Sequence[Row], change_of_F: Tensor, r: Tensor) -> Effects:
         """F_patched - F_contrast [n_senders, n_prompts] and r [n_senders] of rows, laid out."""
         single = r.new_full([len(self.names)], torch.nan)
-        for row, members in enumerate(rows):
-            if len(members) == 1:
-                single[members[0]] = r[row]
+        alone = [row for row, members in enumerate(rows) if len(members) == 1]
+        single[[rows[row][0] for row in alone]] = r[alone]
         n_layers, n_heads = self.cfg.n_layers, self.cfg.n_heads
         by_layer = single[1:].unflatten(0, (n_layers, -1))  # [n_layers, n_heads (+ 1)]
         no_mlps = r.new_zeros(n_layers)

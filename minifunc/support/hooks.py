@@ -55,6 +55,7 @@ class Hooked(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the weights. Below float32 the stream, and all that is hooked, is float32 still."""
         return next(self.parameters()).dtype
 
     def hook_names(self) -> list[str]:

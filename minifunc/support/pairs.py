@@ -136,7 +136,7 @@ class PairedRuns:
             for name, x in cache.items():
                 part = x.sum(0, keepdim=True, dtype=torch.float64)
                 total[name] = total[name] + part if name in total else part
-        return {name: (x / self.n_prompts).to(self.model.dtype) for name, x in total.items()}
+        return {name: (total[name] / self.n_prompts).to(x.dtype) for name, x in cache.items()}
 
     def mask(self, positions: checks.Positions) -> Tensor:
         """[pos, 1] bool: true at the positions (None: everywhere)."""

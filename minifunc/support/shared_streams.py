@@ -16,6 +16,7 @@ from minifunc.support.checks import of_type, weights_of
 from minifunc.support.evaluation import ROWS
 from minifunc.support.hooks import Hooks
 from minifunc.support.names import Head
+from minifunc.support.products import product
 from minifunc.support.settled import settled
 
 KEPT_BYTES = 64 * 2**20  # of streams that are kept, so that they need not be run again
@@ -103,7 +104,7 @@ class SharedStreams:
             positions = torch.tensor(one.positions, dtype=torch.int64)
             put[positions[:, None], torch.tensor(heads)] = True
             z = torch.where(put[queries].to(z.device), sent[:, queries], z)
-        attn_out = z.flatten(2) @ block.attn.W_O.flatten(0, 1)
+        attn_out = product(z.flatten(2), block.attn.W_O.flatten(0, 1))
         return block.add_mlp(stream[:, queries] + attn_out, Hooks())
 
     def _enter_block(self, one: _Pass, below: Replaced) -> tuple[Tensor, Tensor]:
