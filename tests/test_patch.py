@@ -380,7 +380,8 @@ def test_each_step_of_a_study_gets_the_prompts_and_positions_that_it_states(monk
 
         return call
 
-    for name in ("evaluate_circuits", "readers", "group_ablations"):
+    steps = ("evaluate_circuits", "readers", "group_ablations", "sensitivity", "writings", "reuse")
+    for name in steps:
         monkeypatch.setattr(patch, name, noted(name, getattr(patch, name)))
     drawn = []
     monkeypatch.setattr(patch.Study, "pairs", keeping(drawn, patch.Study.pairs))
@@ -400,6 +401,12 @@ def test_each_step_of_a_study_gets_the_prompts_and_positions_that_it_states(monk
     assert torch.equal(contrast.ablator.tokens, counted.contrast)
     assert torch.equal(base.ablator.tokens, counted.base)
     assert torch.equal(fewer.ablator.tokens, counted.contrast[: patch.N_SEARCH])
+    prompts, found, criteria = given["sensitivity"]
+    assert prompts is judged and criteria == Criteria(**low)
+    _, _, fi, gathering, studied, _ = given["writings"]
+    assert fi is found.groups["function_induction"] and studied == patch.Study(prompts=6, shots=3)
+    assert gathering is found.groups["expected_answer"]
+    assert given["reuse"][2:5] == (fi, patch.REUSED, 3)
 
 
 @pytest.mark.parametrize("prompt", ["base_prompt", "contrast_prompt"])
