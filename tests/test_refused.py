@@ -421,6 +421,22 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("wrong", ["too large", "negative", "no whole numbers"])
+def test_tokens_that_are_put_in_are_refused_by_the_name_of_their_source(w, wrong):
+    """Wherever prompts are handed over beside others: which of them is wrong is said."""
+    d_vocab, tokens = w.model.cfg.d_vocab, w.tokens.clone()
+    tokens[-1, -1] = d_vocab if wrong == "too large" else -1
+    tokens = w.tokens.float() if wrong == "no whole numbers" else tokens
+    good = {"a": w.p.base}
+    for put_in in (
+        lambda: Ablator(w.model, w.tokens, good | {"odd": tokens}),
+        lambda: Ablator(w.model, w.tokens, good, means={"odd": tokens}),
+        lambda: reading.inputs_apart(w.patcher(), good | {"odd": tokens}, GROUP),
+    ):
+        with pytest.raises(ValueError, match="^the source 'odd' must be (tokens|int64)"):
+            put_in()
+
+
 def test_receivers_of_the_definition_are_read_once_and_answers_fit_the_prompts(w):
     _, sent = w.model.run_with_cache(w.p.base)
     receivers = [definition.receiver("logits", 2)]

@@ -19,6 +19,7 @@ from experiments import catalogue
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support import checkpoints, evaluation
 from minifunc.support.runs import load_run
+from minifunc.support.settings import named_diet
 from train import TrainConfig
 
 TRAIN = TrainConfig(
@@ -440,6 +441,17 @@ def test_a_diet_of_ones_own_is_trained_on_written_down_and_taken_up_again(
     for flags in ([], ["--diet", path], ["--diet", "mine"]):
         assert main(out, "--resume", "--device", "cpu", *flags) == 0
     assert set(drawn) == {wanted}
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"even_sums": True}, {"shift": 0.5, "never": [["shift", "max"]]}], ids=str
+)
+def test_a_diet_file_holds_what_is_changed_of_strict(tmp_path, values):
+    """Also where another diet is the default of training."""
+    assert tasks.DEFAULT_DIET != tasks.DIETS["strict"]
+    pairs = {"never": tuple(map(tuple, values["never"]))} if "never" in values else {}
+    wanted = replace(tasks.DIETS["strict"], **(values | pairs | {"name": "mine"}))
+    assert named_diet(str(diet_file(tmp_path, **values)), tasks.DIETS) == wanted
 
 
 def test_a_run_on_a_diet_of_the_catalogue_is_taken_up_again_from_its_config(
