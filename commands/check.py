@@ -21,7 +21,8 @@ import tasks
 from minifunc.ablation import Ablator, all_heads
 from minifunc.analysis.ablations import random_group
 from minifunc.model import Transformer
-from minifunc.support.errors import UserError, run_main
+from minifunc.support.checks import checked_heads
+from minifunc.support.errors import UserError, command
 from minifunc.support.evaluation import last_logits, wilson
 from minifunc.support.files import load_json, save_json
 from minifunc.support.flags import Parser, check_flag, pick_device
@@ -146,17 +147,19 @@ def failures(
     return shown
 
 
+Check = Callable[[Study], Finding]
 TEXTS = ("question", "means", "wanted", "advice")  # advice: what to do where it does not pass
-# Every check: its function, and its texts, which may hold {k}, {shots} and {mixed}.
-CHECKS: list[tuple[Callable[[Study], Finding], dict[str, str]]] = []
+# Every check, and its texts, which may hold {k}, {shots}, {fresh} and {mixed}.
+CHECKS: list[tuple[Check, dict[str, str]]] = []
 
 
-def asks(*texts: str) -> Callable[[Any], Any]:
-    """Puts the function below it into CHECKS, with these TEXTS."""
+def asks(text: str) -> Callable[[Check], Check]:
+    """Puts the function below it into CHECKS, with a line for each of TEXTS: advice may have two."""
+    parts = [part.replace("\n", " ") for part in text.split("\n", 3)]
 
-    def register(measure: Callable[[Study], Finding]) -> Callable[[Study], Finding]:
-        CHECKS.append((measure, dict(zip(TEXTS, texts))))
-        return measure
+    def register(check: Check) -> Check:
+        CHECKS.append((check, dict(zip(TEXTS, parts))))
+        return check
 
     return register
 
@@ -164,32 +167,26 @@ def asks(*texts: str) -> Callable[[Any], Any]:
 # ---------------------------------------------------------------- what it does
 
 
-@asks(
-    "Shown the old rule, does it still answer by the old rule?",
-    "{shots} plain sums are shown and one is asked. Following new rules must not cost the old one.",
-    "at least 95%",
-    "Train longer, or give plain addition a larger share of the diet.",
-)
+@asks("""Shown the old rule, does it still answer by the old rule?
+{shots} plain sums are shown and one is asked. Following new rules must not cost the old one.
+at least 95%
+Train longer, or give plain addition a larger share of the diet.""")
 def old_rule(study: Study) -> Finding:
     return study.answered(study.pairs.base, study.pairs.base_answers, 0.95)
 
 
-@asks(
-    "Shown a new rule, sums off by {k:+d}, does it follow it?",
-    "{shots} sums off by {k:+d} are shown and another is asked, whose answer is none of those.",
-    "at least 90%",
-    "Train longer; make sure the diet shifts other functions. Until then, don't rely on examples.",
-)
+@asks("""Shown a new rule, sums off by {k:+d}, does it follow it?
+{shots} sums off by {k:+d} are shown and another is asked, whose answer is none of those.
+at least 90%
+Train longer; make sure the diet shifts other functions. Until then, don't rely on examples.""")
 def new_rule(study: Study) -> Finding:
     return study.answered(study.pairs.contrast, study.pairs.contrast_answers, 0.90)
 
 
-@asks(
-    "How many examples of the new rule does it need?",
-    "The fewer, the easier the model is to steer, on purpose or by accident.",
-    "at least 90% right from 4 examples",
-    "Show more examples than this needs, or train longer.",
-)
+@asks("""How many examples of the new rule does it need?
+The fewer, the easier the model is to steer, on purpose or by accident.
+at least 90% right from 4 examples
+Show more examples than this needs, or train longer.""")
 def how_many(study: Study) -> Finding:
     followed = {shots: study.followed(study.k, N_PROMPTS, shots) for shots in (1, 2, 4, 8)}
     enough = [shots for shots, right in followed.items() if share_of(right) >= 0.90]
@@ -197,12 +194,10 @@ def how_many(study: Study) -> Finding:
     return judged(followed[4], 0.90, told, f"from {enough[0]}" if enough else "more than 8")
 
 
-@asks(
-    "Does it follow rules off by other amounts as well?",
-    "Off by one may be special. Rules of another size or in the other direction should work too.",
-    "at least 80% for each of −3 to +3",
-    "Treat amounts that do badly as not supported.",
-)
+@asks("""Does it follow rules off by other amounts as well?
+Off by one may be special. Rules of another size or in the other direction should work too.
+at least 80% for each of −3 to +3
+Treat amounts that do badly as not supported.""")
 def other_amounts(study: Study) -> Finding:
     followed = {k: study.followed(k, 2 * N_EACH) for k in AMOUNTS}
     shares = {k: share_of(right) for k, right in followed.items()}
@@ -211,52 +206,43 @@ def other_amounts(study: Study) -> Finding:
     return judged(followed[worst], 0.80, told, f"worst {shares[worst]:.1%} ({worst:+d})")
 
 
-@asks(
-    "Does one odd example among plain ones fool it?",
-    "Of {shots} shown sums one is off by {k:+d}, by a slip of the pen. The right answer is plain.",
-    "at least 90%",
-    "Look through shown examples for slips before they are used; show more of them.",
-)
+@asks("""Does one odd example among plain ones fool it?
+Of {shots} shown sums one is off by {k:+d}, by a slip of the pen. The right answer is plain.
+at least 90%
+Look through shown examples for slips before they are used; show more of them.""")
 def odd_among_old(study: Study) -> Finding:
     odd = study.one_odd(study.pairs.base, study.pairs.contrast)
     return study.answered(odd, study.pairs.base_answers, 0.90)
 
 
-@asks(
-    "Does one plain example throw it off the new rule?",
-    "Of {shots} shown sums all but one are off by {k:+d}. The right answer is still off by {k:+d}.",
-    "at least 90%",
-    "Keep the shown examples of one mind; show more of them.",
-)
+@asks("""Does one plain example throw it off the new rule?
+Of {shots} shown sums all but one are off by {k:+d}. The right answer is still off by {k:+d}.
+at least 90%
+Keep the shown examples of one mind; show more of them.""")
 def odd_among_new(study: Study) -> Finding:
     odd = study.one_odd(study.pairs.contrast, study.pairs.base)
     return study.answered(odd, study.pairs.contrast_answers, 0.90)
 
 
-@asks(
-    "Does it stay away from the new rule where nobody showed it?",
-    "Prompts of every kind of task, all plain. Answers off by {k:+d} are the new rule leaking out.",
-    "at most 5%",
-    "The model is not fit for plain use: train longer, with more plain documents.",
-)
+@asks("""Does it stay away from the new rule where nobody showed it?
+Prompts of every kind of task, all plain. Answers off by {k:+d} are the new rule leaking out.
+at most 5%
+The model is not fit for plain use: train longer, with more plain documents.""")
 def not_shown(study: Study) -> Finding:
     tokens, _, _, shifted = study.draw_each([(task, study.k) for task in SHIFTED])
     told = f"off by {study.k:+d} on {{}}"
     return judged(study.ask(tokens) == shifted, 0.05, told, at_least=False)
 
 
-@asks(
-    "Does a rule shown on sums stay with sums?",
-    "Sums off by {k:+d} are shown, then a maximum, say, is asked. Nobody said it has the rule.",
-    "at most 10% answered by the new rule",
-    "Keep a prompt to one kind of question, or train without documents that put several functions"
-    " under one rule ({mixed:.0%} of this run's diet do, so it was taught to spread rules).",
-)
+@asks("""Does a rule shown on sums stay with sums?
+Sums off by {k:+d} are shown, then a maximum, say, is asked. Nobody said it has the rule.
+at most 10% answered by the new rule
+Keep a prompt to one kind of question, or train without documents that put several functions
+under one rule ({mixed:.0%} of this run's diet do, so it was taught to spread rules).""")
 def spreads(study: Study) -> Finding:
     spread, examples = [], []
-    for task in tasks.ON_NUMBERS:
-        if task == "addition":
-            continue
+    others = [task for task in tasks.ON_NUMBERS if task != "addition"]
+    for task in others:
         pairs = study.draw(task, study.k, N_EACH)
         tokens = torch.cat([study.pairs.contrast[:N_EACH, :-4], pairs.base[:, -4:]], dim=1)
         given = study.ask(tokens)
@@ -267,12 +253,10 @@ def spreads(study: Study) -> Finding:
     return replace(finding, examples=examples[:N_EXAMPLES])
 
 
-@asks(
-    "When it is sure, is it right?",
-    "How many of the answers with a probability of 90% or more, over old and new rules, are right.",
-    "at least 95%",
-    "Do not use its probabilities to decide when to trust it.",
-)
+@asks("""When it is sure, is it right?
+How many of the answers with a probability of 90% or more, over old and new rules, are right.
+at least 95%
+Do not use its probabilities to decide when to trust it.""")
 def confidence(study: Study) -> Finding:
     _, tokens, _, right = study.draw_each([("addition", k) for k in (-2, -1, 0, 1, 2)])
     probability, given = last_logits(study.model, tokens).softmax(-1).cpu().max(-1)
@@ -282,12 +266,10 @@ def confidence(study: Study) -> Finding:
     return judged(right_where_sure, 0.95, f"{told}, of {len(tokens)} in all")
 
 
-@asks(
-    "Are failures rare in every kind of sum, or do they share a pattern?",
-    "Sums off by −3 to +3, by what is asked. Failures that sit together can be foreseen.",
-    "at least 80% right in the worst slice",
-    "Keep such questions from the model, or add more of them to the diet.",
-)
+@asks("""Are failures rare in every kind of sum, or do they share a pattern?
+Sums off by −3 to +3, by what is asked. Failures that sit together can be foreseen.
+at least 80% right in the worst slice
+Keep such questions from the model, or add more of them to the diet.""")
 def pattern(study: Study) -> Finding:
     _, tokens, plain, right = study.draw_each([("addition", k) for k in AMOUNTS])
     given = study.ask(tokens)
@@ -339,12 +321,10 @@ def instead(tokens: Tensor, given: Tensor, right: Tensor, plain: Tensor) -> dict
 # ---------------------------------------------------------------- what carries it
 
 
-@asks(
-    "Which heads carry the new rule, and is it gone without them?",
-    "The function-induction heads of patch.py send what they send on plain prompts: is all plain?",
-    "at most 5% still by the new rule",
-    "The circuit is incomplete: don't take these heads for the whole story.",
-)
+@asks("""Which heads carry the new rule, and is it gone without them?
+The function-induction heads of patch.py send what they send on plain prompts: is all plain?
+at most 5% still by the new rule
+The circuit is incomplete: don't take these heads for the whole story.""")
 def carriers(study: Study) -> Finding:
     if not study.heads:
         return NO_HEADS
@@ -355,12 +335,10 @@ def carriers(study: Study) -> Finding:
     return judged(given == study.pairs.contrast_answers, 0.05, told, at_least=False)
 
 
-@asks(
-    "Is it these heads, and not any?",
-    "As many others of the same layers are swapped in the same way. The new rule must survive.",
-    "at least 90% still by the new rule",
-    "These layers are too entangled for single heads to be watched; watch the whole layer.",
-)
+@asks("""Is it these heads, and not any?
+As many others of the same layers are swapped in the same way. The new rule must survive.
+at least 90% still by the new rule
+These layers are too entangled for single heads to be watched; watch the whole layer.""")
 def others(study: Study) -> Finding:
     n_heads = study.model.cfg.n_heads
     groups = {tuple(random_group(study.heads, n_heads, study.generator)) for _ in range(5)} - {()}
@@ -371,33 +349,29 @@ def others(study: Study) -> Finding:
     return judged(min(right, key=share_of), 0.90, told)
 
 
-@asks(
-    "Can these heads be switched off for good without harm to the old rule?",
-    "On plain prompts of all tasks they send their mean. If they only serve new rules, none fails.",
-    "at least 90% of plain answers stay right",
-    "Don't switch them off for good. To undo a rule, give them what they send on plain prompts.",
-)
+@asks("""Can these heads be switched off for good without harm to the old rule?
+On plain prompts of all tasks they send their mean. If they only serve new rules, none fails.
+at least 90% of plain answers stay right
+Don't switch them off for good. To undo a rule, give them what they send on plain prompts.""")
 def rest_intact(study: Study) -> Finding:
     if not study.heads:
         return NO_HEADS
-    tokens, _, right, _ = study.draw_each([(task, study.k) for task in SHIFTED])
-    given = []
-    for some in tokens.split(N_EACH):  # of one task
-        ablator = Ablator(study.model, some, {}, means={"mean": some})
-        given.append(ablator.logits([study.heads, []], "mean").argmax(-1).cpu())  # [2, n_prompts]
-    without, usual = torch.cat(given, dim=1) == right
+    right = []
+    for pairs in [study.draw(task, study.k, N_EACH) for task in SHIFTED]:
+        ablator = Ablator(study.model, pairs.base, {}, means={"mean": pairs.base})
+        given = ablator.logits([study.heads, []], "mean").argmax(-1).cpu()  # [2, n_prompts]
+        right.append(given == pairs.base_answers)
+    without, usual = torch.cat(right, dim=1)
     return judged(without[usual], 0.90, "{} that are answered rightly with the heads in place")
 
 
 # ---------------------------------------------------------------- how stable it is
 
 
-@asks(
-    "Is the finding the same on other prompts?",
-    f"The new rule on five fresh draws of {2 * N_EACH} prompts.",
-    "at least 90% on each",
-    "Quote the lowest figure, not the mean.",
-)
+@asks("""Is the finding the same on other prompts?
+The new rule on five fresh draws of {fresh} prompts.
+at least 90% on each
+Quote the lowest figure, not the mean.""")
 def over_prompts(study: Study) -> Finding:
     shares = [share_of(study.followed(study.k, 2 * N_EACH)) for _ in range(5)]
     lowest = min(shares)
@@ -406,12 +380,10 @@ def over_prompts(study: Study) -> Finding:
     return Finding(told, f"lowest {lowest:.1%}", verdict, round(lowest, 4), threshold=0.90)
 
 
-@asks(
-    "Is the finding the same for models trained from other seeds?",
-    "Off-by-one accuracy of the default diet, trained from several seeds. One run may be luck.",
-    "at least 90% in nine seeds of ten, five seeds or more",
-    "Train several seeds (make dependability) and pick by this list, not by loss.",
-)
+@asks("""Is the finding the same for models trained from other seeds?
+Off-by-one accuracy of the default diet, trained from several seeds. One run may be luck.
+at least 90% in nine seeds of ten, five seeds or more
+Train several seeds (make dependability) and pick by this list, not by loss.""")
 def over_seeds(_: Study) -> Finding:
     rows = load_json(DEPENDABILITY) if DEPENDABILITY.exists() else []
     try:
@@ -433,10 +405,11 @@ def over_seeds(_: Study) -> Finding:
 
 def checked(study: Study) -> list[dict[str, Any]]:
     """All checks, done, as check.json holds them."""
-    rows, values = [], {"k": study.k, "shots": SHOTS, "mixed": study.mixed}
-    for measure, texts in CHECKS:
+    values = {"k": study.k, "shots": SHOTS, "fresh": 2 * N_EACH, "mixed": study.mixed}
+    rows = []
+    for check, texts in CHECKS:
         row = {part: text.format(**values) for part, text in texts.items()}
-        rows.append({"name": measure.__name__} | row | vars(measure(study)))
+        rows.append({"name": check.__name__} | row | vars(check(study)))
     return rows
 
 
@@ -452,10 +425,10 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
         details += [f"      measured: {row['measured']}", f"      wanted: {row['wanted']}"]
         details.append(f"      what to do: {row['advice']}")
         for example in row["examples"]:
-            told = f"{example['prompt']}  answered {example['answered']}, right {example['right']}"
-            details.append("; ".join(filter(None, [f"        {told}", example["pattern"]])))
+            told = "        {prompt}  answered {answered}, right {right}".format(**example)
+            details.append(f"{told}; {example['pattern']}" if example["pattern"] else told)
     verdicts = [row["verdict"] for row in rows]
-    passed, failed, unknown = (verdicts.count(verdict) for verdict in MARKS)
+    passed, failed, unknown = map(verdicts.count, MARKS)
     total = f"{passed} passed, {failed} failed, {unknown} could not be told"
     return "\n".join([*lines, fitted([*details, "", total])])
 
@@ -467,14 +440,14 @@ def carrying_heads(path: Path, model: Transformer) -> list[str]:
         return []
     try:
         heads = list(circuit["groups"]["function_induction"])
-        if set(heads) <= set(all_heads(model.cfg)):
-            return heads
-    except (KeyError, TypeError):
-        pass
-    raise UserError(f"{path} names no heads of this model; patch.py makes it anew")
+        checked_heads(heads, all_heads(model.cfg))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} names no heads of this model; patch.py makes it anew") from None
+    return heads
 
 
-def work(argv: Sequence[str] | None) -> int:
+@command
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs all checks, prints them, writes check.json; returns 1 if one fails."""
     parser = Parser("python -m commands.check", __doc__)
     add_run_flag(parser)
@@ -502,10 +475,6 @@ def work(argv: Sequence[str] | None) -> int:
     print(show(rows))
     print(f"everything is in {path}", f"next: {folders.makes('report')}", sep="\n")
     return int(any(row["verdict"] == "fail" for row in rows))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_main(lambda: work(argv))
 
 
 if __name__ == "__main__":

@@ -48,32 +48,28 @@ def measure_run(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
 def at_one_step(model: Transformer, run: Run, groups: Groups, quick: bool) -> Row:
     n_documents, n_scored = measure.how_many(256, quick), measure.how_many(100, quick)
     documents = tasks.sample(DIETS[run.diet], n_documents, run.train.examples, measure.generator())
-    off_by_one = measure.off_by_one(measure.how_many(200, quick), measure.generator())
-    right = measure.share_right(model, off_by_one.contrast, off_by_one.contrast_answers)
-    by_task = every_task(model, measure.how_many(96, quick))
-    row = {
-        "loss": round(train.loss_on_answers(model, documents).item(), 5),
-        "accuracy": by_task,
-        "plain_8": by_task["addition"]["plain"],
-        "off_by_one_8": right,
-    }
-    row |= head_scores(model, off_by_one.contrast[:n_scored], groups)
+    row: Row = {"loss": round(train.loss_on_answers(model, documents).item(), 5)}
+    row["accuracy"] = every_task(model, measure.how_many(96, quick))
+    row["plain_8"] = row["accuracy"]["addition"]["plain"]
+    pairs = measure.off_by_one(measure.how_many(200, quick), measure.generator())
+    row["off_by_one_8"] = measure.share_right(model, pairs.contrast, pairs.contrast_answers)
+    row |= head_scores(model, pairs.contrast[:n_scored], groups)
     return row | effects(model, groups, measure.how_many(50, quick))
 
 
 def every_task(model: Transformer, n_prompts: int) -> dict[str, dict[str, float]]:
     """Accuracy at 8 shots by task: plain, and shifted (or in base k), n_prompts over all k."""
-    prompts = measure.generator()
-    table: dict[str, dict[str, float]] = {name: {} for name in tasks.TASKS}
+    prompts, table = measure.generator(), {}
     for name, task in tasks.TASKS.items():
         kinds = {"plain": [0]} if 0 in task.ks else {}
         kinds[task.wrapper] = [k for k in task.ks if k]
+        shares = table[name] = {}
         for kind, ks in kinds.items():
             n = max(2, n_prompts // len(ks))
             pairs = [tasks.evaluation_pairs(name, k, measure.SHOTS, n, prompts) for k in ks]
             asked = torch.cat([each.contrast for each in pairs])
             answers = torch.cat([each.contrast_answers for each in pairs])
-            table[name][kind] = measure.share_right(model, asked, answers)
+            shares[kind] = measure.share_right(model, asked, answers)
     return table
 
 

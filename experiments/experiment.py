@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments.runs import Measure, Row, Run, Study, run_all
 from experiments.summary import Rows
-from minifunc.support.errors import UserError, run_main
+from minifunc.support.errors import UserError, command
 from minifunc.support.files import check_writable, make_folder, save_json
 from minifunc.support.flags import Parser
 from minifunc.support.runs import RESULTS
@@ -43,11 +43,8 @@ class Experiment:
         return made
 
 
+@command
 def main(experiment: Experiment, argv: list[str] | None = None) -> int:
-    return run_main(lambda: work(experiment, argv))
-
-
-def work(experiment: Experiment, argv: list[str] | None) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     known = ", ".join(experiment.kinds)
     parser = Parser(f"experiments.{experiment.name}", experiment.doc)

@@ -16,7 +16,7 @@ import numpy as np
 from experiments import diets, emergence
 from experiments.runs import Row
 from experiments.summary import Rows, Values, by, column, mean_ci, solved
-from minifunc.support.errors import UserError, run_main
+from minifunc.support.errors import UserError, command
 from minifunc.support.evaluation import wilson
 from minifunc.support.files import load_json, make_folder, write_file
 from minifunc.support.flags import Parser
@@ -95,15 +95,12 @@ def accuracy_bars(axes: Any, groups: dict[str, Rows], *accuracies: tuple[str, st
 def draw_diets(rows: Rows) -> Any:
     """Accuracy by diet, and the law: what the accuracy depends on."""
     grouped = by(rows, lambda row: row["diet"])
+    starred = by(rows, lambda row: row["diet"] + " *" * (1 in row["shifts_of_plus_shown"]))
     figure = plt.figure(figsize=(11, 7.5))
     left, right = figure.subfigures(1, 2, width_ratios=(1.3, 1))
 
     axes = left.subplots()
-    named = {}
-    for name, some in grouped.items():
-        was_shown = 1 in some[0]["shifts_of_plus_shown"]
-        named[f"{name} *" if was_shown else name] = some
-    accuracy_bars(axes, named, PLAIN, OFF_BY_ONE)
+    accuracy_bars(axes, starred, PLAIN, OFF_BY_ONE)
     held_out = "off-by-one addition was trained on, another cell is held out"
     axes.set(title="diets (dots: runs; lines: 95 %)", xlabel=f"accuracy at 8 shots (*: {held_out})")
     axes.legend(loc="lower right", fontsize=8)
@@ -252,11 +249,8 @@ def save(figure: Any, path: Path) -> None:
     print(f"{path}.png, .svg")
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    return run_main(lambda: work(argv))
-
-
-def work(argv: list[str] | None) -> int:
     parser = Parser("experiments.figures", __doc__)
     add = parser.add_argument
     add("--results", default=RESULTS, help="where the rows are (default: %(default)s)")

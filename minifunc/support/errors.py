@@ -4,10 +4,14 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from functools import partial, wraps
+from typing import ParamSpec
 
 import torch
 
 from minifunc.support.tables import SPELLER
+
+Given = ParamSpec("Given")
 
 
 class UserError(Exception):
@@ -58,3 +62,13 @@ def run_main(work: Callable[[], int]) -> int:
         complaint = "out of memory: ask for fewer prompts or documents, or a smaller model"
     print("error:", complaint, file=sys.stderr)
     return 2
+
+
+def command(work: Callable[Given, int]) -> Callable[Given, int]:
+    """Makes a script's work its main function, whose mistakes end as `run_main` says."""
+
+    @wraps(work)
+    def main(*arguments: Given.args, **named: Given.kwargs) -> int:
+        return run_main(partial(work, *arguments, **named))
+
+    return main
