@@ -100,11 +100,12 @@ class Study:
     def draw(self, task: str, k: int, n: int, shots: int = SHOTS) -> tasks.Pairs:
         return tasks.evaluation_pairs(task, k, shots, n, self.generator)
 
-    def draw_each(self, asked: Sequence[tuple[str, int]]) -> tuple[Tensor, ...]:
-        """For each task and k in turn: base, contrast, and the answers to base and to contrast."""
+    def draw_each(self, asked: Sequence[tuple[str, int]]) -> tasks.Pairs:
+        """N_EACH pairs of each task and k in turn, as one."""
         drawn = [self.draw(task, k, N_EACH) for task, k in asked]
         parts = ("base", "contrast", "base_answers", "contrast_answers")
-        return tuple(torch.cat([getattr(pairs, part) for pairs in drawn]) for part in parts)
+        joined = {part: torch.cat([getattr(pairs, part) for pairs in drawn]) for part in parts}
+        return replace(drawn[0], **joined)
 
     def ask(self, tokens: Tensor) -> Tensor:
         """The answers given to tokens [n_prompts, pos], [n_prompts] on the CPU."""
@@ -154,7 +155,7 @@ CHECKS: list[tuple[Check, dict[str, str]]] = []
 
 
 def asks(text: str) -> Callable[[Check], Check]:
-    """Puts the function below it into CHECKS, with a line for each of TEXTS: advice may have two."""
+    """Puts the function below it into CHECKS. text: the TEXTS, a line each; the last may have two."""
     parts = [part.replace("\n", " ") for part in text.split("\n", 3)]
 
     def register(check: Check) -> Check:
@@ -202,7 +203,7 @@ def other_amounts(study: Study) -> Finding:
     followed = {k: study.followed(k, 2 * N_EACH) for k in AMOUNTS}
     shares = {k: share_of(right) for k, right in followed.items()}
     worst = min(shares, key=shares.__getitem__)
-    told = ", ".join(f"{k:+d}: {shares[k]:.1%}" for k in shares)
+    told = ", ".join(f"{k:+d}: {share:.1%}" for k, share in shares.items())
     return judged(followed[worst], 0.80, told, f"worst {shares[worst]:.1%} ({worst:+d})")
 
 
@@ -229,9 +230,9 @@ Prompts of every kind of task, all plain. Answers off by {k:+d} are the new rule
 at most 5%
 The model is not fit for plain use: train longer, with more plain documents.""")
 def not_shown(study: Study) -> Finding:
-    tokens, _, _, shifted = study.draw_each([(task, study.k) for task in SHIFTED])
-    told = f"off by {study.k:+d} on {{}}"
-    return judged(study.ask(tokens) == shifted, 0.05, told, at_least=False)
+    pairs = study.draw_each([(task, study.k) for task in SHIFTED])
+    off = study.ask(pairs.base) == pairs.contrast_answers
+    return judged(off, 0.05, f"off by {study.k:+d} on {{}}", at_least=False)
 
 
 @asks("""Does a rule shown on sums stay with sums?
@@ -241,8 +242,9 @@ Keep a prompt to one kind of question, or train without documents that put sever
 under one rule ({mixed:.0%} of this run's diet do, so it was taught to spread rules).""")
 def spreads(study: Study) -> Finding:
     spread, examples = [], []
-    others = [task for task in tasks.ON_NUMBERS if task != "addition"]
-    for task in others:
+    for task in tasks.ON_NUMBERS:
+        if task == "addition":
+            continue
         pairs = study.draw(task, study.k, N_EACH)
         tokens = torch.cat([study.pairs.contrast[:N_EACH, :-4], pairs.base[:, -4:]], dim=1)
         given = study.ask(tokens)
@@ -258,12 +260,11 @@ How many of the answers with a probability of 90% or more, over old and new rule
 at least 95%
 Do not use its probabilities to decide when to trust it.""")
 def confidence(study: Study) -> Finding:
-    _, tokens, _, right = study.draw_each([("addition", k) for k in (-2, -1, 0, 1, 2)])
-    probability, given = last_logits(study.model, tokens).softmax(-1).cpu().max(-1)
-    sure = probability >= 0.9
-    right_where_sure = (given == right)[sure]
-    told = f"{share_of(right_where_sure):.1%} of the {int(sure.sum())} sure answers"
-    return judged(right_where_sure, 0.95, f"{told}, of {len(tokens)} in all")
+    pairs = study.draw_each([("addition", k) for k in (-2, -1, 0, 1, 2)])
+    probability, given = last_logits(study.model, pairs.contrast).softmax(-1).cpu().max(-1)
+    right_where_sure = (given == pairs.contrast_answers)[probability >= 0.9]
+    told = f"{share_of(right_where_sure):.1%} of the {len(right_where_sure)} sure answers"
+    return judged(right_where_sure, 0.95, f"{told}, of {len(given)} in all")
 
 
 @asks("""Are failures rare in every kind of sum, or do they share a pattern?
@@ -271,28 +272,27 @@ Sums off by −3 to +3, by what is asked. Failures that sit together can be fore
 at least 80% right in the worst slice
 Keep such questions from the model, or add more of them to the diet.""")
 def pattern(study: Study) -> Finding:
-    _, tokens, plain, right = study.draw_each([("addition", k) for k in AMOUNTS])
-    given = study.ask(tokens)
-    wrong, slices = given != right, slices_of(tokens, right, plain)
-    kinds = instead(tokens, given, right, plain)
-    judged_by = {name: mask for name, mask in slices.items() if mask.sum() >= LEAST}
-    rates = {name: share_of(wrong[mask]) for name, mask in judged_by.items()}
+    pairs = study.draw_each([("addition", k) for k in AMOUNTS])
+    given, right = study.ask(pairs.contrast), pairs.contrast_answers
+    wrong, slices, kinds = given != right, slices_of(pairs), instead(pairs, given)
+    rates = {name: share_of(wrong[mask]) for name, mask in slices.items() if mask.sum() >= LEAST}
     ranked = sorted(rates, key=rates.__getitem__, reverse=True)
     worst = wrong[slices[ranked[0]]]
     counted = ", ".join(f"{int(mask.sum())} {kind}" for kind, mask in kinds.items() if mask.any())
-    told = f"{int(wrong.sum())} of {len(tokens)} fail{': ' if counted else ''}{counted}. "
+    told = f"{int(wrong.sum())} of {len(wrong)} fail{': ' if counted else ''}{counted}. "
     told += f"Worst where {ranked[0]}: {int(worst.sum())} of {len(worst)} fail. "
     told += "; ".join(f"{name} {rates[name]:.0%}" for name in ranked)
     facts = slices | {f"answered {kind}": mask for kind, mask in kinds.items()}
     finding = judged(~worst, 0.80, told, f"worst slice {share_of(~worst):.1%}")
-    return replace(finding, examples=failures(tokens, given, right, facts))
+    return replace(finding, examples=failures(pairs.contrast, given, right, facts))
 
 
-def slices_of(tokens: Tensor, right: Tensor, plain: Tensor) -> dict[str, Tensor]:
-    """Kinds of questions: name → mask [n_prompts] of tokens [n_prompts, pos]."""
-    places = tasks.answer_positions(SHOTS)
-    x, y, total, wanted = (ids - tasks.ZERO for ids in (tokens[:, -4], tokens[:, -2], plain, right))
-    sums = tokens[:, places - 4] + tokens[:, places - 2] - 2 * tasks.ZERO  # [n_prompts, shots]
+def slices_of(pairs: tasks.Pairs) -> dict[str, Tensor]:
+    """Kinds of questions: name → mask [n_prompts]."""
+    numbers, places = pairs.contrast - tasks.ZERO, tasks.answer_positions(SHOTS)
+    total, wanted = pairs.base_answers - tasks.ZERO, pairs.contrast_answers - tasks.ZERO
+    x, y = numbers[:, -4], numbers[:, -2]
+    sums = numbers[:, places - 4] + numbers[:, places - 2]  # [n_prompts, shots]
     nearest = (sums - total[:, None]).abs().min(1).values
     return {
         "the sum has one digit": total <= 9,
@@ -304,18 +304,19 @@ def slices_of(tokens: Tensor, right: Tensor, plain: Tensor) -> dict[str, Tensor]
     }
 
 
-def instead(tokens: Tensor, given: Tensor, right: Tensor, plain: Tensor) -> dict[str, Tensor]:
+def instead(pairs: tasks.Pairs, given: Tensor) -> dict[str, Tensor]:
     """What was answered for the right answer: kind → mask [n_prompts], the first kind that fits."""
-    shown = tokens[:, tasks.answer_positions(SHOTS)]
+    shown = pairs.contrast[:, tasks.answer_positions(SHOTS)]
     kinds = {
-        "the right answer": given == right,
-        "the plain answer": given == plain,
+        "the plain answer": given == pairs.base_answers,
         "a shown answer": (shown == given[:, None]).any(1),
-        "off by another amount": (given - plain).abs() <= tasks.MAX_SHIFT,
+        "off by another amount": (given - pairs.base_answers).abs() <= tasks.MAX_SHIFT,
         "something else": torch.ones_like(given, dtype=torch.bool),
     }
-    first = torch.stack([*kinds.values()]).int().argmax(0)  # [n_prompts]
-    return {kind: first == index for index, kind in enumerate(kinds) if index > 0}
+    left = given != pairs.contrast_answers
+    for kind, fits in kinds.items():
+        kinds[kind], left = left & fits, left & ~fits
+    return kinds
 
 
 # ---------------------------------------------------------------- what carries it
@@ -357,7 +358,8 @@ def rest_intact(study: Study) -> Finding:
     if not study.heads:
         return NO_HEADS
     right = []
-    for pairs in [study.draw(task, study.k, N_EACH) for task in SHIFTED]:
+    for task in SHIFTED:
+        pairs = study.draw(task, study.k, N_EACH)
         ablator = Ablator(study.model, pairs.base, {}, means={"mean": pairs.base})
         given = ablator.logits([study.heads, []], "mean").argmax(-1).cpu()  # [2, n_prompts]
         right.append(given == pairs.base_answers)

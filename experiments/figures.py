@@ -69,25 +69,23 @@ PANELS = {
 }
 
 
-def means_and_errors(groups: Sequence[Values]) -> tuple[list[float], list[float]]:
+def means_and_errors(groups: Sequence[Values]) -> tuple[np.ndarray, np.ndarray]:
     """The mean of each group of values, and half its 95 % interval (0 for a single value)."""
-    intervals = [mean_ci(values) for values in groups]
-    means = [mean for mean, _ in intervals]
-    return means, [0.0 if math.isnan(half) else half for _, half in intervals]
+    means, halves = np.array([mean_ci(values) for values in groups]).reshape(-1, 2).T
+    return means, np.nan_to_num(halves)
 
 
 def accuracy_bars(axes: Any, groups: dict[str, Rows], *accuracies: tuple[str, str, str]) -> None:
     """A horizontal bar for each group of runs: mean, 95 % interval, and every run as a dot."""
-    ticks = [-index for index in range(len(groups))]
+    ticks = -np.arange(len(groups))
     axes.set(yticks=ticks, yticklabels=list(groups), xlim=(0, 1.02))
     shifts = (0.2, -0.2) if len(accuracies) == 2 else (0.0,)
+    line = {"ecolor": "black", "elinewidth": 0.8, "capsize": 2}
     for shift, (key, label, colour) in zip(shifts, accuracies):
-        values = [column(rows, key) for rows in groups.values()]
+        values, places = [column(rows, key) for rows in groups.values()], ticks + shift
         means, errors = means_and_errors(values)
-        places = [tick + shift for tick in ticks]
-        axes.barh(places, means, height=0.36, color=colour, alpha=0.45, label=label)
-        line = {"fmt": "none", "ecolor": "black", "elinewidth": 0.8, "capsize": 2}
-        axes.errorbar(means, places, xerr=errors, **line)
+        style = {"color": colour, "alpha": 0.45, "label": label, "error_kw": line}
+        axes.barh(places, means, height=0.36, xerr=errors, **style)
         for place, some in zip(places, values):
             axes.plot(some, [place] * len(some), "o", color=colour, markersize=3)
 
