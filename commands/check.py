@@ -103,8 +103,9 @@ class Study:
     def draw_each(self, asked: Sequence[tuple[str, int]]) -> tasks.Pairs:
         """N_EACH pairs of each task and k in turn, as one."""
         drawn = [self.draw(task, k, N_EACH) for task, k in asked]
-        parts = ("base", "contrast", "base_answers", "contrast_answers")
-        joined = {part: torch.cat([getattr(pairs, part) for pairs in drawn]) for part in parts}
+        joined: dict[str, Any] = {}
+        for part in ("base", "contrast", "base_answers", "contrast_answers"):
+            joined[part] = torch.cat([getattr(pairs, part) for pairs in drawn])
         return replace(drawn[0], **joined)
 
     def ask(self, tokens: Tensor) -> Tensor:
@@ -155,7 +156,7 @@ CHECKS: list[tuple[Check, dict[str, str]]] = []
 
 
 def asks(text: str) -> Callable[[Check], Check]:
-    """Puts the function below it into CHECKS. text: the TEXTS, a line each; the last may have two."""
+    """Puts the function below it into CHECKS. text: its TEXTS, a line each; advice may have two."""
     parts = [part.replace("\n", " ") for part in text.split("\n", 3)]
 
     def register(check: Check) -> Check:

@@ -4,7 +4,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 from typing import ParamSpec
 
 import torch
@@ -34,7 +34,7 @@ def _open_streams() -> None:
             stream.reconfigure(errors=SPELLER)  # a path may hold what no encoding knows
 
 
-def run_main(work: Callable[[], int]) -> int:
+def run_main(work: Callable[Given, int], *arguments: Given.args, **named: Given.kwargs) -> int:
     """Runs a script's work and returns its exit code.
 
     A UserError, what the system refuses, and memory that runs out become one line on stderr and
@@ -42,7 +42,7 @@ def run_main(work: Callable[[], int]) -> int:
     """
     _open_streams()
     try:
-        code = work()
+        code = work(*arguments, **named)
         sys.stdout.flush()
         return code
     except OSError as error:
@@ -66,9 +66,4 @@ def run_main(work: Callable[[], int]) -> int:
 
 def command(work: Callable[Given, int]) -> Callable[Given, int]:
     """Makes a script's work its main function, whose mistakes end as `run_main` says."""
-
-    @wraps(work)
-    def main(*arguments: Given.args, **named: Given.kwargs) -> int:
-        return run_main(partial(work, *arguments, **named))
-
-    return main
+    return partial(run_main, work)
