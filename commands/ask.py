@@ -18,7 +18,7 @@ from minifunc.ablation import Ablator, all_heads
 from minifunc.circuit import Criteria
 from minifunc.model import Transformer
 from minifunc.patching import Logits, PathPatcher
-from minifunc.support.errors import UserError, run_main
+from minifunc.support.errors import UserError, command
 from minifunc.support.evaluation import finite, last_logits
 from minifunc.support.flags import Parser, pick_device
 from minifunc.support.names import parse
@@ -141,7 +141,8 @@ def answer(model: Transformer, text: str) -> str:
     return fitted([*lines, "", *by_patching(model, tokens, base, given)])
 
 
-def work(argv: Sequence[str] | None) -> int:
+@command
+def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("python -m commands.ask", __doc__)
     parser._negative_number_matcher = re.compile(r"-\d")  # no flag: a prompt may begin with -1
     add_run_flag(parser)
@@ -155,10 +156,6 @@ def work(argv: Sequence[str] | None) -> int:
     folders.announce()
     print(told, f"next: {folders.makes('patch')}", sep="\n")
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_main(lambda: work(argv))
 
 
 if __name__ == "__main__":

@@ -128,8 +128,7 @@ def compare_steps(
 
 
 def road(seed: int, device: torch.device) -> dict[str, Any]:
-    """Trains one run: the seed, and what `when_passed` says of it. Seconds count from the start of
-    the training loop, evaluations included."""
+    """Trains one run: the seed, and what `when_passed` says of it."""
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--out", folder, "--seed", str(seed), "--device", str(device)]
         command = [sys.executable, "train.py", *flags, "--table-prompts", "8"]
@@ -139,10 +138,10 @@ def road(seed: int, device: torch.device) -> dict[str, Any]:
 
 
 def when_passed(lines: list[dict[str, Any]], goal: float) -> dict[str, Any]:
-    """The first line of a metrics.jsonl in which off-by-one addition at 8 shots is above `goal`.
+    """When off-by-one addition at 8 shots is first above `goal` in the lines of a metrics.jsonl.
 
-    seconds and step are None where there is none; every: the steps between two lines; final: the
-    last accuracy.
+    seconds (of training and evaluation) and step are None where it never is; every: the steps
+    between two lines; final: the last accuracy.
     """
     scores = [line["accuracy"]["addition"]["1"]["8"] for line in lines]
     first = next((line for line, score in zip(lines, scores) if score > goal), {})
