@@ -8,9 +8,8 @@ Three readings answer this, on prompts of examples `x op y = c ;`:
 Shares of variance: a two-way analysis of variance (Fisher 1925), all pairs of labels counted alike.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +21,9 @@ from minifunc.analysis.rows import answered
 from minifunc.model import Transformer
 from minifunc.patching import PathPatcher
 from minifunc.support.checks import check_F_range, check_shape, check_sources
+from minifunc.support.evaluation import last_logits
 from minifunc.support.hooks import Hooks
-from minifunc.support.names import parse
+from minifunc.support.names import Found, Heads, parse
 from minifunc.support.settled import settled
 from minifunc.support.tables import rounded, table, table_of_heads
 
@@ -55,15 +55,14 @@ def shares(vectors: Tensor, first: Tensor, second: Tensor) -> dict[str, float]:
     means = x.new_zeros(len(counts), x.shape[1]).index_add_(0, cell, x) / counts[:, None]
     inside = ((x - means[cell]).square().sum(1) / counts[cell]).sum() / len(counts)
     centred = (means - means.mean(0)).unflatten(0, (n_first, n_second))  # [first, second, width]
-    between, by_first, by_second = (
-        some.square().sum(-1).mean() for some in (centred, centred.mean(1), centred.mean(0))
-    )
+    between = centred.square().sum(-1).mean()
+    by_first, by_second = (centred.mean(dim).square().sum(-1).mean() for dim in (1, 0))
     both = (between - by_first - by_second).clamp(min=0)
     parts = torch.stack([by_first, by_second, both, inside]) / (between + inside).clamp(min=1e-30)
     return rounded(dict(zip(SHARES, parts.tolist())))
 
 
-def _replace(heads: Sequence[str], which: str, other: Mapping[str, Tensor]) -> Hooks:
+def _replace(heads: Heads, which: str, other: Mapping[str, Tensor]) -> Hooks:
     """Hooks by which the inputs `which` (letters of "qkv") of `heads` are those of another run."""
 
     def replace(x: Tensor, name: str) -> Tensor:  # [batch, pos, head, d_head]
@@ -78,9 +77,7 @@ def _replace(heads: Sequence[str], which: str, other: Mapping[str, Tensor]) -> H
 
 
 @torch.no_grad()
-def inputs_apart(
-    patcher: PathPatcher, sources: Mapping[str, Tensor], heads: Sequence[str]
-) -> dict[str, Any]:
+def inputs_apart(patcher: PathPatcher, sources: Mapping[str, Tensor], heads: Heads) -> Found:
     """What only the q, k, v (or q and k) of a head does when it is, everywhere, another run's.
 
     sources {name: tokens shaped like those of the patcher}. Everything after is live: this is
@@ -92,15 +89,12 @@ def inputs_apart(
     check_sources(model.cfg.d_vocab, patcher.contrast_tokens, sources, {})
     parts = {head: [head] for head in heads} | {"all": list(heads)}
     names = hook_points(model, heads, *(f"attn.hook_{letter}" for letter in "qkv"))
-    lowest = min(parse(head)[0] for head in heads)
-    entry = f"blocks.{lowest}.hook_resid_pre"  # what is below these heads never changes
-    _, cache = model.run_with_cache(patcher.contrast_tokens, [entry], patcher.last)
-    found: dict[str, Any] = {part: {which: {} for which in INPUTS} for part in parts}
+    found: Found = {part: {which: {} for which in INPUTS} for part in parts}
     for source, tokens in sources.items():
         _, other = model.run_with_cache(tokens.to(model.device), names)
         for part, which in product(parts, INPUTS):
             hooks = _replace(parts[part], which, other)
-            patched = model.run_from(cache[entry], lowest, patcher.last, hooks)[:, 0]
+            patched = last_logits(model, patcher.contrast_tokens, hooks)
             change = patcher.score(patched, slice(None)).mean() - F_contrast
             r = {"r": (change / patcher.F_range).item()}
             found[part][which][source] = r | answered(patched, patcher.answers.T)
@@ -108,9 +102,7 @@ def inputs_apart(
 
 
 @torch.no_grad()
-def looks_for(
-    model: Transformer, examples: Examples, asked: Tensor, heads: Sequence[str]
-) -> dict[str, Any]:
+def looks_for(model: Transformer, examples: Examples, asked: Tensor, heads: Heads) -> Found:
     """Which keys the last `=` scores high in each head, before the softmax and as attention.
 
     asked [n_prompts]: the query's f(x, y). Per head:
@@ -177,9 +169,7 @@ def _with_every_difference(c: Tensor, d: Tensor) -> Tensor:
 
 @settled
 @torch.no_grad()
-def hands_over(
-    model: Transformer, examples: Examples, numbers: Numbers, heads: Sequence[str]
-) -> dict[str, Any]:
+def hands_over(model: Transformer, examples: Examples, numbers: Numbers, heads: Heads) -> Found:
     """What each head's OV path would write from the answers: the normalized stream through W_V W_O.
 
     examples: of prompts with several d = c - f(x, y). Per head:
@@ -199,7 +189,7 @@ def hands_over(
     unembed = model.ln_final.w[:, None] * model.unembed.W_U[:, numbers.tokens.to(model.device)]
     names = hook_points(model, heads, "hook_resid_pre")
     streams = activations(model, examples.tokens, names, lambda x: x[:, examples.answers])
-    report: dict[str, Any] = {}
+    report = {}
     for head in heads:
         layer, index = parse(head)
         block = model.blocks[layer]
@@ -220,9 +210,7 @@ def hands_over(
 
 @settled
 @torch.no_grad()
-def wrote(
-    model: Transformer, examples: Examples, x: Tensor, y: Tensor, heads: Sequence[str]
-) -> dict[str, Any]:
+def wrote(model: Transformer, examples: Examples, x: Tensor, y: Tensor, heads: Heads) -> Found:
     """What each head did write at the answers, for heads that gather the expected answer.
 
     x, y [n_prompts, n_shots]: the operands as numbers, of which every pair must occur. Per head:
@@ -242,7 +230,7 @@ def wrote(
     return rounded(report)
 
 
-def show(found: Mapping[str, Any]) -> list[str]:
+def show(found: Found) -> list[str]:
     """The findings {inputs, looks_for, hands_over, wrote} as lines of text."""
     inputs, looks, hands = found["inputs"], found["looks_for"], found["hands_over"]
     replaced = []
@@ -253,9 +241,8 @@ def show(found: Mapping[str, Any]) -> list[str]:
     sources = [name.replace("_", " ") for name in next(iter(inputs.values()))["q"]]
     among = {head: row["among_answers"] for head, row in looks.items()}
     near = [[head, *row["by_distance"][:8]] for head, row in looks.items()]
-    written = {}
-    for head, where in product(hands, ("stream", "logits")):
-        written[f"{head} {where}"] = hands[head][where]
+    kinds = product(hands, ("stream", "logits"))
+    written = {f"{head} {where}": hands[head][where] for head, where in kinds}
     copied = {head: row | row["copies"] for head, row in hands.items()}
     return [
         "q, k, v of the FI heads from other runs: r in %, and accuracy on plain / shifted answers",

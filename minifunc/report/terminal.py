@@ -5,13 +5,14 @@ the terminal. In short they fit 80 columns.
 """
 
 from collections.abc import Callable, Iterable
-from itertools import product
+from itertools import chain, product
+from statistics import fmean
 from typing import Any
 
 from minifunc.analysis import function_vectors, reading
 from minifunc.analysis.rows import as_effects
 from minifunc.circuit import Criteria, feeding
-from minifunc.support.names import heads_of, parse
+from minifunc.support.names import heads_of
 from minifunc.support.tables import table, words, wrapped
 
 Circuit = dict[str, Any]
@@ -19,8 +20,9 @@ Circuit = dict[str, Any]
 
 def told(step: str, circuit: Circuit, full: bool) -> list[str]:
     """Lines on one step of the study."""
-    lines = [line for part in PARTS[step][full] for line in part(circuit)]
-    return [""] * (full and bool(lines)) + list(map(wrapped, lines))
+    lines = [wrapped(line) for part in PARTS[step][full] for line in part(circuit)]
+    set_off = full or step == "conclusion"
+    return ["", *lines] if lines and set_off else lines
 
 
 # ---------------------------------------------------------------- words
@@ -50,13 +52,12 @@ def title(c: Circuit) -> str:
 
 def members(c: Circuit) -> list[str]:
     """The heads of all groups, in the order of the model."""
-    return heads_of(head for heads in c["groups"].values() for head in heads)
+    return heads_of(chain(*c["groups"].values()))
 
 
 def r_of(c: Circuit, head: str) -> float:
     """A head's direct effect on the logits, in percent."""
-    layer, index = parse(head)
-    return float(100 * c["effects"]["logits"]["heads"][layer][index])
+    return 100 * as_effects(c["effects"]["logits"]).named()[head]
 
 
 def direct_writers(c: Circuit) -> tuple[dict[str, float], dict[str, float]]:
@@ -131,13 +132,11 @@ def groups(c: Circuit) -> list[str]:
 
 def inputs(c: Circuit) -> list[str]:
     """What feeds each receiver, under each contrast; receivers that nothing feeds are left out."""
-    criteria, answers, operands = Criteria(**c["criteria"]), c["effects"], c["operands_changed"]
-    under = {"shown answers": answers, "operands": operands["effects"]}
-    receivers = dict.fromkeys([*answers, *operands["effects"]])
-    del receivers["logits"]
-    rows = []
+    criteria, rows = Criteria(**c["criteria"]), []
+    under = {"shown answers": c["effects"], "operands": c["operands_changed"]["effects"]}
+    receivers = dict.fromkeys(chain(*under.values()))
     for receiver, contrast in product(receivers, under):
-        effects = under[contrast].get(receiver)
+        effects = under[contrast].get(receiver) if receiver != "logits" else None
         if effects and (fed := feeding([as_effects(effects)], criteria)):
             rows.append([receiver, contrast, named(fed)])
     says = "what feeds them (r in %; q, k and v are a head's inputs)"
@@ -147,12 +146,10 @@ def inputs(c: Circuit) -> list[str]:
 def enough(c: Circuit) -> list[str]:
     """In short: all groups together run alone, random circuits beside them."""
     e, rows = c["evaluation"], []
-    said = {"base": "values of base prompts", "operands_changed": "of other operands"}
-    for row in e["circuits"]:
-        if row["circuit"] == "union of groups":
-            source = said.get(row["replaced_by"], "mean values")
-            alone = [row["faithfulness"], row["circuit_accuracy"], row["random_circuits"]["mean"]]
-            rows.append([source, *alone])
+    sources = ("values of base prompts", "of other operands", "mean values")
+    for source, row in zip(sources, e["circuits"]):  # that of all groups is the first
+        alone = [row["faithfulness"], row["circuit_accuracy"], row["random_circuits"]["mean"]]
+        rows.append([source, *alone])
     return [
         f"is it enough? Its {len(e['circuit'])} heads alone, {e['n_prompts']} other prompts",
         *table(["all others send", "faithfulness", c["asked"], "random heads"], rows),
@@ -255,11 +252,10 @@ def ablated(c: Circuit) -> list[str]:
 def thresholds(c: Circuit) -> list[str]:
     """The groups that other thresholds would make."""
     sensitivity, rows = c["evaluation"]["sensitivity"], []
-    usual = {(row["criterion"], row["group"]): row for row in sensitivity if row["in_force"]}
+    usual = {row["group"]: row["heads"] for row in sensitivity if row["in_force"]}
     for row in sensitivity:
         heads = row["heads"]
-        changes = heads != usual[row["criterion"], row["group"]]["heads"]
-        if changes or (row["in_force"] and heads):
+        if heads != usual[row["group"]] or (row["in_force"] and heads):
             criterion = words(row["criterion"]) + " *" * row["in_force"]
             shares = [f"{row['value']:.2f}", f"{row['contrast_acc']:.2f}"]
             rows.append([criterion, words(row["group"]), listed(heads), *shares])
@@ -307,13 +303,11 @@ def spared(c: Circuit) -> list[str]:
             shifted.append([row["contrast_acc"] for row in settings])
     if not shifted:
         return []
-    n = len(shifted)
-    kept, without, without_random = (sum(shares) / n for shares in zip(*shifted))
-    text = (
-        f"the same heads on {n} tasks: shifted answers {kept:.2f}, without them {without:.2f}, "
-        f"without as many random ones {without_random:.2f} (means)"
-    )
-    return [text]
+    kept, without, without_random = map(fmean, zip(*shifted))
+    return [
+        f"the same heads on {len(shifted)} tasks: shifted answers {kept:.2f}, without them "
+        f"{without:.2f}, without as many random ones {without_random:.2f} (means)"
+    ]
 
 
 def reused(c: Circuit) -> list[str]:
@@ -374,17 +368,16 @@ def concluded(c: Circuit) -> list[str]:
 def conclusion(c: Circuit) -> list[str]:
     """In short: the finding in a few plain words."""
     if not c["groups"]["function_induction"]:
-        return ["", not_found(c)]
+        return [not_found(c)]
     fi, _ = direct_writers(c)
     plain = {row["how"]: row["base_acc"] for row in c["evaluation"]["ablation"][:2]}
     done = c["accuracy"]["contrast_prompt"]["contrast"]
-    text = (
+    return [
         f"{title(c).capitalize()} (right on {done:.1%}) is carried to the answer by "
         f"{in_words(fi)}: heads that at the last `=` look back at the shown answers. With what "
         f"they send on plain prompts put in, the answer is plain on {plain['base']:.1%}; with mean "
         f"values on {plain['mean']:.1%}, so they carry the answer itself, not the rule alone."
-    )
-    return ["", text]
+    ]
 
 
 Parts = tuple[Callable[[Circuit], list[str]], ...]
