@@ -104,12 +104,11 @@ def traced(c: Circuit) -> list[str]:
     if not c["groups"]["function_induction"]:
         return []
     fi, others = direct_writers(c)
-    shown, expected = (named(c["routes"][route]) for route in ("shown_answer", "expected_answer"))
     said = {
         "function induction": named(fi, len(fi)),
         "other writers": named(others, len(others)),
-        "the shown answers": f"reach them from {shown}",
-        "the expected ones": f"reach them from {expected}",
+        "the shown answers": f"reach them from {named(c['routes']['shown_answer'])}",
+        "the expected ones": f"reach them from {named(c['routes']['expected_answer'])}",
     }
     lines = ["the circuit (r in %)"]
     for label, text in said.items():
@@ -122,8 +121,7 @@ def groups(c: Circuit) -> list[str]:
     criteria = listed(f"{words(name)} >= {value:g}" for name, value in c["criteria"].items())
     rows = [[words(group), listed(heads)] for group, heads in c["groups"].items()]
     lines = [*table(["group", "heads"], rows, left=2), f"criteria: {criteria}"]
-    heads = members(c)
-    if not heads:
+    if not (heads := members(c)):
         return lines
     rows = [[head, f"{r_of(c, head):.1f}", *c["attention"][head].values()] for head in heads]
     columns = ["head", "r in %", *map(words, c["attention"][heads[0]])]
@@ -147,7 +145,7 @@ def enough(c: Circuit) -> list[str]:
     """In short: all groups together run alone, random circuits beside them."""
     e, rows = c["evaluation"], []
     sources = ("values of base prompts", "of other operands", "mean values")
-    for source, row in zip(sources, e["circuits"]):  # that of all groups is the first
+    for source, row in zip(sources, e["circuits"]):  # the first three are the union of groups
         alone = [row["faithfulness"], row["circuit_accuracy"], row["random_circuits"]["mean"]]
         rows.append([source, *alone])
     return [
@@ -167,16 +165,16 @@ def evaluated(c: Circuit) -> list[str]:
         random = row["random_circuits"]
         rows.append([*kind, *alone, random["mean"], random["highest"]])
     columns = ["circuit", "outside", "heads", "faithfulness", c["asked"], "plain"]
-    lines = [
+    return [
         f"circuits alone, {e['n_prompts']} other prompts: heads outside send what they send on the "
         "base prompt, on the one with other operands, or their mean",
         "  (random: as many heads of the same layers, the circuit's own among them, so they overlap"
         " with it and may even equal it)",
         *table([*columns, "random: mean", "highest"], rows, left=2),
+        *taken_apart("union of groups", e),
+        *taken_apart("the same, operands changed", e["operands_changed"]),
+        *taken_apart("eliminated, both contrasts", e["by_elimination"]),
     ]
-    lines += taken_apart("union of groups", e)
-    lines += taken_apart("the same, operands changed", e["operands_changed"])
-    return lines + taken_apart("eliminated, both contrasts", e["by_elimination"])
 
 
 def taken_apart(name: str, part: dict[str, Any]) -> list[str]:
@@ -186,8 +184,8 @@ def taken_apart(name: str, part: dict[str, Any]) -> list[str]:
     return [
         f"  {name}: {listed(part['circuit'])}",
         f"    completeness gap, share of F's range: greedy max {part['completeness']:.3f} "
-        f"(without {listed(gaps['worst'])}), mean {gaps.get('greedy_mean', 0):.3f}; "
-        f"random max {gaps.get('random_max', 0):.3f}, mean {gaps.get('random_mean', 0):.3f}",
+        f"(without {listed(gaps['worst'])}), mean {gaps['greedy_mean']:.3f}; "
+        f"random max {gaps['random_max']:.3f}, mean {gaps['random_mean']:.3f}",
         "    minimality, least needed first: "
         + listed(f"{head} {share:.3f}" for head, share in least_first),
     ]
@@ -329,22 +327,20 @@ def reused(c: Circuit) -> list[str]:
 # ---------------------------------------------------------------- the conclusion
 
 
-def not_found(c: Circuit) -> str:
+def not_found(c: Circuit) -> list[str]:
     """Says that there is no circuit, and why."""
     done = c["accuracy"]["contrast_prompt"]["contrast"]
     why = "no head moves the answer and looks at earlier answers as the criteria ask"
     if done < c["criteria"]["solves"]:
         why = "the model does not do the task"
-    return (
-        f"No function-induction circuit was found for {title(c)} "
-        f"(right on {done:.1%} of prompts): {why}."
-    )
+    asked = f"{title(c)} (right on {done:.1%} of prompts)"
+    return [f"No function-induction circuit was found for {asked}: {why}."]
 
 
 def concluded(c: Circuit) -> list[str]:
     """A plain paragraph that says what was found, as one line."""
     if not c["groups"]["function_induction"]:
-        return [not_found(c)]
+        return not_found(c)
     fi, others = direct_writers(c)
     shown, expected = c["routes"]["shown_answer"], c["routes"]["expected_answer"]
     # Both with values from the base prompt.
@@ -368,7 +364,7 @@ def concluded(c: Circuit) -> list[str]:
 def conclusion(c: Circuit) -> list[str]:
     """In short: the finding in a few plain words."""
     if not c["groups"]["function_induction"]:
-        return [not_found(c)]
+        return not_found(c)
     fi, _ = direct_writers(c)
     plain = {row["how"]: row["base_acc"] for row in c["evaluation"]["ablation"][:2]}
     done = c["accuracy"]["contrast_prompt"]["contrast"]
