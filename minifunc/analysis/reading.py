@@ -124,31 +124,27 @@ def looks_for(model: Transformer, examples: Examples, asked: Tensor, heads: Head
         "shown": examples.shown,
         "difference": examples.difference,
     }
+    distance = labels["nearness"].abs()  # [n_prompts, n_shots]
     kinds = ("attn.hook_attn_scores", "attn.hook_pattern")
     names = hook_points(model, heads, *kinds)
-    seen = activations(model, examples.tokens, names, lambda x: x[:, :, -1], last=True)
+    found = activations(model, examples.tokens, names, lambda x: x[:, :, -1], last=True)
     report = {}
     for head in heads:
         layer, index = parse(head)
-        scores, pattern = (seen[f"blocks.{layer}.{kind}"][:, index] for kind in kinds)
+        scores, pattern = (found[f"blocks.{layer}.{kind}"][:, index] for kind in kinds)
         grid = scores[:, keys].double()  # [n_prompts, n_shots, slot]
         centred = grid[:, :, ANSWER] - grid[:, :, ANSWER].mean(1, keepdim=True)
         attention = pattern[:, examples.answers].double()  # [n_prompts, n_shots]
+        by_distance = [attention[distance == at] for at in range(int(distance.max()) + 1)]
         slot, example = slots.expand_as(grid), examples.answers[:, None].expand_as(grid)
         by_place = shares(grid[..., None], slot, example)
         by_place |= {"slot": by_place.pop("first"), "example": by_place.pop("second")}
         report[head] = by_place | {
             "is_answer": explained(grid[..., None], slot == ANSWER),
             "among_answers": {name: explained(centred[..., None], labels[name]) for name in labels},
-            "by_distance": _by_distance(attention, labels["nearness"].abs()),
+            "by_distance": [seen.mean().item() if len(seen) else None for seen in by_distance],
         }
     return rounded(report)
-
-
-def _by_distance(attention: Tensor, distance: Tensor) -> list[float | None]:
-    """Mean of attention [n_prompts, n_shots] where distance, of the same shape, is 0, 1, 2, …"""
-    at_distance = [attention[distance == at] for at in range(int(distance.max()) + 1)]
-    return [some.mean().item() if len(some) else None for some in at_distance]
 
 
 def _copies(logits: Tensor, labels: Tensor, numbers: Numbers) -> float:
