@@ -82,8 +82,16 @@ def discovered(found: Discovery, criteria: Criteria, circuit: Mapping[str, Any])
 
 
 def circuit_graph(found: Discovery, criteria: Criteria) -> dict[str, list[Found]]:
-    """{"nodes": [{name, kind, steps, groups}], "edges": [{sender, receiver, contrast, r}]}."""
-    edges = strong_edges(found, criteria)
+    """{"nodes": [{name, kind, steps, groups}], "edges": [{sender, receiver, contrast, r}]}; edges
+    are all effects that count, of nodes that count."""
+    edges: list[Found] = []
+    for contrast, each in found.effects.items():
+        for receiver, effect in each.items():
+            least = criteria.strong if receiver == "logits" else criteria.feeds
+            for sender, r in effect.named().items():
+                if abs(r) >= least and sender in found.steps:
+                    ends = {"sender": sender, "receiver": receiver}
+                    edges.append(ends | {"contrast": contrast, "r": round(r, 5)})
     nodes = [{"name": "logits", "kind": "logits", "steps": 0, "groups": list[str]()}]
     for name, step in sorted(found.steps.items(), key=lambda pair: pair[1]):
         kind = "head" if "." in name else name.rstrip("0123456789")
@@ -93,19 +101,6 @@ def circuit_graph(found: Discovery, criteria: Criteria) -> dict[str, list[Found]
         if any(edge["receiver"].startswith(name) for edge in edges):
             nodes.append({"name": name, "kind": "together", "steps": step, "groups": [name]})
     return {"nodes": nodes, "edges": edges}
-
-
-def strong_edges(found: Discovery, criteria: Criteria) -> list[Found]:
-    """All effects that count, of nodes that count."""
-    edges = []
-    for contrast, each in found.effects.items():
-        for receiver, effect in each.items():
-            least = criteria.strong if receiver == "logits" else criteria.feeds
-            for sender, r in effect.named().items():
-                if abs(r) >= least and sender in found.steps:
-                    ends = {"sender": sender, "receiver": receiver}
-                    edges.append(ends | {"contrast": contrast, "r": round(r, 5)})
-    return edges
 
 
 def answered(logits: Tensor, answers: Iterable[Tensor]) -> dict[str, float]:
