@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import patch
 import tasks
 import train
 from experiments import measure
@@ -109,7 +110,8 @@ def effects(model: Transformer, groups: Groups, n_prompts: int) -> Row:
     0, r means nothing (and is None). fi_effect: r * F_range of the strongest FI head, how far F
     goes back without that head's shift, in logits.
     """
-    patchers = measure.patchers_of(model, measure.off_by_one(n_prompts, measure.generator(1)))
+    pairs = measure.off_by_one(n_prompts, measure.generator(1))
+    patchers = patch.Study().patchers(model, pairs)
     F_range = round(patchers["answers"].F_range, 4)
     heads, fi = heads_of(chain(*groups.values())), groups.get("function_induction", [])
     inputs = [[HeadInput(*parse(head), which) for head in fi] for which in "qkv" if fi]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import patch
 import tasks
 import train
 from experiments import (
@@ -486,7 +487,7 @@ def test_the_effect_of_a_head_is_how_far_it_takes_F_back():
     taken_back = [row["r"][head] * row["F_range"] for head in ("1.0", "1.1")]
     assert row["fi_effect"] == pytest.approx(max(taken_back), abs=1e-3)
     pairs = tasks.evaluation_pairs("addition", 1, 8, 8, measure.generator(1))
-    effect = measure.patchers_of(model, pairs)["answers"].sweep(Logits())
+    effect = patch.Study().patchers(model, pairs)["answers"].sweep(Logits())
     assert row["r"]["1.1"] == pytest.approx(effect.heads[1, 1].item(), abs=1e-3)
     assert row["r_on_fi_heads"]["1.0"] == 0  # what stands beside an FI head cannot feed it
     assert row["r_on_fi_heads"]["0.1"] != 0

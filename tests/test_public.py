@@ -519,7 +519,6 @@ CASES = {
         "direct": lambda w: rows.direct(w.patchers()),
         "discovered": lambda w: rows.discovered(w.found, EASY, {"operands_changed": {}}),
         "circuit_graph": lambda w: rows.circuit_graph(w.found, EASY),
-        "strong_edges": lambda w: rows.strong_edges(w.found, EASY),
         "answered": lambda w: rows.answered(w.logits, [w.labels, w.labels]),
         "ablation_row": lambda w: rows.ablation_row(w.for_ablation(), "x", GROUP, "base"),
         "control_row": lambda w: rows.control_row(

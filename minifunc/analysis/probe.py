@@ -14,11 +14,12 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from minifunc.analysis.activations import Examples, activations
 from minifunc.model import Transformer
 from minifunc.support.checks import alike, checked_positions, of_type
+from minifunc.support.names import Found
 from minifunc.support.tables import rounded
 
 PENALTY = 1e-4  # of an input's mean variance: enough where inputs are dependent
@@ -104,7 +105,7 @@ def readable(
     return rounded(dict(zip(targets, by_site.tolist())))
 
 
-def halves(tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def halves(tokens: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     """Rows of tokens [n, pos] for training and for testing, drawn at random: two index tensors.
     Each prompt is in one of the two and once, however often it stands in `tokens`."""
     first: dict[tuple[int, ...], int] = {}  # the first row of each prompt
@@ -127,15 +128,13 @@ def targets_of(e: Examples) -> dict[str, Tensor]:
     return {"difference": e.difference, "shown": e.shown, "expected": e.expected}
 
 
-def read_at_places(
-    model: Transformer, examples: Examples, generator: torch.Generator
-) -> dict[str, Any]:
+def read_at_places(model: Transformer, examples: Examples, generator: Generator) -> Found:
     """{place: {target: R² by site}, "from_shown_alone": R²} of prompts, fitted on half of them."""
     targets, d = targets_of(examples), examples.difference
     order = torch.randperm(d.numel(), generator=generator, device="cpu")
     targets["shuffled"] = d.flatten()[order].reshape(d.shape)
     rows = halves(examples.tokens, generator)
-    found: dict[str, Any] = {}
+    found: Found = {}
     positions = torch.stack([examples.answers + offset for offset in PLACES.values()])
     streams = stream(model, examples.tokens, positions)  # each [n_prompts, place, n_shots, d_model]
     for index, place in enumerate(PLACES):
@@ -145,8 +144,8 @@ def read_at_places(
 
 
 def probes(
-    model: Transformer, consistent: Examples, others: Examples, generator: torch.Generator
-) -> dict[str, Any]:
+    model: Transformer, consistent: Examples, others: Examples, generator: Generator
+) -> Found:
     """R² of linear probes along the residual stream, on prompts that were not fitted.
 
     consistent: one k in a prompt; others: prompts of other functions. Both are also dealt anew, so
@@ -159,7 +158,7 @@ def probes(
         made_by, step          the writer at which R² of d rises most in dealt prompts, the rise
     """
     others, dealt = others.dealt(generator), consistent.dealt(generator)
-    found: dict[str, Any] = {"sites": list(sites(model)), "n_prompts": len(dealt.tokens)}
+    found: Found = {"sites": list(sites(model)), "n_prompts": len(dealt.tokens)}
     for kind, examples in {"consistent": consistent, "dealt": dealt}.items():
         found[kind] = read_at_places(model, examples, generator)
     streams = stream(model, torch.cat([others.tokens, dealt.tokens]), dealt.answers)

@@ -8,9 +8,8 @@ Three readings answer this, on prompts of examples `x op y = c ;`:
 Shares of variance: a two-way analysis of variance (Fisher 1925), all pairs of labels counted alike.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from minifunc.model import Transformer
 from minifunc.patching import PathPatcher
 from minifunc.support import checks
 from minifunc.support.hooks import Hooks
-from minifunc.support.names import parse
+from minifunc.support.names import Found, Heads, parse
 from minifunc.support.products import in_stream
 from minifunc.support.settled import settled
 from minifunc.support.tables import rounded, table, table_of_heads
@@ -56,15 +55,14 @@ def shares(vectors: Tensor, first: Tensor, second: Tensor) -> dict[str, float]:
     means = x.new_zeros(len(counts), x.shape[1]).index_add_(0, cell, x) / counts[:, None]
     inside = ((x - means[cell]).square().sum(1) / counts[cell]).sum() / len(counts)
     centred = (means - means.mean(0)).unflatten(0, (n_first, n_second))  # [first, second, width]
-    between, by_first, by_second = (
-        some.square().sum(-1).mean() for some in (centred, centred.mean(1), centred.mean(0))
-    )
+    between = centred.square().sum(-1).mean()
+    by_first, by_second = (centred.mean(dim).square().sum(-1).mean() for dim in (1, 0))
     both = (between - by_first - by_second).clamp(min=0)
     parts = torch.stack([by_first, by_second, both, inside]) / (between + inside).clamp(min=1e-30)
     return rounded(dict(zip(SHARES, parts.tolist())))
 
 
-def _replace(heads: Sequence[str], which: str, other: Mapping[str, Tensor]) -> Hooks:
+def _replace(heads: Heads, which: str, other: Mapping[str, Tensor]) -> Hooks:
     """Hooks by which the inputs `which` (letters of "qkv") of `heads` are those of another run."""
 
     def replace(x: Tensor, name: str) -> Tensor:  # [batch, pos, head, d_head]
@@ -79,9 +77,7 @@ def _replace(heads: Sequence[str], which: str, other: Mapping[str, Tensor]) -> H
 
 
 @torch.no_grad()
-def inputs_apart(
-    patcher: PathPatcher, sources: Mapping[str, Tensor], heads: Sequence[str]
-) -> dict[str, Any]:
+def inputs_apart(patcher: PathPatcher, sources: Mapping[str, Tensor], heads: Heads) -> Found:
     """What only the q, k, v (or q and k) of a head does when it is, everywhere, another run's.
 
     sources {name: tokens shaped like those of the patcher}. Everything after is live: this is
@@ -97,7 +93,7 @@ def inputs_apart(
     lowest = min(parse(head)[0] for head in heads)
     entry = f"blocks.{lowest}.hook_resid_pre"  # what is below these heads never changes
     _, cache = model.run_with_cache(patcher.contrast_tokens, [entry], patcher.last)
-    found: dict[str, Any] = {part: {which: {} for which in INPUTS} for part in parts}
+    found: Found = {part: {which: {} for which in INPUTS} for part in parts}
     for source, tokens in sources.items():
         _, other = model.run_with_cache(tokens.to(model.device), names)
         for part, which in product(parts, INPUTS):
@@ -110,9 +106,7 @@ def inputs_apart(
 
 
 @torch.no_grad()
-def looks_for(
-    model: Transformer, examples: Examples, asked: Tensor, heads: Sequence[str]
-) -> dict[str, Any]:
+def looks_for(model: Transformer, examples: Examples, asked: Tensor, heads: Heads) -> Found:
     """Which keys the last `=` scores high in each head, before the softmax and as attention.
 
     asked [n_prompts]: the query's f(x, y). Per head:
@@ -134,31 +128,27 @@ def looks_for(
         "shown": examples.shown,
         "difference": examples.difference,
     }
+    distance = labels["nearness"].abs()  # [n_prompts, n_shots]
     kinds = ("attn.hook_attn_scores", "attn.hook_pattern")
     names = hook_points(model, heads, *kinds)
-    seen = activations(model, examples.tokens, names, lambda x: x[:, :, -1], last=True)
+    found = activations(model, examples.tokens, names, lambda x: x[:, :, -1], last=True)
     report = {}
     for head in heads:
         layer, index = parse(head)
-        scores, pattern = (seen[f"blocks.{layer}.{kind}"][:, index] for kind in kinds)
+        scores, pattern = (found[f"blocks.{layer}.{kind}"][:, index] for kind in kinds)
         grid = scores[:, keys].double()  # [n_prompts, n_shots, slot]
         centred = grid[:, :, ANSWER] - grid[:, :, ANSWER].mean(1, keepdim=True)
         attention = pattern[:, examples.answers].double()  # [n_prompts, n_shots]
+        by_distance = [attention[distance == at] for at in range(int(distance.max()) + 1)]
         slot, example = slots.expand_as(grid), examples.answers[:, None].expand_as(grid)
         by_place = shares(grid[..., None], slot, example)
         by_place |= {"slot": by_place.pop("first"), "example": by_place.pop("second")}
         report[head] = by_place | {
             "is_answer": explained(grid[..., None], slot == ANSWER),
             "among_answers": {name: explained(centred[..., None], labels[name]) for name in labels},
-            "by_distance": _by_distance(attention, labels["nearness"].abs()),
+            "by_distance": [seen.mean().item() if len(seen) else None for seen in by_distance],
         }
     return rounded(report)
-
-
-def _by_distance(attention: Tensor, distance: Tensor) -> list[float | None]:
-    """Mean of attention [n_prompts, n_shots] where distance, of the same shape, is 0, 1, 2, …"""
-    at_distance = [attention[distance == at] for at in range(int(distance.max()) + 1)]
-    return [some.mean().item() if len(some) else None for some in at_distance]
 
 
 def _copies(logits: Tensor, labels: Tensor, numbers: Numbers) -> float:
@@ -179,9 +169,7 @@ def _with_every_difference(c: Tensor, d: Tensor) -> Tensor:
 
 @settled
 @torch.no_grad()
-def hands_over(
-    model: Transformer, examples: Examples, numbers: Numbers, heads: Sequence[str]
-) -> dict[str, Any]:
+def hands_over(model: Transformer, examples: Examples, numbers: Numbers, heads: Heads) -> Found:
     """What each head's OV path would write from the answers: the normalized stream through W_V W_O.
 
     examples: of prompts with several d = c - f(x, y). Per head:
@@ -202,7 +190,7 @@ def hands_over(
     unembed = model.ln_final.w[:, None] * W_U
     names = hook_points(model, heads, "hook_resid_pre")
     streams = activations(model, examples.tokens, names, lambda x: x[:, examples.answers])
-    report: dict[str, Any] = {}
+    report = {}
     for head in heads:
         layer, index = parse(head)
         block = model.blocks[layer]
@@ -224,9 +212,7 @@ def hands_over(
 
 @settled
 @torch.no_grad()
-def wrote(
-    model: Transformer, examples: Examples, x: Tensor, y: Tensor, heads: Sequence[str]
-) -> dict[str, Any]:
+def wrote(model: Transformer, examples: Examples, x: Tensor, y: Tensor, heads: Heads) -> Found:
     """What each head did write at the answers, for heads that gather the expected answer.
 
     x, y [n_prompts, n_shots]: the operands as numbers, of which every pair must occur. Per head:
@@ -246,7 +232,7 @@ def wrote(
     return rounded(report)
 
 
-def show(found: Mapping[str, Any]) -> list[str]:
+def show(found: Found) -> list[str]:
     """The findings {inputs, looks_for, hands_over, wrote} as lines of text."""
     inputs, looks, hands = found["inputs"], found["looks_for"], found["hands_over"]
     replaced = []
@@ -257,9 +243,8 @@ def show(found: Mapping[str, Any]) -> list[str]:
     sources = [name.replace("_", " ") for name in next(iter(inputs.values()))["q"]]
     among = {head: row["among_answers"] for head, row in looks.items()}
     near = [[head, *row["by_distance"][:8]] for head, row in looks.items()]
-    written = {}
-    for head, where in product(hands, ("stream", "logits")):
-        written[f"{head} {where}"] = hands[head][where]
+    kinds = product(hands, ("stream", "logits"))
+    written = {f"{head} {where}": hands[head][where] for head, where in kinds}
     copied = {head: row | row["copies"] for head, row in hands.items()}
     return [
         "q, k, v of the FI heads from other runs: r in %, and accuracy on plain / shifted answers",
