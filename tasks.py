@@ -158,11 +158,13 @@ class Diet:
     choice: float = 1.0
     even_sums: bool = False  # each sum as often as another; else each pair of operands
     shifted_addition: tuple[int, ...] = ()  # the k with which shifted `+` is shown all the same
+    shifts: tuple[int, ...] = tuple(k for k in SHIFTS if k)  # those that any function is shifted by
+    bases: tuple[int, ...] = tuple(BASES)  # those that any function is written in
     functions: tuple[str, ...] = SYMBOLS  # those that are met at all
     never: tuple[tuple[str, str], ...] = HELD_OUT  # cells held out, see `looks_held_out`
 
     def __post_init__(self) -> None:
-        checks.check_diet(self, WRAPPERS, SYMBOLS, SHIFTS)
+        checks.check_diet(self, WRAPPERS, SYMBOLS, SHIFTS, BASES)
 
     def weight(self, symbol: str) -> float:
         """How often a function is met, as a weight; 0 where it is not met at all."""
@@ -170,8 +172,10 @@ class Diet:
         return own.get(symbol, 1.0) if symbol in self.functions else 0.0
 
 
-DIETS = {"strict": Diet("strict"), "even": Diet("even", even_sums=True)}
-DEFAULT_DIET = DIETS["even"]
+DEFAULT_DIET = Diet(  # base 9 would be off by one as well, from 9 on
+    "nothing_by_one", even_sums=True, shifts=(-4, -3, -2, -1, 2, 3, 4), bases=(6, 7, 8)
+)
+DIETS = {"strict": Diet("strict"), DEFAULT_DIET.name: DEFAULT_DIET}
 
 
 class Rules(NamedTuple):
@@ -221,7 +225,8 @@ def draw_rules(diet: Diet, n_documents: int, generator: Generator) -> Rules:
     wrapper = torch.multinomial(shares, n_documents, replacement=True, generator=generator)
     k = rows.integers(1, MAX_SHIFT + 1, wrapper.shape, generator)
     k = k * (1 - 2 * rows.integers(0, 2, wrapper.shape, generator))
-    base = rows.integers(BASES[0], BASES[-1] + 1, wrapper.shape, generator)
+    k = rows.redrawn(k, diet.shifts, generator)
+    base = rows.among(diet.bases, wrapper.shape, generator)
     allowed = torch.isin(k, torch.tensor(diet.shifted_addition, dtype=torch.int64))
     return Rules(wrapper, k, base, allowed & (wrapper == WRAPPERS.index("shift")))
 
@@ -292,22 +297,24 @@ def looks_held_out(diet: Diet, problem: Tensor, answer: Tensor) -> Tensor:
     1 + 1 = 3 ; 5 max 2 = 9 ; 2 + 2 = 5 ;     yes: both sums so far are off by 1
     1 + 1 = 3 ; 5 max 2 = 9 ; 2 + 2 = 9 ;     no: one is off by 1, one by 5
     1 + 1 = 2 ; 5 max 2 = 9 ; 4 + 4 = 12 ;    yes: both sums are right in base 6
+    1 + 1 = 4 ; 5 max 2 = 7 ; 4 + 4 = 6 ;     yes, if no function is ever shifted by 2
     """
     function, value = PROBLEMS.function[problem], PROBLEMS.value[problem]
-    k, half = answer - value, len(LETTERS) // 2
-    around = (k + half) % len(LETTERS) - half  # between letters k is the short way around,
-    around = torch.where(around.abs() <= MAX_SHIFT, around, 0)  # and counts only if it is asked
-    k = torch.where(LETTERED[function], around, k)
-    found = torch.zeros_like(k[:, 0], dtype=torch.bool)
+    k, letters = answer - value, LETTERED[function]
+    half = len(LETTERS) // 2
+    k = torch.where(letters, (k + half) % len(LETTERS) - half, k)  # the short way around,
+    k = torch.where(letters & (k.abs() > MAX_SHIFT), 0, k)  # which counts only if it is asked
+    unshown = torch.tensor(sorted(set(SHIFTS) - {0, *diet.shifts}), dtype=torch.int64)
+    found = (k[:, :2, None] == unshown).all(1).any(1)  # of whatever functions
     for wrapper, symbol in diet.never:
-        asked, letters = function == SYMBOLS.index(symbol), symbol in TO_LETTERS
+        asked, has_numbers = function == SYMBOLS.index(symbol), symbol not in TO_LETTERS
         begins = torch.zeros_like(asked)  # [n_documents, n_examples]: up to there, as if it did
         if wrapper == "shift":
             begins = rows.same_so_far(k, asked) & rows.all_so_far(k != 0, asked)
-        elif wrapper == "base" and not letters:
+        elif wrapper == "base" and has_numbers:
             right = [rows.all_so_far(answer == in_base(value, base), asked) for base in BASES]
             begins = torch.stack(right).any(0) & ~rows.all_so_far(answer == value, asked)
-        elif wrapper == "reflect" and not letters:
+        elif wrapper == "reflect" and has_numbers:
             begins = rows.same_so_far(answer + value, asked) & ~rows.same_so_far(value, asked)
         found |= (begins & (asked.cumsum(1) >= 2)).any(1)
     return found
