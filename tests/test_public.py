@@ -333,7 +333,7 @@ CASES = {
         "examples_to_tokens": lambda w: tasks.examples_to_tokens(w.problem, w.answer),
         "sample": lambda w: tasks.sample(tasks.DEFAULT_DIET, 30, 5, drawing()),
         "draw_rules": lambda w: tasks.draw_rules(tasks.DEFAULT_DIET, 30, drawing()),
-        "draw_problems": lambda w: tasks.draw_problems(tasks.DIETS["even"], w.rules, 4, drawing()),
+        "draw_problems": lambda w: tasks.draw_problems(tasks.DEFAULT_DIET, w.rules, 4, drawing()),
         "draw_answers": lambda w: tasks.draw_answers(w.rules, w.problem, drawing()),
         "looks_held_out": of_document,
         "determined": lambda w: tasks.determined(w.rules.wrapper, w.problem, w.answer),

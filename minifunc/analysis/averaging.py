@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from minifunc.analysis.activations import ROWS, Examples
+from minifunc.analysis.activations import Examples
 from minifunc.analysis.probe import r2
 from minifunc.model import Transformer
 from minifunc.support.evaluation import Language
@@ -44,7 +44,7 @@ RULES: dict[str, Callable[[Tensor], Tensor]] = {  # f(x, y) → d, for all examp
     "half": lambda f: f // 2 - f,
     "always 7": lambda f: 7 - f,
 }
-Change = Callable[[Tensor, slice], Tensor]  # shares of attention [p, shot], which prompts
+Change = Callable[[Tensor], Tensor]  # attention on shown answers → other shares, [prompt, shot]
 
 
 @dataclass(frozen=True)
@@ -71,39 +71,33 @@ class Asker:
         """
         answers = query[:, None] + STEPS
         known = (answers >= self.numbers[0]) & (answers <= self.numbers[-1])
-        tokens = (self.zero + answers).where(known, self.zero)
-        chances, looks = [], []
-        for start in range(0, len(query), ROWS):
-            part = slice(start, start + ROWS)
-            prompts = examples.tokens[part].to(self.model.device)
-            seen: list[Tensor] = []
-            hook = partial(self._look, examples.answers, part, change, seen)
-            names = {f"blocks.{parse(head)[0]}.attn.hook_pattern": hook for head in self.weights}
-            logits = self.model(prompts, [prompts.shape[1] - 1], Hooks(names))[:, 0]
-            chances.append(logits.double().softmax(-1).cpu().gather(1, tokens[part]))
-            looks.append(torch.stack(seen).sum(0))
-        chance, look = torch.cat(chances) * known, torch.cat(looks)
-        return chance / chance.sum(1, keepdim=True), look / look.sum(1, keepdim=True)
+        looks = []
 
-    def _look(
-        self,
-        answers: Tensor,
-        part: slice,
-        change: Change | None,
-        seen: list[Tensor],
-        pattern: Tensor,
-        name: str,
-    ) -> Tensor:
-        """Notes where the heads of a layer look, and changes it."""
-        for head, weight in self.weights.items():
-            if name == f"blocks.{parse(head)[0]}.attn.hook_pattern":
-                row = pattern[:, parse(head)[1], -1]  # [p, key]
-                look = row[:, answers].double().cpu()
-                seen.append(weight * look)
-                if change:
-                    mass = look.sum(1, keepdim=True)
-                    row[:, answers] = (mass * change(look / mass, part)).to(row)
-        return pattern
+        def look(pattern: Tensor, name: str) -> Tensor:
+            for head, weight in self.weights.items():
+                if name == hook_point(head):
+                    row = pattern[:, parse(head)[1], -1]  # [prompt, key]
+                    spent = row[:, examples.answers].double()
+                    looks.append(weight * spent.cpu())
+                    if change:
+                        spent = spent.sum(1, keepdim=True) * change(looks[-1]).to(spent)
+                        row[:, examples.answers] = spent.to(row.dtype)
+            return pattern
+
+        tokens = examples.tokens.to(self.model.device)
+        hooks = Hooks(dict.fromkeys(map(hook_point, self.weights), look))
+        logits = self.model(tokens, [tokens.shape[1] - 1], hooks)[:, 0]
+        tokens = (self.zero + answers).where(known, self.zero)
+        chance = logits.double().softmax(-1).cpu().gather(1, tokens) * known
+        return as_shares(chance), as_shares(torch.stack(looks).sum(0))
+
+
+def hook_point(head: str) -> str:
+    return f"blocks.{parse(head)[0]}.attn.hook_pattern"
+
+
+def as_shares(x: Tensor) -> Tensor:
+    return x / x.sum(1, keepdim=True).clamp(min=1e-30)
 
 
 def with_differences(plain: Examples, zero: int, d: Tensor) -> Examples:
@@ -158,11 +152,8 @@ def steered(asker: Asker, examples: Examples, query: Tensor) -> list[dict[str, f
     both = up.any(1) & ~up.all(1)
     examples, query, up = examples.rows(both), query[both], up[both]
 
-    def moved(gain: float, look: Tensor, part: slice) -> Tensor:
-        on_up = up[part]
-        kinds = [look * on_up, look * ~on_up]
-        parts = [kind / kind.sum(1, keepdim=True).clamp(min=1e-30) for kind in kinds]
-        return gain * parts[0] + (1 - gain) * parts[1]
+    def moved(gain: float, look: Tensor) -> Tensor:
+        return gain * as_shares(look * up) + (1 - gain) * as_shares(look * ~up)
 
     rows = []
     for gain in GAINS:
@@ -231,7 +222,7 @@ def study(
     return rounded(found)
 
 
-def even(look: Tensor, part: slice) -> Tensor:
+def even(look: Tensor) -> Tensor:
     return torch.full_like(look, 1 / look.shape[1])
 
 
@@ -239,9 +230,8 @@ def show(found: Mapping[str, Any]) -> list[str]:
     """The findings as lines of text."""
     mixed = {str(row["offsets"]).strip("[]"): row for row in found["mixtures"]}
     rules = {row["rule"]: row for row in found["rules"]}
-    gains = [[row["gain"], row["off_by"]] for row in found["steered"]]
-    for row, control in zip(gains, found["control"]):
-        row.append(control["off_by"])
+    columns = [[row[key] for row in found["steered"]] for key in ("gain", "off_by")]
+    columns.append([row["off_by"] for row in found["control"]] or ["–"] * len(GAINS))
     forecast = list(found["mixtures"][0]["r2"])
     rows = [[name, *row["r2"].values()] for name, row in (mixed | rules).items()]
     hits = [[name, *row["hits"].values()] for name, row in (mixed | rules).items()]
@@ -251,7 +241,7 @@ def show(found: Mapping[str, Any]) -> list[str]:
         "share of answers that a forecast, rounded, hits",
         *table(["off by", *map(words, forecast)], hits, digits=2),
         "attention moved to the answers off by +1: what the answer is off by",
-        *table(["share", "FI heads", "other heads"], gains, digits=2),
+        *table(["share", "FI heads", "others"], map(list, zip(*columns)), digits=2),
         "n examples off by one, the others plain: share of answers off by one",
-        *table(list(range(len(found["n_off"]))), [found["n_off"]], digits=2),
+        *table([str(n) for n in range(len(found["n_off"]))], [found["n_off"]], digits=2),
     ]
