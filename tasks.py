@@ -304,7 +304,7 @@ def looks_held_out(diet: Diet, problem: Tensor, answer: Tensor) -> Tensor:
     half = len(LETTERS) // 2
     k = torch.where(letters, (k + half) % len(LETTERS) - half, k)  # the short way around,
     k = torch.where(letters & (k.abs() > MAX_SHIFT), 0, k)  # which counts only if it is asked
-    unshown = torch.tensor(sorted(set(SHIFTS) - {0, *diet.shifts}), dtype=torch.int64)
+    unshown = torch.tensor([k for k in SHIFTS if k and k not in diet.shifts], device="cpu")
     found = (k[:, :2, None] == unshown).all(1).any(1)  # of whatever functions
     for wrapper, symbol in diet.never:
         asked, has_numbers = function == SYMBOLS.index(symbol), symbol not in TO_LETTERS

@@ -106,7 +106,7 @@ def test_changed_attention_keeps_what_is_spent_on_answers_and_other_heads(model,
     changed = cache[z].clone()
     changed[:, -1] = wanted
     logits = model.run_with_hooks(examples.tokens, {z: lambda activation, name: changed})[:, -1]
-    chance, _ = asker.ask(examples, query, averaging.even)
+    chance, _ = asker.ask(examples, query, averaging._even)
     tokens = tasks.ZERO + query[:, None] + torch.arange(-2, 3)
     share = logits.double().softmax(-1).gather(1, tokens)
     ours = chance[:, REACH - 2 : REACH + 3]

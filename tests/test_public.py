@@ -33,6 +33,7 @@ from minifunc.analysis import (
     ablations,
     activations,
     attribution,
+    averaging,
     completeness,
     function_vectors,
     probe,
@@ -102,6 +103,7 @@ class World:
         self.x, self.y = (
             examples.tokens[:, examples.answers + back] - tasks.ZERO for back in (-4, -2)
         )
+        self.offs = examples.difference
         self.naive = stored(study.naive_prompts(tasks, 3))
         numbers = torch.tensor([tasks.TOKEN[str(number)] for number in tasks.NUMBERS])
         self.numbers = function_vectors.Numbers(stored(numbers), tasks.NUMBERS[0])
@@ -119,6 +121,9 @@ class World:
         self.labels = torch.arange(40) % 3
         self.bools = random[0] > 0
         self.halves = torch.arange(40) % 2
+
+    def asker(self):
+        return averaging.Asker(self.model, {"0.1": 2.0, "1.0": 1.0}, tasks.ZERO, tasks.NUMBERS)
 
     def patcher(self, **changes):
         return PathPatcher(self.model, *self.prompts, *self.answers, **changes)
@@ -238,6 +243,11 @@ def evaluated(w):
 def all_written(w):
     with mock.patch.object(study, "N_EXAMPLES", 300):
         return study.writings(tasks, w.model, ["1.0"], [], Study(task="maximum"), drawing())
+
+
+def where_examples_disagree(w):
+    with mock.patch.object(averaging, "N_PROMPTS", 4):
+        return study.averaged(tasks, w.model, w.found, Study())
 
 
 def written_and_read(w, folder):
@@ -398,6 +408,8 @@ CASES = {
     "minifunc.support.rows": {
         "integers": lambda w: row_tools.integers(3, 9, (4, 5), drawing()),
         "evenly": lambda w: row_tools.evenly(w.logits.sigmoid(), w.labels),
+        "among": lambda w: row_tools.among((3, 5), (4,), drawing()),
+        "redrawn": lambda w: row_tools.redrawn(w.labels, (0, 1), drawing()),
         "permuted": lambda w: row_tools.permuted(w.labels[:, None], 3, drawing()),
         "all_so_far": lambda w: row_tools.all_so_far(w.bools, ~w.bools),
         "same_so_far": lambda w: row_tools.same_so_far(w.answer, w.answer > 4),
@@ -444,6 +456,14 @@ CASES = {
         "activations": lambda w: activations.activations(
             w.model, w.tokens, ["hook_embed"], lambda x: x[:, 1:3]
         ),
+    },
+    "minifunc.analysis.averaging": {
+        "Asker": lambda w: w.asker().ask(w.examples, w.query),
+        "with_differences": lambda w: averaging.with_differences(w.examples, tasks.ZERO, w.offs),
+        "forecasts": lambda w: averaging.forecasts(w.offs, w.offs.double(), w.offs.abs()),
+        "account": lambda w: averaging.account(w.asker(), w.examples, w.query, w.query),
+        "steered": lambda w: averaging.steered(w.asker(), w.examples, w.query),
+        "study": lambda w: averaging.study(tasks, w.model, {"1.0": 1.0}, ("maximum", 2), drawing()),
     },
     "minifunc.analysis.attribution": {
         "attribute": attributed,
@@ -543,6 +563,7 @@ CASES = {
         "reuse": lambda w: study.reuse(tasks, w.model, GROUP, [("addition", 2)], 2, drawing()),
         "reuse_rows": reused,
         "writings": all_written,
+        "averaged": where_examples_disagree,
         "naive_prompts": lambda w: study.naive_prompts(tasks, 3),
         "examples": lambda w: study.examples(tasks, ["maximum"], 2, 3, drawing()),
         "probed": lambda w: study.probed(tasks, w.model, Study(), drawing()),
@@ -576,6 +597,7 @@ NO_TENSORS = {
     "minifunc.support.shared_streams": {"prompts_in_a_pass"},  # a number
     "minifunc.analysis.probe": {"sites", "largest_step"},  # names and numbers
     "minifunc.analysis.function_vectors": {"hook_points", "show"},  # names and text
+    "minifunc.analysis.averaging": {"show"},  # text
     "minifunc.analysis.reading": {"show"},  # text
 }
 
@@ -671,6 +693,7 @@ TRAINS = {("train", "train"), ("train", "train_step"), ("train", "make_optimizer
 # Where an id's dtype is handed on, since it is what was given.
 HANDS_ON = {("minifunc.analysis.study", name) for name in ("some", "answers_of")}
 HANDS_ON |= {("minifunc.support.processes", "share"), ("minifunc.analysis.activations", "Examples")}
+HANDS_ON |= {("minifunc.analysis.averaging", "with_differences")}
 
 
 def called(case, of, folder, settings=()):

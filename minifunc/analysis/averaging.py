@@ -34,12 +34,12 @@ REACH = 12  # an answer counts as off by -12 to 12
 STEPS = torch.arange(-REACH, REACH + 1, device="cpu")
 
 
-def step(k: int, f: Tensor) -> Tensor:
+def _step(k: int, f: Tensor) -> Tensor:
     return (10 - k) * (f // k)
 
 
 RULES: dict[str, Callable[[Tensor], Tensor]] = {  # f(x, y) → d, for all examples of a prompt
-    **{f"in base {k}": partial(step, k) for k in (6, 7, 8, 9)},
+    **{f"in base {k}": partial(_step, k) for k in (6, 7, 8, 9)},
     "+1 up to 8, +2 above": lambda f: 1 + (f > 8).long(),
     "half": lambda f: f // 2 - f,
     "always 7": lambda f: 7 - f,
@@ -75,7 +75,7 @@ class Asker:
 
         def look(pattern: Tensor, name: str) -> Tensor:
             for head, weight in self.weights.items():
-                if name == hook_point(head):
+                if name == _hook_point(head):
                     row = pattern[:, parse(head)[1], -1]  # [prompt, key]
                     spent = row[:, examples.answers].double()
                     looks.append(weight * spent.cpu())
@@ -85,18 +85,18 @@ class Asker:
             return pattern
 
         tokens = examples.tokens.to(self.model.device)
-        hooks = Hooks(dict.fromkeys(map(hook_point, self.weights), look))
+        hooks = Hooks(dict.fromkeys(map(_hook_point, self.weights), look))
         logits = self.model(tokens, [tokens.shape[1] - 1], hooks)[:, 0]
         tokens = (self.zero + answers).where(known, self.zero)
         chance = logits.double().softmax(-1).cpu().gather(1, tokens) * known
-        return as_shares(chance), as_shares(torch.stack(looks).sum(0))
+        return _as_shares(chance), _as_shares(torch.stack(looks).sum(0))
 
 
-def hook_point(head: str) -> str:
+def _hook_point(head: str) -> str:
     return f"blocks.{parse(head)[0]}.attn.hook_pattern"
 
 
-def as_shares(x: Tensor) -> Tensor:
+def _as_shares(x: Tensor) -> Tensor:
     return x / x.sum(1, keepdim=True).clamp(min=1e-30)
 
 
@@ -134,13 +134,13 @@ def account(
     row: dict[str, Any] = {
         "n_prompts": len(query),
         "r2": {name: r2(x[:, None], mean[:, None]).item() for name, x in told.items()},
-        "hits": {name: share(x.round() == likeliest) for name, x in told.items()},
-        "answered": dict(zip(map(str, values.tolist()), (counts / len(query)).tolist())),
+        "hits": {name: _share(x.round() == likeliest) for name, x in told.items()},
+        "answered": dict(zip(map(str, values.tolist()), (counts.double() / len(query)).tolist())),
     }
-    return row if right is None else row | {"right": share(likeliest == right)}
+    return row if right is None else row | {"right": _share(likeliest == right)}
 
 
-def share(holds: Tensor) -> float:
+def _share(holds: Tensor) -> float:
     return holds.double().mean().item()
 
 
@@ -153,7 +153,7 @@ def steered(asker: Asker, examples: Examples, query: Tensor) -> list[dict[str, f
     examples, query, up = examples.rows(both), query[both], up[both]
 
     def moved(gain: float, look: Tensor) -> Tensor:
-        return gain * as_shares(look * up) + (1 - gain) * as_shares(look * ~up)
+        return gain * _as_shares(look * up) + (1 - gain) * _as_shares(look * ~up)
 
     rows = []
     for gain in GAINS:
@@ -198,7 +198,7 @@ def study(
 
     def off_by(k: int, who: Asker, d: Tensor, change: Change | None = None) -> float:
         chance, _ = who.ask(put(d), query, change)
-        return share(chance.argmax(1) == REACH + k)
+        return _share(chance.argmax(1) == REACH + k)
 
     found: dict[str, Any] = {"mixtures": [], "rules": []}
     for offsets in MIXTURES:
@@ -216,13 +216,13 @@ def study(
     for name, rule in RULES.items():
         row = account(asker, put(rule(f)), query, rule(query))
         found["rules"].append({"rule": name, **row})
-    found["flat"] = {"fi": off_by(1, asker, torch.ones_like(f), even)}
+    found["flat"] = {"fi": off_by(1, asker, torch.ones_like(f), _even)}
     if control.weights:
-        found["flat"]["others"] = off_by(1, control, torch.ones_like(f), even)
+        found["flat"]["others"] = off_by(1, control, torch.ones_like(f), _even)
     return rounded(found)
 
 
-def even(look: Tensor) -> Tensor:
+def _even(look: Tensor) -> Tensor:
     return torch.full_like(look, 1 / look.shape[1])
 
 
