@@ -693,7 +693,6 @@ TRAINS = {("train", "train"), ("train", "train_step"), ("train", "make_optimizer
 # Where an id's dtype is handed on, since it is what was given.
 HANDS_ON = {("minifunc.analysis.study", name) for name in ("some", "answers_of")}
 HANDS_ON |= {("minifunc.support.processes", "share"), ("minifunc.analysis.activations", "Examples")}
-HANDS_ON |= {("minifunc.analysis.averaging", "with_differences")}
 
 
 def called(case, of, folder, settings=()):

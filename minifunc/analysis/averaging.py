@@ -102,7 +102,7 @@ def _as_shares(x: Tensor) -> Tensor:
 
 def with_differences(plain: Examples, zero: int, d: Tensor) -> Examples:
     """The examples with other shown answers, f(x, y) + d [n_prompts, shot]."""
-    shown, tokens = plain.expected + d, plain.tokens.clone()
+    shown, tokens = plain.expected + d, plain.tokens.long().clone()
     tokens[:, plain.answers] = zero + shown
     return Examples(tokens, plain.answers, plain.expected, shown)
 
