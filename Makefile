@@ -57,17 +57,17 @@ reference: .venv/ready  ## train the run in reference/ anew
 ##@ Experiments: many runs (ARGS=--quick: minutes; the same command goes on)
 
 diets: .venv/ready  ## what training text it takes: 21 diets
-	$(PY) -m experiments.diets $(ARGS)
+	$(PY) -m experiments.diets $(ON) $(ARGS)
 
 emergence: .venv/ready  ## runs step by step, and with parts kept from forming
-	$(PY) -m experiments.emergence $(ARGS)
-	$(PY) -m experiments.interventions $(ARGS)
+	$(PY) -m experiments.emergence $(ON) $(ARGS)
+	$(PY) -m experiments.interventions $(ON) $(ARGS)
 
 universality: .venv/ready  ## twelve architectures, several seeds each
-	$(PY) -m experiments.universality $(ARGS)
+	$(PY) -m experiments.universality $(ON) $(ARGS)
 
 dependability: .venv/ready  ## ten seeds of the default
-	$(PY) -m experiments.dependability $(ARGS)
+	$(PY) -m experiments.dependability $(ON) $(ARGS)
 
 figures: .venv/ready  ## draw docs/figures/ from results/ and OUT (gets matplotlib)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[figures]'

@@ -5,22 +5,24 @@
                     auto-circuit; then layers, heads, width and prompts grow, one at a time
     training step   against a plain eager step that scores every position
     two processes   of one thread each against one
-    memory          peak of a sweep in a fresh process against its budget
+    memory          peak of a sweep against its budget
+    on CUDA         also models of GPT-2 small's size and of 1.2 billion weights, in float32,
+                    bfloat16 and TF32, with the error of the effects against float64
     --road          seconds of training until off-by-one addition, never trained on, passes .95
 
 All sides have the same weights and prompts, and their own two cached runs are counted. The loops
 are timed on paths spread over the model, and scaled to all: every path costs them the same. Sides
-take turns, and times are medians. Exit code 1: numbers differ by more than 1e-4. `make bench`
-installs the other libraries; without them, their rows are left out.
+take turns, and times are medians. Exit code 1: numbers differ by more than 1e-4 in float32. `make
+bench` installs the other libraries; without them, their rows are left out.
 """
 
 import json
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -30,8 +32,9 @@ from tqdm import tqdm
 import tasks
 import train
 from experiments import bench_loops, bench_sweep, bench_train
-from experiments.bench_sweep import INPUTS, Sweep, every_input, peak_memory
-from experiments.runs import Row, processor
+from experiments.bench_loops import OWN
+from experiments.bench_sweep import ARITHMETIC, INPUTS, Sweep, every_input, peak_memory
+from experiments.runs import Row, made_on
 from minifunc.ablation import all_heads
 from minifunc.model import ModelConfig
 from minifunc.patching import HeadInput
@@ -39,14 +42,21 @@ from minifunc.support.errors import UserError, run_main
 from minifunc.support.files import make_folder, save_json
 from minifunc.support.flags import Parser, pick_device
 from minifunc.support.runs import RESULTS
-from minifunc.support.tables import fitted, table
+from minifunc.support.tables import fitted, table, wrapped
 
 TOLERANCE = 1e-4  # float32: logits of the patcher, loss and gradients of the training step
 DEFAULT = train.MODEL
-SMALL = replace(DEFAULT, n_heads=4, d_head=16)  # what growth starts from
-LARGE = replace(DEFAULT, n_layers=6, n_heads=8, d_model=512, d_head=64, d_mlp=2048)
-TINY = replace(DEFAULT, n_layers=2, n_heads=2, d_model=16, d_head=8, d_mlp=32)
+
+
+def shaped(n_layers: int, n_heads: int, width: int) -> ModelConfig:
+    more = {"d_model": width, "d_head": width // n_heads, "d_mlp": 4 * width}
+    return replace(DEFAULT, n_layers=n_layers, n_heads=n_heads, **more)
+
+
+LARGE, TINY = shaped(6, 8, 512), replace(shaped(2, 2, 16), d_mlp=32)
 BUDGETS = (0.125, 0.25, 0.5, 1.0)  # GiB
+SHAPES = ((12, 12, 768), (24, 16, 2048))  # layers, heads, d_model: of a GPU
+LARGE_ERROR = 0.05  # of the largest effect
 
 
 def frozen(sweep: Sweep) -> Sweep:
@@ -59,14 +69,25 @@ def comparisons() -> list[Sweep]:
     large = Sweep(LARGE, name="6x8x512", n_timed=3)
     of_large = {"receivers": every_input(LARGE), "work": INPUTS, "n_prompts": 5, "n_timed": 6}
     sweeps = [logits, inputs, large, replace(large, **of_large), frozen(logits), frozen(inputs)]
-    small, sizes = Sweep(SMALL, n_prompts=50, n_timed=4), (2, 4, 8, 16)
-    grown = [("n_layers", n, {"n_layers": n}) for n in sizes]
-    grown += [("n_heads", n, {"n_heads": n, "d_head": 64 // n}) for n in sizes]
-    grown += [("d_model", 16 * n, {"d_head": 4 * n, "d_mlp": 64 * n}) for n in sizes]
-    for factor, size, others in grown:
-        cfg = replace(SMALL, **{factor: size} | others)
-        sweeps.append(replace(small, cfg=cfg, name=f"{factor} {size}"))
+    small, sizes = Sweep(shaped(4, 4, 64), n_prompts=50, n_timed=4), (2, 4, 8, 16)
+    grown = [("n_layers", n, shaped(n, 4, 64)) for n in sizes]
+    grown += [("n_heads", n, shaped(4, n, 64)) for n in sizes]
+    grown += [("d_model", 16 * n, shaped(4, 4, 16 * n)) for n in sizes]
+    sweeps += [replace(small, cfg=cfg, name=f"{factor} {n}") for factor, n, cfg in grown]
     return sweeps + [replace(small, shots=n, name=f"shots {n}") for n in sizes]
+
+
+def shapes(sizes: Sequence[tuple[int, int, int]]) -> list[Sweep]:
+    """Sweeps of large models: to the logits, to v of a head in the middle and of one on top."""
+    sweeps = []
+    for size, dtype in product(sizes, ARITHMETIC):
+        more = {"name": "{}x{}x{}".format(*size), "dtype": dtype, "n_timed": 2, "n_checked": 4}
+        logits = Sweep(shaped(*size), **more)
+        sweeps.append(logits)
+        for layer in (size[0] // 2, size[0] - 1):
+            to, work = (HeadInput(layer, 0, "v"),), f"all heads → v of {layer}.0"
+            sweeps.append(replace(logits, receivers=to, work=work))
+    return sweeps
 
 
 def memory_cases() -> list[Sweep]:
@@ -90,7 +111,12 @@ def compare(sweep: Sweep, device: torch.device, repeats: int, square: Tensor) ->
 
     square [n, n]: its product with itself shows what the machine can do at best.
     """
+    torch.cuda.empty_cache()  # the budget of a sweep is a share of what is free
     model, pairs, paths = sweep.model(device), sweep.pairs(), sweep.timed_paths
+    found: Row = {"pairs": len(sweep.paths), "pairs_timed": len(paths), "dtype": sweep.dtype}
+    found |= {"receivers": len(sweep.receivers), "peak_gib": peak_memory(sweep, device)}
+    found |= sweep.error(model) if sweep.n_checked else {}
+    square = square.to(model.dtype)
     sides = bench_loops.sides(model, pairs, sweep.freeze_mlps)
     if not sides:
         return []  # the library is not installed
@@ -103,8 +129,6 @@ def compare(sweep: Sweep, device: torch.device, repeats: int, square: Tensor) ->
     heads = all_heads(sweep.cfg)
     per_prompt = [effects[receiver].per_prompt[heads.index(head)] for head, receiver in paths]
     ours = torch.stack(per_prompt)  # [path, n_prompts]
-    found: Row = {"pairs": len(sweep.paths), "pairs_timed": len(paths)}
-    found |= {"receivers": len(sweep.receivers), "peak_gib": peak_memory(sweep, device)}
     found["largest_effect"] = ours.abs().max().item()
     if not sweep.freeze_mlps:
         gflop = sweep.gflop(model, pairs)
@@ -142,17 +166,25 @@ def two_processes(repeats: int) -> Row:
 
 def timed_rows(device: torch.device, repeats: int, quick: bool) -> list[Row]:
     """The rows of all that is timed."""
-    sweeps, size = comparisons(), 8192 if device.type == "cuda" else 2048
+    sweeps, size = comparisons(), 2048
+    if device.type == "cuda":
+        sweeps, size = [*sweeps, *shapes(SHAPES)], 8192
     model, cfg = DEFAULT, train.TrainConfig()
     if quick:
         live = Sweep(TINY, every_input(TINY), 3, shots=2, work=INPUTS, name="tiny", n_timed=2)
-        sweeps, size = [live, frozen(live)], 64
+        few = [replace(sweep, n_prompts=3, shots=2) for sweep in shapes([(3, 2, 32)])]
+        sweeps, size = [live, frozen(live), *few], 64
         model, cfg = TINY, train.TrainConfig(documents=2, examples=3)
     generator = torch.Generator(device).manual_seed(0)
     square = torch.randn(size, size, device=device, generator=generator)
     rows = []
     for sweep in tqdm(sweeps, desc="bench", disable=None):
-        rows += compare(sweep, device, repeats, square)
+        try:
+            rows += compare(sweep, device, repeats, square)
+        except (torch.OutOfMemoryError, MemoryError):
+            skipped = f"{sweep.name}, {sweep.dtype}, {sweep.work}: skipped, too little memory"
+            tqdm.write(skipped, file=sys.stderr)
+    torch.set_float32_matmul_precision("highest")
     rows.append(training_step(model, cfg, device, 5 * repeats))
     if device.type == "cpu" and not quick:
         rows.append(two_processes(repeats))
@@ -172,15 +204,12 @@ def memory_rows(device: torch.device) -> list[Row]:
 
 def about(device: torch.device) -> Row:
     """The machine, and the libraries that took part."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+    made = made_on(device)
+    made["versions"] |= {
         "transformer_lens": metadata.version("transformer-lens") if bench_loops.lens else None,
         "auto_circuit": metadata.version("auto-circuit") if bench_loops.graph_utils else None,
     }
-    hardware = {"processor": name, "threads": torch.get_num_threads(), "device": str(device)}
-    return {"hardware": hardware, "versions": versions}
+    return made
 
 
 def rounded(result: Row) -> Row:
@@ -197,6 +226,12 @@ def show(result: Row) -> None:
     columns = "model work other ours_s other_s ratio max_abs_diff peak_gib share_of_product_rate"
     columns += " product_gflop_per_s ours_tokens_per_s other_tokens_per_s"
     show_table(compared, columns.split(), left=3)
+    checked = [row for row in compared if "max_error" in row and row["other"] == OWN]
+    show_table(checked, ["model", "work", "dtype", "max_error", "error_share"], left=3)
+    for row in checked:
+        if row["error_share"] > LARGE_ERROR:
+            said = "warning: {model}, {dtype}, {work}: the error is {error_share:.0%}".format(**row)
+            print(wrapped(f"{said} of the largest effect"))
     show_table(result["memory"], ["model", "work", "budget_gib", "peak_gib", "within"], left=2)
     if result["road"]:
         print("until off-by-one addition, never trained on, passes .95, looked at as often:")
@@ -217,7 +252,8 @@ def bench(argv: list[str] | None) -> int:
     flag("--repeats", type=int, default=3, help="of which the median counts (default: %(default)s)")
     flag("--road", action="store_true", help="also train seeds 0, 1 and 2 to the end: minutes each")
     flag("--quick", action="store_true", help="a tiny model, to see that it runs; no real times")
-    flag("--json", type=Path, help="default: results/bench.json, and no file with --quick")
+    written = "default: results/bench.json, on CUDA bench_cuda.json; no file with --quick"
+    flag("--json", type=Path, help=written)
     flags = parser.parse_args(argv)
     device = pick_device(flags.device, float64=True)
     if flags.repeats < 1:
@@ -227,12 +263,14 @@ def bench(argv: list[str] | None) -> int:
     road = [bench_train.road(seed, device) for seed in (0, 1, 2)] if flags.road else []
     result = rounded(about(device) | {"rows": rows, "memory": memory, "road": road})
     if flags.json or not flags.quick:
-        path = flags.json or RESULTS / "bench.json"
+        name = "bench_cuda.json" if device.type == "cuda" else "bench.json"
+        path = flags.json or RESULTS / name
         make_folder(path.parent)
         save_json(path, result)
     show(result)
     print("next: docs/performance.md, which says what was measured")
-    return int(not all(row["max_abs_diff"] <= TOLERANCE for row in rows))
+    exact = [row for row in rows if row.get("dtype", "float32") == "float32"]
+    return int(not all(row["max_abs_diff"] <= TOLERANCE for row in exact))
 
 
 def main(argv: list[str] | None = None) -> int:

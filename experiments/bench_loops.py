@@ -35,6 +35,7 @@ try:
 except ImportError:
     graph_utils = None
 
+OWN = "own two-pass loop"
 Run = Callable[[Tensor, Mapping[str, Hook]], Tensor]  # tokens, hooks by name → logits of one pass
 
 
@@ -46,7 +47,7 @@ def sides(model: Transformer, pairs: tasks.Pairs, freeze_mlps: bool) -> dict[str
     found: dict[str, Side] = {}
     if lens is not None:
         found["two-pass loop on TransformerLens 2.18"] = Loop(model, pairs, lens_runner(model))
-    return found | {"own two-pass loop": Loop(model, pairs, model.run_with_hooks)}
+    return found | {OWN: Loop(model, pairs, model.run_with_hooks)}
 
 
 class Side:
@@ -143,7 +144,7 @@ class Edges(Side):
 
 def hooked_transformer(model: Transformer) -> "lens.HookedTransformer":
     """Our weights in TransformerLens, on the same device."""
-    config = lens_config(model.cfg) | {"device": str(model.device)}
+    config = lens_config(model.cfg) | {"device": str(model.device), "dtype": model.dtype}
     other = lens.HookedTransformer(lens.HookedTransformerConfig(**config))
     for parameter in other.parameters():
         parameter.data.zero_()  # what we lack (biases) stays zero

@@ -1,8 +1,9 @@
 """Our side of the benchmark: a sweep on random weights, its seconds, operations and memory.
 
-Memory, and what a second process brings, are measured in fresh processes.
+On a CPU memory is measured in fresh processes, and so is what a second process brings.
 """
 
+import copy
 import resource
 import statistics
 import time
@@ -27,13 +28,19 @@ from minifunc.support.processes import any_process, join
 SweepPath = tuple[str, Receiver]  # from a head, by name
 CPU = torch.device("cpu")
 LOGITS, INPUTS = "all heads → logits", "all heads → v, q, k of every head"
+ARITHMETIC = {  # by the name of Sweep.dtype: the weights' dtype, how float32 products are computed
+    "float32": (torch.float32, "highest"),
+    "bfloat16": (torch.bfloat16, "highest"),
+    "tf32": (torch.float32, "high"),
+}
 
 
 @dataclass(frozen=True)
 class Sweep:
     """The cached runs on pairs of prompts, then all heads as senders to each of the receivers.
 
-    name: of the model. n_timed: on how many of its paths the loops are timed.
+    name: of the model. dtype: of ARITHMETIC. n_timed: on how many of its paths the loops are timed.
+    n_checked: on how many prompts the effects are held against float64.
     """
 
     cfg: ModelConfig
@@ -45,6 +52,8 @@ class Sweep:
     work: str = LOGITS
     name: str = "default"
     n_timed: int = 12
+    dtype: str = "float32"
+    n_checked: int = 0
 
     @property
     def paths(self) -> list[SweepPath]:
@@ -64,7 +73,10 @@ class Sweep:
         return {"name": self.name} | asdict(self.cfg) | size
 
     def model(self, device: torch.device) -> Transformer:
-        return Transformer(self.cfg).to(device).requires_grad_(False)
+        """Random weights, drawn on the device. Sets how float32 products are computed."""
+        dtype, products = ARITHMETIC[self.dtype]
+        torch.set_float32_matmul_precision(products)
+        return random_model(self.cfg, device).to(dtype).requires_grad_(False)
 
     def pairs(self) -> tasks.Pairs:
         generator = torch.Generator().manual_seed(0)
@@ -76,6 +88,18 @@ class Sweep:
         patcher = PathPatcher(model, *prompts, self.freeze_mlps, self.max_memory)
         return dict(zip(self.receivers, patcher.sweep_each(self.receivers, all_heads(self.cfg))))
 
+    def error(self, model: Transformer) -> dict[str, float]:
+        """The largest error of an effect, in logits, and as a share of the largest effect: against
+        the same weights in float64, on `n_checked` prompts."""
+        few = replace(self, n_prompts=self.n_checked)
+        effects = []  # [receiver, sender, prompt] of either
+        for one in (model, copy.deepcopy(model).double()):
+            found = few.run(one, few.pairs()).values()
+            effects.append(torch.stack([each.per_prompt for each in found]))
+        exact = effects[1]
+        error = (effects[0] - exact).abs().max().item()
+        return {"max_error": error, "error_share": error / exact.abs().max().item()}
+
     def gflop(self, model: Transformer, pairs: tasks.Pairs) -> float:
         """10^9 floating-point operations of the matrix products in a run, as PyTorch counts them.
 
@@ -84,6 +108,16 @@ class Sweep:
         with FlopCounterMode(display=False) as counter:
             self.run(model, pairs)
         return counter.get_total_flops() / 1e9
+
+
+def random_model(cfg: ModelConfig, device: torch.device) -> Transformer:
+    """A new model, made and drawn on the device itself: a large one takes a CPU long."""
+    with torch.device("meta"):
+        model = Transformer(cfg).to_empty(device=device)
+    with device:  # not `settled`, which draws on the CPU
+        draw = Transformer._draw_weights.__wrapped__
+        draw(model, torch.Generator(device).manual_seed(0))
+    return model
 
 
 def every_input(cfg: ModelConfig) -> tuple[HeadInput, ...]:
@@ -112,10 +146,10 @@ def medians_in_turn(
 
 
 def peak_memory(sweep: Sweep, device: torch.device) -> float:
-    """Peak memory of a sweep beside weights and prompts, in GiB, measured in a fresh process.
-
-    CUDA: what was allocated. CPU: growth of the resident set.
-    """
+    """Peak memory of a sweep beside weights and prompts, in GiB. CUDA: what was allocated; CPU:
+    growth of the resident set, in a fresh process."""
+    if device.type == "cuda":
+        return growth(sweep, device)
     return in_fresh_processes(1, growth, sweep, device)
 
 

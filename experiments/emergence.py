@@ -36,7 +36,7 @@ FOLLOWED = {"pt": "previous_token", "fi": "function_induction"}  # score: group 
 def measure_run(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
     """Every snapshot, and the groups of the finished model, whose heads are followed."""
     groups = measure.circuit(model, quick)["groups"]
-    snapshot = Transformer(run.model).requires_grad_(False).eval()
+    snapshot = Transformer(run.model).to(model.device).requires_grad_(False).eval()
     steps = []
     for step in run.snapshots:
         snapshot.load_state_dict(load_tensors(folder / "steps" / f"{step:05}.pt"))
@@ -101,7 +101,8 @@ def head_scores(model: Transformer, prompts: Tensor, groups: Groups) -> Row:
         if heads:
             mean = sum(score[parse(head)].item() for head in heads) / len(heads)
             row[f"{name}_score_of_final_heads"] = round(mean, 4)
-    right = model(repeated, queries).argmax(-1) == repeated[:, copied]  # [n_prompts, n_queries]
+    given = model(repeated.to(model.device), queries).argmax(-1).cpu()  # [n_prompts, n_queries]
+    right = given == repeated[:, copied]
     return row | {"copy_accuracy": round(right.float().mean().item(), 4)}
 
 
@@ -140,7 +141,7 @@ def rows(run: Run, measured: Row) -> Rows:
     about = {"seed": run.train.seed}
     if measured["diverged"]:
         return [about | {"step": None} | measured | provenance(run)]
-    common = {"diverged": False, "groups": measured["groups"]} | provenance(run)
+    common = measured | provenance(run)
     common["total_steps"] = common.pop("steps")
     return [about | each | common for each in measured["steps"]]
 

@@ -1,15 +1,15 @@
 """An experiment: kinds of runs, what is measured on them, and the command that writes the rows."""
 
-import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.runs import Measure, Row, Run, Study, run_all
+from experiments.runs import ON_A_CARD, Measure, Row, Run, Study, run_all, runs_at_once
 from experiments.summary import Rows
 from minifunc.support.errors import UserError, run_main
 from minifunc.support.files import check_writable, make_folder, save_json
-from minifunc.support.flags import Parser
+from minifunc.support.flags import Parser, pick_device
 from minifunc.support.runs import RESULTS
 from minifunc.support.tables import fitted
 from train import TrainConfig
@@ -48,11 +48,12 @@ def main(experiment: Experiment, argv: list[str] | None = None) -> int:
 
 
 def work(experiment: Experiment, argv: list[str] | None) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     known = ", ".join(experiment.kinds)
     parser = Parser(f"experiments.{experiment.name}", experiment.doc)
     add = parser.add_argument
-    add("--jobs", type=int, default=cores, help="runs at a time (default: %(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
+    at_once = f"runs at a time (default: one for each core, on CUDA at most {ON_A_CARD})"
+    add("--jobs", type=int, help=at_once)
     where = "where the runs are, and the rows of a part (default: %(default)s)"
     add("--out", default="out/experiments", help=where)
     add("--only", metavar="NAME,NAME", help=f"some of: {known}")
@@ -62,8 +63,9 @@ def work(experiment: Experiment, argv: list[str] | None) -> int:
     for kind in kinds:
         if kind not in experiment.kinds:
             raise UserError(f"unknown {experiment.name} run {kind!r}; there are: {known}")
-    if arguments.jobs < 1:
+    if arguments.jobs is not None and arguments.jobs < 1:
         raise UserError("--jobs must be at least 1")
+    device = pick_device(arguments.device, float64=True)
 
     out = Path(arguments.out, "quick" if arguments.quick else "")
     is_part = arguments.quick or arguments.only
@@ -71,10 +73,18 @@ def work(experiment: Experiment, argv: list[str] | None) -> int:
     make_folder(out)
     check_writable(path)
     runs = experiment.runs(kinds, arguments.quick)
-    study = Study(experiment.name, experiment.measure, out, arguments.quick)
-    measured = run_all(runs, study, arguments.jobs)
+    study = Study(experiment.name, experiment.measure, out, arguments.quick, device)
+    measured = run_all(runs, study, arguments.jobs or runs_at_once(device))
     rows = [row for run, found in zip(runs, measured) for row in experiment.rows(run, found)]
     save_json(path, rows)
-    print(fitted(experiment.table(rows)), "", f"the rows are in {path}", sep="\n")
+    said = [*experiment.table(rows), *mixed(measured), ""]
+    print(fitted(said), f"the rows are in {path}", sep="\n")
     print("next: the same without --quick and --only" if is_part else "next: make figures")
     return 0
+
+
+def mixed(measured: list[Row]) -> list[str]:
+    """A line where the runs were not all made on one device: the bits of a seed depend on it."""
+    devices = Counter("{device} ({processor})".format(**row["hardware"]) for row in measured)
+    made = ", ".join(f"{n} on {device}" for device, n in devices.items())
+    return [f"runs of several devices: {made}"] if len(devices) > 1 else []

@@ -5,8 +5,8 @@
         STUDY.json          what was measured, or that the loss became infinite; written last
 
 A `Run` says what is trained, a `Study` what is then measured, and `run_all` carries out a list of
-runs. Runs that two studies share are trained once. Every run has one thread, so no result depends
-on how many run side by side.
+runs. Runs that two studies share are trained once. Every run has one thread and a process of its
+own, so no result depends on how many run side by side, on a CPU or on one card.
 """
 
 import multiprocessing
@@ -16,8 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent import futures
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from experiments.catalogue import DIETS
 from minifunc.circuit import Criteria
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support.checkpoints import Diverged
-from minifunc.support.errors import UserError
+from minifunc.support.errors import UserError, first_line
 from minifunc.support.files import load_json, locked, make_folder, save_json, save_tensors
 from minifunc.support.settings import described, versions
 from train import TrainConfig
@@ -43,6 +42,8 @@ Intervention = Callable[[int, Transformer, "Run", Path], None]
 Measure = Callable[[Transformer, "Run", Path, bool], Row]
 
 N_SNAPSHOTS = 48  # weights kept on the way
+CPU = torch.device("cpu")
+ON_A_CARD, GIB_EACH = 8, 2  # runs at once on CUDA, and what each needs to be free: GiB
 # What results/ of diets, universality and interventions were made with; the default may go on.
 SHORT = replace(TrainConfig(), documents=64, long_every=3, lr=1e-2, weight_decay=0.2)
 
@@ -76,6 +77,7 @@ class Study:
     measure: Measure
     out: Path
     quick: bool = False
+    device: torch.device = CPU  # of the runs that are still to be made
 
     def settings(self, run: Run) -> dict[str, Any]:
         """The run's, and those of the measurement: with other criteria it is measured again."""
@@ -98,10 +100,28 @@ def log_spaced(last: int) -> tuple[int, ...]:
 
 
 def provenance(run: Run) -> Row:
-    """What every row of results says about where it comes from."""
-    hardware = {"processor": processor(), "cores": os.cpu_count(), "threads": 1, "device": "cpu"}
-    about = {"steps": run.train.steps, "criteria": vars(Criteria())}
-    return about | {"versions": versions(), "hardware": hardware}
+    """What every row of results says about what it is of, beside `made_on`."""
+    return {"steps": run.train.steps, "criteria": vars(Criteria())}
+
+
+def made_on(device: torch.device) -> Row:
+    """The machine and the versions at hand. On CUDA the processor is the card."""
+    made, hardware = versions(), {"processor": processor(), "device": device.type}
+    if device.type == "cuda":
+        hardware["processor"] = torch.cuda.get_device_name(device)
+        made["cuda"] = str(torch.version.cuda)
+    hardware |= {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    return {"versions": made, "hardware": hardware}
+
+
+def runs_at_once(device: torch.device) -> int:
+    """One run for each core; on CUDA at most ON_A_CARD, and no more than fit."""
+    asked = getattr(os, "sched_getaffinity", None)
+    cores = len(asked(0)) if asked else os.cpu_count() or 1
+    if device.type != "cuda":
+        return cores
+    fitting = torch.cuda.mem_get_info(device)[0] // (GIB_EACH * 2**30)
+    return max(1, min(ON_A_CARD, cores, fitting))
 
 
 def processor() -> str:
@@ -113,7 +133,8 @@ def processor() -> str:
 
 
 def finished(run: Run, study: Study) -> Row | None:
-    """What was measured, or None. Raises UserError where the folder belongs to another run."""
+    """What was measured, wherever that was, or None. A row that does not say where was made on a
+    CPU. Raises UserError where the folder belongs to another run."""
     folder = run.folder(study.out)
     if (folder / "config.json").exists():
         config = load_json(folder / "config.json")
@@ -122,7 +143,7 @@ def finished(run: Run, study: Study) -> Row | None:
             raise UserError(f"{other}: remove it, or give another --out")
     path = folder / f"{study.name}.json"
     kept = load_json(path) if path.exists() else {}
-    return kept["row"] if kept.get("settings") == study.settings(run) else None
+    return made_on(CPU) | kept["row"] if kept.get("settings") == study.settings(run) else None
 
 
 def carry_out(run: Run, study: Study) -> Row:
@@ -140,14 +161,15 @@ def carry_out(run: Run, study: Study) -> Row:
             save_tensors(folder / "steps" / f"{step:05}.pt", model.state_dict())
         count_steps(1)
 
-    diet, cpu = DIETS[run.diet], torch.device("cpu")
+    diet, device = DIETS[run.diet], study.device
     resume = (folder / "resume.pt").exists()
     try:
         with locked(folder):
-            model = train.train(folder, run.model, run.train, diet, cpu, resume, after_step)
+            model = train.train(folder, run.model, run.train, diet, device, resume, after_step)
         row = {"diverged": False} | study.measure(model, run, folder, study.quick)
     except Diverged as error:
         row = {"diverged": True, "message": str(error)}
+    row |= made_on(device)
     save_json(folder / f"{study.name}.json", {"settings": study.settings(run), "row": row})
     count_steps(run.train.steps - n_made)
     return row
@@ -156,41 +178,69 @@ def carry_out(run: Run, study: Study) -> Row:
 def run_all(runs: Sequence[Run], study: Study, jobs: int) -> list[Row]:
     """One row for each run, in their order, `jobs` of them at a time, each in its own process.
 
-    Raises UserError where a run cannot be made, KeyboardInterrupt after Ctrl-C. What was done
-    until then is kept.
+    A run that fails is told in one line, and the others go on. Raises UserError where one failed or
+    cannot be made, KeyboardInterrupt after Ctrl-C. What was done until then is kept.
     """
     rows = {run: finished(run, study) for run in runs}
     left = [run for run, row in rows.items() if row is None]
     if left:
         rows |= side_by_side(left, study, jobs)
+    failed = sum(row is None for row in rows.values())
+    if failed:
+        raise UserError(f"{failed} of {len(rows)} runs failed: the same command tries them again")
     return [rows[run] for run in runs]
 
 
-def side_by_side(runs: Sequence[Run], study: Study, jobs: int) -> dict[Run, Row]:
-    """Carries out the runs in worker processes of one thread each, under one bar."""
+def side_by_side(runs: Sequence[Run], study: Study, jobs: int) -> dict[Run, Row | None]:
+    """Carries out each run in a process of its own, of one thread, under one bar. What a process
+    holds, a card's memory too, ends with its run. None for a run that failed."""
     context = multiprocessing.get_context("spawn")
     n_steps, stop = context.Value("q", 0), context.Event()
     os.environ["OMP_NUM_THREADS"] = "1"  # read as a worker imports torch
+
+    def in_a_process(run: Run) -> Row:
+        with futures.ProcessPoolExecutor(1, context, start_worker, (n_steps, stop)) as worker:
+            return worker.submit(carry_out, run, study).result()
+
     total = sum(run.train.steps for run in runs)
     bar = tqdm(total=total, desc=f"{study.name}: {len(runs)} runs", unit="step", disable=None)
-    pool = ProcessPoolExecutor(min(jobs, len(runs)), context, start_worker, (n_steps, stop))
-    with bar, pool:
-        futures = [pool.submit(carry_out, run, study) for run in runs]
-        rows: list[Row] = []
+    # A process that is still starting has no handler of Ctrl-C: it inherits that none reaches it.
+    threads = futures.ThreadPoolExecutor(jobs, initializer=let_ctrl_c_in, initargs=(False,))
+    with bar, threads:
+        rows: dict[Run, Row | None] = {}
+        left = {threads.submit(in_a_process, run): run for run in runs}
         try:
-            while len(rows) < len(runs):
-                done = wait(futures, timeout=0.5).done
-                rows = [future.result() for future in futures if future in done]
+            while left:
+                for future in futures.wait(left, 0.5, futures.FIRST_COMPLETED).done:
+                    run = left.pop(future)
+                    rows[run], told = outcome(future)
+                    if told:
+                        bar.write(f"{run.folder(Path())}: {told}", file=sys.stderr)
                 bar.update(n_steps.value - bar.n)
-        except BrokenProcessPool:
-            ended = "a process was ended from outside (out of memory?)"
-            raise UserError(f"{ended}: the same command goes on") from None
         except KeyboardInterrupt:
             raise KeyboardInterrupt("stopped: the same command goes on") from None
         finally:
             stop.set()
-            pool.shutdown(cancel_futures=True)
-    return dict(zip(runs, rows))
+            threads.shutdown(cancel_futures=True)
+    return rows
+
+
+def outcome(future: futures.Future[Row]) -> tuple[Row | None, str]:
+    """The row of a run that has ended (None if it failed), and what is to be told of it."""
+    try:
+        row = future.result()
+        return row, row.get("message", "")
+    except futures.BrokenExecutor:
+        return None, "its process was ended from outside (out of memory?)"
+    except (UserError, OSError, MemoryError, RuntimeError) as error:  # torch's are RuntimeErrors
+        return None, first_line(error)
+
+
+def let_ctrl_c_in(wanted: bool) -> None:
+    """Whether this thread, and the processes that it starts, are reached by Ctrl-C (POSIX)."""
+    if hasattr(signal, "pthread_sigmask"):
+        how = signal.SIG_UNBLOCK if wanted else signal.SIG_BLOCK
+        signal.pthread_sigmask(how, [signal.SIGINT])
 
 
 shared: tuple[Any, Any] | None = None  # in a worker: the counter of steps, the wish to stop
@@ -208,6 +258,7 @@ def start_worker(n_steps: Any, stop: Any) -> None:
     torch.set_num_threads(1)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a background job's stays
         signal.signal(signal.SIGINT, lambda *_: None)
+    let_ctrl_c_in(True)
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (the parent shows one bar for all)
     threading.Thread(target=end_with_parent, daemon=True).start()
 

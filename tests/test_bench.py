@@ -1,5 +1,7 @@
 """The benchmark, in small: it runs and agrees; its plain side and its counts are what they say."""
 
+import contextlib
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -19,34 +21,135 @@ CPU = torch.device("cpu")
 KEYS = {"work", "model", "ours_s", "other", "other_s", "ratio", "max_abs_diff", "peak_gib"}
 
 
-@pytest.fixture
-def quick_bench(tmp_path, monkeypatch):
-    """Runs the benchmark in small, no other process; returns the exit code and what it wrote."""
-    monkeypatch.setattr(bench, "peak_memory", lambda *_: 0.0)
-    path = tmp_path / "bench.json"
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """One quick benchmark: exit code, what it wrote, what it showed."""
+    path = tmp_path_factory.mktemp("bench") / "bench.json"
     flags = ["--quick", "--repeats", "1", "--device", "cpu", "--json", str(path)]
-    return lambda: (bench.main(flags), json.loads(path.read_text()))
+    shown = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(shown):
+        patch.setattr(bench, "peak_memory", lambda *_: 0.0)
+        code = bench.main(flags)
+    return code, json.loads(path.read_text()), " ".join(shown.getvalue().split())
 
 
-def test_the_quick_benchmark_runs_and_both_sides_agree(quick_bench, capsys):
-    code, result = quick_bench()
+def test_the_quick_benchmark_runs_and_both_sides_agree(quick):
+    code, result, shown = quick
     assert code == 0
     assert result.keys() == {"hardware", "versions", "rows", "memory", "road"}
     assert {bench.INPUTS, "training step"} <= {row["work"] for row in result["rows"]}
     for row in result["rows"]:
         assert KEYS <= row.keys()
-        assert row["max_abs_diff"] <= bench.TOLERANCE
+        assert row["max_abs_diff"] <= bench.TOLERANCE or row["dtype"] == "bfloat16"
         assert row["ours_s"] > 0 and row["other_s"] > 0
         assert row["ratio"] == pytest.approx(row["other_s"] / row["ours_s"], rel=1e-2)
-    assert "own two-pass loop" in capsys.readouterr().out
+    assert bench.OWN in shown
 
 
-def test_another_answer_of_one_side_is_noticed(quick_bench, monkeypatch):
+def test_large_shapes_are_timed_and_held_against_float64_in_each_arithmetic(quick):
+    code, result, shown = quick
+    assert code == 0  # whatever bfloat16 is off by
+    rows = [row for row in result["rows"] if row["model"]["name"] == "3x2x32"]
+    works = {"all heads → logits", "all heads → v of 1.0", "all heads → v of 2.0"}
+    assert {row["work"] for row in rows} == works
+    assert {row["dtype"] for row in rows} == {"float32", "bfloat16", "tf32"}
+    for row in rows:
+        assert row["share_of_product_rate"] > 0 and row["peak_gib"] is not None
+        assert 0 < row["max_error"] and 0 < row["error_share"]
+        if row["dtype"] != "tf32":  # which a CPU may compute as float32
+            assert (row["error_share"] < 1e-3) == (row["dtype"] == "float32")
+    bad = [row for row in rows if row["error_share"] > bench.LARGE_ERROR]
+    for row in bad:
+        assert f"warning: 3x2x32, {row['dtype']}, {row['work']}: the error is" in shown
+    assert shown.count("warning: ") == sum(row["other"] == bench.OWN for row in bad)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_warning_comes_with_a_large_error_alone(capsys):
+    result = json.loads((ROOT / "results" / "bench.json").read_text())
+    row = result["rows"][1] | {"other": bench.OWN, "dtype": "bfloat16", "max_error": 0.1}
+    for share, n in ((0.049, 0), (0.051, 1)):
+        bench.show(result | {"rows": [row | {"error_share": share}]})
+        lines = capsys.readouterr().out.splitlines()
+        assert sum(line.startswith("warning: ") for line in lines) == n
+        assert max(map(len, lines)) <= 80
+
+
+def test_the_error_is_that_of_the_effects_against_float64(monkeypatch):
+    sweep = bench.shapes([(2, 2, 16)])[0]
+    model = sweep.model(CPU)
+    run = Sweep.run
+
+    def off(self, one, pairs):
+        assert self.n_prompts == len(pairs.base) == 4
+        found = run(self, one, pairs)
+        if one.dtype == torch.float32:
+            found[Logits()].per_prompt[0, 0] += 0.5
+        return found
+
+    monkeypatch.setattr(Sweep, "run", off)
+    error = sweep.error(model)
+    exact = run(replace(sweep, n_prompts=4), model.double(), replace(sweep, n_prompts=4).pairs())
+    largest = exact[Logits()].per_prompt.abs().max().item()
+    assert error["max_error"] == pytest.approx(0.5, abs=1e-4)
+    assert error["error_share"] == pytest.approx(0.5 / largest, rel=1e-3)
+
+
+def test_a_shape_that_does_not_fit_is_one_line_and_the_others_are_timed(monkeypatch, capsys):
+    def compare(sweep, *_):
+        if sweep.dtype == "bfloat16" and "logits" in sweep.work:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [sweep]
+
+    monkeypatch.setattr(bench, "compare", compare)
+    monkeypatch.setattr(bench, "training_step", lambda *_: {})
+    assert len(bench.timed_rows(CPU, 1, quick=True)) == 2 + 8 + 1
+    told = "3x2x32, bfloat16, all heads → logits: skipped, too little memory"
+    assert capsys.readouterr().err.splitlines() == [told]
+
+
+def test_the_large_shapes_are_those_of_gpt2_small_and_of_a_billion_weights():
+    sweeps = {(sweep.name, sweep.dtype): sweep for sweep in bench.shapes(bench.SHAPES)}
+    assert len(sweeps) == 6
+    small, large = sweeps["12x12x768", "float32"].cfg, sweeps["24x16x2048", "bfloat16"].cfg
+    assert (small.n_layers, small.n_heads, small.d_model, small.d_head) == (12, 12, 768, 64)
+    assert (large.n_layers, large.n_heads, large.d_model, large.d_mlp) == (24, 16, 2048, 8192)
+    of_small = [sweep for sweep in bench.shapes(bench.SHAPES) if sweep.cfg == small][:3]
+    places = (Logits(), HeadInput(6, 0, "v"), HeadInput(11, 0, "v"))
+    assert tuple(sweep.receivers[0] for sweep in of_small) == places
+
+
+def test_weights_drawn_on_the_device_are_those_of_a_new_model():
+    drawn = bench_sweep.random_model(bench.TINY, CPU).state_dict()
+    new = Transformer(bench.TINY).state_dict()
+    assert drawn.keys() == new.keys() and all(torch.equal(drawn[name], new[name]) for name in new)
+
+
+def test_a_benchmark_on_cuda_never_replaces_that_of_a_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+    for name in ("timed_rows", "memory_rows"):
+        monkeypatch.setattr(bench, name, lambda *_: [])
+    monkeypatch.setattr(bench, "made_on", lambda _: bench_on("a card"))
+    monkeypatch.setattr(bench, "pick_device", lambda name, float64: torch.device(name))
+    written = []
+    for device in ("cuda", "cpu"):
+        assert bench.main(["--device", device]) == 0
+        written.append(sorted(path.name for path in tmp_path.iterdir()))
+    assert written == [["bench_cuda.json"], ["bench.json", "bench_cuda.json"]]
+
+
+def bench_on(processor):
+    hardware = {"processor": processor, "device": "cuda", "threads": 1}
+    return {"hardware": hardware, "versions": {"torch": "2"}}
+
+
+def test_another_answer_of_one_side_is_noticed(monkeypatch):
     right = PathPatcher.score
     monkeypatch.setattr(PathPatcher, "score", lambda *arguments: right(*arguments) * 1.01)
+    monkeypatch.setattr(bench, "peak_memory", lambda *_: 0.0)
     monkeypatch.setattr(bench, "TOLERANCE", 1e-5)
-    code, _ = quick_bench()
-    assert code == 1
+    monkeypatch.setattr(bench, "shapes", lambda sizes: [])
+    assert bench.main(["--quick", "--repeats", "1", "--device", "cpu"]) == 1
 
 
 def test_the_rows_of_the_committed_results_are_those_that_are_measured():

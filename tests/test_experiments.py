@@ -30,6 +30,7 @@ from experiments.runs import Run, Study, carry_out, finished, log_spaced, run_al
 from experiments.summary import column, in_words, mean_ci
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import Logits
+from minifunc.support.checkpoints import Diverged
 from minifunc.support.errors import UserError
 from minifunc.support.runs import load_run
 from minifunc.support.settings import described
@@ -140,7 +141,7 @@ def test_two_studies_share_a_run_but_not_what_they_measured(tmp_path, monkeypatc
     assert finished(tiny(), study(tmp_path, quick=True)) is None
     calls = stop_at(monkeypatch, 1)
     row = carry_out(tiny(), study(tmp_path, "y", lambda *_: {"other": 1}))
-    assert row == {"diverged": False, "other": 1}
+    assert row == {"diverged": False, "other": 1} | runs.made_on(runs.CPU)
     assert not calls
 
 
@@ -149,6 +150,52 @@ def test_a_run_that_diverges_is_recorded_as_such_and_not_tried_again(tmp_path, m
     row = carry_out(tiny(), study(tmp_path))
     assert row["diverged"] is True and "no longer finite" in row["message"]
     assert finished(tiny(), study(tmp_path)) == row
+
+
+def test_a_row_says_where_it_was_made_and_counts_on_every_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    cuda = torch.device("cuda")
+    made = runs.made_on(cuda)
+    assert made["hardware"]["processor"] == "H100" and made["hardware"]["device"] == "cuda"
+    assert made["versions"]["cuda"] == "13.0" and made["versions"]["torch"] == torch.__version__
+    row = carry_out(tiny(), study(tmp_path))
+    assert row["hardware"]["device"] == "cpu" and "cuda" not in row["versions"]
+    path = tmp_path / "tiny/seed0/x.json"
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps(kept | {"row": row | made}))
+    assert finished(tiny(), study(tmp_path)) == row | made
+    older = {"diverged": False, "norm": 1.0}  # of a version that did not write where
+    path.write_text(json.dumps(kept | {"row": older}))
+    on_cuda = replace(study(tmp_path), device=cuda)
+    assert run_all([tiny()], on_cuda, 1) == [older | runs.made_on(runs.CPU)]
+
+
+def test_runs_are_trained_and_measured_on_the_device_of_their_study(tmp_path, monkeypatch):
+    asked = []
+
+    def note(out, model_cfg, cfg, diet, device, *_):
+        asked.append(device)
+
+    monkeypatch.setattr(train, "train", note)
+    monkeypatch.setattr(runs, "made_on", lambda device: {"on": device.type})
+    of_meta = replace(study(tmp_path, measure=lambda *_: {}), device=torch.device("meta"))
+    assert carry_out(tiny(), of_meta)["on"] == "meta"
+    assert asked == [torch.device("meta")]
+
+
+def test_results_of_several_devices_say_so():
+    rows = [{"hardware": {"device": device, "processor": "x"}} for device in ("cpu", "cuda", "cpu")]
+    assert experiment.mixed(rows) == ["runs of several devices: 2 on cpu (x), 1 on cuda (x)"]
+    assert experiment.mixed(rows[:1]) == []
+
+
+@pytest.mark.parametrize("free, cores, n", [(80, 16, 8), (80, 2, 2), (5, 16, 2), (1, 16, 1)])
+def test_a_card_is_shared_as_far_as_its_memory_and_the_cores_go(monkeypatch, free, cores, n):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * 2**30, 80 * 2**30))
+    assert runs.runs_at_once(torch.device("cuda")) == n
+    assert runs.runs_at_once(runs.CPU) == cores
 
 
 CHANGES = {"train": replace(TRAIN, lr=1e-3), "diet": "addition", "model": replace(TINY, n_layers=1)}
@@ -219,30 +266,92 @@ def test_runs_side_by_side_are_the_runs_one_by_one(tmp_path):
     assert one[0]["norm"] != one[1]["norm"]
 
 
+def trouble(model, run, folder, quick):
+    """What these runs meet, by seed: an end from outside, no memory, divergence; and none."""
+    if run.train.seed == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if run.train.seed == 1:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nsecond line")
+    if run.train.seed == 2:
+        raise Diverged("the loss is no longer finite")
+    return norm(model, run, folder, quick)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX alone")
+def test_a_run_that_fails_is_one_line_and_the_others_go_on(tmp_path, capfd):
+    some = [tiny(seed) for seed in range(4)]
+    with pytest.raises(UserError, match="2 of 4 runs failed: the same command tries them again"):
+        run_all(some, study(tmp_path, measure=trouble), 2)
+    told = [
+        "tiny/seed0: its process was ended from outside (out of memory?)",
+        "tiny/seed1: CUDA out of memory.",
+        "tiny/seed2: the loss is no longer finite",
+    ]
+    assert sorted(capfd.readouterr().err.splitlines()) == told
+    kept = [finished(run, study(tmp_path)) for run in some]
+    assert kept[:2] == [None, None] and kept[2]["diverged"] and kept[3]["norm"] > 0
+    rows = run_all(some, study(tmp_path), 2)
+    assert rows[2:] == kept[2:] and rows[0]["norm"] != rows[1]["norm"]
+
+
+def mistaken(*_):
+    raise TypeError("a fault of ours")
+
+
+@pytest.mark.slow
+def test_a_fault_of_ours_is_no_failure_of_a_run(tmp_path):
+    with pytest.raises(TypeError, match="a fault of ours"):
+        run_all([tiny()], study(tmp_path, measure=mistaken), 1)
+
+
 SCRIPT = """
 import sys
 from dataclasses import replace
 from pathlib import Path
 from test_experiments import study, tiny
 from experiments.runs import run_all
+from minifunc.support.errors import run_main
 if __name__ == "__main__":
     run = tiny()
     run = replace(run, train=replace(run.train, steps=100_000, eval_every=5))
-    run_all([replace(run, name=name) for name in ("a", "b")], study(Path(sys.argv[1])), 2)
+    some = [replace(run, name=name) for name in ("a", "b")]
+    sys.exit(run_main(lambda: run_all(some, study(Path(sys.argv[1])), 2)))
 """
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux alone")
+def test_ctrl_c_reaches_all_of_a_terminal_and_is_one_line_while_processes_start(tmp_path):
+    process = start_script(tmp_path)
+    try:
+        tasks_of = Path(f"/proc/{process.pid}/task")
+        found = tasks_of.glob  # two workers, and what multiprocessing keeps beside them
+        wait_until(lambda: sum(len(x.read_text().split()) for x in found("*/children")) >= 3)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr.read() == b"stopped: the same command goes on\n"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def start_script(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    paths = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    return subprocess.Popen(
+        [sys.executable, tmp_path / "script.py", tmp_path / "out"],
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "setsid"), reason="POSIX alone")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["stopped", "killed"])
 def test_a_stop_of_the_parent_stops_the_workers_too(tmp_path, how):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    paths = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-    process = subprocess.Popen(
-        [sys.executable, tmp_path / "script.py", tmp_path / "out"],
-        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-    )
+    process = start_script(tmp_path)
     checkpoints = [tmp_path / f"out/{name}/seed0/resume.pt" for name in ("a", "b")]
     try:
         wait_until(lambda: all(path.exists() for path in checkpoints))
@@ -339,6 +448,16 @@ def test_the_effect_of_a_head_is_how_far_it_takes_F_back():
     assert row["r"]["1.1"] == pytest.approx(effect.heads[1, 1].item(), abs=1e-3)
     assert row["r_on_fi_heads"]["1.0"] == 0  # what stands beside an FI head cannot feed it
     assert row["r_on_fi_heads"]["0.1"] != 0
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_snapshots_are_looked_at_on_the_device_of_the_model(monkeypatch, tmp_path, device):
+    model = Transformer(TINY).to(device)
+    monkeypatch.setattr(measure, "circuit", lambda *_: {"groups": {}})
+    monkeypatch.setattr(emergence, "load_tensors", lambda path: model.state_dict())
+    monkeypatch.setattr(emergence, "at_one_step", lambda model, *_: {"on": model.device.type})
+    found = emergence.measure_run(model, tiny(snapshots=(1,)), tmp_path, True)
+    assert found["steps"] == [{"step": 1, "on": device}]
 
 
 # ---------------------------------------------------------------- what the runs say together
@@ -489,6 +608,7 @@ FAULTS = [
     ("diets", "--only strict,keto", "unknown diets run 'keto'; there are: addition, copied"),
     ("universality", "--only 7_layers", "there are: default, 2_layers"),
     ("diets", "--jobs 0", "--jobs must be at least 1"),
+    ("emergence", "--device cuda:999", "device 'cuda:999' is not available here"),
 ]
 
 

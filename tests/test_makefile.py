@@ -50,10 +50,11 @@ def words(tmp_path, target, *variables):
 
 
 RUN = ("train", "patch", "report", "ask", "check", "figures")
+ON_A_DEVICE = ("reference", "bench", "diets", "emergence", "universality", "dependability")
 
 
 @pytest.mark.parametrize("value", ODD)
-@pytest.mark.parametrize("target", [*RUN, "reference", "bench"])
+@pytest.mark.parametrize("target", [*RUN, *ON_A_DEVICE])
 def test_what_a_variable_holds_is_one_word(tmp_path, target, value):
     names = ("OUT", "SEED", "DEVICE")
     given = words(tmp_path, target, *(f"{name}={value}" for name in names))
