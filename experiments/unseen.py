@@ -47,7 +47,8 @@ def rows(run: Run, measured: Row) -> Rows:
     for task in ASKED:
         accuracy = measured.get("accuracy", {}).get(task)
         kind = run.name.removeprefix("unseen_")
-        about = {"kind": kind, "shifts": list(SHOWN_SHIFTS[kind].shifts), "task": task}
+        shifts = list(SHOWN_SHIFTS[kind].shifts)
+        about = {"run": run.name, "kind": kind, "shifts": shifts, "task": task}
         row = result_row(run, measured, about, circuit=False)
         found.append(row | {"accuracy": accuracy})
     return found
@@ -86,8 +87,9 @@ def table(rows: Rows) -> list[str]:
     ]
 
 
+KINDS = tuple(SHOWN_SHIFTS)
 EXPERIMENT = Experiment(
-    "unseen_shifts", __doc__, tuple(SHOWN_SHIFTS), make, measure, rows, table, seeds=5, steps=1500
+    "unseen_shifts", __doc__, KINDS, make, measure, rows, table, seeds=5, steps=1500, grows=True
 )
 
 if __name__ == "__main__":
