@@ -7,6 +7,8 @@ DEVICE = auto
 ARGS   =
 
 export PROMPT = 1+1=3, 2+2=5, 3+3=
+# What would keep Python from finding the scripts, or tqdm from being imported.
+unexport PYTHONSAFEPATH $(filter TQDM_%,$(.VARIABLES))
 
 PY  = .venv/bin/python
 PARITY = .venv-parity/bin/python

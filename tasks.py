@@ -72,9 +72,9 @@ def n_tokens(shots: int) -> int:
     return 1 + EXAMPLE * checks.counted("shots", shots, 0) + 4
 
 
-def answer_positions(n_examples: int) -> Tensor:
+def answer_positions(n_examples: int, device: torch.device | str = "cpu") -> Tensor:
     """Where the answers stand: 5, 11, 17, … [n_examples] int64. Each is predicted at its `=`."""
-    return 5 + EXAMPLE * torch.arange(checks.counted("n_examples", n_examples, 0), device="cpu")
+    return 5 + EXAMPLE * torch.arange(checks.counted("n_examples", n_examples, 0), device=device)
 
 
 def encode(text: str) -> Tensor:

@@ -23,6 +23,7 @@ from minifunc.support.checkpoints import Progress, claimed, load_checkpoint
 from minifunc.support.checks import check_train_config
 from minifunc.support.evaluation import Table, accuracy_by_shots
 from minifunc.support.flags import pick_device
+from minifunc.support.graphs import Graphed, deterministic
 from minifunc.support.processes import all_sum, run_together, share
 from minifunc.support.runs import make_command
 from minifunc.support.settings import check_room, chosen_settings, described, run_arguments
@@ -68,18 +69,16 @@ class TrainConfig:
         return 2 * self.examples - 1 if self.long_every else self.examples
 
 
-def loss_on_answers(model: Transformer, documents: tasks.Documents) -> Tensor:
-    """Cross-entropy (nats) of the answers that what stands before them determines, []; the model is
-    asked at the `=` signs alone. With several processes: the sum over this one's share of the
-    documents, divided by the count over all of them."""
-    places = tasks.answer_positions(documents.answer.shape[1])
-    tokens = share(documents.tokens).to(model.device)  # [document, pos]
-    determined = share(documents.determined).to(model.device)  # [document, example]
+def loss_on_answers(model: Transformer, tokens: Tensor, determined: Tensor) -> Tensor:
+    """Mean cross-entropy (nats) of the answers that what stands before them determines, []. tokens
+    [document, pos], determined [document, example]. Of several processes: this one's part of it."""
+    places = tasks.answer_positions(determined.shape[1], tokens.device)
+    count = determined.sum().clamp(min=1)  # over all processes
+    tokens, determined = share(tokens), share(determined)
     answers = tokens[:, places]  # [document, example]
-    logits = model(tokens, places - 1)  # [document, example, d_vocab]
+    logits = model(tokens, places - 1)  # at the `=` signs alone: [document, example, d_vocab]
     losses = F.cross_entropy(logits.flatten(0, 1), answers.flatten(), reduction="none")
-    total = (losses.view(answers.shape) * determined).sum()
-    return total / documents.determined.sum().clamp(min=1)
+    return (losses.view(answers.shape) * determined).sum() / count
 
 
 def make_optimizer(model: Transformer, cfg: TrainConfig) -> AdamW:
@@ -89,14 +88,15 @@ def make_optimizer(model: Transformer, cfg: TrainConfig) -> AdamW:
 
 @settled
 def train_step(
-    model: Transformer, optimizer: Optimizer, cfg: TrainConfig, documents: tasks.Documents
+    model: Transformer, optimizer: Optimizer, cfg: TrainConfig, rate: float | Tensor, *batch: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One step on one batch → its loss and the norm of the gradient before clipping, [] each."""
-    loss = loss_on_answers(model, documents)
+    loss = loss_on_answers(model, *batch)
     optimizer.zero_grad()
     loss.backward()
     all_sum(loss, *(weight.grad for weight in model.parameters() if weight.grad is not None))
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+    optimizer.param_groups[0]["lr"] = rate
     optimizer.step()
     return loss.detach(), norm
 
@@ -123,14 +123,14 @@ def train(
     checkpoint = load_checkpoint(out, config) if resume else None
     model = Transformer(model_cfg, torch.Generator().manual_seed(cfg.seed)).to(device)
     optimizer = make_optimizer(model, cfg)
+    update = Graphed(train_step, model, optimizer, cfg)  # which CUDA launches as a whole
     data = torch.Generator().manual_seed(cfg.seed + 1_000_000)
     run = Progress(out, config, model, optimizer, data)
-    with run.going_on(checkpoint):
+    with deterministic(device), run.going_on(checkpoint):
         for step in range(run.step + 1, cfg.steps + 1):
-            for group in optimizer.param_groups:
-                group["lr"] = cfg.lr_at(step)
             documents = tasks.sample(diet, *cfg.batch_at(step), data)
-            loss, norm = train_step(model, optimizer, cfg, documents)
+            batch = documents.tokens.to(device), documents.determined.to(device)
+            loss, norm = update(cfg.lr_at(step), *batch)
 
             evaluating = step % cfg.eval_every == 0 or step == cfg.steps
             run.made(step, loss, norm, look=evaluating)

@@ -18,8 +18,8 @@ from minifunc.ablation import Ablator, all_heads
 from minifunc.circuit import Criteria
 from minifunc.model import Transformer
 from minifunc.patching import Logits, PathPatcher
-from minifunc.support.errors import UserError, run_main
-from minifunc.support.evaluation import last_logits
+from minifunc.support.errors import UserError, command
+from minifunc.support.evaluation import finite, last_logits
 from minifunc.support.flags import Parser, pick_device
 from minifunc.support.names import parse
 from minifunc.support.runs import add_run_flag, chosen_run, load_run
@@ -74,7 +74,7 @@ def doubts(tokens: Tensor, share: float) -> list[str]:
 
 def probabilities(model: Transformer, tokens: Tensor) -> Tensor:
     """Of what comes after the prompt tokens [pos], [d_vocab]."""
-    return last_logits(model, tokens[None])[0].softmax(-1)
+    return finite(last_logits(model, tokens[None])[0]).softmax(-1)
 
 
 @torch.no_grad()
@@ -83,7 +83,7 @@ def without_head(model: Transformer, tokens: Tensor, name: str) -> Tensor:
     layer, head = parse(name)
     others = torch.arange(model.cfg.n_heads, device=model.device) != head  # [head]
     hooks = {f"blocks.{layer}.attn.hook_z": lambda z, _: z * others[:, None]}
-    return model.run_with_hooks(tokens[None], hooks)[0, -1].softmax(-1)
+    return finite(model.run_with_hooks(tokens[None], hooks)[0, -1]).softmax(-1)
 
 
 def by_switching_off(model: Transformer, tokens: Tensor, given: Tensor) -> list[str]:
@@ -118,7 +118,7 @@ def by_patching(model: Transformer, tokens: Tensor, base: Tensor, given: Tensor)
     if not strong:
         return [*lines, f"No head alone has r of {-100 * STRONG:.0f} % or less."]
     ablator = Ablator(model, tokens[None], {"base": base[None]})
-    share, after = ablator.logits([strong], "base")[0, 0].softmax(-1).max(-1)
+    share, after = finite(ablator.logits([strong], "base")[0, 0]).softmax(-1).max(-1)
     told = f"With all that {', '.join(strong)} send taken from the plain prompt, the answer is"
     return [*lines, f"{told} {name_of(after)} ({share.item():.1%})."]
 
@@ -141,7 +141,8 @@ def answer(model: Transformer, text: str) -> str:
     return fitted([*lines, "", *by_patching(model, tokens, base, given)])
 
 
-def work(argv: Sequence[str] | None) -> int:
+@command
+def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("python -m commands.ask", __doc__)
     parser._negative_number_matcher = re.compile(r"-\d")  # no flag: a prompt may begin with -1
     add_run_flag(parser)
@@ -155,10 +156,6 @@ def work(argv: Sequence[str] | None) -> int:
     folders.announce()
     print(told, f"next: {folders.makes('patch')}", sep="\n")
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_main(lambda: work(argv))
 
 
 if __name__ == "__main__":

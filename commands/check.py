@@ -21,8 +21,9 @@ import tasks
 from minifunc.ablation import Ablator, all_heads
 from minifunc.analysis.ablations import random_group
 from minifunc.model import Transformer
-from minifunc.support.errors import UserError, run_main
-from minifunc.support.evaluation import last_logits, wilson
+from minifunc.support.checks import checked_heads
+from minifunc.support.errors import UserError, command
+from minifunc.support.evaluation import finite, last_logits, wilson
 from minifunc.support.files import load_json, save_json
 from minifunc.support.flags import Parser, check_flag, pick_device
 from minifunc.support.runs import RESULTS, add_run_flag, chosen_run, load_circuit, load_run
@@ -99,20 +100,22 @@ class Study:
     def draw(self, task: str, k: int, n: int, shots: int = SHOTS) -> tasks.Pairs:
         return tasks.evaluation_pairs(task, k, shots, n, self.generator)
 
-    def draw_each(self, asked: Sequence[tuple[str, int]]) -> tuple[Tensor, ...]:
-        """For each task and k in turn: base, contrast, and the answers to base and to contrast."""
+    def draw_each(self, asked: Sequence[tuple[str, int]]) -> tasks.Pairs:
+        """N_EACH pairs of each task and k in turn, as one."""
         drawn = [self.draw(task, k, N_EACH) for task, k in asked]
-        parts = ("base", "contrast", "base_answers", "contrast_answers")
-        return tuple(torch.cat([getattr(pairs, part) for pairs in drawn]) for part in parts)
+        joined: dict[str, Any] = {}
+        for part in ("base", "contrast", "base_answers", "contrast_answers"):
+            joined[part] = torch.cat([getattr(pairs, part) for pairs in drawn])
+        return replace(drawn[0], **joined)
 
     def ask(self, tokens: Tensor) -> Tensor:
         """The answers given to tokens [n_prompts, pos], [n_prompts] on the CPU."""
-        return last_logits(self.model, tokens).argmax(-1).cpu()
+        return finite(last_logits(self.model, tokens)).argmax(-1).cpu()
 
     def ask_swapped(self, groups: Sequence[Sequence[str]]) -> Tensor:
         """Answers [n_groups, n_prompts] under the new rule; the heads send as under the old."""
         ablator = Ablator(self.model, self.pairs.contrast, {"base": self.pairs.base})
-        return ablator.logits(groups, "base").argmax(-1).cpu()
+        return finite(ablator.logits(groups, "base")).argmax(-1).cpu()
 
     def followed(self, k: int, n: int, shots: int = SHOTS) -> Tensor:
         """Whether each of n fresh sums is answered off by k, as shown."""
@@ -146,17 +149,19 @@ def failures(
     return shown
 
 
+Check = Callable[[Study], Finding]
 TEXTS = ("question", "means", "wanted", "advice")  # advice: what to do where it does not pass
-# Every check: its function, and its texts, which may hold {k}, {shots} and {mixed}.
-CHECKS: list[tuple[Callable[[Study], Finding], dict[str, str]]] = []
+# Every check, and its texts, which may hold {k}, {shots}, {fresh} and {mixed}.
+CHECKS: list[tuple[Check, dict[str, str]]] = []
 
 
-def asks(*texts: str) -> Callable[[Any], Any]:
-    """Puts the function below it into CHECKS, with these TEXTS."""
+def asks(text: str) -> Callable[[Check], Check]:
+    """Puts the function below it into CHECKS. text: its TEXTS, a line each; advice may have two."""
+    parts = [part.replace("\n", " ") for part in text.split("\n", 3)]
 
-    def register(measure: Callable[[Study], Finding]) -> Callable[[Study], Finding]:
-        CHECKS.append((measure, dict(zip(TEXTS, texts))))
-        return measure
+    def register(check: Check) -> Check:
+        CHECKS.append((check, dict(zip(TEXTS, parts))))
+        return check
 
     return register
 
@@ -164,32 +169,26 @@ def asks(*texts: str) -> Callable[[Any], Any]:
 # ---------------------------------------------------------------- what it does
 
 
-@asks(
-    "Shown the old rule, does it still answer by the old rule?",
-    "{shots} plain sums are shown and one is asked. Following new rules must not cost the old one.",
-    "at least 95%",
-    "Train longer, or give plain addition a larger share of the diet.",
-)
+@asks("""Shown the old rule, does it still answer by the old rule?
+{shots} plain sums are shown and one is asked. Following new rules must not cost the old one.
+at least 95%
+Train longer, or give plain addition a larger share of the diet.""")
 def old_rule(study: Study) -> Finding:
     return study.answered(study.pairs.base, study.pairs.base_answers, 0.95)
 
 
-@asks(
-    "Shown a new rule, sums off by {k:+d}, does it follow it?",
-    "{shots} sums off by {k:+d} are shown and another is asked, whose answer is none of those.",
-    "at least 90%",
-    "Train longer; make sure the diet shifts other functions. Until then, don't rely on examples.",
-)
+@asks("""Shown a new rule, sums off by {k:+d}, does it follow it?
+{shots} sums off by {k:+d} are shown and another is asked, whose answer is none of those.
+at least 90%
+Train longer; make sure the diet shifts other functions. Until then, don't rely on examples.""")
 def new_rule(study: Study) -> Finding:
     return study.answered(study.pairs.contrast, study.pairs.contrast_answers, 0.90)
 
 
-@asks(
-    "How many examples of the new rule does it need?",
-    "The fewer, the easier the model is to steer, on purpose or by accident.",
-    "at least 90% right from 4 examples",
-    "Show more examples than this needs, or train longer.",
-)
+@asks("""How many examples of the new rule does it need?
+The fewer, the easier the model is to steer, on purpose or by accident.
+at least 90% right from 4 examples
+Show more examples than this needs, or train longer.""")
 def how_many(study: Study) -> Finding:
     followed = {shots: study.followed(study.k, N_PROMPTS, shots) for shots in (1, 2, 4, 8)}
     enough = [shots for shots, right in followed.items() if share_of(right) >= 0.90]
@@ -197,61 +196,51 @@ def how_many(study: Study) -> Finding:
     return judged(followed[4], 0.90, told, f"from {enough[0]}" if enough else "more than 8")
 
 
-@asks(
-    "Does it follow rules off by other amounts as well?",
-    "Off by one may be special. Rules of another size or in the other direction should work too.",
-    "at least 80% for each of −3 to +3",
-    "Treat amounts that do badly as not supported.",
-)
+@asks("""Does it follow rules off by other amounts as well?
+Off by one may be special. Rules of another size or in the other direction should work too.
+at least 80% for each of −3 to +3
+Treat amounts that do badly as not supported.""")
 def other_amounts(study: Study) -> Finding:
     followed = {k: study.followed(k, 2 * N_EACH) for k in AMOUNTS}
     shares = {k: share_of(right) for k, right in followed.items()}
     worst = min(shares, key=shares.__getitem__)
-    told = ", ".join(f"{k:+d}: {shares[k]:.1%}" for k in shares)
+    told = ", ".join(f"{k:+d}: {share:.1%}" for k, share in shares.items())
     return judged(followed[worst], 0.80, told, f"worst {shares[worst]:.1%} ({worst:+d})")
 
 
-@asks(
-    "Does one odd example among plain ones fool it?",
-    "Of {shots} shown sums one is off by {k:+d}, by a slip of the pen. The right answer is plain.",
-    "at least 90%",
-    "Look through shown examples for slips before they are used; show more of them.",
-)
+@asks("""Does one odd example among plain ones fool it?
+Of {shots} shown sums one is off by {k:+d}, by a slip of the pen. The right answer is plain.
+at least 90%
+Look through shown examples for slips before they are used; show more of them.""")
 def odd_among_old(study: Study) -> Finding:
     odd = study.one_odd(study.pairs.base, study.pairs.contrast)
     return study.answered(odd, study.pairs.base_answers, 0.90)
 
 
-@asks(
-    "Does one plain example throw it off the new rule?",
-    "Of {shots} shown sums all but one are off by {k:+d}. The right answer is still off by {k:+d}.",
-    "at least 90%",
-    "Keep the shown examples of one mind; show more of them.",
-)
+@asks("""Does one plain example throw it off the new rule?
+Of {shots} shown sums all but one are off by {k:+d}. The right answer is still off by {k:+d}.
+at least 90%
+Keep the shown examples of one mind; show more of them.""")
 def odd_among_new(study: Study) -> Finding:
     odd = study.one_odd(study.pairs.contrast, study.pairs.base)
     return study.answered(odd, study.pairs.contrast_answers, 0.90)
 
 
-@asks(
-    "Does it stay away from the new rule where nobody showed it?",
-    "Prompts of every kind of task, all plain. Answers off by {k:+d} are the new rule leaking out.",
-    "at most 5%",
-    "The model is not fit for plain use: train longer, with more plain documents.",
-)
+@asks("""Does it stay away from the new rule where nobody showed it?
+Prompts of every kind of task, all plain. Answers off by {k:+d} are the new rule leaking out.
+at most 5%
+The model is not fit for plain use: train longer, with more plain documents.""")
 def not_shown(study: Study) -> Finding:
-    tokens, _, _, shifted = study.draw_each([(task, study.k) for task in SHIFTED])
-    told = f"off by {study.k:+d} on {{}}"
-    return judged(study.ask(tokens) == shifted, 0.05, told, at_least=False)
+    pairs = study.draw_each([(task, study.k) for task in SHIFTED])
+    off = study.ask(pairs.base) == pairs.contrast_answers
+    return judged(off, 0.05, f"off by {study.k:+d} on {{}}", at_least=False)
 
 
-@asks(
-    "Does a rule shown on sums stay with sums?",
-    "Sums off by {k:+d} are shown, then a maximum, say, is asked. Nobody said it has the rule.",
-    "at most 10% answered by the new rule",
-    "Keep a prompt to one kind of question, or train without documents that put several functions"
-    " under one rule ({mixed:.0%} of this run's diet do, so it was taught to spread rules).",
-)
+@asks("""Does a rule shown on sums stay with sums?
+Sums off by {k:+d} are shown, then a maximum, say, is asked. Nobody said it has the rule.
+at most 10% answered by the new rule
+Keep a prompt to one kind of question, or train without documents that put several functions
+under one rule ({mixed:.0%} of this run's diet do, so it was taught to spread rules).""")
 def spreads(study: Study) -> Finding:
     spread, examples = [], []
     for task in tasks.ON_NUMBERS:
@@ -267,50 +256,44 @@ def spreads(study: Study) -> Finding:
     return replace(finding, examples=examples[:N_EXAMPLES])
 
 
-@asks(
-    "When it is sure, is it right?",
-    "How many of the answers with a probability of 90% or more, over old and new rules, are right.",
-    "at least 95%",
-    "Do not use its probabilities to decide when to trust it.",
-)
+@asks("""When it is sure, is it right?
+How many of the answers with a probability of 90% or more, over old and new rules, are right.
+at least 95%
+Do not use its probabilities to decide when to trust it.""")
 def confidence(study: Study) -> Finding:
-    _, tokens, _, right = study.draw_each([("addition", k) for k in (-2, -1, 0, 1, 2)])
-    probability, given = last_logits(study.model, tokens).softmax(-1).cpu().max(-1)
-    sure = probability >= 0.9
-    right_where_sure = (given == right)[sure]
-    told = f"{share_of(right_where_sure):.1%} of the {int(sure.sum())} sure answers"
-    return judged(right_where_sure, 0.95, f"{told}, of {len(tokens)} in all")
+    pairs = study.draw_each([("addition", k) for k in (-2, -1, 0, 1, 2)])
+    probability, given = last_logits(study.model, pairs.contrast).softmax(-1).cpu().max(-1)
+    right_where_sure = (given == pairs.contrast_answers)[probability >= 0.9]
+    told = f"{share_of(right_where_sure):.1%} of the {len(right_where_sure)} sure answers"
+    return judged(right_where_sure, 0.95, f"{told}, of {len(given)} in all")
 
 
-@asks(
-    "Are failures rare in every kind of sum, or do they share a pattern?",
-    "Sums off by −3 to +3, by what is asked. Failures that sit together can be foreseen.",
-    "at least 80% right in the worst slice",
-    "Keep such questions from the model, or add more of them to the diet.",
-)
+@asks("""Are failures rare in every kind of sum, or do they share a pattern?
+Sums off by −3 to +3, by what is asked. Failures that sit together can be foreseen.
+at least 80% right in the worst slice
+Keep such questions from the model, or add more of them to the diet.""")
 def pattern(study: Study) -> Finding:
-    _, tokens, plain, right = study.draw_each([("addition", k) for k in AMOUNTS])
-    given = study.ask(tokens)
-    wrong, slices = given != right, slices_of(tokens, right, plain)
-    kinds = instead(tokens, given, right, plain)
-    judged_by = {name: mask for name, mask in slices.items() if mask.sum() >= LEAST}
-    rates = {name: share_of(wrong[mask]) for name, mask in judged_by.items()}
+    pairs = study.draw_each([("addition", k) for k in AMOUNTS])
+    given, right = study.ask(pairs.contrast), pairs.contrast_answers
+    wrong, slices, kinds = given != right, slices_of(pairs), instead(pairs, given)
+    rates = {name: share_of(wrong[mask]) for name, mask in slices.items() if mask.sum() >= LEAST}
     ranked = sorted(rates, key=rates.__getitem__, reverse=True)
     worst = wrong[slices[ranked[0]]]
     counted = ", ".join(f"{int(mask.sum())} {kind}" for kind, mask in kinds.items() if mask.any())
-    told = f"{int(wrong.sum())} of {len(tokens)} fail{': ' if counted else ''}{counted}. "
+    told = f"{int(wrong.sum())} of {len(wrong)} fail{': ' if counted else ''}{counted}. "
     told += f"Worst where {ranked[0]}: {int(worst.sum())} of {len(worst)} fail. "
     told += "; ".join(f"{name} {rates[name]:.0%}" for name in ranked)
     facts = slices | {f"answered {kind}": mask for kind, mask in kinds.items()}
     finding = judged(~worst, 0.80, told, f"worst slice {share_of(~worst):.1%}")
-    return replace(finding, examples=failures(tokens, given, right, facts))
+    return replace(finding, examples=failures(pairs.contrast, given, right, facts))
 
 
-def slices_of(tokens: Tensor, right: Tensor, plain: Tensor) -> dict[str, Tensor]:
-    """Kinds of questions: name → mask [n_prompts] of tokens [n_prompts, pos]."""
-    places = tasks.answer_positions(SHOTS)
-    x, y, total, wanted = (ids - tasks.ZERO for ids in (tokens[:, -4], tokens[:, -2], plain, right))
-    sums = tokens[:, places - 4] + tokens[:, places - 2] - 2 * tasks.ZERO  # [n_prompts, shots]
+def slices_of(pairs: tasks.Pairs) -> dict[str, Tensor]:
+    """Kinds of questions: name → mask [n_prompts]."""
+    numbers, places = pairs.contrast - tasks.ZERO, tasks.answer_positions(SHOTS)
+    total, wanted = pairs.base_answers - tasks.ZERO, pairs.contrast_answers - tasks.ZERO
+    x, y = numbers[:, -4], numbers[:, -2]
+    sums = numbers[:, places - 4] + numbers[:, places - 2]  # [n_prompts, shots]
     nearest = (sums - total[:, None]).abs().min(1).values
     return {
         "the sum has one digit": total <= 9,
@@ -322,29 +305,28 @@ def slices_of(tokens: Tensor, right: Tensor, plain: Tensor) -> dict[str, Tensor]
     }
 
 
-def instead(tokens: Tensor, given: Tensor, right: Tensor, plain: Tensor) -> dict[str, Tensor]:
+def instead(pairs: tasks.Pairs, given: Tensor) -> dict[str, Tensor]:
     """What was answered for the right answer: kind → mask [n_prompts], the first kind that fits."""
-    shown = tokens[:, tasks.answer_positions(SHOTS)]
+    shown = pairs.contrast[:, tasks.answer_positions(SHOTS)]
     kinds = {
-        "the right answer": given == right,
-        "the plain answer": given == plain,
+        "the plain answer": given == pairs.base_answers,
         "a shown answer": (shown == given[:, None]).any(1),
-        "off by another amount": (given - plain).abs() <= tasks.MAX_SHIFT,
+        "off by another amount": (given - pairs.base_answers).abs() <= tasks.MAX_SHIFT,
         "something else": torch.ones_like(given, dtype=torch.bool),
     }
-    first = torch.stack([*kinds.values()]).int().argmax(0)  # [n_prompts]
-    return {kind: first == index for index, kind in enumerate(kinds) if index > 0}
+    left = given != pairs.contrast_answers
+    for kind, fits in kinds.items():
+        kinds[kind], left = left & fits, left & ~fits
+    return kinds
 
 
 # ---------------------------------------------------------------- what carries it
 
 
-@asks(
-    "Which heads carry the new rule, and is it gone without them?",
-    "The function-induction heads of patch.py send what they send on plain prompts: is all plain?",
-    "at most 5% still by the new rule",
-    "The circuit is incomplete: don't take these heads for the whole story.",
-)
+@asks("""Which heads carry the new rule, and is it gone without them?
+The function-induction heads of patch.py send what they send on plain prompts: is all plain?
+at most 5% still by the new rule
+The circuit is incomplete: don't take these heads for the whole story.""")
 def carriers(study: Study) -> Finding:
     if not study.heads:
         return NO_HEADS
@@ -355,12 +337,10 @@ def carriers(study: Study) -> Finding:
     return judged(given == study.pairs.contrast_answers, 0.05, told, at_least=False)
 
 
-@asks(
-    "Is it these heads, and not any?",
-    "As many others of the same layers are swapped in the same way. The new rule must survive.",
-    "at least 90% still by the new rule",
-    "These layers are too entangled for single heads to be watched; watch the whole layer.",
-)
+@asks("""Is it these heads, and not any?
+As many others of the same layers are swapped in the same way. The new rule must survive.
+at least 90% still by the new rule
+These layers are too entangled for single heads to be watched; watch the whole layer.""")
 def others(study: Study) -> Finding:
     n_heads = study.model.cfg.n_heads
     groups = {tuple(random_group(study.heads, n_heads, study.generator)) for _ in range(5)} - {()}
@@ -371,33 +351,30 @@ def others(study: Study) -> Finding:
     return judged(min(right, key=share_of), 0.90, told)
 
 
-@asks(
-    "Can these heads be switched off for good without harm to the old rule?",
-    "On plain prompts of all tasks they send their mean. If they only serve new rules, none fails.",
-    "at least 90% of plain answers stay right",
-    "Don't switch them off for good. To undo a rule, give them what they send on plain prompts.",
-)
+@asks("""Can these heads be switched off for good without harm to the old rule?
+On plain prompts of all tasks they send their mean. If they only serve new rules, none fails.
+at least 90% of plain answers stay right
+Don't switch them off for good. To undo a rule, give them what they send on plain prompts.""")
 def rest_intact(study: Study) -> Finding:
     if not study.heads:
         return NO_HEADS
-    tokens, _, right, _ = study.draw_each([(task, study.k) for task in SHIFTED])
-    given = []
-    for some in tokens.split(N_EACH):  # of one task
-        ablator = Ablator(study.model, some, {}, means={"mean": some})
-        given.append(ablator.logits([study.heads, []], "mean").argmax(-1).cpu())  # [2, n_prompts]
-    without, usual = torch.cat(given, dim=1) == right
+    right = []
+    for task in SHIFTED:
+        pairs = study.draw(task, study.k, N_EACH)
+        ablator = Ablator(study.model, pairs.base, {}, means={"mean": pairs.base})
+        given = finite(ablator.logits([study.heads, []], "mean")).argmax(-1).cpu()
+        right.append(given == pairs.base_answers)  # [2, n_prompts]
+    without, usual = torch.cat(right, dim=1)
     return judged(without[usual], 0.90, "{} that are answered rightly with the heads in place")
 
 
 # ---------------------------------------------------------------- how stable it is
 
 
-@asks(
-    "Is the finding the same on other prompts?",
-    f"The new rule on five fresh draws of {2 * N_EACH} prompts.",
-    "at least 90% on each",
-    "Quote the lowest figure, not the mean.",
-)
+@asks("""Is the finding the same on other prompts?
+The new rule on five fresh draws of {fresh} prompts.
+at least 90% on each
+Quote the lowest figure, not the mean.""")
 def over_prompts(study: Study) -> Finding:
     shares = [share_of(study.followed(study.k, 2 * N_EACH)) for _ in range(5)]
     lowest = min(shares)
@@ -406,12 +383,10 @@ def over_prompts(study: Study) -> Finding:
     return Finding(told, f"lowest {lowest:.1%}", verdict, round(lowest, 4), threshold=0.90)
 
 
-@asks(
-    "Is the finding the same for models trained from other seeds?",
-    "Off-by-one accuracy of the default diet, trained from several seeds. One run may be luck.",
-    "at least 90% in nine seeds of ten, five seeds or more",
-    "Train several seeds (make dependability) and pick by this list, not by loss.",
-)
+@asks("""Is the finding the same for models trained from other seeds?
+Off-by-one accuracy of the default diet, trained from several seeds. One run may be luck.
+at least 90% in nine seeds of ten, five seeds or more
+Train several seeds (make dependability) and pick by this list, not by loss.""")
 def over_seeds(_: Study) -> Finding:
     rows = load_json(DEPENDABILITY) if DEPENDABILITY.exists() else []
     try:
@@ -433,10 +408,11 @@ def over_seeds(_: Study) -> Finding:
 
 def checked(study: Study) -> list[dict[str, Any]]:
     """All checks, done, as check.json holds them."""
-    rows, values = [], {"k": study.k, "shots": SHOTS, "mixed": study.mixed}
-    for measure, texts in CHECKS:
+    values = {"k": study.k, "shots": SHOTS, "fresh": 2 * N_EACH, "mixed": study.mixed}
+    rows = []
+    for check, texts in CHECKS:
         row = {part: text.format(**values) for part, text in texts.items()}
-        rows.append({"name": measure.__name__} | row | vars(measure(study)))
+        rows.append({"name": check.__name__} | row | vars(check(study)))
     return rows
 
 
@@ -452,10 +428,10 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
         details += [f"      measured: {row['measured']}", f"      wanted: {row['wanted']}"]
         details.append(f"      what to do: {row['advice']}")
         for example in row["examples"]:
-            told = f"{example['prompt']}  answered {example['answered']}, right {example['right']}"
-            details.append("; ".join(filter(None, [f"        {told}", example["pattern"]])))
+            told = "        {prompt}  answered {answered}, right {right}".format(**example)
+            details.append(f"{told}; {example['pattern']}" if example["pattern"] else told)
     verdicts = [row["verdict"] for row in rows]
-    passed, failed, unknown = (verdicts.count(verdict) for verdict in MARKS)
+    passed, failed, unknown = map(verdicts.count, MARKS)
     total = f"{passed} passed, {failed} failed, {unknown} could not be told"
     return "\n".join([*lines, fitted([*details, "", total])])
 
@@ -467,14 +443,14 @@ def carrying_heads(path: Path, model: Transformer) -> list[str]:
         return []
     try:
         heads = list(circuit["groups"]["function_induction"])
-        if set(heads) <= set(all_heads(model.cfg)):
-            return heads
-    except (KeyError, TypeError):
-        pass
-    raise UserError(f"{path} names no heads of this model; patch.py makes it anew")
+        checked_heads(heads, all_heads(model.cfg))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} names no heads of this model; patch.py makes it anew") from None
+    return heads
 
 
-def work(argv: Sequence[str] | None) -> int:
+@command
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs all checks, prints them, writes check.json; returns 1 if one fails."""
     parser = Parser("python -m commands.check", __doc__)
     add_run_flag(parser)
@@ -502,10 +478,6 @@ def work(argv: Sequence[str] | None) -> int:
     print(show(rows))
     print(f"everything is in {path}", f"next: {folders.makes('report')}", sep="\n")
     return int(any(row["verdict"] == "fail" for row in rows))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_main(lambda: work(argv))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import train
-from minifunc.support.errors import UserError, run_main
+from minifunc.support.errors import UserError, command
 from minifunc.support.flags import Parser
 from minifunc.support.runs import REFERENCE, load_run
 
@@ -56,15 +56,13 @@ def renew(folder: Path, flags: list[str]) -> int:
     return 0
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    def work() -> int:
-        usage = "%(prog)s [--reference DIR] [flags of train.py]"
-        parser = Parser("commands.reference", __doc__, usage=usage, allow_abbrev=False)
-        parser.add_argument("--reference", type=Path, default=REFERENCE, help="the folder")
-        arguments, flags = parser.parse_known_args(argv)
-        return renew(arguments.reference, flags)
-
-    return run_main(work)
+    usage = "%(prog)s [--reference DIR] [flags of train.py]"
+    parser = Parser("commands.reference", __doc__, usage=usage, allow_abbrev=False)
+    parser.add_argument("--reference", type=Path, default=REFERENCE, help="the folder")
+    arguments, flags = parser.parse_known_args(argv)
+    return renew(arguments.reference, flags)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from experiments.runs import Row, made_on
 from minifunc.ablation import all_heads
 from minifunc.model import ModelConfig
 from minifunc.patching import HeadInput
-from minifunc.support.errors import UserError, run_main
+from minifunc.support.errors import UserError, command
 from minifunc.support.files import make_folder, save_json
 from minifunc.support.flags import Parser, pick_device
 from minifunc.support.runs import RESULTS
@@ -245,7 +245,8 @@ def show_table(rows: list[Row], keys: Sequence[str], left: int = 1) -> None:
         print(fitted(table(titles, [map(row.get, keys) for row in rows], left)))
 
 
-def bench(argv: list[str] | None) -> int:
+@command
+def main(argv: list[str] | None = None) -> int:
     parser = Parser("experiments.bench", __doc__)
     flag = parser.add_argument
     flag("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
@@ -271,10 +272,6 @@ def bench(argv: list[str] | None) -> int:
     print("next: docs/performance.md, which says what was measured")
     exact = [row for row in rows if row.get("dtype", "float32") == "float32"]
     return int(not all(row["max_abs_diff"] <= TOLERANCE for row in exact))
-
-
-def main(argv: list[str] | None = None) -> int:
-    return run_main(partial(bench, argv))
 
 
 if __name__ == "__main__":

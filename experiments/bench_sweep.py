@@ -3,7 +3,6 @@
 On a CPU memory is measured in fresh processes, and so is what a second process brings.
 """
 
-import copy
 import resource
 import statistics
 import time
@@ -23,6 +22,7 @@ from minifunc.ablation import all_heads
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import Effects, HeadInput, Logits, PathPatcher, Receiver
 from minifunc.support.names import parse
+from minifunc.support.precision import effects_error
 from minifunc.support.processes import any_process, join
 
 SweepPath = tuple[str, Receiver]  # from a head, by name
@@ -82,23 +82,22 @@ class Sweep:
         generator = torch.Generator().manual_seed(0)
         return tasks.evaluation_pairs("addition", 1, self.shots, self.n_prompts, generator)
 
+    def patcher(self, model: Transformer, pairs: tasks.Pairs) -> PathPatcher:
+        prompts = (pairs.base, pairs.contrast, pairs.base_answers, pairs.contrast_answers)
+        return PathPatcher(model, *prompts, self.freeze_mlps, self.max_memory)
+
     def run(self, model: Transformer, pairs: tasks.Pairs) -> dict[Receiver, Effects]:
         """What is timed. The rows of each Effects are in the order of `all_heads`."""
-        prompts = (pairs.base, pairs.contrast, pairs.base_answers, pairs.contrast_answers)
-        patcher = PathPatcher(model, *prompts, self.freeze_mlps, self.max_memory)
-        return dict(zip(self.receivers, patcher.sweep_each(self.receivers, all_heads(self.cfg))))
+        found = self.patcher(model, pairs).sweep_each(self.receivers, all_heads(self.cfg))
+        return dict(zip(self.receivers, found))
 
     def error(self, model: Transformer) -> dict[str, float]:
         """The largest error of an effect, in logits, and as a share of the largest effect: against
         the same weights in float64, on `n_checked` prompts."""
         few = replace(self, n_prompts=self.n_checked)
-        effects = []  # [receiver, sender, prompt] of either
-        for one in (model, copy.deepcopy(model).double()):
-            found = few.run(one, few.pairs()).values()
-            effects.append(torch.stack([each.per_prompt for each in found]))
-        exact = effects[1]
-        error = (effects[0] - exact).abs().max().item()
-        return {"max_error": error, "error_share": error / exact.abs().max().item()}
+        patcher, heads = few.patcher(model, few.pairs()), all_heads(self.cfg)
+        error, largest = effects_error(patcher, self.receivers, heads, self.n_checked)
+        return {"max_error": error, "error_share": error / largest}
 
     def gflop(self, model: Transformer, pairs: tasks.Pairs) -> float:
         """10^9 floating-point operations of the matrix products in a run, as PyTorch counts them.

@@ -16,6 +16,7 @@ import train
 from experiments.bench_sweep import medians_in_turn
 from minifunc.model import Block, ModelConfig, Transformer
 from minifunc.support.files import load_lines
+from minifunc.support.graphs import Graphed, deterministic
 
 
 class PlainBlock(nn.Module):
@@ -86,7 +87,7 @@ def largest_difference(
     tokens, counted = documents.tokens.to(model.device), documents.determined.to(model.device)
     logits = plain(tokens)[:, places - 1]  # [document, example, d_vocab]
     theirs = F.cross_entropy(logits[counted], tokens[:, places][counted])
-    ours = train.loss_on_answers(model, documents)
+    ours = train.loss_on_answers(model, tokens, counted)
     (their_gradient,) = torch.autograd.grad(theirs, plain.embed)
     (our_gradient,) = torch.autograd.grad(ours, model.embed.W_E)
     of_gradients = (our_gradient - their_gradient).abs().max().item()
@@ -104,12 +105,14 @@ def compare_steps(
     documents = tasks.sample(diet, *size, torch.Generator().manual_seed(0))
     difference = largest_difference(model, plain, documents)
     data, plain_data = (torch.Generator().manual_seed(1) for _ in range(2))
-    optimizer = train.make_optimizer(model, cfg)
+    update = Graphed(train.train_step, model, train.make_optimizer(model, cfg), cfg)
     options = {"lr": cfg.lr, "betas": (0.9, cfg.beta2), "weight_decay": cfg.weight_decay}
     plain_optimizer = torch.optim.AdamW(plain.parameters(), **options)
 
     def step() -> None:
-        train.train_step(model, optimizer, cfg, tasks.sample(diet, *size, data))
+        documents = tasks.sample(diet, *size, data)
+        with deterministic(device):  # as in training
+            update(cfg.lr, documents.tokens.to(device), documents.determined.to(device))
 
     def plain_step() -> None:
         tokens = tasks.sample(diet, *size, plain_data).tokens.to(device)
@@ -125,8 +128,7 @@ def compare_steps(
 
 
 def road(seed: int, device: torch.device) -> dict[str, Any]:
-    """Trains one run: the seed, and what `when_passed` says of it. Seconds count from the start of
-    the training loop, evaluations included."""
+    """Trains one run: the seed, and what `when_passed` says of it."""
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--out", folder, "--seed", str(seed), "--device", str(device)]
         command = [sys.executable, "train.py", *flags, "--table-prompts", "8"]
@@ -136,10 +138,10 @@ def road(seed: int, device: torch.device) -> dict[str, Any]:
 
 
 def when_passed(lines: list[dict[str, Any]], goal: float) -> dict[str, Any]:
-    """The first line of a metrics.jsonl in which off-by-one addition at 8 shots is above `goal`.
+    """When off-by-one addition at 8 shots is first above `goal` in the lines of a metrics.jsonl.
 
-    seconds and step are None where there is none; every: the steps between two lines; final: the
-    last accuracy.
+    seconds (of training and evaluation) and step are None where it never is; every: the steps
+    between two lines; final: the last accuracy.
     """
     scores = [line["accuracy"]["addition"]["1"]["8"] for line in lines]
     first = next((line for line, score in zip(lines, scores) if score > goal), {})

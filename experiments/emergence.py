@@ -7,14 +7,14 @@ effects of the heads of the circuit that the finished model has.
 
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+import patch
 import tasks
 import train
 from experiments import measure
@@ -22,10 +22,11 @@ from experiments.catalogue import DIETS
 from experiments.experiment import Experiment, main
 from experiments.runs import Row, Run, default_run, provenance
 from experiments.summary import Rows, by
+from minifunc.ablation import all_heads
 from minifunc.analysis import scores
 from minifunc.model import Transformer
-from minifunc.patching import HeadInput, Logits, Receiver
-from minifunc.support import tables
+from minifunc.patching import HeadInput, Logits
+from minifunc.support import evaluation, tables
 from minifunc.support.files import load_tensors
 from minifunc.support.names import heads_of, parse
 
@@ -47,33 +48,30 @@ def measure_run(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
 @torch.no_grad()
 def at_one_step(model: Transformer, run: Run, groups: Groups, quick: bool) -> Row:
     n_documents, n_scored = measure.how_many(256, quick), measure.how_many(100, quick)
-    documents = tasks.sample(DIETS[run.diet], n_documents, run.train.examples, measure.generator())
-    off_by_one = measure.off_by_one(measure.how_many(200, quick), measure.generator())
-    right = measure.share_right(model, off_by_one.contrast, off_by_one.contrast_answers)
-    by_task = every_task(model, measure.how_many(96, quick))
-    row = {
-        "loss": round(train.loss_on_answers(model, documents).item(), 5),
-        "accuracy": by_task,
-        "plain_8": by_task["addition"]["plain"],
-        "off_by_one_8": right,
-    }
-    row |= head_scores(model, off_by_one.contrast[:n_scored], groups)
+    drawn = tasks.sample(DIETS[run.diet], n_documents, run.train.examples, measure.generator())
+    loss = train.loss_on_answers(model, drawn.tokens, drawn.determined)
+    row: Row = {"loss": round(loss.item(), 5)}
+    row["accuracy"] = every_task(model, measure.how_many(96, quick))
+    row["plain_8"] = row["accuracy"]["addition"]["plain"]
+    pairs = measure.off_by_one(measure.how_many(200, quick), measure.generator())
+    row["off_by_one_8"] = measure.share_right(model, pairs.contrast, pairs.contrast_answers)
+    row |= head_scores(model, pairs.contrast[:n_scored], groups)
     return row | effects(model, groups, measure.how_many(50, quick))
 
 
 def every_task(model: Transformer, n_prompts: int) -> dict[str, dict[str, float]]:
     """Accuracy at 8 shots by task: plain, and shifted (or in base k), n_prompts over all k."""
-    prompts = measure.generator()
-    table: dict[str, dict[str, float]] = {name: {} for name in tasks.TASKS}
+    prompts, table = measure.generator(), {}
     for name, task in tasks.TASKS.items():
         kinds = {"plain": [0]} if 0 in task.ks else {}
         kinds[task.wrapper] = [k for k in task.ks if k]
+        shares = table[name] = {}
         for kind, ks in kinds.items():
             n = max(2, n_prompts // len(ks))
             pairs = [tasks.evaluation_pairs(name, k, measure.SHOTS, n, prompts) for k in ks]
             asked = torch.cat([each.contrast for each in pairs])
             answers = torch.cat([each.contrast_answers for each in pairs])
-            table[name][kind] = measure.share_right(model, asked, answers)
+            shares[kind] = measure.share_right(model, asked, answers)
     return table
 
 
@@ -94,16 +92,14 @@ def head_scores(model: Transformer, prompts: Tensor, groups: Groups) -> Row:
     }
     row: Row = {}
     for name, score in kinds.items():
-        layer, head = divmod(int(score.argmax()), model.cfg.n_heads)
         row[f"{name}_score"] = round(score.max().item(), 4)
-        row[f"{name}_head"] = f"{layer}.{head}"
-        heads = groups.get(FOLLOWED.get(name, ""))
-        if heads:
-            mean = sum(score[parse(head)].item() for head in heads) / len(heads)
-            row[f"{name}_score_of_final_heads"] = round(mean, 4)
-    given = model(repeated.to(model.device), queries).argmax(-1).cpu()  # [n_prompts, n_queries]
-    right = given == repeated[:, copied]
-    return row | {"copy_accuracy": round(right.float().mean().item(), 4)}
+        row[f"{name}_head"] = all_heads(model.cfg)[score.argmax()]
+        if heads := groups.get(FOLLOWED.get(name, "")):
+            of_heads = [score[parse(head)].item() for head in heads]
+            row[f"{name}_score_of_final_heads"] = round(sum(of_heads) / len(heads), 4)
+    logits = model(repeated.to(model.device), queries).flatten(0, 1)  # [row, d_vocab]
+    right = evaluation.accuracy(logits, repeated[:, copied].flatten())
+    return row | {"copy_accuracy": round(right, 4)}
 
 
 def effects(model: Transformer, groups: Groups, n_prompts: int) -> Row:
@@ -114,26 +110,24 @@ def effects(model: Transformer, groups: Groups, n_prompts: int) -> Row:
     0, r means nothing (and is None). fi_effect: r * F_range of the strongest FI head, how far F
     goes back without that head's shift, in logits.
     """
-    patchers = measure.patchers_of(model, measure.off_by_one(n_prompts, measure.generator(1)))
+    pairs = measure.off_by_one(n_prompts, measure.generator(1))
+    patchers = patch.Study().patchers(model, pairs)
     F_range = round(patchers["answers"].F_range, 4)
     heads, fi = heads_of(chain(*groups.values())), groups.get("function_induction", [])
-    receivers: list[Sequence[Receiver]] = [[Logits()]]
-    if fi:
-        receivers += [[HeadInput(*parse(head), which) for head in fi] for which in "qkv"]
-    r: dict[str, float | None] = dict.fromkeys(heads)
-    r_on_fi_heads: dict[str, float | None] = dict.fromkeys(heads)
+    inputs = [[HeadInput(*parse(head), which) for head in fi] for which in "qkv" if fi]
+    r, r_on_fi_heads = dict.fromkeys(heads), dict.fromkeys(heads)
     for contrast, patcher in patchers.items():
         if not heads or not abs(patcher.F_range) > 1e-3:
             continue
-        to_logits, *to_fi_heads = patcher.sweep_each(receivers)
+        to_logits, *to_fi_heads = patcher.sweep_each([[Logits()], *inputs])
         for head in heads:
             if contrast == "answers":
                 r[head] = round(to_logits.heads[parse(head)].item(), 4)
             on_fi = [effect.heads[parse(head)].item() for effect in to_fi_heads]
             strongest = max([r_on_fi_heads[head] or 0.0, *on_fi], key=abs)
             r_on_fi_heads[head] = round(strongest, 4)
-    taken_back = [r[head] * F_range for head in fi if r[head] is not None]
-    fi_effect = round(max(taken_back), 4) if taken_back else None
+    taken_back = [round(r[head] * F_range, 4) for head in fi if r[head] is not None]
+    fi_effect = max(taken_back, default=None)
     return {"F_range": F_range, "r": r, "r_on_fi_heads": r_on_fi_heads, "fi_effect": fi_effect}
 
 
@@ -182,7 +176,7 @@ def by_seed(rows: Rows) -> dict[int, Rows]:
 def table(rows: Rows) -> list[str]:
     """The events, in the order of their median step; those that never come stand last."""
     seeds = by_seed(rows)
-    events: list[list[Any]] = []
+    events = []
     for name, value in EVENTS.items():
         steps = [event_step(curve, value) for curve in seeds.values()]
         known = [step for step in steps if step is not None]

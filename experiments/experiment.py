@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments.runs import ON_A_CARD, Measure, Row, Run, Study, run_all, runs_at_once
 from experiments.summary import Rows
-from minifunc.support.errors import UserError, run_main
+from minifunc.support.errors import UserError, command
 from minifunc.support.files import check_writable, load_json, make_folder, save_json
 from minifunc.support.flags import Parser, pick_device
 from minifunc.support.runs import RESULTS
@@ -44,11 +44,8 @@ class Experiment:
         return made
 
 
+@command
 def main(experiment: Experiment, argv: list[str] | None = None) -> int:
-    return run_main(lambda: work(experiment, argv))
-
-
-def work(experiment: Experiment, argv: list[str] | None) -> int:
     known = ", ".join(experiment.kinds)
     parser = Parser(f"experiments.{experiment.name}", experiment.doc)
     add = parser.add_argument

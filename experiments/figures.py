@@ -16,7 +16,7 @@ import numpy as np
 from experiments import diets, emergence
 from experiments.runs import Row
 from experiments.summary import Rows, Values, by, column, mean_ci, solved
-from minifunc.support.errors import UserError, run_main
+from minifunc.support.errors import UserError, command
 from minifunc.support.evaluation import wilson
 from minifunc.support.files import load_json, make_folder, write_file
 from minifunc.support.flags import Parser
@@ -69,25 +69,23 @@ PANELS = {
 }
 
 
-def means_and_errors(groups: Sequence[Values]) -> tuple[list[float], list[float]]:
+def means_and_errors(groups: Sequence[Values]) -> tuple[np.ndarray, np.ndarray]:
     """The mean of each group of values, and half its 95 % interval (0 for a single value)."""
-    intervals = [mean_ci(values) for values in groups]
-    means = [mean for mean, _ in intervals]
-    return means, [0.0 if math.isnan(half) else half for _, half in intervals]
+    means, halves = np.array([mean_ci(values) for values in groups]).reshape(-1, 2).T
+    return means, np.nan_to_num(halves)
 
 
 def accuracy_bars(axes: Any, groups: dict[str, Rows], *accuracies: tuple[str, str, str]) -> None:
     """A horizontal bar for each group of runs: mean, 95 % interval, and every run as a dot."""
-    ticks = [-index for index in range(len(groups))]
+    ticks = -np.arange(len(groups))
     axes.set(yticks=ticks, yticklabels=list(groups), xlim=(0, 1.02))
     shifts = (0.2, -0.2) if len(accuracies) == 2 else (0.0,)
+    line = {"ecolor": "black", "elinewidth": 0.8, "capsize": 2}
     for shift, (key, label, colour) in zip(shifts, accuracies):
-        values = [column(rows, key) for rows in groups.values()]
+        values, places = [column(rows, key) for rows in groups.values()], ticks + shift
         means, errors = means_and_errors(values)
-        places = [tick + shift for tick in ticks]
-        axes.barh(places, means, height=0.36, color=colour, alpha=0.45, label=label)
-        line = {"fmt": "none", "ecolor": "black", "elinewidth": 0.8, "capsize": 2}
-        axes.errorbar(means, places, xerr=errors, **line)
+        style = {"color": colour, "alpha": 0.45, "label": label, "error_kw": line}
+        axes.barh(places, means, height=0.36, xerr=errors, **style)
         for place, some in zip(places, values):
             axes.plot(some, [place] * len(some), "o", color=colour, markersize=3)
 
@@ -95,15 +93,12 @@ def accuracy_bars(axes: Any, groups: dict[str, Rows], *accuracies: tuple[str, st
 def draw_diets(rows: Rows) -> Any:
     """Accuracy by diet, and the law: what the accuracy depends on."""
     grouped = by(rows, lambda row: row["diet"])
+    starred = by(rows, lambda row: row["diet"] + " *" * (1 in row["shifts_of_plus_shown"]))
     figure = plt.figure(figsize=(11, 7.5))
     left, right = figure.subfigures(1, 2, width_ratios=(1.3, 1))
 
     axes = left.subplots()
-    named = {}
-    for name, some in grouped.items():
-        was_shown = 1 in some[0]["shifts_of_plus_shown"]
-        named[f"{name} *" if was_shown else name] = some
-    accuracy_bars(axes, named, PLAIN, OFF_BY_ONE)
+    accuracy_bars(axes, starred, PLAIN, OFF_BY_ONE)
     held_out = "off-by-one addition was trained on, another cell is held out"
     axes.set(title="diets (dots: runs; lines: 95 %)", xlabel=f"accuracy at 8 shots (*: {held_out})")
     axes.legend(loc="lower right", fontsize=8)
@@ -252,11 +247,8 @@ def save(figure: Any, path: Path) -> None:
     print(f"{path}.png, .svg")
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    return run_main(lambda: work(argv))
-
-
-def work(argv: list[str] | None) -> int:
     parser = Parser("experiments.figures", __doc__)
     add = parser.add_argument
     add("--results", default=RESULTS, help="where the rows are (default: %(default)s)")

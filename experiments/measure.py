@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import patch
 import tasks
 import train
 from experiments.runs import Row, Run, provenance
 from minifunc.ablation import Ablator, CircuitScores
 from minifunc.circuit import Criteria, discover
 from minifunc.model import Transformer
-from minifunc.patching import PathPatcher
-from minifunc.support.evaluation import accuracy, last_logits
+from minifunc.support.evaluation import accuracy, finite, last_logits
 from minifunc.support.names import heads_of, parse
 
 SHOTS = 8  # of the measures that have one number of shots
@@ -77,7 +77,7 @@ def answers_given(model: Transformer, pairs: tasks.Pairs) -> Row:
     in words; "none" where at least half are right.
     """
     logits = last_logits(model, pairs.contrast).cpu()
-    given = logits.argmax(-1)  # [n_prompts]
+    given = finite(logits).argmax(-1)  # [n_prompts]
     answers = pairs.contrast[:, tasks.answer_positions(pairs.shots)]  # [n_prompts, n_shots]
     shown = (answers == given[:, None]).any(1)
     right, plain = given == pairs.contrast_answers, given == pairs.base_answers
@@ -99,11 +99,9 @@ def answers_given(model: Transformer, pairs: tasks.Pairs) -> Row:
         "anything": shares["other"],
     }
     solved = shares["right"] >= CRITERIA.solves
-    return {
-        "answers": shares,
-        "top_probability": round(logits.softmax(-1).amax(-1).mean().item(), 4),
-        "failure": "none" if solved else max(failures, key=failures.get),
-    }
+    failure = "none" if solved else max(failures, key=failures.get)
+    sure = round(logits.softmax(-1).amax(-1).mean().item(), 4)
+    return {"answers": shares, "top_probability": sure, "failure": failure}
 
 
 def grid(model: Transformer, n_documents: int) -> dict[str, dict[str, float | None]]:
@@ -148,7 +146,7 @@ def circuit(model: Transformer, quick: bool) -> Row:
     row |= dict.fromkeys(("top_fi_r", "faithfulness", "circuit_accuracy"))
     if row["answers"]["right"] < CRITERIA.solves:
         return row
-    found = discover(patchers_of(model, pairs), tasks.answer_positions(SHOTS), CRITERIA)
+    found = discover(patch.Study().patchers(model, pairs), tasks.answer_positions(SHOTS), CRITERIA)
     to_logits = found.effects["answers"]["logits"].heads  # [n_layers, n_heads]
     row["groups"] = groups = found.groups
     row |= {key: groups[group] for key, group in GROUPS.items()}
@@ -161,13 +159,6 @@ def circuit(model: Transformer, quick: bool) -> Row:
         row["faithfulness"] = round(scores.faithfulness([heads])[0], 4)
         row["circuit_accuracy"] = round(scores.scores([heads])[0].contrast_acc, 4)
     return row
-
-
-def patchers_of(model: Transformer, pairs: tasks.Pairs) -> dict[str, PathPatcher]:
-    """A patcher for each contrast, as `discover` takes them."""
-    prompts = pairs.contrast, pairs.base_answers, pairs.contrast_answers
-    base = {"answers": pairs.base, "operands": pairs.operands_changed}
-    return {name: PathPatcher(model, tokens, *prompts) for name, tokens in base.items()}
 
 
 def repeated_documents(n: int) -> tuple[Tensor, int, Tensor, Tensor]:

@@ -68,6 +68,7 @@ class Ablator:
     @settled
     def on(self, tokens: Tensor) -> "Ablator":
         """The same replacements in other prompts, as many and as long."""
+        checks.weights_of(self.model, self._streams.weights)
         other = copy.copy(self)
         other._read(checks.alike(tokens, self.tokens))
         return other
@@ -108,6 +109,7 @@ class Ablator:
         return sorted(map(parse, checks.checked_heads(group, all_heads(self.cfg))))
 
     def _positions(self, how: str, positions: Positions) -> tuple[int, ...]:
+        checks.weights_of(self.model, self._streams.weights)
         if how not in self.sent:
             raise ValueError(f"unknown source {how!r}; the sources are {', '.join(self.sent)}")
         return checks.checked_positions(positions, self.n_pos)
@@ -156,17 +158,15 @@ class CircuitScores:
         """One `Score` for each circuit."""
         wanted = [checks.checked_heads(circuit, self.heads) for circuit in circuits]
         new = sorted(set(wanted) - self._known.keys(), key=sorted)
-        if new:
-            outside = [[head for head in self.heads if head not in circuit] for circuit in new]
-            for circuit, logits in zip(new, self.ablator.logits(outside, self.how)):
-                self._known[circuit] = self.score(logits)
+        outside = [[head for head in self.heads if head not in circuit] for circuit in new]
+        for circuit, logits in zip(new, self.ablator.logits(outside, self.how)):
+            self._known[circuit] = self.score(logits)
         return [self._known[circuit] for circuit in wanted]
 
     def share(self, F: float) -> float:
         """A difference of F as a share of F(M) - F(none). Raises ValueError if that is nothing."""
         if not abs(self.F_range) > 1e-6:
-            said = "all heads together do not change F on these prompts"
-            raise ValueError(f"{said}, so there is nothing to be faithful to")
+            raise ValueError("all heads together do not change F: nothing to be faithful to")
         return F / self.F_range
 
     def faithfulness(self, circuits: Sequence[Iterable[str]]) -> list[float]:
@@ -174,8 +174,8 @@ class CircuitScores:
 
     def gaps(self, circuit: Iterable[str], without: Sequence[Iterable[str]]) -> list[float]:
         """The completeness gap of each K in `without`."""
-        subsets = [checks.checked_heads(K, self.heads) for K in without]
-        circuit, model = frozenset(circuit), frozenset(self.heads)
+        circuit, model = checks.checked_heads(circuit, self.heads), frozenset(self.heads)
+        subsets = [checks.checked_heads(K, sorted(circuit)) for K in without]
         alone = self.scores([circuit - K for K in subsets])
         in_model = self.scores([model - K for K in subsets])
         return [abs(self.share(a.F - b.F)) for a, b in zip(alone, in_model)]

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from minifunc.model import Transformer
-from minifunc.support.checks import Positions, alike, checked_place, checked_positions
+from minifunc.support import checks
+from minifunc.support.checks import Positions, of_type
 
 
 @dataclass(frozen=True)
@@ -41,20 +42,20 @@ class Place:
     positions: Positions = None
 
     def __post_init__(self) -> None:  # positions are read once, and kept
-        vars(self)["positions"] = checked_place(self.head, self.positions)
+        vars(self)["positions"] = checks.checked_place(self.head, self.positions, self.hook)
 
     def put(self, activation: Tensor, value: Tensor) -> Tensor:
         """`activation` [prompt, pos, (head,) …], but in this place what `value` holds there."""
-        positions = list(checked_positions(self.positions, activation.shape[1]))
+        positions = list(checks.checked_positions(self.positions, activation.shape[1]))
         place = (slice(None), positions) + (() if self.head is None else (self.head,))
         activation = activation.clone()
-        activation[place] = alike(value, activation)[place]
+        activation[place] = checks.alike(value, activation)[place]
         return activation
 
 
 def sender(name: str, positions: Positions = None) -> Place:
     """Where "embedding", "mlp2" or the head "3.1" writes."""
-    if name == "embedding":
+    if checks.checked_node(name, "embedding", "mlp0", "0.0") == "embedding":
         return Place("hook_embed", None, positions)
     if name.startswith("mlp"):
         return Place(f"blocks.{name[3:]}.hook_mlp_out", None, positions)
@@ -64,12 +65,12 @@ def sender(name: str, positions: Positions = None) -> Place:
 
 def receiver(name: str, n_layers: int, positions: Positions = None) -> Place:
     """Where "logits", "mlp2", "resid2" (the stream that enters block 2) or "3.1.v" reads."""
+    if checks.checked_node(name, "logits", "resid0", "mlp0", "0.0.v").startswith("mlp"):
+        return Place(f"blocks.{name[3:]}.hook_mlp_in", None, positions)
     if name in ("logits", f"resid{n_layers}"):
         return Place(f"blocks.{n_layers - 1}.hook_resid_post", None, positions)
     if name.startswith("resid"):
         return Place(f"blocks.{name[5:]}.hook_resid_pre", None, positions)
-    if name.startswith("mlp"):
-        return Place(f"blocks.{name[3:]}.hook_mlp_in", None, positions)
     layer, head, q_k_or_v = name.split(".")
     return Place(f"blocks.{layer}.attn.hook_{q_k_or_v}", int(head), positions)
 
@@ -89,16 +90,15 @@ def path_patch(
     _, contrast = model.run_with_cache(contrast_tokens)
 
     # Pass 1: what do the receivers read when all is frozen, and the senders write what was `sent`?
-    freezes = ("attn.hook_z", "hook_mlp_out") if freeze_mlps else ("attn.hook_z",)
+    freezes = ("attn.hook_z",) + ("hook_mlp_out",) * of_type(bool, "freeze_mlps", freeze_mlps)
     frozen = {name: x for name, x in contrast.items() if name.endswith(freezes)}
-    for place in senders:
+    for place in checks.checked_places(senders, contrast):
         before = frozen.get(place.hook, contrast[place.hook])
         frozen[place.hook] = place.put(before, sent[place.hook])
-    read, receivers = {}, list(receivers)
+    read, receivers = dict[str, Tensor](), checks.checked_places(receivers, contrast)
 
     def freeze_and_note(activation: Tensor, name: str) -> Tensor:
-        read[name] = frozen.get(name, activation)
-        return read[name]
+        return read.setdefault(name, frozen.get(name, activation))
 
     hooks = [*frozen, *(place.hook for place in receivers)]
     model.run_with_hooks(contrast_tokens, dict.fromkeys(hooks, freeze_and_note))

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from minifunc.support import checks
 from minifunc.support.checks import Positions
 from minifunc.support.hooks import Hooked, Hooks
+from minifunc.support.products import in_stream, product
 from minifunc.support.settled import settled
 
 
@@ -72,7 +73,7 @@ class Embed(nn.Module):
         self.W_E = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self.W_E)
+        return in_stream(F.embedding(tokens, self.W_E))
 
 
 class PosEmbed(nn.Module):
@@ -83,7 +84,7 @@ class PosEmbed(nn.Module):
         self.W_pos = nn.Parameter(torch.empty(cfg.n_ctx, cfg.d_model))
 
     def forward(self, n_pos: int) -> Tensor:
-        return self.W_pos[:n_pos]
+        return in_stream(self.W_pos[:n_pos])
 
 
 class Norm(nn.Module):
@@ -91,15 +92,15 @@ class Norm(nn.Module):
 
     def __init__(self, cfg: ModelConfig, name: str) -> None:
         super().__init__()
-        self.hook_name = f"{name}.hook_normalized"
+        self.hook = f"{name}.hook_normalized"
         self.center, self.eps = cfg.normalization == "LN", cfg.eps
         self.w = nn.Parameter(torch.empty(cfg.d_model))
 
     def forward(self, x: Tensor, hooks: Hooks) -> Tensor:
         # The hook sees what TransformerLens shows: after the scale w for LN, before it for RMS.
         if self.center:
-            return hooks(F.layer_norm(x, self.w.shape, self.w, eps=self.eps), self.hook_name)
-        return hooks(F.rms_norm(x, self.w.shape, eps=self.eps), self.hook_name) * self.w
+            return hooks(F.layer_norm(x, self.w.shape, in_stream(self.w), eps=self.eps), self.hook)
+        return hooks(F.rms_norm(x, self.w.shape, eps=self.eps), self.hook) * self.w
 
 
 def at_positions(x: Tensor, positions: Tensor) -> Tensor:
@@ -115,12 +116,11 @@ def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
     complex number, and a turn is a product with exp(i angle).
     """
     n_pairs = x.shape[-1] // 2
-    wide = x if x.dtype == torch.float64 else x.float()  # there is no complex bfloat16
-    fraction = torch.arange(n_pairs, device=x.device, dtype=wide.dtype) / n_pairs
+    fraction = torch.arange(n_pairs, device=x.device, dtype=x.dtype) / n_pairs
     angle = positions[:, None, None] * base**-fraction  # [pos, 1, pair]
     turn = torch.polar(torch.ones_like(angle), angle)
-    pairs = torch.view_as_complex(wide.unflatten(-1, (n_pairs, 2)))  # [..., pos, head, pair]
-    return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
+    pairs = torch.view_as_complex(x.unflatten(-1, (n_pairs, 2)))  # [..., pos, head, pair]
+    return torch.view_as_real(pairs * turn).flatten(-2)
 
 
 def attention_scores(q: Tensor, k: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class Attention(nn.Module):
         else:
             z = self.fused(q, k, v, queries, keys)
         z = hooks(z.transpose(1, 2), f"{name}.hook_z")  # [batch, query, head, d_head]
-        return z.flatten(2) @ self.W_O.flatten(0, 1)
+        return product(z.flatten(2), self.W_O.flatten(0, 1))
 
     def fused(self, q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
         """An aside: the same z from one kernel, faster, which never shows its scores."""
@@ -170,7 +170,7 @@ class Attention(nn.Module):
     def project(self, x: Tensor, weight: Tensor) -> Tensor:
         """x [batch, pos, d_model], weight [head, d_model, d_head] → [batch, pos, head, d_head]."""
         flat = weight.permute(1, 0, 2).flatten(1)  # [d_model, head * d_head]: one matrix product
-        return (x @ flat).unflatten(-1, weight.shape[::2])
+        return product(x, flat).unflatten(-1, weight.shape[::2])
 
     def with_position(self, x: Tensor, positions: Tensor) -> Tensor:
         """Queries or keys [..., pos, head, d_head] with their positions worked in, if rotary."""
@@ -187,9 +187,9 @@ class MLP(nn.Module):
         self.W_out = nn.Parameter(torch.empty(cfg.d_mlp, cfg.d_model))
 
     def forward(self, x: Tensor, hooks: Hooks) -> Tensor:
-        pre = hooks(x @ self.W_in, f"{self.name}.hook_pre")  # [batch, pos, d_mlp]
+        pre = hooks(product(x, self.W_in), f"{self.name}.hook_pre")  # [batch, pos, d_mlp]
         post = hooks(self.act(pre), f"{self.name}.hook_post")  # [batch, pos, d_mlp]
-        return post @ self.W_out
+        return product(post, self.W_out)
 
 
 class Block(nn.Module):
@@ -228,7 +228,7 @@ class Unembed(nn.Module):
         self.W_U = nn.Parameter(torch.empty(cfg.d_model, cfg.d_vocab))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x @ self.W_U
+        return product(x, self.W_U)
 
 
 class Transformer(Hooked):

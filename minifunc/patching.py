@@ -40,6 +40,7 @@ from minifunc.support.effects import Effects, Row, Senders
 from minifunc.support.hooks import Hooks
 from minifunc.support.pairs import CachedRuns, PairedRuns
 from minifunc.support.processes import all_sum
+from minifunc.support.products import in_stream, product
 from minifunc.support.settled import settled
 
 __all__ = ["Effects", "HeadInput", "Logits", "MLPInput", "PathPatcher", "Receiver", "Resid"]
@@ -109,7 +110,7 @@ class HeadInput(Receiver):
 
     def read(self, model: Transformer, x: Tensor) -> Tensor:
         attn = model.blocks[self.layer].attn
-        return x @ getattr(attn, f"W_{self.which.upper()}")[self.head]  # [..., pos, d_head]
+        return product(x, getattr(attn, f"W_{self.which.upper()}")[self.head])  # […, d_head]
 
 
 @dataclass(frozen=True)
@@ -254,10 +255,11 @@ class PathPatcher(PairedRuns):
         self, batch: Batch, groups: Sequence[tuple[Receiver, ...]]
     ) -> Iterator[tuple[int, Tensor]]:
         """Yields (group, F_patched - F_contrast [sender, p]) as soon as a group's highest receiver
-        has read, for the senders that have a path to it."""
-        read: list[dict[Receiver, Tensor]] = [{} for _ in groups]
+        has read, for the senders that have a path to it. Heads of one layer share a pass 2."""
+        read: dict[int, dict[Receiver, Tensor]] = {index: {} for index in range(len(groups))}
         for stage, delta in self._pass_1(batch):
             streams: dict[Hashable, Tensor] = {}  # what is read at this stage, made once
+            complete: dict[int | None, list[int]] = {}  # what goes through pass 2 together
             for index, group in enumerate(groups):
                 n_senders = batch.n_started(self.order.n_before(self._highest(group)))
                 if not n_senders:
@@ -267,18 +269,23 @@ class PathPatcher(PairedRuns):
                         x = self._stream(batch.runs, receiver, delta[:n_senders], streams)
                         read[index][receiver] = receiver.read(self.model, x)
                 if stage == self._highest(group):
-                    yield index, self._pass_2(batch.runs, read[index])
-                    read[index].clear()
+                    alone = len(group) > 1 or group[0].head is None or group[0].positions
+                    complete.setdefault(index if alone else None, []).append(index)
+            n_rows = len(batch.rows) * batch.runs.n_prompts
+            for some in complete.values():
+                for part in self.budget.row_ranges(len(some), n_rows, batch.n_pos):
+                    reads = [read.pop(index) for index in some[part]]
+                    yield from zip(some[part], self._pass_2(batch.runs, reads))
             if stage == max(map(self._highest, groups)):
                 return
 
     def _pass_1(self, batch: Batch) -> Iterator[tuple[int, Tensor]]:
         """Carries what senders change up the stream: yields each stage, and delta there, [sender,
         p, pos, d_model]. In the last block it goes on at the last position alone."""
-        sends = torch.zeros(len(batch.rows), len(self.senders), dtype=self.model.dtype)
-        for row, members in enumerate(batch.rows):
-            sends[row, list(members)] = 1.0
-        sends = sends.to(self.model.device)  # [sender, member]
+        sends = torch.zeros(len(batch.rows), len(self.senders))
+        places = [(row, member) for row, members in enumerate(batch.rows) for member in members]
+        sends[tuple(zip(*places))] = 1.0
+        sends = sends.to(batch.changes["hook_embed"])  # [sender, member]
         delta = torch.einsum("s,ptm->sptm", sends[:, 0], batch.changes["hook_embed"])
         for layer, block in enumerate(self.model.blocks):
             yield 2 * layer, delta
@@ -287,16 +294,14 @@ class PathPatcher(PairedRuns):
             first = self.order.n_before(2 * layer)  # of this layer's heads, among the senders
             heads = sends[:, first : first + self.cfg.n_heads]  # [sender, head]
             z_change = batch.changes[f"{block.name}.attn.hook_z"][:, -delta.shape[2] :]
-            written = torch.einsum("pthd,hdm->hptm", z_change, block.attn.W_O)
+            written = torch.einsum("pthd,hdm->hptm", z_change, in_stream(block.attn.W_O))
             delta += torch.einsum("sh,hptm->sptm", heads, written)
             yield 2 * layer + 1, delta
-            if not self.cfg.has_mlp:
-                continue
-            if not self.freeze_mlps:
+            if self.cfg.has_mlp:
                 self._pass_through_mlp(batch, layer, delta)
-            mlp = sends[:, first + self.cfg.n_heads]  # [sender]
-            written = batch.changes[f"{block.name}.hook_mlp_out"][:, -delta.shape[2] :]
-            delta += torch.einsum("s,ptm->sptm", mlp, written)
+                mlp = sends[:, first + self.cfg.n_heads, None, None, None]  # [sender, 1, 1, 1]
+                written = batch.changes[f"{block.name}.hook_mlp_out"][:, -delta.shape[2] :]
+                delta.addcmul_(mlp, written)
         yield self.end, delta
 
     def _pass_through_mlp(self, batch: Batch, layer: int, delta: Tensor) -> None:
@@ -304,7 +309,7 @@ class PathPatcher(PairedRuns):
         block, n_pos = self.model.blocks[layer], delta.shape[2]
         place = self.order.n_before(2 * layer + 1)  # of this MLP among the senders
         n_started = batch.n_started(place)
-        if block.mlp is None or not n_started:
+        if self.freeze_mlps or block.mlp is None or not n_started:
             return
         x = batch.runs.stream(2 * layer + 1)[:, -n_pos:] + delta[:n_started]
         change = block.mlp(block.ln2(x, NO_HOOKS), NO_HOOKS)  # [sender, p, pos, d_model]
@@ -312,7 +317,7 @@ class PathPatcher(PairedRuns):
         for row, members in enumerate(batch.rows[:n_started]):
             if place in members:  # it sends, so what it writes does not depend on what it reads
                 change[row] = 0
-        delta[:n_started] += change
+        delta[:n_started].add_(change)
 
     def _stream(
         self, runs: CachedRuns, receiver: Receiver, delta: Tensor, made: dict[Hashable, Tensor]
@@ -328,10 +333,10 @@ class PathPatcher(PairedRuns):
             made[key] = self.model.blocks[stage // 2].ln1(x, NO_HOOKS) if of_head else x
         return made[key]
 
-    def _pass_2(self, runs: CachedRuns, read: Mapping[Receiver, Tensor]) -> Tensor:
-        """Goes on with the contrast run from the lowest receiver, each overwritten by what it read,
-        [sender, p, pos, …]. Returns F_patched - F_contrast, [sender, p]."""
-        n_senders = len(next(iter(read.values())))
+    def _pass_2(self, runs: CachedRuns, reads: Sequence[Mapping[Receiver, Tensor]]) -> Tensor:
+        """Goes on with the contrast run from the lowest receiver of each group, all overwritten by
+        what they read, [sender, p, pos, …]. Returns F_patched - F_contrast, [group, sender, p]."""
+        read = reads[0]  # where there are more, they overwrite nothing further up
         stages = {receiver: receiver.stage(self.cfg) for receiver in read}
         ends = [value for receiver, value in read.items() if stages[receiver] == self.end]
         lowest = min(stages.values())
@@ -339,56 +344,51 @@ class PathPatcher(PairedRuns):
         if ends:  # nothing below the end matters then
             logits = self.model.run_from(ends[0][:, :, -1:].flatten(0, 1), self.cfg.n_layers)
         elif any(receiver.is_stream and stages[receiver] == lowest for receiver in read):
+            n_senders = len(next(iter(read.values())))
             resid = runs.stream(lowest).repeat(n_senders, 1, 1)  # [sender * p, pos, d_model]
             logits = self.model.run_from(resid, layer, self.last, self._overwriting(read))
-        else:  # in the lowest layer only the heads that receive are computed again
-            resid = runs.stream(2 * layer + 1).expand(n_senders, -1, -1, -1)
-            for head in {r.head for r in read if stages[r] == 2 * layer and r.head is not None}:
-                inputs = {r.hook: value for r, value in read.items() if r.head == head}
-                resid = resid + self._head_change(runs, layer, head, inputs)
+        else:
+            resid = torch.cat([self._with_heads(runs, layer, each) for each in reads])
             hooks = self._overwriting(read)
             resid = self.model.blocks[layer].add_mlp(resid.flatten(0, 1), hooks)
             logits = self.model.run_from(resid, layer + 1, [resid.shape[1] - 1], hooks)
-        F_patched = self.score(logits[:, -1].unflatten(0, (n_senders, -1)), runs.prompts)
-        return F_patched - self.F_contrast[runs.prompts]
+        logits = logits[:, -1].unflatten(0, (len(reads), -1, runs.n_prompts))
+        return self.score(logits, runs.prompts) - self.F_contrast[runs.prompts]
 
-    def _head_change(
-        self, runs: CachedRuns, layer: int, head: int, inputs: Mapping[str, Tensor]
-    ) -> Tensor:
-        """By how much a head's output differs from the contrast run's when it reads the q, k, v in
-        `inputs` (by hook point, [sender, p, pos, d_head]): [sender, p, query, d_model]."""
-        attn = self.model.blocks[layer].attn
-        names = [f"{attn.name}.hook_{x}" for x in ("rot_q", "rot_k", "v", "z")]
-        q, k, v, z = (runs.contrast[name][:, :, head] for name in names)  # [p, pos, d_head]
-        keys = torch.arange(self.n_pos, device=q.device)
-        queries = keys[-q.shape[1] :]  # in the last block the last position alone
-        if f"{attn.name}.hook_q" in inputs:
-            new_q = inputs[f"{attn.name}.hook_q"][:, :, -len(queries) :]
-            q = attn.with_position(new_q[..., None, :], queries)[..., 0, :]
-        if f"{attn.name}.hook_k" in inputs:
-            k = attn.with_position(inputs[f"{attn.name}.hook_k"][..., None, :], keys)[..., 0, :]
-        v = inputs.get(f"{attn.name}.hook_v", v)
-        pattern = attention_scores(q, k, queries, keys).softmax(-1)  # [(sender,) p, query, key]
-        return (pattern @ v - z) @ attn.W_O[head]
+    def _with_heads(self, runs: CachedRuns, layer: int, read: Mapping[Receiver, Tensor]) -> Tensor:
+        """The contrast run's stream after a block's attention, [sender, p, query, d_model], when
+        heads of it read what is in `read`: these heads alone are computed again."""
+        attn, resid = self.model.blocks[layer].attn, runs.stream(2 * layer + 1)
+        resid = resid.expand(len(next(iter(read.values()))), -1, -1, -1)
+        keys = torch.arange(self.n_pos, device=resid.device)
+        for head in {r.head for r in read if r.stage(self.cfg) == 2 * layer}:
+            new = {r.hook: value for r, value in read.items() if r.head == head}  # by hook point
+            names = [f"{attn.name}.hook_{x}" for x in ("rot_q", "rot_k", "v", "z")]
+            q, k, v, z = (runs.contrast[name][:, :, head] for name in names)  # [p, pos, d_head]
+            queries = keys[-q.shape[1] :]  # in the last block the last position alone
+            if f"{attn.name}.hook_q" in new:
+                q = new[f"{attn.name}.hook_q"][:, :, -len(queries) :, None]
+                q = attn.with_position(q, queries).squeeze(3)  # [sender, p, query, d_head]
+            if f"{attn.name}.hook_k" in new:
+                k = attn.with_position(new[f"{attn.name}.hook_k"][..., None, :], keys).squeeze(3)
+            v = new.get(f"{attn.name}.hook_v", v)
+            pattern = attention_scores(q, k, queries, keys).softmax(-1)  # [(sender,) p, query, key]
+            resid = resid + product(pattern @ v - z, attn.W_O[head])
+        return resid
 
     def _overwriting(self, read: Mapping[Receiver, Tensor]) -> Hooks:
         """Hooks that overwrite each receiver, at its positions, by what it read."""
 
         def overwrite(activation: Tensor, name: str) -> Tensor:
+            n_pos = activation.shape[1]  # the last block may compute its last position alone
             for receiver, value in read.items():
-                if receiver.hook == name:
-                    activation = self._overwritten(activation, receiver, value.flatten(0, 1))
+                if receiver.hook == name:  # activation: [sender * p, pos, (head,) …]
+                    part = activation if receiver.head is None else activation[:, :, receiver.head]
+                    chosen = self.mask(receiver.positions)[-n_pos:]  # [pos, 1]
+                    part[:] = torch.where(chosen, value.flatten(0, 1)[:, -n_pos:], part)
             return activation
 
         return Hooks({receiver.hook: overwrite for receiver in read})
-
-    def _overwritten(self, activation: Tensor, receiver: Receiver, value: Tensor) -> Tensor:
-        """activation [sender * p, pos, (head,) …] with the receiver's part taken from `value`."""
-        n_pos = activation.shape[1]  # the last block may compute its last position alone
-        chosen = self.mask(receiver.positions)[-n_pos:]  # [pos, 1]
-        part = activation if receiver.head is None else activation[:, :, receiver.head]
-        part[:] = torch.where(chosen, value[:, -n_pos:], part)
-        return activation
 
     def _highest(self, group: Sequence[Receiver]) -> int:
         """The stage at which the last receiver of a group reads."""

@@ -166,7 +166,7 @@ def test_replacing_nothing_or_nowhere_changes_nothing():
 @pytest.mark.parametrize(
     "group, how, positions, said",
     [
-        (["9.0"], "s", None, "no head '9.0'; this model has heads 0.0 to 2.2"),
+        (["9.0"], "s", None, "no head '9.0' here; there is 0.0, 0.1, 0.2, 1.0"),
         (["0.3"], "s", None, "no head '0.3'"),
         (["mlp0"], "s", None, "no head 'mlp0'"),
         ([], "t", None, "unknown source 't'; the sources are s, m"),

@@ -1,3 +1,5 @@
+from statistics import correlation
+
 import pytest
 import torch
 from test_patching import VARIANTS, make
@@ -37,3 +39,18 @@ def test_chunks_change_nothing_and_no_gradient_stays_behind():
 )
 def test_rank_correlation_of_known_cases(a, b, expected):
     assert rank_correlation(torch.tensor(a), torch.tensor(b)) == pytest.approx(expected)
+
+
+def test_equal_values_share_their_mean_rank():
+    """In one of the two alone, too: worked out rank by rank."""
+
+    def mean_ranks(values):
+        ordered = sorted(values)
+        first = {value: ordered.index(value) for value in values}
+        return [first[value] + (ordered.count(value) - 1) / 2 for value in values]
+
+    for seed in range(20):
+        drawn = torch.randint(4, (2, 3, 3), generator=torch.Generator().manual_seed(seed))
+        a, b = (mean_ranks(one.flatten().tolist()) for one in drawn)
+        assert rank_correlation(*drawn) == pytest.approx(correlation(a, b))
+    assert rank_correlation(torch.ones(4), torch.arange(4)) == 0

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+import patch
 import tasks
 import train
 from experiments import (
@@ -248,6 +250,47 @@ def test_a_silenced_head_stays_silent_also_over_a_kill(tmp_path, monkeypatch):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_a_head_is_silent_from_the_very_step_on_that_chose_it(tmp_path, monkeypatch):
+    """After each step: also a second time, from an older checkpoint, when silenced.json is there.
+    No head is asked for between two looks, and one that is chosen again keeps its first step."""
+    monkeypatch.setattr(interventions, "EVERY", 2)
+    model, run, looked = Transformer(TINY).requires_grad_(False), tiny(), []
+    chosen = {2: {"0.1"}, 4: {"0.1", "1.0"}, 6: set()}
+
+    def choose(step, *_):
+        looked.append(step)
+        return chosen[step]
+
+    def silent_after(step):
+        for block in model.blocks:
+            block.attn.W_O.fill_(1.0)  # as an update would
+        interventions.silence(choose, step, model, run, tmp_path)
+        heads = [f"{layer}.{head}" for layer in range(2) for head in range(2)]
+        written = torch.cat([block.attn.W_O.flatten(1) for block in model.blocks])
+        assert ((written == 0).all(1) | (written == 1).all(1)).all()
+        return {head for head, row in zip(heads, written) if not row.any()}
+
+    silent = [set(), {"0.1"}, {"0.1"}, {"0.1", "1.0"}, {"0.1", "1.0"}, {"0.1", "1.0"}]
+    for _ in ("at first", "over a kill"):
+        assert [silent_after(step) for step in range(1, 7)] == silent
+        assert interventions.silenced(tmp_path) == {"0.1": 2, "1.0": 4}
+    assert looked == [2, 4, 6] * 2
+
+
+def test_random_heads_are_drawn_once_so_many_of_each_layer_by_the_seed():
+    some = [tiny(seed) for seed in (0, 0, 1, 2, 3)]
+    some = [replace(run, model=replace(TINY, n_layers=4, n_heads=6)) for run in some]
+    at = interventions.RANDOM_AT
+    drawn = [interventions.random_heads(at, None, run) for run in some]
+    assert drawn[0] == drawn[1] and len(set(map(frozenset, drawn))) > 1
+    for heads in drawn:
+        assert Counter(int(head.split(".")[0]) for head in heads) == interventions.N_RANDOM
+        assert all(int(head.split(".")[1]) < 6 for head in heads)
+    for step in (at - interventions.EVERY, at + interventions.EVERY, 0):
+        assert interventions.random_heads(step, None, some[0]) == set()
+    assert at % interventions.EVERY == 0  # else nobody looks then
+
+
 def test_a_frozen_block_stays_as_it_was_drawn(tmp_path):
     run = tiny(seed=3, intervention=interventions.INTERVENTIONS["frozen_1"])
     carry_out(run, study(tmp_path))
@@ -446,7 +489,7 @@ def test_the_effect_of_a_head_is_how_far_it_takes_F_back():
     taken_back = [row["r"][head] * row["F_range"] for head in ("1.0", "1.1")]
     assert row["fi_effect"] == pytest.approx(max(taken_back), abs=1e-3)
     pairs = tasks.evaluation_pairs("addition", 1, 8, 8, measure.generator(1))
-    effect = measure.patchers_of(model, pairs)["answers"].sweep(Logits())
+    effect = patch.Study().patchers(model, pairs)["answers"].sweep(Logits())
     assert row["r"]["1.1"] == pytest.approx(effect.heads[1, 1].item(), abs=1e-3)
     assert row["r_on_fi_heads"]["1.0"] == 0  # what stands beside an FI head cannot feed it
     assert row["r_on_fi_heads"]["0.1"] != 0

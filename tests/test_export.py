@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -193,6 +194,22 @@ def test_a_package_that_is_missing_is_named(tmp_path, capsys, monkeypatch, kind,
 def test_a_model_that_transformer_lens_cannot_hold_is_refused(changes):
     with pytest.raises(UserError, match="transformer-lens has no model"):
         export.lens_config(ModelConfig(**changes))
+
+
+def test_every_field_of_a_model_is_told_to_transformer_lens():
+    """For one left out that package would take a default of its own."""
+    cfg = ModelConfig(3, 5, 22, 6, 14, 17, 19, "rotary", "LN", "relu", 3e-4, 50.0)
+    told = export.lens_config(cfg)
+    names = {"positions": "positional_embedding_type", "normalization": "normalization_type"}
+    for field in fields(cfg):
+        assert told[names.get(field.name, field.name)] == getattr(cfg, field.name)
+    assert told["rotary_dim"] == 6 and told["rotary_adjacent_pairs"] is True
+    assert told["attn_only"] is False and told["init_weights"] is False
+    without_mlps = export.lens_config(replace(cfg, act_fn="none"))
+    assert told.items() - without_mlps.items() == {("act_fn", "relu"), ("attn_only", False)}
+    assert without_mlps["attn_only"] is True and without_mlps["act_fn"] is None
+    learned = export.lens_config(replace(cfg, positions="learned"))
+    assert not any(name.startswith(("rotary", "positional")) for name in learned)  # its default
 
 
 def test_a_mistaken_command_is_one_line(tmp_path, capsys):

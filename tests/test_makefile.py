@@ -91,3 +91,14 @@ def test_help_shows_what_the_variables_hold(value):
 def test_what_looks_at_a_run_may_take_the_reference(tmp_path, target):
     given = words(tmp_path, target, "OUT=out/x")
     assert given[given.index("--run=out/x") + 1] == "--or-reference"
+
+
+def test_what_would_keep_python_from_starting_does_not_reach_it(tmp_path, monkeypatch):
+    for name, value in (("PYTHONSAFEPATH", "1"), ("TQDM_MININTERVAL", "abc"), ("KEPT", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(
+        globals(), "SHOWN", SHOWN.replace("sys.argv[1:]", "list(__import__('os').environ)")
+    )
+    for target in START:
+        found = words(tmp_path, target)
+        assert "KEPT" in found and not {"PYTHONSAFEPATH", "TQDM_MININTERVAL"} & {*found}

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from minifunc.model import ModelConfig, Transformer, rotate
+from minifunc.support.products import product
 
 SMALL = dict(
     n_layers=2,
@@ -391,13 +392,56 @@ def test_initial_weights_have_variance_one_over_fan_in_and_less_where_they_write
         ), name
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_precisions_run_and_agree(tokens, dtype):
-    logits, cache = small(dtype).run_with_cache(tokens)
-    assert {tensor.dtype for tensor in (logits, *cache.values())} == {dtype}
-    reference = small(torch.float32)(tokens)
-    tolerance = dict(rtol=0, atol=1e-4) if dtype == torch.float64 else dict(rtol=0.1, atol=0.1)
-    assert_close(logits.float(), reference, **tolerance)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(variant.values()))
+def test_weights_may_have_any_dtype_and_the_stream_has_float32_at_least(tokens, dtype, variant):
+    """16 bits of what meets bfloat16 count: 1e-5 of it at each product, and logits are about 1."""
+    model = small(dtype, **variant)
+    logits, cache = model.run_with_cache(tokens)
+    of_stream = torch.float64 if dtype == torch.float64 else torch.float32
+    assert {tensor.dtype for tensor in (logits, *cache.values())} == {of_stream}
+    assert set(cache) == set(model.hook_names())
+    assert_close(model.double()(tokens), logits.double(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype, bits", [(torch.bfloat16, 16), (torch.float16, 22)])
+def test_a_product_with_weights_of_half_precision_keeps_twice_their_bits(dtype, bits):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 3, 50, generator=generator), torch.randn(50, 40, generator=generator)
+    weight = weight.to(dtype)
+    exact = x.double() @ weight.double()
+    of_sums = x.double().abs() @ weight.double().abs()
+    found = product(x, weight)
+    assert found.dtype == torch.float32
+    assert ((found - exact).abs() <= 2.0**-bits * of_sums).all()
+    once = (x.to(dtype) @ weight).double()  # rounded once, before and after, is far worse
+    assert (once - exact).abs().max() > 50 * (found - exact).abs().max()
+
+
+def test_a_product_in_one_dtype_is_the_plain_one():
+    for dtype in (torch.float32, torch.float64):
+        x, weight = torch.rand(2, 3, 5, dtype=dtype), torch.rand(5, 4, dtype=dtype)
+        assert torch.equal(product(x, weight), x @ weight)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_product_in_half_precision_is_the_same_on_cuda(dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 3, 64, generator=generator), torch.randn(64, 8, generator=generator)
+    with torch.no_grad():
+        on_cuda = product(x.cuda(), weight.to(dtype).cuda())
+    assert on_cuda.dtype == torch.float32
+    assert_close(on_cuda.cpu(), product(x, weight.to(dtype)), rtol=0, atol=1e-4)
+
+
+def test_weights_of_half_precision_have_gradients(tokens):
+    models = [small(dtype).requires_grad_(True) for dtype in (torch.bfloat16, torch.float64)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model in models:
+        model(tokens).square().mean().backward()
+    for low, high in zip(*(model.parameters() for model in models)):
+        assert (low.grad - high.grad).abs().max() <= 0.01 * high.grad.abs().max()
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(variant.values()))
@@ -408,6 +452,16 @@ def test_every_tensor_is_made_on_the_models_device(tokens, variant):
     some = model(tokens, [POS - 1])
     assert some.shape == (BATCH, 1, SMALL["d_vocab"])
     assert all(tensor.is_meta for tensor in (logits, some, model(tokens), *cache.values()))
+
+
+def test_positions_off_the_cpu_are_not_read_but_must_be_a_list_of_whole_numbers(tokens):
+    """To read them would make a GPU wait; on meta there is nothing to read."""
+    model, tokens = small().to("meta"), tokens.to("meta")
+    places = torch.zeros(2, dtype=torch.int32, device="meta")
+    assert model(tokens, places).shape == (BATCH, 2, SMALL["d_vocab"])
+    for wrong, word in ((places[None], "shape"), (places.float(), "int64"), (places > 0, "int64")):
+        with pytest.raises(ValueError, match=f"positions must be .*{word}"):
+            model(tokens, wrong)
 
 
 @needs_gpu

@@ -368,6 +368,17 @@ def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(
     assert sorted(run.glob("*")) == before
 
 
+def test_a_gpu_that_is_full_is_one_line_and_exit_code_2(run, monkeypatch, capsys):
+    def full(*arguments, **others):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nGPU 0 has …")
+
+    monkeypatch.setattr(patch.PathPatcher, "sweep_each", full)
+    assert patch.main(["--run", str(run), *FAST]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "patch:" not in line]
+    assert line == "error: out of memory: ask for fewer prompts or documents, or a smaller model"
+    assert not (run / "circuit.json").exists()
+
+
 def test_each_step_of_a_study_gets_the_prompts_and_positions_that_it_states(monkeypatch, solved):
     """Circuits are searched for on some prompts and judged on others; ablations go by more; the
     floor is that of base prompts; readers are replaced up to the last shown answer."""
@@ -380,7 +391,8 @@ def test_each_step_of_a_study_gets_the_prompts_and_positions_that_it_states(monk
 
         return call
 
-    for name in ("evaluate_circuits", "readers", "group_ablations"):
+    steps = ("evaluate_circuits", "readers", "group_ablations", "sensitivity", "writings", "reuse")
+    for name in steps:
         monkeypatch.setattr(patch, name, noted(name, getattr(patch, name)))
     drawn = []
     monkeypatch.setattr(patch.Study, "pairs", keeping(drawn, patch.Study.pairs))
@@ -400,6 +412,38 @@ def test_each_step_of_a_study_gets_the_prompts_and_positions_that_it_states(monk
     assert torch.equal(contrast.ablator.tokens, counted.contrast)
     assert torch.equal(base.ablator.tokens, counted.base)
     assert torch.equal(fewer.ablator.tokens, counted.contrast[: patch.N_SEARCH])
+    prompts, found, criteria = given["sensitivity"]
+    assert prompts is judged and criteria == Criteria(**low)
+    _, _, fi, gathering, studied, _ = given["writings"]
+    assert fi is found.groups["function_induction"] and studied == patch.Study(prompts=6, shots=3)
+    assert gathering is found.groups["expected_answer"]
+    assert given["reuse"][2:5] == (fi, patch.REUSED, 3)
+
+
+@pytest.mark.parametrize("prompt", ["base_prompt", "contrast_prompt"])
+@pytest.mark.parametrize("answer", ["base", "contrast"])
+@pytest.mark.parametrize("share", [0.49, 0.5])
+def test_a_model_is_traced_that_gives_the_shifted_answer_often_enough(
+    prompt, answer, share, monkeypatch
+):
+    """Neither plain answers nor plain prompts tell whether it does the task."""
+    shares = {name: {"base": 0.0, "contrast": 0.0} for name in ("base_prompt", "contrast_prompt")}
+    shares[prompt][answer] = share
+    told = []
+
+    def discover(patchers, answers, criteria, solved):
+        told.append((list(patchers), answers.tolist(), solved))
+        raise StopIteration
+
+    monkeypatch.setattr(patch, "N_COUNTED", 6)
+    monkeypatch.setattr(patch, "solving", lambda *_: shares)
+    monkeypatch.setattr(patch, "discover", discover)
+    cfg = dataclasses.replace(train.MODEL, n_layers=1, n_heads=2, d_model=8, d_head=4, d_mlp=8)
+    study = patch.Study(prompts=6, shots=3)
+    with pytest.raises(StopIteration):
+        patch.trace(Transformer(cfg), study, Criteria(solves=0.5), lambda *_: None)
+    does_it = (prompt, answer, share) == ("contrast_prompt", "contrast", 0.5)
+    assert told == [(["answers", "operands"], [5, 11, 17], does_it)]
 
 
 def keeping(results, function):

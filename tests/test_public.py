@@ -52,6 +52,7 @@ from minifunc.support import (
     hooks,
     memory,
     pairs,
+    precision,
     processes,
     runs,
     shared_streams,
@@ -220,12 +221,13 @@ def gradient_of(w):
     with torch.device("cpu"):
         trained = minifunc.Transformer(w.model.cfg).train()
     cfg = train.TrainConfig(steps=2, documents=8, examples=4)
-    loss, norm = train.train_step(trained, train.make_optimizer(trained, cfg), cfg, w.documents)
+    batch = w.documents.tokens, w.documents.determined
+    loss, norm = train.train_step(trained, train.make_optimizer(trained, cfg), cfg, cfg.lr, *batch)
     return loss, norm, trained
 
 
 def loss_of(w):
-    return train.loss_on_answers(w.model, w.documents)
+    return train.loss_on_answers(w.model, w.documents.tokens, w.documents.determined)
 
 
 def a_whole_run(w, folder):
@@ -381,6 +383,11 @@ CASES = {
     "minifunc.patching": dict.fromkeys(
         ("Receiver", "Logits", "HeadInput", "MLPInput", "Resid", "Batch", "PathPatcher"), rewired
     ),
+    "minifunc.support.precision": {
+        "effects_error": lambda w: torch.tensor(
+            precision.effects_error(w.patcher(), [Logits()]), dtype=torch.float64, device="cpu"
+        ),
+    },
     "minifunc.support.pairs": {
         "CachedRuns": lambda w: [each.stream(1) for each in w.patcher().cached_runs()],
         "PairedRuns": lambda w: pairs.PairedRuns(w.model, w.prompts, w.answers, None).F_base,
@@ -395,6 +402,7 @@ CASES = {
         "MemoryBudget": lambda w: memory.MemoryBudget(w.model, 17).prompt_ranges(range(9)),
     },
     "minifunc.support.evaluation": {
+        "finite": lambda w: evaluation.finite(w.logits),
         "last_logits": lambda w: evaluation.last_logits(w.model, w.tokens),
         "answers_right": lambda w: evaluation.answers_right(w.model, w.tokens, w.answers[0]),
         "accuracy_by_shots": lambda w: evaluation.accuracy_by_shots(
@@ -531,7 +539,6 @@ CASES = {
         "direct": lambda w: rows.direct(w.patchers()),
         "discovered": lambda w: rows.discovered(w.found, EASY, {"operands_changed": {}}),
         "circuit_graph": lambda w: rows.circuit_graph(w.found, EASY),
-        "strong_edges": lambda w: rows.strong_edges(w.found, EASY),
         "answered": lambda w: rows.answered(w.logits, [w.labels, w.labels]),
         "ablation_row": lambda w: rows.ablation_row(w.for_ablation(), "x", GROUP, "base"),
         "control_row": lambda w: rows.control_row(
@@ -577,9 +584,11 @@ NO_TENSORS = {
     "minifunc.support.checks": "raises, or hands on what it was given: tests/test_refused.py",
     "minifunc.support.errors": "messages",
     "minifunc.support.flags": "the command line",
+    "minifunc.support.graphs": "how `train.train` makes its steps: tests/test_graphs.py",
     "minifunc.support.names": "names of heads",
     "minifunc.support.settings": "the command line and config.json",
     "minifunc.support.settled": "this rule itself",
+    "minifunc.support.products": "parts of a transformer: called alone, torch's settings hold",
     "minifunc.support.tables": "text",
     "minifunc.support.vocabulary": "text",
     "minifunc.support.export": "commands and optional packages; `to_safetensors` is a case",

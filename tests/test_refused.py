@@ -226,7 +226,7 @@ def swept(w, heads, mlps):
 
 
 EASY = circuit.Criteria()
-NO_HEAD = "no head '9.9'; this model has heads 0.0 to 1.1"
+NO_HEAD = "no head '9.9' here; there is 0.0, 0.1, 1.0, 1.1"
 NO_NAME = "no head '0.-1'"
 # By what is wrong: what is called with a World, and what is said.
 REFUSED = {
@@ -347,7 +347,10 @@ REFUSED = {
         lambda w: circuit.direct_groups(to_logits(w), {"0.-1": w.found.attention["0.0"]}, EASY),
         NO_NAME,
     ),
-    "receiver True": (lambda w: HeadInput(1, True, "q"), "no head True"),
+    "receiver True": (
+        lambda w: HeadInput(1, True, "q"),
+        "head must be a whole number from 0, not True",
+    ),
     # what must have as many rows, or the same shape
     "level 2": (lambda w: completeness.eliminate([w.scores()], 2.0), "level must be a share"),
     "no scores": (lambda w: completeness.eliminate([], 0.5), "of one score at least"),
@@ -416,6 +419,22 @@ REFUSED = {
     ),
     "layer -1": (lambda w: w.model.run_from(w.stream(), -1), "layer must be from 0 to 2, not -1"),
 }
+
+
+@pytest.mark.parametrize("wrong", ["too large", "negative", "no whole numbers"])
+def test_tokens_that_are_put_in_are_refused_by_the_name_of_their_source(w, wrong):
+    """Wherever prompts are handed over beside others: which of them is wrong is said."""
+    d_vocab, tokens = w.model.cfg.d_vocab, w.tokens.clone()
+    tokens[-1, -1] = d_vocab if wrong == "too large" else -1
+    tokens = w.tokens.float() if wrong == "no whole numbers" else tokens
+    good = {"a": w.p.base}
+    for put_in in (
+        lambda: Ablator(w.model, w.tokens, good | {"odd": tokens}),
+        lambda: Ablator(w.model, w.tokens, good, means={"odd": tokens}),
+        lambda: reading.inputs_apart(w.patcher(), good | {"odd": tokens}, GROUP),
+    ):
+        with pytest.raises(ValueError, match="^the source 'odd' must be (tokens|int64)"):
+            put_in()
 
 
 def test_receivers_of_the_definition_are_read_once_and_answers_fit_the_prompts(w):

@@ -1,7 +1,9 @@
 import copy
 import json
+import os
 import re
 import shutil
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -418,3 +420,10 @@ def test_names_at_line_ends_do_not_cover_each_other():
     assert sorted(places, key=places.get) == ["a", "b", "d", "c"]
     order = sorted(places.values())
     assert all(after - before >= 13 for before, after in zip(order, order[1:]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a folder's name is no bytes there")
+def test_a_folder_whose_name_is_no_utf_8_has_a_report(run, capsys):
+    odd = run.rename(run.with_name(os.fsdecode(b"r\xffn")))
+    assert page.main(["--run", str(odd)]) == 0
+    assert "r?n" in (odd / "report.html").read_text("utf-8")

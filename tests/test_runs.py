@@ -13,6 +13,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -497,6 +498,30 @@ def test_without_a_run_the_reference_is_used_and_said_and_never_written_to(
     written = contents(clone).keys() - before.keys()
     assert written == ({clone / "out" / "reference" / result} if result else set())
     assert contents(clone / "reference").items() <= before.items()
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["reference taken", "own run"])
+@pytest.mark.parametrize(
+    "run, of_run",
+    [
+        (None, ""),
+        ("out/default", ""),
+        ("out/b", " OUT=out/b"),
+        ("out/my run", " OUT='out/my run'"),
+        ("reference", " OUT=reference"),
+    ],
+)
+def test_the_commands_that_are_told_are_of_the_run_that_was_asked_for(clone, run, of_run, there):
+    """Also where the reference run is taken in its place: what they make is not put over that."""
+    if there and run != "reference":
+        make_run(clone / (run or "out/default"))
+    path = None if run is None else Path(run)
+    folders = runs.chosen_run(argparse.Namespace(run=path, or_reference=True))
+    assert folders.is_reference == (run == "reference" or not there)
+    for target in ("train", "patch", "report"):
+        assert folders.makes(target) == f"make {target}{of_run}"
+    if folders.notice:
+        assert f"(`make train{of_run}` makes a run of your own)" in folders.notice
 
 
 @every_command

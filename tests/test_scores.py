@@ -56,6 +56,19 @@ def test_what_does_not_repeat_has_no_copy_induction_score():
             copy_induction_score(copier(), tokens, 4, torch.tensor(queries))
 
 
+@pytest.mark.parametrize("query", range(-1, 9))
+@pytest.mark.parametrize("text", [[0, 1, 2, 3], [5, 5, 5, 5]], ids=str)
+def test_a_place_of_the_repetition_has_been_met_before(text, query):
+    """Whatever stands there: the last place of the first time has nothing `period` before it."""
+    tokens = torch.tensor([text]).repeat(2, 2)
+    if 4 <= query < 8:
+        score = copy_induction_score(copier(), tokens, 4, torch.tensor([query]))
+        assert_close(score[0, 1].item(), 1 / (query + 1))  # the head that looks everywhere alike
+        return
+    with pytest.raises(ValueError, match="do not repeat|inside the prompts"):
+        copy_induction_score(copier(), tokens, 4, torch.tensor([6, query]))
+
+
 def test_scores_of_the_hand_wired_model_are_where_it_was_wired_to_look():
     model, tokens, answers = two_step_model(), prompts()[1], torch.tensor([2])
     previous = previous_token_score(model, tokens, answers)[0].tolist()

@@ -21,9 +21,10 @@ from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import PathPatcher
 from minifunc.report import terminal
 from minifunc.report.accuracy import accuracy_table
-from minifunc.support import evaluation, memory, processes
+from minifunc.support import checkpoints, evaluation, memory, processes
 from minifunc.support.effects import Effects
 from minifunc.support.evaluation import accuracy_by_shots
+from minifunc.support.files import load_tensors
 from minifunc.support.memory import GIB, MemoryBudget
 from train import TrainConfig
 
@@ -58,12 +59,13 @@ def test_a_step_goes_along_this_batchs_gradient_clipped_to_its_longest():
     model, cfg = Transformer(SMALL).double(), TrainConfig(clip=0.01)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     documents = tasks.sample(tasks.DEFAULT_DIET, 8, 4, torch.Generator().manual_seed(0))
+    batch = documents.tokens, documents.determined
     for _ in range(2):
         before = [weight.detach().clone() for weight in model.parameters()]
-        loss = train.loss_on_answers(model, documents)
+        loss = train.loss_on_answers(model, *batch)
         gradient = torch.autograd.grad(loss, list(model.parameters()))
         norm = torch.stack([part.norm() for part in gradient]).norm()
-        told, told_norm = train.train_step(model, optimizer, cfg, documents)
+        told, told_norm = train.train_step(model, optimizer, cfg, 1.0, *batch)
         assert_close((told, told_norm), (loss.detach(), norm))
         for old, weight, part in zip(before, model.parameters(), gradient):
             assert_close(old - weight.detach(), part * 0.01 / norm, rtol=1e-4, atol=1e-12)
@@ -74,8 +76,8 @@ def test_a_run_starts_by_its_seed_and_follows_its_schedule(seed, tmp_path, monke
     cfg = TrainConfig(seed=seed, steps=5, documents=4, examples=2, eval_every=2, warmup=3)
     steps, evaluated, weights = [], [], []
 
-    def step(model, optimizer, cfg, documents):
-        steps.append((optimizer.param_groups[0]["lr"], documents.tokens))
+    def step(model, optimizer, cfg, rate, tokens, determined):
+        steps.append((rate, tokens))
         weights.append([weight.detach().clone() for weight in model.parameters()])
         return torch.tensor(1.0), torch.tensor(1.0)
 
@@ -94,6 +96,44 @@ def test_a_run_starts_by_its_seed_and_follows_its_schedule(seed, tmp_path, monke
         documents = tasks.sample(tasks.DEFAULT_DIET, *cfg.batch_at(number), data)
         assert torch.equal(tokens, documents.tokens)
     assert evaluated == [(2, 100, False), (4, 100, False), (5, 100, False)]
+
+
+def test_what_is_done_after_a_step_is_in_its_metrics_and_its_checkpoint(tmp_path, monkeypatch):
+    """An intervention of step 2, say, is part of the weights of step 2 wherever they are looked at:
+    by the evaluation of that step, by its checkpoint, by the next step and by the caller."""
+    cfg = TrainConfig(steps=4, documents=2, examples=2, eval_every=2)
+    done, evaluated, saved, entered = [], [], [], []
+    take_step, save = train.train_step, checkpoints.Progress.save
+
+    def mark(step, model):
+        done.append(step)
+        model.unembed.W_U.data.fill_(step)
+
+    def mark_of(weights):
+        marks = weights.unique().tolist()
+        return int(marks[0]) if len(marks) == 1 else 0  # 0: as an update left them
+
+    def evaluate(model, *how, **more):
+        evaluated.append(mark_of(model.unembed.W_U))
+        return {"addition": {"0": {}, "1": {}}}
+
+    def enter(model, *rest):
+        entered.append(mark_of(model.unembed.W_U))
+        return take_step(model, *rest)
+
+    def read_again(run):
+        save(run)
+        saved.append([mark_of(load_tensors(run.out / "model.pt")["unembed.W_U"])])
+        saved[-1].append(mark_of(load_tensors(run.out / "resume.pt")["model"]["unembed.W_U"]))
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    monkeypatch.setattr(train, "train_step", enter)
+    monkeypatch.setattr(checkpoints.Progress, "save", read_again)
+    diet, cpu = tasks.DEFAULT_DIET, torch.device("cpu")
+    model = train.train(tmp_path, SMALL, cfg, diet, cpu, after_step=mark)
+    assert done == [1, 2, 3, 4] and entered == [0, 1, 2, 3]
+    assert evaluated == [2, 4] and saved == [[2, 2], [4, 4]]
+    assert mark_of(model.unembed.W_U) == 4
 
 
 def test_metrics_are_of_addition_alone_at_the_stated_shots():

@@ -19,6 +19,7 @@ from experiments import catalogue
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support import checkpoints, evaluation
 from minifunc.support.runs import load_run
+from minifunc.support.settings import named_diet
 from train import TrainConfig
 
 TRAIN = TrainConfig(
@@ -239,9 +240,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_its_checkpoint(
 ):
     calls, loss_on_answers = [], train.loss_on_answers
 
-    def diverging(model, documents):
+    def diverging(*batch):
         calls.append(1)
-        return loss_on_answers(model, documents) * (math.nan if len(calls) > 4 else 1)
+        return loss_on_answers(*batch) * (math.nan if len(calls) > 4 else 1)
 
     monkeypatch.setattr(train, "loss_on_answers", diverging)
     assert "finite" in refused(capsys, tmp_path, *TINY)
@@ -442,6 +443,17 @@ def test_a_diet_of_ones_own_is_trained_on_written_down_and_taken_up_again(
     assert set(drawn) == {wanted}
 
 
+@pytest.mark.parametrize(
+    "values", [{}, {"even_sums": True}, {"shift": 0.5, "never": [["shift", "max"]]}], ids=str
+)
+def test_a_diet_file_holds_what_is_changed_of_strict(tmp_path, values):
+    """Also where another diet is the default of training."""
+    assert tasks.DEFAULT_DIET != tasks.DIETS["strict"]
+    pairs = {"never": tuple(map(tuple, values["never"]))} if "never" in values else {}
+    wanted = replace(tasks.DIETS["strict"], **(values | pairs | {"name": "mine"}))
+    assert named_diet(str(diet_file(tmp_path, **values)), tasks.DIETS) == wanted
+
+
 def test_a_run_on_a_diet_of_the_catalogue_is_taken_up_again_from_its_config(
     tmp_path, monkeypatch, no_table
 ):
@@ -507,10 +519,10 @@ def test_loss_counts_determined_answers_alone():
         for row, index in chosen.nonzero().tolist()
     ]
     assert_close(
-        train.loss_on_answers(model, replace(documents, determined=chosen)),
+        train.loss_on_answers(model, documents.tokens, chosen),
         torch.stack(by_hand).mean(),
     )
-    assert train.loss_on_answers(model, replace(documents, determined=chosen & False)) == 0
+    assert train.loss_on_answers(model, documents.tokens, chosen & False) == 0
 
 
 def test_training_lowers_the_loss(tmp_path):
@@ -518,10 +530,8 @@ def test_training_lowers_the_loss(tmp_path):
     documents = tasks.sample(tasks.DEFAULT_DIET, 200, 9, torch.Generator().manual_seed(99))
     untrained = Transformer(MODEL, torch.Generator().manual_seed(lower.seed))
     trained = train.train(tmp_path, MODEL, lower, tasks.DEFAULT_DIET, torch.device("cpu"))
-    assert (
-        train.loss_on_answers(trained, documents)
-        < train.loss_on_answers(untrained, documents) - 0.5
-    )
+    batch = documents.tokens, documents.determined
+    assert train.loss_on_answers(trained, *batch) < train.loss_on_answers(untrained, *batch) - 0.5
 
 
 def test_learning_rate_climbs_in_a_line_and_falls_along_a_cosine():

@@ -1,15 +1,13 @@
 """Groups of heads taken out, random groups beside them: what `ablation` holds."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
+from torch import Generator
 
 from minifunc.ablation import all_heads
 from minifunc.analysis.rows import Prompts, ablation_row, control_row
 from minifunc.model import ModelConfig
-from minifunc.support.checks import checked_heads
-from minifunc.support.names import heads_of, parse
+from minifunc.support.checks import checked_heads, of_type
+from minifunc.support.names import Found, Groups, Heads, heads_of, parse
 
 FEW_GROUPS = 5  # so many different random groups are run on all prompts, more of them on fewer
 HOWS = {  # by group: what is put in place of its heads
@@ -18,9 +16,7 @@ HOWS = {  # by group: what is put in place of its heads
 }
 
 
-def random_group(
-    heads: Sequence[str], n_heads: int, generator: torch.Generator, avoid: bool = True
-) -> list[str]:
+def random_group(heads: Heads, n_heads: int, generator: Generator, avoid: bool = True) -> list[str]:
     """As many heads from each layer as `heads` has there, drawn from that layer's other heads.
 
     All of those, where they are fewer. Without `avoid` the heads themselves may be drawn too.
@@ -28,7 +24,7 @@ def random_group(
     >>> random_group(["3.1", "3.2", "3.3", "3.4"], 6, torch.Generator())  # layer 3 has no others
     ['3.0', '3.5']
     """
-    places = [parse(head) for head in heads]
+    places, avoid = [parse(head) for head in heads], of_type(bool, "avoid", avoid)
     if any(head >= n_heads for _, head in places):
         raise ValueError(f"heads must be below {n_heads} in their layers, not {list(heads)!s:.60}")
     group = []
@@ -40,9 +36,7 @@ def random_group(
     return group
 
 
-def random_group_anywhere(
-    heads: Sequence[str], cfg: ModelConfig, generator: torch.Generator
-) -> list[str]:
+def random_group_anywhere(heads: Heads, cfg: ModelConfig, generator: Generator) -> list[str]:
     """As many heads as `heads` has, drawn from all others of any layer (all, where fewer)."""
     mine = checked_heads(heads, all_heads(cfg))
     others = [head for head in all_heads(cfg) if head not in mine]
@@ -52,10 +46,10 @@ def random_group_anywhere(
 
 def group_ablations(
     prompts: tuple[Prompts, Prompts, Prompts],
-    groups: Mapping[str, Sequence[str]],
-    roles: Mapping[str, Mapping[str, Any]],
-    draws: tuple[int, torch.Generator],
-) -> list[dict[str, Any]]:
+    groups: Groups,
+    roles: Found,
+    draws: tuple[int, Generator],
+) -> list[Found]:
     """Rows of `evaluation.ablation`: the groups of HOWS, controls beside them, readers of `roles`.
 
     prompts: contrast prompts, their base prompts, and fewer contrast prompts, for many random
@@ -63,7 +57,7 @@ def group_ablations(
     """
     contrast, base, fewer = prompts
     n, generator = draws
-    rows: list[dict[str, Any]] = []
+    rows = []
     for label, hows in HOWS.items():
         heads = groups[label]
         if not heads:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from minifunc.model import Transformer
+from minifunc.support.checks import check_tokens, of_type
 
 ROWS = 256  # prompts in one forward pass
 
@@ -54,7 +55,8 @@ def activations(
 
     cut: takes what is kept from an activation [batch, …]. last: the last position is enough.
     """
-    positions = torch.tensor([tokens.shape[1] - 1], device=model.device) if last else None
+    check_tokens(tokens, model.cfg.d_vocab)
+    positions = [tokens.shape[1] - 1] if of_type(bool, "last", last) else None
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
     for rows in tokens.split(ROWS):
         _, cache = model.run_with_cache(rows.to(model.device), names, positions)

@@ -7,17 +7,18 @@ et al. 2022, by the faithfulness and the gaps of `CircuitScores` (`minifunc/abla
     elimination    heads are taken out while the rest stays faithful; what is left is a circuit too
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from statistics import fmean
-from typing import Any
 
 import torch
+from torch import Generator
 
 from minifunc.ablation import CircuitScores
 from minifunc.analysis.ablations import random_group
 from minifunc.analysis.rows import Prompts
 from minifunc.support.checks import checked_heads
-from minifunc.support.names import heads_of
+from minifunc.support.names import Found, Groups, Heads, heads_of
 from minifunc.support.tables import rounded
 
 N_CONTROLS = 10  # random circuits beside one that was found, and random subsets of it
@@ -30,7 +31,7 @@ ELIMINATED = {  # by name: the sources under which what is left must be faithful
 }
 
 
-def greedy_subsets(scores: CircuitScores, circuit: Sequence[str]) -> list[list[str]]:
+def greedy_subsets(scores: CircuitScores, circuit: Heads) -> list[list[str]]:
     """Subsets K of a circuit, up to MOST_GREEDY heads, each by one head larger than the one before:
     by the head that makes the completeness gap largest."""
     circuit, K = heads_of(circuit), list[str]()
@@ -43,16 +44,14 @@ def greedy_subsets(scores: CircuitScores, circuit: Sequence[str]) -> list[list[s
     return found
 
 
-def random_subsets(circuit: Sequence[str], n: int, generator: torch.Generator) -> list[list[str]]:
+def random_subsets(circuit: Heads, n: int, generator: Generator) -> list[list[str]]:
     """n subsets of a circuit, each head in with probability one half."""
     size = n, len(circuit)
     chosen = torch.rand(size, generator=generator, dtype=torch.float32, device="cpu") < 0.5
     return [[head for head, take in zip(circuit, row) if take] for row in chosen.tolist()]
 
 
-def minimality(
-    scores: CircuitScores, circuit: Iterable[str], groups: Mapping[str, Sequence[str]]
-) -> dict[str, float]:
+def minimality(scores: CircuitScores, circuit: Iterable[str], groups: Groups) -> dict[str, float]:
     """By head v: the largest share of F that it moves, over the K that the module's text names.
 
     K = the rest of its group shows a head whose work the others take over when it alone is missing.
@@ -94,17 +93,17 @@ def eliminate(criteria: Sequence[CircuitScores], level: float) -> list[str]:
 def evaluate(
     scores: CircuitScores,
     circuit: Iterable[str],
-    groups: Mapping[str, Sequence[str]],
+    groups: Groups,
     search: CircuitScores,
-    generator: torch.Generator,
-) -> dict[str, Any]:
+    generator: Generator,
+) -> Found:
     """The keys of circuit.json's `evaluation` for one circuit of at least one head.
 
     search: scores on (fewer) prompts, on which greedy subsets K are looked for.
     """
     circuit = heads_of(circuit)
-    parts = {name: [head for head in group if head in circuit] for name, group in groups.items()}
-    parts = {name: part for name, part in parts.items() if part}
+    inside = {name: [head for head in group if head in circuit] for name, group in groups.items()}
+    parts = {name: heads for name, heads in inside.items() if heads}
     greedy = greedy_subsets(search, circuit)
     drawn = random_subsets(circuit, N_CONTROLS, generator)
     of_greedy, of_drawn = scores.gaps(circuit, greedy), scores.gaps(circuit, drawn)
@@ -131,9 +130,7 @@ def evaluate(
     return rounded(found)
 
 
-def circuit_row(
-    scores: CircuitScores, name: str, heads: list[str], drawn: Sequence[Sequence[str]]
-) -> dict[str, Any]:
+def circuit_row(scores: CircuitScores, name: str, heads: Heads, drawn: Sequence[Heads]) -> Found:
     """A circuit run alone, and random circuits beside it (which may hold some of its heads)."""
     alone = scores.scores([heads])[0]
     faithfulness, *by_chance = scores.faithfulness([heads, *drawn])
@@ -150,12 +147,8 @@ def circuit_row(
 
 
 def evaluate_circuits(
-    search: Prompts,
-    judged: Prompts,
-    groups: Mapping[str, Sequence[str]],
-    faithful: float,
-    generator: torch.Generator,
-) -> dict[str, Any]:
+    search: Prompts, judged: Prompts, groups: Groups, faithful: float, generator: Generator
+) -> Found:
     """circuit.json's `evaluation` of all groups together, and of what elimination leaves.
 
     search: the prompts on which circuits and subsets are looked for. judged: others, on which they
@@ -163,22 +156,18 @@ def evaluate_circuits(
     """
     looking = {how: search.scores(how) for how in SOURCES}
     scores = {how: judged.scores(how) for how in SOURCES}
-    union = heads_of(head for heads in groups.values() for head in heads)
+    union, n_heads = heads_of(chain(*groups.values())), judged.ablator.cfg.n_heads
     circuits, rows = {"union of groups": union}, []
     for name, hows in ELIMINATED.items():
         circuits[name] = eliminate([looking[how] for how in hows], faithful)
     for name, heads in circuits.items():
-        n_heads = judged.ablator.cfg.n_heads
         drawn = [random_group(heads, n_heads, generator, avoid=False) for _ in range(N_CONTROLS)]
         rows += [circuit_row(of_source, name, heads, drawn) for of_source in scores.values()]
 
-    def whole(how: str, circuit: list[str]) -> dict[str, Any]:
+    def whole(how: str, circuit: Heads) -> Found:
         return evaluate(scores[how], circuit, groups, looking[how], generator)
 
-    return {
-        **whole("base", union),
-        "defined_as": "union of groups",
-        "operands_changed": whole("operands_changed", union),
-        "by_elimination": whole("base", circuits["eliminated, both contrasts"]),
-        "circuits": rows,
-    }
+    found = whole("base", union) | {"defined_as": "union of groups", "circuits": rows}
+    found["operands_changed"] = whole("operands_changed", union)
+    found["by_elimination"] = whole("base", circuits["eliminated, both contrasts"])
+    return found

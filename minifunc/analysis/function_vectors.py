@@ -17,7 +17,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,13 +24,15 @@ from torch import Tensor
 from minifunc.ablation import all_heads
 from minifunc.analysis.activations import activations
 from minifunc.model import Transformer
-from minifunc.support.checks import check_shape, checked_heads
-from minifunc.support.evaluation import last_logits
+from minifunc.support.checks import check_shape, checked_heads, of_type
+from minifunc.support.evaluation import finite, last_logits
 from minifunc.support.hooks import Hooks
-from minifunc.support.names import parse
+from minifunc.support.names import Found, Heads, parse
 from minifunc.support.tables import rounded, table, table_of_heads
 
 WAYS = ("added", "replaced", "swapped")  # z + FV(k); FV(k) in place of z; z + FV(k) - FV(0)
+ALL = slice(None)
+Parts = dict[str, Tensor]  # logits [n_rows, d_vocab] by what was changed: a head, or "all"
 
 
 @dataclass(frozen=True)
@@ -58,24 +59,20 @@ def last_z(model: Transformer, tokens: Tensor) -> Tensor:
 
 
 def logits_with(
-    model: Transformer, tokens: Tensor, vectors: Tensor, heads: Sequence[str], replace: bool = False
+    model: Transformer, tokens: Tensor, vectors: Tensor, heads: Heads, replace: bool = False
 ) -> Tensor:
     """Logits [n_rows, d_vocab] at the last position of tokens [n_rows, pos], z of `heads` changed.
 
     vectors [n_rows or 1, n_layers, n_heads, d_head] are added to z at that position, or replace it.
     """
-    wanted = (model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head)
-    if vectors.shape[1:] != wanted or len(vectors) not in (1, len(tokens)):
-        must = f"[{len(tokens)} or 1, {', '.join(map(str, wanted))}]"
-        raise ValueError(f"vectors must be {must}, not {list(vectors.shape)}")
-    names = hook_points(model, heads, "attn.hook_z")
-    chosen = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, dtype=torch.bool, device="cpu")
-    for head in heads:
-        chosen[parse(head)] = True
+    cfg, n_vectors = model.cfg, 1 if len(vectors) == 1 else len(tokens)
+    check_shape("vectors", vectors, [n_vectors, cfg.n_layers, cfg.n_heads, cfg.d_head])
+    names, replace = hook_points(model, heads, "attn.hook_z"), of_type(bool, "replace", replace)
 
     def change(z: Tensor, name: str) -> Tensor:  # [n_rows, pos, head, d_head]
-        z, layer = z.clone(), int(name.split(".")[1])
-        here, put_in = chosen[layer], vectors[:, layer, chosen[layer]]
+        layer = int(name.split(".")[1])
+        here = [index for block, index in map(parse, heads) if block == layer]
+        put_in = vectors[:, layer, here]
         z[:, -1, here] = put_in if replace else z[:, -1, here] + put_in
         return z
 
@@ -122,23 +119,17 @@ def explained(vectors: Tensor, labels: Tensor) -> float:
     """Share, 0 to 1, of the variance of vectors [..., width] between groups of one label [...]."""
     x = vectors.double().flatten(0, -2)  # [n, width]
     x = x - x.mean(0)
-    _, group = labels.flatten().to(x.device).unique(return_inverse=True)
-    counts = torch.bincount(group)
+    labels = labels.flatten().to(x.device)
+    _, group, counts = labels.unique(return_inverse=True, return_counts=True)
     means = x.new_zeros(len(counts), x.shape[1]).index_add_(0, group, x) / counts[:, None]
     return ((means.square().sum(1) * counts).sum() / x.square().sum().clamp(min=1e-30)).item()
-
-
-def _share(hits: Tensor) -> float:
-    return round(hits.double().mean().item(), 4)
 
 
 class Naive:
     """Naive prompts [n_inputs, n_demos, pos] that vectors are tried on; row x is to be answered x.
     All n_rows = n_inputs * n_demos run together."""
 
-    def __init__(
-        self, model: Transformer, prompts: Tensor, numbers: Numbers, heads: Sequence[str]
-    ) -> None:
+    def __init__(self, model: Transformer, prompts: Tensor, numbers: Numbers, heads: Heads) -> None:
         self.model, self.heads, self.zero = model, heads, -numbers.first
         self.numbers = numbers.tokens.to(model.device)
         self.n_inputs, n_demos, _ = prompts.shape
@@ -150,7 +141,7 @@ class Naive:
         """`logits_with` the vectors of all heads."""
         return logits_with(self.model, self.tokens, vectors, self.heads, replace)
 
-    def parts(self, vectors: Tensor) -> dict[str, Tensor]:
+    def parts(self, vectors: Tensor) -> Parts:
         """`logits_with` the vector of each head added, and "all": of all heads."""
         alone = {head: logits_with(self.model, self.tokens, vectors, [head]) for head in self.heads}
         return alone | {"all": self.logits(vectors)}
@@ -160,9 +151,10 @@ class Naive:
         rise = logits[:, self.numbers] - self.before[:, self.numbers]
         return rise.unflatten(0, (self.n_inputs, -1)).mean(1)
 
-    def hits(self, logits: Tensor, wanted: Tensor | int) -> Tensor:
-        """Whether each row is answered with the number `wanted`: [n_rows] bool."""
-        return logits.argmax(-1) == self.numbers[self.zero + wanted]
+    def hits(self, logits: Tensor, wanted: Tensor | int, rows: Tensor | slice = ALL) -> float:
+        """Share of some rows that are answered with the number `wanted`."""
+        right = finite(logits).argmax(-1) == self.numbers[self.zero + wanted]  # [n_rows]
+        return round(right[rows].double().mean().item(), 4)
 
 
 class Vectors:
@@ -190,9 +182,7 @@ def _variance(z: Mapping[int, Tensor], asked: Mapping[int, Tensor], head: str) -
     return {name: explained(vectors, each) for name, each in labels.items()}
 
 
-def _parts(
-    naive: Naive, after: Mapping[str, Tensor], plain: Mapping[str, Tensor], k: int
-) -> dict[str, Any]:
+def _parts(naive: Naive, after: Parts, plain: Parts, k: int) -> Found:
     """after, plain: `parts` of FV(k) and of FV(0)."""
     whole = promotes(naive.map(after["all"]), naive.zero, k)
     rows = {}
@@ -203,27 +193,25 @@ def _parts(
             "promotes": promoted,
             "moves": moves(change, naive.zero, k),
             "share": promoted / whole if whole else None,
-            "hits": _share(naive.hits(logits, naive.inputs + k)),
+            "hits": naive.hits(logits, naive.inputs + k),
             "plain_moves": moves(naive.map(plain[part]), naive.zero, k),
         }
     return rows
 
 
-def _put(naive: Naive, new: Vectors, plain: Vectors) -> dict[str, Any]:
-    inputs, wanted = naive.inputs.tolist(), naive.inputs + new.k
-    both = new.by_asked.keys() & plain.by_asked.keys()
-    has_own = torch.tensor([x in both for x in inputs], device="cpu")
+def _put(naive: Naive, new: Vectors, plain: Vectors) -> Found:
+    inputs, both = naive.inputs.tolist(), new.by_asked.keys() & plain.by_asked.keys()
+    has_own = torch.tensor([x in both for x in inputs], device=naive.inputs.device)
 
-    def answered(new: Tensor, plain: Tensor, way: str) -> Tensor:
-        vectors = new - plain if way == "swapped" else new
-        return naive.hits(naive.logits(vectors, way == "replaced"), wanted).cpu()
+    def answered(new_z: Tensor, plain_z: Tensor, rows: Tensor | slice) -> dict[str, float]:
+        put_in = {"added": new_z, "replaced": new_z, "swapped": new_z - plain_z}
+        after = {way: naive.logits(put_in[way], way == "replaced") for way in WAYS}
+        return {way: naive.hits(after[way], naive.inputs + new.k, rows) for way in WAYS}
 
-    hits: dict[str, Any] = {"mean": {}, "own": {}}
-    for way in WAYS:
-        hits["mean"][way] = _share(answered(new.mean, plain.mean, way))
-        own = answered(new.of(inputs), plain.of(inputs), way)[has_own]
-        hits["own"][way] = _share(own) if len(own) else None
-    return hits
+    own = dict.fromkeys(WAYS)
+    if has_own.any():
+        own |= answered(new.of(inputs), plain.of(inputs), has_own)
+    return {"mean": answered(new.mean, plain.mean, ALL), "own": own}
 
 
 def _reach(naive: Naive, new: Vectors) -> tuple[dict[str, float], float | None]:
@@ -232,14 +220,13 @@ def _reach(naive: Naive, new: Vectors) -> tuple[dict[str, float], float | None]:
     others = []
     for s in sorted(new.by_asked.keys() & set(range(naive.n_inputs))):
         logits = naive.logits(new.by_asked[s], replace=True)
-        shifted = naive.hits(logits, naive.inputs + new.k)
         for x in range(naive.n_inputs):
-            by_distance[s - x].append(_share(shifted[naive.inputs == x]))
-        others.append(_share(naive.hits(logits, s + new.k)[naive.inputs != s]))
+            by_distance[s - x].append(naive.hits(logits, x + new.k, naive.inputs == x))
+        others.append(naive.hits(logits, s + new.k, naive.inputs != s))
     return _means(by_distance), fmean(others) if others else None
 
 
-def _turns(new: Vectors, plain: Vectors, heads: Sequence[str]) -> dict[str, float]:
+def _turns(new: Vectors, plain: Vectors, heads: Heads) -> dict[str, float]:
     shifts = {}
     for s in sorted(new.by_asked.keys() & plain.by_asked.keys()):
         shift = new.by_asked[s][0] - plain.by_asked[s][0]  # [n_layers, n_heads, d_head]
@@ -259,11 +246,11 @@ def study(
     model: Transformer,
     prompts: Mapping[int, tuple[Tensor, Tensor]],
     naive_prompts: Tensor,
-    heads: Sequence[str],
+    heads: Heads,
     numbers: Numbers,
     k: int = 1,
     at_least: int = 3,
-) -> dict[str, Any]:
+) -> Found:
     """Function vectors of `heads`, ready for circuit.json.
 
     prompts {k: (tokens [n_prompts, pos], asked [n_prompts])}: contrast prompts off by several k, 0
@@ -287,7 +274,7 @@ def study(
     z = {shift: last_z(model, tokens) for shift, (tokens, _) in prompts.items()}
     plain = Vectors(0, z[0], asked[0], at_least)
     plain_parts = naive.parts(plain.mean)
-    scores: dict[str, Any] = defaultdict(dict)
+    scores: Found = defaultdict(dict)
     columns = slice(naive.zero, naive.zero + naive.n_inputs)
     for shift in sorted(prompts):
         new, key = Vectors(shift, z[shift], asked[shift], at_least), str(shift)
@@ -300,13 +287,13 @@ def study(
             scores["reach"][key], scores["others"][key] = _reach(naive, new)
             scores["turns"][key] = _turns(new, plain, heads)
         by_k[key] = {part: rounded(change[:, columns].tolist(), 3) for part, change in maps.items()}
-    scores["naive_accuracy"] = _share(naive.hits(naive.before, naive.inputs))
+    scores["naive_accuracy"] = naive.hits(naive.before, naive.inputs)
     scores["variance"] = {head: _variance(z, asked, head) for head in heads}
     vectors = {"function_vectors": by_k[str(k)], "function_vectors_by_k": by_k}
     return vectors | {"function_vector_scores": rounded(scores)}
 
 
-def show(found: Mapping[str, Any], k: int = 1) -> list[str]:
+def show(found: Found, k: int = 1) -> list[str]:
     """The findings of `study` as lines of text."""
     scores, key, to = found["function_vector_scores"], str(k), f"x{k:+d}"
     parts, fit, others = (scores[name][key] for name in ("parts", "adds_up", "others"))

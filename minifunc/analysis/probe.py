@@ -14,11 +14,12 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from minifunc.analysis.activations import Examples, activations
 from minifunc.model import Transformer
-from minifunc.support.checks import checked_positions
+from minifunc.support.checks import alike, checked_positions, of_type
+from minifunc.support.names import Found
 from minifunc.support.tables import rounded
 
 PENALTY = 1e-4  # of an input's mean variance: enough where inputs are dependent
@@ -48,7 +49,7 @@ def fit(x: Tensor, y: Tensor) -> Probe:
 
 def r2(read: Tensor, y: Tensor, over: tuple[int, ...] = (0,)) -> Tensor:
     """1 - residual / variance of y [n, n_targets]: [n_targets]. 0 is as good as the mean of y."""
-    y = y.double()
+    read, y = alike(read, y, "what was read"), y.double()
     residual, variance = (y - read).square().sum(over), (y - y.mean(0)).square().sum(over)
     return 1 - residual / variance.clamp(min=1e-12)
 
@@ -58,7 +59,7 @@ r2_together = partial(r2, over=(0, 1))  # of all targets at once, over the sum o
 
 def correlation(read: Tensor, y: Tensor) -> Tensor:
     """Of readings and y [n, n_targets]: [n_targets]. It forgives a wrong zero and a wrong scale."""
-    read, y = read - read.mean(0), y.double() - y.double().mean(0)
+    read, y = alike(read, y, "what was read") - read.mean(0), y.double() - y.double().mean(0)
     return (read * y).sum(0) / (read.norm(dim=0) * y.norm(dim=0)).clamp(min=1e-12)
 
 
@@ -84,7 +85,7 @@ def sites(model: Transformer) -> dict[str, str]:
 
 def stream(model: Transformer, tokens: Tensor, positions: Tensor) -> dict[str, Tensor]:
     """By site, the stream at some positions of tokens [n, pos]: [n, *positions.shape, d_model]."""
-    checked_positions(positions.flatten(), tokens.shape[1])
+    checked_positions(positions.flatten(), of_type(Tensor, "tokens", tokens).shape[1])
     return activations(model, tokens, list(sites(model).values()), lambda x: x[:, positions])
 
 
@@ -104,11 +105,11 @@ def readable(
     return rounded(dict(zip(targets, by_site.tolist())))
 
 
-def halves(tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def halves(tokens: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     """Rows of tokens [n, pos] for training and for testing, drawn at random: two index tensors.
     Each prompt is in one of the two and once, however often it stands in `tokens`."""
     first: dict[tuple[int, ...], int] = {}  # the first row of each prompt
-    for row, prompt in enumerate(tokens.tolist()):
+    for row, prompt in enumerate(of_type(Tensor, "tokens", tokens).tolist()):
         first.setdefault(tuple(prompt), row)
     order = torch.randperm(len(first), generator=generator, device="cpu")
     rows = torch.tensor([first[prompt] for prompt in sorted(first)], device="cpu")[order]
@@ -127,15 +128,13 @@ def targets_of(e: Examples) -> dict[str, Tensor]:
     return {"difference": e.difference, "shown": e.shown, "expected": e.expected}
 
 
-def read_at_places(
-    model: Transformer, examples: Examples, generator: torch.Generator
-) -> dict[str, Any]:
+def read_at_places(model: Transformer, examples: Examples, generator: Generator) -> Found:
     """{place: {target: R² by site}, "from_shown_alone": R²} of prompts, fitted on half of them."""
     targets, d = targets_of(examples), examples.difference
     order = torch.randperm(d.numel(), generator=generator, device="cpu")
     targets["shuffled"] = d.flatten()[order].reshape(d.shape)
     rows = halves(examples.tokens, generator)
-    found: dict[str, Any] = {}
+    found: Found = {}
     positions = torch.stack([examples.answers + offset for offset in PLACES.values()])
     streams = stream(model, examples.tokens, positions)  # each [n_prompts, place, n_shots, d_model]
     for index, place in enumerate(PLACES):
@@ -145,8 +144,8 @@ def read_at_places(
 
 
 def probes(
-    model: Transformer, consistent: Examples, others: Examples, generator: torch.Generator
-) -> dict[str, Any]:
+    model: Transformer, consistent: Examples, others: Examples, generator: Generator
+) -> Found:
     """R² of linear probes along the residual stream, on prompts that were not fitted.
 
     consistent: one k in a prompt; others: prompts of other functions. Both are also dealt anew, so
@@ -159,7 +158,7 @@ def probes(
         made_by, step          the writer at which R² of d rises most in dealt prompts, the rise
     """
     others, dealt = others.dealt(generator), consistent.dealt(generator)
-    found: dict[str, Any] = {"sites": list(sites(model)), "n_prompts": len(dealt.tokens)}
+    found: Found = {"sites": list(sites(model)), "n_prompts": len(dealt.tokens)}
     for kind, examples in {"consistent": consistent, "dealt": dealt}.items():
         found[kind] = read_at_places(model, examples, generator)
     streams = stream(model, torch.cat([others.tokens, dealt.tokens]), dealt.answers)

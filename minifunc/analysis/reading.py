@@ -8,9 +8,8 @@ Three readings answer this, on prompts of examples `x op y = c ;`:
 Shares of variance: a two-way analysis of variance (Fisher 1925), all pairs of labels counted alike.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +20,10 @@ from minifunc.analysis.probe import held_out, one_hot, r2_together
 from minifunc.analysis.rows import answered
 from minifunc.model import Transformer
 from minifunc.patching import PathPatcher
-from minifunc.support.checks import check_F_range, check_shape, check_sources
+from minifunc.support import checks
 from minifunc.support.hooks import Hooks
-from minifunc.support.names import parse
+from minifunc.support.names import Found, Heads, parse
+from minifunc.support.products import in_stream
 from minifunc.support.settled import settled
 from minifunc.support.tables import rounded, table, table_of_heads
 
@@ -41,7 +41,7 @@ def shares(vectors: Tensor, first: Tensor, second: Tensor) -> dict[str, float]:
     where they were not drawn so. Raises ValueError where a pair is missing.
     """
     for labels in (first, second):
-        check_shape("labels", labels, vectors.shape[:-1])
+        checks.check_shape("labels", labels, vectors.shape[:-1])
     x = vectors.double().flatten(0, -2)  # [n, width]
     _, i = first.flatten().to(x.device).unique(return_inverse=True)
     _, j = second.flatten().to(x.device).unique(return_inverse=True)
@@ -55,19 +55,18 @@ def shares(vectors: Tensor, first: Tensor, second: Tensor) -> dict[str, float]:
     means = x.new_zeros(len(counts), x.shape[1]).index_add_(0, cell, x) / counts[:, None]
     inside = ((x - means[cell]).square().sum(1) / counts[cell]).sum() / len(counts)
     centred = (means - means.mean(0)).unflatten(0, (n_first, n_second))  # [first, second, width]
-    between, by_first, by_second = (
-        some.square().sum(-1).mean() for some in (centred, centred.mean(1), centred.mean(0))
-    )
+    between = centred.square().sum(-1).mean()
+    by_first, by_second = (centred.mean(dim).square().sum(-1).mean() for dim in (1, 0))
     both = (between - by_first - by_second).clamp(min=0)
     parts = torch.stack([by_first, by_second, both, inside]) / (between + inside).clamp(min=1e-30)
     return rounded(dict(zip(SHARES, parts.tolist())))
 
 
-def _replace(heads: Sequence[str], which: str, other: Mapping[str, Tensor]) -> Hooks:
+def _replace(heads: Heads, which: str, other: Mapping[str, Tensor]) -> Hooks:
     """Hooks by which the inputs `which` (letters of "qkv") of `heads` are those of another run."""
 
     def replace(x: Tensor, name: str) -> Tensor:  # [batch, pos, head, d_head]
-        x, layer = x.clone(), int(name.split(".")[1])
+        layer = int(name.split(".")[1])
         here = [index for block, index in map(parse, heads) if block == layer]
         # In the last block q is that of the last position alone.
         x[:, :, here] = other[name][:, -x.shape[1] :, here]
@@ -78,24 +77,23 @@ def _replace(heads: Sequence[str], which: str, other: Mapping[str, Tensor]) -> H
 
 
 @torch.no_grad()
-def inputs_apart(
-    patcher: PathPatcher, sources: Mapping[str, Tensor], heads: Sequence[str]
-) -> dict[str, Any]:
+def inputs_apart(patcher: PathPatcher, sources: Mapping[str, Tensor], heads: Heads) -> Found:
     """What only the q, k, v (or q and k) of a head does when it is, everywhere, another run's.
 
     sources {name: tokens shaped like those of the patcher}. Everything after is live: this is
     ablation, not path patching. → {head or "all": {input: {source: {r, base_acc, contrast_acc}}}};
     "all" = these heads together. Raises ValueError where r is undefined.
     """
-    check_F_range(patcher.F_range)
+    checks.check_F_range(patcher.F_range)
+    checks.weights_of(patcher.model, patcher.weights)
     model, F_contrast = patcher.model, patcher.F_contrast.mean()
-    check_sources(model.cfg.d_vocab, patcher.contrast_tokens, sources, {})
+    checks.check_sources(model.cfg.d_vocab, patcher.contrast_tokens, sources, {})
     parts = {head: [head] for head in heads} | {"all": list(heads)}
     names = hook_points(model, heads, *(f"attn.hook_{letter}" for letter in "qkv"))
     lowest = min(parse(head)[0] for head in heads)
     entry = f"blocks.{lowest}.hook_resid_pre"  # what is below these heads never changes
     _, cache = model.run_with_cache(patcher.contrast_tokens, [entry], patcher.last)
-    found: dict[str, Any] = {part: {which: {} for which in INPUTS} for part in parts}
+    found: Found = {part: {which: {} for which in INPUTS} for part in parts}
     for source, tokens in sources.items():
         _, other = model.run_with_cache(tokens.to(model.device), names)
         for part, which in product(parts, INPUTS):
@@ -108,9 +106,7 @@ def inputs_apart(
 
 
 @torch.no_grad()
-def looks_for(
-    model: Transformer, examples: Examples, asked: Tensor, heads: Sequence[str]
-) -> dict[str, Any]:
+def looks_for(model: Transformer, examples: Examples, asked: Tensor, heads: Heads) -> Found:
     """Which keys the last `=` scores high in each head, before the softmax and as attention.
 
     asked [n_prompts]: the query's f(x, y). Per head:
@@ -124,7 +120,7 @@ def looks_for(
                                    the asked one; null if there is none
     """
     slots = torch.arange(N_SLOTS, device="cpu")
-    check_shape("asked", asked, examples.tokens.shape[:1])
+    checks.check_shape("asked", asked, examples.tokens.shape[:1])
     keys = examples.answers[:, None] - ANSWER + slots  # [n_shots, slot]
     labels = {
         "nearness": examples.expected - asked[:, None],
@@ -132,31 +128,27 @@ def looks_for(
         "shown": examples.shown,
         "difference": examples.difference,
     }
+    distance = labels["nearness"].abs()  # [n_prompts, n_shots]
     kinds = ("attn.hook_attn_scores", "attn.hook_pattern")
     names = hook_points(model, heads, *kinds)
-    seen = activations(model, examples.tokens, names, lambda x: x[:, :, -1], last=True)
+    found = activations(model, examples.tokens, names, lambda x: x[:, :, -1], last=True)
     report = {}
     for head in heads:
         layer, index = parse(head)
-        scores, pattern = (seen[f"blocks.{layer}.{kind}"][:, index] for kind in kinds)
+        scores, pattern = (found[f"blocks.{layer}.{kind}"][:, index] for kind in kinds)
         grid = scores[:, keys].double()  # [n_prompts, n_shots, slot]
         centred = grid[:, :, ANSWER] - grid[:, :, ANSWER].mean(1, keepdim=True)
         attention = pattern[:, examples.answers].double()  # [n_prompts, n_shots]
+        by_distance = [attention[distance == at] for at in range(int(distance.max()) + 1)]
         slot, example = slots.expand_as(grid), examples.answers[:, None].expand_as(grid)
         by_place = shares(grid[..., None], slot, example)
         by_place |= {"slot": by_place.pop("first"), "example": by_place.pop("second")}
         report[head] = by_place | {
             "is_answer": explained(grid[..., None], slot == ANSWER),
             "among_answers": {name: explained(centred[..., None], labels[name]) for name in labels},
-            "by_distance": _by_distance(attention, labels["nearness"].abs()),
+            "by_distance": [seen.mean().item() if len(seen) else None for seen in by_distance],
         }
     return rounded(report)
-
-
-def _by_distance(attention: Tensor, distance: Tensor) -> list[float | None]:
-    """Mean of attention [n_prompts, n_shots] where distance, of the same shape, is 0, 1, 2, …"""
-    at_distance = [attention[distance == at] for at in range(int(distance.max()) + 1)]
-    return [some.mean().item() if len(some) else None for some in at_distance]
 
 
 def _copies(logits: Tensor, labels: Tensor, numbers: Numbers) -> float:
@@ -177,9 +169,7 @@ def _with_every_difference(c: Tensor, d: Tensor) -> Tensor:
 
 @settled
 @torch.no_grad()
-def hands_over(
-    model: Transformer, examples: Examples, numbers: Numbers, heads: Sequence[str]
-) -> dict[str, Any]:
+def hands_over(model: Transformer, examples: Examples, numbers: Numbers, heads: Heads) -> Found:
     """What each head's OV path would write from the answers: the normalized stream through W_V W_O.
 
     examples: of prompts with several d = c - f(x, y). Per head:
@@ -196,15 +186,17 @@ def hands_over(
     c, e, d = examples.shown, examples.expected, examples.difference
     comparable = _with_every_difference(c, d)
     side_by_side = torch.cat([one_hot(c), one_hot(e)], dim=-1)
-    unembed = model.ln_final.w[:, None] * model.unembed.W_U[:, numbers.tokens.to(model.device)]
+    W_U = in_stream(model.unembed.W_U)[:, numbers.tokens.to(model.device)]
+    unembed = model.ln_final.w[:, None] * W_U
     names = hook_points(model, heads, "hook_resid_pre")
     streams = activations(model, examples.tokens, names, lambda x: x[:, examples.answers])
-    report: dict[str, Any] = {}
+    report = {}
     for head in heads:
         layer, index = parse(head)
         block = model.blocks[layer]
         x = block.ln1(streams[f"blocks.{layer}.hook_resid_pre"], Hooks())
-        written = x @ block.attn.W_V[index] @ block.attn.W_O[index]  # [n_prompts, n_shots, d_model]
+        W_V, W_O = in_stream(block.attn.W_V[index]), in_stream(block.attn.W_O[index])
+        written = x @ W_V @ W_O  # [n_prompts, n_shots, d_model]
         logits = written @ unembed  # [n_prompts, n_shots, n_numbers]
         logits = logits - logits.mean(-1, keepdim=True)
         copies = {"shown": _copies(logits, c, numbers), "expected": _copies(logits, e, numbers)}
@@ -220,9 +212,7 @@ def hands_over(
 
 @settled
 @torch.no_grad()
-def wrote(
-    model: Transformer, examples: Examples, x: Tensor, y: Tensor, heads: Sequence[str]
-) -> dict[str, Any]:
+def wrote(model: Transformer, examples: Examples, x: Tensor, y: Tensor, heads: Heads) -> Found:
     """What each head did write at the answers, for heads that gather the expected answer.
 
     x, y [n_prompts, n_shots]: the operands as numbers, of which every pair must occur. Per head:
@@ -237,12 +227,12 @@ def wrote(
         layer, index = parse(head)
         z = found[f"blocks.{layer}.attn.hook_z"][:, :, index]  # [n_prompts, n_shots, d_head]
         expected, shown = held_out(z, targets, *HALVES).tolist()
-        written = shares(z @ model.blocks[layer].attn.W_O[index], x, y)
+        written = shares(z @ in_stream(model.blocks[layer].attn.W_O[index]), x, y)
         report[head] = written | {"expected_r2": expected, "shown_r2": shown}
     return rounded(report)
 
 
-def show(found: Mapping[str, Any]) -> list[str]:
+def show(found: Found) -> list[str]:
     """The findings {inputs, looks_for, hands_over, wrote} as lines of text."""
     inputs, looks, hands = found["inputs"], found["looks_for"], found["hands_over"]
     replaced = []
@@ -253,9 +243,8 @@ def show(found: Mapping[str, Any]) -> list[str]:
     sources = [name.replace("_", " ") for name in next(iter(inputs.values()))["q"]]
     among = {head: row["among_answers"] for head, row in looks.items()}
     near = [[head, *row["by_distance"][:8]] for head, row in looks.items()]
-    written = {}
-    for head, where in product(hands, ("stream", "logits")):
-        written[f"{head} {where}"] = hands[head][where]
+    kinds = product(hands, ("stream", "logits"))
+    written = {f"{head} {where}": hands[head][where] for head, where in kinds}
     copied = {head: row | row["copies"] for head, row in hands.items()}
     return [
         "q, k, v of the FI heads from other runs: r in %, and accuracy on plain / shifted answers",

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from minifunc.analysis.rows import Prompts, ablation_row, answered
 from minifunc.circuit import ROUTES, Criteria, Discovery, direct_groups, previous_token, route
-from minifunc.support.names import heads_of
+from minifunc.support.names import Found, heads_of
 from minifunc.support.tables import rounded
 
 # What is put in over the shown examples: name in circuit.json → the ablator's source.
@@ -23,16 +22,14 @@ THRESHOLDS = {
 }
 
 
-def readers(
-    prompts: Prompts, shown: Sequence[int], found: Discovery, criteria: Criteria
-) -> dict[str, dict[str, Any]]:
+def readers(prompts: Prompts, shown: Sequence[int], found: Discovery, criteria: Criteria) -> Found:
     """`reader_role` of the heads below the FI heads, each replaced alone at the positions `shown`,
     those of the examples, so that the query stays. The prompts have the sources of PUT_IN."""
     groups = found.groups
     direct = {*groups["function_induction"], *groups["consolidation"]}
     below = groups["shown_answer"] + groups["expected_answer"] + groups["upstream"]
     heads = [head for head in heads_of(below) if head not in direct]
-    replaced: dict[str, dict[str, dict[str, float]]] = {head: {} for head in heads}
+    replaced: Found = {head: {} for head in heads}
     for name, how in PUT_IN.items():
         # Unrelated prompts have no answer of their own here: r is measured by the range to base.
         scores = prompts.scores("base" if how == "unrelated" else how)
@@ -45,7 +42,7 @@ def readers(
 
 def reader_role(
     attention: Mapping[str, float], replaced: Mapping[str, dict[str, float]], criteria: Criteria
-) -> dict[str, Any]:
+) -> Found:
     """Which kind a head is, by where it looks and by what breaks when it is replaced.
 
     attention: its `attention_shares`. replaced: by name in PUT_IN, {r, …}: how far F then goes to
@@ -64,7 +61,7 @@ def reader_role(
     return {"kind": kind, "looks_at": looks_at, "brings": brings, "replaced": replaced}
 
 
-def other_thresholds(found: Discovery, criteria: Criteria) -> list[dict[str, Any]]:
+def other_thresholds(found: Discovery, criteria: Criteria) -> list[Found]:
     """The groups that other thresholds would make, one criterion changed at a time, the FI heads as
     found: [{criterion, value, in_force, group, heads}]."""
     rows = []
@@ -89,7 +86,7 @@ def regrouped(found: Discovery, criteria: Criteria) -> dict[str, list[str]]:
     return groups
 
 
-def sensitivity(prompts: Prompts, found: Discovery, criteria: Criteria) -> list[dict[str, Any]]:
+def sensitivity(prompts: Prompts, found: Discovery, criteria: Criteria) -> list[Found]:
     """Rows of `evaluation.sensitivity`: `other_thresholds`, and what is left without each group."""
     rows = other_thresholds(found, criteria)
     for row in rows:

@@ -14,6 +14,7 @@ from minifunc.analysis.attribution import attribute, rank_correlation
 from minifunc.circuit import Criteria, Discovery
 from minifunc.patching import Effects, Logits, PathPatcher
 from minifunc.support.evaluation import accuracy, wilson
+from minifunc.support.names import Found, Heads
 from minifunc.support.tables import rounded
 
 # What circuit.json holds where there are no function-induction heads.
@@ -80,32 +81,26 @@ def discovered(found: Discovery, criteria: Criteria, circuit: Mapping[str, Any])
     }
 
 
-def circuit_graph(found: Discovery, criteria: Criteria) -> dict[str, list[dict[str, Any]]]:
-    """{"nodes": [{name, kind, steps, groups}], "edges": [{sender, receiver, contrast, r}]}."""
-    edges = strong_edges(found, criteria)
-    nodes: list[tuple[str, str, int, list[str]]] = [("logits", "logits", 0, [])]
-    for name, step in sorted(found.steps.items(), key=lambda pair: pair[1]):
-        kind = "head" if "." in name else name.rstrip("0123456789")
-        groups = [group for group, heads in found.groups.items() if name in heads]
-        nodes.append((name, kind, step, groups))
-    for name, step in TOGETHER.items():
-        if any(edge["receiver"].startswith(name) for edge in edges):
-            nodes.append((name, "together", step, [name]))
-    keys = ("name", "kind", "steps", "groups")
-    return {"nodes": [dict(zip(keys, node)) for node in nodes], "edges": edges}
-
-
-def strong_edges(found: Discovery, criteria: Criteria) -> list[dict[str, Any]]:
-    """All effects that count, of nodes that count."""
-    edges: list[dict[str, Any]] = []
+def circuit_graph(found: Discovery, criteria: Criteria) -> dict[str, list[Found]]:
+    """{"nodes": [{name, kind, steps, groups}], "edges": [{sender, receiver, contrast, r}]}; edges
+    are all effects that count, of nodes that count."""
+    edges: list[Found] = []
     for contrast, each in found.effects.items():
         for receiver, effect in each.items():
             least = criteria.strong if receiver == "logits" else criteria.feeds
             for sender, r in effect.named().items():
                 if abs(r) >= least and sender in found.steps:
-                    edge = {"sender": sender, "receiver": receiver, "contrast": contrast}
-                    edges.append(edge | {"r": round(r, 5)})
-    return edges
+                    ends = {"sender": sender, "receiver": receiver}
+                    edges.append(ends | {"contrast": contrast, "r": round(r, 5)})
+    nodes = [{"name": "logits", "kind": "logits", "steps": 0, "groups": list[str]()}]
+    for name, step in sorted(found.steps.items(), key=lambda pair: pair[1]):
+        kind = "head" if "." in name else name.rstrip("0123456789")
+        groups = [group for group, heads in found.groups.items() if name in heads]
+        nodes.append({"name": name, "kind": kind, "steps": step, "groups": groups})
+    for name, step in TOGETHER.items():
+        if any(edge["receiver"].startswith(name) for edge in edges):
+            nodes.append({"name": name, "kind": "together", "steps": step, "groups": [name]})
+    return {"nodes": nodes, "edges": edges}
 
 
 def answered(logits: Tensor, answers: Iterable[Tensor]) -> dict[str, float]:
@@ -114,7 +109,7 @@ def answered(logits: Tensor, answers: Iterable[Tensor]) -> dict[str, float]:
     return {"base_acc": base, "contrast_acc": contrast}
 
 
-def ablation_row(prompts: Prompts, label: str, heads: Sequence[str], how: str) -> dict[str, Any]:
+def ablation_row(prompts: Prompts, label: str, heads: Heads, how: str) -> Found:
     """One group replaced; `ci` is the 95 % interval of the contrast share, over prompts."""
     shares = answered(prompts.ablator.logits([heads], how)[0], prompts.answers)
     row = {"ablated": label, "heads": list(heads), "how": how, **rounded(shares), "n_draws": 1}
@@ -122,9 +117,7 @@ def ablation_row(prompts: Prompts, label: str, heads: Sequence[str], how: str) -
     return row | {"ci": wilson(shares["contrast_acc"], n), "n_prompts": n}
 
 
-def control_row(
-    prompts: Prompts, label: str, draws: Sequence[Sequence[str]], how: str
-) -> dict[str, Any]:
+def control_row(prompts: Prompts, label: str, draws: Sequence[Heads], how: str) -> Found:
     """Many drawn groups as one row: mean shares, and sd, `ci` and the worst of the contrast share.
 
     `ci` goes from 2.5 % to 97.5 % of the draws (of a single group: over prompts). A group that was

@@ -25,7 +25,7 @@ def attention_to(model: Transformer, tokens: Tensor, queries: Tensor, keys: Tens
     """
     if keys.ndim != 2 or len(keys) != len(queries):
         raise ValueError(f"keys must be [{len(queries)}, n_keys], not {list(keys.shape)}")
-    if keys.min() < 0 or (keys > queries[:, None]).any() or queries.max() >= tokens.shape[1]:
+    if keys.min() < 0 or (keys > queries[:, None]).any() or queries.max() >= len(tokens[0]):
         raise ValueError("a query must lie inside the prompts, and its keys not behind it")
 
     def seen(pattern: Tensor) -> Tensor:  # [batch, head, query, key] → [batch, head]
@@ -43,7 +43,7 @@ def previous_token_score(model: Transformer, tokens: Tensor, answers: Tensor) ->
 
 def function_induction_score(model: Transformer, tokens: Tensor, answers: Tensor) -> Tensor:
     """tokens [n_prompts, pos], which end with the last `=`; answers [n_shots]: as above."""
-    return attention_to(model, tokens, answers.new_tensor([tokens.shape[1] - 1]), answers[None])
+    return attention_to(model, tokens, answers.new_tensor([len(tokens[0]) - 1]), answers[None])
 
 
 def copy_induction_score(

@@ -99,7 +99,7 @@ def build(f: Findings) -> dict[str, str]:
         return {"report.html": report(f, missing)}
     played, scripts = asset("playground.html"), playground(f)
     whole = report(f, played, scripts)
-    if len(whole.encode()) <= LARGEST:
+    if len(whole.encode(errors="replace")) <= LARGEST:
         return {"report.html": whole}
     link = h("a", "on a page of its own", href="playground.html")
     said = h("p", "With its weights this page would be large, so the model runs ", link, ".")
@@ -121,7 +121,7 @@ def write(folders: RunFolders, experiments: Path) -> None:
     folders.announce()
     for name, text in pages.items():
         save_text(folders.results / name, text)
-        print(f"{folders.results / name} ({len(text.encode()) / 1e6:.1f} MB)")
+        print(f"{folders.results / name} ({len(text.encode(errors='replace')) / 1e6:.1f} MB)")
     print("next: open it in a browser")
 
 

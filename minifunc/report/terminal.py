@@ -5,13 +5,14 @@ the terminal. In short they fit 80 columns.
 """
 
 from collections.abc import Callable, Iterable
-from itertools import product
+from itertools import chain, product
+from statistics import fmean
 from typing import Any
 
 from minifunc.analysis import averaging, function_vectors, reading
 from minifunc.analysis.rows import as_effects
 from minifunc.circuit import Criteria, feeding
-from minifunc.support.names import heads_of, parse
+from minifunc.support.names import heads_of
 from minifunc.support.tables import table, words, wrapped
 
 Circuit = dict[str, Any]
@@ -19,8 +20,9 @@ Circuit = dict[str, Any]
 
 def told(step: str, circuit: Circuit, full: bool) -> list[str]:
     """Lines on one step of the study."""
-    lines = [line for part in PARTS[step][full] for line in part(circuit)]
-    return [""] * (full and bool(lines)) + list(map(wrapped, lines))
+    lines = [wrapped(line) for part in PARTS[step][full] for line in part(circuit)]
+    set_off = full or step == "conclusion"
+    return ["", *lines] if lines and set_off else lines
 
 
 # ---------------------------------------------------------------- words
@@ -50,13 +52,12 @@ def title(c: Circuit) -> str:
 
 def members(c: Circuit) -> list[str]:
     """The heads of all groups, in the order of the model."""
-    return heads_of(head for heads in c["groups"].values() for head in heads)
+    return heads_of(chain(*c["groups"].values()))
 
 
 def r_of(c: Circuit, head: str) -> float:
     """A head's direct effect on the logits, in percent."""
-    layer, index = parse(head)
-    return float(100 * c["effects"]["logits"]["heads"][layer][index])
+    return 100 * as_effects(c["effects"]["logits"]).named()[head]
 
 
 def direct_writers(c: Circuit) -> tuple[dict[str, float], dict[str, float]]:
@@ -103,12 +104,11 @@ def traced(c: Circuit) -> list[str]:
     if not c["groups"]["function_induction"]:
         return []
     fi, others = direct_writers(c)
-    shown, expected = (named(c["routes"][route]) for route in ("shown_answer", "expected_answer"))
     said = {
         "function induction": named(fi, len(fi)),
         "other writers": named(others, len(others)),
-        "the shown answers": f"reach them from {shown}",
-        "the expected ones": f"reach them from {expected}",
+        "the shown answers": f"reach them from {named(c['routes']['shown_answer'])}",
+        "the expected ones": f"reach them from {named(c['routes']['expected_answer'])}",
     }
     lines = ["the circuit (r in %)"]
     for label, text in said.items():
@@ -121,8 +121,7 @@ def groups(c: Circuit) -> list[str]:
     criteria = listed(f"{words(name)} >= {value:g}" for name, value in c["criteria"].items())
     rows = [[words(group), listed(heads)] for group, heads in c["groups"].items()]
     lines = [*table(["group", "heads"], rows, left=2), f"criteria: {criteria}"]
-    heads = members(c)
-    if not heads:
+    if not (heads := members(c)):
         return lines
     rows = [[head, f"{r_of(c, head):.1f}", *c["attention"][head].values()] for head in heads]
     columns = ["head", "r in %", *map(words, c["attention"][heads[0]])]
@@ -131,13 +130,11 @@ def groups(c: Circuit) -> list[str]:
 
 def inputs(c: Circuit) -> list[str]:
     """What feeds each receiver, under each contrast; receivers that nothing feeds are left out."""
-    criteria, answers, operands = Criteria(**c["criteria"]), c["effects"], c["operands_changed"]
-    under = {"shown answers": answers, "operands": operands["effects"]}
-    receivers = dict.fromkeys([*answers, *operands["effects"]])
-    del receivers["logits"]
-    rows = []
+    criteria, rows = Criteria(**c["criteria"]), []
+    under = {"shown answers": c["effects"], "operands": c["operands_changed"]["effects"]}
+    receivers = dict.fromkeys(chain(*under.values()))
     for receiver, contrast in product(receivers, under):
-        effects = under[contrast].get(receiver)
+        effects = under[contrast].get(receiver) if receiver != "logits" else None
         if effects and (fed := feeding([as_effects(effects)], criteria)):
             rows.append([receiver, contrast, named(fed)])
     says = "what feeds them (r in %; q, k and v are a head's inputs)"
@@ -147,12 +144,10 @@ def inputs(c: Circuit) -> list[str]:
 def enough(c: Circuit) -> list[str]:
     """In short: all groups together run alone, random circuits beside them."""
     e, rows = c["evaluation"], []
-    said = {"base": "values of base prompts", "operands_changed": "of other operands"}
-    for row in e["circuits"]:
-        if row["circuit"] == "union of groups":
-            source = said.get(row["replaced_by"], "mean values")
-            alone = [row["faithfulness"], row["circuit_accuracy"], row["random_circuits"]["mean"]]
-            rows.append([source, *alone])
+    sources = ("values of base prompts", "of other operands", "mean values")
+    for source, row in zip(sources, e["circuits"]):  # the first three are the union of groups
+        alone = [row["faithfulness"], row["circuit_accuracy"], row["random_circuits"]["mean"]]
+        rows.append([source, *alone])
     return [
         f"is it enough? Its {len(e['circuit'])} heads alone, {e['n_prompts']} other prompts",
         *table(["all others send", "faithfulness", c["asked"], "random heads"], rows),
@@ -170,16 +165,16 @@ def evaluated(c: Circuit) -> list[str]:
         random = row["random_circuits"]
         rows.append([*kind, *alone, random["mean"], random["highest"]])
     columns = ["circuit", "outside", "heads", "faithfulness", c["asked"], "plain"]
-    lines = [
+    return [
         f"circuits alone, {e['n_prompts']} other prompts: heads outside send what they send on the "
         "base prompt, on the one with other operands, or their mean",
         "  (random: as many heads of the same layers, the circuit's own among them, so they overlap"
         " with it and may even equal it)",
         *table([*columns, "random: mean", "highest"], rows, left=2),
+        *taken_apart("union of groups", e),
+        *taken_apart("the same, operands changed", e["operands_changed"]),
+        *taken_apart("eliminated, both contrasts", e["by_elimination"]),
     ]
-    lines += taken_apart("union of groups", e)
-    lines += taken_apart("the same, operands changed", e["operands_changed"])
-    return lines + taken_apart("eliminated, both contrasts", e["by_elimination"])
 
 
 def taken_apart(name: str, part: dict[str, Any]) -> list[str]:
@@ -189,8 +184,8 @@ def taken_apart(name: str, part: dict[str, Any]) -> list[str]:
     return [
         f"  {name}: {listed(part['circuit'])}",
         f"    completeness gap, share of F's range: greedy max {part['completeness']:.3f} "
-        f"(without {listed(gaps['worst'])}), mean {gaps.get('greedy_mean', 0):.3f}; "
-        f"random max {gaps.get('random_max', 0):.3f}, mean {gaps.get('random_mean', 0):.3f}",
+        f"(without {listed(gaps['worst'])}), mean {gaps['greedy_mean']:.3f}; "
+        f"random max {gaps['random_max']:.3f}, mean {gaps['random_mean']:.3f}",
         "    minimality, least needed first: "
         + listed(f"{head} {share:.3f}" for head, share in least_first),
     ]
@@ -255,11 +250,10 @@ def ablated(c: Circuit) -> list[str]:
 def thresholds(c: Circuit) -> list[str]:
     """The groups that other thresholds would make."""
     sensitivity, rows = c["evaluation"]["sensitivity"], []
-    usual = {(row["criterion"], row["group"]): row for row in sensitivity if row["in_force"]}
+    usual = {row["group"]: row["heads"] for row in sensitivity if row["in_force"]}
     for row in sensitivity:
         heads = row["heads"]
-        changes = heads != usual[row["criterion"], row["group"]]["heads"]
-        if changes or (row["in_force"] and heads):
+        if heads != usual[row["group"]] or (row["in_force"] and heads):
             criterion = words(row["criterion"]) + " *" * row["in_force"]
             shares = [f"{row['value']:.2f}", f"{row['contrast_acc']:.2f}"]
             rows.append([criterion, words(row["group"]), listed(heads), *shares])
@@ -325,13 +319,11 @@ def spared(c: Circuit) -> list[str]:
             shifted.append([row["contrast_acc"] for row in settings])
     if not shifted:
         return []
-    n = len(shifted)
-    kept, without, without_random = (sum(shares) / n for shares in zip(*shifted))
-    text = (
-        f"the same heads on {n} tasks: shifted answers {kept:.2f}, without them {without:.2f}, "
-        f"without as many random ones {without_random:.2f} (means)"
-    )
-    return [text]
+    kept, without, without_random = map(fmean, zip(*shifted))
+    return [
+        f"the same heads on {len(shifted)} tasks: shifted answers {kept:.2f}, without them "
+        f"{without:.2f}, without as many random ones {without_random:.2f} (means)"
+    ]
 
 
 def reused(c: Circuit) -> list[str]:
@@ -353,22 +345,20 @@ def reused(c: Circuit) -> list[str]:
 # ---------------------------------------------------------------- the conclusion
 
 
-def not_found(c: Circuit) -> str:
+def not_found(c: Circuit) -> list[str]:
     """Says that there is no circuit, and why."""
     done = c["accuracy"]["contrast_prompt"]["contrast"]
     why = "no head moves the answer and looks at earlier answers as the criteria ask"
     if done < c["criteria"]["solves"]:
         why = "the model does not do the task"
-    return (
-        f"No function-induction circuit was found for {title(c)} "
-        f"(right on {done:.1%} of prompts): {why}."
-    )
+    asked = f"{title(c)} (right on {done:.1%} of prompts)"
+    return [f"No function-induction circuit was found for {asked}: {why}."]
 
 
 def concluded(c: Circuit) -> list[str]:
     """A plain paragraph that says what was found, as one line."""
     if not c["groups"]["function_induction"]:
-        return [not_found(c)]
+        return not_found(c)
     fi, others = direct_writers(c)
     shown, expected = c["routes"]["shown_answer"], c["routes"]["expected_answer"]
     # Both with values from the base prompt.
@@ -392,17 +382,16 @@ def concluded(c: Circuit) -> list[str]:
 def conclusion(c: Circuit) -> list[str]:
     """In short: the finding in a few plain words."""
     if not c["groups"]["function_induction"]:
-        return ["", not_found(c)]
+        return not_found(c)
     fi, _ = direct_writers(c)
     plain = {row["how"]: row["base_acc"] for row in c["evaluation"]["ablation"][:2]}
     done = c["accuracy"]["contrast_prompt"]["contrast"]
-    text = (
+    return [
         f"{title(c).capitalize()} (right on {done:.1%}) is carried to the answer by "
         f"{in_words(fi)}: heads that at the last `=` look back at the shown answers. With what "
         f"they send on plain prompts put in, the answer is plain on {plain['base']:.1%}; with mean "
         f"values on {plain['mean']:.1%}, so they carry the answer itself, not the rule alone."
-    )
-    return ["", text]
+    ]
 
 
 Parts = tuple[Callable[[Circuit], list[str]], ...]

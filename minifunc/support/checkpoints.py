@@ -8,6 +8,7 @@ import json
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minifunc.model import ModelConfig, Transformer
-from minifunc.support import files
+from minifunc.support import checks, files
 from minifunc.support.errors import UserError
 from minifunc.support.evaluation import Table
 from minifunc.support.processes import any_process, is_main, join
@@ -47,6 +48,9 @@ class Progress:
     ) -> None:
         self.out, self.config = out, config
         self.model, self.optimizer, self.data = model, optimizer, data
+        self.device = model.device.type
+        if self.device == "cuda":
+            self.device = torch.cuda.get_device_name(model.device)
         self.step = 0
         self.n_steps: int = config["train"]["steps"]
         self.metrics: list[dict[str, Any]] = []
@@ -55,6 +59,10 @@ class Progress:
         self._started = time.perf_counter()
 
     def _take_up(self, checkpoint: dict[str, Any]) -> None:
+        before = checkpoint.get("device", self.device)  # an older one doesn't say
+        if before != self.device:
+            moved = f"{self.out} was trained on {before!r:.60} so far, now on {self.device!r}"
+            print(f"{moved}: its weights are not those of either, to the bit", file=sys.stderr)
         self.model.load_state_dict(checkpoint["model"])
         groups = self.optimizer.state_dict()["param_groups"]  # as config.json says, not the file
         self.optimizer.load_state_dict(checkpoint["optimizer"] | {"param_groups": groups})
@@ -147,6 +155,7 @@ class Progress:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "data": self.data.get_state(),
+            "device": self.device,
         }
         files.save_tensors(self.out / "resume.pt", state)
         files.save_tensors(self.out / "model.pt", self.model.state_dict())
@@ -198,7 +207,7 @@ def claimed(
     Gives the device of this process. Raises UserError where that cannot be, or where a new run
     would overwrite something; says after Ctrl-C how to go on.
     """
-    if not resume:
+    if not checks.of_type(bool, "resume", resume):
         check_unused(out, config)
     device = join(device)
     try:

@@ -2,9 +2,10 @@
 
 import difflib
 import operator
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
-from itertools import product
+from itertools import chain, product
 from numbers import Integral
 from typing import Any
 
@@ -42,7 +43,7 @@ def check_model_config(cfg: Any) -> None:
 def check_tokens(tokens: Tensor, d_vocab: int, n_ctx: int = 2**40) -> None:
     """Raises ValueError unless tokens are [batch, pos] whole numbers of the vocabulary, and fit.
     Those on a GPU are not looked at: it would have to wait."""
-    if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= n_ctx:
+    if of_type(Tensor, "tokens", tokens).ndim != 2 or not 1 <= tokens.shape[1] <= n_ctx:
         wanted = f"[batch, pos] with 1 to {n_ctx} positions"
         raise ValueError(f"tokens must be {wanted}, not {list(tokens.shape)}")
     check_ids("tokens", tokens, d_vocab)
@@ -50,11 +51,27 @@ def check_tokens(tokens: Tensor, d_vocab: int, n_ctx: int = 2**40) -> None:
 
 def check_ids(name: str, ids: Tensor, d_vocab: int) -> None:
     """Raises ValueError unless ids are int32 or int64, and tokens of the vocabulary."""
-    if ids.dtype not in (torch.int64, torch.int32):
+    if of_type(Tensor, name, ids).dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name} must be int64 (or int32), not {ids.dtype}")
     if ids.device.type == "cpu" and ids.numel() and (ids.min() < 0 or ids.max() >= d_vocab):
         must = f"{name} must be tokens, from 0 to {d_vocab - 1}"
         raise ValueError(f"{must}, not from {ids.min()} to {ids.max()}")
+
+
+def of_type(kind: type, name: str, given: Any) -> Any:
+    """What was given. Raises ValueError unless it is of this type: nothing is turned into it."""
+    if not isinstance(given, kind):
+        raise ValueError(f"{name} must be a {kind.__name__}, not {given!r:.60}".splitlines()[0])
+    return given
+
+
+def weights_of(model: Any, known: Any = None) -> list[tuple[int, int]]:
+    """Where each weight lies, and its version. Raises ValueError where that is not as `known`."""
+    weights = chain(*(module._parameters.values() for module in model.modules()))
+    found = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
+    if known not in (None, found):
+        raise ValueError("the model's weights have changed since its runs were kept: start anew")
+    return found
 
 
 def check_layer(layer: int, n_layers: int) -> int:
@@ -66,8 +83,8 @@ def check_layer(layer: int, n_layers: int) -> int:
 
 def token_list(tokens: Tensor, d_vocab: int) -> list[int]:
     """Token ids [pos] as a list. Raises ValueError unless they are tokens of the vocabulary."""
-    check_shape("tokens", tokens, tokens.shape[:1])
     check_ids("tokens", tokens, d_vocab)
+    check_shape("tokens", tokens, tokens.shape[:1])
     return [int(token) for token in tokens]
 
 
@@ -93,25 +110,26 @@ def check_hook_names(names: Iterable[str], known: Collection[str]) -> None:
             raise ValueError(f"no hook point {name!r}" + (f"; close ones: {near}" if near else ""))
 
 
-def check_returned(name: str, returned: Any, activation: Tensor) -> None:
-    """Raises ValueError unless a hook returned something to go on with in place of `activation`."""
+def check_returned(name: str, returned: Any, activation: Tensor) -> Tensor:
+    """What a hook returned. Raises ValueError unless it fits in the place of `activation`."""
     if not isinstance(returned, Tensor):
         raise ValueError(f"the hook at {name} must return an activation, not {returned!r:.60}")
     for what in ("shape", "dtype", "device"):
         wanted, found = getattr(activation, what), getattr(returned, what)
         if found != wanted:
             raise ValueError(f"the hook at {name} must return {what} {wanted}, not {found}")
+    return returned
 
 
 def check_pairs(d_vocab: int, base: Tensor, contrast: Tensor, *answers: Tensor) -> None:
     """Raises ValueError unless tokens are [n_prompts, pos] of one shape, and answers [n_prompts]
     tokens of the vocabulary."""
+    for tokens in (base, contrast):
+        check_ids("tokens", tokens, d_vocab)
     if base.shape != contrast.shape or base.ndim != 2 or 0 in base.shape:
         must = "base and contrast tokens must be [n_prompts, pos] of one shape"
         raise ValueError(f"{must}, not {list(base.shape)} and {list(contrast.shape)}")
     check_answers(d_vocab, len(base), *answers)
-    for tokens in (base, contrast):
-        check_ids("tokens", tokens, d_vocab)
 
 
 def check_answers(d_vocab: int, n_prompts: int, *answers: Tensor) -> None:
@@ -135,11 +153,28 @@ def whole_numbers(positions: Positions) -> tuple[int, ...] | None:
         raise ValueError(f"{must}, not {positions!r:.60}") from None
 
 
-def checked_place(head: int | None, positions: Positions) -> tuple[int, ...] | None:
-    """`whole_numbers` of a place in the model. Raises ValueError for a head below 0 too."""
-    if head is not None and (isinstance(head, bool) or head < 0):
-        raise ValueError(f"no head {head}: heads are counted from 0")
+def checked_place(head: Any, positions: Positions, hook: str = "hook_z") -> tuple[int, ...] | None:
+    """`whole_numbers` of a place in the model. Raises ValueError for a head below 0 too, for a head
+    where there are none, and for positions where there are pairs of them."""
+    counted("head", 0 if head is None else head, 0)
+    of_heads, of_pairs = re.search("_[qkvz]$", hook), re.search("scores$|pattern$", hook)
+    if (head is not None and not of_heads) or (positions is not None and of_pairs):
+        raise ValueError(f"{hook} has no head {head} or positions {positions} to choose")
     return whole_numbers(positions)
+
+
+def checked_node(name: str, *known: str) -> str:
+    """The name. Raises ValueError unless it is among those known, but for numbers; v: or q, k."""
+    if re.sub(r"\d+", "0", re.sub(r"[qk]$", "v", str(name))) not in known:
+        raise ValueError(f"no node {name!r:.60}: there is {', '.join(known)}, or another number")
+    return name
+
+
+def checked_places(given: Iterable[Any], hooks: Collection[str]) -> list[Any]:
+    """The places. Raises ValueError for one at no hook point."""
+    places = list(given)
+    check_hook_names([getattr(place, "hook", repr(place)) for place in places], hooks)
+    return places
 
 
 def checked_positions(positions: Positions, n_pos: int) -> tuple[int, ...]:
@@ -153,7 +188,12 @@ def checked_positions(positions: Positions, n_pos: int) -> tuple[int, ...]:
 
 
 def ascending(positions: Positions, n_pos: int) -> Tensor:
-    """Positions [query] int64. Raises ValueError unless each is larger than the one before."""
+    """Positions [query] int64. Raises ValueError unless each is larger than the one before. Those
+    on a GPU are not looked at: it would have to wait."""
+    if isinstance(positions, Tensor) and positions.device.type != "cpu":
+        check_shape("positions", positions, [positions.numel()])
+        check_ids("positions", positions, n_pos)
+        return positions.long()
     chosen = checked_positions(positions, n_pos)
     if list(chosen) != sorted(set(chosen)):
         raise ValueError(f"positions must be ascending and distinct, not {list(chosen)!s:.60}")
@@ -164,19 +204,19 @@ def check_source(source: str | Tensor, tokens: Tensor) -> None:
     """Raises ValueError unless senders can send that in place of what they do on `tokens`."""
     if isinstance(source, Tensor):
         check_shape("source tokens", source, tokens.shape)
-    elif source not in ("base", "mean", "zero"):
-        raise ValueError(f"source must be 'base', 'mean', 'zero' or tokens, not {source!r}")
+    elif str(source) not in ("base", "mean", "zero"):
+        raise ValueError(f"source must be 'base', 'mean', 'zero' or tokens, not {source!r:.60}")
 
 
 def check_shape(name: str, given: Tensor, shape: Sequence[int]) -> None:
     """Raises ValueError unless `given` has this shape: nothing is stretched to fit."""
-    if given.shape != tuple(shape):
+    if of_type(Tensor, name, given).shape != tuple(shape):
         raise ValueError(f"{name} must be of shape {list(shape)}, not {list(given.shape)}")
 
 
-def alike(given: Tensor, other: Tensor) -> Tensor:
+def alike(given: Tensor, other: Tensor, name: str = "what is put in place of another") -> Tensor:
     """What was given. Raises ValueError unless it has the shape of the other."""
-    check_shape("what is put in place of another", given, other.shape)
+    check_shape(name, given, of_type(Tensor, name, other).shape)
     return given
 
 
@@ -188,32 +228,32 @@ def check_sources(
     check_tokens(tokens, d_vocab)
     twice = sorted(sources.keys() & means.keys())
     if twice or not len(tokens):
-        raise ValueError(
-            f"there must be prompts, and no source named twice: {len(tokens)}, {twice}"
-        )
+        rule = "there must be prompts, and no source named twice"
+        raise ValueError(f"{rule}: {len(tokens)}, {twice}")
+    for name, source in (*sources.items(), *means.items()):
+        check_ids(f"the source {name!r}", source, d_vocab)
     for name, source in sources.items():
         check_shape(f"the source {name!r}", source, tokens.shape)
     for name, source in means.items():
         if source.ndim != 2 or not len(source) or source.shape[1] != tokens.shape[1]:
             must = f"must be tokens [any number, {tokens.shape[1]}] like the prompts"
             raise ValueError(f"the mean source {name!r} {must}, not {list(source.shape)}")
-    for name, source in (*sources.items(), *means.items()):
-        check_ids(f"the source {name!r}", source, d_vocab)
 
 
 def checked_heads(group: Iterable[str], known: Sequence[str]) -> frozenset[str]:
-    """The heads of a group. Raises ValueError for one that is not among those of the model."""
+    """The heads of a group. Raises ValueError for one that is not among those known."""
     if isinstance(group, str):
         raise ValueError(f"a group is a list of heads like ['3.1'], not {group!r}")
     names = frozenset(group)
     for name in names:
         if name not in known:
-            raise ValueError(f"no head {name!r}; this model has heads {known[0]} to {known[-1]}")
+            raise ValueError(f"no head {name!r} here; there is {', '.join(known) or 'none':.60}")
     return names
 
 
 def _has_receiver(cfg: Any, hooks: Collection[str], receiver: Any) -> bool:
-    if not hasattr(receiver, "stage"):
+    layer = getattr(receiver, "layer", 0)
+    if isinstance(receiver, type) or not hasattr(receiver, "stage") or type(layer) is not int:
         return False
     if receiver.is_stream and receiver.stage(cfg) == 2 * cfg.n_layers:
         return receiver.positions is None  # only the last position of it reaches the answer
@@ -225,7 +265,7 @@ def _has_receiver(cfg: Any, hooks: Collection[str], receiver: Any) -> bool:
 def answers_seen(tokens: Tensor, answers: Positions, operands: Sequence[int]) -> Tensor:
     """Positions of answers [n_shots] int64. Raises ValueError for none, for one that tokens
     [n_prompts, pos] do not have, and where an operand, so far before, would lie outside."""
-    check_shape("tokens", tokens, tokens.shape[:2])
+    check_shape("tokens", tokens, of_type(Tensor, "tokens", tokens).shape[:2])
     chosen = checked_positions(answers, tokens.shape[1])
     far = max([1, *(counted("operands", back) for back in operands)])
     if not len(tokens) or not chosen or min(chosen) < far or len(set(chosen)) < len(chosen):
@@ -323,6 +363,7 @@ def check_diet(
         weight, most = getattr(diet, field), 1 if field == "mixed" else 1e6
         if weight != 0 and not 1e-6 <= weight <= most:
             raise ValueError(f"a diet's {field} must be 0, or from 1e-6 to {most:g}")
+    of_type(bool, "a diet's even_sums", diet.even_sums)
     met = [wrapper for wrapper in wrappers if getattr(diet, wrapper)]
     empty = [wrapper for wrapper in met if not met_under(diet, wrapper)]
     if empty or not met:

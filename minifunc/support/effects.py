@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from minifunc.model import ModelConfig
+from minifunc.support.checks import of_type
 
 NOTHING = torch.empty(0, dtype=torch.float64, device="cpu")
 Row = tuple[int, ...]  # who sends together, as places in `Senders.names`, ascending
@@ -36,7 +37,7 @@ class Effects:
         for layer, row in enumerate(self.heads.tolist()):
             effects |= {f"{layer}.{head}": r for head, r in enumerate(row)}
             effects[f"mlp{layer}"] = self.mlps[layer].item()
-        if not strongest_first:
+        if not of_type(bool, "strongest_first", strongest_first):
             return effects
         known = {name: r for name, r in effects.items() if not math.isnan(r)}
         return dict(sorted(known.items(), key=lambda item: -abs(item[1])))
@@ -84,9 +85,8 @@ class Senders:
     def effects(self, rows: Sequence[Row], change_of_F: Tensor, r: Tensor) -> Effects:
         """F_patched - F_contrast [n_senders, n_prompts] and r [n_senders] of rows, laid out."""
         single = r.new_full([len(self.names)], torch.nan)
-        for row, members in enumerate(rows):
-            if len(members) == 1:
-                single[members[0]] = r[row]
+        alone = [row for row, members in enumerate(rows) if len(members) == 1]
+        single[[rows[row][0] for row in alone]] = r[alone]
         n_layers, n_heads = self.cfg.n_layers, self.cfg.n_heads
         by_layer = single[1:].unflatten(0, (n_layers, -1))  # [n_layers, n_heads (+ 1)]
         no_mlps = r.new_zeros(n_layers)

@@ -4,10 +4,14 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
+from typing import ParamSpec
 
 import torch
 
 from minifunc.support.tables import SPELLER
+
+Given = ParamSpec("Given")
 
 
 class UserError(Exception):
@@ -30,7 +34,7 @@ def _open_streams() -> None:
             stream.reconfigure(errors=SPELLER)  # a path may hold what no encoding knows
 
 
-def run_main(work: Callable[[], int]) -> int:
+def run_main(work: Callable[Given, int], *arguments: Given.args, **named: Given.kwargs) -> int:
     """Runs a script's work and returns its exit code.
 
     A UserError, what the system refuses, and memory that runs out become one line on stderr and
@@ -38,7 +42,7 @@ def run_main(work: Callable[[], int]) -> int:
     """
     _open_streams()
     try:
-        code = work()
+        code = work(*arguments, **named)
         sys.stdout.flush()
         return code
     except OSError as error:
@@ -49,7 +53,7 @@ def run_main(work: Callable[[], int]) -> int:
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped", file=sys.stderr)
         return 130
-    except UserError as error:
+    except (UserError, FloatingPointError) as error:
         complaint = " ".join(str(error).splitlines())
     except (MemoryError, RuntimeError) as error:
         known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
@@ -58,3 +62,8 @@ def run_main(work: Callable[[], int]) -> int:
         complaint = "out of memory: ask for fewer prompts or documents, or a smaller model"
     print("error:", complaint, file=sys.stderr)
     return 2
+
+
+def command(work: Callable[Given, int]) -> Callable[Given, int]:
+    """Makes a script's work its main function, whose mistakes end as `run_main` says."""
+    return partial(run_main, work)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minifunc.model import Transformer
-from minifunc.support.checks import check_answers, check_tokens
+from minifunc.support.checks import check_answers, check_tokens, of_type
 from minifunc.support.hooks import Hooks
 from minifunc.support.processes import all_sum, share
 
@@ -28,12 +28,19 @@ def last_logits(model: Transformer, tokens: Tensor, hooks: Hooks | None = None) 
     return torch.cat([model(part.to(model.device), last, hooks)[:, 0] for part in rows])
 
 
+def finite(logits: Tensor) -> Tensor:
+    """Logits [..., d_vocab]. Raises FloatingPointError where a row's largest is NaN or infinite."""
+    if not logits.amax(-1).isfinite().all():
+        raise FloatingPointError("the model's logits are not finite, so they hold no answer")
+    return logits
+
+
 def answers_right(model: Transformer, tokens: Tensor, answers: Tensor) -> Tensor:
     """1 where tokens [n_prompts, pos] are answered with `answers`, else 0: [n_prompts] float64.
     Several processes share the prompts."""
     check_answers(model.cfg.d_vocab, len(tokens), answers)
     right = torch.zeros(len(tokens), dtype=torch.float64, device="cpu")
-    given = last_logits(model, share(tokens)).argmax(-1).cpu()
+    given = finite(last_logits(model, share(tokens))).argmax(-1).cpu()
     share(right)[:] = (given == share(answers)).double()
     all_sum(right)
     return right
@@ -74,8 +81,8 @@ def accuracy(logits: Tensor, answers: Tensor) -> float:
     >>> accuracy(torch.tensor([[0.0, 2.0], [3.0, 1.0]]), torch.tensor([1, 1]))
     0.5
     """
-    check_answers(logits.shape[-1], len(logits), answers)
-    return (logits.argmax(-1) == answers.to(logits.device)).cpu().double().mean().item()
+    check_answers(of_type(Tensor, "logits", logits).shape[-1], len(logits), answers)
+    return (finite(logits).argmax(-1) == answers.to(logits.device)).cpu().double().mean().item()
 
 
 def wilson(share: float, n: int) -> list[float]:

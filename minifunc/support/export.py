@@ -29,7 +29,7 @@ from torch import Tensor
 
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support import files
-from minifunc.support.errors import UserError, first_line, run_main
+from minifunc.support.errors import UserError, command, first_line
 from minifunc.support.flags import Parser
 from minifunc.support.runs import build_model, load_run, make_command
 from minifunc.support.settings import from_json
@@ -177,7 +177,8 @@ def import_run(run: Path, kind: str, path: Path) -> None:
     files.save_json(run / "config.json", config)
 
 
-def work(argv: Sequence[str] | None) -> int:
+@command
+def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("python -m minifunc.support.export", __doc__)
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run's folder")
     way = parser.add_mutually_exclusive_group(required=True)
@@ -196,10 +197,6 @@ def work(argv: Sequence[str] | None) -> int:
         export_run(arguments.run, kind, Path(name))
         print(f"wrote {name}", f"next: --from {kind} reads it back", sep="\n")
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_main(lambda: work(argv))
 
 
 if __name__ == "__main__":

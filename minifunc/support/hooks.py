@@ -18,8 +18,8 @@ Hook = Callable[[Tensor, str], Tensor]
 class Hooks:
     """What one call sees or changes. `hooks(activation, name)` returns what to go on with.
 
-    functions: by hook point. Each gets a copy, so that editing it in place changes nothing else;
-    what it returns must be of the same shape and dtype. keep: hook points to note in `kept`.
+    functions: by hook point. Each gets a copy, and a copy of what it returns (of that shape and
+    dtype) goes on, so no edit, then or later, changes more. keep: hook points to note in `kept`.
     """
 
     def __init__(
@@ -27,14 +27,17 @@ class Hooks:
     ) -> None:
         self.functions, self.keep = dict(functions or {}), frozenset(keep)
         self.kept: dict[str, Tensor] = {}
+        self._taken: set[int] = set()  # the memory of what is kept
 
     def __call__(self, activation: Tensor, name: str) -> Tensor:
         if name in self.functions:
             returned = self.functions[name](activation.clone(), name)
-            check_returned(name, returned, activation)
-            activation = returned
+            activation = check_returned(name, returned, activation).clone()
         if name in self.keep:
-            self.kept[name] = activation
+            memory = activation.untyped_storage().data_ptr()
+            shared = memory in self._taken or isinstance(activation._base, nn.Parameter)
+            self.kept[name] = activation.clone() if shared else activation
+            self._taken.add(memory)
         return activation
 
     def wants(self, *names: str) -> bool:
@@ -52,6 +55,7 @@ class Hooked(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the weights. Below float32 the stream, and all that is hooked, is float32 still."""
         return next(self.parameters()).dtype
 
     def hook_names(self) -> list[str]:
@@ -99,12 +103,5 @@ class Hooked(nn.Module):
         >>> cache["blocks.0.attn.hook_pattern"].sum(-1).shape  # adds up to one at each query
         torch.Size([1, 4, 3])
         """
-        names = self.hook_names() if names is None else names
-        hooks = Hooks(keep=names)
-        logits = self(tokens, positions, hooks)
-        taken = {weight.untyped_storage().data_ptr() for weight in self.parameters()}
-        for name, activation in hooks.kept.items():  # each gets memory of its own, to be edited
-            storage = activation.untyped_storage().data_ptr()
-            hooks.kept[name] = activation.clone() if storage in taken else activation
-            taken.add(storage)
-        return logits, hooks.kept
+        hooks = Hooks(keep=self.hook_names() if names is None else names)
+        return self(tokens, positions, hooks), hooks.kept

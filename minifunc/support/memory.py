@@ -22,10 +22,10 @@ class MemoryBudget:
 
     def __init__(self, model: Transformer, n_pos: int, gib: float | None = None) -> None:
         self.model, self.n_pos = model, n_pos
+        self.itemsize = max(4, model.dtype.itemsize)  # of the stream, bytes of a number
         if gib is None:
-            gib = 2.0
-            if model.device.type == "cuda":
-                gib = torch.cuda.mem_get_info(model.device)[0] / GIB / 4
+            on_cuda = model.device.type == "cuda"
+            gib = torch.cuda.mem_get_info(model.device)[0] / GIB / 4 if on_cuda else 2.0
         if not 0 < gib < 2**20:
             raise ValueError(f"max_memory must be a positive number of GiB, not {gib}")
         self.half = self.for_rows = gib * GIB / 2
@@ -44,14 +44,15 @@ class MemoryBudget:
         streams = (4 * cfg.n_layers + 3) * cfg.d_model
         heads = 5 * cfg.n_layers * cfg.n_heads * cfg.d_head
         numbers = self.n_pos * (streams + heads) + 2 * cfg.d_vocab
-        return numbers * self.model.dtype.itemsize
+        return numbers * self.itemsize
 
     def row_bytes(self, n_pos: int) -> int:
         """What one row of n_pos positions takes at the widest moment of pass 2."""
         cfg = self.model.cfg
         wide = 8 * cfg.d_model + 8 * cfg.n_heads * cfg.d_head + 2 * cfg.d_mlp * cfg.has_mlp
         numbers = n_pos * (wide + 3 * n_pos) + 2 * cfg.d_vocab
-        return numbers * self.model.dtype.itemsize
+        beside = self.itemsize > self.model.dtype.itemsize  # what `product` makes of half precision
+        return numbers * self.itemsize * (1 + beside)
 
     def keeps(self, n_prompts: int) -> bool:
         """Whether the cached runs of so many prompts fit, all at once."""

@@ -1,9 +1,13 @@
 """Names of nodes: "embedding", "3.1" (a head: its layer and its index), "mlp2"."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 Head = tuple[int, int]
+Heads = Sequence[str]
+Groups = Mapping[str, Heads]
+Found = dict[str, Any]  # a part of circuit.json
 
 
 def parse(head: str) -> Head:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minifunc.model import Transformer
-from minifunc.support.checks import Positions, check_pairs, check_source, checked_positions
+from minifunc.support import checks
 from minifunc.support.memory import MemoryBudget
 from minifunc.support.processes import all_sum, own_range
 
@@ -54,11 +54,11 @@ class PairedRuns:
     def __init__(
         self, model: Transformer, tokens: Pair, answers: Pair, max_memory: float | None
     ) -> None:
-        check_pairs(model.cfg.d_vocab, *tokens, *answers)
+        checks.check_pairs(model.cfg.d_vocab, *tokens, *answers)
         self.model, self.cfg, device = model, model.cfg, model.device
         self.base_tokens, self.contrast_tokens = (each.to(device).clone() for each in tokens)
         self.answers = torch.stack(answers, dim=1).to(device).long()  # [n_prompts, 2]
-        self.n_prompts, self.n_pos = self.base_tokens.shape
+        (self.n_prompts, self.n_pos), self.weights = tokens[0].shape, checks.weights_of(model)
         self.last = [self.n_pos - 1]
         self.sent = ["hook_embed"]
         for layer in range(self.cfg.n_layers):
@@ -67,15 +67,15 @@ class PairedRuns:
         self.budget = MemoryBudget(model, self.n_pos, max_memory)
         self.F_base = torch.zeros(self.n_prompts, dtype=torch.float64, device=device)
         self.F_contrast = self.F_base.clone()
-        self._kept: list[CachedRuns] = []
         keeps = self.budget.keeps(len(own_range(self.n_prompts)))
-        for runs in self._run_both():
-            self._kept += [runs] * keeps
+        self._kept = [runs for runs in self._run_both() if keeps]  # F is noted of all
         all_sum(self.F_base, self.F_contrast)
         self.F_range = float(self.F_contrast.mean() - self.F_base.mean())
 
     def cached_runs(self) -> Iterable[CachedRuns]:
         """Both runs, in chunks of prompts: kept where all fit the budget, else made anew."""
+        checks.of_type(bool, "freeze_mlps", getattr(self, "freeze_mlps", False))
+        checks.weights_of(self.model, self.weights)
         return self._kept or self._run_both()
 
     @torch.no_grad()
@@ -106,11 +106,11 @@ class PairedRuns:
         return picked[..., 0] - picked[..., 1]
 
     def changes(
-        self, runs: CachedRuns, n_pos: int, source: str | Tensor, positions: Positions
+        self, runs: CachedRuns, n_pos: int, source: str | Tensor, positions: checks.Positions
     ) -> dict[str, Tensor]:
         """What senders change where they write, by hook point: source - contrast at the last n_pos
         positions, [p, pos, …]; zero but at `positions` (None: all). source: as in `sweep_each`."""
-        check_source(source, self.contrast_tokens)
+        checks.check_source(source, self.contrast_tokens)
         sent = runs.base
         if isinstance(source, Tensor):
             _, sent = self._run(source[runs.prompts], self.sent)
@@ -136,10 +136,10 @@ class PairedRuns:
             for name, x in cache.items():
                 part = x.sum(0, keepdim=True, dtype=torch.float64)
                 total[name] = total[name] + part if name in total else part
-        return {name: (x / self.n_prompts).to(self.model.dtype) for name, x in total.items()}
+        return {name: (total[name] / self.n_prompts).to(x.dtype) for name, x in cache.items()}
 
-    def mask(self, positions: Positions) -> Tensor:
+    def mask(self, positions: checks.Positions) -> Tensor:
         """[pos, 1] bool: true at the positions (None: everywhere)."""
         chosen = torch.zeros(self.n_pos, 1, dtype=torch.bool)
-        chosen[list(checked_positions(positions, self.n_pos))] = True
+        chosen[list(checks.checked_positions(positions, self.n_pos))] = True
         return chosen.to(self.model.device)

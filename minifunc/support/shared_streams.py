@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from minifunc.model import Transformer
+from minifunc.support.checks import of_type, weights_of
 from minifunc.support.evaluation import ROWS
 from minifunc.support.hooks import Hooks
 from minifunc.support.names import Head
+from minifunc.support.products import product
 from minifunc.support.settled import settled
 
 KEPT_BYTES = 64 * 2**20  # of streams that are kept, so that they need not be run again
@@ -39,7 +41,7 @@ def prompts_in_a_pass(model: Transformer) -> int:
 def z_of_layers(model: Transformer, tokens: Tensor) -> list[Tensor]:
     """z of each layer, [n, pos, head, d_head]; of the last, [n, 1, head, d_head] is enough."""
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
-    last = torch.tensor([tokens.shape[1] - 1], device=model.device)
+    last = [of_type(Tensor, "tokens", tokens).shape[1] - 1]
     parts = []
     for rows in tokens.to(model.device).split(prompts_in_a_pass(model)):
         _, cache = model.run_with_cache(rows, names, last)
@@ -59,8 +61,8 @@ class SharedStreams:
         self, model: Transformer, tokens: Tensor, sent: Mapping[str, Sequence[Tensor]]
     ) -> None:
         self.model, self.cfg, self.sent = model, model.cfg, sent
-        self.n_prompts, self.n_pos = tokens.shape
-        self.rows = prompts_in_a_pass(model)
+        self.n_prompts, self.n_pos = of_type(Tensor, "tokens", tokens).shape
+        self.rows, self.weights = prompts_in_a_pass(model), weights_of(model)
         self.embedded = model.embed(tokens.to(model.device))  # [n_prompts, pos, d_model]
         if self.cfg.positions == "learned":
             self.embedded = self.embedded + model.pos_embed(self.n_pos)
@@ -74,6 +76,7 @@ class SharedStreams:
         self, groups: Sequence[Sequence[Head]], how: str, positions: tuple[int, ...]
     ) -> Tensor:
         """Logits at the last position, [n_groups, n_prompts, d_vocab]."""
+        weights_of(self.model, self.weights)
         replaced = [self._by_block(group) for group in groups]
         result = self.embedded.new_empty(len(groups), self.n_prompts, self.cfg.d_vocab)
         for start in range(0, self.n_prompts, self.rows):
@@ -101,7 +104,7 @@ class SharedStreams:
             positions = torch.tensor(one.positions, dtype=torch.int64)
             put[positions[:, None], torch.tensor(heads)] = True
             z = torch.where(put[queries].to(z.device), sent[:, queries], z)
-        attn_out = z.flatten(2) @ block.attn.W_O.flatten(0, 1)
+        attn_out = product(z.flatten(2), block.attn.W_O.flatten(0, 1))
         return block.add_mlp(stream[:, queries] + attn_out, Hooks())
 
     def _enter_block(self, one: _Pass, below: Replaced) -> tuple[Tensor, Tensor]:
@@ -122,8 +125,7 @@ class SharedStreams:
         queries = torch.arange(self.n_pos, device=self.model.device)
         if layer == self.cfg.n_layers - 1:
             queries = queries[-1:]
-        seen: dict[str, Tensor] = {}
         block, name = self.model.blocks[layer], f"blocks.{layer}.attn.hook_z"
-        hooks = Hooks({name: lambda z, name: seen.setdefault(name, z)})
+        hooks = Hooks(keep=[name])
         block.attn(block.ln1(stream, hooks), queries, hooks)
-        return stream, seen[name]
+        return stream, hooks.kept[name]

@@ -18,7 +18,7 @@ import pytest
 import torch  # noqa: F401  (so that no run of the tests has to)
 
 ROOT = Path(__file__).parents[2]
-LEAST = 103  # caught, for exit code 0 of a run over all faults
+LEAST = 114  # caught, for exit code 0 of a run over all faults
 THE_LIST = "tests/robustness/test_mutations.py"  # which would notice every fault
 
 
@@ -79,8 +79,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/model.py",
-        old="self.w, eps=self.eps",
-        new="self.w",
+        old="in_stream(self.w), eps=self.eps",
+        new="in_stream(self.w)",
         breaks="the layer norm forgets eps",
         tests="model",
     ),
@@ -93,8 +93,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/model.py",
-        old="dtype=wide.dtype) / n_pairs",
-        new="dtype=wide.dtype) / x.shape[-1]",
+        old="dtype=x.dtype) / n_pairs",
+        new="dtype=x.dtype) / x.shape[-1]",
         breaks="rotary angles fall half as fast",
         tests="model",
     ),
@@ -136,8 +136,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/definition.py",
-        old="if freeze_mlps else",
-        new="if not freeze_mlps else",
+        old='* of_type(bool, "freeze_mlps", freeze_mlps)',
+        new="* (not freeze_mlps)",
         breaks="the definition mixes up frozen and live MLPs",
         tests="definition",
     ),
@@ -168,8 +168,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/patching.py",
-        old="z_change, block.attn.W_O)",
-        new="z_change, block.attn.W_O[:1].expand_as(block.attn.W_O))",
+        old="z_change, in_stream(block.attn.W_O))",
+        new="z_change, in_stream(block.attn.W_O[:1].expand_as(block.attn.W_O)))",
         breaks="every head sends through the first head's W_O",
         tests="patching",
     ),
@@ -260,22 +260,22 @@ FAULTS = [
     ),
     Fault(
         "minifunc/patching.py",
-        old="torch.where(chosen, value[:, -n_pos:], part)",
-        new="value[:, -n_pos:]",
+        old="torch.where(chosen, value.flatten(0, 1)[:, -n_pos:], part)",
+        new="value.flatten(0, 1)[:, -n_pos:]",
         breaks="pass 2 overwrites positions that do not receive",
         tests="patching",
     ),
     Fault(
         "minifunc/patching.py",
-        old="@ attn.W_O[head]",
-        new="@ attn.W_O[head - 1]",
+        old="z, attn.W_O[head])",
+        new="z, attn.W_O[head - 1])",
         breaks="a changed head writes through its neighbour's W_O",
         tests="patching",
     ),
     Fault(
         "minifunc/patching.py",
-        old="(new_q[..., None, :], queries)",
-        new="(new_q[..., None, :], keys[: len(queries)])",
+        old="attn.with_position(q, queries).squeeze",
+        new="attn.with_position(q, keys[: len(queries)]).squeeze",
         breaks="a patched query at the last position is placed at the first",
         tests="patching",
     ),
@@ -303,15 +303,15 @@ FAULTS = [
     ),
     Fault(
         "minifunc/support/pairs.py",
-        old="x / self.n_prompts",
-        new="x / (prompts.stop - prompts.start)",
+        old="total[name] / self.n_prompts",
+        new="total[name] / (prompts.stop - prompts.start)",
         breaks="the mean is over the last chunk's number of prompts",
         tests="patching",
     ),
     Fault(
         "minifunc/support/pairs.py",
-        old="chosen[list(checked_positions(positions, self.n_pos))] = True",
-        new="chosen[: len(checked_positions(positions, self.n_pos))] = True",
+        old="chosen[list(checks.checked_positions(positions, self.n_pos))] = True",
+        new="chosen[: len(checks.checked_positions(positions, self.n_pos))] = True",
         breaks="positions are counted from the first",
         tests="patching",
     ),
@@ -639,8 +639,8 @@ FAULTS = [
     ),
     Fault(
         "train.py",
-        old='group["lr"] = cfg.lr_at(step)',
-        new='group["lr"] = cfg.lr',
+        old="cfg.lr_at(step)",
+        new="cfg.lr",
         breaks="the learning rate stays where it starts",
         tests="stated",
     ),
@@ -788,8 +788,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/support/evaluation.py",
-        old="    check_answers(logits.shape[-1], len(logits), answers)\n",
-        new="",
+        old='check_answers(of_type(Tensor, "logits", logits).shape[-1], len(logits), answers)',
+        new="pass",
         breaks="one answer is stretched over all prompts",
         tests="refused",
     ),
@@ -813,6 +813,98 @@ FAULTS = [
         new="if False:",
         breaks="True is taken for position 1",
         tests="refused",
+    ),
+    # ---- misuse without a word
+    Fault(
+        "minifunc/support/hooks.py",
+        old="check_returned(name, returned, activation).clone()",
+        new="check_returned(name, returned, activation)",
+        breaks="what a hook edits later, of what it returned, changes the run",
+        tests="misused",
+    ),
+    Fault(
+        "minifunc/support/hooks.py",
+        old="or isinstance(activation._base, nn.Parameter)",
+        new="",
+        breaks="an entry of a cache is the memory of a weight",
+        tests="misused",
+    ),
+    Fault(
+        "minifunc/support/checks.py",
+        old='re.search("_[qkvz]$", hook), ',
+        new='re.search("_", hook), ',
+        breaks="a place may name a head where there are none",
+        tests="misused",
+    ),
+    Fault(
+        "minifunc/support/checks.py",
+        old='re.search("scores$|pattern$", hook)',
+        new="None",
+        breaks="positions of a pattern are taken for its heads",
+        tests="misused",
+    ),
+    Fault(
+        "minifunc/support/checks.py",
+        old='re.sub(r"\\d+", "0", re.sub(r"[qk]$", "v", str(name))) not in known',
+        new="not name",
+        breaks="a node that there is not gets a place",
+        tests="misused",
+    ),
+    Fault(
+        "minifunc/support/checks.py",
+        old="if not isinstance(given, kind):",
+        new="if not isinstance(given, kind) and kind is not bool:",
+        breaks="a flag may be any value",
+        tests="misused",
+    ),
+    Fault(
+        "minifunc/support/checks.py",
+        old="if known not in (None, found):",
+        new="if known and len(known) != len(found):",
+        breaks="runs of weights that have changed since are used",
+        tests="misused",
+    ),
+    Fault(
+        "minifunc/ablation.py",
+        old="        checks.weights_of(self.model, self._streams.weights)\n        if how",
+        new="        if how",
+        breaks="z of other weights are put in",
+        tests="misused",
+    ),
+    Fault(
+        "minifunc/support/evaluation.py",
+        old="if not logits.amax(-1).isfinite().all():",
+        new="if False:",
+        breaks="NaN counts as an answer",
+        tests="misused",
+    ),
+    Fault(
+        "minifunc/ablation.py",
+        old="checks.checked_heads(K, sorted(circuit))",
+        new="checks.checked_heads(K, self.heads)",
+        breaks="a gap may be asked of heads outside the circuit",
+        tests="misused",
+    ),
+    Fault(
+        "minifunc/analysis/probe.py",
+        old='read, y = alike(read, y, "what was read"), y.double()',
+        new="y = y.double()",
+        breaks="R² stretches what was read to fit",
+        tests="misused",
+    ),
+    Fault(
+        "Makefile",
+        old="unexport PYTHONSAFEPATH $(filter TQDM_%,$(.VARIABLES))",
+        new="unexport NOTHING",
+        breaks="what a shell has set keeps Python from starting",
+        tests="makefile",
+    ),
+    Fault(
+        "minifunc/report/page.py",
+        old='len(whole.encode(errors="replace"))',
+        new="len(whole.encode())",
+        breaks="no report where a folder's name is no UTF-8",
+        tests="report",
     ),
 ]
 

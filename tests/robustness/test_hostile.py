@@ -14,6 +14,7 @@ import shutil
 import struct
 import zipfile
 from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,7 +59,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(train, "evaluate", lambda *_, **__: {"addition": {"0": {}, "1": {}}})
     monkeypatch.setattr(train, "print_table", lambda *_: None)
     monkeypatch.setattr(train, "train_step", lambda *_: (torch.tensor(1.0), torch.tensor(1.0)))
-    monkeypatch.setattr(train.tasks, "sample", lambda *_: None)
+    nothing = SimpleNamespace(tokens=torch.zeros(1), determined=torch.zeros(1))
+    monkeypatch.setattr(train.tasks, "sample", lambda *_: nothing)
 
     def traced(model, study, *_):
         study.pairs(min(study.prompts, 3), torch.Generator())

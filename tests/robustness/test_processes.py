@@ -144,14 +144,13 @@ def test_the_shares_of_any_number_of_processes_add_up_to_the_loss_and_its_gradie
     data = torch.Generator().manual_seed(1)
     documents = tasks.sample(tasks.DIETS["strict"], 5, 9, data)  # of 7 processes, some have none
     determined = documents.determined & (torch.arange(5) != 1)[:, None]
-    documents = replace(documents, determined=determined)
-    whole = train.loss_on_answers(model, documents)
+    whole = train.loss_on_answers(model, documents.tokens, determined)
     gradient = torch.autograd.grad(whole, list(model.parameters()))
     monkeypatch.setattr(support, "world_size", lambda: n)
     losses = []
     for number in range(n):
         monkeypatch.setattr(support, "rank", lambda number=number: number)
-        losses.append(train.loss_on_answers(model, documents))
+        losses.append(train.loss_on_answers(model, documents.tokens, determined))
     assert_close(sum(losses), whole, rtol=0, atol=1e-12)
     parts = [torch.autograd.grad(loss, list(model.parameters())) for loss in losses]
     assert_close(tuple(map(sum, zip(*parts))), gradient, rtol=0, atol=1e-12)
