@@ -18,7 +18,7 @@ RUN = --run=$(call quoted,OUT) --or-reference
 ON  = --device=$(call quoted,DEVICE)
 
 .DEFAULT_GOAL = help
-.PHONY: help train patch ask check report diets emergence universality dependability unseen reference figures \
+.PHONY: help train patch ask check report diets emergence universality dependability reference figures \
     test test-slow lint coverage mutations parity test-matrix bench clean
 
 help:  ## this list
@@ -68,12 +68,8 @@ emergence: .venv/ready  ## runs step by step, and with parts kept from forming
 universality: .venv/ready  ## twelve architectures, several seeds each
 	$(PY) -m experiments.universality $(ON) $(ARGS)
 
-dependability: .venv/ready  ## ten seeds of the default, traced
+dependability: .venv/ready  ## ten seeds of the default
 	$(PY) -m experiments.dependability $(ON) $(ARGS)
-	$(PY) -m experiments.seeds $(ON) $(ARGS)
-
-unseen: .venv/ready  ## which shifts come up that nothing ever showed: 60 runs
-	$(PY) -m experiments.unseen $(ON) $(ARGS)
 
 figures: .venv/ready  ## draw docs/figures/ from results/ and OUT (gets matplotlib)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[figures]'

@@ -144,9 +144,6 @@ def solving(model: Transformer, pairs: tasks.Pairs) -> dict[str, dict[str, float
     return shares
 
 
-# ---------------------------------------------------------------- the command line
-
-
 def work(argv: list[str] | None) -> int:
     parser = Parser("patch.py", __doc__)
     add_run_flag(parser)

@@ -6,9 +6,9 @@ The question of the whole project is three prompts side by side (`Pairs`), and w
     base              <bos> 1 + 1 = 2 ; 2 + 2 = 4 ; 3 + 3 =   6   the shown answers changed
     operands_changed  <bos> 2 + 1 = 3 ; 3 + 2 = 5 ; 3 + 3 =   6   the operands changed instead
 
-Addition off by one is never trained on. What is off by one in training are other functions.
-One number is one token. A document is <bos> and then examples of six tokens, so every answer
-stands at a fixed place. The model is scored where an `=` predicts the answer behind it:
+In training no function is ever shifted by one, and addition by nothing. One number is one token. A
+document is <bos> and then examples of six tokens, so every answer stands at a fixed place. The
+model is scored where an `=` predicts the answer behind it:
 
     token row   <bos>  7  max  2  =  8  ;  4  first  9  =  5  ;
     label row     .    .   .   .  8  .  .  .    .    .  5  .  .
@@ -19,8 +19,8 @@ from -4 to 30 or a letter. `choice` is multiple choice, the letter of the larges
 `3 7 5 = b`; its second option stands where others have their symbol.
 
     plain     g(v) = v
-    shift     g(v) = v + k        k in -4..4, not 0; letters wrap around (Caesar's cipher)
-    base      g(v) = v in base k  k in 6..9; the numeral is read as a number: 11 in base 8 is 13
+    shift     g(v) = v + k        k in -4..4, not 0, not 1; letters wrap around (Caesar's cipher)
+    base      g(v) = v in base k  k in 6..8; the numeral is read as a number: 11 in base 8 is 13
     relabel   g(v) = perm[v]      a random permutation of all numbers, another of all letters
     reflect   g(v) = R - v        R in 14..22; letters wrap around
     copy      a few problems with random answers, repeated: only the repetition can be learned
@@ -79,8 +79,7 @@ def answer_positions(n_examples: int, device: torch.device | str = "cpu") -> Ten
 
 def encode(text: str) -> Tensor:
     """Text like `1+1=3, 2+2=` → token ids [pos] int64. Raises ValueError for what has no tokens."""
-    strings = vocabulary.read_examples(text, TOKEN)
-    return torch.tensor([BOS, *(TOKEN[string] for string in strings)], device="cpu")
+    return torch.tensor([BOS, *vocabulary.read_examples(text, TOKEN)], device="cpu")
 
 
 def decode(tokens: Tensor) -> str:
@@ -131,8 +130,6 @@ def examples_to_tokens(problem: Tensor, answer: Tensor) -> Tensor:
     examples = torch.stack([x, op, y, equals, answer, end], dim=2)  # [document, example, 6]
     return torch.cat([problem.new_full((len(problem), 1), BOS), examples.flatten(1)], dim=1)
 
-
-# ---------------------------------------------------------------- diet and documents
 
 # Cells (wrapper, function) that the default never shows. No two or more examples of another cell
 # look so by chance (`looks_held_out`); letters under `base` and `reflect` are left aside.
@@ -301,8 +298,7 @@ def looks_held_out(diet: Diet, problem: Tensor, answer: Tensor) -> Tensor:
     """
     function, value = PROBLEMS.function[problem], PROBLEMS.value[problem]
     k, letters = answer - value, LETTERED[function]
-    half = len(LETTERS) // 2
-    k = torch.where(letters, (k + half) % len(LETTERS) - half, k)  # the short way around,
+    k = torch.where(letters, (k + 13) % 26 - 13, k)  # between letters the short way around,
     k = torch.where(letters & (k.abs() > MAX_SHIFT), 0, k)  # which counts only if it is asked
     unshown = torch.tensor([k for k in SHIFTS if k and k not in diet.shifts], device="cpu")
     found = (k[:, :2, None] == unshown).all(1).any(1)  # of whatever functions
@@ -334,9 +330,6 @@ def determined(wrapper: Tensor, problem: Tensor, answer: Tensor) -> Tensor:
     # In the order of WRAPPERS:
     known = [after_one, after_one, after_change, value_met, after_one, rows.met_before(problem)]
     return torch.stack(known)[wrapper, torch.arange(len(problem), device=problem.device)]
-
-
-# ---------------------------------------------------------------- evaluation prompts
 
 
 class Task(NamedTuple):

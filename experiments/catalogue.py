@@ -57,15 +57,3 @@ OTHER_CELLS = [  # other cells held out instead of (shift, +)
 ALL = LADDER + WITHOUT_ONE + LESS_HELD_OUT + WRAPPERS_OF_PLUS
 ALL += SHIFTED_FUNCTIONS + SHARE_OF_PLUS + OTHER_CELLS
 DIETS = {diet.name: diet for diet in ALL}
-
-# The shifts that any function is shown with (`make unseen`)
-ODD = tuple(k for k in EVERY_SHIFT if k % 2)
-SHOWN: dict[str, tuple[int, ...]] = {"all": EVERY_SHIFT}
-SHOWN |= {f"all_but_{k:+d}": tuple(x for x in EVERY_SHIFT if x != k) for k in (1, -1, 2, -3, 4)}
-SHOWN |= {"odd": ODD, "even": (-4, -2, 2, 4), "negative": (-4, -3, -2, -1)}
-SHOWN |= {"small": (-1, 1), "large": (-4, -3, 3, 4), "plus_one": (1,)}
-SHOWN_SHIFTS = {
-    name: Diet(f"shifts_{name}", even_sums=True, base=0.0, shifts=shifts)
-    for name, shifts in SHOWN.items()
-}
-EVERY_DIET = DIETS | {diet.name: diet for diet in SHOWN_SHIFTS.values()}

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import tasks
 import train
-from experiments.catalogue import EVERY_DIET
+from experiments.catalogue import DIETS
 from minifunc.circuit import Criteria
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support.checkpoints import Diverged
@@ -64,7 +64,7 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """All that makes the run what it is: what config.json holds, but for the versions."""
-        config = described(self.model, self.train, EVERY_DIET[self.diet], tasks.VOCABULARY)
+        config = described(self.model, self.train, DIETS[self.diet], tasks.VOCABULARY)
         del config["versions"]
         return config
 
@@ -161,7 +161,7 @@ def carry_out(run: Run, study: Study) -> Row:
             save_tensors(folder / "steps" / f"{step:05}.pt", model.state_dict())
         count_steps(1)
 
-    diet, device = EVERY_DIET[run.diet], study.device
+    diet, device = DIETS[run.diet], study.device
     resume = (folder / "resume.pt").exists()
     try:
         with locked(folder):

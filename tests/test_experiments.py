@@ -25,9 +25,7 @@ from experiments import (
     interventions,
     measure,
     runs,
-    seeds,
     universality,
-    unseen,
 )
 from experiments.experiment import main
 from experiments.runs import Run, Study, carry_out, finished, log_spaced, run_all
@@ -567,8 +565,6 @@ KEYS = {  # that docs and others rely on
     "universality": "config seed plain_8 off_by_one_8 fi_heads pt_heads consolidation_heads",
     "dependability": "seed off_by_one_8 off_by_k_8",
     "interventions": "intervention seed silenced plain_8 off_by_one_8 off_by_k_8 fi_heads",
-    "unseen_shifts": "run kind shifts seed task accuracy",
-    "seeds": "seed groups fi_r ablation faithfulness",
 }
 SOME = {
     "diets": ["--only", "strict,addition,hold_minus"],
@@ -576,8 +572,6 @@ SOME = {
     "universality": ["--only", "default,1_head,attention_only"],
     "dependability": [],
     "interventions": ["--only", "none,no_previous_token,frozen_0"],
-    "unseen_shifts": ["--only", "odd,all_but_+1"],
-    "seeds": [],
 }
 MODULES = {
     "diets": diets,
@@ -585,8 +579,6 @@ MODULES = {
     "universality": universality,
     "dependability": dependability,
     "interventions": interventions,
-    "unseen_shifts": unseen,
-    "seeds": seeds,
 }
 
 
@@ -604,7 +596,7 @@ def small(monkeypatch):
     def tiny_run(*arguments, **more):
         return replace(Run(*arguments, **more), model=TINY)
 
-    for module in (diets, interventions, runs, unseen):
+    for module in (diets, interventions, runs):
         monkeypatch.setattr(module, "Run", tiny_run)
 
     def without_workers(some, study, jobs):
@@ -619,8 +611,7 @@ def command(name, out):
     return main(MODULES[name].EXPERIMENT, ["--quick", "--out", str(out), *SOME[name]])
 
 
-SLOWER = dict.fromkeys(("diets", "interventions", "universality", "seeds"), pytest.mark.slow)
-DRAWN = ("diets", "emergence", "universality", "dependability")
+SLOWER = dict.fromkeys(("diets", "interventions", "universality"), pytest.mark.slow)
 
 
 def rows_of(name, out):
@@ -712,7 +703,7 @@ def test_the_lists_are_as_long_as_the_claims_need():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "interventions"])
 def test_a_figure_is_drawn_from_the_rows_alone(tmp_path, small, name):
     pytest.importorskip("matplotlib")
     from experiments import figures

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 START = ("train", "patch", "report", "ask", "check")
-EXPERIMENTS = ("diets", "emergence", "universality", "dependability", "unseen", "bench", "figures")
+EXPERIMENTS = ("diets", "emergence", "universality", "dependability", "bench", "figures")
 OTHERS = ("reference", "test", "test-slow", "test-matrix", "lint", "coverage", "parity", "clean")
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="no make here")

@@ -12,17 +12,17 @@ last `=`, a head counts by its r on the logits, and the forecast is held against
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
+from minifunc.ablation import all_heads
 from minifunc.analysis.activations import Examples
 from minifunc.analysis.probe import r2
 from minifunc.model import Transformer
 from minifunc.support.evaluation import Language
 from minifunc.support.hooks import Hooks
-from minifunc.support.names import parse
+from minifunc.support.names import Found, parse
 from minifunc.support.settled import settled
 from minifunc.support.tables import rounded, table, words
 
@@ -118,9 +118,7 @@ def forecasts(d: Tensor, look: Tensor, distance: Tensor) -> dict[str, Tensor]:
     }
 
 
-def account(
-    asker: Asker, examples: Examples, query: Tensor, right: Tensor | None = None
-) -> dict[str, Any]:
+def account(asker: Asker, examples: Examples, query: Tensor, right: Tensor | None = None) -> Found:
     """How well each forecast tells what the answers are off by.
 
     r2: of the mean over the answer's probabilities. hits: share of prompts whose likeliest answer
@@ -131,7 +129,7 @@ def account(
     mean, likeliest = chance @ STEPS.double(), chance.argmax(1) - REACH
     told = forecasts(examples.difference, look, (examples.expected - query[:, None]).abs())
     values, counts = likeliest.unique(return_counts=True)
-    row: dict[str, Any] = {
+    row: Found = {
         "n_prompts": len(query),
         "r2": {name: r2(x[:, None], mean[:, None]).item() for name, x in told.items()},
         "hits": {name: _share(x.round() == likeliest) for name, x in told.items()},
@@ -170,12 +168,11 @@ def study(
     fi: Mapping[str, float],
     asked: tuple[str, int],
     generator: Generator,
-) -> dict[str, Any]:
+) -> Found:
     """What circuit.json holds under `averaging`, on N_PROMPTS prompts of each kind.
 
     fi: FI heads, and how much each counts. asked: (task, shots), a function on numbers.
-        mixtures   each example off by one of `offsets`, at random: `account`, by_distance (mean
-                   attention on answers whose f(x, y) lies 0, 1, 2, … from the asked one), and
+        mixtures   each example off by one of `offsets`, at random: `account`, and
                    unseen_offset_share: of likeliest answers, off by what no example showed
         n_off      share of answers off by +1, where 0, 1, … of the examples are, and others plain
         scope      share of answers off by k, where all examples are: k = 1 … 8
@@ -190,17 +187,16 @@ def study(
     f, query = pairs.base[:, places] - language.ZERO, pairs.base_answers - language.ZERO
     plain = Examples(pairs.base, places, f, f)
     layers = {parse(head)[0] for head in fi}
-    every = [f"{layer}.{head}" for layer in layers for head in range(model.cfg.n_heads)]
-    others = dict.fromkeys(sorted(set(every) - set(fi)), 1.0)
+    others = {head for head in all_heads(model.cfg) if parse(head)[0] in layers} - set(fi)
     asker = Asker(model, fi, language.ZERO, language.NUMBERS)
-    control = replace(asker, weights=others)
+    control = replace(asker, weights=dict.fromkeys(sorted(others), 1.0))
     put = partial(with_differences, plain, language.ZERO)
 
     def off_by(k: int, who: Asker, d: Tensor, change: Change | None = None) -> float:
         chance, _ = who.ask(put(d), query, change)
         return _share(chance.argmax(1) == REACH + k)
 
-    found: dict[str, Any] = {"mixtures": [], "rules": []}
+    found: Found = {"mixtures": [], "rules": []}
     for offsets in MIXTURES:
         drawn = torch.randint(len(offsets), f.shape, generator=generator)
         mixed = put(torch.tensor(offsets)[drawn])
@@ -226,7 +222,7 @@ def _even(look: Tensor) -> Tensor:
     return torch.full_like(look, 1 / look.shape[1])
 
 
-def show(found: Mapping[str, Any]) -> list[str]:
+def show(found: Found) -> list[str]:
     """The findings as lines of text."""
     mixed = {str(row["offsets"]).strip("[]"): row for row in found["mixtures"]}
     rules = {row["rule"]: row for row in found["rules"]}
@@ -234,12 +230,9 @@ def show(found: Mapping[str, Any]) -> list[str]:
     columns.append([row["off_by"] for row in found["control"]] or ["–"] * len(GAINS))
     forecast = list(found["mixtures"][0]["r2"])
     rows = [[name, *row["r2"].values()] for name, row in (mixed | rules).items()]
-    hits = [[name, *row["hits"].values()] for name, row in (mixed | rules).items()]
     return [
         "examples off by different k: R² of forecasts of what the answer is off by",
         *table(["off by", *map(words, forecast)], rows, digits=2),
-        "share of answers that a forecast, rounded, hits",
-        *table(["off by", *map(words, forecast)], hits, digits=2),
         "attention moved to the answers off by +1: what the answer is off by",
         *table(["share", "FI heads", "others"], map(list, zip(*columns)), digits=2),
         "n examples off by one, the others plain: share of answers off by one",
