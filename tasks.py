@@ -215,8 +215,8 @@ def draw_rules(diet: Diet, n_documents: int, generator: Generator) -> Rules:
     """Step 1: which wrapper each document has. One column is one document:
 
     wrapper  shift  base  relabel  plain
-    k           -2     3        1     -4    used in the first
-    base         7     8        6      9    used in the second
+    k           -2     3        2     -4    used in the first
+    base         7     8        6      7    used in the second
     """
     shares = torch.tensor([getattr(diet, wrapper) for wrapper in WRAPPERS], dtype=torch.float32)
     wrapper = torch.multinomial(shares, n_documents, replacement=True, generator=generator)
@@ -267,7 +267,7 @@ def draw_answers(rules: Rules, problem: Tensor, generator: Generator) -> Tensor:
 
     problem          1 + 1   5 max 8   8 first 0
     plain                2         8           8
-    shift, k = 1         3         9           9
+    shift, k = 2         4        10          10
     base 6               2        12          12
     relabel             17         5           5    perm[2] = 17, perm[8] = 5
     reflect, R = 16     14         8           8

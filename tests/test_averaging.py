@@ -182,7 +182,7 @@ def reference():
 def test_in_the_reference_run_attention_foretells_answers_to_mixed_rules(reference):
     first = reference["mixtures"][0]
     ahead = first["r2"].pop("attention")
-    assert first["offsets"] == [-1, 1] and ahead > 0.7 and ahead > max(first["r2"].values()) + 0.2
+    assert first["offsets"] == [-1, 1] and ahead > 0.5 and ahead > max(first["r2"].values()) + 0.1
     assert first["unseen_offset_share"] > 0.3 and first["answered"]["0"] > 0.3
 
 
