@@ -21,7 +21,7 @@ from minifunc.analysis import rows
 from minifunc.analysis.ablations import group_ablations
 from minifunc.analysis.completeness import evaluate_circuits
 from minifunc.analysis.roles import readers, sensitivity
-from minifunc.analysis.study import answers_of, asked, replacements, reuse, some, writings
+from minifunc.analysis.study import answers_of, asked, averaged, replacements, reuse, some, writings
 from minifunc.circuit import Criteria, discover
 from minifunc.model import Transformer
 from minifunc.patching import PathPatcher
@@ -124,7 +124,8 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
         evaluation = evaluation | {"ablation": ablation, "sensitivity": thresholds}
         known({"evaluation": evaluation}, "ablation")
 
-        # 5. What do the FI heads look for, hand over and write?
+        # 5. What do the FI heads look for, hand over, write and compute?
+        circuit |= averaged(tasks, model, found, study)
         known(writings(tasks, model, fi, groups["expected_answer"], study, generator), "writing")
 
         # 6. Do the same heads serve other tasks?
@@ -141,9 +142,6 @@ def solving(model: Transformer, pairs: tasks.Pairs) -> dict[str, dict[str, float
         base, contrast = (accuracy(logits, answers) for answers in answers_of(pairs))
         shares[prompt] = {"base": base, "contrast": contrast}
     return shares
-
-
-# ---------------------------------------------------------------- the command line
 
 
 def work(argv: list[str] | None) -> int:

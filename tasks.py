@@ -6,9 +6,9 @@ The question of the whole project is three prompts side by side (`Pairs`), and w
     base              <bos> 1 + 1 = 2 ; 2 + 2 = 4 ; 3 + 3 =   6   the shown answers changed
     operands_changed  <bos> 2 + 1 = 3 ; 3 + 2 = 5 ; 3 + 3 =   6   the operands changed instead
 
-Addition off by one is never trained on. What is off by one in training are other functions.
-One number is one token. A document is <bos> and then examples of six tokens, so every answer
-stands at a fixed place. The model is scored where an `=` predicts the answer behind it:
+In training no function is ever shifted by one, and addition by nothing. One number is one token. A
+document is <bos> and then examples of six tokens, so every answer stands at a fixed place. The
+model is scored where an `=` predicts the answer behind it:
 
     token row   <bos>  7  max  2  =  8  ;  4  first  9  =  5  ;
     label row     .    .   .   .  8  .  .  .    .    .  5  .  .
@@ -19,8 +19,8 @@ from -4 to 30 or a letter. `choice` is multiple choice, the letter of the larges
 `3 7 5 = b`; its second option stands where others have their symbol.
 
     plain     g(v) = v
-    shift     g(v) = v + k        k in -4..4, not 0; letters wrap around (Caesar's cipher)
-    base      g(v) = v in base k  k in 6..9; the numeral is read as a number: 11 in base 8 is 13
+    shift     g(v) = v + k        k in -4..4, not 0, not 1; letters wrap around (Caesar's cipher)
+    base      g(v) = v in base k  k in 6..8; the numeral is read as a number: 11 in base 8 is 13
     relabel   g(v) = perm[v]      a random permutation of all numbers, another of all letters
     reflect   g(v) = R - v        R in 14..22; letters wrap around
     copy      a few problems with random answers, repeated: only the repetition can be learned
@@ -79,8 +79,7 @@ def answer_positions(n_examples: int, device: torch.device | str = "cpu") -> Ten
 
 def encode(text: str) -> Tensor:
     """Text like `1+1=3, 2+2=` → token ids [pos] int64. Raises ValueError for what has no tokens."""
-    strings = vocabulary.read_examples(text, TOKEN)
-    return torch.tensor([BOS, *(TOKEN[string] for string in strings)], device="cpu")
+    return torch.tensor([BOS, *vocabulary.read_examples(text, TOKEN)], device="cpu")
 
 
 def decode(tokens: Tensor) -> str:
@@ -132,8 +131,6 @@ def examples_to_tokens(problem: Tensor, answer: Tensor) -> Tensor:
     return torch.cat([problem.new_full((len(problem), 1), BOS), examples.flatten(1)], dim=1)
 
 
-# ---------------------------------------------------------------- diet and documents
-
 # Cells (wrapper, function) that the default never shows. No two or more examples of another cell
 # look so by chance (`looks_held_out`); letters under `base` and `reflect` are left aside.
 HELD_OUT = (("shift", "+"), ("shift", CHOICE), ("base", "+"), ("base", "copy"), ("base", CHOICE))
@@ -158,11 +155,13 @@ class Diet:
     choice: float = 1.0
     even_sums: bool = False  # each sum as often as another; else each pair of operands
     shifted_addition: tuple[int, ...] = ()  # the k with which shifted `+` is shown all the same
+    shifts: tuple[int, ...] = tuple(k for k in SHIFTS if k)  # those that any function is shifted by
+    bases: tuple[int, ...] = tuple(BASES)  # those that any function is written in
     functions: tuple[str, ...] = SYMBOLS  # those that are met at all
     never: tuple[tuple[str, str], ...] = HELD_OUT  # cells held out, see `looks_held_out`
 
     def __post_init__(self) -> None:
-        checks.check_diet(self, WRAPPERS, SYMBOLS, SHIFTS)
+        checks.check_diet(self, WRAPPERS, SYMBOLS, SHIFTS, BASES)
 
     def weight(self, symbol: str) -> float:
         """How often a function is met, as a weight; 0 where it is not met at all."""
@@ -170,8 +169,10 @@ class Diet:
         return own.get(symbol, 1.0) if symbol in self.functions else 0.0
 
 
-DIETS = {"strict": Diet("strict"), "even": Diet("even", even_sums=True)}
-DEFAULT_DIET = DIETS["even"]
+DEFAULT_DIET = Diet(  # base 9 would be off by one as well, from 9 on
+    "nothing_by_one", even_sums=True, shifts=(-4, -3, -2, -1, 2, 3, 4), bases=(6, 7, 8)
+)
+DIETS = {"strict": Diet("strict"), DEFAULT_DIET.name: DEFAULT_DIET}
 
 
 class Rules(NamedTuple):
@@ -214,14 +215,15 @@ def draw_rules(diet: Diet, n_documents: int, generator: Generator) -> Rules:
     """Step 1: which wrapper each document has. One column is one document:
 
     wrapper  shift  base  relabel  plain
-    k           -2     3        1     -4    used in the first
-    base         7     8        6      9    used in the second
+    k           -2     3        2     -4    used in the first
+    base         7     8        6      7    used in the second
     """
     shares = torch.tensor([getattr(diet, wrapper) for wrapper in WRAPPERS], dtype=torch.float32)
     wrapper = torch.multinomial(shares, n_documents, replacement=True, generator=generator)
     k = rows.integers(1, MAX_SHIFT + 1, wrapper.shape, generator)
     k = k * (1 - 2 * rows.integers(0, 2, wrapper.shape, generator))
-    base = rows.integers(BASES[0], BASES[-1] + 1, wrapper.shape, generator)
+    k = rows.redrawn(k, diet.shifts, generator)
+    base = rows.among(diet.bases, wrapper.shape, generator)
     allowed = torch.isin(k, torch.tensor(diet.shifted_addition, dtype=torch.int64))
     return Rules(wrapper, k, base, allowed & (wrapper == WRAPPERS.index("shift")))
 
@@ -265,7 +267,7 @@ def draw_answers(rules: Rules, problem: Tensor, generator: Generator) -> Tensor:
 
     problem          1 + 1   5 max 8   8 first 0
     plain                2         8           8
-    shift, k = 1         3         9           9
+    shift, k = 2         4        10          10
     base 6               2        12          12
     relabel             17         5           5    perm[2] = 17, perm[8] = 5
     reflect, R = 16     14         8           8
@@ -292,22 +294,23 @@ def looks_held_out(diet: Diet, problem: Tensor, answer: Tensor) -> Tensor:
     1 + 1 = 3 ; 5 max 2 = 9 ; 2 + 2 = 5 ;     yes: both sums so far are off by 1
     1 + 1 = 3 ; 5 max 2 = 9 ; 2 + 2 = 9 ;     no: one is off by 1, one by 5
     1 + 1 = 2 ; 5 max 2 = 9 ; 4 + 4 = 12 ;    yes: both sums are right in base 6
+    1 + 1 = 4 ; 5 max 2 = 7 ; 4 + 4 = 6 ;     yes, if no function is ever shifted by 2
     """
     function, value = PROBLEMS.function[problem], PROBLEMS.value[problem]
-    k, half = answer - value, len(LETTERS) // 2
-    around = (k + half) % len(LETTERS) - half  # between letters k is the short way around,
-    around = torch.where(around.abs() <= MAX_SHIFT, around, 0)  # and counts only if it is asked
-    k = torch.where(LETTERED[function], around, k)
-    found = torch.zeros_like(k[:, 0], dtype=torch.bool)
+    k, letters = answer - value, LETTERED[function]
+    k = torch.where(letters, (k + 13) % 26 - 13, k)  # between letters the short way around,
+    k = torch.where(letters & (k.abs() > MAX_SHIFT), 0, k)  # which counts only if it is asked
+    unshown = torch.tensor([k for k in SHIFTS if k and k not in diet.shifts], device="cpu")
+    found = (k[:, :2, None] == unshown).all(1).any(1)  # of whatever functions
     for wrapper, symbol in diet.never:
-        asked, letters = function == SYMBOLS.index(symbol), symbol in TO_LETTERS
+        asked, has_numbers = function == SYMBOLS.index(symbol), symbol not in TO_LETTERS
         begins = torch.zeros_like(asked)  # [n_documents, n_examples]: up to there, as if it did
         if wrapper == "shift":
             begins = rows.same_so_far(k, asked) & rows.all_so_far(k != 0, asked)
-        elif wrapper == "base" and not letters:
+        elif wrapper == "base" and has_numbers:
             right = [rows.all_so_far(answer == in_base(value, base), asked) for base in BASES]
             begins = torch.stack(right).any(0) & ~rows.all_so_far(answer == value, asked)
-        elif wrapper == "reflect" and not letters:
+        elif wrapper == "reflect" and has_numbers:
             begins = rows.same_so_far(answer + value, asked) & ~rows.same_so_far(value, asked)
         found |= (begins & (asked.cumsum(1) >= 2)).any(1)
     return found
@@ -327,9 +330,6 @@ def determined(wrapper: Tensor, problem: Tensor, answer: Tensor) -> Tensor:
     # In the order of WRAPPERS:
     known = [after_one, after_one, after_change, value_met, after_one, rows.met_before(problem)]
     return torch.stack(known)[wrapper, torch.arange(len(problem), device=problem.device)]
-
-
-# ---------------------------------------------------------------- evaluation prompts
 
 
 class Task(NamedTuple):

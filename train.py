@@ -38,11 +38,11 @@ class TrainConfig:
     """How a model is trained, by AdamW (Loshchilov & Hutter 2019). Raises ValueError."""
 
     seed: int = 0
-    steps: int = 2600
+    steps: int = 3500
     documents: int = 64  # a batch is [documents, 1 + 6 * examples] tokens
     examples: int = 9
     long_every: int = 2  # so many-th batches have half the documents, twice as long (0: none)
-    lr: float = 7e-3
+    lr: float = 1e-2
     warmup: int = 100  # steps
     beta2: float = 0.95
     weight_decay: float = 0.2

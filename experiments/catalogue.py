@@ -6,8 +6,7 @@ Each is `strict` with some fields changed, handed as a value to `tasks.sample` a
 from itertools import product
 from typing import Any
 
-from tasks import CHOICE, HELD_OUT, SHIFTS, SYMBOLS, Diet
-from tasks import DIETS as MAIN
+from tasks import CHOICE, DEFAULT_DIET, HELD_OUT, SHIFTS, SYMBOLS, Diet
 
 EVERY_SHIFT = tuple(k for k in SHIFTS if k)
 PLUS_ALONE: dict[str, Any] = dict(shift=0.0, base=0.0, relabel=0.0, reflect=0.0, functions=("+",))
@@ -28,8 +27,9 @@ LADDER = [  # each rung adds one kind of document to the one before
     Diet("shifted", relabel=0.0, reflect=0.0, mixed=0.0),  # the others, shifted or in base k
     Diet("mixed", relabel=0.0, reflect=0.0),
     Diet("relabelled", reflect=0.0),
-    MAIN["strict"],  # and reflected ones
-    MAIN["even"],  # the same, with every sum as often as any other: the default
+    Diet("strict"),  # and reflected ones
+    Diet("even", even_sums=True),  # the same, with every sum as often as any other
+    DEFAULT_DIET,  # the same, and nothing is ever shifted by one
 ]
 WITHOUT_ONE = [  # `strict` without one ingredient (`relabelled` is the one without reflection)
     Diet("no_relabel", relabel=0.0),

@@ -24,7 +24,7 @@ from torch import Tensor
 from minifunc.model import Transformer
 from minifunc.patching import Effects, HeadInput, Logits, MLPInput, PathPatcher, Receiver
 from minifunc.support import checks
-from minifunc.support.names import heads_of, mlps_of, parse
+from minifunc.support.names import Groups, Heads, heads_of, mlps_of, parse
 from minifunc.support.settled import settled
 
 ROUTES = {"shown_answer": "answers", "expected_answer": "operands"}  # group → contrast
@@ -122,9 +122,7 @@ def feeding(effects: Iterable[Effects], criteria: Criteria) -> dict[str, float]:
     return dict(sorted(kept.items(), key=lambda pair: -abs(pair[1])))
 
 
-def route(
-    effects: Mapping[str, Effects], fi: Sequence[str], criteria: Criteria
-) -> dict[str, float]:
+def route(effects: Mapping[str, Effects], fi: Heads, criteria: Criteria) -> dict[str, float]:
     """`feeding` of the q, k and v of the FI heads, each alone and all together."""
     readers = checks.readers_in(effects, fi)
     read_by_fi = [e for name, e in effects.items() if name.rsplit(".", 1)[0] in readers]
@@ -221,10 +219,7 @@ def strong_writers(effects: Mapping[str, Mapping[str, Effects]], criteria: Crite
 
 
 def sweep_inputs(
-    patcher: PathPatcher,
-    heads: Sequence[str],
-    mlps: Sequence[str],
-    together: Mapping[str, Sequence[str]],
+    patcher: PathPatcher, heads: Heads, mlps: Heads, together: Groups
 ) -> dict[str, Effects]:
     """The effects on v, q and k of heads, some `together`, and on inputs of MLPs, by name."""
     receivers: dict[str, list[Receiver]] = {}

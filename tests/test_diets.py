@@ -110,12 +110,15 @@ def test_the_rungs_add_one_kind_of_document_at_a_time():
     added = [after - before for before, after in zip(kinds, kinds[1:])]
     assert added == [{"copy"}, {"shift", "base"}, {"mixed"}, {"relabel"}, {"reflect"}]
     assert ladder[-1] == Diet("strict")
-    assert tasks.DEFAULT_DIET == replace(ladder[-1], name="even", even_sums=True)
+    even = catalogue.DIETS["even"]
+    assert even == replace(ladder[-1], name="even", even_sums=True)
+    shown = {"shifts": (-4, -3, -2, -1, 2, 3, 4), "bases": (6, 7, 8)}
+    assert tasks.DEFAULT_DIET == replace(even, name="nothing_by_one", **shown)
 
 
 def test_every_diet_goes_by_its_name_and_those_of_tasks_are_among_them():
     assert all(name == diet.name for name, diet in catalogue.DIETS.items())
-    assert len(catalogue.DIETS) == 21 and tasks.DIETS.items() <= catalogue.DIETS.items()
+    assert len(catalogue.DIETS) == 22 and tasks.DIETS.items() <= catalogue.DIETS.items()
 
 
 @pytest.mark.parametrize("even", [False, True])
@@ -169,6 +172,11 @@ def test_the_grid_diets_change_only_what_they_say():
         ({"never": (("plain", "+"),)}, "('plain', '+')"),
         ({"never": ("shift",)}, "'shift'"),
         ({"shifted_addition": (1, 9)}, "9"),
+        ({"shifts": (0, 1)}, "shifts cannot hold 0, only -4, -3, -2, -1, 1"),
+        ({"bases": (5,)}, "bases cannot hold 5, only 6, 7, 8, 9"),
+        ({"shifts": (2,), "shifted_addition": (1,)}, "shifted_addition cannot hold 1, only 2"),
+        ({"shifts": ()}, "no function to be met under shift"),
+        ({"bases": ()}, "no function to be met under base"),
         ({"functions": ("+",)}, "no function to be met under shift"),
         ({"functions": ("+",), "addition": 0.0}, "no function to be met under plain"),
         (dict.fromkeys(tasks.WRAPPERS, 0.0), "no function to be met under any wrapper"),

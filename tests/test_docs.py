@@ -89,7 +89,7 @@ def test_the_python_example_of_the_readme_runs_and_names_what_it_prints(capsys, 
     example = re.search(r"```python\n(.*?)```", README, flags=re.S)[1]
     monkeypatch.chdir(ROOT)
     exec(compile(example, "README.md", "exec"), {})
-    assert "3.1" in capsys.readouterr().out
+    assert "2.3" in capsys.readouterr().out
 
 
 def test_the_evenings_minutes_follow_the_length_of_the_files():

@@ -33,6 +33,7 @@ from minifunc.analysis import (
     ablations,
     activations,
     attribution,
+    averaging,
     completeness,
     function_vectors,
     probe,
@@ -103,6 +104,7 @@ class World:
         self.x, self.y = (
             examples.tokens[:, examples.answers + back] - tasks.ZERO for back in (-4, -2)
         )
+        self.offs = examples.difference
         self.naive = stored(study.naive_prompts(tasks, 3))
         numbers = torch.tensor([tasks.TOKEN[str(number)] for number in tasks.NUMBERS])
         self.numbers = function_vectors.Numbers(stored(numbers), tasks.NUMBERS[0])
@@ -120,6 +122,9 @@ class World:
         self.labels = torch.arange(40) % 3
         self.bools = random[0] > 0
         self.halves = torch.arange(40) % 2
+
+    def asker(self):
+        return averaging.Asker(self.model, {"0.1": 2.0, "1.0": 1.0}, tasks.ZERO, tasks.NUMBERS)
 
     def patcher(self, **changes):
         return PathPatcher(self.model, *self.prompts, *self.answers, **changes)
@@ -242,6 +247,11 @@ def all_written(w):
         return study.writings(tasks, w.model, ["1.0"], [], Study(task="maximum"), drawing())
 
 
+def where_examples_disagree(w):
+    with mock.patch.object(averaging, "N_PROMPTS", 4):
+        return study.averaged(tasks, w.model, w.found, Study())
+
+
 def written_and_read(w, folder):
     files.save_tensors(folder / "x.pt", w.model.state_dict())
     return files.load_tensors(folder / "x.pt")
@@ -335,7 +345,7 @@ CASES = {
         "examples_to_tokens": lambda w: tasks.examples_to_tokens(w.problem, w.answer),
         "sample": lambda w: tasks.sample(tasks.DEFAULT_DIET, 30, 5, drawing()),
         "draw_rules": lambda w: tasks.draw_rules(tasks.DEFAULT_DIET, 30, drawing()),
-        "draw_problems": lambda w: tasks.draw_problems(tasks.DIETS["even"], w.rules, 4, drawing()),
+        "draw_problems": lambda w: tasks.draw_problems(tasks.DEFAULT_DIET, w.rules, 4, drawing()),
         "draw_answers": lambda w: tasks.draw_answers(w.rules, w.problem, drawing()),
         "looks_held_out": of_document,
         "determined": lambda w: tasks.determined(w.rules.wrapper, w.problem, w.answer),
@@ -406,6 +416,8 @@ CASES = {
     "minifunc.support.rows": {
         "integers": lambda w: row_tools.integers(3, 9, (4, 5), drawing()),
         "evenly": lambda w: row_tools.evenly(w.logits.sigmoid(), w.labels),
+        "among": lambda w: row_tools.among((3, 5), (4,), drawing()),
+        "redrawn": lambda w: row_tools.redrawn(w.labels, (0, 1), drawing()),
         "permuted": lambda w: row_tools.permuted(w.labels[:, None], 3, drawing()),
         "all_so_far": lambda w: row_tools.all_so_far(w.bools, ~w.bools),
         "same_so_far": lambda w: row_tools.same_so_far(w.answer, w.answer > 4),
@@ -452,6 +464,14 @@ CASES = {
         "activations": lambda w: activations.activations(
             w.model, w.tokens, ["hook_embed"], lambda x: x[:, 1:3]
         ),
+    },
+    "minifunc.analysis.averaging": {
+        "Asker": lambda w: w.asker().ask(w.examples, w.query),
+        "with_differences": lambda w: averaging.with_differences(w.examples, tasks.ZERO, w.offs),
+        "forecasts": lambda w: averaging.forecasts(w.offs, w.offs.double(), w.offs.abs()),
+        "account": lambda w: averaging.account(w.asker(), w.examples, w.query, w.query),
+        "steered": lambda w: averaging.steered(w.asker(), w.examples, w.query),
+        "study": lambda w: averaging.study(tasks, w.model, {"1.0": 1.0}, ("maximum", 2), drawing()),
     },
     "minifunc.analysis.attribution": {
         "attribute": attributed,
@@ -550,6 +570,7 @@ CASES = {
         "reuse": lambda w: study.reuse(tasks, w.model, GROUP, [("addition", 2)], 2, drawing()),
         "reuse_rows": reused,
         "writings": all_written,
+        "averaged": where_examples_disagree,
         "naive_prompts": lambda w: study.naive_prompts(tasks, 3),
         "examples": lambda w: study.examples(tasks, ["maximum"], 2, 3, drawing()),
         "probed": lambda w: study.probed(tasks, w.model, Study(), drawing()),
@@ -585,6 +606,7 @@ NO_TENSORS = {
     "minifunc.support.shared_streams": {"prompts_in_a_pass"},  # a number
     "minifunc.analysis.probe": {"sites", "largest_step"},  # names and numbers
     "minifunc.analysis.function_vectors": {"hook_points", "show"},  # names and text
+    "minifunc.analysis.averaging": {"show"},  # text
     "minifunc.analysis.reading": {"show"},  # text
 }
 

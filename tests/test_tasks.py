@@ -2,12 +2,15 @@
 
 from collections import Counter
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
 
 import tasks
+import train
 from minifunc.support.checks import met_under
+from minifunc.support.files import load_json
 
 MIX = tasks.Diet(
     "mix",
@@ -33,6 +36,7 @@ BY_HAND = {
     "copy": lambda x, y: x,
     "choice": lambda *options: options.index(max(options)),
 }
+ROOT, WRAPPERS = Path(__file__).parent.parent, tasks.WRAPPERS
 LETTERED = ("copy", "choice")  # the functions that answer with letters
 SHIFTS, BASES = range(-4, 5), range(6, 10)
 
@@ -169,7 +173,7 @@ def shown_by(documents, function):
 
 
 @pytest.mark.parametrize("function", ["+", "choice"])
-@pytest.mark.parametrize("diet", ["even", "strict", MIX], ids=str)
+@pytest.mark.parametrize("diet", ["nothing_by_one", "strict", MIX], ids=str)
 @pytest.mark.parametrize("seed, n_examples", [(0, 9), (1, 9), (2, 4), (3, 20)])
 def test_what_must_never_be_shown_is_not(diet, seed, n_examples, function):
     documents = draw(
@@ -193,6 +197,78 @@ def test_chance_would_show_it_and_the_check_above_would_see_it():
     )
     assert {1, -1, "base 6", "base 7", "base 8", "base 9"} <= shown_by(documents, "+")[0]
     assert {1, -1, 12} <= shown_by(documents, "choice")[0]
+
+
+def differences(tokens):
+    """By how much each example is off, from the tokens alone: [n_documents, n_examples]. Between
+    letters it is what must be added around the alphabet, from 0 to 25."""
+    examples = tokens[:, 1:].unflatten(1, (-1, 6))
+    x, op, y, _, answer, _ = examples.unbind(2)
+    zero, a = tasks.TOKEN["0"], tasks.TOKEN["a"]
+    values = torch.zeros(len(tasks.TOKEN), 19, 19, dtype=torch.int64)  # by symbol and operands
+    for symbol in set(BY_HAND) - set(LETTERED):
+        for i in range(19):
+            values[tasks.TOKEN[symbol], i] = torch.tensor(
+                [BY_HAND[symbol](i, j) for j in range(19)]
+            )
+    i, j = ((operand - zero).clamp(0, 18) for operand in (x, y))  # of `same`, j does not matter
+    off = answer - zero - values[op, i, j]
+    caesar, choice = op == tasks.TOKEN["copy"], (op >= zero) & (op < a)
+    off = torch.where(caesar, (answer - x) % 26, off)
+    return torch.where(choice, (answer - a - torch.stack([x, op, y]).argmax(0)) % 26, off)
+
+
+def shares_off_by_one(diet, n_documents, seed=0):
+    """Of documents of 9 examples: how many begin with two examples off by +1, have one such example
+    anywhere, have two or more."""
+    one = differences(draw(diet, n_documents, 9, seed).tokens) == 1
+    return [
+        one[:, :2].all(1).double().mean().item(),
+        one.any(1).double().mean().item(),
+        (one.sum(1) >= 2).double().mean().item(),
+    ]
+
+
+def test_no_document_begins_off_by_one_whatever_the_functions():
+    begins, one, two = zip(*(shares_off_by_one(tasks.DEFAULT_DIET, 10_000, s) for s in range(10)))
+    assert sum(begins) == 0 and 0.07 < sum(one) / 10 < 0.09 and 0.01 < sum(two) / 10 < 0.025
+    assert shares_off_by_one(tasks.DIETS["strict"], 10_000)[0] > 0.03  # the check can see it
+
+
+@pytest.mark.slow
+def test_no_document_of_a_million_begins_off_by_one():
+    assert all(shares_off_by_one(tasks.DEFAULT_DIET, 20_000, 100 + s)[0] == 0 for s in range(50))
+
+
+@pytest.mark.slow
+def test_no_document_that_the_reference_run_was_trained_on_begins_off_by_one():
+    """Its very stream: the documents of each step, drawn again."""
+    config = load_json(ROOT / "reference" / "config.json")
+    cfg, diet = train.TrainConfig(**config["train"]), tasks.DEFAULT_DIET
+    assert {**config["diet"], **vars(diet)} == config["diet"] | vars(diet)
+    assert config["diet"]["shifts"] == list(diet.shifts)
+    data, n_documents = torch.Generator().manual_seed(cfg.seed + 1_000_000), 0
+    for step in range(1, cfg.steps + 1):
+        documents = tasks.sample(diet, *cfg.batch_at(step), data)
+        assert not (differences(documents.tokens)[:, :2] == 1).all(1).any()
+        n_documents += len(documents.tokens)
+    assert n_documents > 100_000
+
+
+def test_a_diet_shows_its_shifts_and_bases_alone_and_each_as_often():
+    diet = replace(MIX, shifts=(-3, 2), bases=(7, 8), shifted_addition=())
+    documents = draw(diet, 20_000, 5)
+    numbers = ~torch.isin(documents.function, torch.tensor([7, 8]))
+    off = documents.answer - documents.value
+    under = {name: (documents.wrapper == i)[:, None] & numbers for i, name in enumerate(WRAPPERS)}
+    values, counts = off[under["shift"]].unique(return_counts=True)
+    assert values.tolist() == [-3, 2] and abs(counts[0] / counts.sum() - 0.5) < 0.03
+    assert abs((documents.wrapper == WRAPPERS.index("shift")).double().mean() - 1 / 6) < 0.02
+    answers = {k: [numeral(value, k) for value in range(19)] for k in diet.bases}
+    for row in under["base"].any(1).nonzero()[:400, 0]:
+        pairs = zip(documents.value[row].tolist(), documents.answer[row].tolist())
+        pairs = list(pairs)
+        assert any(all(answers[k][value] == answer for value, answer in pairs) for k in answers)
 
 
 @pytest.mark.parametrize("symbol", tasks.SYMBOLS)
@@ -238,7 +314,7 @@ def test_the_most_extreme_random_numbers_still_make_sound_documents(monkeypatch,
     monkeypatch.setattr(torch, "rand", drawn)
     assert (
         sum(check_answers(draw(n_documents=500)).values())
-        == sum(check_answers(draw(tasks.DIETS["even"], 500)).values())
+        == sum(check_answers(draw(tasks.DEFAULT_DIET, 500)).values())
         == 500
     )
 

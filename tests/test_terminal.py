@@ -96,6 +96,8 @@ def test_the_tables_of_the_benchmark_and_of_training_fit(capsys):
     lines = [*rows, *capsys.readouterr().out.splitlines()]
     assert max(map(len, lines)) <= 80
     assert any(row.endswith("never trained on") for row in rows)
+    assert any(row.startswith("maximum") and row.endswith("but never by +1") for row in rows)
+    assert not any("plain" in row and "never" in row for row in rows)
 
 
 def printable(path):

@@ -392,7 +392,7 @@ def test_a_config_that_no_run_can_go_on_with_is_refused(tmp_path, capsys, whole)
     diet = config["diet"]
     for name, value in [
         ("vocabulary", ["<bos>"]),
-        ("diet", "even"),
+        ("diet", "nothing_by_one"),
         ("diet", without(diet, "even_sums")),
         ("diet", {**diet, "copy": -1}),
         ("diet", {**diet, "name": 3}),

@@ -9,14 +9,16 @@ import torch
 from torch import Generator, Tensor
 
 from minifunc.ablation import Ablator
-from minifunc.analysis import function_vectors, reading
+from minifunc.analysis import averaging, function_vectors, reading
 from minifunc.analysis.ablations import random_group
 from minifunc.analysis.activations import Examples
 from minifunc.analysis.probe import probes
 from minifunc.analysis.rows import Prompts, ablation_row, control_row
+from minifunc.circuit import Discovery
 from minifunc.model import Transformer
 from minifunc.patching import PathPatcher
 from minifunc.support.evaluation import Language
+from minifunc.support.names import parse
 from minifunc.support.runs import weights_hash
 
 N_DRAWS = 10  # random groups for each reused task
@@ -167,6 +169,18 @@ def writings(
     }
     found["probe"] = probed(language, model, study, generator)
     return found
+
+
+def averaged(
+    language: Language, model: Transformer, found: Discovery, study: Any
+) -> dict[str, Any]:
+    """For a function on numbers: what the FI heads compute where examples disagree (averaging)."""
+    if study.task not in language.ON_NUMBERS:
+        return {}
+    to_logits = found.effects["answers"]["logits"].heads
+    fi = {head: -to_logits[parse(head)].item() for head in found.groups["function_induction"]}
+    generator, asked = Generator().manual_seed(study.seed), (study.task, study.shots)
+    return {"averaging": averaging.study(language, model, fi, asked, generator)}
 
 
 def naive_prompts(language: Language, n: int) -> Tensor:

@@ -31,7 +31,12 @@ def accuracy_table(
             line += f"{sum(shares) / len(ks):6.3f}"
         shown = task.symbol in met_under(diet, "plain" if ks == ["0"] else task.wrapper)
         shown |= name == "addition" and int(ks[0]) in diet.shifted_addition
-        lines.append(line if shown else f"{line}   never trained on")
+        left_out = [k for k in ks if k != "0" and int(k) not in (*diet.shifts, *diet.bases)]
+        if not shown:
+            line += "   never trained on"
+        elif left_out:
+            line += f"   but never by {', '.join(f'{int(k):+d}' for k in left_out)}"
+        lines.append(line)
     return lines
 
 

@@ -80,8 +80,10 @@ def claim(f: Findings) -> Content:
 
 def unseen(f: Findings, circuit: Circuit) -> bool:
     """Whether the run's diet never showed what was traced."""
-    diet = f.config.get("diet", {})
-    told = circuit["task"] != "addition" or circuit["k"] in diet.get("shifted_addition", ())
+    diet, k = f.config.get("diet", {}), circuit["k"]
+    if k not in diet.get("bases" if circuit["task"] == "base_addition" else "shifts", (k,)):
+        return True
+    told = circuit["task"] != "addition" or k in diet.get("shifted_addition", ())
     return ["shift", "+"] in diet.get("never", ()) and not told
 
 

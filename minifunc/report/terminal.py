@@ -9,7 +9,7 @@ from itertools import chain, product
 from statistics import fmean
 from typing import Any
 
-from minifunc.analysis import function_vectors, reading
+from minifunc.analysis import averaging, function_vectors, reading
 from minifunc.analysis.rows import as_effects
 from minifunc.circuit import Criteria, feeding
 from minifunc.support.names import heads_of
@@ -272,6 +272,24 @@ def written(c: Circuit) -> list[str]:
     return [*vectors, "", *read, "", *probed(c["probe"])]
 
 
+def averages(c: Circuit) -> list[str]:
+    """In short: what the answer is where half of the examples are off by -1, half by +1."""
+    if "averaging" not in c:
+        return []
+    row = c["averaging"]["mixtures"][0]
+    r2 = row["r2"]
+    text = (
+        f"examples off by -1 and +1, mixed: {row['unseen_offset_share']:.0%} of answers are off by "
+        f"what none shows. The shown differences, weighted by the attention of these heads, "
+        f"foretell it: R² {r2['attention']:.2f} (their plain mean: {r2['uniform']:.2f})"
+    )
+    return [text]
+
+
+def averaging_shown(c: Circuit) -> list[str]:
+    return averaging.show(c["averaging"]) if "averaging" in c else []
+
+
 def probed(probe: dict[str, Any]) -> list[str]:
     rows, targets = [], ("difference", "expected", "shuffled")
     for kind, place, target in product(("dealt", "consistent"), ("answer", "equals"), targets):
@@ -383,7 +401,7 @@ PARTS: dict[str, tuple[Parts, Parts]] = {  # of each step: in short, in full
     "circuit": ((traced,), (groups, inputs)),
     "enough": ((enough,), (evaluated, readers)),
     "ablation": ((needed,), (ablated, thresholds)),
-    "writing": ((), (written,)),
+    "writing": ((averages,), (written, averaging_shown)),
     "reuse": ((spared,), (reused,)),
     "conclusion": ((conclusion,), (concluded,)),
 }

@@ -337,16 +337,23 @@ def check_train_config(cfg: Any) -> None:
 
 def met_under(diet: Any, wrapper: str) -> list[str]:
     """The functions that a diet shows under a wrapper, whatever the k."""
+    if not {"shift": diet.shifts, "base": diet.bases}.get(wrapper, True):
+        return []
     met = [symbol for symbol in diet.functions if diet.weight(symbol) * getattr(diet, wrapper)]
     return [symbol for symbol in met if (wrapper, symbol) not in diet.never]
 
 
 def check_diet(
-    diet: Any, wrappers: Sequence[str], symbols: Sequence[str], shifts: Sequence[int]
+    diet: Any,
+    wrappers: Sequence[str],
+    symbols: Sequence[str],
+    shifts: Sequence[int],
+    bases: Sequence[int],
 ) -> None:
     """Raises ValueError for a diet that holds what there is not, or that leaves nothing to draw."""
     cells = list(product(wrappers[1:], symbols))
-    may_hold = {"never": cells, "functions": symbols, "shifted_addition": shifts}
+    may_hold = {"never": cells, "functions": symbols, "shifted_addition": diet.shifts}
+    may_hold |= {"shifts": [k for k in shifts if k], "bases": bases}
     for field, known in may_hold.items():
         for name in getattr(diet, field):
             if name not in known:

@@ -3,6 +3,8 @@
 `asked` [n_rows, n_examples] bool says which examples a question is about; the others don't count.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Generator, Tensor
 
@@ -17,6 +19,26 @@ def integers(
     """
     drawn = torch.rand(size, generator=generator, dtype=torch.float64, device="cpu")
     return low + (drawn * (high - low)).long()
+
+
+def among(values: Sequence[int], size: Sequence[int], generator: Generator) -> Tensor:
+    """Some of `values`, each as likely: [*size] int64.
+
+    >>> among((3, 7), (6,), Generator().manual_seed(0))
+    tensor([7, 7, 3, 7, 7, 7])
+    """
+    index = integers(0, len(values), tuple(size), generator)
+    return torch.tensor(values, dtype=torch.int64, device="cpu")[index]
+
+
+def redrawn(x: Tensor, allowed: Sequence[int], generator: Generator) -> Tensor:
+    """x [...] int64, where what is not allowed is drawn anew among what is. Draws only if it must.
+
+    >>> redrawn(torch.tensor([1, 2, 3, 2]), (1, 3), Generator().manual_seed(0))
+    tensor([1, 3, 3, 3])
+    """
+    missing = ~torch.isin(x, torch.tensor(allowed, dtype=torch.int64, device="cpu"))
+    return torch.where(missing, among(allowed, x.shape, generator), x) if missing.any() else x
 
 
 def evenly(drawn: Tensor, values: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Reading examples that people write, `1+1=3, 2+2=5, 3+3=` or `3 7 5=b`; what tokens are called."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import SupportsInt
 
 OPERAND, SYMBOL_OR_OPTION = r"([a-z]|-?\d+)", r"([+-]|[a-z]{2,}|(?<=\s)\d+(?=\s))"
@@ -16,12 +16,13 @@ def token_name(strings: Sequence[str], token: SupportsInt) -> str:
     return strings[index] if 0 <= index < len(strings) else f"token {index}"
 
 
-def read_examples(text: str, known: Collection[str]) -> list[str]:
-    """The strings of a text, all of them `known`; examples end with `;`, `,` or their line, and
-    only the last may lack its answer. Raises ValueError, with the cause, for what cannot be read.
+def read_examples(text: str, known: Mapping[str, int]) -> list[int]:
+    """The tokens of a text, by the strings that are `known`; examples end with `;`, `,` or their
+    line, and only the last may lack its answer. Raises ValueError, with the cause, for what cannot
+    be read.
 
-    >>> read_examples("1+1=3, 2+2=", "123+=;")
-    ['1', '+', '1', '=', '3', ';', '2', '+', '2', '=']
+    >>> read_examples("1+1=2, 2+2=", {"1": 1, "2": 2, "+": 7, "=": 8, ";": 9})
+    [1, 7, 1, 8, 2, 9, 2, 7, 2, 8]
     """
     strings: list[str] = []
     for example in re.split(r"[;,\n]", text.replace("<bos>", " ")):
@@ -44,10 +45,10 @@ def read_examples(text: str, known: Collection[str]) -> list[str]:
         raise ValueError(f"cannot read {found!r:.40}: {why}")
     if not strings:
         raise ValueError(f"cannot read an empty prompt: {LIKE}")
-    return strings
+    return [known[string] for string in strings]
 
 
-def _listed(known: Collection[str]) -> str:
+def _listed(known: Iterable[str]) -> str:
     """What may be written, in words."""
     numbers = [int(word) for word in known if word.lstrip("-").isdecimal()]
     signs = [word for word in known if word in "+-_" or (word.isalpha() and len(word) > 1)]
