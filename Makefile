@@ -58,7 +58,7 @@ reference: .venv/ready  ## train the run in reference/ anew
 
 ##@ Experiments: many runs (ARGS=--quick: minutes; the same command goes on)
 
-diets: .venv/ready  ## what training text it takes: 21 diets
+diets: .venv/ready  ## what training text it takes: 22 diets
 	$(PY) -m experiments.diets $(ON) $(ARGS)
 
 emergence: .venv/ready  ## runs step by step, and with parts kept from forming

@@ -6,7 +6,7 @@ The question of the whole project is three prompts side by side (`Pairs`), and w
     base              <bos> 1 + 1 = 2 ; 2 + 2 = 4 ; 3 + 3 =   6   the shown answers changed
     operands_changed  <bos> 2 + 1 = 3 ; 3 + 2 = 5 ; 3 + 3 =   6   the operands changed instead
 
-In training no function is ever shifted by one, and addition by nothing. One number is one token. A
+In training no function is ever shifted by +1, and addition by nothing. One number is one token. A
 document is <bos> and then examples of six tokens, so every answer stands at a fixed place. The
 model is scored where an `=` predicts the answer behind it:
 
@@ -131,7 +131,7 @@ def examples_to_tokens(problem: Tensor, answer: Tensor) -> Tensor:
     return torch.cat([problem.new_full((len(problem), 1), BOS), examples.flatten(1)], dim=1)
 
 
-# Cells (wrapper, function) that the default never shows. No two or more examples of another cell
+# Cells (wrapper, function) that the default never shows. No document begins with two or more that
 # look so by chance (`looks_held_out`); letters under `base` and `reflect` are left aside.
 HELD_OUT = (("shift", "+"), ("shift", CHOICE), ("base", "+"), ("base", "copy"), ("base", CHOICE))
 
@@ -319,7 +319,7 @@ def looks_held_out(diet: Diet, problem: Tensor, answer: Tensor) -> Tensor:
 def determined(wrapper: Tensor, problem: Tensor, answer: Tensor) -> Tensor:
     """Step 5: which answers follow from those before them, [n_documents, n_examples] bool.
 
-    shift    1 - 1 = 1 ; 2 - 1 = 2 ; 4 max 3 = 5 ;     . * *  one example tells k
+    shift    1 - 1 = 2 ; 2 - 1 = 3 ; 4 max 3 = 6 ;     . * *  one example tells k
     base     1 max 1 = 1 ; 1 max 9 = 13 ; 8 - 0 = 12   . . *  but for what it does from k on
     relabel  1 + 1 = 7 ; 4 + 4 = 3 ; 2 + 0 = 7 ;       . . *  2 was 7 before
     """
@@ -349,7 +349,7 @@ class Pairs:
     """Prompts as on top of this file, [n_prompts, pos] int64, and their answers [n_prompts].
     In base-k addition contrast is `5 + 6 = 13` (k = 8) and base `5 + 6 = 11`; where nothing is
     carried they agree. Base and contrast prompts never show their own answer. operands_changed
-    does in two of five (addition, k = 1, 8 shots). `choice` has none: of three options none is `d`.
+    does in nearly half (addition, k = 1, 8 shots). `choice` has none: of three options none is `d`.
     """
 
     task: str

@@ -29,7 +29,7 @@ LADDER = [  # each rung adds one kind of document to the one before
     Diet("relabelled", reflect=0.0),
     Diet("strict"),  # and reflected ones
     Diet("even", even_sums=True),  # the same, with every sum as often as any other
-    DEFAULT_DIET,  # the same, and nothing is ever shifted by one
+    DEFAULT_DIET,  # the same, and nothing is ever shifted by +1
 ]
 WITHOUT_ONE = [  # `strict` without one ingredient (`relabelled` is the one without reflection)
     Diet("no_relabel", relabel=0.0),

@@ -1,7 +1,7 @@
 """Where function induction comes from: the same model on other diets (`make diets`).
 
 Writes results/diets.json. The diets (catalogue.py): a ladder that ends at the default; its last
-rung but one, `strict`, without one ingredient; less held out; and the grid of (function × wrapper)
+rung but two, `strict`, without one ingredient; less held out; and the grid of (function × wrapper)
 cells cut in other ways. The tables say what the accuracy on the unseen cell depends on.
 """
 

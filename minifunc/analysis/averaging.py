@@ -1,7 +1,7 @@
-"""What FI heads compute: the mean of the shown differences, weighted by where they look.
+"""Do FI heads average? The answer, against the mean of what was shown, weighted by attention.
 
 A prompt may mix rules: `1+1=3, 2+2=3, 4+1=6, 3+3=` shows d = c - f(x, y) of +1, -1, +1. If the
-heads looked up a rule, the answer would be off by one of those. If they average, it is off by
+heads looked up a rule, the answer would be off by +1 or by -1. If they average, it is off by
 
     sum over shown answers of attention * d        (Nadaraya-Watson regression, 1964)
 

@@ -361,7 +361,11 @@ def training(f: Findings) -> Content:
     drawn = [told, h("code", "make emergence"), ", and drawn here once its results are there."]
     if moments:
         emergence = h("code", "results/emergence.json")
-        drawn = ["The upright lines are means over the seeds of ", emergence, "."]
+        drawn = [
+            "The upright lines are means over the seeds of ",
+            emergence,
+            ", maybe of another diet.",
+        ]
     caption = ["Addition, plain and off by other amounts, as training goes on. ", drawn]
     picture = pictures.plot("Accuracy at 8 shots while training", steps, SHARES, curves, moments)
     shares = figure(f, scrolling(picture), caption, file)
