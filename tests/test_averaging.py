@@ -175,7 +175,7 @@ def reference():
     heads = direct_groups(effects.heads, looks, Criteria())["function_induction"]
     fi = {head: -effects.named()[head] for head in heads}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(averaging, "N_PROMPTS", 150)
+        patched.setattr(averaging, "N_PROMPTS", 80)
         return averaging.study(tasks, model, fi, ("addition", 8), generator())
 
 
