@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+SUMS_WIDER = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)  # mm has out_dtype
+
 
 def in_stream(x: Tensor) -> Tensor:
     """x in the dtype of the residual stream: float32, or float64 where x has it."""
@@ -21,7 +23,7 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
         return x @ weight
     high = x.to(weight.dtype)
     low = (x - high).to(weight.dtype)
-    if not x.is_cuda or torch.is_grad_enabled():
+    if not (x.is_cuda and SUMS_WIDER) or torch.is_grad_enabled():
         return (high.to(x.dtype) + low) @ weight.to(x.dtype)
     result = torch.mm(high.flatten(0, -2), weight, out_dtype=x.dtype)
     result += torch.mm(low.flatten(0, -2), weight, out_dtype=x.dtype)
