@@ -81,7 +81,7 @@ test: .venv/ready  ## run the tests, in two processes: a minute
 	$(PY) -m tests $(ARGS)
 
 test-slow: .venv/ready  ## the others: kills, damaged files, processes (minutes)
-	$(PY) -m tests -m slow $(ARGS)
+	$(PY) -m pytest -m slow $(ARGS)
 
 .venv/ready-dev: .venv/ready
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev]'
