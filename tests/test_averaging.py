@@ -149,6 +149,15 @@ def test_the_account_of_an_averager_is_its_attention_and_gains_move_it_from_end_
         assert step["n_prompts"] == both.sum()
 
 
+def test_where_one_shot_leaves_nothing_to_mix_no_attention_is_moved(model):
+    """No prompt shows both kinds: an empty list, not a mean over nothing."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(averaging, "N_PROMPTS", 20)
+        found = averaging.study(tasks, model, {"1.0": 1.0}, ("addition", 1), generator())
+    assert found["steered"] == found["control"] == []
+    assert any(line.split() == ["0.5", "–", "–"] for line in averaging.show(found))
+
+
 def test_the_share_of_answers_by_a_rule_counts_those_of_the_query(plain):
     examples, query = plain
     rule = averaging.RULES["+1 up to 8, +2 above"]

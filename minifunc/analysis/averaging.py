@@ -145,7 +145,7 @@ def _share(holds: Tensor) -> float:
 def steered(asker: Asker, examples: Examples, query: Tensor) -> list[dict[str, float]]:
     """What the answer is off by, on average, as the heads' attention is moved between the answers
     off by +1 and the others. What they spend on answers in all, and how they share it out among
-    those of one kind, stays. On prompts that show both."""
+    those of one kind, stays. On prompts that show both; empty where none does (one shot)."""
     up = examples.difference == 1
     both = up.any(1) & ~up.all(1)
     examples, query, up = examples.rows(both), query[both], up[both]
@@ -154,7 +154,7 @@ def steered(asker: Asker, examples: Examples, query: Tensor) -> list[dict[str, f
         return gain * _as_shares(look * up) + (1 - gain) * _as_shares(look * ~up)
 
     rows = []
-    for gain in GAINS:
+    for gain in GAINS if len(query) else ():
         chance, _ = asker.ask(examples, query, partial(moved, gain))
         off_by = (chance @ STEPS.double()).mean().item()
         rows.append({"gain": gain, "off_by": off_by, "n_prompts": len(query)})
@@ -226,8 +226,9 @@ def show(found: Found) -> list[str]:
     """The findings as lines of text."""
     mixed = {str(row["offsets"]).strip("[]"): row for row in found["mixtures"]}
     rules = {row["rule"]: row for row in found["rules"]}
-    columns = [[row[key] for row in found["steered"]] for key in ("gain", "off_by")]
-    columns.append([row["off_by"] for row in found["control"]] or ["–"] * len(GAINS))
+    columns: list[list[float | None]] = [list(GAINS)]
+    for heads in ("steered", "control"):
+        columns.append([row["off_by"] for row in found[heads]] or [None] * len(GAINS))
     forecast = list(found["mixtures"][0]["r2"])
     rows = [[name, *row["r2"].values()] for name, row in (mixed | rules).items()]
     return [
