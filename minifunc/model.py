@@ -16,7 +16,8 @@ One block (pre-norm), with the hook points in the order in which they are met:
 
 A head looks from its query position to earlier positions. The pattern says how much it looks at
 each, z is the mean of their v with these weights, and W_O writes z into the stream.
-Hook points and parameters have the names and shapes of TransformerLens 2.18. There are no biases.
+Hook points and parameters have the names and shapes of TransformerLens 2.18. There are no biases,
+but for q, k and v with `qkv_bias`.
 A hook belongs to one call, `model.run_with_hooks(tokens, {name: fn})`: fn(activation, name) returns
 what to go on with, and may have edited the activation in place.
 """
@@ -41,7 +42,10 @@ class ModelConfig:
     """The shape of a model. Raises ValueError for a shape that cannot be built.
     positions: "rotary" (RoFormer, adjacent pairs), "learned" (added to the embedding), or "none".
     normalization: "RMS" (x / rms(x) * w) or "LN" (centred as well, weight only).
-    act_fn: "gelu" (exact), "relu", or "none" (attention-only: the blocks have no MLP).
+    act_fn: "gelu" (exact), "relu", "silu", or "none" (attention-only: the blocks have no MLP).
+    The last four are the Llama family's. n_kv_heads: heads that have a k and v; query heads share
+    them, the first few those of head 0, and so on (None: each has its own). gated_mlp: an MLP is
+    act(x W_gate) * (x W_in) W_out, SwiGLU with "silu". tied_embeddings: W_E unembeds too.
     """
 
     n_layers: int = 4
@@ -56,6 +60,10 @@ class ModelConfig:
     act_fn: str = "gelu"
     eps: float = 1e-5
     rotary_base: float = 10000.0
+    n_kv_heads: int | None = None
+    gated_mlp: bool = False
+    tied_embeddings: bool = False
+    qkv_bias: bool = False
 
     def __post_init__(self) -> None:
         checks.check_model_config(self)
@@ -63,6 +71,11 @@ class ModelConfig:
     @property
     def has_mlp(self) -> bool:
         return self.act_fn != "none"
+
+    @property
+    def n_sharing(self) -> int:
+        """How many query heads share one k and v; 1 where heads are not grouped."""
+        return self.n_heads // (self.n_kv_heads or self.n_heads)
 
 
 class Embed(nn.Module):
@@ -132,25 +145,34 @@ def attention_scores(q: Tensor, k: Tensor, queries: Tensor, keys: Tensor) -> Ten
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention (Vaswani et al. 2017), one line a step."""
+    """Causal multi-head attention (Vaswani et al. 2017), one line a step. Where heads are grouped
+    (Ainslie et al. 2023), query head h reads k and v of the key/value head h // n_sharing."""
 
     def __init__(self, cfg: ModelConfig, name: str) -> None:
         super().__init__()
         self.cfg, self.name = cfg, name
+        n_kv_heads = cfg.n_heads // cfg.n_sharing
         self.W_Q = nn.Parameter(torch.empty(cfg.n_heads, cfg.d_model, cfg.d_head))
-        self.W_K = nn.Parameter(torch.empty(cfg.n_heads, cfg.d_model, cfg.d_head))
-        self.W_V = nn.Parameter(torch.empty(cfg.n_heads, cfg.d_model, cfg.d_head))
+        self.W_K = nn.Parameter(torch.empty(n_kv_heads, cfg.d_model, cfg.d_head))
+        self.W_V = nn.Parameter(torch.empty(n_kv_heads, cfg.d_model, cfg.d_head))
         self.W_O = nn.Parameter(torch.empty(cfg.n_heads, cfg.d_head, cfg.d_model))
+        if cfg.qkv_bias:
+            self.b_Q = nn.Parameter(torch.empty(cfg.n_heads, cfg.d_head))
+            self.b_K = nn.Parameter(torch.empty(n_kv_heads, cfg.d_head))
+            self.b_V = nn.Parameter(torch.empty(n_kv_heads, cfg.d_head))
 
     def forward(self, x: Tensor, queries: Tensor, hooks: Hooks) -> Tensor:
         """Normalized stream x [batch, pos, d_model] → what the heads write, all together, at the
         positions `queries`: [batch, query, d_model]."""
         name, keys = self.name, torch.arange(x.shape[1], device=x.device)
-        q = hooks(self.project(at_positions(x, queries), self.W_Q), f"{name}.hook_q")
-        k = hooks(self.project(x, self.W_K), f"{name}.hook_k")  # [batch, key, head, d_head]
-        v = hooks(self.project(x, self.W_V), f"{name}.hook_v")  # [batch, key, head, d_head]
+        q = hooks(self.project(at_positions(x, queries), "Q"), f"{name}.hook_q")
+        k = hooks(self.project(x, "K"), f"{name}.hook_k")  # [batch, key, key/value head, d_head]
+        v = hooks(self.project(x, "V"), f"{name}.hook_v")  # [batch, key, key/value head, d_head]
         q = hooks(self.with_position(q, queries), f"{name}.hook_rot_q")
         k = hooks(self.with_position(k, keys), f"{name}.hook_rot_k")
+        if self.cfg.n_sharing > 1:  # each query head gets a copy: [batch, key, head, d_head]
+            k = hooks(k.repeat_interleave(self.cfg.n_sharing, 2), f"{name}.hook_k_of_heads")
+            v = hooks(v.repeat_interleave(self.cfg.n_sharing, 2), f"{name}.hook_v_of_heads")
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [batch, head, …, d_head]
         if hooks.wants(f"{name}.hook_attn_scores", f"{name}.hook_pattern"):
             scores = hooks(attention_scores(q, k, queries, keys), f"{name}.hook_attn_scores")
@@ -167,10 +189,12 @@ class Attention(nn.Module):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=keys <= queries[:, None])
 
-    def project(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x [batch, pos, d_model], weight [head, d_model, d_head] → [batch, pos, head, d_head]."""
+    def project(self, x: Tensor, which: str) -> Tensor:
+        """x [batch, pos, d_model] → its "Q", "K" or "V", [batch, pos, head, d_head]."""
+        weight = getattr(self, f"W_{which}")  # [head, d_model, d_head]
         flat = weight.permute(1, 0, 2).flatten(1)  # [d_model, head * d_head]: one matrix product
-        return product(x, flat).unflatten(-1, weight.shape[::2])
+        projected = product(x, flat).unflatten(-1, weight.shape[::2])
+        return projected + getattr(self, f"b_{which}") if self.cfg.qkv_bias else projected
 
     def with_position(self, x: Tensor, positions: Tensor) -> Tensor:
         """Queries or keys [..., pos, head, d_head] with their positions worked in, if rotary."""
@@ -178,17 +202,24 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two matrices and a nonlinearity; keeps the shape [batch, pos, d_model]."""
+    """Two matrices and a nonlinearity; keeps the shape [batch, pos, d_model]. With a third matrix
+    (Shazeer 2020) the nonlinearity of one product is a gate for another."""
 
     def __init__(self, cfg: ModelConfig, name: str) -> None:
         super().__init__()
-        self.name, self.act = name, F.gelu if cfg.act_fn == "gelu" else F.relu
+        self.name, self.act, self.gated = name, getattr(F, cfg.act_fn), cfg.gated_mlp
+        if cfg.gated_mlp:
+            self.W_gate = nn.Parameter(torch.empty(cfg.d_model, cfg.d_mlp))
         self.W_in = nn.Parameter(torch.empty(cfg.d_model, cfg.d_mlp))
         self.W_out = nn.Parameter(torch.empty(cfg.d_mlp, cfg.d_model))
 
     def forward(self, x: Tensor, hooks: Hooks) -> Tensor:
-        pre = hooks(product(x, self.W_in), f"{self.name}.hook_pre")  # [batch, pos, d_mlp]
-        post = hooks(self.act(pre), f"{self.name}.hook_post")  # [batch, pos, d_mlp]
+        W_pre = self.W_gate if self.gated else self.W_in
+        pre = hooks(product(x, W_pre), f"{self.name}.hook_pre")  # [batch, pos, d_mlp]
+        post = self.act(pre)
+        if self.gated:
+            post = post * hooks(product(x, self.W_in), f"{self.name}.hook_pre_linear")
+        post = hooks(post, f"{self.name}.hook_post")  # [batch, pos, d_mlp]
         return product(post, self.W_out)
 
 
@@ -221,14 +252,12 @@ class Block(nn.Module):
 
 
 class Unembed(nn.Module):
-    """Vectors [..., d_model] → logits [..., d_vocab]."""
+    """Holds the matrix from vectors to logits, where it is not the embedding's."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
-        self.W_U = nn.Parameter(torch.empty(cfg.d_model, cfg.d_vocab))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return product(x, self.W_U)
+        if not cfg.tied_embeddings:
+            self.W_U = nn.Parameter(torch.empty(cfg.d_model, cfg.d_vocab))
 
 
 class Transformer(Hooked):
@@ -249,19 +278,26 @@ class Transformer(Hooked):
         self.unembed = Unembed(cfg)
         self.float()._draw_weights(generator or torch.Generator().manual_seed(0))
 
+    @property
+    def W_U(self) -> Tensor:
+        """The unembedding, [d_model, d_vocab]."""
+        return self.embed.W_E.T if self.cfg.tied_embeddings else self.unembed.W_U
+
     @settled
     def _draw_weights(self, generator: torch.Generator) -> None:
         """Linear maps start at standard deviation 1/sqrt(fan in); those that write into the stream
-        smaller by sqrt(2 n_layers); the scales of norms at 1."""
+        smaller by sqrt(2 n_layers); the scales of norms at 1, biases at 0."""
         cfg = self.cfg
         fan_in = {"W_E": 1, "W_pos": 1, "W_O": cfg.n_heads * cfg.d_head, "W_out": cfg.d_mlp}
+        if cfg.tied_embeddings:
+            del fan_in["W_E"]  # which reads the stream as well
         for name, weight in self.named_parameters():
             kind = name.rsplit(".", 1)[-1]
             std = fan_in.get(kind, cfg.d_model) ** -0.5  # all others read the stream
             if kind in ("W_O", "W_out"):
                 std /= math.sqrt(2 * cfg.n_layers)
-            if kind == "w":
-                weight.data.fill_(1.0)
+            if kind == "w" or kind.startswith("b_"):
+                weight.data.fill_(float(kind == "w"))
             elif not weight.is_meta:  # a meta tensor is a shape alone
                 weight.data.copy_(torch.randn(weight.shape, generator=generator) * std)
 
@@ -292,4 +328,4 @@ class Transformer(Hooked):
             resid = block(resid, queries if block is self.blocks[-1] else everywhere, hooks)
         if layer == self.cfg.n_layers:
             resid = at_positions(resid, queries)
-        return self.unembed(self.ln_final(resid, hooks))
+        return product(self.ln_final(resid, hooks), self.W_U)

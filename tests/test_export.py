@@ -201,7 +201,12 @@ def test_every_field_of_a_model_is_told_to_transformer_lens():
     cfg = ModelConfig(3, 5, 22, 6, 14, 17, 19, "rotary", "LN", "relu", 3e-4, 50.0)
     told = export.lens_config(cfg)
     names = {"positions": "positional_embedding_type", "normalization": "normalization_type"}
+    refused = {"n_kv_heads": 1, "gated_mlp": True, "tied_embeddings": True, "qkv_bias": True}
     for field in fields(cfg):
+        if field.name in refused:
+            with pytest.raises(UserError, match=f"no model with {field.name} goes to"):
+                export.lens_config(replace(cfg, **{field.name: refused[field.name]}))
+            continue
         assert told[names.get(field.name, field.name)] == getattr(cfg, field.name)
     assert told["rotary_dim"] == 6 and told["rotary_adjacent_pairs"] is True
     assert told["attn_only"] is False and told["init_weights"] is False

@@ -32,15 +32,30 @@ VARIANTS = [
         ("rotary", "learned", "none"), ("RMS", "LN"), ("gelu", "relu", "none")
     )
 ]
+LLAMA = dict(
+    n_heads=4,
+    n_kv_heads=2,
+    act_fn="silu",
+    gated_mlp=True,
+    tied_embeddings=True,
+    qkv_bias=True,
+)
+VARIANTS += [LLAMA, dict(n_kv_heads=1), dict(gated_mlp=True), dict(tied_embeddings=True)]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
+def named(variant):
+    return "-".join(
+        f"{name}={value}" if name in LLAMA else value for name, value in variant.items()
+    )
+
+
 def small(dtype=torch.float64, **changes):
-    """A small model with random weights, the norms' scales included."""
+    """A small model with random weights, the norms' scales and biases included."""
     generator = torch.Generator().manual_seed(1)
     model = Transformer(ModelConfig(**{**SMALL, **changes}), generator)
-    for weight in model.parameters():
-        if weight.ndim == 1:
+    for name, weight in model.named_parameters():
+        if weight.ndim == 1 or ".b_" in name:
             weight.data += torch.rand(weight.shape, generator=generator)
     return model.requires_grad_(False).to(dtype)
 
@@ -111,6 +126,67 @@ def test_mlp_is_two_products_and_a_nonlinearity(tokens, act_fn):
     assert_close(cache["blocks.0.hook_mlp_out"], post @ mlp.W_out)
 
 
+def by_hand(model, tokens):
+    """The logits of a model of the Llama family, head by head, position by position."""
+    cfg, weights = model.cfg, model.state_dict()
+
+    def norm(x, name):
+        return x / (x.square().mean(-1, keepdim=True) + cfg.eps).sqrt() * weights[f"{name}.w"]
+
+    def read(x, name, head):
+        bias = weights[f"{name.replace('W_', 'b_')}"][head] if cfg.qkv_bias else 0
+        return x @ weights[name][head] + bias
+
+    x = weights["embed.W_E"][tokens]
+    for layer in range(cfg.n_layers):
+        block, added = f"blocks.{layer}", torch.zeros_like(x)
+        normed = norm(x, f"{block}.ln1")
+        for head in range(cfg.n_heads):
+            shared = head * (cfg.n_kv_heads or cfg.n_heads) // cfg.n_heads
+            q, k, v = (
+                read(normed, f"{block}.attn.W_{which}", head if which == "Q" else shared)
+                for which in "QKV"
+            )
+            q, k = (turned(part[:, None], cfg.rotary_base)[:, 0] for part in (q, k))
+            for pos in range(tokens.shape[1]):
+                score = (q[:, pos, None] * k[:, : pos + 1]).sum(-1) / math.sqrt(cfg.d_head)
+                z = (score.softmax(-1)[..., None] * v[:, : pos + 1]).sum(1)
+                added[:, pos] += z @ weights[f"{block}.attn.W_O"][head]
+        x = x + added
+        normed = norm(x, f"{block}.ln2")
+        hidden = normed @ weights[f"{block}.mlp.W_in"]
+        if cfg.gated_mlp:
+            gate = normed @ weights[f"{block}.mlp.W_gate"]
+            hidden = gate / (1 + (-gate).exp()) * hidden
+        else:
+            hidden = hidden / (1 + (-hidden).exp())
+        x = x + hidden @ weights[f"{block}.mlp.W_out"]
+    W_U = weights["embed.W_E"].T if cfg.tied_embeddings else weights["unembed.W_U"]
+    return norm(x, "ln_final") @ W_U
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {},
+        dict(n_kv_heads=1),
+        dict(n_kv_heads=2),
+        dict(n_kv_heads=4),
+        dict(gated_mlp=True),
+        dict(tied_embeddings=True),
+        dict(qkv_bias=True),
+        LLAMA,
+    ],
+    ids=str,
+)
+def test_the_llama_familys_parts_are_the_textbook_ones(tokens, part):
+    model = small(**{"n_heads": 4, "act_fn": "silu", **part})
+    logits = by_hand(model, tokens)
+    assert_close(model(tokens), logits, rtol=0, atol=1e-12)
+    assert_close(model.run_with_hooks(tokens, written_out(model)), logits, rtol=0, atol=1e-12)
+    assert_close(model(tokens, [1, 4]), logits[:, [1, 4]], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("normalization", ["RMS", "LN"])
 def test_norm_follows_its_formula(tokens, normalization):
     model = small(normalization=normalization, eps=0.1)
@@ -128,18 +204,18 @@ def test_norm_follows_its_formula(tokens, normalization):
     )
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(variant.values()))
+@pytest.mark.parametrize("variant", VARIANTS, ids=named)
 def test_stream_is_the_sum_of_its_parts(tokens, variant):
     model = small(**variant)
     logits, cache = model.run_with_cache(tokens)
     parts = [
         name for name in cache if name.endswith(("hook_embed", "hook_attn_out", "hook_mlp_out"))
     ]
-    if variant["positions"] == "learned":
+    if model.cfg.positions == "learned":
         parts.append("hook_pos_embed")
     assert_close(sum(cache[name] for name in parts), cache["blocks.1.hook_resid_post"])
-    scale = model.ln_final.w if variant["normalization"] == "RMS" else 1
-    assert_close(cache["ln_final.hook_normalized"] * scale @ model.unembed.W_U, logits)
+    scale = model.ln_final.w if model.cfg.normalization == "RMS" else 1
+    assert_close(cache["ln_final.hook_normalized"] * scale @ model.W_U, logits)
 
 
 @pytest.mark.parametrize("changed", [1, POS - 1])
@@ -193,7 +269,7 @@ def hook_table(cfg, query=POS):
         stream, heads, keys = (
             (BATCH, rows, cfg.d_model),
             (BATCH, rows, cfg.n_heads, cfg.d_head),
-            (BATCH, POS, cfg.n_heads, cfg.d_head),
+            (BATCH, POS, cfg.n_kv_heads or cfg.n_heads, cfg.d_head),
         )
         scores, hidden = (BATCH, cfg.n_heads, rows, POS), (BATCH, rows, cfg.d_mlp)
         block = {
@@ -207,6 +283,9 @@ def hook_table(cfg, query=POS):
             "attn.hook_rot_q": heads,
             "attn.hook_rot_k": keys,
         }
+        if cfg.n_kv_heads:
+            copies = (BATCH, POS, cfg.n_heads, cfg.d_head)
+            block |= {"attn.hook_k_of_heads": copies, "attn.hook_v_of_heads": copies}
         block |= {
             "attn.hook_attn_scores": scores,
             "attn.hook_pattern": scores,
@@ -219,6 +298,7 @@ def hook_table(cfg, query=POS):
                 "hook_mlp_in": stream,
                 "ln2.hook_normalized": stream,
                 "mlp.hook_pre": hidden,
+                **({"mlp.hook_pre_linear": hidden} if cfg.gated_mlp else {}),
                 "mlp.hook_post": hidden,
                 "hook_mlp_out": stream,
             }
@@ -230,7 +310,7 @@ def hook_table(cfg, query=POS):
 
 
 @pytest.mark.parametrize("positions", [None, [POS - 1]], ids=["everywhere", "last"])
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(variant.values()))
+@pytest.mark.parametrize("variant", VARIANTS, ids=named)
 def test_hook_points_are_met_once_each_in_order_and_shape(tokens, variant, positions):
     model, met = small(**variant), []
 
@@ -247,16 +327,21 @@ def test_hook_points_are_met_once_each_in_order_and_shape(tokens, variant, posit
     assert model.hook_names() == [name for name, _ in met]
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(variant.values()))
+@pytest.mark.parametrize("variant", VARIANTS, ids=named)
 def test_identity_on_every_hook_point_changes_nothing(tokens, variant):
     model = small(**variant)
     unchanged = model.run_with_hooks(tokens, dict.fromkeys(model.hook_names(), lambda x, name: x))
     assert_close(unchanged, model(tokens), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", small(positions="learned").hook_names())
-def test_what_a_hook_returns_is_what_the_model_goes_on_with(tokens, name):
-    model = small(positions="learned")
+@pytest.mark.parametrize(
+    "name, changes",
+    [(name, dict(positions="learned")) for name in small(positions="learned").hook_names()]
+    + [(name, LLAMA) for name in small(**LLAMA).hook_names() if "of_heads" in name]
+    + [("blocks.0.mlp.hook_pre_linear", LLAMA)],
+)
+def test_what_a_hook_returns_is_what_the_model_goes_on_with(tokens, name, changes):
+    model = small(**changes)
     before = model(tokens)
     noise = torch.Generator().manual_seed(3)
     after = model.run_with_hooks(
@@ -356,6 +441,24 @@ def test_parameters_have_the_names_and_shapes_of_the_contract(positions, act_fn)
     assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == wanted
 
 
+def test_parameters_of_the_llama_family_have_their_names_and_shapes():
+    state = small(**LLAMA).state_dict()
+    block = {"attn.W_Q": (4, 12, 4), "attn.W_K": (2, 12, 4), "attn.W_V": (2, 12, 4)}
+    block |= {"attn.b_Q": (4, 4), "attn.b_K": (2, 4), "attn.b_V": (2, 4), "attn.W_O": (4, 4, 12)}
+    block |= {"mlp.W_gate": (12, 20), "mlp.W_in": (12, 20), "mlp.W_out": (20, 12)}
+    wanted = {f"blocks.1.{name}": shape for name, shape in block.items()}
+    found = {name: tuple(weight.shape) for name, weight in state.items()}
+    assert {name: found[name] for name in found if name.startswith("blocks.1")} == {
+        **wanted,
+        "blocks.1.ln1.w": (12,),
+        "blocks.1.ln2.w": (12,),
+    }
+    assert found.keys() - {name for name in found if name.startswith("blocks")} == {
+        "embed.W_E",
+        "ln_final.w",
+    }
+
+
 def test_initial_weights_come_from_the_generator_alone():
     def weights(seed, world):
         torch.manual_seed(world)
@@ -385,6 +488,9 @@ def test_initial_weights_have_variance_one_over_fan_in_and_less_where_they_write
         "W_out": 256 * 2 * 3,
         "W_U": 64,
     }
+    tied = Transformer(ModelConfig(d_vocab=500, tied_embeddings=True, qkv_bias=True))
+    assert tied.embed.W_E.std().item() == pytest.approx(64**-0.5, rel=0.05)
+    assert not tied.blocks[0].attn.b_K.any() and tied.blocks[0].ln1.w.eq(1).all()
     for name, weight in model.named_parameters():
         kind = name.split(".")[-1]
         assert kind == "w" or weight.std().item() == pytest.approx(
@@ -393,7 +499,7 @@ def test_initial_weights_have_variance_one_over_fan_in_and_less_where_they_write
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(variant.values()))
+@pytest.mark.parametrize("variant", VARIANTS, ids=named)
 def test_weights_may_have_any_dtype_and_the_stream_has_float32_at_least(tokens, dtype, variant):
     """16 bits of what meets bfloat16 count: 1e-5 of it at each product, and logits are about 1."""
     model = small(dtype, **variant)
@@ -444,7 +550,7 @@ def test_weights_of_half_precision_have_gradients(tokens):
         assert (low.grad - high.grad).abs().max() <= 0.01 * high.grad.abs().max()
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(variant.values()))
+@pytest.mark.parametrize("variant", VARIANTS, ids=named)
 def test_every_tensor_is_made_on_the_models_device(tokens, variant):
     """On the meta device: a tensor made on the CPU by mistake meets one that is not, and raises."""
     model, tokens = small(**variant).to("meta"), tokens.to("meta")
@@ -465,7 +571,7 @@ def test_positions_off_the_cpu_are_not_read_but_must_be_a_list_of_whole_numbers(
 
 
 @needs_gpu
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(variant.values()))
+@pytest.mark.parametrize("variant", VARIANTS, ids=named)
 def test_cuda_gives_the_logits_of_the_cpu(tokens, variant):
     model = small(**variant)
     everywhere, last = model(tokens), model(tokens, torch.tensor([POS - 1]))
@@ -494,11 +600,18 @@ def test_cuda_gives_the_logits_of_the_cpu(tokens, variant):
         ("act_fn", "swish"),
         ("act_fn", []),
     ]
+    + [("n_kv_heads", value) for value in (0, 2, -3, 3.0, True, "3", 6)]
+    + [("gated_mlp", 1), ("tied_embeddings", None), ("qkv_bias", "yes")]
     + [("eps", 0.0), ("eps", math.nan), ("eps", math.inf), ("eps", "1e-5"), ("rotary_base", -1.0)],
 )
 def test_config_refuses_a_model_that_cannot_be_built(field, value):
     with pytest.raises(ValueError, match=f"model config: .*{field}"):
         ModelConfig(**{**SMALL, field: value})
+
+
+def test_config_refuses_a_gate_without_an_mlp():
+    with pytest.raises(ValueError, match="model config: gated_mlp needs an act_fn"):
+        ModelConfig(act_fn="none", gated_mlp=True)
 
 
 def test_odd_heads_are_fine_without_rotary_positions():

@@ -186,7 +186,7 @@ def hands_over(model: Transformer, examples: Examples, numbers: Numbers, heads: 
     c, e, d = examples.shown, examples.expected, examples.difference
     comparable = _with_every_difference(c, d)
     side_by_side = torch.cat([one_hot(c), one_hot(e)], dim=-1)
-    W_U = in_stream(model.unembed.W_U)[:, numbers.tokens.to(model.device)]
+    W_U = in_stream(model.W_U)[:, numbers.tokens.to(model.device)]
     unembed = model.ln_final.w[:, None] * W_U
     names = hook_points(model, heads, "hook_resid_pre")
     streams = activations(model, examples.tokens, names, lambda x: x[:, examples.answers])

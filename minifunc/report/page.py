@@ -13,6 +13,7 @@ from minifunc.support.files import save_text
 from minifunc.support.flags import Parser
 from minifunc.support.names import heads_of
 from minifunc.support.runs import RESULTS, RunFolders, add_run_flag, chosen_run
+from minifunc.support.settings import added_parts
 
 LARGEST = 2_000_000  # bytes; where the weights make it larger, the model plays on its own page
 MOST_WEIGHTS = 16_000_000  # a model with more is not played with at all
@@ -92,9 +93,12 @@ def report(f: Findings, played: Markup, scripts: Sequence[Markup] = ()) -> str:
 
 def build(f: Findings) -> dict[str, str]:
     """The files of a report: {"report.html": …} and, of a large model, "playground.html"."""
-    n_weights = sum(weight.numel() for weight in f.model.parameters())
-    if n_weights > MOST_WEIGHTS:
+    n_weights, cfg = sum(weight.numel() for weight in f.model.parameters()), f.model.cfg
+    unknown = added_parts(cfg) + ["silu"] * (cfg.act_fn == "silu")
+    if unknown or n_weights > MOST_WEIGHTS:
         reason = f"this model has {n_weights:,} weights, too many for a page."
+        if unknown:
+            reason = f"the page cannot run a model with {', '.join(unknown)}."
         missing = h("p", h("b", "Not here: "), reason, class_="missing")
         return {"report.html": report(f, missing)}
     played, scripts = asset("playground.html"), playground(f)

@@ -17,7 +17,7 @@ Positions = Iterable[int] | Tensor | None  # whole numbers from 0; None: everywh
 KNOWN = {  # by field of a `ModelConfig`
     "positions": ("rotary", "learned", "none"),
     "normalization": ("RMS", "LN"),
-    "act_fn": ("gelu", "relu", "none"),
+    "act_fn": ("gelu", "relu", "silu", "none"),
 }
 
 
@@ -25,7 +25,12 @@ def check_model_config(cfg: Any) -> None:
     """Raises ValueError for a `ModelConfig` of a shape that cannot be built."""
     for field in fields(cfg):
         name, value = field.name, getattr(cfg, field.name)
-        if field.type is int:
+        if name == "n_kv_heads":
+            fits = value is None or (type(value) is int and 1 <= value and not cfg.n_heads % value)
+            must = f"None or a whole number that divides n_heads = {cfg.n_heads}"
+        elif field.type is bool:
+            fits, must = type(value) is bool, "True or False"
+        elif field.type is int:
             most = 1000 if name in ("n_layers", "n_heads") else 1_000_000
             fits = type(value) is int and 1 <= value <= most
             must = f"a whole number from 1 to {most}"
@@ -38,6 +43,8 @@ def check_model_config(cfg: Any) -> None:
             raise ValueError(f"model config: {name} must be {must}, not {value!r:.60}")
     if cfg.positions == "rotary" and cfg.d_head % 2:
         raise ValueError(f"model config: rotary positions need an even d_head, not {cfg.d_head}")
+    if cfg.gated_mlp and not cfg.has_mlp:
+        raise ValueError("model config: gated_mlp needs an act_fn, not 'none'")
 
 
 def check_tokens(tokens: Tensor, d_vocab: int, n_ctx: int = 2**40) -> None:

@@ -32,7 +32,7 @@ from minifunc.support import files
 from minifunc.support.errors import UserError, command, first_line
 from minifunc.support.flags import Parser
 from minifunc.support.runs import build_model, load_run, make_command
-from minifunc.support.settings import from_json
+from minifunc.support.settings import added_parts, from_json
 
 
 def _package(name: str) -> Any:
@@ -53,6 +53,8 @@ def lens_config(cfg: ModelConfig) -> dict[str, Any]:
     if cfg.positions == "none" or cfg.rotary_base != int(cfg.rotary_base):
         lacks = "without positions, and none whose rotary base is not a whole number"
         raise UserError(f"transformer-lens has no model {lacks}")
+    if added_parts(cfg):
+        raise UserError(f"no model with {', '.join(added_parts(cfg))} goes to transformer-lens")
     config = {name: getattr(cfg, name) for name in SAME}
     config |= {"normalization_type": cfg.normalization, "init_weights": False, "device": "cpu"}
     config |= {"act_fn": cfg.act_fn if cfg.has_mlp else None, "attn_only": not cfg.has_mlp}

@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -37,8 +38,9 @@ def from_json(default: Config, values: Any, place: object) -> Config:
     if not isinstance(values, dict) or not values.keys() <= known.keys():
         raise UserError(f"{place} must hold the fields {', '.join(known)} and no others")
     for name, value in values.items():
-        kinds = {float: (float, int), tuple: (list,)}.get(type(known[name]), (type(known[name]),))
-        if type(value) not in kinds:
+        kind = type(known[name])
+        kinds = {float: (float, int), tuple: (list,), NoneType: (int, NoneType)}
+        if type(value) not in kinds.get(kind, (kind,)):
             raise UserError(f"{place}: {name} cannot be {value!r:.60}")
     try:
         changes = {name: _tuples(value) for name, value in values.items()}
@@ -64,8 +66,19 @@ def named_diet(text: str, diets: Mapping[str, Config]) -> Config:
 
 def described(model: Any, train: Any, diet: Any, vocabulary: list[str]) -> dict[str, Any]:
     """What goes into config.json. model, train, diet: the settings, frozen dataclasses."""
-    chosen = {"model": asdict(model), "train": asdict(train), "diet": asdict(diet)}
+    chosen = {"model": model_fields(model), "train": asdict(train), "diet": asdict(diet)}
     return as_json(chosen | {"vocabulary": vocabulary, "versions": versions()})
+
+
+def model_fields(model: Any) -> dict[str, Any]:
+    """A `ModelConfig` by field, without the parts that the model lacks: the default's config.json
+    is what it was before there were such parts."""
+    return {name: x for name, x in asdict(model).items() if x is not None and x is not False}
+
+
+def added_parts(model: ModelConfig) -> list[str]:
+    """The fields that say which parts a model has that the default lacks."""
+    return [name for name in model_fields(model) if name not in model_fields(ModelConfig())]
 
 
 def run_arguments(
@@ -104,7 +117,8 @@ def chosen_settings(
     saved = {}
     for part, default in defaults.items():
         saved[part] = from_json(default, config[part], f"{path}: `{part}`")
-        if as_json(asdict(saved[part])) != config[part]:
+        read = model_fields(saved[part]) if part == "model" else asdict(saved[part])
+        if as_json(read) != config[part]:
             raise UserError(f"{path}: `{part}` lacks a field of this version; it cannot go on")
     if config["vocabulary"] != vocabulary:
         said = "the run has another vocabulary than this version; it cannot go on"

@@ -83,9 +83,9 @@ class SharedStreams:
             one = _Pass(start, how, positions)
             # In this order, groups that share a stream follow each other.
             for index in sorted(range(len(groups)), key=replaced.__getitem__):
-                last = self._leave_block(one, replaced[index])[:, -1]  # [p, d_model]
-                logits = self.model.unembed(self.model.ln_final(last, Hooks()))
-                result[index, start : start + self.rows] = logits
+                last = self._leave_block(one, replaced[index])[:, -1:]  # [p, 1, d_model]
+                logits = self.model.run_from(last, self.cfg.n_layers)
+                result[index, start : start + self.rows] = logits[:, 0]
         return result
 
     def _by_block(self, heads: Sequence[Head]) -> Replaced:
