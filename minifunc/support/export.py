@@ -35,7 +35,7 @@ from minifunc.support.runs import build_model, load_run, make_command
 from minifunc.support.settings import added_parts, from_json
 
 
-def _package(name: str) -> Any:
+def optional_package(name: str) -> Any:
     """The module of an optional package. Raises UserError where it is not installed."""
     try:
         return importlib.import_module(name)
@@ -66,7 +66,7 @@ def lens_config(cfg: ModelConfig) -> dict[str, Any]:
 
 def to_transformer_lens(model: Transformer) -> dict[str, Any]:
     """{config, state_dict} for the transformer-lens that is installed; biases, all 0."""
-    lens, config = _package("transformer_lens"), lens_config(model.cfg)
+    lens, config = optional_package("transformer_lens"), lens_config(model.cfg)
     weights = model.state_dict()
     try:
         other = lens.HookedTransformer(lens.HookedTransformerConfig(**config))
@@ -74,7 +74,7 @@ def to_transformer_lens(model: Transformer) -> dict[str, Any]:
         config["architecture"] = "TransformerLensNative"
         shape = lens.TransformerBridgeConfig(**config)
         other = lens.TransformerBridge.boot_native(shape)
-        conversion = _package("transformer_lens.utilities.tl_checkpoint_conversion")
+        conversion = optional_package("transformer_lens.utilities.tl_checkpoint_conversion")
         weights = conversion.convert_tl_checkpoint(weights, shape)
     other = other.to(model.dtype)
     for parameter in other.parameters():
@@ -131,12 +131,12 @@ def to_safetensors(model: Transformer, config: dict[str, Any]) -> bytes:
     """The file's bytes."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     header = {"format": "pt", "config": json.dumps(config)}
-    return bytes(_package("safetensors.torch").save(state, header))
+    return bytes(optional_package("safetensors.torch").save(state, header))
 
 
 def from_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
     """The config and the weights of a file that `to_safetensors` made; a UserError for others."""
-    safetensors = _package("safetensors")
+    safetensors = optional_package("safetensors")
     try:
         with safetensors.safe_open(path, "pt") as file:
             header = file.metadata() or {}
