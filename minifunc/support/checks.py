@@ -29,7 +29,7 @@ def check_model_config(cfg: Any) -> None:
             fits = value is None or (type(value) is int and 1 <= value and not cfg.n_heads % value)
             must = f"None or a whole number that divides n_heads = {cfg.n_heads}"
         elif field.type is bool:
-            fits, must = type(value) is bool, "True or False"
+            fits, must = type(value) is bool, "a bool"
         elif field.type is int:
             most = 1000 if name in ("n_layers", "n_heads") else 1_000_000
             fits = type(value) is int and 1 <= value <= most

@@ -41,9 +41,9 @@ def sender(name: str, positions: Positions = None) -> Place:
 
 
 def receiver(name: str, cfg: ModelConfig, positions: Positions = None) -> Place:
-    """Where "logits", "mlp2", "resid2" (the stream that enters block 2) or "3.1.v" reads. In grouped
-    heads that is the copy that head 3.1 alone reads, and "3.kv0.v" what its whole group reads."""
-    grouped = cfg.n_sharing > 1
+    """Where "logits", "mlp2", "resid2" (the stream that enters block 2) or "3.1.v" reads. Of grouped
+    heads that is the copy which head 3.1 alone reads; "3.kv0.v" is what its whole group does."""
+    grouped = checks.of_type(ModelConfig, "cfg", cfg).n_sharing > 1
     known = ["logits", "resid0", "mlp0", "0.0.v", *["0.kv0.v"] * grouped]
     if checks.checked_node(name, *known).startswith("mlp"):
         return Place(f"blocks.{name[3:]}.hook_mlp_in", None, positions)
