@@ -1,0 +1,94 @@
+"""Sweeps that take long: some prompts at a time, and what is done is kept on disk.
+
+`PathPatcher` sweeps all prompts at once. With a large model that takes minutes or hours. Here each
+part of the prompts has a patcher of its own, and its effects are written down when they are known,
+so that the same call goes on where an earlier one stopped. The result is that of one patcher: an
+effect is a mean over prompts, and so is the range of F that it is measured by.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minifunc.model import Transformer
+from minifunc.patching import Effects, PathPatcher, Receiver
+from minifunc.support.effects import Senders
+from minifunc.support.errors import UserError
+from minifunc.support.evaluation import bootstrap
+from minifunc.support.files import load_tensors, make_folder, save_tensors
+from minifunc.support.names import Found
+from minifunc.support.runs import weights_hash
+
+TOGETHER = 10  # prompts whose effects are written down together
+
+
+@dataclass(frozen=True)
+class Swept:
+    """Effects of all senders on a receiver, and F of both runs, [n_prompts] float64, in logits."""
+
+    effects: Effects
+    F_base: Tensor
+    F_contrast: Tensor
+
+    def intervals(self) -> dict[str, list[float]]:
+        """95 % intervals of r over prompts, by sender."""
+        change = self.effects.per_prompt
+        return dict(zip(self.effects.named(), bootstrap(change, self.F_contrast - self.F_base)))
+
+
+class LongSweeps:
+    """Paired prompts of one model. The arguments are those of `PathPatcher`; folder: where the
+    effects are kept, a file for each receiver."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokens: tuple[Tensor, Tensor],
+        answers: tuple[Tensor, Tensor],
+        folder: Path,
+        max_memory: float | None = None,
+    ) -> None:
+        self.model, self.prompts = model, (*tokens, *answers)
+        self.folder, self.max_memory = folder, max_memory
+        digest = hashlib.sha256(weights_hash(model.state_dict()).encode())
+        for tensor in self.prompts:
+            digest.update(tensor.cpu().numpy().tobytes())
+        self.about = digest.hexdigest()
+        make_folder(folder)
+
+    def sweep(self, receiver: Receiver, n_prompts: int | None = None) -> Swept:
+        """The effects on a receiver, from the first n_prompts (None: from all). Raises UserError
+        where the folder keeps effects of other weights or prompts."""
+        path, wanted = self.folder / f"{receiver}.pt", n_prompts or len(self.prompts[0])
+        kept = self._kept(path)
+        n_done = sum(part.shape[1] for part in kept["change"])
+        bar = tqdm(total=wanted, initial=n_done, desc=f"→ {receiver}", unit="prompt", disable=None)
+        with bar:
+            while n_done < wanted:
+                some = slice(n_done, min(n_done + TOGETHER, wanted))
+                part = [tensor[some] for tensor in self.prompts]
+                patcher = PathPatcher(self.model, *part, max_memory=self.max_memory)
+                kept["change"].append(patcher.sweep(receiver).per_prompt)
+                kept["F"].append(torch.stack([patcher.F_base, patcher.F_contrast]).cpu())
+                save_tensors(path, kept)
+                bar.update(some.stop - n_done)
+                n_done = some.stop
+        change = torch.cat(kept["change"], dim=1)[:, :wanted]  # [n_senders, n_prompts]
+        F_base, F_contrast = torch.cat(kept["F"], dim=1)[:, :wanted]
+        order = Senders(self.model.cfg)
+        alone = [(sender,) for sender in range(len(order.names))]
+        r = change.mean(1) / (F_contrast - F_base).mean()
+        return Swept(order.effects(alone, change, r), F_base, F_contrast)
+
+    def _kept(self, path: Path) -> dict[str, Any]:
+        if not path.exists():
+            return {"about": self.about, "change": [], "F": []}
+        kept: Found = load_tensors(path)
+        if kept.get("about") != self.about:
+            raise UserError(f"{path} is of other weights or prompts: remove it, or name another --out")
+        return kept
