@@ -14,7 +14,7 @@ import torch
 
 import tasks
 import train
-from experiments.catalogue import DIETS, LADDER, LESS_HELD_OUT, WITHOUT_ONE
+from experiments.catalogue import COMPARED, DIETS, LADDER, LESS_HELD_OUT, WITHOUT_ONE
 from experiments.experiment import Experiment, main
 from experiments.measure import addition_and_circuit, grid, how_many, result_row
 from experiments.runs import SHORT, Row, Run
@@ -133,7 +133,7 @@ def held_out_cells(rows: Rows) -> str:
 CLAIMED = (*LADDER, *WITHOUT_ONE, *LESS_HELD_OUT, DIETS["plus_plain"])  # what the claims rest on
 MORE = {diet.name: 3 for diet in CLAIMED}
 EXPERIMENT = Experiment(
-    "diets", __doc__, tuple(DIETS), make, measure, rows, table, seeds=2, steps=700, more=MORE
+    "diets", __doc__, COMPARED, make, measure, rows, table, seeds=2, steps=700, more=MORE
 )
 
 if __name__ == "__main__":
