@@ -10,8 +10,9 @@ results/precursor.json, and a call goes on with the rows that are there.
     random_heads         the control: as many heads of each layer as no_copy_induction silenced
                          with the same seed, after the same steps, but drawn at random
 
-Written down before the first run. Expected: function induction needs no ordinary induction, so that
-no_copy_induction costs no more than random_heads. Test: off-by-one accuracy at 8 shots, the
+Written down before the first run. Expected, from three seeds of an older study
+(results/interventions.json): no_copy_induction costs more than random_heads, since a finished
+model's best copying head is one of its FI heads. Test: off-by-one accuracy at 8 shots, the
 difference of these two kinds, paired by seed, with its 95 % interval (Student's t). A precursor:
 the whole interval is below 0. None: it holds 0, and its lower end is above -0.1. Else undecided.
 """
