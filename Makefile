@@ -71,9 +71,9 @@ universality: .venv/ready  ## twelve architectures, several seeds each
 dependability: .venv/ready  ## ten seeds of the default
 	$(PY) -m experiments.dependability $(ON) $(ARGS)
 
-figures: .venv/ready  ## draw docs/figures/ from results/ and OUT (gets matplotlib)
+figures: .venv/ready  ## draw docs/figures/ from results/ (gets matplotlib)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[figures]'
-	$(PY) -m experiments.figures --run=$(call quoted,OUT) $(ARGS)
+	$(PY) -m experiments.figures $(ARGS)
 
 ##@ For developers
 
