@@ -176,11 +176,12 @@ def show(result: Row) -> None:
     print("{processor}, {device}, {threads} threads".format(**result["hardware"]))
     compared = []
     for row in result["rows"]:
-        named = {"model": row["model"]["name"], "max_abs_diff": f"{row['max_abs_diff']:.0e}"}
-        compared.append(row | named)
+        small = {key: f"{row[key]:.0e}" for key in ("max_abs_diff", "error_share") if key in row}
+        compared.append(row | small | {"model": row["model"]["name"]})
     columns = "model work dtype other ours_s other_s ratio max_abs_diff peak_gib error_share"
     show_table(compared, columns.split(), left=4)
-    show_table(result["memory"], ["work", "model", "budget_gib", "peak_gib"], left=2)
+    if result["memory"]:
+        show_table(result["memory"], ["work", "model", "budget_gib", "peak_gib"], left=2)
 
 
 def show_table(rows: list[Row], keys: list[str], left: int) -> None:
