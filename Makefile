@@ -77,9 +77,9 @@ unseen: .venv/ready  ## shifts that no function was shown with: 12 diets
 precursor: .venv/ready  ## without ordinary induction, and with controls
 	$(PY) -m experiments.precursor $(ON) $(ARGS)
 
-figures: .venv/ready  ## draw docs/figures/ from results/ and OUT (gets matplotlib)
+figures: .venv/ready  ## draw docs/figures/ from results/ (gets matplotlib)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[figures]'
-	$(PY) -m experiments.figures --run=$(call quoted,OUT) $(ARGS)
+	$(PY) -m experiments.figures $(ARGS)
 
 ##@ For developers
 
