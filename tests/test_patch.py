@@ -211,7 +211,6 @@ def test_every_part_of_the_text_is_shown_for_a_circuit_and_none_of_it_without(ru
         "circuits alone",
         "minimality",
         "ablation:",
-        "other thresholds",
         "on other tasks",
     ):
         assert title in out

@@ -78,8 +78,8 @@ def found_in(run):
     return read(RunFolders(run, run, False))
 
 
-def made(run, *flags):
-    assert page.main(["--run", str(run), *flags]) == 0
+def made(run):
+    assert page.main(["--run", str(run)]) == 0
     return (run / "report.html").read_text()
 
 
@@ -184,8 +184,8 @@ def test_a_report_is_made_of_a_run_alone_and_says_how_to_make_the_rest(run):
     text = made(run)
     for command in ("make patch", "make check", "make train"):
         assert f"{command} OUT={run}" in text
-    # nine sections and the note for those without JavaScript
-    assert text.count("Not here:") == 10 and "playground" in text
+    # eight sections and the note for those without JavaScript
+    assert text.count("Not here:") == 9 and "playground" in text
 
 
 def test_every_key_of_circuit_json_may_be_missing(run):
@@ -211,7 +211,7 @@ def test_the_run_and_what_was_found_may_be_in_two_folders(run, tmp_path):
     found.mkdir()
     for name in ("circuit.json", "check.json"):
         (run / name).rename(found / name)
-    page.write(RunFolders(run, found, False), tmp_path)
+    page.write(RunFolders(run, found, False))
     text = (found / "report.html").read_text()
     assert not (run / "report.html").exists()
     assert text.count("Not here:") == 1  # the note for those without JavaScript
@@ -401,18 +401,6 @@ def test_a_large_model_plays_on_a_page_of_its_own_and_a_huge_one_nowhere(run, mo
     assert 'id="weights"' in apart
     monkeypatch.setattr(page, "MOST_WEIGHTS", 10)
     assert "too many for a page" in made(run)
-
-
-def test_moments_are_drawn_where_emergence_was_measured(run, tmp_path):
-    rows = [
-        {"seed": seed, "step": step, "pt_score": step / 4, "fi_score": 0.1}
-        for seed in (0, 1)
-        for step in (1, 2, 3, 4)
-    ]
-    (tmp_path / "emergence.json").write_text(json.dumps(rows))
-    text = made(run, "--results", str(tmp_path))
-    assert "PT heads: step 2" in text and "FI heads: step" not in text
-    assert "make emergence" in made(run, "--results", str(tmp_path / "none"))
 
 
 def test_names_at_line_ends_do_not_cover_each_other():

@@ -3,7 +3,6 @@
 import base64
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 
 from minifunc.report.findings import Findings, read
 from minifunc.report.html import Markup, h, inside, script_data
@@ -12,7 +11,7 @@ from minifunc.support.errors import UserError, first_line, run_main
 from minifunc.support.files import save_text
 from minifunc.support.flags import Parser
 from minifunc.support.names import heads_of
-from minifunc.support.runs import RESULTS, RunFolders, add_run_flag, chosen_run
+from minifunc.support.runs import RunFolders, add_run_flag, chosen_run
 
 LARGEST = 2_000_000  # bytes; where the weights make it larger, the model plays on its own page
 MOST_WEIGHTS = 16_000_000  # a model with more is not played with at all
@@ -109,9 +108,9 @@ def build(f: Findings) -> dict[str, str]:
     return {"report.html": report(f, said), "playground.html": apart}
 
 
-def write(folders: RunFolders, experiments: Path) -> None:
+def write(folders: RunFolders) -> None:
     """Reads a run, and writes and names the files of its report."""
-    found = read(folders, experiments)
+    found = read(folders)
     folders.to_write("report.html")
     try:
         pages = build(found)
@@ -131,10 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         parser = Parser("python -m minifunc.report", "Makes a run's report.html.")
         add_run_flag(parser)
-        told = "folder that holds emergence.json (default: the repository's results/)"
-        parser.add_argument("--results", type=Path, default=RESULTS, help=told)
-        arguments = parser.parse_args(argv)
-        write(chosen_run(arguments), arguments.results)
+        write(chosen_run(parser.parse_args(argv)))
         return 0
 
     return run_main(work)
