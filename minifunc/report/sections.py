@@ -109,6 +109,12 @@ def graph(f: Findings) -> Content:
     return [figure(f, picture, caption, "circuit.json (graph)"), heads_table(circuit)]
 
 
+def groups_of(circuit: Circuit, head: str) -> str:
+    """The groups of a head, in words."""
+    groups = circuit["groups"].items()
+    return ", ".join(words(group) for group, heads in groups if head in heads)
+
+
 def heads_table(circuit: Circuit) -> Markup:
     """A row per head of the circuit: its groups, its r, what it brings, where it looks."""
     rows: list[list[Any]] = []
@@ -116,18 +122,11 @@ def heads_table(circuit: Circuit) -> Markup:
         reader = circuit["readers"].get(head, {"brings": ["–"]})  # –: was not measured
         brings = " and ".join(reader["brings"]) or "neither"
         looks = map(percent, circuit["attention"][head].values())
-        name = h("span", head, id=f"head-{head}", tabindex="-1")
-        rows.append(
-            [name, groups_of(circuit, head), signed(r_of(circuit, head), 1), brings, *looks]
-        )
+        name, r = h("span", head, id=f"head-{head}", tabindex="-1"), signed(r_of(circuit, head), 1)
+        rows.append([name, groups_of(circuit, head), r, brings, *looks])
     shares = map(words, next(iter(circuit["attention"].values())))
     columns = ["head", "group", "r on the logits, %", "brings", *shares]
     return numbers(columns, rows, "The heads of the circuit, and the shares of their attention")
-
-
-def groups_of(circuit: Circuit, head: str) -> str:
-    groups = circuit["groups"].items()
-    return ", ".join(words(group) for group, heads in groups if head in heads)
 
 
 def effects(f: Findings) -> Content:
@@ -252,7 +251,7 @@ def training(f: Findings) -> Content:
     lines, file = f.metrics, "metrics.jsonl"
     last = lines[-1]["accuracy"]["addition"]  # {k: {shots: share}}
     shots = list(last[min(last, key=int)])
-    most = shots[-1]
+    most = "8" if "8" in shots else shots[-1]
     curves = []
     for k, colour in CURVES.items():
         if k in last:
@@ -260,7 +259,7 @@ def training(f: Findings) -> Content:
             curves.append((amount(k), colour, shares))
     picture = pictures.curves(f"Accuracy at {most} shots while training", curves)
     caption = (
-        f"Addition, plain and off by other amounts, {most} examples shown, as training goes on."
+        f"Addition, plain and off by other amounts, as training goes on; {most} examples shown."
     )
     told = (
         f"At step {lines[-1]['step']}, on few prompts; make train ends with a table on 500. The "
@@ -271,8 +270,8 @@ def training(f: Findings) -> Content:
 
 
 def amount(k: str) -> str:
-    """`plain`, or by how much addition is off: `off by +1`."""
-    return "plain" if k == "0" else f"off by {signed(int(k))}"
+    """`plain`, or by how much addition is off: `+1`."""
+    return "plain" if k == "0" else signed(int(k))
 
 
 def accuracy_map(shares: Mapping[str, Any], shots: Sequence[str]) -> Markup:
