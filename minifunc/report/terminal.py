@@ -11,7 +11,6 @@ from typing import Any
 
 from minifunc.analysis import averaging, function_vectors, reading
 from minifunc.analysis.rows import as_effects
-from minifunc.circuit import Criteria, feeding
 from minifunc.support.names import heads_of
 from minifunc.support.tables import table, words, wrapped
 
@@ -98,7 +97,7 @@ def attributed(c: Circuit) -> list[str]:
 
 
 def traced(c: Circuit) -> list[str]:
-    """In short: the FI heads, and what feeds them."""
+    """The FI heads, and what feeds them."""
     if not c["groups"]["function_induction"]:
         return []
     fi, others = direct_writers(c)
@@ -124,19 +123,6 @@ def groups(c: Circuit) -> list[str]:
     rows = [[head, f"{r_of(c, head):.1f}", *c["attention"][head].values()] for head in heads]
     columns = ["head", "r in %", *map(words, c["attention"][heads[0]])]
     return [*lines, "", "where they look: shares of attention", *table(columns, rows, digits=2)]
-
-
-def inputs(c: Circuit) -> list[str]:
-    """What feeds each receiver, under each contrast; receivers that nothing feeds are left out."""
-    criteria, rows = Criteria(**c["criteria"]), []
-    under = {"shown answers": c["effects"], "operands": c["operands_changed"]["effects"]}
-    receivers = dict.fromkeys(chain(*under.values()))
-    for receiver, contrast in product(receivers, under):
-        effects = under[contrast].get(receiver) if receiver != "logits" else None
-        if effects and (fed := feeding([as_effects(effects)], criteria)):
-            rows.append([receiver, contrast, named(fed)])
-    says = "what feeds them (r in %; q, k and v are a head's inputs)"
-    return [says, *table(["receiver", "changed", "fed by"], rows, left=3)]
 
 
 def enough(c: Circuit) -> list[str]:
@@ -359,7 +345,7 @@ Parts = tuple[Callable[[Circuit], list[str]], ...]
 PARTS: dict[str, tuple[Parts, Parts]] = {  # of each step: in short, in full
     "task": ((solved,), (solved, logit_differences)),
     "direct": ((heat_map,), (heat_map, attributed)),
-    "circuit": ((traced,), (groups, inputs)),
+    "circuit": ((traced,), (traced, groups)),
     "enough": ((enough,), (evaluated, readers)),
     "ablation": ((needed,), (ablated,)),
     "writing": ((averages,), (written, averaging_shown)),
