@@ -207,9 +207,6 @@ def spread(wanted: Sequence[tuple[float, str]], least: float) -> dict[str, float
 # ---------------------------------------------------------------- the circuit as a graph
 
 COLUMNS = ("from", "bring the answers", "function induction", "also write", "answer")
-# The first group that fits colours a node.
-KINDS = ["function_induction", "consolidation", "previous_token", "expected_answer"]
-KINDS += ["shown_answer", "other_direct", "upstream"]
 CONTRASTS = {"answers": "shown answers changed", "operands": "operands changed"}
 Node = Mapping[str, Any]  # {name, kind, steps, groups} of circuit.json
 
@@ -311,8 +308,7 @@ def box(node: Node, x: float, y: float) -> Markup:
     tip = f"{name}: {', '.join(map(words, groups)) or node['kind']}"
     parts = [rect(x, y, BOX_WIDTH, BOX_HEIGHT, rx=8)]
     parts.append(text(x + BOX_WIDTH / 2, y + 20, name, at="middle"))
-    colour = next((group for group in KINDS if group in groups), node["kind"])
-    look = {"class_": f"node {colour}", "data_tip": tip}
+    look = {"class_": " ".join(["node", *(groups or [node["kind"]])]), "data_tip": tip}
     if node["kind"] == "head":
         return h("a", parts, href=f"#head-{name}", aria_label=tip, **look)
     return h("g", parts, **look)
