@@ -17,6 +17,7 @@ from minifunc.model import ModelConfig, Transformer
 from minifunc.report import page, pictures, sections
 from minifunc.report.findings import read
 from minifunc.report.html import Markup, h, script_data, signed
+from minifunc.report.terminal import members
 from minifunc.support.errors import UserError
 from minifunc.support.files import save_json, save_lines, save_tensors
 from minifunc.support.runs import RunFolders, load_run, weights_hash
@@ -396,6 +397,29 @@ def test_a_huge_model_is_not_played_with(run, monkeypatch):
     monkeypatch.setattr(page, "MOST_WEIGHTS", 10)
     text = made(run)
     assert "too many for a page" in text and 'id="weights"' not in text
+
+
+def test_a_curve_goes_from_step_0_to_the_last_and_meets_the_grid_at_its_shares():
+    drawn = pictures.curves("x", [("plain", "k0", [(0, 0.0), (2, 1.0), (4, 0.5)])])
+    (corners,) = re.findall('points="(.*?)"', drawn)
+    left, middle, right = (tuple(map(float, each.split(","))) for each in corners.split())
+    (start, end, none), _, half, _, every = (
+        tuple(map(float, ends))
+        for ends in re.findall('<line x1="(.*?)" x2="(.*?)" y1="(.*?)"', drawn)
+    )
+    assert (left, right) == ((start, none), (end, half[2]))
+    assert middle == ((start + end) / 2, every[2])
+    assert "plain, step 2: 100 %" in drawn
+
+
+def test_every_head_of_the_circuit_is_pictured_once_and_fi_heads_alone_unfolded(run):
+    found = found_in(run)
+    drawn = sections.content(found, sections.attention, "circuit fi")
+    unfolded, folded = drawn.split("<details>")
+    for head in members(found.circuit):
+        label = f"Attention of head {head}:"
+        assert unfolded.count(label) == (head in found.fi)
+        assert folded.count(label) == (head not in found.fi)
 
 
 def test_names_at_line_ends_do_not_cover_each_other():

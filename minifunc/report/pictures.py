@@ -171,7 +171,7 @@ def curves(
 ) -> Markup:
     """Shares over the steps of training. measured: of each curve its name, the class that colours
     it, and its points (step, share)."""
-    left, top, width, height = 52, 22, 420, 220  # px
+    left, top, width, height = 52, 34, 420, 220  # px
     bottom, end = top + height, left + width
     last = max(step for *_, points in measured for step, _ in points)
     parts = []
