@@ -207,11 +207,11 @@ def test_every_part_of_the_text_is_shown_for_a_circuit_and_none_of_it_without(ru
     assert patch.main(["--run", str(run), *FAST, *ANY_MODEL, "--full"]) == 0
     out = capsys.readouterr().out
     for title in (
-        "what feeds them",
+        "the circuit (r in %)",
+        "criteria:",
         "circuits alone",
         "minimality",
         "ablation:",
-        "other thresholds",
         "on other tasks",
     ):
         assert title in out

@@ -943,8 +943,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/report/page.py",
-        old='len(whole.encode(errors="replace"))',
-        new="len(whole.encode())",
+        old='len(text.encode(errors="replace"))',
+        new="len(text.encode())",
         breaks="no report where a folder's name is no UTF-8",
         tests="report",
     ),
