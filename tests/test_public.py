@@ -7,7 +7,6 @@ inference mode. The results must be the same, to the bit. Whoever adds a functio
 CASES, or says in NO_TENSORS why there is nothing to try.
 """
 
-import copy
 import dataclasses
 import functools
 import importlib
@@ -88,8 +87,7 @@ class World:
     def __init__(self, stored=lambda ids: ids, training=False):
         shape = {"n_layers": 2, "n_heads": 2, "d_model": 16, "d_head": 4, "d_mlp": 8}
         cfg = minifunc.ModelConfig(d_vocab=len(tasks.VOCABULARY), **shape)
-        self.with_gradients = minifunc.Transformer(cfg).train(training)
-        self.model = copy.deepcopy(self.with_gradients).requires_grad_(False)
+        self.model = minifunc.Transformer(cfg).train(training).requires_grad_(False)
         drawn = tasks.evaluation_pairs("addition", 1, SHOTS, N_PROMPTS, drawing())
         ids = {name: stored(x) for name, x in vars(drawn).items() if isinstance(x, Tensor)}
         self.p = dataclasses.replace(drawn, **ids)
@@ -431,7 +429,7 @@ CASES = {
         "sweep_inputs": inputs_swept,
     },
     "minifunc.analysis.activations": {
-        "Examples": lambda w: w.examples.rows(torch.tensor([5, 2])),
+        "Examples": lambda w: w.examples.rows(w.labels[1:4]),
         "activations": lambda w: activations.activations(
             w.model, w.tokens, ["hook_embed"], lambda x: x[:, 1:3]
         ),
