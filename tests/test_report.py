@@ -299,11 +299,8 @@ READ_BY = {  # key of circuit.json: the sections that read below it, where these
 }
 UNREAD = {  # numbers that are checked when the run is read, and what the report doesn't show
     "model",
-    "attribution",
-    "function_vectors_by_k",
     "function_vector_scores",
     "reading",
-    "probe",
 }
 
 

@@ -5,7 +5,7 @@ the terminal. In short they fit 80 columns.
 """
 
 from collections.abc import Callable, Iterable
-from itertools import chain, product
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -85,15 +85,6 @@ def logit_differences(c: Circuit) -> list[str]:
 def heat_map(c: Circuit) -> list[str]:
     says = "heads → logits (r in %; -100: all the way back to the plain answer)"
     return [says, *str(as_effects(c["effects"]["logits"])).splitlines()]
-
-
-def attributed(c: Circuit) -> list[str]:
-    exact, linear = as_effects(c["effects"]["logits"]), as_effects(c["attribution"])
-    error = 100 * (exact.heads - linear.heads).abs().max().item()
-    return [
-        "attribution patching, the linear estimate of the same, ranks the heads with a correlation "
-        f"of {c['attribution']['rank_correlation']:.2f}; largest error {error:.0f} % points"
-    ]
 
 
 def traced(c: Circuit) -> list[str]:
@@ -232,11 +223,10 @@ def ablated(c: Circuit) -> list[str]:
 
 
 def written(c: Circuit) -> list[str]:
-    """What the FI heads write and read, and the probes."""
-    if "probe" not in c:
+    """What the FI heads write and read."""
+    if "reading" not in c:
         return []
-    vectors, read = function_vectors.show(c, c["k"]), reading.show(c["reading"])
-    return [*vectors, "", *read, "", *probed(c["probe"])]
+    return [*function_vectors.show(c, c["k"]), "", *reading.show(c["reading"])]
 
 
 def averages(c: Circuit) -> list[str]:
@@ -255,21 +245,6 @@ def averages(c: Circuit) -> list[str]:
 
 def averaging_shown(c: Circuit) -> list[str]:
     return averaging.show(c["averaging"]) if "averaging" in c else []
-
-
-def probed(probe: dict[str, Any]) -> list[str]:
-    rows, targets = [], ("difference", "expected", "shuffled")
-    for kind, place, target in product(("dealt", "consistent"), ("answer", "equals"), targets):
-        rows.append([f"{kind} documents, at {place}", target, *probe[kind][place][target]])
-    others = probe["other_functions"]
-    for target, measured in (("difference", "r2"), ("difference: correlation", "correlation")):
-        rows.append(["fitted on other functions", target, *others[measured]["difference"]])
-    return [
-        "linear probes, R² on prompts not fitted, after each writer",
-        *table(["fitted on", "target", *probe["sites"]], rows, left=2),
-        f"  from the shown answer alone: {probe['dealt']['from_shown_alone']:.3f}. The difference "
-        f"becomes readable at the answers by {probe['made_by']} ({probe['step']:+.3f}).",
-    ]
 
 
 def fours(c: Circuit) -> list[list[dict[str, Any]]]:
@@ -344,7 +319,7 @@ def conclusion(c: Circuit) -> list[str]:
 Parts = tuple[Callable[[Circuit], list[str]], ...]
 PARTS: dict[str, tuple[Parts, Parts]] = {  # of each step: in short, in full
     "task": ((solved,), (solved, logit_differences)),
-    "direct": ((heat_map,), (heat_map, attributed)),
+    "direct": ((heat_map,), (heat_map,)),
     "circuit": ((traced,), (traced, groups)),
     "enough": ((enough,), (evaluated, readers)),
     "ablation": ((needed,), (ablated,)),
