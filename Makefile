@@ -18,8 +18,8 @@ RUN = --run=$(call quoted,OUT) --or-reference
 ON  = --device=$(call quoted,DEVICE)
 
 .DEFAULT_GOAL = help
-.PHONY: help train patch ask check report diets emergence universality dependability reference figures \
-    test test-slow lint coverage mutations parity test-matrix bench clean
+.PHONY: help train patch ask check report diets emergence universality dependability unseen precursor \
+    reference figures test test-slow lint coverage mutations parity test-matrix bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^##@ / {print "\n" substr($$0, 5)} \
@@ -61,19 +61,25 @@ reference: .venv/ready  ## train the run in reference/ anew
 diets: .venv/ready  ## what training text it takes: 22 diets
 	$(PY) -m experiments.diets $(ON) $(ARGS)
 
-emergence: .venv/ready  ## runs step by step, and with parts kept from forming
+emergence: .venv/ready  ## what comes up first: runs step by step
 	$(PY) -m experiments.emergence $(ON) $(ARGS)
-	$(PY) -m experiments.interventions $(ON) $(ARGS)
 
 universality: .venv/ready  ## twelve architectures, several seeds each
 	$(PY) -m experiments.universality $(ON) $(ARGS)
 
-dependability: .venv/ready  ## ten seeds of the default
+dependability: .venv/ready  ## ten seeds of the default, each traced
 	$(PY) -m experiments.dependability $(ON) $(ARGS)
+	$(PY) -m experiments.seeds $(ON) $(ARGS)
 
-figures: .venv/ready  ## draw docs/figures/ from results/ and OUT (gets matplotlib)
+unseen: .venv/ready  ## shifts that no function was shown with: 12 diets
+	$(PY) -m experiments.unseen_shifts $(ON) $(ARGS)
+
+precursor: .venv/ready  ## without ordinary induction, and with controls
+	$(PY) -m experiments.precursor $(ON) $(ARGS)
+
+figures: .venv/ready  ## draw docs/figures/ from results/ (gets matplotlib)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[figures]'
-	$(PY) -m experiments.figures --run=$(call quoted,OUT) $(ARGS)
+	$(PY) -m experiments.figures $(ARGS)
 
 ##@ For developers
 

@@ -126,7 +126,7 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
 
         # 5. What do the FI heads look for, hand over, write and compute?
         circuit |= averaged(tasks, model, found, study)
-        known(writings(tasks, model, fi, groups["expected_answer"], study, generator), "writing")
+        known(writings(tasks, model, fi, study, generator), "writing")
 
         # 6. Do the same heads serve other tasks?
         reused = reuse(tasks, model, fi, REUSED, study.shots, generator)

@@ -275,17 +275,14 @@ Keep such questions from the model, or add more of them to the diet.""")
 def pattern(study: Study) -> Finding:
     pairs = study.draw_each([("addition", k) for k in AMOUNTS])
     given, right = study.ask(pairs.contrast), pairs.contrast_answers
-    wrong, slices, kinds = given != right, slices_of(pairs), instead(pairs, given)
+    wrong, slices = given != right, slices_of(pairs)
     rates = {name: share_of(wrong[mask]) for name, mask in slices.items() if mask.sum() >= LEAST}
     ranked = sorted(rates, key=rates.__getitem__, reverse=True)
     worst = wrong[slices[ranked[0]]]
-    counted = ", ".join(f"{int(mask.sum())} {kind}" for kind, mask in kinds.items() if mask.any())
-    told = f"{int(wrong.sum())} of {len(wrong)} fail{': ' if counted else ''}{counted}. "
-    told += f"Worst where {ranked[0]}: {int(worst.sum())} of {len(worst)} fail. "
+    told = f"{int(wrong.sum())} of {len(wrong)} fail, share by what is asked: "
     told += "; ".join(f"{name} {rates[name]:.0%}" for name in ranked)
-    facts = slices | {f"answered {kind}": mask for kind, mask in kinds.items()}
     finding = judged(~worst, 0.80, told, f"worst slice {share_of(~worst):.1%}")
-    return replace(finding, examples=failures(pairs.contrast, given, right, facts))
+    return replace(finding, examples=failures(pairs.contrast, given, right, slices))
 
 
 def slices_of(pairs: tasks.Pairs) -> dict[str, Tensor]:
@@ -303,21 +300,6 @@ def slices_of(pairs: tasks.Pairs) -> dict[str, Tensor]:
         "the right answer is below 0 or above 18": (wanted < 0) | (wanted > 18),
         "no shown sum is within 1 of the asked one": nearest > 1,
     }
-
-
-def instead(pairs: tasks.Pairs, given: Tensor) -> dict[str, Tensor]:
-    """What was answered for the right answer: kind → mask [n_prompts], the first kind that fits."""
-    shown = pairs.contrast[:, tasks.answer_positions(SHOTS)]
-    kinds = {
-        "the plain answer": given == pairs.base_answers,
-        "a shown answer": (shown == given[:, None]).any(1),
-        "off by another amount": (given - pairs.base_answers).abs() <= tasks.MAX_SHIFT,
-        "something else": torch.ones_like(given, dtype=torch.bool),
-    }
-    left = given != pairs.contrast_answers
-    for kind, fits in kinds.items():
-        kinds[kind], left = left & fits, left & ~fits
-    return kinds
 
 
 # ---------------------------------------------------------------- what carries it

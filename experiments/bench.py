@@ -2,13 +2,11 @@
 
     sweeps          all heads → logits, or v, q, k: against the published two-pass loop on
                     TransformerLens 2.18 and on our own model; with frozen MLPs against
-                    auto-circuit; then layers, heads, width and prompts grow, one at a time
+                    auto-circuit
     training step   against a plain eager step that scores every position
-    two processes   of one thread each against one
     memory          peak of a sweep against its budget
     on CUDA         also models of GPT-2 small's size and of 1.2 billion weights, in float32,
                     bfloat16 and TF32, with the error of the effects against float64
-    --road          seconds of training until off-by-one addition, never trained on, passes .95
 
 All sides have the same weights and prompts, and their own two cached runs are counted. The loops
 are timed on paths spread over the model, and scaled to all: every path costs them the same. Sides
@@ -26,13 +24,10 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-import tasks
 import train
 from experiments import bench_loops, bench_sweep, bench_train
-from experiments.bench_loops import OWN
 from experiments.bench_sweep import ARITHMETIC, INPUTS, Sweep, every_input, peak_memory
 from experiments.runs import Row, made_on
 from minifunc.ablation import all_heads
@@ -43,7 +38,7 @@ from minifunc.support.files import make_folder, save_json
 from minifunc.support.flags import Parser, pick_device
 from minifunc.support.runs import RESULTS
 from minifunc.support.settings import model_fields
-from minifunc.support.tables import fitted, table, wrapped
+from minifunc.support.tables import fitted, table
 
 TOLERANCE = 1e-4  # float32: logits of the patcher, loss and gradients of the training step
 DEFAULT = train.MODEL
@@ -57,7 +52,6 @@ def shaped(n_layers: int, n_heads: int, width: int) -> ModelConfig:
 LARGE, TINY = shaped(6, 8, 512), replace(shaped(2, 2, 16), d_mlp=32)
 BUDGETS = (0.125, 0.25, 0.5, 1.0)  # GiB
 SHAPES = ((12, 12, 768), (24, 16, 2048))  # layers, heads, d_model: of a GPU
-LARGE_ERROR = 0.05  # of the largest effect
 
 
 def frozen(sweep: Sweep) -> Sweep:
@@ -65,17 +59,11 @@ def frozen(sweep: Sweep) -> Sweep:
 
 
 def comparisons() -> list[Sweep]:
-    """Sweeps against the loops. Of those that grow, the name begins with what grows."""
+    """Sweeps against the loops."""
     logits, inputs = Sweep(DEFAULT), Sweep(DEFAULT, every_input(DEFAULT), work=INPUTS)
     large = Sweep(LARGE, name="6x8x512", n_timed=3)
     of_large = {"receivers": every_input(LARGE), "work": INPUTS, "n_prompts": 5, "n_timed": 6}
-    sweeps = [logits, inputs, large, replace(large, **of_large), frozen(logits), frozen(inputs)]
-    small, sizes = Sweep(shaped(4, 4, 64), n_prompts=50, n_timed=4), (2, 4, 8, 16)
-    grown = [("n_layers", n, shaped(n, 4, 64)) for n in sizes]
-    grown += [("n_heads", n, shaped(4, n, 64)) for n in sizes]
-    grown += [("d_model", 16 * n, shaped(4, 4, 16 * n)) for n in sizes]
-    sweeps += [replace(small, cfg=cfg, name=f"{factor} {n}") for factor, n, cfg in grown]
-    return sweeps + [replace(small, shots=n, name=f"shots {n}") for n in sizes]
+    return [logits, inputs, large, replace(large, **of_large), frozen(logits), frozen(inputs)]
 
 
 def shapes(sizes: Sequence[tuple[int, int, int]]) -> list[Sweep]:
@@ -107,23 +95,18 @@ def make_row(work: str, model: Row, other: str, seconds: tuple[float, float], di
     return {"work": work, "model": model, **times, "max_abs_diff": diff, "peak_gib": None}
 
 
-def compare(sweep: Sweep, device: torch.device, repeats: int, square: Tensor) -> list[Row]:
-    """One row for each other side that is there.
-
-    square [n, n]: its product with itself shows what the machine can do at best.
-    """
+def compare(sweep: Sweep, device: torch.device, repeats: int) -> list[Row]:
+    """One row for each other side that is there."""
     torch.cuda.empty_cache()  # the budget of a sweep is a share of what is free
     model, pairs, paths = sweep.model(device), sweep.pairs(), sweep.timed_paths
     found: Row = {"pairs": len(sweep.paths), "pairs_timed": len(paths), "dtype": sweep.dtype}
     found |= {"receivers": len(sweep.receivers), "peak_gib": peak_memory(sweep, device)}
     found |= sweep.error(model) if sweep.n_checked else {}
-    square = square.to(model.dtype)
     sides = bench_loops.sides(model, pairs, sweep.freeze_mlps)
     if not sides:
         return []  # the library is not installed
     effects = {}  # by receiver
     works = {"ours": lambda: effects.update(sweep.run(model, pairs))}
-    works["product"] = lambda: square @ square
     for other, side in sides.items():
         works |= {(other, "start"): side.start, (other, "paths"): partial(side.ask, paths)}
     times = bench_sweep.medians_in_turn(works, device, repeats)
@@ -131,13 +114,6 @@ def compare(sweep: Sweep, device: torch.device, repeats: int, square: Tensor) ->
     per_prompt = [effects[receiver].per_prompt[heads.index(head)] for head, receiver in paths]
     ours = torch.stack(per_prompt)  # [path, n_prompts]
     found["largest_effect"] = ours.abs().max().item()
-    if not sweep.freeze_mlps:
-        gflop = sweep.gflop(model, pairs)
-        rate = 2e-9 * len(square) ** 3 / times["product"]
-        found |= {"gflop_timed": gflop, "product_gflop_per_s": rate}
-        found["share_of_product_rate"] = gflop / times["ours"] / rate
-    if " " in sweep.name:
-        found["varies"] = sweep.name.split()[0]
     rows = []
     for other, side in sides.items():
         seconds_a_path = times[other, "paths"] / len(paths)
@@ -147,52 +123,28 @@ def compare(sweep: Sweep, device: torch.device, repeats: int, square: Tensor) ->
     return rows
 
 
-def training_step(
-    model: ModelConfig, cfg: train.TrainConfig, device: torch.device, repeats: int
-) -> Row:
-    seconds, difference = bench_train.compare_steps(model, cfg, device, repeats)
-    other, named = (
-        "plain eager step scoring every position",
-        model_fields(model) | {"name": "default"},
-    )
-    row = make_row("training step", named, other, seconds, difference)
-    n_tokens = cfg.documents * (1 + tasks.EXAMPLE * cfg.examples)
-    ours, plain = (n_tokens / one for one in seconds)
-    return row | {"ours_tokens_per_s": ours, "other_tokens_per_s": plain}
-
-
-def two_processes(repeats: int) -> Row:
-    sweep = Sweep(DEFAULT, every_input(DEFAULT))
-    one_s, two_s, difference = bench_sweep.compare_processes(sweep, repeats)
-    work, other = "two processes: all heads → v, q, k", "one process, one thread each"
-    return make_row(work, sweep.described(), other, (two_s, one_s), difference)
-
-
 def timed_rows(device: torch.device, repeats: int, quick: bool) -> list[Row]:
     """The rows of all that is timed."""
-    sweeps, size = comparisons(), 2048
+    sweeps = comparisons()
     if device.type == "cuda":
-        sweeps, size = [*sweeps, *shapes(SHAPES)], 8192
+        sweeps += shapes(SHAPES)
     model, cfg = DEFAULT, train.TrainConfig()
     if quick:
         live = Sweep(TINY, every_input(TINY), 3, shots=2, work=INPUTS, name="tiny", n_timed=2)
         few = [replace(sweep, n_prompts=3, shots=2) for sweep in shapes([(3, 2, 32)])]
-        sweeps, size = [live, frozen(live), *few], 64
+        sweeps = [live, frozen(live), *few]
         model, cfg = TINY, train.TrainConfig(documents=2, examples=3)
-    generator = torch.Generator(device).manual_seed(0)
-    square = torch.randn(size, size, device=device, generator=generator)
     rows = []
     for sweep in tqdm(sweeps, desc="bench", disable=None):
         try:
-            rows += compare(sweep, device, repeats, square)
+            rows += compare(sweep, device, repeats)
         except (torch.OutOfMemoryError, MemoryError):
             skipped = f"{sweep.name}, {sweep.dtype}, {sweep.work}: skipped, too little memory"
             tqdm.write(skipped, file=sys.stderr)
     torch.set_float32_matmul_precision("highest")
-    rows.append(training_step(model, cfg, device, 5 * repeats))
-    if device.type == "cpu" and not quick:
-        rows.append(two_processes(repeats))
-    return rows
+    step = bench_train.compare_steps(model, cfg, device, 5 * repeats)
+    named, other = model_fields(model) | {"name": "default"}, "plain eager step scoring every position"
+    return [*rows, make_row("training step", named, other, *step)]
 
 
 def memory_rows(device: torch.device) -> list[Row]:
@@ -202,7 +154,7 @@ def memory_rows(device: torch.device) -> list[Row]:
         about = {"work": sweep.work, "model": sweep.name, "prompts": sweep.n_prompts}
         for budget in BUDGETS:
             peak = peak_memory(replace(sweep, max_memory=budget), device)
-            rows.append(about | {"budget_gib": budget, "peak_gib": peak, "within": peak <= budget})
+            rows.append(about | {"budget_gib": budget, "peak_gib": peak})
     return rows
 
 
@@ -225,28 +177,18 @@ def show(result: Row) -> None:
     print("{processor}, {device}, {threads} threads".format(**result["hardware"]))
     compared = []
     for row in result["rows"]:
-        named = {"model": row["model"]["name"], "max_abs_diff": f"{row['max_abs_diff']:.0e}"}
-        compared.append(row | named)
-    columns = "model work other ours_s other_s ratio max_abs_diff peak_gib share_of_product_rate"
-    columns += " product_gflop_per_s ours_tokens_per_s other_tokens_per_s"
-    show_table(compared, columns.split(), left=3)
-    checked = [row for row in compared if "max_error" in row and row["other"] == OWN]
-    show_table(checked, ["model", "work", "dtype", "max_error", "error_share"], left=3)
-    for row in checked:
-        if row["error_share"] > LARGE_ERROR:
-            said = "warning: {model}, {dtype}, {work}: the error is {error_share:.0%}".format(**row)
-            print(wrapped(f"{said} of the largest effect"))
-    show_table(result["memory"], ["model", "work", "budget_gib", "peak_gib", "within"], left=2)
-    if result["road"]:
-        print("until off-by-one addition, never trained on, passes .95, looked at as often:")
-    show_table(result["road"], ["seed", "seconds", "step", "every", "final"])
+        small = {key: f"{row[key]:.0e}" for key in ("max_abs_diff", "error_share") if key in row}
+        compared.append(row | small | {"model": row["model"]["name"]})
+    columns = "model work dtype other ours_s other_s ratio max_abs_diff peak_gib error_share"
+    show_table(compared, columns.split(), left=4)
+    if result["memory"]:
+        show_table(result["memory"], ["work", "model", "budget_gib", "peak_gib"], left=2)
 
 
-def show_table(rows: list[Row], keys: Sequence[str], left: int = 1) -> None:
+def show_table(rows: list[Row], keys: list[str], left: int) -> None:
     """These values of the rows, a dash where one has none."""
-    if rows:
-        titles = [key.replace("_", " ") for key in keys]
-        print(fitted(table(titles, [map(row.get, keys) for row in rows], left)))
+    titles = [key.replace("_", " ") for key in keys]
+    print(fitted(table(titles, [map(row.get, keys) for row in rows], left)))
 
 
 @command
@@ -255,7 +197,6 @@ def main(argv: list[str] | None = None) -> int:
     flag = parser.add_argument
     flag("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
     flag("--repeats", type=int, default=3, help="of which the median counts (default: %(default)s)")
-    flag("--road", action="store_true", help="also train seeds 0, 1 and 2 to the end: minutes each")
     flag("--quick", action="store_true", help="a tiny model, to see that it runs; no real times")
     written = "default: results/bench.json, on CUDA bench_cuda.json; no file with --quick"
     flag("--json", type=Path, help=written)
@@ -265,8 +206,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--repeats must be at least 1")
     rows = timed_rows(device, flags.repeats, flags.quick)
     memory = [] if flags.quick else memory_rows(device)
-    road = [bench_train.road(seed, device) for seed in (0, 1, 2)] if flags.road else []
-    result = rounded(about(device) | {"rows": rows, "memory": memory, "road": road})
+    result = rounded(about(device) | {"rows": rows, "memory": memory})
     if flags.json or not flags.quick:
         name = "bench_cuda.json" if device.type == "cuda" else "bench.json"
         path = flags.json or RESULTS / name

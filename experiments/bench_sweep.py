@@ -1,21 +1,16 @@
-"""Our side of the benchmark: a sweep on random weights, its seconds, operations and memory.
+"""Our side of the benchmark: a sweep on random weights, its seconds and its memory."""
 
-On a CPU memory is measured in fresh processes, and so is what a second process brings.
-"""
-
-import resource
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-from torch.utils.flop_counter import FlopCounterMode
 
 import tasks
 from minifunc.ablation import all_heads
@@ -23,11 +18,10 @@ from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import Effects, HeadInput, Logits, PathPatcher, Receiver
 from minifunc.support.names import parse
 from minifunc.support.precision import effects_error
-from minifunc.support.processes import any_process, join
 from minifunc.support.settings import model_fields
 
 SweepPath = tuple[str, Receiver]  # from a head, by name
-CPU = torch.device("cpu")
+STATUS = Path("/proc/self/status")  # of Linux
 LOGITS, INPUTS = "all heads → logits", "all heads → v, q, k of every head"
 ARITHMETIC = {  # by the name of Sweep.dtype: the weights' dtype, how float32 products are computed
     "float32": (torch.float32, "highest"),
@@ -100,15 +94,6 @@ class Sweep:
         error, largest = effects_error(patcher, self.receivers, heads, self.n_checked)
         return {"max_error": error, "error_share": error / largest}
 
-    def gflop(self, model: Transformer, pairs: tasks.Pairs) -> float:
-        """10^9 floating-point operations of the matrix products in a run, as PyTorch counts them.
-
-        A multiply-add is two. Attention's fused kernel is not counted on the CPU.
-        """
-        with FlopCounterMode(display=False) as counter:
-            self.run(model, pairs)
-        return counter.get_total_flops() / 1e9
-
 
 def random_model(cfg: ModelConfig, device: torch.device) -> Transformer:
     """A new model, made and drawn on the device itself: a large one takes a CPU long."""
@@ -145,72 +130,37 @@ def medians_in_turn(
     return {name: statistics.median(of_work[1:]) for name, of_work in times.items()}
 
 
-def peak_memory(sweep: Sweep, device: torch.device) -> float:
+def peak_memory(sweep: Sweep, device: torch.device) -> float | None:
     """Peak memory of a sweep beside weights and prompts, in GiB. CUDA: what was allocated; CPU:
-    growth of the resident set, in a fresh process."""
+    growth of the resident set, in a fresh process. None where the system does not tell it."""
     if device.type == "cuda":
-        return growth(sweep, device)
-    return in_fresh_processes(1, growth, sweep, device)
+        return growth_on_cuda(sweep, device)
+    if not STATUS.exists():
+        return None
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        return fresh.submit(growth_of_process, sweep, device).result()
 
 
-def compare_processes(sweep: Sweep, repeats: int) -> tuple[float, float, float]:
-    """One process and two, of one thread each, in turn.
-
-    Returns the median seconds of one and of two, and the largest difference of r.
-    """
-    seconds: dict[int, list[float]] = {1: [], 2: []}
-    r: dict[int, torch.Tensor] = {}
-    for _ in range(repeats):
-        for n in seconds:
-            found, r[n] = in_fresh_processes(n, seconds_and_r, sweep)
-            seconds[n].append(found)
-    one_s, two_s = (statistics.median(seconds[n]) for n in (1, 2))
-    return one_s, two_s, (r[1] - r[2]).abs().max().item()
+def growth_on_cuda(sweep: Sweep, device: torch.device) -> float:
+    model, pairs = sweep.model(device), sweep.pairs()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    sweep.run(model, pairs)
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**30
 
 
-def in_fresh_processes(n: int, work: Callable[..., Any], *arguments: Any) -> Any:
-    """What `work` returns in the first of n fresh processes, started as torchrun starts them."""
-    meeting = {"run_id": "bench", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
-    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=n, max_restarts=0, **meeting)
-    return elastic_launch(config, work)(*arguments)[0]
-
-
-def seconds_and_r(sweep: Sweep) -> tuple[float, torch.Tensor]:
-    """Of one sweep, all processes together."""
-    torch.set_num_threads(1)
-    join(CPU)
-    model, pairs = sweep.model(CPU), sweep.pairs()
-    replace(sweep, receivers=sweep.receivers[:1]).run(model, pairs)  # to warm up
-    any_process(False)  # all begin together
-    started = time.perf_counter()
-    found = sweep.run(model, pairs)
-    seconds = time.perf_counter() - started
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    return seconds, torch.stack([effects.r for effects in found.values()])
-
-
-def growth(sweep: Sweep, device: torch.device) -> float:
-    """Memory of one sweep at its peak, less what was there before, GiB."""
+def growth_of_process(sweep: Sweep, device: torch.device) -> float:
+    model, pairs = sweep.model(device), sweep.pairs()
     narrow = replace(sweep.cfg, d_model=16, d_head=2, d_mlp=16)
     small = replace(sweep, cfg=narrow, n_prompts=1, max_memory=None)
-    model, pairs = sweep.model(device), sweep.pairs()
     small.run(small.model(device), small.pairs())  # what libraries take once is not the sweep's
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        sweep.run(model, pairs)
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**30
     before = resident("VmRSS")
     sweep.run(model, pairs)
-    return max(0, resident("VmHWM") - before) / 2**30
+    return max(0, resident("VmHWM") - before) / 2**20
 
 
 def resident(which: str) -> int:
-    """Bytes of the resident set, now (VmRSS) or at its peak (VmHWM); on macOS always the peak."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """KiB of the resident set, now (VmRSS) or at its peak (VmHWM)."""
     # getrusage's peak would include that of the parent process, which Linux hands on
-    lines = status.read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))
+    lines = STATUS.read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(which))

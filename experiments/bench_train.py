@@ -1,11 +1,6 @@
-"""The training side of the benchmark: a step against a plain one; the road to the unseen task."""
+"""The training side of the benchmark: a step against a plain one."""
 
 import math
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +10,6 @@ import tasks
 import train
 from experiments.bench_sweep import medians_in_turn
 from minifunc.model import Block, ModelConfig, Transformer
-from minifunc.support.files import load_lines
 from minifunc.support.graphs import Graphed, deterministic
 
 
@@ -125,25 +119,3 @@ def compare_steps(
 
     times = medians_in_turn({"ours": step, "plain": plain_step}, device, repeats)
     return (times["ours"], times["plain"]), difference
-
-
-def road(seed: int, device: torch.device) -> dict[str, Any]:
-    """Trains one run: the seed, and what `when_passed` says of it."""
-    with tempfile.TemporaryDirectory() as folder:
-        flags = ["--out", folder, "--seed", str(seed), "--device", str(device)]
-        command = [sys.executable, "train.py", *flags, "--table-prompts", "8"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        lines = load_lines(Path(folder) / "metrics.jsonl")
-    return {"seed": seed} | when_passed(lines, goal=0.95)
-
-
-def when_passed(lines: list[dict[str, Any]], goal: float) -> dict[str, Any]:
-    """When off-by-one addition at 8 shots is first above `goal` in the lines of a metrics.jsonl.
-
-    seconds (of training and evaluation) and step are None where it never is; every: the steps
-    between two lines; final: the last accuracy.
-    """
-    scores = [line["accuracy"]["addition"]["1"]["8"] for line in lines]
-    first = next((line for line, score in zip(lines, scores) if score > goal), {})
-    passed = {"seconds": first.get("seconds"), "step": first.get("step")}
-    return passed | {"every": lines[0]["step"], "final": scores[-1]}

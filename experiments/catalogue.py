@@ -1,4 +1,4 @@
-"""The diets that are compared (`make diets`): those of tasks.py, and others that change one thing.
+"""The diets of experiments: those of tasks.py, and others that change one thing.
 
 Each is `strict` with some fields changed, handed as a value to `tasks.sample` and `train.train`.
 """
@@ -56,4 +56,15 @@ OTHER_CELLS = [  # other cells held out instead of (shift, +)
 ]
 ALL = LADDER + WITHOUT_ONE + LESS_HELD_OUT + WRAPPERS_OF_PLUS
 ALL += SHIFTED_FUNCTIONS + SHARE_OF_PLUS + OTHER_CELLS
-DIETS = {diet.name: diet for diet in ALL}
+COMPARED = tuple(diet.name for diet in ALL)
+
+# Diets that show some shifts alone, under any function (`make unseen`)
+SHOWN: dict[str, tuple[int, ...]] = {"all": EVERY_SHIFT}
+SHOWN |= {f"all_but_{k:+d}": tuple(x for x in EVERY_SHIFT if x != k) for k in (1, -1, 2, -3, 4)}
+SHOWN |= {"odd": (-3, -1, 1, 3), "even": (-4, -2, 2, 4), "negative": (-4, -3, -2, -1)}
+SHOWN |= {"small": (-1, 1), "large": (-4, -3, 3, 4), "plus_one": (1,)}
+SOME_SHIFTS = {
+    kind: Diet(f"shifts_{kind}", even_sums=True, base=0.0, shifts=shown)
+    for kind, shown in SHOWN.items()
+}
+DIETS = {diet.name: diet for diet in [*ALL, *SOME_SHIFTS.values()]}

@@ -25,7 +25,7 @@ from experiments.summary import Rows, by
 from minifunc.ablation import all_heads
 from minifunc.analysis import scores
 from minifunc.model import Transformer
-from minifunc.patching import HeadInput, Logits
+from minifunc.patching import Logits
 from minifunc.support import evaluation, tables
 from minifunc.support.files import load_tensors
 from minifunc.support.names import heads_of, parse
@@ -82,13 +82,10 @@ def head_scores(model: Transformer, prompts: Tensor, groups: Groups) -> Row:
     """
     answers = tasks.answer_positions(measure.SHOTS)
     repeated, period, queries, copied = measure.repeated_documents(len(prompts))
-    everywhere = torch.arange(1 + period, repeated.shape[1])
-    copying = scores.copy_induction_score
     kinds = {  # each [n_layers, n_heads]
         "pt": scores.previous_token_score(model, prompts, answers),
         "fi": scores.function_induction_score(model, prompts, answers),
-        "copy_induction": copying(model, repeated, period, queries),
-        "copy_induction_everywhere": copying(model, repeated, period, everywhere),
+        "copy_induction": scores.copy_induction_score(model, repeated, period, queries),
     }
     row: Row = {}
     for name, score in kinds.items():
@@ -103,32 +100,22 @@ def head_scores(model: Transformer, prompts: Tensor, groups: Groups) -> Row:
 
 
 def effects(model: Transformer, groups: Groups, n_prompts: int) -> Row:
-    """r of the finished model's heads at this step.
+    """r on the logits, at this step, of the finished model's heads.
 
-    r: on the logits. r_on_fi_heads: on the q, k or v of all its FI heads together, the strongest
-    of the three under either contrast. F_range: F_contrast - F_base, in logits; where it is about
-    0, r means nothing (and is None). fi_effect: r * F_range of the strongest FI head, how far F
-    goes back without that head's shift, in logits.
+    F_range: F_contrast - F_base, in logits; where it is about 0, r means nothing (and is None).
+    fi_effect: r * F_range of the strongest FI head, how far F goes back without that head's shift,
+    in logits.
     """
     pairs = measure.off_by_one(n_prompts, measure.generator(1))
-    patchers = patch.Study().patchers(model, pairs)
-    F_range = round(patchers["answers"].F_range, 4)
-    heads, fi = heads_of(chain(*groups.values())), groups.get("function_induction", [])
-    inputs = [[HeadInput(*parse(head), which) for head in fi] for which in "qkv" if fi]
-    r, r_on_fi_heads = dict.fromkeys(heads), dict.fromkeys(heads)
-    for contrast, patcher in patchers.items():
-        if not heads or not abs(patcher.F_range) > 1e-3:
-            continue
-        to_logits, *to_fi_heads = patcher.sweep_each([[Logits()], *inputs])
-        for head in heads:
-            if contrast == "answers":
-                r[head] = round(to_logits.heads[parse(head)].item(), 4)
-            on_fi = [effect.heads[parse(head)].item() for effect in to_fi_heads]
-            strongest = max([r_on_fi_heads[head] or 0.0, *on_fi], key=abs)
-            r_on_fi_heads[head] = round(strongest, 4)
-    taken_back = [round(r[head] * F_range, 4) for head in fi if r[head] is not None]
-    fi_effect = max(taken_back, default=None)
-    return {"F_range": F_range, "r": r, "r_on_fi_heads": r_on_fi_heads, "fi_effect": fi_effect}
+    patcher = patch.Study().patchers(model, pairs)["answers"]
+    F_range = round(patcher.F_range, 4)
+    r: dict[str, float | None] = dict.fromkeys(heads_of(chain(*groups.values())))
+    if r and abs(F_range) > 1e-3:
+        to_logits = patcher.sweep(Logits()).heads  # [n_layers, n_heads]
+        r = {head: round(to_logits[parse(head)].item(), 4) for head in r}
+    of_fi_heads = [r[head] for head in groups.get("function_induction", [])]
+    taken_back = [round(effect * F_range, 4) for effect in of_fi_heads if effect is not None]
+    return {"F_range": F_range, "r": r, "fi_effect": max(taken_back, default=None)}
 
 
 def rows(run: Run, measured: Row) -> Rows:

@@ -1,14 +1,14 @@
 """An experiment: kinds of runs, what is measured on them, and the command that writes the rows."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiments.runs import ON_A_CARD, Measure, Row, Run, Study, run_all, runs_at_once
 from experiments.summary import Rows
 from minifunc.support.errors import UserError, command
-from minifunc.support.files import check_writable, make_folder, save_json
+from minifunc.support.files import check_writable, load_json, make_folder, reading, save_json
 from minifunc.support.flags import Parser, pick_device
 from minifunc.support.runs import RESULTS
 from minifunc.support.tables import fitted
@@ -31,6 +31,7 @@ class Experiment:
     seeds: int = 3  # of each kind, but for those in `more`
     steps: int = TrainConfig.steps
     more: dict[str, int] = field(default_factory=dict)
+    grows: bool = False  # whether a call goes on with the rows in results/, by `run` and `seed`
 
     def runs(self, kinds: Sequence[str], quick: bool) -> list[Run]:
         """Seed by seed, so that every kind has been tried once before any is tried again."""
@@ -71,13 +72,41 @@ def main(experiment: Experiment, argv: list[str] | None = None) -> int:
     check_writable(path)
     runs = experiment.runs(kinds, arguments.quick)
     study = Study(experiment.name, experiment.measure, out, arguments.quick, device)
-    measured = run_all(runs, study, arguments.jobs or runs_at_once(device))
-    rows = [row for run, found in zip(runs, measured) for row in experiment.rows(run, found)]
-    save_json(path, rows)
-    said = [*experiment.table(rows), *mixed(measured), ""]
+    rows = rows_so_far(path, runs) if experiment.grows and not is_part else []
+    there = {(row["run"], row["seed"]) for row in rows}
+    runs = [run for run in runs if (run.name, run.train.seed) not in there]
+    jobs = arguments.jobs or runs_at_once(device)
+    for some in batches(runs, jobs if experiment.grows else len(runs)):
+        for run, found in zip(some, run_all(some, study, jobs)):
+            rows += experiment.rows(run, found)
+        save_json(path, rows)
+    said = [*experiment.table(rows), *mixed(rows), ""]
     print(fitted(said), f"the rows are in {path}", sep="\n")
     print("next: the same without --quick and --only" if is_part else "next: make figures")
     return 0
+
+
+def rows_so_far(path: Path, runs: Sequence[Run]) -> Rows:
+    """The rows of an earlier call, or of somebody else. Raises UserError for other settings."""
+    rows: Rows = load_json(path) if path.exists() else []
+    steps = {run.name: run.train.steps for run in runs}
+    with reading(path, "holds no rows of this experiment"):
+        others = [row["run"] for row in rows if row["steps"] != steps.get(row["run"])]
+    if others:
+        raise UserError(f"{path} has rows of {others[0]} that are made otherwise now: remove it")
+    return rows
+
+
+def batches(runs: Sequence[Run], most: int) -> Iterator[list[Run]]:
+    """The runs in their order, so many together; none stands beside the one that it comes after."""
+    batch: list[Run] = []
+    for run in runs:
+        if len(batch) == most or run.after in [other.name for other in batch]:
+            yield batch
+            batch = []
+        batch.append(run)
+    if batch:
+        yield batch
 
 
 def mixed(measured: list[Row]) -> list[str]:

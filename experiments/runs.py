@@ -50,7 +50,8 @@ SHORT = replace(TrainConfig(), documents=64, long_every=3, lr=1e-2, weight_decay
 
 @dataclass(frozen=True)
 class Run:
-    """One training run. snapshots: the steps after which the weights are kept."""
+    """One training run. snapshots: the steps after which the weights are kept. after: the name of a
+    run that must have ended before."""
 
     name: str  # of its folder
     diet: str = "strict"
@@ -58,6 +59,7 @@ class Run:
     train: TrainConfig = TrainConfig()
     snapshots: tuple[int, ...] = ()
     intervention: Intervention | None = None  # after every step
+    after: str = ""
 
     def folder(self, out: Path) -> Path:
         return out / self.name / f"seed{self.train.seed}"

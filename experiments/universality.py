@@ -6,7 +6,6 @@ layers these are.
 """
 
 import sys
-from collections import Counter
 from dataclasses import replace
 
 import train
@@ -16,7 +15,6 @@ from experiments.runs import SHORT, Row, Run
 from experiments.summary import Rows, by, means, solved
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support import tables
-from minifunc.support.names import parse
 from minifunc.support.settings import model_fields
 
 M = train.MODEL
@@ -51,18 +49,15 @@ def rows(run: Run, measured: Row) -> Rows:
 def table(rows: Rows) -> list[str]:
     columns = ["model", "runs", "solve it", "plain", "off by one"]
     columns += ["FI heads", "PT heads", "consol.", "top FI r", "faithful"]
-    columns += ["FI in layers", "PT in layers", "consol. in layers"]
     lines = []
     for name, some in by(rows, lambda row: row["config"]["name"]).items():
         good = solved(some)
         accuracies = means(some, "plain_8", "off_by_one_8")
         heads = means(good, *GROUPS, digits=1) + means(good, "top_fi_r", "faithfulness")
-        layers = [layers_of(good, key) for key in GROUPS]
-        lines.append([name, len(some), len(good), *accuracies, *heads, *layers])
+        lines.append([name, len(some), len(good), *accuracies, *heads])
     shown = [
         "off-by-one addition at 8 shots, means over seeds ± 95 % (Student's t), "
-        f"{rows[0]['steps']} steps each ({TIMES} times as many where it says longer); "
-        "layers: in how many runs a group has a head there",
+        f"{rows[0]['steps']} steps each ({TIMES} times as many where it says longer)",
         *tables.table(columns, lines),
     ]
     good = solved(rows)
@@ -70,14 +65,6 @@ def table(rows: Rows) -> list[str]:
         n_runs = sum(all(row[key] for key in [*GROUPS][:n]) for row in good)
         shown.append(f"{words}: in {n_runs} of the {len(good)} runs that do the task")
     return shown
-
-
-def layers_of(rows: Rows, key: str) -> str:
-    """In how many runs a group has heads in each layer: `2 (3), 3 (1)`, or a dash."""
-    n_runs: Counter[int] = Counter()
-    for row in rows:
-        n_runs.update({parse(head)[0] for head in row[key]})
-    return ", ".join(f"{layer} ({n})" for layer, n in sorted(n_runs.items())) or "–"
 
 
 KINDS = (*CONFIGS, *LONGER)

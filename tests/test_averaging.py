@@ -60,6 +60,13 @@ def test_forecasts_worked_out_by_hand():
         assert told[name].tolist() == pytest.approx(values), name
 
 
+def test_r2_worked_out_by_hand():
+    y, forecast = torch.tensor([[0.0, 1.0, 2.0, 5.0], [0.0, 1.0, 2.0, 3.0]]).double()
+    assert averaging.r2(forecast, y) == pytest.approx(1 - 4 / 14)  # of y the mean is 2
+    assert averaging.r2(y, forecast) == pytest.approx(1 - 4 / 5)
+    assert averaging.r2(y, y) == 1.0 and averaging.r2(torch.full_like(y, 2.0), y) == 0.0
+
+
 def test_shown_answers_are_off_by_what_was_asked_and_the_rest_of_the_prompt_stays(plain):
     examples, _ = plain
     d = torch.randint(-4, 9, examples.shown.shape, generator=generator())
@@ -140,6 +147,9 @@ def test_the_account_of_an_averager_is_its_attention_and_gains_move_it_from_end_
     row = averaging.account(asker, mixed, query)
     assert row["r2"]["attention"] == pytest.approx(1) and row["hits"]["attention"] == 1.0
     assert all(row["r2"][other] < 0.9 for other in ("uniform", "most_attended", "nearest", "last"))
+    _, look = asker.ask(mixed, query)
+    answered, plain_mean = (look * d).sum(1), d.double().mean(1)
+    assert row["r2"]["uniform"] == pytest.approx(averaging.r2(plain_mean, answered))
     assert sum(row["answered"].values()) == pytest.approx(1) and row["n_prompts"] == 300
     moved = averaging.steered(asker, mixed, query)
     both = (d == 1).any(1) & (d == -1).any(1)

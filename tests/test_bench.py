@@ -1,4 +1,4 @@
-"""The benchmark, in small: it runs and agrees; its plain side and its counts are what they say."""
+"""The benchmark, in small: it runs and agrees; its plain side is what it says."""
 
 import contextlib
 import io
@@ -11,8 +11,8 @@ import torch
 
 import tasks
 import train
-from experiments import bench, bench_sweep, bench_train
-from experiments.bench_sweep import Sweep, every_input, medians_in_turn
+from experiments import bench, bench_loops, bench_sweep, bench_train
+from experiments.bench_sweep import Sweep, medians_in_turn
 from minifunc.ablation import all_heads
 from minifunc.model import Transformer
 from minifunc.patching import HeadInput, Logits, PathPatcher
@@ -37,14 +37,14 @@ def quick(tmp_path_factory):
 def test_the_quick_benchmark_runs_and_both_sides_agree(quick):
     code, result, shown = quick
     assert code == 0
-    assert result.keys() == {"hardware", "versions", "rows", "memory", "road"}
+    assert result.keys() == {"hardware", "versions", "rows", "memory"}
     assert {bench.INPUTS, "training step"} <= {row["work"] for row in result["rows"]}
     for row in result["rows"]:
         assert KEYS <= row.keys()
         assert row["max_abs_diff"] <= bench.TOLERANCE or row["dtype"] == "bfloat16"
         assert row["ours_s"] > 0 and row["other_s"] > 0
         assert row["ratio"] == pytest.approx(row["other_s"] / row["ours_s"], rel=1e-2)
-    assert bench.OWN in shown
+    assert bench_loops.OWN in shown
 
 
 def test_large_shapes_are_timed_and_held_against_float64_in_each_arithmetic(quick):
@@ -55,24 +55,10 @@ def test_large_shapes_are_timed_and_held_against_float64_in_each_arithmetic(quic
     assert {row["work"] for row in rows} == works
     assert {row["dtype"] for row in rows} == {"float32", "bfloat16", "tf32"}
     for row in rows:
-        assert row["share_of_product_rate"] > 0 and row["peak_gib"] is not None
-        assert 0 < row["max_error"] and 0 < row["error_share"]
+        assert row["peak_gib"] is not None and 0 < row["max_error"] and 0 < row["error_share"]
         assert row["error_share"] < (1e-3 if row["dtype"] == "float32" else 0.05)
-    bad = [row for row in rows if row["error_share"] > bench.LARGE_ERROR]
-    for row in bad:
-        assert f"warning: 3x2x32, {row['dtype']}, {row['work']}: the error is" in shown
-    assert shown.count("warning: ") == sum(row["other"] == bench.OWN for row in bad)
+        assert f"{row['error_share']:.0e}" in shown
     assert torch.get_float32_matmul_precision() == "highest"
-
-
-def test_a_warning_comes_with_a_large_error_alone(capsys):
-    result = json.loads((ROOT / "results" / "bench.json").read_text())
-    row = result["rows"][1] | {"other": bench.OWN, "dtype": "bfloat16", "max_error": 0.1}
-    for share, n in ((0.049, 0), (0.051, 1)):
-        bench.show(result | {"rows": [row | {"error_share": share}]})
-        lines = capsys.readouterr().out.splitlines()
-        assert sum(line.startswith("warning: ") for line in lines) == n
-        assert max(map(len, lines)) <= 80
 
 
 def test_the_error_is_that_of_the_effects_of_all_heads_on_a_few_prompts(monkeypatch):
@@ -94,7 +80,7 @@ def test_a_shape_that_does_not_fit_is_one_line_and_the_others_are_timed(monkeypa
         return [sweep]
 
     monkeypatch.setattr(bench, "compare", compare)
-    monkeypatch.setattr(bench, "training_step", lambda *_: {})
+    monkeypatch.setattr(bench_train, "compare_steps", lambda *_: ((1.0, 2.0), 0.0))
     assert len(bench.timed_rows(CPU, 1, quick=True)) == 2 + 8 + 1
     told = "3x2x32, bfloat16, all heads → logits: skipped, too little memory"
     assert capsys.readouterr().err.splitlines() == [told]
@@ -148,8 +134,7 @@ def test_the_rows_of_the_committed_results_are_those_that_are_measured():
     result = json.loads((ROOT / "results" / "bench.json").read_text())
     committed = {(row["work"], row["model"]["name"]) for row in result["rows"]}
     measured = {(sweep.work, sweep.name) for sweep in bench.comparisons()}
-    others = {"training step", "two processes: all heads → v, q, k"}
-    assert committed == measured | {(work, "default") for work in others}
+    assert committed == measured | {("training step", "default")}
     budgets = {(row["work"], row["model"]) for row in result["memory"]}
     assert budgets == {(sweep.work, sweep.name) for sweep in bench.memory_cases()}
 
@@ -174,15 +159,6 @@ def test_only_heads_below_a_receiver_have_a_path_to_it():
     assert sweep.paths == to_logits + to_q
 
 
-def test_the_operations_of_a_sweep_are_those_of_its_senders_and_prompts():
-    def gflop(sweep: Sweep) -> float:
-        return sweep.gflop(sweep.model(CPU), sweep.pairs())
-
-    sweep = Sweep(bench.TINY, n_prompts=3, shots=2)
-    assert 0 < gflop(sweep) < gflop(replace(sweep, receivers=(Logits(), HeadInput(1, 0, "v"))))
-    assert gflop(replace(sweep, n_prompts=6)) == pytest.approx(2 * gflop(sweep))
-
-
 def test_works_take_turns_and_the_first_round_does_not_count(monkeypatch):
     order: list[str] = []
     ticks = iter([0, 100, 0, 100, 0, 3, 0, 1, 0, 5, 0, 1, 0, 4, 0, 1])
@@ -190,17 +166,6 @@ def test_works_take_turns_and_the_first_round_does_not_count(monkeypatch):
     works = {name: lambda name=name: order.append(name) for name in "ab"}
     assert medians_in_turn(works, CPU, repeats=3) == {"a": 4, "b": 1}
     assert "".join(order) == "abababab"
-
-
-def test_the_first_passing_evaluation_is_found():
-    def line(n: int, score: float) -> dict:
-        accuracy = {"addition": {"1": {"8": score}}}
-        return {"step": 100 * n, "seconds": 7.0 * n, "accuracy": accuracy}
-
-    lines = [line(n, score) for n, score in enumerate([0.5, 0.95, 0.97, 0.9], 1)]
-    passed = {"seconds": 21.0, "step": 300, "every": 100, "final": 0.9}
-    assert bench_train.when_passed(lines, 0.95) == passed
-    assert bench_train.when_passed(lines[:2], 0.95)["seconds"] is None
 
 
 @pytest.mark.slow
@@ -220,10 +185,3 @@ def test_the_memory_budget_is_kept_where_the_vocabulary_is_large():
     # is no exact measure. What is not the sweep's only adds, so the least of three says most.
     slack = 0.015
     assert min(bench_sweep.peak_memory(sweep, CPU) for _ in range(3)) < 0.1 + slack
-
-
-@pytest.mark.slow
-def test_two_processes_find_what_one_finds():
-    sweep = Sweep(bench.TINY, every_input(bench.TINY))
-    one, two, difference = bench_sweep.compare_processes(sweep, repeats=1)
-    assert difference <= 1e-6 and one > 0 and two > 0

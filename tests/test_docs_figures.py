@@ -323,7 +323,7 @@ def bench_rows(**wanted):
     """The rows of results/bench.json with these values; model is a model's name."""
     found = []
     for row in results("bench")["rows"]:
-        named = row | {"model": row["model"]["name"], "varies": row.get("varies")}
+        named = row | {"model": row["model"]["name"]}
         if all(named[key] == value for key, value in wanted.items()):
             found.append(row)
     return found
@@ -339,7 +339,6 @@ def test_the_patcher_against_a_loop(work):
         f"{figure(lens['ours_s'])} s",
         f"{lens['ratio']:.0f}×",
         f"{own['ratio']:.0f}×",
-        f"{100 * lens['share_of_product_rate']:.0f} %",
     ]
     assert max(lens["max_abs_diff"], own["max_abs_diff"]) < 2e-6
 
@@ -352,20 +351,9 @@ def test_the_patcher_against_auto_circuit(work):
     assert shown[work] == [f"{figure(row['ours_s'])} s", f"{row['ratio']:.0f}×"]
 
 
-@pytest.mark.parametrize("varies", ["n_layers", "n_heads", "d_model", "shots"])
-def test_growth(varies):
-    rows = bench_rows(varies=varies, other=LENS)
-    values = ", ".join(row["model"]["name"].split()[1] for row in rows)
-    name = f"d_model {values}" if varies == "d_model" else f"{values} {varies.removeprefix('n_')}"
-    assert table("docs/performance.md", "How it grows", "varies |")[name] == [
-        ", ".join(share(row["ours_s"]) for row in rows) + " s",
-        ", ".join(f"{row['ratio']:.0f}×" for row in rows),
-    ]
-
-
 def test_memory():
     rows = results("bench")["memory"]
-    assert all(row["within"] for row in rows) and len(rows) == 12
+    assert all(row["peak_gib"] <= row["budget_gib"] for row in rows) and len(rows) == 12
     text = section("docs/performance.md", "Memory")
     for start in range(0, len(rows), 4):
         some = rows[start : start + 4]
@@ -374,23 +362,11 @@ def test_memory():
         assert f"| {some[0]['work']} | {some[0]['model']} | {budgets} | {peaks} |" in text
 
 
-def test_training_and_two_processes():
+def test_training():
     (step,) = bench_rows(work="training step")
-    (processes,) = bench_rows(work="two processes: all heads → v, q, k")
     training = section("docs/performance.md", "Training")
     assert f"takes {share(step['ours_s'])} s" in training
     assert f"takes {share(step['other_s'])} s ({step['ratio']:.1f}×)" in training
-    together = section("docs/performance.md", "Several processes")
-    assert f"in {processes['ours_s']:.1f} s" in together
-    assert f"sweeps in {processes['other_s']:.1f} s" in together
-    assert f"({share(1 / processes['ratio'], 2)} of the time)" in together
-
-
-def test_the_road_to_off_by_one():
-    shown = table("docs/performance.md", "Training", "seed |")
-    for row in results("bench")["road"]:
-        seconds = str(math.floor(row["seconds"] + 0.5))
-        assert shown[str(row["seed"])] == [seconds, str(row["step"])]
 
 
 def test_the_machine_is_named():

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,16 @@ import patch
 import tasks
 import train
 from experiments import (
+    catalogue,
     dependability,
     diets,
     emergence,
     experiment,
-    interventions,
     measure,
+    precursor,
     runs,
     universality,
+    unseen_shifts,
 )
 from experiments.experiment import main
 from experiments.runs import Run, Study, carry_out, finished, log_spaced, run_all
@@ -228,8 +231,8 @@ def test_a_silenced_head_stays_silent_also_over_a_kill(tmp_path, monkeypatch):
     """Heads are silenced at step 2 or 4, by score; a run killed in between does the same."""
     criteria = replace(measure.CRITERIA, looks_at_previous=0.055)
     monkeypatch.setattr(measure, "CRITERIA", criteria)
-    monkeypatch.setattr(interventions, "EVERY", 2)
-    run = tiny(seed=3, intervention=interventions.INTERVENTIONS["no_previous_token"])
+    monkeypatch.setattr(precursor, "EVERY", 2)
+    run = tiny(seed=3, intervention=partial(precursor.silence, precursor.previous_token_heads))
     with monkeypatch.context() as patch:
         stop_at(patch, 4, OSError)
         with pytest.raises(OSError):
@@ -239,7 +242,7 @@ def test_a_silenced_head_stays_silent_also_over_a_kill(tmp_path, monkeypatch):
         carry_out(run, study(tmp_path / name))
         folder = run.folder(tmp_path / name)
         weights.append(load_run(folder)[0].state_dict())
-        silent.append(interventions.silenced(folder))
+        silent.append(precursor.silenced(folder))
     assert silent[0] == silent[1] and 0 < len(silent[0]) < 4
     for layer in range(2):
         for head in range(2):
@@ -251,7 +254,7 @@ def test_a_silenced_head_stays_silent_also_over_a_kill(tmp_path, monkeypatch):
 def test_a_head_is_silent_from_the_very_step_on_that_chose_it(tmp_path, monkeypatch):
     """After each step: also a second time, from an older checkpoint, when silenced.json is there.
     No head is asked for between two looks, and one that is chosen again keeps its first step."""
-    monkeypatch.setattr(interventions, "EVERY", 2)
+    monkeypatch.setattr(precursor, "EVERY", 2)
     model, run, looked = Transformer(TINY).requires_grad_(False), tiny(), []
     chosen = {2: {"0.1"}, 4: {"0.1", "1.0"}, 6: set()}
 
@@ -262,7 +265,7 @@ def test_a_head_is_silent_from_the_very_step_on_that_chose_it(tmp_path, monkeypa
     def silent_after(step):
         for block in model.blocks:
             block.attn.W_O.fill_(1.0)  # as an update would
-        interventions.silence(choose, step, model, run, tmp_path)
+        precursor.silence(choose, step, model, run, tmp_path)
         heads = [f"{layer}.{head}" for layer in range(2) for head in range(2)]
         written = torch.cat([block.attn.W_O.flatten(1) for block in model.blocks])
         assert ((written == 0).all(1) | (written == 1).all(1)).all()
@@ -271,31 +274,61 @@ def test_a_head_is_silent_from_the_very_step_on_that_chose_it(tmp_path, monkeypa
     silent = [set(), {"0.1"}, {"0.1"}, {"0.1", "1.0"}, {"0.1", "1.0"}, {"0.1", "1.0"}]
     for _ in ("at first", "over a kill"):
         assert [silent_after(step) for step in range(1, 7)] == silent
-        assert interventions.silenced(tmp_path) == {"0.1": 2, "1.0": 4}
+        assert precursor.silenced(tmp_path) == {"0.1": 2, "1.0": 4}
     assert looked == [2, 4, 6] * 2
 
 
-def test_random_heads_are_drawn_once_so_many_of_each_layer_by_the_seed():
-    some = [tiny(seed) for seed in (0, 0, 1, 2, 3)]
-    some = [replace(run, model=replace(TINY, n_layers=4, n_heads=6)) for run in some]
-    at = interventions.RANDOM_AT
-    drawn = [interventions.random_heads(at, None, run) for run in some]
+def silenced_by_copying(tmp_path, since, seed=0):
+    """The folder of a control, beside that of the run that it follows."""
+    for kind in (precursor.COPYING, precursor.CONTROL):
+        (tmp_path / precursor.run_name(kind) / f"seed{seed}").mkdir(parents=True)
+    folder = tmp_path / precursor.run_name(precursor.COPYING) / f"seed{seed}"
+    (folder / "silenced.json").write_text(json.dumps(since))
+    return tmp_path / precursor.run_name(precursor.CONTROL) / f"seed{seed}"
+
+
+def test_the_control_loses_as_many_heads_of_each_layer_after_the_same_steps(tmp_path):
+    since = {"3.0": 40, "3.5": 40, "2.2": 60, "3.1": 80}
+    wide, drawn = replace(TINY, n_layers=4, n_heads=6), []
+    for attempt, seed in enumerate((0, 0, 1, 2)):
+        folder = silenced_by_copying(tmp_path / str(attempt), since, seed)
+        run, model = replace(tiny(seed), model=wide), Transformer(wide).requires_grad_(False)
+        for step in range(1, 101):
+            precursor.silence(precursor.random_heads, step, model, run, folder)
+        lost = precursor.silenced(folder)
+        by_layer = Counter((head[0], step) for head, step in lost.items())
+        assert by_layer == Counter((head[0], step) for head, step in since.items())
+        drawn.append(lost)
     assert drawn[0] == drawn[1] and len(set(map(frozenset, drawn))) > 1
-    for heads in drawn:
-        assert Counter(int(head.split(".")[0]) for head in heads) == interventions.N_RANDOM
-        assert all(int(head.split(".")[1]) < 6 for head in heads)
-    for step in (at - interventions.EVERY, at + interventions.EVERY, 0):
-        assert interventions.random_heads(step, None, some[0]) == set()
-    assert at % interventions.EVERY == 0  # else nobody looks then
 
 
-def test_a_frozen_block_stays_as_it_was_drawn(tmp_path):
-    run = tiny(seed=3, intervention=interventions.INTERVENTIONS["frozen_1"])
-    carry_out(run, study(tmp_path))
-    drawn = Transformer(TINY, torch.Generator().manual_seed(3)).state_dict()
-    trained = load_run(run.folder(tmp_path))[0].state_dict()
-    unchanged = {name for name in drawn if torch.equal(drawn[name], trained[name])}
-    assert unchanged == {name for name in drawn if name.startswith("blocks.1.")}
+def test_the_control_takes_what_was_silenced_from_the_rows_or_says_what_it_lacks(
+    tmp_path, monkeypatch
+):
+    folder, run = tmp_path / "other/seed0", tiny()
+    monkeypatch.setattr(precursor, "RESULTS", tmp_path)
+    with pytest.raises(UserError, match="needs the run no_copy_induction of seed 0"):
+        precursor.lost_by_copying(run, folder)
+    row = {"run": "precursor_no_copy_induction", "seed": 0, "silenced": {"1.0": 20}}
+    others = [row | {"seed": 1, "silenced": {}}, row | {"run": "x", "silenced": {}}]
+    (tmp_path / "precursor.json").write_text(json.dumps([*others, row]))
+    assert precursor.lost_by_copying(run, folder) == {"1.0": 20}
+
+
+def test_the_verdict_follows_the_paired_differences():
+    def told(*differences):
+        rows = []
+        for seed, difference in enumerate(differences):
+            for kind, accuracy in ((precursor.COPYING, 0.9 + difference), (precursor.CONTROL, 0.9)):
+                rows.append({"kind": kind, "seed": seed, "off_by_one_8": accuracy})
+        return precursor.verdict(rows)
+
+    assert told(-0.5, -0.6, -0.55).endswith("ordinary induction is a precursor")
+    assert told(0.01, -0.01, 0.0).endswith("ordinary induction is no precursor")
+    assert "paired: 0.000 ± 0.025 (3 seeds)" in told(0.01, -0.01, 0.0)
+    assert told(-0.5, 0.5, 0.0).endswith("undecided") and told(-0.5).endswith("undecided")
+    assert told().endswith("undecided")
+    assert told(0.09, 0.095, 0.092).endswith("no precursor")  # it even helps
 
 
 # ---------------------------------------------------------------- several runs
@@ -482,15 +515,13 @@ def test_the_effect_of_a_head_is_how_far_it_takes_F_back():
     model = Transformer(TINY, torch.Generator().manual_seed(1)).requires_grad_(False)
     groups = {"function_induction": ["1.0", "1.1"], "previous_token": ["0.1"]}
     row = emergence.effects(model, groups, 8)
-    assert set(row["r"]) == set(row["r_on_fi_heads"]) == {"0.1", "1.0", "1.1"}
+    assert set(row["r"]) == {"0.1", "1.0", "1.1"}
     assert abs(row["F_range"]) > 1e-3
     taken_back = [row["r"][head] * row["F_range"] for head in ("1.0", "1.1")]
     assert row["fi_effect"] == pytest.approx(max(taken_back), abs=1e-3)
     pairs = tasks.evaluation_pairs("addition", 1, 8, 8, measure.generator(1))
     effect = patch.Study().patchers(model, pairs)["answers"].sweep(Logits())
     assert row["r"]["1.1"] == pytest.approx(effect.heads[1, 1].item(), abs=1e-3)
-    assert row["r_on_fi_heads"]["1.0"] == 0  # what stands beside an FI head cannot feed it
-    assert row["r_on_fi_heads"]["0.1"] != 0
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -564,21 +595,24 @@ KEYS = {  # that docs and others rely on
     "emergence": "seed step loss off_by_one_8 plain_8 pt_score fi_score copy_induction_score",
     "universality": "config seed plain_8 off_by_one_8 fi_heads pt_heads consolidation_heads",
     "dependability": "seed off_by_one_8 off_by_k_8",
-    "interventions": "intervention seed silenced plain_8 off_by_one_8 off_by_k_8 fi_heads",
+    "precursor": "kind seed silenced plain_8 off_by_one_8 off_by_k_8 fi_heads from_step",
+    "unseen_shifts": "shifts seed task accuracy",
 }
 SOME = {
     "diets": ["--only", "strict,addition,hold_minus"],
     "emergence": [],
     "universality": ["--only", "default,1_head,attention_only"],
     "dependability": [],
-    "interventions": ["--only", "none,no_previous_token,frozen_0"],
+    "precursor": ["--only", "none,no_copy_induction,random_heads"],
+    "unseen_shifts": ["--only", "odd"],
 }
 MODULES = {
     "diets": diets,
     "emergence": emergence,
     "universality": universality,
     "dependability": dependability,
-    "interventions": interventions,
+    "precursor": precursor,
+    "unseen_shifts": unseen_shifts,
 }
 
 
@@ -596,7 +630,7 @@ def small(monkeypatch):
     def tiny_run(*arguments, **more):
         return replace(Run(*arguments, **more), model=TINY)
 
-    for module in (diets, interventions, runs):
+    for module in (diets, precursor, unseen_shifts, runs):
         monkeypatch.setattr(module, "Run", tiny_run)
 
     def without_workers(some, study, jobs):
@@ -611,7 +645,7 @@ def command(name, out):
     return main(MODULES[name].EXPERIMENT, ["--quick", "--out", str(out), *SOME[name]])
 
 
-SLOWER = dict.fromkeys(("diets", "interventions", "universality"), pytest.mark.slow)
+SLOWER = dict.fromkeys(("diets", "precursor", "universality"), pytest.mark.slow)
 
 
 def rows_of(name, out):
@@ -629,6 +663,9 @@ def test_a_command_writes_whole_rows_and_a_table(tmp_path, capsys, small, name):
         assert {*KEYS[name].split(), "diverged", "versions", "hardware"} <= row.keys()
     if name == "emergence":
         assert [row["step"] for row in rows] == [1, 2, 3]
+    elif name == "unseen_shifts":
+        assert [row["task"] for row in rows] == ["addition", "first"]
+        assert set(rows[0]["accuracy"]) == {str(k) for k in range(-4, 5) if k}
     else:
         assert len(rows) == (3 if SOME[name] else 1)
         assert set(rows[0]["off_by_k_8"]) == {str(k) for k in range(-4, 5) if k}
@@ -673,6 +710,74 @@ def test_where_no_results_can_be_written_nothing_is_trained(tmp_path, monkeypatc
     assert not list(tmp_path.rglob("*.pt"))
 
 
+def test_an_experiment_that_grows_goes_on_with_the_rows_that_are_there(
+    tmp_path, monkeypatch, small
+):
+    """Row by row, also with those of somebody else, whose runs are not here; nothing twice."""
+    monkeypatch.setattr(experiment, "RESULTS", tmp_path)
+    two = replace(unseen_shifts.EXPERIMENT, kinds=("odd", "even"), seeds=2, steps=2)
+    arguments = ["--jobs", "1", "--out"]
+    assert main(two, [*arguments, str(tmp_path / "one")]) == 0
+    path = tmp_path / "unseen_shifts.json"
+    whole = json.loads(path.read_text())
+    of_runs = [(row["run"], row["seed"]) for row in whole[::2]]
+    assert of_runs == [("unseen_odd", 0), ("unseen_even", 0), ("unseen_odd", 1), ("unseen_even", 1)]
+    path.write_text(json.dumps(whole[:4]))
+    assert main(two, [*arguments, str(tmp_path / "another")]) == 0
+    assert json.loads(path.read_text()) == whole
+    made = tmp_path.glob("another/*/*/model.pt")
+    assert {tuple(model.parts[-3:-1]) for model in made} == {
+        ("unseen_odd", "seed1"),
+        ("unseen_even", "seed1"),
+    }
+
+
+@pytest.mark.parametrize(
+    "rows, word",
+    [
+        ([{"run": "unseen_odd", "steps": 3}], "rows of unseen_odd that are made otherwise now"),
+        ([{"run": "unseen_keto", "steps": 2}], "rows of unseen_keto that are made otherwise now"),
+        ([{"seed": 0}], "holds no rows of this experiment"),
+        ({"run": 3}, "holds no rows of this experiment"),
+    ],
+)
+def test_rows_of_other_settings_are_refused_and_kept(tmp_path, monkeypatch, capsys, rows, word):
+    monkeypatch.setattr(experiment, "RESULTS", tmp_path)
+    path = tmp_path / "unseen_shifts.json"
+    path.write_text(json.dumps(rows))
+    odd = replace(unseen_shifts.EXPERIMENT, kinds=("odd",), seeds=1, steps=2)
+    assert main(odd, ["--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert word in told and told.count("\n") == 1
+    assert json.loads(path.read_text()) == rows and not list(tmp_path.rglob("*.pt"))
+
+
+def test_a_run_is_never_made_beside_the_one_it_comes_after():
+    names = ["none", "copying", "previous", "random"]
+    some = [Run(name, after="copying" if name == "random" else "") for name in 2 * names]
+    for most in range(1, 9):
+        found = [[run.name for run in batch] for batch in experiment.batches(some, most)]
+        assert [name for batch in found for name in batch] == 2 * names
+        assert all(len(batch) <= most for batch in found)
+        for batch in found:
+            assert "random" not in batch or "copying" not in batch[: batch.index("random")]
+    assert max(map(len, experiment.batches(some, 8))) == 4
+
+
+def test_each_kind_of_unseen_shifts_shows_its_shifts_alone_and_nothing_in_base_k():
+    drawn = torch.Generator().manual_seed(0)
+    assert len(unseen_shifts.KINDS) == 12
+    for kind in unseen_shifts.KINDS:
+        diet = catalogue.SOME_SHIFTS[kind]
+        documents = tasks.sample(diet, 4000, 6, drawn)
+        shifted = documents.wrapper == tasks.WRAPPERS.index("shift")
+        numbers = shifted[:, None] & ~tasks.LETTERED[documents.function]
+        shown = (documents.answer - documents.value)[numbers].unique().tolist()
+        assert shown == sorted(diet.shifts) and 0 not in shown
+        assert not (documents.wrapper == tasks.WRAPPERS.index("base")).any()
+        assert not (documents.function[shifted] == tasks.PLUS).any()
+
+
 def test_a_part_of_the_list_never_replaces_the_results(tmp_path, monkeypatch, small):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
@@ -703,23 +808,37 @@ def test_the_lists_are_as_long_as_the_claims_need():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in MODULES if name != "interventions"])
+@pytest.mark.parametrize("name", ["diets", "emergence", "universality"])
 def test_a_figure_is_drawn_from_the_rows_alone(tmp_path, small, name):
     pytest.importorskip("matplotlib")
     from experiments import figures
 
     assert command(name, tmp_path) == 0
-    results = ["--results", str(tmp_path / "quick"), "--run", str(tmp_path)]
+    results = ["--results", str(tmp_path / "quick")]
     for attempt in ("one", "two"):
         assert figures.main([*results, "--out", str(tmp_path / attempt)]) == 0
     one, two = (contents(tmp_path / attempt) for attempt in ("one", "two"))
-    assert {path.name for path in one} == {f"{name}.png", f"{name}.svg"}
+    assert {path.name for path in one} == {f"{name}.png"}
     assert sorted(one.values()) == sorted(two.values())
 
 
-def test_figures_without_results_are_refused(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "rows, says",
+    [(None, "no rows are in"), ('[{"diet": "even"}]', "diets.json is of another layout")],
+)
+def test_figures_without_results_are_refused(tmp_path, capsys, rows, says):
     pytest.importorskip("matplotlib")
     from experiments import figures
 
-    assert figures.main(["--results", str(tmp_path), "--run", str(tmp_path)]) == 2
-    assert "no rows are in" in capsys.readouterr().err
+    if rows is not None:
+        (tmp_path / "diets.json").write_text(rows)
+    assert figures.main(["--results", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_the_committed_figures_are_those_that_are_drawn():
+    pytest.importorskip("matplotlib")
+    from experiments import figures
+
+    drawn = {path.stem for path in Path(figures.ROOT, "docs/figures").glob("*.png")}
+    assert drawn == {*figures.DRAW, "report"}

@@ -5,13 +5,10 @@ from torch.testing import assert_close
 from minifunc.analysis import activations, function_vectors
 from minifunc.analysis.function_vectors import (
     Numbers,
-    adds_up,
     cells,
-    explained,
     last_z,
     logits_with,
     moves,
-    promotes,
     show,
     study,
 )
@@ -58,15 +55,15 @@ def shift_model(what):
 
 
 ASKED = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
-PROMPTS = {  # k → tokens [8, 2] and what they ask for [8]
-    k: (torch.stack([torch.full_like(ASKED, N_NUMBERS + index), ASKED - FIRST], dim=1), ASKED)
+PROMPTS = {  # k → tokens [8, 2]
+    k: torch.stack([torch.full_like(ASKED, N_NUMBERS + index), ASKED - FIRST], dim=1)
     for index, k in enumerate(SHIFTS)
 }
 NAIVE = torch.tensor([[[x - FIRST, x - FIRST]] * 2 for x in range(3)])  # x = 0, 1, 2, each twice
 WHAT = torch.randn(3, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def test_a_head_that_adds_a_known_vector_gives_exactly_that_heat_map_and_the_parts_add_up():
+def test_a_head_that_adds_a_known_vector_gives_exactly_that_heat_map():
     found = study(shift_model(WHAT), PROMPTS, NAIVE, HEADS, NUMBERS)
     maps = {
         part: torch.tensor(rows, dtype=torch.float64)
@@ -78,69 +75,47 @@ def test_a_head_that_adds_a_known_vector_gives_exactly_that_heat_map_and_the_par
     rounding = {"atol": 6e-4, "rtol": 0}
     assert_close(maps["0.0"], of_head_0.expand(3, 3), **rounding)
     assert_close(maps["all"], (of_head_0 + of_head_1).expand(3, 3), **rounding)
-    by_k = found["function_vectors_by_k"]
-    assert found["function_vectors"] == by_k["1"] != by_k["-1"]
-    for fit in found["function_vector_scores"]["adds_up"].values():
-        assert fit == {"r2": 1.0, "correlation": 1.0, "ratio": 1.0}
-
-
-def test_vectors_that_depend_on_k_alone_are_told_from_vectors_that_depend_on_what_is_asked():
-    model = shift_model(WHAT)
-    model.blocks[0].attn.W_V[1].copy_(torch.eye(D))  # head 1 now holds the marker and the number
-    model.blocks[0].attn.W_V[1, N_NUMBERS:] = 0  # … and now the number alone
-    found = study(model, PROMPTS, NAIVE, HEADS, NUMBERS, at_least=1)
-    scores = found["function_vector_scores"]
-    assert scores["variance"] == {
-        "0.0": {"k": 1.0, "asked": 0.0, "both": 1.0},
-        "0.1": {"k": 0.0, "asked": 1.0, "both": 1.0},
-    }
-    # The vector of +1 is the same, whatever is asked.
-    assert scores["turns"]["1"] == {"0": 1.0, "1": 1.0, "2": 1.0, "3": 1.0}
-    assert scores["put"]["1"]["mean"] == scores["put"]["1"]["own"]
+    other = study(shift_model(WHAT), PROMPTS, NAIVE, HEADS, NUMBERS, k=-1)
+    assert_close(
+        torch.tensor(other["function_vectors"]["0.0"], dtype=torch.float64),
+        (WHAT[0] / 2)[columns].expand(3, 3),
+        **rounding,
+    )
+    assert other["function_vector_scores"] == found["function_vector_scores"]
 
 
 def test_hits_count_the_naive_prompts_that_are_then_answered_off_by_k():
     what = torch.zeros(3, D, dtype=torch.float64)
     what[2, 1 - FIRST] = 100.0  # with the marker of +1, everything is answered 1
-    found = study(shift_model(what), PROMPTS, NAIVE, ["0.0"], NUMBERS, at_least=1)
+    found = study(shift_model(what), PROMPTS, NAIVE, ["0.0"], NUMBERS)
     scores = found["function_vector_scores"]
     assert scores["naive_accuracy"] == 1.0
-    assert scores["parts"]["0"]["0.0"]["hits"] == 1.0
-    # Of the inputs 0, 1, 2 only 0 + 1 is 1.
+    assert scores["parts"].keys() == {"-1", "1"}
+    # Of the inputs 0, 1, 2 only 0 + 1 is 1; the vector of -1 does nothing.
     assert scores["parts"]["1"]["0.0"]["hits"] == pytest.approx(1 / 3, abs=1e-4)
-    assert scores["put"]["1"]["mean"]["added"] == pytest.approx(1 / 3, abs=1e-4)
-    # x = 0 alone is hit, whatever s is.
-    by_distance = {"-2": 0, "-1": 0, "0": 1 / 3, "1": 1 / 2, "2": 1}
-    assert scores["reach"]["1"] == pytest.approx(by_distance, abs=1e-4)
-    # s = 0 is answered 1 whatever x is; s = 1 and s = 2 never.
-    assert scores["others"]["1"] == pytest.approx(1 / 3, abs=1e-4)
+    assert scores["parts"]["-1"]["0.0"] == {"moves": 0.0, "plain_moves": 0.0, "hits": 0.0}
 
 
-def test_promotes_and_moves_of_a_map_written_by_hand():
+def test_the_vector_of_plain_prompts_is_the_control():
+    what = torch.zeros(3, D, dtype=torch.float64)
+    what[1, 2 - FIRST] = 6.0  # the marker of 0 raises the number 2, by 6 / 2
+    found = study(shift_model(what), PROMPTS, NAIVE, ["0.0"], NUMBERS)
+    scores = found["function_vector_scores"]["parts"]["1"]["0.0"]
+    # It is x + 1 for one of the three inputs, and x for another.
+    assert scores == {"moves": 0.0, "plain_moves": 0.0, "hits": 0.0}
+    what[1, 3 - FIRST] = 6.0  # x + 1 for another one
+    found = study(shift_model(what), PROMPTS, NAIVE, ["0.0"], NUMBERS)
+    assert found["function_vector_scores"]["parts"]["1"]["0.0"]["plain_moves"] == 1.0
+
+
+def test_moves_of_a_map_written_by_hand():
     change = torch.zeros(3, 6)
     change[torch.arange(3), torch.arange(3) + 2] = 3.0  # number 0 is column 1: this is y = x + 1
-    assert (promotes(change, 1, 1), moves(change, 1, 1)) == (3.0, 3.0)
-    assert promotes(change, 1, 0) == pytest.approx(-3 / 5)
+    assert moves(change, 1, 1) == 3.0
     assert moves(change, 1, 2) == 0.0
-    assert promotes(change + 7, 1, 1) == pytest.approx(3.0)  # a constant means nothing
-    assert moves(change + 7, 1, 1) == pytest.approx(3.0)
+    assert moves(change + 7, 1, 1) == pytest.approx(3.0)  # a constant means nothing
     with pytest.raises(ValueError, match=r"x\+3"):
         cells(change, 1, 3)
-
-
-def test_adding_up_is_measured_after_centring_each_row():
-    parts = torch.randn(2, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    constant = torch.randn(4, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    assert adds_up(parts, parts.sum(0) + constant) == {"r2": 1.0, "correlation": 1.0, "ratio": 1.0}
-    assert adds_up(parts, parts.sum(0) / 2) == {"r2": 0.0, "correlation": 1.0, "ratio": 0.5}
-    assert adds_up(parts, -parts.sum(0))["correlation"] == -1.0
-
-
-def test_explained_is_one_for_group_means_and_zero_for_groups_alike():
-    labels = torch.tensor([0, 0, 5, 5])
-    assert explained(torch.tensor([[1.0], [1.0], [3.0], [3.0]]), labels) == pytest.approx(1.0)
-    assert explained(torch.tensor([[1.0], [3.0], [1.0], [3.0]]), labels) == pytest.approx(0.0)
-    assert explained(torch.tensor([[0.0], [1.0], [2.0], [3.0]]), labels) == pytest.approx(0.8)
 
 
 def random_model():
@@ -155,20 +130,19 @@ def random_tokens(*shape):
 EXACT = {"atol": 1e-12, "rtol": 0}
 
 
-def test_putting_in_what_is_there_already_changes_nothing():
+def test_a_vector_of_zeros_changes_nothing():
     model, tokens = random_model(), random_tokens(7, 5)
-    z, plain, heads = last_z(model, tokens), model(tokens)[:, -1], ["0.1", "1.0", "1.2", "2.2"]
-    assert_close(logits_with(model, tokens, z, heads, replace=True), plain, **EXACT)
-    assert_close(logits_with(model, tokens, torch.zeros_like(z[:1]), heads), plain, **EXACT)
+    nothing = torch.zeros_like(last_z(model, tokens)[0])
+    assert_close(logits_with(model, tokens, nothing, ["0.1", "2.2"]), model(tokens)[:, -1], **EXACT)
 
 
-def test_everything_after_what_is_put_in_is_live():
+def test_everything_after_what_is_added_is_live():
     model, tokens = random_model(), random_tokens(7, 5)
-    other = last_z(model, tokens.flip(0))
+    other = last_z(model, tokens.flip(0))[0]
 
     def change(x, name):
         x = x.clone()
-        x[:, -1, [0, 2]] += other[:, 1, [0, 2]]
+        x[:, -1, [0, 2]] += other[1, [0, 2]]
         return x
 
     expected = model.run_with_hooks(tokens, {"blocks.1.attn.hook_z": change})[:, -1]
@@ -188,24 +162,23 @@ def test_last_z_is_that_of_a_whole_run(rows, monkeypatch):
 def test_bad_input_is_refused_in_one_line():
     model, tokens = random_model(), torch.zeros(4, 5, dtype=torch.int64)
     with pytest.raises(ValueError, match="no head '7.0'"):
-        logits_with(model, tokens, last_z(model, tokens), ["7.0"])
+        logits_with(model, tokens, last_z(model, tokens)[0], ["7.0"])
     with pytest.raises(ValueError, match="k = 0"):
-        study(model, {1: (tokens, tokens[:, 0])}, tokens[None], ["0.0"], NUMBERS)
+        study(model, {1: tokens}, tokens[None], ["0.0"], NUMBERS)
+    with pytest.raises(ValueError, match="k = 0"):
+        study(model, {0: tokens}, tokens[None], ["0.0"], NUMBERS, k=0)
 
 
 def test_the_findings_are_shown_with_their_figures():
     found = study(shift_model(WHAT), PROMPTS, NAIVE, HEADS, NUMBERS)
-    scores = found["function_vector_scores"]
-    no_hits = dict.fromkeys(function_vectors.WAYS)
-    assert scores["put"]["1"]["own"] == no_hits  # no prompt asks often enough for FV(k, s)
-    text = "\n".join(show(found))
-    assert "R² 1.00" in text
-    assert f"{scores['parts']['1']['0.0']['promotes']:.2f}" in text
+    parts, text = found["function_vector_scores"]["parts"]["1"], "\n".join(show(found))
+    for part in ("0.0", "0.1", "all"):
+        assert f"{parts[part]['moves']:.2f}" in text and f"{parts[part]['plain_moves']:.2f}" in text
 
 
 def test_vectors_of_another_shape_are_refused():
     model = Transformer(ModelConfig(d_vocab=9))
     tokens = torch.zeros(3, 5, dtype=torch.long)
-    for shape in ((3, 4, 4, 1), (2, 4, 4, 16), (4, 4, 16)):
+    for shape in ((4, 4, 1), (1, 4, 4, 16), (3, 4, 16)):
         with pytest.raises(ValueError, match="vectors must be"):
             function_vectors.logits_with(model, tokens, torch.zeros(shape), ["0.1"])

@@ -20,9 +20,8 @@ from minifunc.ablation import Ablator
 from minifunc.analysis import (
     ablations,
     activations,
-    attribution,
+    averaging,
     function_vectors,
-    probe,
     reading,
     rows,
     scores,
@@ -90,7 +89,6 @@ KEPT = {  # what keeps runs of a model: what it is asked
     "sweep, not kept": lambda w: (
         (patcher := w.patcher(max_memory=0.0005)) and (lambda: patcher.sweep(Logits()))
     ),
-    "attribute": lambda w: (patcher := w.patcher()) and (lambda: attribution.attribute(patcher)),
     "inputs_apart": lambda w: (
         (patcher := w.patcher()) and (lambda: reading.inputs_apart(patcher, w.sources, GROUP))
     ),
@@ -141,12 +139,6 @@ FLAGS = {
     ("minifunc.analysis.ablations", "random_group"): lambda w, flag: ablations.random_group(
         GROUP, 2, drawing(), flag
     ),
-    ("minifunc.analysis.function_vectors", "logits_with"): lambda w, flag: (
-        function_vectors.logits_with(w.model, w.tokens, torch.zeros(1, 2, 2, 4), [], flag)
-    ),
-    ("minifunc.analysis.function_vectors", "Naive"): lambda w, flag: function_vectors.Naive(
-        w.model, w.naive, w.numbers, GROUP
-    ).logits(torch.zeros(1, 2, 2, 4), flag),
     ("minifunc.analysis.activations", "activations"): lambda w, flag: activations.activations(
         w.model, w.tokens, ["hook_embed"], lambda x: x, flag
     ),
@@ -240,8 +232,6 @@ TAKE_TOKENS = {
     "path_patch": lambda w, x: definition.path_patch(w.model, x, {}, [], []),
     "previous": lambda w, x: scores.previous_token_score(w.model, x, w.places),
     "induction": lambda w, x: scores.function_induction_score(w.model, x, w.places),
-    "stream": lambda w, x: probe.stream(w.model, x, w.places),
-    "halves": lambda w, x: probe.halves(x, drawing()),
     "last_z": lambda w, x: function_vectors.last_z(w.model, x),
     "inputs_apart": lambda w, x: reading.inputs_apart(w.patcher(), {"a": x}, GROUP),
     "z_of_layers": lambda w, x: shared_streams.z_of_layers(w.model, x),
@@ -321,13 +311,11 @@ REFUSED = {
         "no head '0.0' here; there is 0.1, 1.0",
     ),
     "K of nothing": (lambda w: w.scores().gaps([], [["0.0"]]), "no head '0.0' here; there is none"),
-    "r2": (lambda w: probe.r2(w.logits[:, :1], w.logits), r"of shape \[40, 5\], not \[40, 1\]"),
-    "r2 of one": (lambda w: probe.r2(w.logits[:1], w.logits), r"what was read must be of shape"),
-    "correlation": (
-        lambda w: probe.correlation(w.logits[:1], w.logits),
-        r"must be of shape \[40, 5\]",
+    "r2": (
+        lambda w: averaging.r2(w.logits[:1], w.logits),
+        r"the forecast must be of shape \[40, 5\], not \[1, 5\]",
     ),
-    "an array": (lambda w: probe.correlation(np.ones(4), w.logits), "must be a Tensor"),
+    "an array": (lambda w: averaging.r2(np.ones(4), w.logits), "must be a Tensor"),
     "logits": (lambda w: evaluation.accuracy([[1.0]], w.labels), "logits must be a Tensor"),
     "answers": (lambda w: evaluation.accuracy(w.logits, [1, 2]), "answers must be a Tensor"),
 }

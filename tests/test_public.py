@@ -7,7 +7,6 @@ inference mode. The results must be the same, to the bit. Whoever adds a functio
 CASES, or says in NO_TENSORS why there is nothing to try.
 """
 
-import copy
 import dataclasses
 import functools
 import importlib
@@ -32,11 +31,9 @@ from minifunc.ablation import Ablator, CircuitScores
 from minifunc.analysis import (
     ablations,
     activations,
-    attribution,
     averaging,
     completeness,
     function_vectors,
-    probe,
     reading,
     roles,
     rows,
@@ -91,8 +88,7 @@ class World:
         shape = {"n_layers": 2, "n_heads": 2, "d_model": 16, "d_head": 4, "d_mlp": 8}
         cfg = minifunc.ModelConfig(d_vocab=len(tasks.VOCABULARY), **shape)
         self.grouped = minifunc.Transformer(dataclasses.replace(cfg, n_heads=4, n_kv_heads=2))
-        self.with_gradients = minifunc.Transformer(cfg).train(training)
-        self.model = copy.deepcopy(self.with_gradients).requires_grad_(False)
+        self.model = minifunc.Transformer(cfg).train(training).requires_grad_(False)
         drawn = tasks.evaluation_pairs("addition", 1, SHOTS, N_PROMPTS, drawing())
         ids = {name: stored(x) for name, x in vars(drawn).items() if isinstance(x, Tensor)}
         self.p = dataclasses.replace(drawn, **ids)
@@ -100,11 +96,8 @@ class World:
         self.prompts = self.p.base, self.p.contrast
         self.answers = self.p.base_answers, self.p.contrast_answers
         self.sources = {"base": self.p.base, "operands_changed": self.p.operands_changed}
-        examples, self.query = study.examples(tasks, ["addition"], 3, 40, drawing())
+        examples, self.query = study.examples(tasks, "addition", 3, 40, drawing())
         self.examples = dataclasses.replace(examples, tokens=stored(examples.tokens))
-        self.x, self.y = (
-            examples.tokens[:, examples.answers + back] - tasks.ZERO for back in (-4, -2)
-        )
         self.offs = examples.difference
         self.naive = stored(study.naive_prompts(tasks, 3))
         numbers = torch.tensor([tasks.TOKEN[str(number)] for number in tasks.NUMBERS])
@@ -112,7 +105,7 @@ class World:
         self.asking = {}
         for k in (-1, 0, 1):
             asked = tasks.evaluation_pairs("addition", k, SHOTS, 30, drawing())
-            self.asking[k] = (stored(asked.contrast), asked.base_answers - tasks.ZERO)
+            self.asking[k] = stored(asked.contrast)
         self.rules = tasks.draw_rules(tasks.DEFAULT_DIET, 20, drawing())
         self.problem = tasks.draw_problems(tasks.DEFAULT_DIET, self.rules, 4, drawing())
         self.answer = tasks.draw_answers(self.rules, self.problem, drawing())
@@ -208,12 +201,6 @@ def defined(w):
     return definition.path_patch(w.model, w.tokens, sent, senders, receivers)
 
 
-def attributed(w):
-    """Of a model whose weights have gradients, on tokens of any kind."""
-    patcher = PathPatcher(w.with_gradients, *w.prompts, *w.answers)
-    return attribution.attribute(patcher)
-
-
 def edited(w):
     def without_head_0(z, name):
         z[:, :, 0] = 0
@@ -250,7 +237,7 @@ def evaluated(w):
 
 def all_written(w):
     with mock.patch.object(study, "N_EXAMPLES", 300):
-        return study.writings(tasks, w.model, ["1.0"], [], Study(task="maximum"), drawing())
+        return study.writings(tasks, w.model, ["1.0"], Study(task="maximum"), drawing())
 
 
 def where_examples_disagree(w):
@@ -293,26 +280,8 @@ def of_document(w):
 
 def in_parts(w):
     naive = function_vectors.Naive(w.model, w.naive, w.numbers, HEADS)
-    vectors = function_vectors.last_z(w.model, w.tokens)[:1]
-    logits = naive.logits(vectors)
-    return naive.parts(vectors), naive.map(logits), naive.hits(logits, naive.inputs + 1)
-
-
-def by_asked(w):
-    z = function_vectors.last_z(w.model, w.tokens)
-    vectors = function_vectors.Vectors(1, z, w.labels[:6], 2)
-    return vectors.mean, vectors.by_asked, vectors.of([1, 7])
-
-
-def read_off(w):
-    streams = probe.stream(w.model, w.examples.tokens, w.examples.answers)
-    every_second = slice(0, None, 2), slice(1, None, 2)
-    return probe.readable(streams, probe.targets_of(w.examples), *every_second)
-
-
-def split_and_fitted(w):
-    x, y = w.wide[:, :, :3], w.wide[:, :, 3:]
-    return probe.held_out(x, y, slice(0, 3), slice(3, None))
+    logits = naive.parts(function_vectors.last_z(w.model, w.tokens)[0])
+    return logits, naive.map(logits["all"]), naive.hits(logits["all"], 1)
 
 
 def reused(w):
@@ -320,8 +289,8 @@ def reused(w):
 
 
 def z_put_in(w):
-    vectors = function_vectors.last_z(w.model, w.tokens)
-    return function_vectors.logits_with(w.model, w.tokens, vectors, GROUP, replace=True)
+    vectors = function_vectors.last_z(w.model, w.tokens)[0]
+    return function_vectors.logits_with(w.model, w.tokens, vectors, GROUP)
 
 
 def repeated_scores(w):
@@ -466,7 +435,7 @@ CASES = {
         "sweep_inputs": inputs_swept,
     },
     "minifunc.analysis.activations": {
-        "Examples": lambda w: w.examples.dealt(drawing()),
+        "Examples": lambda w: w.examples.rows(w.labels[1:4]),
         "activations": lambda w: activations.activations(
             w.model, w.tokens, ["hook_embed"], lambda x: x[:, 1:3]
         ),
@@ -474,17 +443,11 @@ CASES = {
     "minifunc.analysis.averaging": {
         "Asker": lambda w: w.asker().ask(w.examples, w.query),
         "with_differences": lambda w: averaging.with_differences(w.examples, tasks.ZERO, w.offs),
+        "r2": lambda w: averaging.r2(w.logits, w.wide[1]),
         "forecasts": lambda w: averaging.forecasts(w.offs, w.offs.double(), w.offs.abs()),
         "account": lambda w: averaging.account(w.asker(), w.examples, w.query, w.query),
         "steered": lambda w: averaging.steered(w.asker(), w.examples, w.query),
         "study": lambda w: averaging.study(tasks, w.model, {"1.0": 1.0}, ("maximum", 2), drawing()),
-    },
-    "minifunc.analysis.attribution": {
-        "attribute": attributed,
-        "direct_gradients": lambda w: attribution.direct_gradients(
-            w.patcher(), next(iter(w.patcher().cached_runs()))
-        ),
-        "rank_correlation": lambda w: attribution.rank_correlation(w.logits[0], w.logits[1]),
     },
     "minifunc.analysis.scores": {
         "attention_to": lambda w: scores.attention_to(
@@ -496,38 +459,20 @@ CASES = {
         ),
         "copy_induction_score": repeated_scores,
     },
-    "minifunc.analysis.probe": {
-        "fit": lambda w: probe.fit(w.logits, w.wide[1])(w.wide[2]),
-        "r2": lambda w: probe.r2(w.logits, w.wide[1]),
-        "correlation": lambda w: probe.correlation(w.logits, w.wide[1]),
-        "one_hot": lambda w: probe.one_hot(w.labels),
-        "stream": lambda w: probe.stream(w.model, w.tokens, w.places),
-        "held_out": split_and_fitted,
-        "readable": read_off,
-        "halves": lambda w: probe.halves(w.tokens, drawing()),
-        "targets_of": lambda w: probe.targets_of(w.examples),
-        "read_at_places": lambda w: probe.read_at_places(w.model, w.examples, drawing()),
-        "probes": lambda w: probe.probes(w.model, w.examples, w.examples, drawing()),
-    },
     "minifunc.analysis.function_vectors": {
         "Numbers": in_parts,
         "last_z": lambda w: function_vectors.last_z(w.model, w.tokens),
         "logits_with": z_put_in,
         "cells": lambda w: function_vectors.cells(w.maps[0], 1, 1),
-        "promotes": lambda w: function_vectors.promotes(w.maps[0], 1, 1),
         "moves": lambda w: function_vectors.moves(w.maps[0], 1, 1),
-        "adds_up": lambda w: function_vectors.adds_up(w.maps, w.maps[0]),
-        "explained": lambda w: function_vectors.explained(w.logits, w.labels),
         "Naive": in_parts,
-        "Vectors": by_asked,
         "study": lambda w: function_vectors.study(w.model, w.asking, w.naive, GROUP, w.numbers),
     },
     "minifunc.analysis.reading": {
-        "shares": lambda w: reading.shares(w.logits, w.labels, w.halves),
+        "explained": lambda w: reading.explained(w.logits, w.labels, w.halves),
         "inputs_apart": lambda w: reading.inputs_apart(w.patcher(), w.sources, GROUP),
         "looks_for": lambda w: reading.looks_for(w.model, w.examples, w.query, GROUP),
-        "hands_over": lambda w: reading.hands_over(w.model, w.examples, w.numbers, GROUP),
-        "wrote": lambda w: reading.wrote(w.model, w.examples, w.x, w.y, GROUP),
+        "hands_over": lambda w: reading.hands_over(w.model, w.examples, GROUP),
     },
     "minifunc.analysis.roles": {
         "readers": lambda w: roles.readers(w.for_ablation(), range(12), w.found, EASY),
@@ -578,8 +523,7 @@ CASES = {
         "writings": all_written,
         "averaged": where_examples_disagree,
         "naive_prompts": lambda w: study.naive_prompts(tasks, 3),
-        "examples": lambda w: study.examples(tasks, ["maximum"], 2, 3, drawing()),
-        "probed": lambda w: study.probed(tasks, w.model, Study(), drawing()),
+        "examples": lambda w: study.examples(tasks, "maximum", 2, 3, drawing()),
     },
 }
 
@@ -610,7 +554,6 @@ NO_TENSORS = {
     "minifunc.circuit": {"Criteria", "Discovery", "previous_token"},  # names and numbers
     "minifunc.support.evaluation": {"wilson"},  # numbers
     "minifunc.support.shared_streams": {"prompts_in_a_pass"},  # a number
-    "minifunc.analysis.probe": {"sites", "largest_step"},  # names and numbers
     "minifunc.analysis.function_vectors": {"hook_points", "show"},  # names and text
     "minifunc.analysis.averaging": {"show"},  # text
     "minifunc.analysis.reading": {"show"},  # text
@@ -699,7 +642,7 @@ def stored_so(ids):
 world = functools.cache(World)
 stored_otherwise = functools.cache(lambda: World(stored_so, training=True))
 # These meet all settings at once alone: they take a second, and call what is tried one by one.
-SLOW = {"evaluate_circuits", "writings", "probed", "probes", "study", "discover", "evaluate"}
+SLOW = {"evaluate_circuits", "writings", "study", "discover", "evaluate"}
 SLOW |= {"sensitivity", "group_ablations", "replacements"}
 
 

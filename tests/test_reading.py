@@ -3,20 +3,9 @@ import torch
 from handwired import prompts, two_step_model
 
 from minifunc.analysis.activations import Examples
-from minifunc.analysis.function_vectors import Numbers
-from minifunc.analysis.reading import (
-    INPUTS,
-    hands_over,
-    inputs_apart,
-    looks_for,
-    shares,
-    show,
-    wrote,
-)
+from minifunc.analysis.reading import INPUTS, explained, hands_over, inputs_apart, looks_for, show
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import PathPatcher
-
-NOTHING = {"first": 0.0, "second": 0.0, "both": 0.0, "rest": 0.0}
 
 
 def linear_model(d_vocab, d_model, n_heads, d_head, **other):
@@ -42,45 +31,28 @@ def linear_model(d_vocab, d_model, n_heads, d_head, **other):
     return model
 
 
-# ---------------------------------------------------------------- shares
+# ---------------------------------------------------------------- shares of variance
 
 
-def two_columns(c, d):
-    return torch.stack([(c % 2).float(), (d - 1).float() * (3 / 8) ** 0.5], dim=1)
+def test_one_label_tells_all_of_its_means_and_nothing_of_groups_alike():
+    labels = torch.tensor([0, 0, 5, 5])
+    assert explained(torch.tensor([[1.0], [1.0], [3.0], [3.0]]), labels) == pytest.approx(1.0)
+    assert explained(torch.tensor([[1.0], [3.0], [1.0], [3.0]]), labels) == pytest.approx(0.0)
+    assert explained(torch.tensor([[0.0], [1.0], [2.0], [3.0]]), labels) == pytest.approx(0.8)
+    assert explained(torch.ones(4, 2), labels) == 0.0
 
 
-TABLES = {  # vectors as a function of c in 0..3 and d in 0..2, and their shares
-    "a copier": (lambda c, d: torch.eye(4)[c], NOTHING | {"first": 1}),
-    "a difference": (lambda c, d: torch.eye(3)[d], NOTHING | {"second": 1}),
-    "both side by side": (two_columns, NOTHING | {"first": 0.5, "second": 0.5}),
-    "only the pair": (
-        lambda c, d: ((c % 2 * 2 - 1) * (d - 1)).float()[:, None],
-        NOTHING | {"both": 1},
-    ),
-}
-
-
-@pytest.mark.parametrize("what", TABLES)
-def test_shares_of_known_tables(what):
+def test_two_labels_tell_a_sum_of_tables_and_nothing_of_their_pairs():
     c, d = torch.cartesian_prod(torch.arange(4), torch.arange(3)).unbind(1)
-    table, expected = TABLES[what]
-    assert shares(table(c, d), c + 10, -d) == pytest.approx(expected, abs=1e-4)
-    # Some pairs occur twelve times as often as others: the shares stay.
-    often = torch.arange(12).repeat_interleave(torch.arange(1, 13))
-    found = shares(table(c, d)[often], c[often], d[often])
-    assert found == pytest.approx(expected, abs=1e-4)
-
-
-def test_what_varies_inside_the_cells_is_the_rest():
-    c, d = torch.cartesian_prod(torch.arange(2), torch.arange(2)).repeat_interleave(2, 0).unbind(1)
-    noise = torch.tensor([1.0, -1.0]).repeat(4)
-    found = shares(((2 * c - 1) + noise)[:, None], c, d)
-    assert found == NOTHING | {"first": 0.5, "rest": 0.5}
-
-
-def test_a_pair_that_never_occurs_is_refused():
-    with pytest.raises(ValueError, match="1 of the 2 × 2 pairs"):
-        shares(torch.zeros(3, 1), torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0]))
+    table = torch.stack([(c % 2).double(), d.double() ** 2], dim=1)
+    pair = ((c % 2 * 2 - 1) * (d - 1)).double()[:, None]
+    for often in (1, torch.arange(1, 13)):  # pairs may occur as often as they like
+        rows = torch.arange(12).repeat_interleave(torch.ones(12, dtype=torch.long) * often)
+        assert explained(table[rows], c[rows] + 10, -d[rows]) == pytest.approx(1.0)
+    assert explained(pair, c, d) == pytest.approx(0.0, abs=1e-9)
+    noisy = (2 * (c % 2) - 1).repeat_interleave(2).double() + torch.tensor([1.0, -1.0]).repeat(12)
+    twice = (each.repeat_interleave(2) for each in (c, d))
+    assert explained(noisy[:, None], *twice) == pytest.approx(0.5)
 
 
 # ---------------------------------------------------------------- by replacement
@@ -94,7 +66,7 @@ def test_the_hand_wired_heads_hand_over_by_v_and_look_by_position_alone():
     kept = pytest.approx({"r": 0.0, "base_acc": 0.0, "contrast_acc": 1.0}, abs=1e-3)
     for part in ("0.0", "1.0", "all"):
         assert found[part]["v"]["base"] == back
-        for which in ("q", "k", "qk"):
+        for which in ("q", "k"):
             assert found[part][which]["base"] == kept
     for which in INPUTS:
         assert found["1.1"][which]["base"] == kept  # an idle head
@@ -165,15 +137,14 @@ def looks(at_position=lambda position: 0.0, at_key=lambda key, query: 0.0, n_sho
 
 def test_a_head_that_scores_answers_and_nothing_else():
     found = looks(at_position=lambda position: position % 6 == 4)
-    assert found["slot"] == found["is_answer"] == 1.0
-    assert found["example"] == found["both"] == found["rest"] == 0.0
+    assert found["is_answer"] == 1.0
     beside = looks(at_position=lambda position: position % 6 == 3)
     assert beside["is_answer"] == pytest.approx(1 / 25, abs=1e-3)
 
 
 def test_a_head_that_scores_by_recency():
     found = looks(at_position=lambda position: position // 6)
-    assert found["example"] == found["among_answers"]["example"] == 1.0
+    assert found["among_answers"]["example"] == 1.0
     assert found["is_answer"] == 0.0
 
 
@@ -186,7 +157,6 @@ def test_a_head_that_looks_for_answers_near_the_asked_one():
     among = found["among_answers"]
     # not 1: the prompt's mean, taken out, is no function of nearness
     assert among["nearness"] > 0.7 > 10 * max(among["example"], among["shown"])
-    assert found["slot"] > 0.9
     near = found["by_distance"]
     assert near == sorted(near, reverse=True)
     assert near[0] > 3 * near[2] > 0
@@ -213,8 +183,6 @@ def test_a_head_that_writes_the_difference_is_told_from_those_that_copy():
     width = embedding.shape[1]
     model = linear_model(n_pairs, width, 4, width)
     model.embed.W_E.copy_(embedding)
-    model.unembed.W_U[:8, :8] = torch.eye(8)  # number n from c's or …
-    model.unembed.W_U[11:, 1:7] = torch.eye(6)  # … from e's column
     attn = model.blocks[0].attn
     attn.W_O.copy_(torch.eye(width).expand(4, -1, -1))
     for head, columns in enumerate((range(8), range(8, 11), range(11, 17))):
@@ -223,54 +191,22 @@ def test_a_head_that_writes_the_difference_is_told_from_those_that_copy():
     answers = torch.tensor([1, 3])
     examples = Examples(tokens, answers, e[tokens[:, answers]], c[tokens[:, answers]])
     heads = ["0.0", "0.1", "0.2", "0.3"]
-    found = hands_over(model, examples, Numbers(torch.arange(8), first=-1), heads)
+    found = hands_over(model, examples, heads)
     copier, difference, expected, idle = (found[head] for head in heads)
     one = pytest.approx(1, abs=1e-3)
-    assert copier["stream"] == copier["logits"] == NOTHING | {"first": 1.0}
-    assert copier["copies"]["shown"] == 1.0
-    assert copier["separately"] == one
+    assert copier["separately"] == expected["separately"] == difference["difference_alone"] == one
     assert copier["difference_alone"] < 0.3
-    assert difference["stream"] == NOTHING | {"second": 1.0}
-    assert difference["difference_alone"] == one
     assert difference["separately"] < 0.8
-    assert expected["separately"] == one
-    assert expected["copies"]["expected"] == 1.0
-    assert expected["stream"]["both"] > 0.2
-    assert idle["stream"] == NOTHING
-
-
-def test_answers_that_never_occur_with_every_difference_are_refused():
-    tokens = expected = torch.zeros(5, 2, dtype=torch.int64)
-    examples = Examples(tokens, torch.tensor([0, 1]), expected, torch.tensor([[0, 5]] * 5))
-    with pytest.raises(ValueError, match="cannot be told apart"):
-        hands_over(linear_model(4, 4, 1, 4), examples, Numbers(torch.arange(4), 0), ["0.0"])
-
-
-def test_a_head_that_adds_up_the_operands_is_seen_to():
-    model = linear_model(16, 3, 2, 3)  # the stream holds [x, y, c]
-    model.embed.W_E[0:4, 0] = torch.arange(4.0).double()  # tokens 0..3 are x,
-    model.embed.W_E[4:8, 1] = torch.arange(4.0).double()  # 4..7 are y,
-    model.embed.W_E[8:, 2] = torch.arange(8.0).double()  # and 8..15 answers
-    attn = model.blocks[0].attn
-    attn.W_V[0, :2, 0] = 1.0  # at the answer, the mean over three positions is (x + y) / 3
-    attn.W_V[1, 2, 0] = 1.0  # the other head writes the answer that is shown
-    attn.W_O.copy_(torch.eye(3).expand(2, -1, -1))
-    x, y, c = torch.randint(4, (3, 400, 1), generator=torch.Generator().manual_seed(0))
-    tokens = torch.cat([x, 4 + y, 8 + c], dim=1)
-    examples = Examples(tokens, torch.tensor([2]), x + y, c)
-    adder, copier = wrote(model, examples, x, y, ["0.0", "0.1"]).values()
-    known = NOTHING | {"first": 0.5, "second": 0.5, "expected_r2": 1, "shown_r2": 0}
-    assert adder == pytest.approx(known, abs=0.03)
-    assert copier["shown_r2"] == pytest.approx(1, abs=1e-3)
-    assert copier["expected_r2"] < 0.05
-    assert copier["rest"] > 0.8
+    assert idle == {"separately": 0.0, "difference_alone": 0.0}
 
 
 def test_the_findings_are_shown_with_their_figures():
     model, (base, contrast, *answers) = two_step_model(), prompts()
     inputs = inputs_apart(PathPatcher(model, base, contrast, *answers), {"base": base}, ["1.0"])
-    found = {"inputs": inputs, "looks_for": {"0.0": looks()}, "hands_over": {}, "wrote": {}}
+    hands = {"1.0": {"separately": 0.91, "difference_alone": 0.12}}
+    found = {"inputs": inputs, "looks_for": {"0.0": looks()}, "hands_over": hands}
     text = "\n".join(show(found))
     assert "-100.0  1.00/0.00" in text
     assert "nearness" in text
-    assert f"{found['looks_for']['0.0']['rest']:.2f}" in text
+    assert f"{found['looks_for']['0.0']['is_answer']:.2f}" in text
+    assert "0.91" in text and "0.12" in text

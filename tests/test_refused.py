@@ -17,7 +17,6 @@ from minifunc.analysis import (
     ablations,
     completeness,
     function_vectors,
-    probe,
     reading,
     roles,
     rows,
@@ -191,7 +190,7 @@ def ids(*values):
 
 def put(w, heads):
     return function_vectors.logits_with(
-        w.model, w.tokens, function_vectors.last_z(w.model, w.tokens), heads
+        w.model, w.tokens, function_vectors.last_z(w.model, w.tokens)[0], heads
     )
 
 
@@ -316,8 +315,7 @@ REFUSED = {
     "inputs": (lambda w: reading.inputs_apart(w.patcher(), w.sources, ["9.9"]), NO_HEAD),
     "inputs -1": (lambda w: reading.inputs_apart(w.patcher(), w.sources, ["0.-1"]), NO_NAME),
     "looks": (lambda w: reading.looks_for(w.model, w.examples, w.query, ["9.9"]), NO_HEAD),
-    "hands": (lambda w: reading.hands_over(w.model, w.examples, w.numbers, ["9.9"]), NO_HEAD),
-    "wrote": (lambda w: reading.wrote(w.model, w.examples, w.x, w.y, ["9.9"]), NO_HEAD),
+    "hands": (lambda w: reading.hands_over(w.model, w.examples, ["9.9"]), NO_HEAD),
     "greedy": (lambda w: completeness.greedy_subsets(w.scores(), ["9.9"]), NO_HEAD),
     "minimal": (lambda w: subsets(w, ["9.9"], {}), NO_HEAD),
     "minimal group": (lambda w: subsets(w, ["0.1"], {"a": ["9.9"]}), NO_HEAD),
@@ -370,18 +368,10 @@ REFUSED = {
         r"asked must be of shape \[360\], not \[1\]",
     ),
     "few labels": (
-        lambda w: reading.shares(w.logits, w.labels[:5], w.halves[:5]),
+        lambda w: reading.explained(w.logits, w.labels, w.halves[:5]),
         r"labels must be of shape \[40\], not \[5\]",
     ),
-    "another whole": (
-        lambda w: function_vectors.adds_up(w.maps, w.maps[0, :1]),
-        r"whole must be of shape \[3, 5\], not \[1, 5\]",
-    ),
     "no such cells": (lambda w: function_vectors.cells(w.maps[0], 1, 9), "columns do not hold"),
-    "read at -1": (
-        lambda w: probe.stream(w.model, w.tokens, ids(-1)),
-        "position -1 is out of range",
-    ),
     "roles at -1": (
         lambda w: roles.readers(w.for_ablation(), [-1], w.found, EASY),
         "position -1 is out of range",

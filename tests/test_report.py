@@ -17,6 +17,7 @@ from minifunc.model import ModelConfig, Transformer
 from minifunc.report import page, pictures, sections
 from minifunc.report.findings import read
 from minifunc.report.html import Markup, h, script_data, signed
+from minifunc.report.terminal import members
 from minifunc.support.errors import UserError
 from minifunc.support.files import save_json, save_lines, save_tensors
 from minifunc.support.runs import RunFolders, load_run, weights_hash
@@ -78,8 +79,8 @@ def found_in(run):
     return read(RunFolders(run, run, False))
 
 
-def made(run, *flags):
-    assert page.main(["--run", str(run), *flags]) == 0
+def made(run):
+    assert page.main(["--run", str(run)]) == 0
     return (run / "report.html").read_text()
 
 
@@ -113,7 +114,6 @@ def test_the_report_has_every_section_and_nothing_is_missing(run):
     assert len(ids) == len(set(ids))
     assert {"claim", "playground", *(name for name, *_ in sections.SECTIONS)} <= set(ids)
     assert "Not here:" not in re.sub(r"<noscript>.*?</noscript>", "", text, flags=re.DOTALL)
-    assert len(text) < page.LARGEST
 
 
 def test_nothing_is_fetched_from_anywhere(run):
@@ -121,7 +121,7 @@ def test_nothing_is_fetched_from_anywhere(run):
     elements = Elements(text)
     for _, attributes in elements.found:
         assert "src" not in attributes and not any(name.startswith("on") for name in attributes)
-        assert re.match("#|playground.html|https://arxiv.org/", attributes.get("href", "#"))
+        assert re.match("#|https://arxiv.org/", attributes.get("href", "#"))
     assert not elements.all("link") and not elements.all("img")
     assert not any(word in text for word in ("url(", "@import", "fetch("))
     assert "default-src 'none'" in elements.all("meta")[1]["content"]
@@ -184,8 +184,8 @@ def test_a_report_is_made_of_a_run_alone_and_says_how_to_make_the_rest(run):
     text = made(run)
     for command in ("make patch", "make check", "make train"):
         assert f"{command} OUT={run}" in text
-    # nine sections and the note for those without JavaScript
-    assert text.count("Not here:") == 10 and "playground" in text
+    # eight sections and the note for those without JavaScript
+    assert text.count("Not here:") == 9 and "playground" in text
 
 
 def test_every_key_of_circuit_json_may_be_missing(run):
@@ -196,7 +196,7 @@ def test_every_key_of_circuit_json_may_be_missing(run):
         for name, _, make, needs in (("claim", "", sections.claim, "circuit"), *sections.SECTIONS):
             assert sections.content(found, make, needs), (key, name)
     found.circuit = {}
-    assert page.build(found)["report.html"].count("Not here:") >= 5
+    assert page.build(found).count("Not here:") >= 5
 
 
 def test_a_model_without_a_circuit_is_told_so(run):
@@ -211,7 +211,7 @@ def test_the_run_and_what_was_found_may_be_in_two_folders(run, tmp_path):
     found.mkdir()
     for name in ("circuit.json", "check.json"):
         (run / name).rename(found / name)
-    page.write(RunFolders(run, found, False), tmp_path)
+    page.write(RunFolders(run, found, False))
     text = (found / "report.html").read_text()
     assert not (run / "report.html").exists()
     assert text.count("Not here:") == 1  # the note for those without JavaScript
@@ -299,11 +299,8 @@ READ_BY = {  # key of circuit.json: the sections that read below it, where these
 }
 UNREAD = {  # numbers that are checked when the run is read, and what the report doesn't show
     "model",
-    "attribution",
-    "function_vectors_by_k",
     "function_vector_scores",
     "reading",
-    "probe",
 }
 
 
@@ -338,7 +335,7 @@ def test_hostile_names_of_folders_and_tasks_are_shown_as_text(run):
     found = found_in(run)
     found.folders = RunFolders(Path(EVIL), Path(EVIL), False)
     found.circuit["asked"] = EVIL
-    whole = page.build(found)["report.html"]
+    whole = page.build(found)
     Elements(whole)
     assert "<img" not in whole
 
@@ -392,27 +389,34 @@ def test_a_vocabulary_that_does_not_fit_is_refused(run):
         found_in(run)
 
 
-def test_a_large_model_plays_on_a_page_of_its_own_and_a_huge_one_nowhere(run, monkeypatch):
-    monkeypatch.setattr(page, "LARGEST", 1000)
-    text = made(run)
-    assert 'href="playground.html"' in text and 'id="weights"' not in text
-    apart = (run / "playground.html").read_text()
-    Elements(apart)
-    assert 'id="weights"' in apart
+def test_a_huge_model_is_not_played_with(run, monkeypatch):
+    assert 'id="weights"' in made(run)
     monkeypatch.setattr(page, "MOST_WEIGHTS", 10)
-    assert "too many for a page" in made(run)
+    text = made(run)
+    assert "too many for a page" in text and 'id="weights"' not in text
 
 
-def test_moments_are_drawn_where_emergence_was_measured(run, tmp_path):
-    rows = [
-        {"seed": seed, "step": step, "pt_score": step / 4, "fi_score": 0.1}
-        for seed in (0, 1)
-        for step in (1, 2, 3, 4)
-    ]
-    (tmp_path / "emergence.json").write_text(json.dumps(rows))
-    text = made(run, "--results", str(tmp_path))
-    assert "PT heads: step 2" in text and "FI heads: step" not in text
-    assert "make emergence" in made(run, "--results", str(tmp_path / "none"))
+def test_a_curve_goes_from_step_0_to_the_last_and_meets_the_grid_at_its_shares():
+    drawn = pictures.curves("x", [("plain", "k0", [(0, 0.0), (2, 1.0), (4, 0.5)])])
+    (corners,) = re.findall('points="(.*?)"', drawn)
+    left, middle, right = (tuple(map(float, each.split(","))) for each in corners.split())
+    (start, end, none), _, half, _, every = (
+        tuple(map(float, ends))
+        for ends in re.findall('<line x1="(.*?)" x2="(.*?)" y1="(.*?)"', drawn)
+    )
+    assert (left, right) == ((start, none), (end, half[2]))
+    assert middle == ((start + end) / 2, every[2])
+    assert "plain, step 2: 100 %" in drawn
+
+
+def test_every_head_of_the_circuit_is_pictured_once_and_fi_heads_alone_unfolded(run):
+    found = found_in(run)
+    drawn = sections.content(found, sections.attention, "circuit fi")
+    unfolded, folded = drawn.split("<details>")
+    for head in members(found.circuit):
+        label = f"Attention of head {head}:"
+        assert unfolded.count(label) == (head in found.fi)
+        assert folded.count(label) == (head not in found.fi)
 
 
 def test_names_at_line_ends_do_not_cover_each_other():

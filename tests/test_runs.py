@@ -464,7 +464,7 @@ def clone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "clone")
     monkeypatch.setattr(patch, "trace", lambda *_, **__: {"task": "addition", "seconds": 0.0})
     monkeypatch.setattr(check, "CHECKS", [])
-    monkeypatch.setattr(page, "build", lambda found: {"report.html": f"of {found.folders.name}"})
+    monkeypatch.setattr(page, "build", lambda found: f"of {found.folders.name}")
     return tmp_path / "clone"
 
 

@@ -12,7 +12,15 @@ import torch
 
 import tasks
 from commands import ask, check
-from experiments import bench, dependability, diets, emergence, interventions, universality
+from experiments import (
+    bench,
+    dependability,
+    diets,
+    emergence,
+    precursor,
+    universality,
+    unseen_shifts,
+)
 from minifunc.model import ModelConfig, Transformer
 from minifunc.report import page
 from minifunc.report.accuracy import accuracy_table
@@ -27,7 +35,7 @@ from minifunc.support.tables import SPELLED, SPELLER, fitted, wrapped
 ROOT = Path(__file__).parent.parent
 N_KNOWN = len(tasks.VOCABULARY)
 SMALL = {"n_layers": 2, "n_heads": 2, "d_model": 16, "d_head": 8, "d_mlp": 16}
-EXPERIMENTS = (dependability, diets, emergence, interventions, universality)
+EXPERIMENTS = (dependability, diets, emergence, precursor, universality, unseen_shifts)
 
 
 @pytest.fixture(scope="module")

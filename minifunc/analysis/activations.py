@@ -31,17 +31,6 @@ class Examples:
         tokens, expected, shown = (x[which] for x in (self.tokens, self.expected, self.shown))
         return Examples(tokens, self.answers, expected, shown)
 
-    def dealt(self, generator: torch.Generator) -> "Examples":
-        """The examples dealt anew over all prompts, whose queries stay."""
-        order = torch.randperm(self.expected.numel(), generator=generator, device="cpu")
-        example = torch.arange(-4, 1, device="cpu")  # x op y = c
-        places = self.answers[:, None] + example  # [n_shots, 5]
-        tokens = self.tokens.clone()
-        examples = tokens[:, places].flatten(0, 1)[order]
-        tokens[:, places] = examples.view(len(tokens), *places.shape)
-        expected, shown = (x.flatten()[order].view(x.shape) for x in (self.expected, self.shown))
-        return Examples(tokens, self.answers, expected, shown)
-
 
 @torch.no_grad()
 def activations(

@@ -18,8 +18,8 @@ from torch import Generator, Tensor
 
 from minifunc.ablation import all_heads
 from minifunc.analysis.activations import Examples
-from minifunc.analysis.probe import r2
 from minifunc.model import Transformer
+from minifunc.support.checks import alike
 from minifunc.support.evaluation import Language
 from minifunc.support.hooks import Hooks
 from minifunc.support.names import Found, parse
@@ -118,6 +118,13 @@ def forecasts(d: Tensor, look: Tensor, distance: Tensor) -> dict[str, Tensor]:
     }
 
 
+def r2(forecast: Tensor, y: Tensor) -> float:
+    """1 - residual / variance of y [n]: 1 is exact, 0 as good as the mean of y, below 0 worse."""
+    residual = (y - alike(forecast, y, "the forecast")).square().sum()
+    variance = (y - y.mean()).square().sum()
+    return (1 - residual / variance.clamp(min=1e-12)).item()
+
+
 def account(asker: Asker, examples: Examples, query: Tensor, right: Tensor | None = None) -> Found:
     """How well each forecast tells what the answers are off by.
 
@@ -131,7 +138,7 @@ def account(asker: Asker, examples: Examples, query: Tensor, right: Tensor | Non
     values, counts = likeliest.unique(return_counts=True)
     row: Found = {
         "n_prompts": len(query),
-        "r2": {name: r2(x[:, None], mean[:, None]).item() for name, x in told.items()},
+        "r2": {name: r2(x, mean) for name, x in told.items()},
         "hits": {name: _share(x.round() == likeliest) for name, x in told.items()},
         "answered": dict(zip(map(str, values.tolist()), (counts.double() / len(query)).tolist())),
     }

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from minifunc.ablation import Ablator, CircuitScores
-from minifunc.analysis.attribution import attribute, rank_correlation
 from minifunc.circuit import Criteria, Discovery
 from minifunc.patching import Effects, Logits, PathPatcher
 from minifunc.support.evaluation import accuracy, wilson
@@ -50,19 +49,16 @@ def as_effects(lists: dict[str, Any]) -> Effects:
 
 
 def direct(patchers: Mapping[str, PathPatcher]) -> dict[str, Any]:
-    """F under each contrast, heads → logits under the first, and the linear estimate of that."""
+    """F under each contrast, and heads → logits under the first."""
     F = {}
     for contrast, patcher in patchers.items():
         ends = {"base": patcher.F_base, "contrast": patcher.F_contrast}
         F[contrast] = rounded({name: each.mean().item() for name, each in ends.items()}, 5)
-    exact, linear = patchers["answers"].sweep(Logits()), attribute(patchers["answers"])
-    correlation = round(rank_correlation(linear.heads, exact.heads), 4)
     return {
         "F": F["answers"],
         "contrast": "answers",
-        "effects": {"logits": as_lists(exact)},
+        "effects": {"logits": as_lists(patchers["answers"].sweep(Logits()))},
         "operands_changed": {"F": F["operands"]},
-        "attribution": as_lists(linear) | {"rank_correlation": correlation},
     }
 
 

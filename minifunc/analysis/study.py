@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import permutations, product
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from minifunc.ablation import Ablator
 from minifunc.analysis import averaging, function_vectors, reading
 from minifunc.analysis.ablations import random_group
 from minifunc.analysis.activations import Examples
-from minifunc.analysis.probe import probes
 from minifunc.analysis.rows import Prompts, ablation_row, control_row
 from minifunc.circuit import Discovery
 from minifunc.model import Transformer
@@ -24,7 +23,7 @@ from minifunc.support.runs import weights_hash
 N_DRAWS = 10  # random groups for each reused task
 N_REUSED = 100  # prompts on which reuse is measured
 N_INPUTS = 10  # inputs 0..9 of function vectors
-N_EXAMPLES = 4000  # at least, behind shares of variance, so that every pair of labels occurs
+N_EXAMPLES = 4000  # at least, behind shares of variance
 
 
 def some(pairs: Any, which: slice | Tensor) -> Any:
@@ -131,43 +130,30 @@ def reuse_rows(
 
 
 def writings(
-    language: Language,
-    model: Transformer,
-    fi: Sequence[str],
-    gathering: Sequence[str],
-    study: Any,
-    generator: Generator,
+    language: Language, model: Transformer, fi: Sequence[str], study: Any, generator: Generator
 ) -> dict[str, Any]:
-    """For a function on numbers: what FI heads, and those gathering the expected answer, write and
-    read (function_vectors…, reading), and where numbers can be read off the stream (probe)."""
+    """For a function on numbers: what the FI heads write (function_vectors…) and read (reading)."""
     if study.task not in language.ON_NUMBERS:
         return {}
-    n, gathering = study.prompts, gathering if study.task == "addition" else []
+    n = study.prompts
     ids = [language.TOKEN[str(number)] for number in language.NUMBERS]
     numbers = function_vectors.Numbers(torch.tensor(ids, device="cpu"), language.NUMBERS[0])
-    asking = {}
+    contrast = {}
     for shift in language.SHIFTS:
-        p = replace(study, k=shift).pairs(3 * n, generator)
-        asking[shift] = (p.contrast, p.base_answers - language.ZERO)
+        contrast[shift] = replace(study, k=shift).pairs(3 * n, generator).contrast
     naive = naive_prompts(language, N_INPUTS)
-    found = function_vectors.study(model, asking, naive, fi, numbers, study.k)
+    found = function_vectors.study(model, contrast, naive, fi, numbers, study.k)
 
     p = study.pairs(2 * n, generator)
     patcher = PathPatcher(model, p.base, p.contrast, *answers_of(p), max_memory=study.max_memory)
     sources = {"base": p.base, "operands_changed": p.operands_changed}
-    sources["same_k"] = p.contrast.roll(1, 0)
     enough = max(n, -(-N_EXAMPLES // (len(language.SHIFTS) * study.shots)))  # prompts of each k
-    shown, query = examples(language, [study.task], study.shots, enough, generator)
-    order = torch.randperm(len(query), generator=generator, device="cpu")
-    shown = shown.rows(order)
-    x, y = (shown.tokens[:, shown.answers + offset] - language.ZERO for offset in (-4, -2))
+    shown, query = examples(language, study.task, study.shots, enough, generator)
     found["reading"] = {
         "inputs": reading.inputs_apart(patcher, sources, fi),
-        "looks_for": reading.looks_for(model, shown, query[order], fi),
-        "hands_over": reading.hands_over(model, shown, numbers, fi),
-        "wrote": reading.wrote(model, shown, x, y, gathering) if gathering else {},
+        "looks_for": reading.looks_for(model, shown, query, fi),
+        "hands_over": reading.hands_over(model, shown, fi),
     }
-    found["probe"] = probed(language, model, study, generator)
     return found
 
 
@@ -191,24 +177,12 @@ def naive_prompts(language: Language, n: int) -> Tensor:
 
 
 def examples(
-    language: Language, tasks: Sequence[str], shots: int, n: int, generator: Generator
+    language: Language, task: str, shots: int, n: int, generator: Generator
 ) -> tuple[Examples, Tensor]:
-    """n contrast prompts of each task and k with their numbers, and f(x, y) of the queries."""
-    asked = product(tasks, language.SHIFTS)
-    pairs = [language.evaluation_pairs(*each, shots, n, generator) for each in asked]
+    """n contrast prompts of each k with their numbers, and f(x, y) of the queries."""
+    pairs = [language.evaluation_pairs(task, k, shots, n, generator) for k in language.SHIFTS]
     answers = language.answer_positions(shots)
     tokens, plain = torch.cat([p.contrast for p in pairs]), torch.cat([p.base for p in pairs])
     expected, shown = plain[:, answers] - language.ZERO, tokens[:, answers] - language.ZERO
     query = torch.cat([p.base_answers for p in pairs]) - language.ZERO
     return Examples(tokens, answers, expected, shown), query
-
-
-def probed(
-    language: Language, model: Transformer, study: Any, generator: Generator
-) -> dict[str, Any]:
-    """Linear probes on documents of one k, on examples dealt anew, and on other functions."""
-    n, few = study.prompts, max(1, study.prompts // 5)
-    tasks = [task for task in language.ON_NUMBERS if task != study.task]
-    others, _ = examples(language, tasks, study.shots, few, generator)
-    consistent, _ = examples(language, [study.task], study.shots, n, generator)
-    return probes(model, consistent, others, generator)

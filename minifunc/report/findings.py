@@ -4,7 +4,6 @@ A missing file is no fault: the report says which command makes it. A broken one
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ import torch
 from minifunc.model import Transformer
 from minifunc.support.errors import UserError
 from minifunc.support.files import load_json, load_lines
-from minifunc.support.runs import RESULTS, RunFolders, load_circuit, load_run
+from minifunc.support.runs import RunFolders, load_circuit, load_run
 from minifunc.support.vocabulary import token_name
 
 
@@ -26,7 +25,6 @@ class Findings:
     circuit: dict[str, Any]
     metrics: list[dict[str, Any]]
     check: dict[str, Any]
-    emergence: list[dict[str, Any]]  # results/emergence.json
 
     @property
     def fi(self) -> list[str]:
@@ -52,21 +50,17 @@ class Findings:
         return patterns
 
 
-def read(folders: RunFolders, experiments: Path = RESULTS) -> Findings:
-    """All that is known of a run. `experiments`: the folder that holds emergence.json.
-
-    Raises UserError for no sound run, a broken file, or a circuit.json of other weights.
-    """
+def read(folders: RunFolders) -> Findings:
+    """All that is known of a run. Raises UserError for no sound run, a broken file, or a
+    circuit.json of other weights."""
     run, results = folders.run, folders.results
     model, config = load_run(run)
     if not all(isinstance(string, str) for string in config["vocabulary"]):
         raise UserError(f"{run / 'config.json'}: `vocabulary` must hold strings and nothing else")
     circuit = load_circuit(results / "circuit.json", model) or {}
     metrics, check = run / "metrics.jsonl", results / "check.json"
-    emergence = experiments / "emergence.json"
     return Findings(
         *(folders, model, config, circuit),
         metrics=load_lines(metrics) if metrics.exists() else [],
         check=load_json(check) if check.exists() else {},
-        emergence=load_json(emergence) if emergence.exists() else [],
     )

@@ -1,9 +1,7 @@
 """The report as one file: sections, styles, scripts and weights, and the command that writes it."""
 
 import base64
-from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 
 from minifunc.report.findings import Findings, read
 from minifunc.report.html import Markup, h, inside, script_data
@@ -12,11 +10,10 @@ from minifunc.support.errors import UserError, first_line, run_main
 from minifunc.support.files import save_text
 from minifunc.support.flags import Parser
 from minifunc.support.names import heads_of
-from minifunc.support.runs import RESULTS, RunFolders, add_run_flag, chosen_run
+from minifunc.support.runs import RunFolders, add_run_flag, chosen_run
 from minifunc.support.settings import added_parts
 
-LARGEST = 2_000_000  # bytes; where the weights make it larger, the model plays on its own page
-MOST_WEIGHTS = 16_000_000  # a model with more is not played with at all
+MOST_WEIGHTS = 4_000_000  # 21 MB of the page; a model with more is not played with
 PROMPT = "<bos> 1 + 1 = 3 ; 2 + 2 = 5 ; 3 + 3 ="  # what the README begins with
 # Nothing is fetched from anywhere.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -28,34 +25,16 @@ def asset(name: str) -> Markup:
     return Markup(files("minifunc.report").joinpath(name).read_text(encoding="utf-8"))
 
 
-def document(title: str, header: Markup, main: Sequence[Markup], scripts: Sequence[Markup]) -> str:
-    """A whole page."""
-    head = h(
-        "head",
-        h("meta", charset="utf-8"),
-        h("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        h("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        h("title", title),
-        h("style", asset("style.css")),
-    )
-    body = h("body", header, h("main", main, id="main"), h("script", asset("page.js")), scripts)
-    return "<!doctype html>\n" + h("html", head, body, lang="en") + "\n"
-
-
-def header(f: Findings, links: dict[str, str]) -> Markup:
+def header(name: str, links: dict[str, str]) -> Markup:
     """The bar that stays on top: the run's name, links to the sections, light or dark."""
     items = [h("li", h("a", words, href=target)) for target, words in links.items()]
     bar = h(
         "header",
-        h("p", "minifunc", h("span", f.folders.name), class_="brand"),
+        h("p", "minifunc", h("span", name), class_="brand"),
         h("nav", h("ul", items), aria_label="Sections"),
         h("button", "Dark", id="theme", type="button", aria_pressed="false"),
     )
     return inside([h("a", "To the content", href="#main", class_="skip"), bar])
-
-
-def section(name: str, title: str, inner: Markup) -> Markup:
-    return h("section", h("h2", title), inner, id=name, aria_label=title)
 
 
 def playground(f: Findings) -> list[Markup]:
@@ -79,54 +58,50 @@ def playground(f: Findings) -> list[Markup]:
     ]
 
 
-def report(f: Findings, played: Markup, scripts: Sequence[Markup] = ()) -> str:
-    """The page of all sections; `played`: what stands where the model plays."""
-    heading = h("h1", "Function induction, seen from inside")
-    said = content(f, claim, "circuit")
-    opening = h("section", heading, said, id="claim", aria_label="The claim")
-    parts = [("playground", "Playground", played)]
-    parts += [(name, title, content(f, make, needs)) for name, title, make, needs in SECTIONS]
-    links = {f"#{name}": name.capitalize() for name, *_ in parts}
-    main = [opening, *(section(*part) for part in parts)]
-    return document(f"minifunc: {f.folders.name}", header(f, links), main, scripts)
-
-
-def build(f: Findings) -> dict[str, str]:
-    """The files of a report: {"report.html": …} and, of a large model, "playground.html"."""
-    n_weights, cfg = sum(weight.numel() for weight in f.model.parameters()), f.model.cfg
-    unknown = added_parts(cfg) + ["silu"] * (cfg.act_fn == "silu")
-    if unknown or n_weights > MOST_WEIGHTS:
+def build(f: Findings) -> str:
+    """The whole page."""
+    n_weights, reason = sum(weight.numel() for weight in f.model.parameters()), ""
+    if n_weights > MOST_WEIGHTS:
         reason = f"this model has {n_weights:,} weights, too many for a page."
-        if unknown:
-            reason = f"the page cannot run a model with {', '.join(unknown)}."
-        missing = h("p", h("b", "Not here: "), reason, class_="missing")
-        return {"report.html": report(f, missing)}
-    played, scripts = asset("playground.html"), playground(f)
-    whole = report(f, played, scripts)
-    if len(whole.encode(errors="replace")) <= LARGEST:
-        return {"report.html": whole}
-    link = h("a", "on a page of its own", href="playground.html")
-    said = h("p", "With its weights this page would be large, so the model runs ", link, ".")
-    bar = header(f, {"report.html": "Report"})
-    main = [section("playground", "Playground", played)]
-    apart = document(f"minifunc playground: {f.folders.name}", bar, main, scripts)
-    return {"report.html": report(f, said), "playground.html": apart}
+    if unknown := added_parts(f.model.cfg):
+        reason = f"the page cannot run a model with {', '.join(unknown)}."
+    if not reason:
+        played, scripts = asset("playground.html"), playground(f)
+    else:
+        played, scripts = h("p", h("b", "Not here: "), reason, class_="missing"), []
+    parts = {"playground": ("Playground", played)}
+    for name, title, make, needs in SECTIONS:
+        parts[name] = title, content(f, make, needs)
+    heading = h("h1", "Function induction, seen from inside")
+    main = [h("section", heading, content(f, claim, "circuit"), id="claim", aria_label="The claim")]
+    for name, (title, inner) in parts.items():
+        main.append(h("section", h("h2", title), inner, id=name, aria_label=title))
+    head = h(
+        "head",
+        h("meta", charset="utf-8"),
+        h("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        h("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        h("title", f"minifunc: {f.folders.name}"),
+        h("style", asset("style.css")),
+    )
+    bar = header(f.folders.name, {f"#{name}": name.capitalize() for name in parts})
+    body = h("body", bar, h("main", main, id="main"), h("script", asset("page.js")), scripts)
+    return "<!doctype html>\n" + h("html", head, body, lang="en") + "\n"
 
 
-def write(folders: RunFolders, experiments: Path) -> None:
-    """Reads a run, and writes and names the files of its report."""
-    found = read(folders, experiments)
-    folders.to_write("report.html")
+def write(folders: RunFolders) -> None:
+    """Reads a run, and writes and names its report."""
+    found = read(folders)
+    path = folders.to_write("report.html")
     try:
-        pages = build(found)
+        text = build(found)
     except ODD_LAYOUT as error:
         fault = f"a file of another layout than ours: {type(error).__name__}: {first_line(error)}"
         raise UserError(f"{folders.results} holds {fault}") from None
     folders.announce()
-    for name, text in pages.items():
-        save_text(folders.results / name, text)
-        print(f"{folders.results / name} ({len(text.encode(errors='replace')) / 1e6:.1f} MB)")
-    print("next: open it in a browser")
+    save_text(path, text)
+    size = len(text.encode(errors="replace"))
+    print(f"{path} ({size / 1e6:.1f} MB)", "next: open it in a browser", sep="\n")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -135,10 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         parser = Parser("python -m minifunc.report", "Makes a run's report.html.")
         add_run_flag(parser)
-        told = "folder that holds emergence.json (default: the repository's results/)"
-        parser.add_argument("--results", type=Path, default=RESULTS, help=told)
-        arguments = parser.parse_args(argv)
-        write(chosen_run(arguments), arguments.results)
+        write(chosen_run(parser.parse_args(argv)))
         return 0
 
     return run_main(work)

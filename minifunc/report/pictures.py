@@ -1,11 +1,11 @@
 """The pictures of a report: tables that are heat maps, and SVG. Colours are in style.css alone.
 
 Everything that carries a number has it in `data-tip`, which page.js shows on hover, focus and
-touch, and once more in a table.
+touch.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -166,67 +166,37 @@ def bar(y: float, where: str, answer: str, share: float, n: int) -> Markup:
     return h("g", parts, class_=f"{answer}-answer", data_tip=tip)
 
 
-Places = Sequence[tuple[float, str]]  # values along an axis, and their names
-
-
-@dataclass(frozen=True)
-class Axis:
-    """An axis of a plot, with named ticks."""
-
-    ticks: Places
-    name: str = ""
-    log: bool = False
-
-    def scale(self, values: Iterable[float], start: float, end: float) -> Callable[[float], float]:
-        """From a value to its place in px; the axis spans its ticks and `values`."""
-        along: Callable[[float], float] = math.log if self.log else float
-        spanned = [along(value) for value in (*(value for value, _ in self.ticks), *values)]
-        low = min(spanned)
-        span = (max(spanned) - low) or 1.0
-        return lambda value: start + (end - start) * ((along(value) - low) / span)
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One line of a plot. class_ gives its colour; the name stands at its right end."""
-
-    name: str
-    class_: str
-    points: Sequence[tuple[float, float, str]]  # x, y, and what is said of the point
-
-
-def plot(label: str, x: Axis, y: Axis, curves: Sequence[Curve], moments: Places = ()) -> Markup:
-    """Curves on two axes. moments: upright lines at some x, with a name."""
-    left, top, width, height = 52, 22 + 14 * len(moments), 420, 220  # px
+def curves(
+    label: str, measured: Sequence[tuple[str, str, Sequence[tuple[float, float]]]]
+) -> Markup:
+    """Shares over the steps of training. measured: of each curve its name, the class that colours
+    it, and its points (step, share)."""
+    left, top, width, height = 52, 34, 420, 220  # px
     bottom, end = top + height, left + width
-    x_at = x.scale((at for curve in curves for at, _, _ in curve.points), left, end)
-    y_at = y.scale((value for curve in curves for _, value, _ in curve.points), bottom, top)
+    last = max(step for *_, points in measured for step, _ in points)
     parts = []
-    for value, name in y.ticks:
-        level = y_at(value)
-        parts.append(line(left, round(level, 1), end, round(level, 1), "grid"))
-        parts.append(text(left - 8, level + 4, name, "tick", "end"))
-    for value, name in x.ticks:
-        parts.append(text(round(x_at(value), 1), bottom + 18, name, "tick", "middle"))
-    parts.append(text(left + width / 2, bottom + 36, x.name, "tick", "middle"))
-    for index, (moment, name) in enumerate(moments):
-        at, level = round(x_at(moment), 1), 14 * index + 12
-        parts.append(line(at, level, at, bottom, "moment"))
-        parts.append(text(at + 4, level + 2, name, "tick"))
-    name_at = spread([(y_at(curve.points[-1][1]), curve.name) for curve in curves], 13)
-    for curve in curves:
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        y = bottom - height * share
+        parts.append(line(left, y, end, y, "grid"))
+        parts.append(text(left - 8, y + 4, percent(share), "tick", "end"))
+    for step in (0, last / 2, last):
+        parts.append(text(left + width * step / last, bottom + 18, f"{step:g}", "tick", "middle"))
+    parts.append(text(left + width / 2, bottom + 36, "step", "tick", "middle"))
+    name_at = spread([(bottom - height * points[-1][1], name) for name, _, points in measured], 13)
+    for name, class_, points in measured:
         corners, dots = [], []
-        for at, value, tip in curve.points:
-            cx, cy = f"{x_at(at):.1f}", f"{y_at(value):.1f}"
+        for step, share in points:
+            cx, cy = f"{left + width * step / last:.1f}", f"{bottom - height * share:.1f}"
             corners.append(f"{cx},{cy}")
+            tip = f"{name}, step {step:g}: {percent(share)}"
             dots.append(h("circle", cx=cx, cy=cy, r=3.5, data_tip=tip))
         drawn = h("polyline", points=" ".join(corners))
-        named = text(end + 9, name_at[curve.name] + 4, curve.name)
-        parts.append(h("g", drawn, dots, named, class_=f"curve {curve.class_}"))
+        named = text(end + 9, name_at[name] + 4, name)
+        parts.append(h("g", drawn, dots, named, class_=f"curve {class_}"))
     return svg(end + 108, bottom + 42, label, parts, class_="curves")
 
 
-def spread(wanted: Places, least: float) -> dict[str, float]:
+def spread(wanted: Sequence[tuple[float, str]], least: float) -> dict[str, float]:
     """Places near the wanted ones that are at least so far apart, in their order."""
     wanted = sorted(wanted)
     placed = list(accumulate((y for y, _ in wanted), lambda last, y: max(y, last + least)))
@@ -237,9 +207,6 @@ def spread(wanted: Places, least: float) -> dict[str, float]:
 # ---------------------------------------------------------------- the circuit as a graph
 
 COLUMNS = ("from", "bring the answers", "function induction", "also write", "answer")
-# The first group that fits colours a node.
-KINDS = ["function_induction", "consolidation", "previous_token", "expected_answer"]
-KINDS += ["shown_answer", "other_direct", "upstream"]
 CONTRASTS = {"answers": "shown answers changed", "operands": "operands changed"}
 Node = Mapping[str, Any]  # {name, kind, steps, groups} of circuit.json
 
@@ -341,8 +308,7 @@ def box(node: Node, x: float, y: float) -> Markup:
     tip = f"{name}: {', '.join(map(words, groups)) or node['kind']}"
     parts = [rect(x, y, BOX_WIDTH, BOX_HEIGHT, rx=8)]
     parts.append(text(x + BOX_WIDTH / 2, y + 20, name, at="middle"))
-    colour = next((group for group in KINDS if group in groups), node["kind"])
-    look = {"class_": f"node {colour}", "data_tip": tip}
+    look = {"class_": " ".join(["node", *(groups or [node["kind"]])]), "data_tip": tip}
     if node["kind"] == "head":
         return h("a", parts, href=f"#head-{name}", aria_label=tip, **look)
     return h("g", parts, **look)

@@ -3,20 +3,17 @@
 A KeyError says that a file lacks something: `content` makes a note of it.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 from minifunc.report import pictures
 from minifunc.report.findings import Findings
 from minifunc.report.html import Markup, details, h, inside, percent, scrolling, signed, table
-from minifunc.report.pictures import CONTRASTS, Axis, Curve, Scale
-from minifunc.report.terminal import Circuit, concluded, fours, members, r_of, title
+from minifunc.report.pictures import CONTRASTS, Scale
+from minifunc.report.terminal import Circuit, asked_in, fours, members, r_of, title
 from minifunc.support.tables import words
 
 Content = list[Any]  # what `h` takes as children
-SHARES = Axis([(share, percent(share)) for share in (0.0, 0.25, 0.5, 0.75, 1.0)])
 # file: the target of make; `patch` makes all others
 MADE_BY = {"check.json": "check", "metrics.jsonl": "train", "model.pt": "report"}
 
@@ -33,9 +30,9 @@ def figure(f: Findings, picture: Any, caption: Any, file: str) -> Markup:
     return h("figure", h("div", picture, class_="picture"), told)
 
 
-def numbers(columns: list[str], rows: list[list[Any]], caption: str, text: bool = False) -> Markup:
-    """A table that can be copied; cells but the first of a row are numbers, or `text`."""
-    inner = table(columns, rows, caption, "plain" if text else "plain numbers")
+def numbers(columns: list[str], rows: list[list[Any]], caption: str) -> Markup:
+    """A table of numbers that can be copied; the first cell of a row names it."""
+    inner = table(columns, rows, caption, "plain numbers")
     return scrolling(inner, tabindex="0", role="region", aria_label=caption)
 
 
@@ -49,13 +46,8 @@ def definitions(said: Mapping[str, Any]) -> Markup:
     return h("dl", [[h("dt", term), h("dd", value)] for term, value in said.items()])
 
 
-def amount(k: str) -> str:
-    """`plain`, or by how much addition is off: `+1`."""
-    return "plain" if k == "0" else signed(int(k))
-
-
 def claim(f: Findings) -> Content:
-    """One sentence with what was found, four large numbers, and the full account folded away."""
+    """One sentence with what was found, and four large numbers."""
     circuit = f.circuit
     done = percent(circuit["accuracy"]["contrast_prompt"]["contrast"], 1)
     never = ", which it was never trained on," if unseen(f, circuit) else ""
@@ -73,7 +65,6 @@ def claim(f: Findings) -> Content:
     return [
         h("p", said, class_="claim"),
         h("div", claim_numbers(f, circuit, done, remains), class_="numbers-row"),
-        details("In full", h("p", concluded(circuit))),
         source(f, "circuit.json"),
     ]
 
@@ -104,7 +95,7 @@ def claim_numbers(f: Findings, circuit: Circuit, done: str, remains: str) -> lis
 
 
 def graph(f: Findings) -> Content:
-    """The circuit as a graph, its heads in a table, and all its edges folded away."""
+    """The circuit as a graph, and its heads in a table."""
     circuit = f.circuit
     colours = {f"by-{contrast}": changed for contrast, changed in CONTRASTS.items()}
     colours["to-logits"] = "on the answer"
@@ -115,54 +106,44 @@ def graph(f: Findings) -> Content:
         "reach the function-induction heads by two routes, which two contrasts tell apart. "
         "Each head leads to its row below."
     )
-    rows = []
-    for edge in pictures.merged(circuit["graph"]):
-        contrast = CONTRASTS.get(edge.contrast, edge.contrast)
-        ends, inputs = f"{edge.sender} → {edge.receiver}", ", ".join(edge.inputs) or "–"
-        rows.append([ends, contrast, inputs, signed(100 * edge.r, 1)])
-    edges = numbers(["edge", "contrast", "inputs (r in %)", "r, %"], rows, "Edges that count")
-    return [
-        figure(f, picture, caption, "circuit.json (graph)"),
-        heads_table(circuit),
-        details(f"All {len(rows)} edges as a table", edges),
-    ]
+    return [figure(f, picture, caption, "circuit.json (graph)"), heads_table(circuit)]
+
+
+def groups_of(circuit: Circuit, head: str) -> str:
+    """The groups of a head, in words."""
+    groups = circuit["groups"].items()
+    return ", ".join(words(group) for group, heads in groups if head in heads)
 
 
 def heads_table(circuit: Circuit) -> Markup:
     """A row per head of the circuit: its groups, its r, what it brings, where it looks."""
     rows: list[list[Any]] = []
     for head in members(circuit):
-        groups = [words(group) for group, heads in circuit["groups"].items() if head in heads]
         reader = circuit["readers"].get(head, {"brings": ["–"]})  # –: was not measured
         brings = " and ".join(reader["brings"]) or "neither"
         looks = map(percent, circuit["attention"][head].values())
-        name = h("span", head, id=f"head-{head}", tabindex="-1")
-        rows.append([name, ", ".join(groups), signed(r_of(circuit, head), 1), brings, *looks])
+        name, r = h("span", head, id=f"head-{head}", tabindex="-1"), signed(r_of(circuit, head), 1)
+        rows.append([name, groups_of(circuit, head), r, brings, *looks])
     shares = map(words, next(iter(circuit["attention"].values())))
     columns = ["head", "group", "r on the logits, %", "brings", *shares]
     return numbers(columns, rows, "The heads of the circuit, and the shares of their attention")
 
 
 def effects(f: Findings) -> Content:
-    """Heat maps of r on the logits, on the function-induction heads together, and on each."""
+    """Heat maps of r on the logits, and on the function-induction heads together."""
     caption = (
         "Each cell patches one head’s direct path to the answer. Outlined: heads of the circuit. "
         "The colour goes with the square root, so that small effects show."
     )
     scale = Scale(100, root=True).legend("r in %", "back to plain", "on to the shifted answer")
     content = [scale, effects_on(f, {"logits": "heads → logits"}, caption)]
-    if not f.fi:
-        return content
-    caption = (
-        "What reaches the function-induction heads, all of them overwritten together. "
-        "v: what is handed over; k: what is found; q: what is looked for."
-    )
-    together = {f"function_induction.{which}": f"→ {which}" for which in "vkq"}
-    content.append(effects_on(f, together, caption))
-    for head in f.fi:
-        inputs = {f"{head}.{which}": f"→ {head}.{which}" for which in "vkq"}
-        picture = effects_on(f, inputs, f"What reaches the inputs of head {head}.")
-        content.append(details(f"Head {head} alone", picture))
+    if f.fi:
+        caption = (
+            "What reaches the function-induction heads, all of them overwritten together. "
+            "v: what is handed over; k: what is found; q: what is looked for."
+        )
+        together = {f"function_induction.{which}": f"→ {which}" for which in "vkq"}
+        content.append(effects_on(f, together, caption))
     return content
 
 
@@ -177,53 +158,26 @@ def effects_on(f: Findings, receivers: Mapping[str, str], caption: str) -> Marku
     return figure(f, h("div", maps, class_="maps"), caption, "circuit.json (effects)")
 
 
-GROUPS = {
-    "function_induction": "Function induction: the last = looks at the shown answers",
-    "expected_answer": "Bring what was to be expected",
-    "shown_answer": "Bring what was shown",
-    "previous_token": "Previous token: an answer looks at the = before it",
-    "consolidation": "Consolidation: the last = looks at itself and the beginning",
-}
-
-
 def attention(f: Findings) -> Content:
-    """A prompt, and for each group of heads where they look on it: pictures and a table."""
-    circuit = f.circuit
-    tokens = circuit["example"]["contrast"].split()
-    patterns = f.patterns(tokens)
-    prompt = h("code", " ".join(tokens))
-    said = "A row is a token that looks, a column one that is looked at; shown answers are set off."
-    content: Content = [h("p", "The prompt: ", prompt, ". ", said)]
-    pictured: set[str] = set()
-    for group, what in GROUPS.items():
-        heads = circuit["groups"][group]
-        if not heads:
-            continue
-        ranked = circuit["routes"].get(group, heads)  # strongest first
-        fresh = [head for head in ranked if head in heads and head not in pictured]
-        fresh = fresh[: 6 if group == "function_induction" else 3]
-        pictured.update(fresh)
-        drawn = []
-        for head in fresh:
-            picture = scrolling(pictures.attention(head, patterns[head], tokens))
-            drawn.append(h("div", h("h4", f"Head {head}"), picture, class_="pattern"))
-        caption = f"{len(heads)} head{'s' * (len(heads) > 1)} of this group on the prompt above."
-        if len(fresh) < len(heads):
-            caption += " The others are drawn above, or weaker; all are in the table."
-        rows = [[head, most_looked_at(patterns[head][-1], tokens)] for head in heads]
-        looks = numbers(["head", "looks most at"], rows, what, text=True)
-        content += [
-            h("h3", what),
-            figure(f, h("div", drawn, class_="patterns"), caption, "model.pt"),
-            details("Where the last token looks, as a table", looks),
-        ]
-    return content
+    """A prompt, and where each head of the circuit looks on it; all but the FI heads are folded."""
+    tokens = f.circuit["example"]["contrast"].split()
+    patterns, drawn = f.patterns(tokens), {}
+    for head in members(f.circuit):
+        picture = scrolling(pictures.attention(head, patterns[head], tokens))
+        heading = h("h3", f"Head {head}: {groups_of(f.circuit, head)}")
+        drawn[head] = h("div", heading, picture, class_="pattern")
+    prompt = h("p", "The prompt: ", h("code", " ".join(tokens)))
+    caption = (
+        "A row is a token that looks, a column one that is looked at; shown answers are set off."
+    )
 
+    def pictured(heads: Sequence[str]) -> Markup:
+        inner = h("div", [drawn[head] for head in heads], class_="patterns")
+        return figure(f, inner, caption, "model.pt")
 
-def most_looked_at(shares: Sequence[float], tokens: Sequence[str]) -> str:
-    """The four tokens to which most attention goes, in words."""
-    ranked = sorted(enumerate(shares), key=lambda pair: -pair[1])[:4]
-    return ", ".join(f"{tokens[at]} at {at} ({percent(share)})" for at, share in ranked)
+    others = [head for head in drawn if head not in f.fi]
+    folded = details(f"The other {len(others)} heads of the circuit", pictured(others))
+    return [prompt, pictured(f.fi), folded]
 
 
 def vectors(f: Findings) -> Content:
@@ -249,41 +203,27 @@ def vectors(f: Findings) -> Content:
     ]
 
 
-FAMILIES = {
-    "addition": "Addition, off by k",
-    "caesar": "Caesar’s cipher, shifted by k",
-    "base_addition": "Addition in base k",
-    "choice": "Multiple choice, shifted by k",
-}
-
-
 def bars(f: Findings) -> Content:
-    """Four bars for each amount of each task, addition unfolded; all ablations in a table."""
+    """Four bars for each amount of addition; all tasks and all ablations in tables."""
     colours = {"plain-answer": "plain answer", "shifted-answer": "shifted answer"}
     caption = (
         "Shares of prompts; lines are 95 % intervals over prompts. Swapped heads send what they "
         "send on the base prompt. “Others” are as many random heads of the same layers, or all "
         "others where they are fewer."
     )
-    content: Content = [colour_key(colours)]
-    for family, of_family in groupby(fours(f.circuit), key=lambda four: four[0]["task"]):
-        name, panels = FAMILIES.get(family, family), {asked_in(four): four for four in of_family}
-        drawn = [pictures.four_bars(asked, four) for asked, four in panels.items()]
-        picture = figure(f, h("div", drawn, class_="panels"), caption, "circuit.json (reuse)")
-        rows = [[asked, *map(both_answers, four)] for asked, four in panels.items()]
-        shares = numbers([family, *pictures.BARS], rows, name)
-        folded = details("As a table: plain / shifted", shares)
-        first = family == "addition"
-        content += [h("h3", name), picture, folded] if first else [details(name, picture, folded)]
+    drawn, rows = [], list[list[Any]]()
+    for four in fours(f.circuit):
+        if four[0]["task"] == "addition":
+            drawn.append(pictures.four_bars(asked_in(four), four))
+        rows.append([asked_in(four), *map(both_answers, four)])
+    shares = numbers(["task", *pictures.BARS], rows, "Plain / shifted answers")
     ablations = ablations_table(f.circuit["evaluation"]["ablation"])
-    content.append(details("What is put in decides: every ablation and its controls", ablations))
-    return content
-
-
-def asked_in(four: list[dict[str, Any]]) -> str:
-    """What was asked in four rows of `reuse`: `off by +1`."""
-    k, items = four[0]["k"], four[0]["items"]
-    return f"off by {signed(k)}" if items == "all" else f"base {k}, {items}"
+    return [
+        colour_key(colours),
+        figure(f, h("div", drawn, class_="panels"), caption, "circuit.json (reuse)"),
+        details(f"The same heads on {len(rows)} tasks", shares),
+        details("What is put in decides: every ablation and its controls", ablations),
+    ]
 
 
 def both_answers(row: Mapping[str, Any]) -> str:
@@ -303,111 +243,49 @@ def ablations_table(ablations: Iterable[Mapping[str, Any]]) -> Markup:
     return numbers(columns, rows, "Ablations")
 
 
-def accuracy(f: Findings) -> Content:
-    """How well addition is done by shots: curves of some amounts, a heat map of all."""
-    last, file = f.metrics[-1], "metrics.jsonl"
-    shares = last["accuracy"]["addition"]  # {k: {shots: share}}
-    shots = list(shares[min(shares, key=int)])
-    measured = [(float(n), shares, n) for n in shots]
-    curves = share_curves("01234", measured, "{:g} shots")
-    shown = Axis([(float(n), n) for n in shots], "examples shown", log=True)
-    picture = pictures.plot("Accuracy of addition by shots", shown, SHARES, curves)
+CURVES = {"0": "k0", "-1": "k1n", "1": "k1", "2": "k2", "3": "k3"}  # amounts, and their colours
+
+
+def training(f: Findings) -> Content:
+    """Accuracy of addition: of some amounts while it is trained, and of all amounts at its end."""
+    lines, file = f.metrics, "metrics.jsonl"
+    last = lines[-1]["accuracy"]["addition"]  # {k: {shots: share}}
+    shots = list(last[min(last, key=int)])
+    most = "8" if "8" in shots else shots[-1]
+    curves = []
+    for k, colour in CURVES.items():
+        if k in last:
+            shares = [(line["step"], line["accuracy"]["addition"][k][most]) for line in lines]
+            curves.append((amount(k), colour, shares))
+    picture = pictures.curves(f"Accuracy at {most} shots while training", curves)
     caption = (
-        f"The asked answer is none of those shown. As measured at step {last['step']}, "
-        "on few prompts; make train ends with a table on 500."
+        f"Addition, plain and off by other amounts, as training goes on; {most} examples shown."
     )
-    grid = figure(f, accuracy_map(shares, shots), "The same for every amount.", file)
+    told = (
+        f"At step {lines[-1]['step']}, on few prompts; make train ends with a table on 500. The "
+        "asked answer is none of those shown."
+    )
+    grid = figure(f, accuracy_map(last, shots), told, file)
     return [h("div", figure(f, scrolling(picture), caption, file), grid, class_="pair")]
 
 
-def share_curves(ks: Iterable[str], measured: list[tuple[float, Any, str]], at: str) -> list[Curve]:
-    """A curve for each amount. measured: of each point x, {k: {shots: share}}, shots; at: of x."""
-    curves = []
-    for k in ks:
-        points = []
-        for x, shares, shots in measured:
-            share = shares.get(k, {}).get(shots)
-            if share is not None:
-                points.append((x, share, f"{amount(k)}, {at.format(x)}: {percent(share)}"))
-        if points:
-            curves.append(Curve(amount(k), "k1n" if k == "-1" else f"k{k}", points))
-    return curves
+def amount(k: str) -> str:
+    """`plain`, or by how much addition is off: `+1`."""
+    return "plain" if k == "0" else signed(int(k))
 
 
 def accuracy_map(shares: Mapping[str, Any], shots: Sequence[str]) -> Markup:
     """Accuracy of every amount at every number of examples."""
     rows = []
     for k in sorted(shares, key=int):
-        name = "plain" if k == "0" else f"off by {amount(k)}"
-        row: list[Any] = [name]
+        row: list[Any] = [amount(k)]
         for n in shots:
             share = shares[k][n]
-            tip = f"{name}, {n} shots: {percent(share)}"
+            tip = f"{amount(k)}, {n} shots: {percent(share)}"
             row.append(Scale(1.0).cell(share, f"{100 * share:.0f}", tip))
         rows.append(row)
     name = "addition: share answered rightly, in %"
     return pictures.heat_map(name, "shots", shots, rows, "share")
-
-
-def training(f: Findings) -> Content:
-    """Accuracy and loss over the steps of training, and the same as a table."""
-    lines, file, moments = f.metrics, "metrics.jsonl", appear(f)
-    measured = [(line["step"], line["accuracy"]["addition"], "8") for line in lines]
-    curves = share_curves(("0", "-1", "1", "2", "3"), measured, "step {:g}")
-    every = -(-len(lines) // 6)  # at most six ticks, evenly spaced up to the last step
-    ticks = [line["step"] for line in lines[::-1][::every][::-1]]
-    steps = Axis([(step, f"{step:g}") for step in ticks], "step")
-    told = "When previous-token and function-induction heads form is followed by "
-    drawn = [told, h("code", "make emergence"), ", and drawn here once its results are there."]
-    if moments:
-        emergence = h("code", "results/emergence.json")
-        drawn = [
-            "The upright lines are means over the seeds of ",
-            emergence,
-            ", maybe of another diet.",
-        ]
-    caption = ["Addition, plain and off by other amounts, as training goes on. ", drawn]
-    picture = pictures.plot("Accuracy at 8 shots while training", steps, SHARES, curves, moments)
-    shares = figure(f, scrolling(picture), caption, file)
-    nats = "Cross-entropy of one batch’s answers, in nats."
-    losses = figure(f, scrolling(loss_picture(lines, steps)), nats, file)
-    shown = {(curve.name, x): percent(y) for curve in curves for x, y, _ in curve.points}
-    rows: list[list[Any]] = []
-    for line in lines:
-        at_step = [shown.get((curve.name, line["step"]), "–") for curve in curves]
-        seconds, loss = f"{line['seconds']:.0f}", f"{line['loss']:.3f}"
-        rows.append([line["step"], seconds, loss, *at_step])
-    columns = ["step", "seconds", "loss", *(curve.name for curve in curves)]
-    folded = details("As a table", numbers(columns, rows, "Training"))
-    return [h("div", shares, losses, class_="pair"), folded]
-
-
-def loss_picture(lines: Sequence[Mapping[str, Any]], steps: Axis) -> Markup:
-    """The loss over the steps, on a logarithmic axis where it is always positive."""
-    points = []
-    for line in lines:
-        step, loss = line["step"], line["loss"]
-        points.append((step, loss, f"step {step:g}: {loss:.3f} nats"))
-    losses = [loss for _, loss, _ in points]
-    low, high = min(losses), max(losses)
-    values = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-    ticks = [value for value in values if low / 2 <= value <= high * 2] or [low]
-    nats = Axis([(value, f"{value:g}") for value in ticks], log=low > 0)
-    return pictures.plot("Loss while training", steps, nats, [Curve("loss", "k0", points)])
-
-
-def appear(f: Findings) -> list[tuple[float, str]]:
-    """When heads form: at which step a score first reaches .3, on average over the seeds."""
-    moments = []
-    for score, name in (("pt_score", "PT heads"), ("fi_score", "FI heads")):
-        first: dict[int, float] = {}  # by seed; rows are in the order of steps
-        for row in f.emergence:
-            if (row[score] or 0) >= 0.3:
-                first.setdefault(row["seed"], row["step"])
-        mean = sum(first.values()) / len(first) if first else math.inf
-        if mean <= f.metrics[-1]["step"]:
-            moments.append((mean, f"{name}: step {mean:.0f}"))
-    return moments
 
 
 VERDICTS = {"pass": "✓ pass", "fail": "✗ fail", "could not tell": "? could not tell"}
@@ -484,8 +362,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Findings], Content], str], ...] = (
     ("attention", "Where heads look", attention, "circuit fi"),
     ("vectors", "What they write", vectors, "circuit fi"),
     ("ablations", "Switched off, and reused", bars, "circuit fi"),
-    ("accuracy", "How well it does", accuracy, "metrics"),
-    ("training", "How it came about", training, "metrics"),
+    ("training", "How well it does, and since when", training, "metrics"),
     ("about", "About", about, ""),
 )
 NO_FI = "no function-induction head was found in this model"

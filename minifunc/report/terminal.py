@@ -5,13 +5,12 @@ the terminal. In short they fit 80 columns.
 """
 
 from collections.abc import Callable, Iterable
-from itertools import chain, product
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
 from minifunc.analysis import averaging, function_vectors, reading
 from minifunc.analysis.rows import as_effects
-from minifunc.circuit import Criteria, feeding
 from minifunc.support.names import heads_of
 from minifunc.support.tables import table, words, wrapped
 
@@ -37,12 +36,10 @@ def named(effects: dict[str, float], most: int = 4) -> str:
     return listed(f"{name} {100 * r:+.0f}" for name, r in list(effects.items())[:most])
 
 
-def in_words(route: dict[str, float], most: int = 4) -> str:
-    """A route's strongest nodes: `the embedding (-34 %) and mlp0 (-29 %)`."""
-    nodes = [f"{name} ({100 * r:.0f} %)" for name, r in list(route.items())[:most]]
-    *others, last = nodes or ["no single node"]
-    text = f"{', '.join(others)} and {last}" if others else last
-    return text.replace("embedding", "the embedding")
+def in_words(effects: dict[str, float]) -> str:
+    """Nodes with their r: `0.1 (-34 %) and 0.2 (-29 %)`."""
+    *others, last = [f"{name} ({100 * r:.0f} %)" for name, r in effects.items()]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def title(c: Circuit) -> str:
@@ -90,17 +87,8 @@ def heat_map(c: Circuit) -> list[str]:
     return [says, *str(as_effects(c["effects"]["logits"])).splitlines()]
 
 
-def attributed(c: Circuit) -> list[str]:
-    exact, linear = as_effects(c["effects"]["logits"]), as_effects(c["attribution"])
-    error = 100 * (exact.heads - linear.heads).abs().max().item()
-    return [
-        "attribution patching, the linear estimate of the same, ranks the heads with a correlation "
-        f"of {c['attribution']['rank_correlation']:.2f}; largest error {error:.0f} % points"
-    ]
-
-
 def traced(c: Circuit) -> list[str]:
-    """In short: the FI heads, and what feeds them."""
+    """The FI heads, and what feeds them."""
     if not c["groups"]["function_induction"]:
         return []
     fi, others = direct_writers(c)
@@ -126,19 +114,6 @@ def groups(c: Circuit) -> list[str]:
     rows = [[head, f"{r_of(c, head):.1f}", *c["attention"][head].values()] for head in heads]
     columns = ["head", "r in %", *map(words, c["attention"][heads[0]])]
     return [*lines, "", "where they look: shares of attention", *table(columns, rows, digits=2)]
-
-
-def inputs(c: Circuit) -> list[str]:
-    """What feeds each receiver, under each contrast; receivers that nothing feeds are left out."""
-    criteria, rows = Criteria(**c["criteria"]), []
-    under = {"shown answers": c["effects"], "operands": c["operands_changed"]["effects"]}
-    receivers = dict.fromkeys(chain(*under.values()))
-    for receiver, contrast in product(receivers, under):
-        effects = under[contrast].get(receiver) if receiver != "logits" else None
-        if effects and (fed := feeding([as_effects(effects)], criteria)):
-            rows.append([receiver, contrast, named(fed)])
-    says = "what feeds them (r in %; q, k and v are a head's inputs)"
-    return [says, *table(["receiver", "changed", "fed by"], rows, left=3)]
 
 
 def enough(c: Circuit) -> list[str]:
@@ -247,29 +222,11 @@ def ablated(c: Circuit) -> list[str]:
     ]
 
 
-def thresholds(c: Circuit) -> list[str]:
-    """The groups that other thresholds would make."""
-    sensitivity, rows = c["evaluation"]["sensitivity"], []
-    usual = {row["group"]: row["heads"] for row in sensitivity if row["in_force"]}
-    for row in sensitivity:
-        heads = row["heads"]
-        if heads != usual[row["group"]] or (row["in_force"] and heads):
-            criterion = words(row["criterion"]) + " *" * row["in_force"]
-            shares = [f"{row['value']:.2f}", f"{row['contrast_acc']:.2f}"]
-            rows.append([criterion, words(row["group"]), listed(heads), *shares])
-    return [
-        "other thresholds (* in force; those that change nothing are left out): the group, and the "
-        f"accuracy {c['asked']} that is left without it",
-        *table(["criterion", "group", "heads", "threshold", "left"], rows, left=3),
-    ]
-
-
 def written(c: Circuit) -> list[str]:
-    """What the FI heads write and read, and the probes."""
-    if "probe" not in c:
+    """What the FI heads write and read."""
+    if "reading" not in c:
         return []
-    vectors, read = function_vectors.show(c, c["k"]), reading.show(c["reading"])
-    return [*vectors, "", *read, "", *probed(c["probe"])]
+    return [*function_vectors.show(c, c["k"]), "", *reading.show(c["reading"])]
 
 
 def averages(c: Circuit) -> list[str]:
@@ -288,21 +245,6 @@ def averages(c: Circuit) -> list[str]:
 
 def averaging_shown(c: Circuit) -> list[str]:
     return averaging.show(c["averaging"]) if "averaging" in c else []
-
-
-def probed(probe: dict[str, Any]) -> list[str]:
-    rows, targets = [], ("difference", "expected", "shuffled")
-    for kind, place, target in product(("dealt", "consistent"), ("answer", "equals"), targets):
-        rows.append([f"{kind} documents, at {place}", target, *probe[kind][place][target]])
-    others = probe["other_functions"]
-    for target, measured in (("difference", "r2"), ("difference: correlation", "correlation")):
-        rows.append(["fitted on other functions", target, *others[measured]["difference"]])
-    return [
-        "linear probes, R² on prompts not fitted, after each writer",
-        *table(["fitted on", "target", *probe["sites"]], rows, left=2),
-        f"  from the shown answer alone: {probe['dealt']['from_shown_alone']:.3f}. The difference "
-        f"becomes readable at the answers by {probe['made_by']} ({probe['step']:+.3f}).",
-    ]
 
 
 def fours(c: Circuit) -> list[list[dict[str, Any]]]:
@@ -326,14 +268,18 @@ def spared(c: Circuit) -> list[str]:
     ]
 
 
+def asked_in(four: list[dict[str, Any]]) -> str:
+    """What is asked in four rows of `reuse`: `caesar +1`."""
+    task, k, items = (four[0][key] for key in ("task", "k", "items"))
+    return f"{task} {k:+d}" if items == "all" else f"base {k}, {items}"
+
+
 def reused(c: Circuit) -> list[str]:
     """The four accuracies of each task: plain / shifted answers."""
     rows = []
     for four in fours(c):
-        task, k, items = (four[0][key] for key in ("task", "k", "items"))
-        name = f"{task} {k:+d}" if items == "all" else f"base {k}, {items}"
         shares = [f"{row['base_acc']:.2f} / {row['contrast_acc']:.2f}" for row in four]
-        rows.append([name, *shares])
+        rows.append([asked_in(four), *shares])
     columns = ["task", "base prompt", "contrast prompt", "without FI", "without random"]
     return [
         "the same heads on other tasks: shares of plain / shifted answers (random: as many heads "
@@ -355,32 +301,8 @@ def not_found(c: Circuit) -> list[str]:
     return [f"No function-induction circuit was found for {asked}: {why}."]
 
 
-def concluded(c: Circuit) -> list[str]:
-    """A plain paragraph that says what was found, as one line."""
-    if not c["groups"]["function_induction"]:
-        return not_found(c)
-    fi, others = direct_writers(c)
-    shown, expected = c["routes"]["shown_answer"], c["routes"]["expected_answer"]
-    # Both with values from the base prompt.
-    left, alone = c["evaluation"]["ablation"][0], c["evaluation"]["circuits"][0]
-    done = c["accuracy"]["contrast_prompt"]["contrast"]
-    return [
-        f"{title(c).capitalize()} (right on {done:.1%} of prompts) is carried to the answer by the "
-        f"function-induction head{'s' * (len(fi) > 1)} {in_words(fi, len(fi))}, which at the last "
-        f"`=` look at the earlier answers; other direct writers are "
-        f"{in_words(others, len(others))}. What was shown reaches the inputs of these heads from "
-        f"{in_words(shown)}; what was to be expected, from {in_words(expected)}. "
-        f"With their values from the base prompt put in, the model answers {c['asked']} on "
-        f"{left['contrast_acc']:.1%} of prompts and gives the plain answer on "
-        f"{left['base_acc']:.1%}. With those of all heads but the {len(alone['heads'])} of these "
-        f"groups put in, it answers {c['asked']} on {alone['circuit_accuracy']:.1%} (faithfulness "
-        f"{alone['faithfulness']:.2f}; as many random heads of the same layers, which overlap with "
-        f"them: {alone['random_circuits']['mean']:.2f})."
-    ]
-
-
 def conclusion(c: Circuit) -> list[str]:
-    """In short: the finding in a few plain words."""
+    """The finding in a few plain words."""
     if not c["groups"]["function_induction"]:
         return not_found(c)
     fi, _ = direct_writers(c)
@@ -397,11 +319,11 @@ def conclusion(c: Circuit) -> list[str]:
 Parts = tuple[Callable[[Circuit], list[str]], ...]
 PARTS: dict[str, tuple[Parts, Parts]] = {  # of each step: in short, in full
     "task": ((solved,), (solved, logit_differences)),
-    "direct": ((heat_map,), (heat_map, attributed)),
-    "circuit": ((traced,), (groups, inputs)),
+    "direct": ((heat_map,), (heat_map,)),
+    "circuit": ((traced,), (traced, groups)),
     "enough": ((enough,), (evaluated, readers)),
-    "ablation": ((needed,), (ablated, thresholds)),
+    "ablation": ((needed,), (ablated,)),
     "writing": ((averages,), (written, averaging_shown)),
     "reuse": ((spared,), (reused,)),
-    "conclusion": ((conclusion,), (concluded,)),
+    "conclusion": ((conclusion,), (conclusion,)),
 }

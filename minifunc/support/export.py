@@ -1,19 +1,18 @@
-"""A run's model for other tools, and back.
+"""A run's model for other tools; as safetensors it comes back.
 
     python -m minifunc.support.export --run DIR --to safetensors FILE
     python -m minifunc.support.export --run DIR --to transformer-lens FILE
-    python -m minifunc.support.export --run DIR --from FORMAT FILE
+    python -m minifunc.support.export --run DIR --from safetensors FILE
 
 A safetensors file holds the weights, with the run's config in the header. The file for
-transformer-lens holds {config, state_dict, run}, for the version that is installed:
+transformer-lens holds {config, state_dict}, for the version that is installed:
 
     saved = torch.load(FILE)
     model = HookedTransformer(HookedTransformerConfig(**saved["config"]))              # 2.18
     model = TransformerBridge.boot_native(TransformerBridgeConfig(**saved["config"]))  # 4
     model.load_state_dict(saved["state_dict"])
 
---from makes a new run folder from such a file, bit for bit. Both packages are optional; reading
-what was made for transformer-lens needs neither.
+--from makes a new run folder, with the same bits. Both packages are optional.
 """
 
 import importlib
@@ -24,7 +23,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from minifunc.model import ModelConfig, Transformer
@@ -32,7 +30,6 @@ from minifunc.support import files
 from minifunc.support.errors import UserError, command, first_line
 from minifunc.support.flags import Parser
 from minifunc.support.runs import build_model, load_run, make_command
-from minifunc.support.settings import added_parts, from_json
 
 
 def optional_package(name: str) -> Any:
@@ -45,7 +42,7 @@ def optional_package(name: str) -> Any:
 
 
 SAME = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "d_vocab", "n_ctx", "eps")
-NAMES_IN_4 = {"W_Q": "q", "W_K": "k", "W_V": "v", "W_O": "o", "W_in": "in", "W_out": "out"}
+WRITTEN, READ = ("safetensors", "transformer-lens"), ("safetensors",)  # formats
 
 
 def lens_config(cfg: ModelConfig) -> dict[str, Any]:
@@ -84,49 +81,6 @@ def to_transformer_lens(model: Transformer) -> dict[str, Any]:
     return {"config": config, "state_dict": state}
 
 
-def from_transformer_lens(path: Path) -> tuple[Any, dict[str, Tensor]]:
-    """The run's config and the weights of a file that `--to transformer-lens` made.
-
-    Raises UserError for any other, and where it holds more than our model: biases that are not
-    zero, further weights.
-    """
-    saved = files.load_tensors(path)
-    with files.reading(path, "was not made by this command"):
-        config, state = json.loads(saved["run"]), dict(saved["state_dict"])
-        cfg = from_json(ModelConfig(), config["model"], f"{path}: `model`")
-        with torch.device("meta"):
-            names = list(Transformer(cfg).state_dict())
-        if "embed.weight" in state:
-            ours = {name: _taken_from_4(state, name, cfg) for name in names}
-        else:
-            ours = {name: state.pop(name) for name in names}
-        more = [name for name, tensor in state.items() if _counts(name, tensor)]
-    if more:
-        raise UserError(f"{path}: {more[0]:.60} is not zero, and the run's model has no such part")
-    return config, ours
-
-
-def _counts(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor that our model lacks changes what the other computes."""
-    kind = name.rsplit(".", 1)[-1]
-    return kind.lower().startswith("w") or (kind.startswith("b") and bool(tensor.any()))
-
-
-def _taken_from_4(state: dict[str, Tensor], name: str, cfg: ModelConfig) -> Tensor:
-    """Our weight `name`, out of `state`, whose names and shapes are those of nn.Linear."""
-    part, kind = name.rsplit(".", 1)
-    if kind in NAMES_IN_4:
-        part = f"{part}.{NAMES_IN_4[kind]}"
-    weight = state.pop(f"{part}.weight")
-    if kind in ("W_Q", "W_K", "W_V"):
-        weight = weight.reshape(cfg.n_heads, cfg.d_head, cfg.d_model).mT
-    elif kind == "W_O":
-        weight = weight.mT.reshape(cfg.n_heads, cfg.d_head, cfg.d_model)
-    elif kind in ("W_in", "W_out", "W_U"):
-        weight = weight.mT
-    return weight.contiguous()
-
-
 def to_safetensors(model: Transformer, config: dict[str, Any]) -> bytes:
     """The file's bytes."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -148,9 +102,6 @@ def from_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
         raise UserError(f"{path} cannot be read: {first_line(error)}") from None
 
 
-READ = {"safetensors": from_safetensors, "transformer-lens": from_transformer_lens}
-
-
 def export_run(run: Path, kind: str, path: Path) -> None:
     """Makes a file of this kind from a run. Raises UserError where there is one already."""
     model, config = load_run(run)
@@ -160,13 +111,13 @@ def export_run(run: Path, kind: str, path: Path) -> None:
         data = to_safetensors(model, config)
         files.write_file(path, lambda file: file.write(data))
     else:
-        files.save_tensors(path, to_transformer_lens(model) | {"run": json.dumps(config)})
+        files.save_tensors(path, to_transformer_lens(model))
 
 
-def import_run(run: Path, kind: str, path: Path) -> None:
-    """Makes a run folder from a file of this kind. Raises UserError, and makes none, where the file
+def import_run(run: Path, path: Path) -> None:
+    """Makes a run folder from a safetensors file. Raises UserError, and makes none, where the file
     holds no sound run or there is one already."""
-    config, state = READ[kind](path)
+    config, state = from_safetensors(path)
     if (run / "config.json").exists() or (run / "model.pt").exists():
         raise UserError(f"{run} holds a run already: name another folder")
     try:
@@ -185,19 +136,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run's folder")
     way = parser.add_mutually_exclusive_group(required=True)
     pair: dict[str, Any] = {"nargs": 2, "metavar": ("FORMAT", "FILE")}
-    way.add_argument("--to", **pair, help=f"write the model to FILE; FORMAT: {' or '.join(READ)}")
-    way.add_argument("--from", **pair, dest="source", help="make the run's folder from such a FILE")
+    told = f"write the model to FILE; FORMAT: {' or '.join(WRITTEN)}"
+    way.add_argument("--to", **pair, help=told)
+    told = f"make the run's folder from such a FILE; FORMAT: {READ[0]}"
+    way.add_argument("--from", **pair, dest="source", help=told)
     arguments = parser.parse_args(argv)
     kind, name = arguments.to or arguments.source
-    if kind not in READ:
-        raise UserError(f"the format must be {' or '.join(READ)}, not {kind!r}")
+    known = WRITTEN if arguments.to else READ
+    if kind not in known:
+        raise UserError(f"the format must be {' or '.join(known)}, not {kind!r}")
     if arguments.source:
-        import_run(arguments.run, kind, Path(name))
+        import_run(arguments.run, Path(name))
         print(f"made {arguments.run} from {name}")
         print(f"next: {make_command('patch', arguments.run)}")
     else:
         export_run(arguments.run, kind, Path(name))
-        print(f"wrote {name}", f"next: --from {kind} reads it back", sep="\n")
+        reader = "--from safetensors reads" if kind in READ else "torch.load reads"
+        print(f"wrote {name}", f"next: {reader} it", sep="\n")
     return 0
 
 

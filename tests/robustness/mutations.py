@@ -367,13 +367,6 @@ FAULTS = [
     ),
     # ---- from effects to claims
     Fault(
-        "minifunc/analysis/attribution.py",
-        old="and not patcher.freeze_mlps",
-        new="and patcher.freeze_mlps",
-        breaks="gradients stop at live MLPs and pass frozen ones",
-        tests="attribution",
-    ),
-    Fault(
         "minifunc/circuit.py",
         old="if r < 0 and looks",
         new="if looks",
@@ -445,31 +438,17 @@ FAULTS = [
         tests="scores",
     ),
     Fault(
-        "minifunc/analysis/probe.py",
-        old="(y - y.mean(0)).square().sum(over)",
-        new="y.square().sum(over)",
+        "minifunc/analysis/averaging.py",
+        old="(y - y.mean()).square().sum()",
+        new="y.square().sum()",
         breaks="R² is measured around zero",
-        tests="probe",
-    ),
-    Fault(
-        "minifunc/analysis/probe.py",
-        old="rows[: len(first) // 2]",
-        new="rows[: len(first) // 2 + 1]",
-        breaks="a prompt is fitted and scored",
-        tests="probe",
+        tests="averaging",
     ),
     Fault(
         "minifunc/analysis/function_vectors.py",
         old="diagonal(zero + k)",
         new="diagonal(zero - k)",
         breaks="cells of x - k are read for x + k",
-        tests="function_vectors",
-    ),
-    Fault(
-        "minifunc/analysis/function_vectors.py",
-        old="put_in if replace",
-        new="z[:, -1, here] + put_in if replace",
-        breaks="a vector is added where it should replace",
         tests="function_vectors",
     ),
     Fault(
@@ -787,16 +766,16 @@ FAULTS = [
     ),
     Fault(
         "minifunc/analysis/reading.py",
-        old="inside = ((x - means[cell]).square().sum(1) / counts[cell]).sum() / len(counts)",
-        new="inside = (x - means[cell]).square().sum(1).mean()",
-        breaks="what varies inside cells counts by the rows of a cell",
-        tests="stated_analyses",
+        old="explained(written, c, f)",
+        new="explained(written, c, d)",
+        breaks="the difference counts as the expected answer",
+        tests="reading",
     ),
     Fault(
         "minifunc/analysis/study.py",
-        old="asking[shift] = (p.contrast, p.base_answers - language.ZERO)",
-        new="asking[shift] = (p.contrast, p.contrast_answers - language.ZERO)",
-        breaks="function vectors are sorted by the shifted answer",
+        old="pairs(3 * n, generator).contrast",
+        new="pairs(3 * n, generator).base",
+        breaks="function vectors are made of plain prompts",
         tests="stated_analyses",
     ),
     # ---- what surrounds the process
@@ -862,13 +841,6 @@ FAULTS = [
         old='generator=generator, dtype=torch.float32, device="cpu") < 0.5',
         new='generator=generator, device="cpu") < 0.5',
         breaks="another default dtype draws other random circuits from the same seed",
-        tests="public",
-    ),
-    Fault(
-        "minifunc/analysis/attribution.py",
-        old="[runs.prompts].clone()",
-        new="[runs.prompts]",
-        breaks="attribution fails on tokens that were made in inference mode",
         tests="public",
     ),
     Fault(
@@ -971,10 +943,10 @@ FAULTS = [
         tests="misused",
     ),
     Fault(
-        "minifunc/analysis/probe.py",
-        old='read, y = alike(read, y, "what was read"), y.double()',
-        new="y = y.double()",
-        breaks="R² stretches what was read to fit",
+        "minifunc/analysis/averaging.py",
+        old='alike(forecast, y, "the forecast")',
+        new="forecast",
+        breaks="R² stretches a forecast to fit",
         tests="misused",
     ),
     Fault(
@@ -986,8 +958,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/report/page.py",
-        old='len(whole.encode(errors="replace"))',
-        new="len(whole.encode())",
+        old='len(text.encode(errors="replace"))',
+        new="len(text.encode())",
         breaks="no report where a folder's name is no UTF-8",
         tests="report",
     ),

@@ -23,8 +23,10 @@ from experiments import (
     diets,
     emergence,
     experiment,
-    interventions,
+    precursor,
+    seeds,
     universality,
+    unseen_shifts,
 )
 from minifunc.report import page
 from minifunc.support import export
@@ -43,7 +45,7 @@ def figures(argv):
 
 
 def experiments():
-    made = (diets, emergence, interventions, universality, dependability)
+    made = (diets, emergence, precursor, universality, dependability, seeds, unseen_shifts)
     for module in made:
         run = module.EXPERIMENT
         yield f"experiments.{run.name}", lambda argv, run=run: experiment.main(run, argv)
