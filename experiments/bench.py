@@ -143,7 +143,10 @@ def timed_rows(device: torch.device, repeats: int, quick: bool) -> list[Row]:
             tqdm.write(skipped, file=sys.stderr)
     torch.set_float32_matmul_precision("highest")
     step = bench_train.compare_steps(model, cfg, device, 5 * repeats)
-    named, other = model_fields(model) | {"name": "default"}, "plain eager step scoring every position"
+    named, other = (
+        model_fields(model) | {"name": "default"},
+        "plain eager step scoring every position",
+    )
     return [*rows, make_row("training step", named, other, *step)]
 
 

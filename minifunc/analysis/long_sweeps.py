@@ -90,5 +90,7 @@ class LongSweeps:
             return {"about": self.about, "change": [], "F": []}
         kept: Found = load_tensors(path)
         if kept.get("about") != self.about:
-            raise UserError(f"{path} is of other weights or prompts: remove it, or name another --out")
+            raise UserError(
+                f"{path} is of other weights or prompts: remove it, or name another --out"
+            )
         return kept
