@@ -12,26 +12,27 @@ looks at shown answers and copies them does not.
 from typing import Any
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
-from minifunc.ablation import Ablator, CircuitScores
+from minifunc.ablation import Ablator, all_heads
 from minifunc.analysis.ablations import random_group
+from minifunc.analysis.rows import answered
 from minifunc.analysis.study import answers_of, some
 from minifunc.model import Transformer
 from minifunc.support.evaluation import Language, accuracy, bootstrap, last_logits
-from minifunc.support.names import Found, Heads
+from minifunc.support.names import Found, Heads, parse
 from minifunc.support.settled import settled
 from minifunc.support.tables import rounded
 
 N_PROMPTS = 500
-N_DRAWS = 10  # random groups of the same layers; a group drawn twice is run once
+N_DRAWS = 5  # random groups of the same layers
 LEAST = 0.02  # no head of an untrained or of a copying model moves the answer so far, under both
 
 
 @settled
 def study(language: Language, model: Transformer, fi: Heads, asked: Any) -> Found:
-    """`shift_swap` of circuit.json's `evaluation`: the FI heads together, each alone, and random
-    groups of their layers; nothing for a function that is not on numbers.
+    """`shift_swap` of circuit.json's `evaluation`: the FI heads together and each alone; random
+    groups of their layers, and each other head there. Nothing for a function not on numbers.
 
     moved: how far logit(other answer) - logit(own answer) goes between donors of the same shift and
     of another, as a share of its mean size between the donors' own runs. passes: the 95 % interval
@@ -54,22 +55,27 @@ def study(language: Language, model: Transformer, fi: Heads, asked: Any) -> Foun
     ablator = Ablator(model, prompts.contrast, sources)
 
     drawn = [random_group(fi, model.cfg.n_heads, generator) for _ in range(N_DRAWS)]
-    rows: list[Found] = [{"swapped": head, "heads": [head]} for head in fi]
-    rows.insert(0, {"swapped": "function_induction", "heads": list(fi)})
-    for heads in dict.fromkeys(map(tuple, drawn)):
-        rows.append({"swapped": "random_same_layers", "heads": list(heads)})
+    layers = {parse(head)[0] for head in fi}
+    others = [head for head in all_heads(model.cfg) if parse(head)[0] in layers and head not in fi]
+    rows: list[Found] = [{"swapped": "function_induction", "heads": list(fi)}]
+    rows += [{"swapped": "one_fi_head", "heads": [head]} for head in fi]
+    rows += [{"swapped": "random_same_layers", "heads": group} for group in drawn]
+    rows += [{"swapped": "one_other_head", "heads": [head]} for head in others]
     groups, last = [row["heads"] for row in rows], [ablator.n_pos - 1]
+    runs = {how: last_logits(model, tokens) for how, tokens in sources.items()}
+    given = {how: ablator.logits(groups, how, last) for how in sources}  # [group, prompt, d_vocab]
     for how, wanted in (("answers", plain + other), ("operands", plain)):
-        score = CircuitScores(ablator, how, wanted, own).score
-        runs = [score(last_logits(model, sources[each])).F_of_each for each in (how, "same")]
-        whole = (runs[0] - runs[1]).abs()
-        after, before = (ablator.logits(groups, each, last) for each in (how, "same"))
-        change = [score(a).F_of_each - score(b).F_of_each for a, b in zip(after, before)]
-        intervals = bootstrap(torch.stack(change), whole)
-        for row, each, ci, logits in zip(rows, change, intervals, after):
-            scored, share = score(logits), (each.mean() / whole.mean()).item()
-            shares = {"contrast_acc": scored.contrast_acc, "other_acc": scored.base_acc}
-            row[how] = {"moved": share, "ci": ci, "base_acc": accuracy(logits, plain)} | shares
+
+        def moves(logits: dict[str, Tensor], wanted: Tensor = wanted, how: str = how) -> Tensor:
+            change = (logits[how] - logits["same"]).double().cpu()  # [..., prompt, d_vocab]
+            each = torch.arange(len(own))
+            return change[..., each, wanted] - change[..., each, own]
+
+        change, whole = moves(given), moves(runs).abs().clamp(min=1e-6)  # so that 0 of 0 is 0
+        intervals = bootstrap(change, whole)
+        for row, each, ci, logits in zip(rows, change, intervals, given[how]):
+            row[how] = {"moved": (each.mean() / whole.mean()).item(), "ci": ci}
+            row[how] |= answered(logits, (plain, own)) | {"other_acc": accuracy(logits, wanted)}
     for row in rows:
         row["passes"] = min(row[how]["ci"][0] for how in ("answers", "operands")) > LEAST
     found = {"least": LEAST, "shifts": shifts, "n_prompts": len(own), "rows": rows}

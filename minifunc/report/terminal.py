@@ -272,7 +272,7 @@ def carried(c: Circuit) -> list[str]:
     if "shift_swap" not in c["evaluation"]:
         return []
     together, *others = c["evaluation"]["shift_swap"]["rows"]
-    alone = [row["passes"] for row in others if row["swapped"] != "random_same_layers"]
+    alone = [row["passes"] for row in others if row["swapped"] == "one_fi_head"]
     share = f"together {together['answers']['moved']:.0%} of the way"
     return [f"given another shift's: {sum(alone)} of {len(alone)} move the answer, {share}"]
 

@@ -110,8 +110,7 @@ def bootstrap(values: Tensor, per: Tensor | None = None) -> list[list[float]]:
     [[0.5, 0.5]]
     """
     n = values.shape[1]
-    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), N_RESAMPLES)
-    both = torch.cat([values, torch.ones_like(values[:1]) if per is None else per[None]])
-    total = both.double().cpu() @ torch.from_numpy(counts).double().T  # [n_rows + 1, n_resamples]
-    found = (total[:-1] / total[-1]).quantile(torch.tensor([0.025, 0.975]).double(), dim=1)
-    return rounded(found.T.tolist(), 5)
+    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), N_RESAMPLES).T
+    total = values.detach().double().cpu().numpy() @ counts  # [n_rows, n_resamples]
+    per_total = n if per is None else per.detach().double().cpu().numpy() @ counts
+    return rounded(np.quantile(total / per_total, [0.025, 0.975], axis=1).T.tolist(), 5)
