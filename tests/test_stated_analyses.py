@@ -175,10 +175,9 @@ class Known:
 
     def scores(self, circuits):
         made = [self.F({head[2:] for head in circuit}) for circuit in circuits]
-        return [
-            SimpleNamespace(F=F, F_of_each=torch.tensor([F, F]), base_acc=0.0, contrast_acc=F)
-            for F in made
-        ]
+        shares = [{"base_acc": 0.0, "contrast_acc": min(max(F, 0.0), 1.0)} for F in made]
+        each = [torch.tensor([F, F], dtype=torch.float64) for F in made]
+        return [SimpleNamespace(F=F, F_of_each=x, **s) for F, x, s in zip(made, each, shares)]
 
     def share(self, F):
         return F / (self.full.F - self.none.F)
