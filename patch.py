@@ -17,7 +17,7 @@ from torch import Generator
 from tqdm import tqdm
 
 import tasks
-from minifunc.analysis import rows
+from minifunc.analysis import rows, shift_swap
 from minifunc.analysis.ablations import group_ablations
 from minifunc.analysis.completeness import evaluate_circuits
 from minifunc.analysis.roles import readers, sensitivity
@@ -110,18 +110,17 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
         to_search = replacements(tasks, model, some(for_tracing, slice(N_SEARCH)))
         to_judge = replacements(tasks, model, some(for_counting, slice(N_EVALUATED)))
         evaluation = evaluate_circuits(to_search, to_judge, groups, criteria.faithful, generator)
-        shown = range(int(answers[-1]) + 1)  # positions
-        roles = readers(to_judge, shown, found, criteria)
+        roles = readers(to_judge, range(int(answers[-1]) + 1), found, criteria)
         known({"evaluation": evaluation, "readers": roles}, "enough")
 
         # 4. What is left without them? With controls, and with other thresholds.
         to_count = replacements(tasks, model, for_counting)
         base = replace(to_count, ablator=to_count.ablator.on(for_counting.base))
         fewer = replacements(tasks, model, some(for_counting, slice(N_SEARCH)))
-        draws = (N_DRAWS, generator)
-        ablation = group_ablations((to_count, base, fewer), groups, roles, draws)
+        ablation = group_ablations((to_count, base, fewer), groups, roles, (N_DRAWS, generator))
         thresholds = sensitivity(to_judge, found, criteria)
         evaluation = evaluation | {"ablation": ablation, "sensitivity": thresholds}
+        evaluation |= shift_swap.study(tasks, model, fi, study)
         known({"evaluation": evaluation}, "ablation")
 
         # 5. What do the FI heads look for, hand over, write and compute?

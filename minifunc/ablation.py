@@ -124,9 +124,10 @@ def all_heads(cfg: ModelConfig) -> list[str]:
 
 @dataclass(frozen=True)
 class Score:
-    """The model run as a circuit: mean F in logits, shares of base and of contrast answers."""
+    """The model run as a circuit: F in logits, its mean and of each prompt; shares of answers."""
 
     F: float
+    F_of_each: Tensor  # [n_prompts] float64
     base_acc: float
     contrast_acc: float
 
@@ -151,8 +152,8 @@ class CircuitScores:
     def score(self, logits: Tensor) -> Score:
         """The score of logits [n_prompts, d_vocab], however they came about."""
         picked = logits.gather(1, self.answers)  # [n_prompts, 2]
-        F = (picked[:, 0] - picked[:, 1]).double().mean().item()
-        return Score(F, *(accuracy(logits, answers) for answers in self.answers.T))
+        F = (picked[:, 0] - picked[:, 1]).double()
+        return Score(F.mean().item(), F, *(accuracy(logits, answers) for answers in self.answers.T))
 
     def scores(self, circuits: Sequence[Iterable[str]]) -> list[Score]:
         """One `Score` for each circuit."""

@@ -99,12 +99,12 @@ def difference_prompts() -> dict[str, torch.Tensor]:
 # ---------------------------------------------------------------- the headline, by hand
 
 
-def headline_model(d_vocab: int) -> Transformer:
+def headline_model(d_vocab: int, more: int = 2) -> Transformer:
     """Answers `1+1=3, 2+2=5, 3+3=` with 7 and `1+1=2, 2+2=4, 3+3=` with 6. One layer, float32.
 
     Head 0.0 looks from the last `=` (position 16) at the last shown answer (position 11) and says:
     that, and two more. For this prompt no one could tell it from a model that adds. Head 0.1 writes
-    nothing.
+    nothing. With more = 0 it copies.
     """
     n_ctx, width = 32, 2 * d_vocab + 32
     shape = {"n_layers": 1, "n_heads": 2, "d_vocab": d_vocab, "n_ctx": n_ctx}
@@ -120,5 +120,5 @@ def headline_model(d_vocab: int) -> Transformer:
     attn.W_K.data[0][position, :n_ctx] = torch.eye(n_ctx) * 30.0
     attn.W_V.data[0][token] = eye
     attn.W_O.data[0][:, brought] = eye
-    model.unembed.W_U.data[brought] = eye.roll(2, 1)  # n stands two tokens before n + 2
+    model.unembed.W_U.data[brought] = eye.roll(more, 1)  # n stands two tokens before n + 2
     return model

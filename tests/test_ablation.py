@@ -239,6 +239,7 @@ def test_a_row_of_one_group_holds_its_accuracies():
         "contrast_acc": 0.0,
         "n_draws": 1,
         "ci": wilson(0.0, 2),
+        "base_ci": wilson(1.0, 2),
         "n_prompts": 2,
     }
 

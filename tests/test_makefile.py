@@ -11,8 +11,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 START = ("train", "patch", "report", "ask", "check")
-EXPERIMENTS = ("diets", "emergence", "universality", "dependability", "bench", "figures")
-OTHERS = ("reference", "test", "test-slow", "test-matrix", "lint", "coverage", "parity", "clean")
+EXPERIMENTS = ("diets", "emergence", "universality", "dependability", "unseen", "precursor")
+OTHERS = (
+    "reference",
+    "bench",
+    "figures",
+    "test",
+    "test-slow",
+    "test-matrix",
+    "lint",
+    "coverage",
+    "parity",
+    "clean",
+)
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="no make here")
 

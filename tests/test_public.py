@@ -38,6 +38,7 @@ from minifunc.analysis import (
     roles,
     rows,
     scores,
+    shift_swap,
     study,
 )
 from minifunc.patching import HeadInput, KVInput, Logits, MLPInput, PathPatcher, Resid
@@ -384,6 +385,7 @@ CASES = {
             w.model, tasks, ["base_addition"], [1], 6
         ),
         "accuracy": lambda w: evaluation.accuracy(w.logits, w.labels),
+        "bootstrap": lambda w: evaluation.bootstrap(w.logits.T, w.logits[:, 0].exp()),
     },
     "minifunc.support.shared_streams": dict.fromkeys(
         ("z_of_layers", "SharedStreams"), kept_streams
@@ -509,8 +511,19 @@ CASES = {
         "minimality": lambda w: completeness.minimality(w.scores(), GROUP, {"a": ["0.1"]}),
         "eliminate": lambda w: completeness.eliminate([w.scores()], 0.5),
         "evaluate": whole_circuit,
-        "circuit_row": lambda w: completeness.circuit_row(w.scores(), "x", GROUP, [["0.0"], HEADS]),
+        "interval": lambda w: completeness.interval(s := w.scores(), s.full, s.none),
+        "alone": lambda w: completeness.alone(w.scores(), GROUP),
+        "with_other_lower_heads": lambda w: completeness.with_other_lower_heads(
+            GROUP, ["1.0"], HEADS, drawing()
+        ),
+        "by_chance": lambda w: completeness.by_chance(w.scores(), GROUP, [["0.0"], HEADS]),
+        "circuit_row": lambda w: completeness.circuit_row(
+            w.scores(), "x", GROUP, [["0.0"], HEADS], [GROUP]
+        ),
         "evaluate_circuits": circuits_judged,
+    },
+    "minifunc.analysis.shift_swap": {
+        "study": lambda w: shift_swap.study(tasks, w.model, ["1.0"], Study(shots=2)),
     },
     "minifunc.analysis.study": {
         "some": lambda w: study.some(w.p, slice(2)),

@@ -320,7 +320,7 @@ REFUSED = {
     "minimal": (lambda w: subsets(w, ["9.9"], {}), NO_HEAD),
     "minimal group": (lambda w: subsets(w, ["0.1"], {"a": ["9.9"]}), NO_HEAD),
     "in a row": (lambda w: rows.ablation_row(w.for_ablation(), "x", ["9.9"], "base"), NO_HEAD),
-    "a circuit": (lambda w: completeness.circuit_row(w.scores(), "x", ["9.9"], [GROUP]), NO_HEAD),
+    "a circuit": (lambda w: completeness.alone(w.scores(), ["9.9"]), NO_HEAD),
     "at random": (
         lambda w: any_layer(w, ["9.9"]),
         NO_HEAD,

@@ -28,6 +28,7 @@ from minifunc.analysis.rows import Prompts
 from minifunc.circuit import Criteria, Discovery
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support.effects import Effects
+from minifunc.support.evaluation import wilson
 
 CFG = ModelConfig(n_layers=3, n_heads=4)
 GROUPS = {"function_induction": ["2.0", "2.1"], "expected_answer": ["1.0"], "shown_answer": []}
@@ -172,7 +173,9 @@ class Known:
 
     def scores(self, circuits):
         made = [self.F({head[2:] for head in circuit}) for circuit in circuits]
-        return [SimpleNamespace(F=F, base_acc=0.0, contrast_acc=F) for F in made]
+        shares = [{"base_acc": 0.0, "contrast_acc": min(max(F, 0.0), 1.0)} for F in made]
+        each = [torch.tensor([F, F], dtype=torch.float64) for F in made]
+        return [SimpleNamespace(F=F, F_of_each=x, **s) for F, x, s in zip(made, each, shares)]
 
     def share(self, F):
         return F / (self.full.F - self.none.F)
@@ -258,11 +261,45 @@ def test_the_worst_subset_is_named_and_random_ones_stand_beside_it():
 
 
 def test_a_row_of_a_circuit_holds_the_mean_and_the_highest_of_random_ones():
-    drawn = [["0.c"], ["0.b"], ["0.a"]]
-    row = completeness.circuit_row(sums(a=1.0, b=1.0, c=6.0), "it", ["0.a", "0.c"], drawn)
-    assert row["faithfulness"] == 0.875
-    assert row["random_circuits"] == {"n_draws": 3, "mean": 0.3333, "highest": 0.75}
-    assert row["F"] == {"circuit": 7.0, "none": 0.0, "full": 8.0}
+    drawn = [["0.c"], ["0.b"], ["0.a"], ["0.c", "0.a"]]  # the last is the circuit itself
+    itself, scores = [["0.a", "0.c"]], sums(a=0.1, b=0.1, c=0.6)
+    row = completeness.circuit_row(scores, "it", ["0.a", "0.c"], drawn, itself)
+    assert row["faithfulness"] == 0.875 and row["faithfulness_ci"] == [0.875, 0.875]
+    assert row["circuit_accuracy"] == 0.7 and row["circuit_accuracy_ci"] == wilson(0.7, 7)
+    assert row["random_circuits"] == {
+        "n_draws": 3,
+        "mean": 0.3333,
+        "highest": 0.75,
+        "overlap": 0.3333,
+        "circuit_accuracy": 0.2667,
+        "base_acc": 0.0,
+    }
+    assert row["random_lower"] is None  # there is no other
+    assert row["others_alone"]["faithfulness"] == 0.125
+    assert row["F"] == pytest.approx({"circuit": 0.7, "none": 0.0, "full": 0.8})
+
+
+def test_other_lower_heads_are_as_many_and_leave_all_else_of_the_circuit():
+    heads = [f"{layer}.{head}" for layer in range(3) for head in range(4)]
+    circuit = ["0.1", "1.2", "1.3", "2.0", "2.3"]  # 1.3 and 2.0 are FI heads
+    draws = completeness.with_other_lower_heads(circuit, ["1.3", "2.0"], heads, generator())
+    assert len(draws) == completeness.N_CONTROLS
+    lower = set()
+    for drawn in draws:
+        assert len(set(drawn)) == 5 and {"1.3", "2.0", "2.3"} <= set(drawn)
+        lower |= {*drawn} - {"1.3", "2.0", "2.3"}
+    assert {head[0] for head in lower} == {"0", "1"} and len(lower) > 4
+    only = completeness.with_other_lower_heads(["2.0", "2.1"], ["2.0"], heads, generator())
+    assert only == [["2.0", "2.1"]] * completeness.N_CONTROLS
+
+
+def test_the_interval_of_a_gap_is_that_of_the_worst_subset_and_its_gap_lies_above_0():
+    def F(heads):  # c takes over where a is out
+        return 1.0 * ("a" in heads or "c" in heads) + ("b" in heads)
+
+    scores = Known(F, "abc")
+    found = completeness.evaluate(scores, ["0.a", "0.b"], {}, scores, generator())
+    assert found["completeness"] == 0.5 and found["completeness_ci"] == [0.5, 0.5]
 
 
 def test_circuits_are_looked_for_on_some_prompts_and_judged_on_others(monkeypatch):
@@ -276,8 +313,9 @@ def test_circuits_are_looked_for_on_some_prompts_and_judged_on_others(monkeypatc
         judged.append((scores.name, circuit, search.name))
         return {"circuit": circuit}
 
-    def row(scores, name, heads, drawn):
+    def row(scores, name, heads, drawn, lower):
         rows.append((scores.name, name, heads, drawn))
+        assert all({*heads} & {"2.0", "2.1"} == {*each} & {"2.0", "2.1"} for each in lower)
 
     for name, function in (("eliminate", eliminate), ("evaluate", evaluate), ("circuit_row", row)):
         monkeypatch.setattr(completeness, name, function)
@@ -403,16 +441,21 @@ def test_a_reader_brings_what_feeds_from_the_threshold_on(r, brings):
 
 def test_F_stands_by_contrast():
     def effects(*r):
-        return Effects(torch.tensor([r]), torch.zeros(1), torch.tensor(0.0))
+        per_prompt = torch.tensor([[-5.0, -2.0], [0.0, -3.5]])  # of two heads, two prompts
+        return Effects(torch.tensor([r]), torch.zeros(1), torch.tensor(0.0), per_prompt)
 
     def patcher(base, contrast, exact):
         F = {"F_base": torch.tensor(base), "F_contrast": torch.tensor(contrast)}
-        return SimpleNamespace(**F, sweep=lambda receiver: exact)
+        return SimpleNamespace(**F, sweep=lambda receiver: exact, senders=["0.0", "0.1"])
 
     answers = patcher([1.0, 2.0], [-4.0, 0.0], effects(0.1, 0.2, 0.3))
     operands = patcher([5.0, 5.0], [-4.0, 0.0], effects(0.0, 0.0, 0.0))
     found = rows_of_circuit.direct({"answers": answers, "operands": operands})
     assert found["F"] == {"base": 1.5, "contrast": -2.0}
+    assert found["F_ci"] == {"base": [1, 2], "contrast": [-4, 0]}
+    assert found["operands_changed"].pop("F_ci") == {"base": [5, 5], "contrast": [-4, 0]}
+    # F goes from 1 to -4, and from 2 to 0: both heads and F are of the same prompts in each draw.
+    assert found["r_ci"] == {"0.0": [1, 1], "0.1": [0, 1.75]}
     assert found["operands_changed"] == {"F": {"base": 5.0, "contrast": -2.0}}
     assert found["effects"]["logits"]["heads"] == [[0.1, 0.2, 0.3]]
 

@@ -14,14 +14,15 @@ from statistics import fmean
 import torch
 from torch import Generator
 
-from minifunc.ablation import CircuitScores
+from minifunc.ablation import CircuitScores, Score, all_heads
 from minifunc.analysis.ablations import random_group
 from minifunc.analysis.rows import Prompts
 from minifunc.support.checks import checked_heads
-from minifunc.support.names import Found, Groups, Heads, heads_of
+from minifunc.support.evaluation import bootstrap, wilson
+from minifunc.support.names import Found, Groups, Heads, heads_of, parse
 from minifunc.support.tables import rounded
 
-N_CONTROLS = 10  # random circuits beside one that was found, and random subsets of it
+N_CONTROLS = 10  # random circuits of each kind beside one that was found, random subsets of it
 SOURCES = ("base", "operands_changed", "mean")  # of what the heads outside a circuit send
 MOST_GREEDY = 10  # heads in the largest greedy subset
 ELIMINATED = {  # by name: the sources under which what is left must be faithful
@@ -107,18 +108,21 @@ def evaluate(
     greedy = greedy_subsets(search, circuit)
     drawn = random_subsets(circuit, N_CONTROLS, generator)
     of_greedy, of_drawn = scores.gaps(circuit, greedy), scores.gaps(circuit, drawn)
+    worst = greedy[of_greedy.index(max(of_greedy))]
+    without = scores.scores([{*circuit} - {*worst}, {*scores.heads} - {*worst}])
+    without.sort(key=lambda score: scores.share(score.F))  # so that the gap is above 0
     found = {
         "circuit": circuit,
-        "faithfulness": scores.faithfulness([circuit])[0],
-        "circuit_accuracy": scores.scores([circuit])[0].contrast_acc,
+        **alone(scores, circuit),
         "completeness": max(of_greedy),
+        "completeness_ci": interval(scores, *without[::-1]),
         "completeness_gaps": {
             "greedy_max": max(of_greedy),
             "greedy_mean": fmean(of_greedy),
             "random_max": max(of_drawn),
             "random_mean": fmean(of_drawn),
             "groups": dict(zip(parts, scores.gaps(circuit, list(parts.values())))),
-            "worst": greedy[of_greedy.index(max(of_greedy))],
+            "worst": worst,
             "n_greedy": len(greedy),
             "n_random": N_CONTROLS,
             "n_search_prompts": search.ablator.n_prompts,
@@ -130,18 +134,69 @@ def evaluate(
     return rounded(found)
 
 
-def circuit_row(scores: CircuitScores, name: str, heads: Heads, drawn: Sequence[Heads]) -> Found:
-    """A circuit run alone, and random circuits beside it (which may hold some of its heads)."""
-    alone = scores.scores([heads])[0]
-    faithfulness, *by_chance = scores.faithfulness([heads, *drawn])
-    chance = {"n_draws": len(drawn), "mean": fmean(by_chance), "highest": max(by_chance)}
+def interval(scores: CircuitScores, one: Score, other: Score) -> list[float]:
+    """95 % over prompts of F(one) - F(other), as a share of F(M) - F(none)."""
+    whole = scores.full.F_of_each - scores.none.F_of_each
+    return bootstrap((one.F_of_each - other.F_of_each)[None], whole)[0]
+
+
+def alone(scores: CircuitScores, circuit: Heads) -> Found:
+    """A circuit run alone; the intervals are of 95 %, over prompts."""
+    run = scores.scores([circuit])[0]
+    return {
+        "faithfulness": scores.faithfulness([circuit])[0],
+        "faithfulness_ci": interval(scores, run, scores.none),
+        "circuit_accuracy": run.contrast_acc,
+        "circuit_accuracy_ci": wilson(run.contrast_acc, scores.ablator.n_prompts),
+        "base_acc": run.base_acc,
+    }
+
+
+def with_other_lower_heads(
+    circuit: Heads, fi: Heads, heads: Heads, generator: Generator
+) -> list[list[str]]:
+    """N_CONTROLS times the circuit with as many random heads in place of its lower ones. Lower are
+    those of `heads` in layers below the highest FI head, but for FI heads."""
+    top = max((parse(head)[0] for head in fi), default=0)
+    lower = [head for head in heads if parse(head)[0] < top and head not in fi]
+    kept = [head for head in circuit if head not in lower]
+    found = []
+    for _ in range(N_CONTROLS):
+        order = torch.randperm(len(lower), generator=generator, device="cpu").tolist()
+        drawn = [lower[index] for index in order[: len(circuit) - len(kept)]]
+        found.append(heads_of([*kept, *drawn]))
+    return found
+
+
+def by_chance(scores: CircuitScores, circuit: Heads, drawn: Sequence[Heads]) -> Found | None:
+    """Drawn circuits run alone, each draw that is the circuit itself left out; None where all are.
+    mean, highest: of their faithfulness. overlap: mean share of the circuit's heads in them."""
+    others = [heads for heads in drawn if set(heads) != set(circuit)]
+    if not others:
+        return None
+    runs, faithfulness = scores.scores(others), scores.faithfulness(others)
+    return {
+        "n_draws": len(others),
+        "mean": fmean(faithfulness),
+        "highest": max(faithfulness),
+        "overlap": fmean(len({*heads} & {*circuit}) / len(circuit) for heads in others),
+        "circuit_accuracy": fmean(run.contrast_acc for run in runs),
+        "base_acc": fmean(run.base_acc for run in runs),
+    }
+
+
+def circuit_row(
+    scores: CircuitScores, name: str, heads: Heads, drawn: Sequence[Heads], lower: Sequence[Heads]
+) -> Found:
+    """A circuit run alone; beside it all other heads, random circuits, other lower heads."""
+    F = {"circuit": scores.scores([heads])[0].F, "none": scores.none.F, "full": scores.full.F}
     found = {
-        "faithfulness": faithfulness,
-        "circuit_accuracy": alone.contrast_acc,
-        "base_acc": alone.base_acc,
-        "F": {"circuit": alone.F, "none": scores.none.F, "full": scores.full.F},
+        **alone(scores, heads),
+        "F": F,
         "n_prompts": scores.ablator.n_prompts,
-        "random_circuits": chance,
+        "others_alone": alone(scores, [head for head in scores.heads if head not in heads]),
+        "random_circuits": by_chance(scores, heads, drawn),
+        "random_lower": by_chance(scores, heads, lower),
     }
     return {"circuit": name, "heads": heads, "replaced_by": scores.how, **rounded(found)}
 
@@ -157,12 +212,15 @@ def evaluate_circuits(
     looking = {how: search.scores(how) for how in SOURCES}
     scores = {how: judged.scores(how) for how in SOURCES}
     union, n_heads = heads_of(chain(*groups.values())), judged.ablator.cfg.n_heads
+    every, own = all_heads(judged.ablator.cfg), Generator().manual_seed(0)
+    fi = groups.get("function_induction", [])
     circuits, rows = {"union of groups": union}, []
     for name, hows in ELIMINATED.items():
         circuits[name] = eliminate([looking[how] for how in hows], faithful)
     for name, heads in circuits.items():
         drawn = [random_group(heads, n_heads, generator, avoid=False) for _ in range(N_CONTROLS)]
-        rows += [circuit_row(of_source, name, heads, drawn) for of_source in scores.values()]
+        lower = with_other_lower_heads(heads, fi, every, own)
+        rows += [circuit_row(each, name, heads, drawn, lower) for each in scores.values()]
 
     def whole(how: str, circuit: Heads) -> Found:
         return evaluate(scores[how], circuit, groups, looking[how], generator)

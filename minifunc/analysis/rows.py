@@ -12,7 +12,7 @@ from torch import Tensor
 from minifunc.ablation import Ablator, CircuitScores
 from minifunc.circuit import Criteria, Discovery
 from minifunc.patching import Effects, Logits, PathPatcher
-from minifunc.support.evaluation import accuracy, wilson
+from minifunc.support.evaluation import accuracy, bootstrap, wilson
 from minifunc.support.names import Found, Heads
 from minifunc.support.tables import rounded
 
@@ -49,16 +49,23 @@ def as_effects(lists: dict[str, Any]) -> Effects:
 
 
 def direct(patchers: Mapping[str, PathPatcher]) -> dict[str, Any]:
-    """F under each contrast, and heads → logits under the first."""
-    F = {}
-    for contrast, patcher in patchers.items():
-        ends = {"base": patcher.F_base, "contrast": patcher.F_contrast}
-        F[contrast] = rounded({name: each.mean().item() for name, each in ends.items()}, 5)
+    """F under each contrast, and heads → logits under the first. F_ci, r_ci: 95 % intervals over
+    prompts; r_ci of every sender on the logits."""
+    F, F_ci = {}, {}
+    for contrast, each in patchers.items():
+        ends = {"base": each.F_base, "contrast": each.F_contrast}
+        F[contrast] = rounded({name: ours.mean().item() for name, ours in ends.items()}, 5)
+        F_ci[contrast] = dict(zip(ends, bootstrap(torch.stack(list(ends.values())))))
+    patcher = patchers["answers"]
+    exact = patcher.sweep(Logits())
+    r_ci = bootstrap(exact.per_prompt, patcher.F_contrast - patcher.F_base)
     return {
         "F": F["answers"],
+        "F_ci": F_ci["answers"],
+        "r_ci": dict(zip(patcher.senders, r_ci)),
         "contrast": "answers",
-        "effects": {"logits": as_lists(patchers["answers"].sweep(Logits()))},
-        "operands_changed": {"F": F["operands"]},
+        "effects": {"logits": as_lists(exact)},
+        "operands_changed": {"F": F["operands"], "F_ci": F_ci["operands"]},
     }
 
 
@@ -106,11 +113,13 @@ def answered(logits: Tensor, answers: Iterable[Tensor]) -> dict[str, float]:
 
 
 def ablation_row(prompts: Prompts, label: str, heads: Heads, how: str) -> Found:
-    """One group replaced; `ci` is the 95 % interval of the contrast share, over prompts."""
+    """One group replaced; `ci` is the 95 % interval of the contrast share, over prompts, `base_ci`
+    that of the base share."""
     shares = answered(prompts.ablator.logits([heads], how)[0], prompts.answers)
     row = {"ablated": label, "heads": list(heads), "how": how, **rounded(shares), "n_draws": 1}
     n = prompts.ablator.n_prompts
-    return row | {"ci": wilson(shares["contrast_acc"], n), "n_prompts": n}
+    ci, base_ci = (wilson(shares[name], n) for name in ("contrast_acc", "base_acc"))
+    return row | {"ci": ci, "base_ci": base_ci, "n_prompts": n}
 
 
 def control_row(prompts: Prompts, label: str, draws: Sequence[Heads], how: str) -> Found:

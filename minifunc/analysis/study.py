@@ -125,7 +125,7 @@ def reuse_rows(
         {"prompt": "contrast"} | ablation_row(prompts, "function_induction", heads, "base"),
         {"prompt": "contrast"} | control_row(prompts, "random_same_layers", drawn, "base"),
     ]
-    kept = ("prompt", "ablated", "base_acc", "contrast_acc", "n_prompts")
+    kept = ("prompt", "ablated", "base_acc", "contrast_acc", "ci", "n_prompts")
     return [{name: row[name] for name in kept} for row in rows]
 
 

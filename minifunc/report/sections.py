@@ -82,9 +82,8 @@ def claim_numbers(f: Findings, circuit: Circuit, done: str, remains: str) -> lis
     """The numbers in large print, each with what it counts."""
     n, n_heads = circuit["accuracy_prompts"], f.model.cfg.n_layers * f.model.cfg.n_heads
     alone = circuit["evaluation"]["circuits"][0]
-    random = f"(random ones: {alone['random_circuits']['mean']:.2f})"
     heads = f"function-induction head{'s' * (len(f.fi) > 1)} of {n_heads}: {', '.join(f.fi)}"
-    faithful = f"faithfulness of the {len(alone['heads'])} heads of all groups alone {random}"
+    faithful = f"faithfulness of the {len(alone['heads'])} heads of all groups alone"
     shown = [
         (done, f"answered {circuit['asked']}, {circuit['shots']} shots, {n} prompts"),
         (len(f.fi), heads),

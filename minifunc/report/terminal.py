@@ -65,6 +65,11 @@ def direct_writers(c: Circuit) -> tuple[dict[str, float], dict[str, float]]:
     return fi, {name: r for name, r in strong.items() if name not in fi}
 
 
+def between(interval: list[float], scale: float = 1) -> str:
+    """An interval of 95 %: `0.96 to 0.99`."""
+    return " to ".join(f"{scale * end:.2f}" for end in interval)
+
+
 # ---------------------------------------------------------------- step by step
 
 
@@ -78,7 +83,7 @@ def solved(c: Circuit) -> list[str]:
 
 
 def logit_differences(c: Circuit) -> list[str]:
-    F = f"base {c['F']['base']:.2f}, contrast {c['F']['contrast']:.2f}"
+    F = listed(f"{name} {c['F'][name]:.2f} ({between(ci)})" for name, ci in c["F_ci"].items())
     return [f"F = logit(plain) - logit({c['asked']}): {F}"]
 
 
@@ -111,41 +116,54 @@ def groups(c: Circuit) -> list[str]:
     lines = [*table(["group", "heads"], rows, left=2), f"criteria: {criteria}"]
     if not (heads := members(c)):
         return lines
-    rows = [[head, f"{r_of(c, head):.1f}", *c["attention"][head].values()] for head in heads]
-    columns = ["head", "r in %", *map(words, c["attention"][heads[0]])]
+    rows = list[list[Any]]()
+    for head in heads:
+        r = [f"{r_of(c, head):.1f}", between(c["r_ci"][head], 100)]
+        rows.append([head, *r, *c["attention"][head].values()])
+    columns = ["head", "r in %", "95 %", *map(words, c["attention"][heads[0]])]
     return [*lines, "", "where they look: shares of attention", *table(columns, rows, digits=2)]
 
 
 def enough(c: Circuit) -> list[str]:
-    """In short: all groups together run alone, random circuits beside them."""
+    """In short: all groups together run alone, beside all other heads and random circuits."""
     e, rows = c["evaluation"], []
-    sources = ("values of base prompts", "of other operands", "mean values")
-    for source, row in zip(sources, e["circuits"]):  # the first three are the union of groups
-        alone = [row["faithfulness"], row["circuit_accuracy"], row["random_circuits"]["mean"]]
-        rows.append([source, *alone])
+    for row in e["circuits"][:3]:  # of the union of groups
+        faithful = f"{row['faithfulness']:.2f} ({between(row['faithfulness_ci'])})"
+        alone = [faithful, row["circuit_accuracy"], row["base_acc"]]
+        by_chance = (row["random_circuits"] or {}).get("mean")
+        rows.append(
+            [words(row["replaced_by"]), *alone, row["others_alone"]["faithfulness"], by_chance]
+        )
     return [
         f"is it enough? Its {len(e['circuit'])} heads alone, {e['n_prompts']} other prompts",
-        *table(["all others send", "faithfulness", c["asked"], "random heads"], rows),
-        "  (random heads: as many of the same layers; they overlap with the circuit)",
+        *table(
+            ["all else sends", "faithfulness", c["asked"], "plain", "others", "random"], rows, 1, 2
+        ),
+        "  (others: faithfulness of all but these; random: of as many in the same layers)",
         f"  it misses at most {e['completeness']:.0%} of F, whatever part of it is taken away",
     ]
 
 
 def evaluated(c: Circuit) -> list[str]:
-    """Circuits run alone: all heads outside replaced."""
+    """Circuits run alone, all heads outside replaced, and their controls."""
     e, rows = c["evaluation"], []
+    shares = ("circuit_accuracy", "base_acc", "highest", "overlap")
     for row in e["circuits"]:
-        kind = [row["circuit"], words(row["replaced_by"]), len(row["heads"])]
-        alone = [row["faithfulness"], row["circuit_accuracy"], row["base_acc"]]
-        random = row["random_circuits"]
-        rows.append([*kind, *alone, random["mean"], random["highest"]])
-    columns = ["circuit", "outside", "heads", "faithfulness", c["asked"], "plain"]
+        runs = {f"{row['circuit']} ({len(row['heads'])})": row}
+        for control in ("others_alone", "random_circuits", "random_lower"):
+            runs[f"  {words(control)}"] = row[control] or {}
+        for name, run in runs.items():
+            faithful = run.get("faithfulness", run.get("mean"))
+            ci = between(run.get("faithfulness_ci", []))
+            rows.append([name, words(row["replaced_by"]), faithful, ci, *map(run.get, shares)])
+    columns = ["circuit", "outside", "faithfulness", "95 %", c["asked"], "plain"]
     return [
         f"circuits alone, {e['n_prompts']} other prompts: heads outside send what they send on the "
         "base prompt, on the one with other operands, or their mean",
-        "  (random: as many heads of the same layers, the circuit's own among them, so they overlap"
-        " with it and may even equal it)",
-        *table([*columns, "random: mean", "highest"], rows, left=2),
+        "  random circuits = as many other heads of the same layers; random lower = below the "
+        "highest FI head other heads, the FI heads kept; neither is ever the circuit itself (– = "
+        "there is no other); overlap = share of the circuit's heads in them",
+        *table([*columns, "highest", "overlap"], rows, left=2),
         *taken_apart("union of groups", e),
         *taken_apart("the same, operands changed", e["operands_changed"]),
         *taken_apart("eliminated, both contrasts", e["by_elimination"]),
@@ -159,7 +177,8 @@ def taken_apart(name: str, part: dict[str, Any]) -> list[str]:
     return [
         f"  {name}: {listed(part['circuit'])}",
         f"    completeness gap, share of F's range: greedy max {part['completeness']:.3f} "
-        f"(without {listed(gaps['worst'])}), mean {gaps['greedy_mean']:.3f}; "
+        f"({between(part['completeness_ci'])}; without {listed(gaps['worst'])}), "
+        f"mean {gaps['greedy_mean']:.3f}; "
         f"random max {gaps['random_max']:.3f}, mean {gaps['random_mean']:.3f}",
         "    minimality, least needed first: "
         + listed(f"{head} {share:.3f}" for head, share in least_first),
@@ -176,12 +195,13 @@ def readers(c: Circuit) -> list[str]:
         row = [head, words(role["kind"]), role["looks_at"], brings]
         for source in ("answers", "operands", "unrelated"):
             without = role["replaced"][source]
-            row.append(f"{100 * without['r']:.0f} % {without['contrast_acc']:7.2f}")
+            shares = f"{without['contrast_acc']:7.2f} {without['base_acc']:7.2f}"
+            row.append(f"{100 * without['r']:.0f} % {shares}")
         rows.append(row)
     columns = ["head", "kind", "looks at", "brings", "other shown answers", "other operands"]
     return [
-        "heads below: where they look from a shown answer, and r and accuracy "
-        f"({c['asked']}) when each is replaced over the examples by values from",
+        "heads below: where they look from a shown answer, and r and shares "
+        f"({c['asked']}, plain) when each is replaced over the examples by values from",
         *table([*columns, "unrelated examples"], rows, left=4),
     ]
 
@@ -222,6 +242,46 @@ def ablated(c: Circuit) -> list[str]:
     ]
 
 
+def carried(c: Circuit) -> list[str]:
+    """In short: which FI heads carry the shift."""
+    if "shift_swap" not in c["evaluation"]:
+        return []
+    together, *others = c["evaluation"]["shift_swap"]["rows"]
+    alone = [row["passes"] for row in others if row["swapped"] == "one_fi_head"]
+    share = f"together {together['answers']['moved']:.0%} of the way"
+    return [f"given another shift's: {sum(alone)} of {len(alone)} move the answer, {share}"]
+
+
+def shift_swapped(c: Circuit) -> list[str]:
+    """Heads given what they send where only the shift differs."""
+    rows: list[list[object]] = []
+    for row in c["evaluation"].get("shift_swap", {"rows": []})["rows"]:
+        swapped: list[object] = [words(row["swapped"]), listed(row["heads"]), row["passes"]]
+        for part in (row["answers"], row["operands"]):
+            swapped += [part["moved"], between(part["ci"]), part["other_acc"], part["base_acc"]]
+        rows.append(swapped)
+    columns = ["swapped", "heads", "passes", *("moved", "95 %", "other", "plain") * 2]
+    says = "at the last `=`, the values of another shift, by other shown answers, by other operands"
+    return [says, *table(columns, rows, left=2)] if rows else []
+
+
+def thresholds(c: Circuit) -> list[str]:
+    """The groups that other thresholds would make."""
+    sensitivity, rows = c["evaluation"]["sensitivity"], []
+    usual = {row["group"]: row["heads"] for row in sensitivity if row["in_force"]}
+    for row in sensitivity:
+        heads = row["heads"]
+        if heads != usual[row["group"]] or (row["in_force"] and heads):
+            criterion = words(row["criterion"]) + " *" * row["in_force"]
+            shares = [f"{row[key]:.2f}" for key in ("value", "contrast_acc", "base_acc")]
+            rows.append([criterion, words(row["group"]), listed(heads), *shares])
+    return [
+        "other thresholds (* in force; those that change nothing are left out): the group, and the "
+        f"shares {c['asked']} and plain that are left without it",
+        *table(["criterion", "group", "heads", "threshold", "left", "plain"], rows, left=3),
+    ]
+
+
 def written(c: Circuit) -> list[str]:
     """What the FI heads write and read."""
     if "reading" not in c:
@@ -255,16 +315,17 @@ def fours(c: Circuit) -> list[list[dict[str, Any]]]:
 
 def spared(c: Circuit) -> list[str]:
     """In short: how other tasks fare without these heads."""
-    shifted = []
+    shares = []
     for base, *settings in fours(c):
         if base["items"] != "no carry":
-            shifted.append([row["contrast_acc"] for row in settings])
-    if not shifted:
+            shares.append([row[key] for row in settings for key in ("contrast_acc", "base_acc")])
+    if not shares:
         return []
-    kept, without, without_random = map(fmean, zip(*shifted))
+    means = [f"{fmean(each):.2f}" for each in zip(*shares)]
+    kept, without, random = (" and ".join(means[at : at + 2]) for at in (0, 2, 4))
     return [
-        f"the same heads on {len(shifted)} tasks: shifted answers {kept:.2f}, without them "
-        f"{without:.2f}, without as many random ones {without_random:.2f} (means)"
+        f"the same heads on {len(shares)} tasks: shifted and plain answers {kept}, without them "
+        f"{without}, without as many random ones {random} (means)"
     ]
 
 
@@ -279,8 +340,9 @@ def reused(c: Circuit) -> list[str]:
     rows = []
     for four in fours(c):
         shares = [f"{row['base_acc']:.2f} / {row['contrast_acc']:.2f}" for row in four]
-        rows.append([asked_in(four), *shares])
+        rows.append([asked_in(four), *shares, between(four[2]["ci"]), four[2]["n_prompts"]])
     columns = ["task", "base prompt", "contrast prompt", "without FI", "without random"]
+    columns += ["without FI, 95 %", "prompts"]
     return [
         "the same heads on other tasks: shares of plain / shifted answers (random: as many heads "
         "of the same layers, or all others where they are fewer)",
@@ -322,7 +384,7 @@ PARTS: dict[str, tuple[Parts, Parts]] = {  # of each step: in short, in full
     "direct": ((heat_map,), (heat_map,)),
     "circuit": ((traced,), (traced, groups)),
     "enough": ((enough,), (evaluated, readers)),
-    "ablation": ((needed,), (ablated,)),
+    "ablation": ((needed, carried), (ablated, shift_swapped, thresholds)),
     "writing": ((averages,), (written, averaging_shown)),
     "reuse": ((spared,), (reused,)),
     "conclusion": ((conclusion,), (conclusion,)),

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,10 +13,12 @@ from minifunc.model import Transformer
 from minifunc.support.checks import check_answers, check_tokens, of_type
 from minifunc.support.hooks import Hooks
 from minifunc.support.processes import all_sum, share
+from minifunc.support.tables import rounded
 
 Language = Any  # what tasks.py offers; handed in, since nothing in this package imports a script
 Table = dict[str, dict[str, dict[str, float]]]  # task → k → shots → accuracy
 ROWS = 512  # prompts in one pass: enough to keep every core busy, small enough for any machine
+N_RESAMPLES = 2000
 
 
 @torch.no_grad()
@@ -96,3 +99,18 @@ def wilson(share: float, n: int) -> list[float]:
     centre = (share + z * z / (2 * n)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return [round(max(0.0, centre - half), 4), round(min(1.0, centre + half), 4)]
+
+
+def bootstrap(values: Tensor, per: Tensor | None = None) -> list[list[float]]:
+    """95 % intervals over prompts of the mean of each row of values [n_rows, n_prompts]; with per
+    [n_prompts], of mean(values) / mean(per), both over the same prompts. Percentiles of draws with
+    repetition (Efron 1979), always the same ones. A single prompt gives no width.
+
+    >>> bootstrap(torch.tensor([[1.0, 1.0, 3.0, 3.0]]), torch.tensor([2.0, 2.0, 6.0, 6.0]))
+    [[0.5, 0.5]]
+    """
+    n = values.shape[1]
+    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), N_RESAMPLES).T
+    total = values.detach().double().cpu().numpy() @ counts  # [n_rows, n_resamples]
+    per_total = n if per is None else per.detach().double().cpu().numpy() @ counts
+    return rounded(np.quantile(total / per_total, [0.025, 0.975], axis=1).T.tolist(), 5)

@@ -1,0 +1,90 @@
+"""Is a head found to carry the shift where one does, and by no model that cannot?"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from handwired import headline_model
+
+import tasks
+from minifunc.ablation import Ablator, all_heads
+from minifunc.analysis import shift_swap
+from minifunc.model import ModelConfig, Transformer
+from minifunc.support.runs import load_run
+
+ASKED = SimpleNamespace(task="addition", k=1, shots=2, seed=0)
+SMALL = {"n_layers": 2, "n_heads": 3, "d_model": 24, "d_head": 8, "d_mlp": 48}
+
+
+def swapped(model, fi, shots=2):
+    asked = SimpleNamespace(**vars(ASKED) | {"shots": shots})
+    return shift_swap.study(tasks, model, fi, asked)["shift_swap"]["rows"]
+
+
+@pytest.fixture(autouse=True)
+def fewer(monkeypatch):
+    monkeypatch.setattr(shift_swap, "N_PROMPTS", 150)
+
+
+def numbers(tokens, places):
+    return tokens[:, places] - tasks.ZERO
+
+
+def test_donors_ask_for_the_same_sum_by_other_examples_and_differ_in_the_shift_alone(monkeypatch):
+    made = []
+    monkeypatch.setattr(shift_swap, "Ablator", lambda *given: made.append(given) or Ablator(*given))
+    model = Transformer(ModelConfig(d_vocab=len(tasks.VOCABULARY), **SMALL))
+    found = shift_swap.study(tasks, model.requires_grad_(False), ["1.0"], ASKED)["shift_swap"]
+    ((_, prompts, donors),) = made
+    places = tasks.answer_positions(2)
+    shifts = {}
+    for name, tokens in {"own": prompts, **donors}.items():
+        x, y, c = (numbers(tokens, places + back) for back in (-4, -2, 0))
+        d = c - x - y
+        assert torch.equal(d, d[:, :1].expand_as(d))
+        shifts[name] = d[:, 0]
+        asked = numbers(tokens, [-4, -2]).sum(1)
+        assert torch.equal(asked, numbers(prompts, [-4, -2]).sum(1))
+    assert set(shifts["own"].tolist()) == set(shifts["same"].tolist()) == {1}
+    assert set(shifts["answers"].tolist()) == {-4, -3, -2, -1, 2, 3, 4} == set(found["shifts"])
+    assert set(shifts["operands"].tolist()) == {0}
+    assert torch.equal(numbers(donors["same"], places), numbers(donors["operands"], places))
+    operands = torch.cat([places - 4, places - 2])
+    assert torch.equal(donors["same"][:, operands], donors["answers"][:, operands])
+    assert (donors["same"][:, operands] != prompts[:, operands]).any(1).all()
+    assert found["n_prompts"] == len(prompts) > 100
+
+
+def test_the_heads_of_the_reference_run_carry_the_shift_and_others_of_their_layers_hardly_do():
+    model, _ = load_run("reference")
+    rows = swapped(model, ["2.1", "2.3", "3.2", "3.3", "3.5"], shots=8)
+    together, random = rows[0], [row for row in rows if row["swapped"] == "random_same_layers"]
+    passing = {row["heads"][0] for row in rows if row["passes"] and len(row["heads"]) == 1}
+    assert together["passes"] and {"2.3", "3.2", "3.5"} <= passing
+    assert passing.isdisjoint({"2.0", "2.2", "2.4", "2.5", "3.4"})
+    assert min(together[how]["moved"] for how in ("answers", "operands")) > 0.6
+    assert max(row[how]["moved"] for how in ("answers", "operands") for row in random) < 0.2
+    assert together["operands"]["base_acc"] == together["operands"]["other_acc"] > 0.8
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_head_of_an_untrained_model_passes(seed):
+    cfg = ModelConfig(d_vocab=len(tasks.VOCABULARY), **SMALL)
+    model = Transformer(cfg, torch.Generator().manual_seed(seed)).requires_grad_(False)
+    rows = swapped(model, all_heads(cfg))
+    alone = [row["passes"] for row in rows if row["swapped"] == "one_fi_head"]
+    assert alone == [False] * 6
+
+
+@pytest.mark.parametrize("more", [0, 2])
+def test_a_head_that_looks_at_a_shown_answer_and_copies_it_does_not_pass(more):
+    """Nor one that adds to it: other operands change nothing of what it sends."""
+    rows = swapped(headline_model(len(tasks.VOCABULARY), more), ["0.0"])
+    assert not any(row["passes"] for row in rows)
+    assert rows[0]["operands"]["moved"] == pytest.approx(0, abs=1e-6)
+    assert more or rows[0]["answers"]["moved"] < 0
+
+
+def test_a_function_that_is_not_on_numbers_has_none():
+    asked = SimpleNamespace(**vars(ASKED) | {"task": "caesar"})
+    assert shift_swap.study(tasks, None, ["0.0"], asked) == {}
