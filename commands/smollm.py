@@ -241,7 +241,7 @@ def trace(
     tell: Callable[[str], object],
 ) -> Found:
     """The whole study: what circuit.json holds. What is found is told as soon as it is known."""
-    criteria, cfg, started = Criteria(), model.cfg, time.perf_counter()
+    criteria, started = Criteria(), time.perf_counter()
     prompts = draw(sums, amount.n_found, SHOTS, seed=0)
     circuit: Found = {"task": "addition", "k": K, "asked": f"off by {K:+d}", "shots": SHOTS}
     circuit |= {"n_prompts": amount.n_found, "freeze_mlps": False, "device": str(model.device)}

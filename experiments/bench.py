@@ -37,7 +37,7 @@ from minifunc.support.errors import UserError, command
 from minifunc.support.files import make_folder, save_json
 from minifunc.support.flags import Parser, pick_device
 from minifunc.support.runs import RESULTS
-from minifunc.support.settings import model_fields
+from minifunc.support.settings import shape_of
 from minifunc.support.tables import fitted, table
 
 TOLERANCE = 1e-4  # float32: logits of the patcher, loss and gradients of the training step
@@ -144,7 +144,7 @@ def timed_rows(device: torch.device, repeats: int, quick: bool) -> list[Row]:
     torch.set_float32_matmul_precision("highest")
     step = bench_train.compare_steps(model, cfg, device, 5 * repeats)
     named, other = (
-        model_fields(model) | {"name": "default"},
+        shape_of(model) | {"name": "default"},
         "plain eager step scoring every position",
     )
     return [*rows, make_row("training step", named, other, *step)]

@@ -44,16 +44,8 @@ from minifunc.support.products import in_stream, product
 from minifunc.support.receivers import HeadInput, KVInput, Logits, MLPInput, Receiver, Resid
 from minifunc.support.settled import settled
 
-__all__ = [
-    "Effects",
-    "HeadInput",
-    "KVInput",
-    "Logits",
-    "MLPInput",
-    "PathPatcher",
-    "Receiver",
-    "Resid",
-]
+__all__ = ["Effects", "HeadInput", "KVInput", "Logits", "MLPInput", "PathPatcher", "Receiver"]
+__all__ += ["Resid"]
 
 Asked = Sequence[str | Sequence[str]]  # senders by name; those in a list send together
 NO_HOOKS = Hooks()

@@ -164,18 +164,15 @@ def checked_place(head: Any, positions: Positions, hook: str = "hook_z") -> tupl
     """`whole_numbers` of a place in the model. Raises ValueError for a head below 0 too, for a head
     where there are none, and for positions where there are pairs of them."""
     counted("head", 0 if head is None else head, 0)
-    of_heads, of_pairs = (
-        re.search("_[qkvz](_of_heads)?$", hook),
-        re.search("scores$|pattern$", hook),
-    )
+    of_heads = re.search("_[qkvz](_of_heads)?$", hook)
+    of_pairs = re.search("scores$|pattern$", hook)
     if (head is not None and not of_heads) or (positions is not None and of_pairs):
         raise ValueError(f"{hook} has no head {head} or positions {positions} to choose")
     return whole_numbers(positions)
 
 
 def checked_node(name: str, *known: str) -> str:
-    """The name. Raises ValueError unless it is among those known, but for numbers; v: or q, k (of
-    key/value heads k alone)."""
+    """The name. Raises ValueError unless it is among those known, but for numbers; v: or q, k."""
     kind = re.sub(r"\d+", "0", str(name))
     kind = {"0.0.q": "0.0.v", "0.0.k": "0.0.v", "0.kv0.k": "0.kv0.v"}.get(kind, kind)
     if kind not in known:
@@ -324,8 +321,7 @@ def checked_group(entry: Any, model: Any, n_pos: int) -> tuple[Any, ...]:
     for receiver in group:
         if not _has_receiver(cfg, hooks, receiver):
             size = f"{cfg.n_layers} layers × {cfg.n_heads} heads"
-            if cfg.n_sharing > 1:
-                size += f" in groups of {cfg.n_sharing}"
+            size += f" in groups of {cfg.n_sharing}" * (cfg.n_sharing > 1)
             raise ValueError(f"this model of {size} has no receiver {receiver!r}")
         checked_positions(receiver.positions, n_pos)
     places = sorted(map(str, group))

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from minifunc.model import ModelConfig
 from minifunc.support import checks
-from minifunc.support.checks import Positions
 
 
 @dataclass(frozen=True)
@@ -16,7 +15,7 @@ class Place:
 
     hook: str
     head: int | None = None
-    positions: Positions = None
+    positions: checks.Positions = None
 
     def __post_init__(self) -> None:  # positions are read once, and kept
         vars(self)["positions"] = checks.checked_place(self.head, self.positions, self.hook)
@@ -30,7 +29,7 @@ class Place:
         return activation
 
 
-def sender(name: str, positions: Positions = None) -> Place:
+def sender(name: str, positions: checks.Positions = None) -> Place:
     """Where "embedding", "mlp2" or the head "3.1" writes."""
     if checks.checked_node(name, "embedding", "mlp0", "0.0") == "embedding":
         return Place("hook_embed", None, positions)
@@ -40,9 +39,9 @@ def sender(name: str, positions: Positions = None) -> Place:
     return Place(f"blocks.{layer}.attn.hook_z", int(head), positions)
 
 
-def receiver(name: str, cfg: ModelConfig, positions: Positions = None) -> Place:
-    """Where "logits", "mlp2", "resid2" (the stream that enters block 2) or "3.1.v" reads. Of grouped
-    heads that is the copy which head 3.1 alone reads; "3.kv0.v" is what its whole group does."""
+def receiver(name: str, cfg: ModelConfig, positions: checks.Positions = None) -> Place:
+    """Where "logits", "mlp2", "resid2" (the stream that enters block 2) or "3.1.v" reads. In a
+    group that is the copy which head 3.1 alone reads; "3.kv0.v" is what the whole group does."""
     grouped = checks.of_type(ModelConfig, "cfg", cfg).n_sharing > 1
     known = ["logits", "resid0", "mlp0", "0.0.v", *["0.kv0.v"] * grouped]
     if checks.checked_node(name, *known).startswith("mlp"):

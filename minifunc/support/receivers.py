@@ -1,8 +1,5 @@
-"""What can receive in path patching: values that know where they read, and what they read there.
-
-A sender's change reaches a receiver as a change of the stream. Pass 1 asks the receiver what it
-reads of the changed stream; pass 2 puts that at the receiver's hook point (`minifunc/patching.py`).
-"""
+"""What can receive in path patching (`minifunc/patching.py`): pass 1 asks a receiver what it reads
+of the changed stream, and pass 2 puts that at the receiver's hook point."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +11,8 @@ from minifunc.model import ModelConfig, Transformer
 from minifunc.support import checks
 from minifunc.support.products import product
 
+TURNED = {"q": "rot_q", "k": "rot_k", "v": "v"}  # hook points behind the rotary positions
+
 
 class Receiver:
     """Where a sender's change can be read: a value that knows what it reads, and at which stage.
@@ -22,8 +21,9 @@ class Receiver:
     whether it is the residual stream itself, not what a head or an MLP reads of it.
     """
 
+    layer: int
     head: int | None
-    which = ""
+    which: str
     kinds: tuple[str, ...] = ("q", "k", "v")  # what `which` may be
     positions: checks.Positions  # any whole numbers from 0; None: everywhere
     is_stream = False
@@ -36,11 +36,11 @@ class Receiver:
         return ""
 
     def stage(self, cfg: ModelConfig) -> int:
-        raise NotImplementedError
+        return 2 * self.layer
 
     def heads(self, cfg: ModelConfig) -> Sequence[int]:
-        """The (query) heads that read it at once, so that their z changes."""
-        return ()
+        """The (query) heads that read it, so that their z changes."""
+        return [] if self.head is None else [self.head]
 
     def read(self, model: Transformer, x: Tensor) -> Tensor:
         """What it reads of x [sender, prompt, pos, d_model], the stream; normalized for heads."""
@@ -75,30 +75,22 @@ class HeadInput(Receiver):
         return f"{self.layer}.{self.head}.{self.which}"
 
     def hook(self, cfg: ModelConfig) -> str:
-        turned = {"q": "rot_q", "k": "rot_k"}.get(self.which, self.which)
         is_copy = cfg.n_sharing > 1 and self.which != "q"
-        return f"blocks.{self.layer}.attn.hook_{f'{self.which}_of_heads' if is_copy else turned}"
-
-    def stage(self, cfg: ModelConfig) -> int:
-        return 2 * self.layer
-
-    def heads(self, cfg: ModelConfig) -> Sequence[int]:
-        return [self.head]
+        name = f"{self.which}_of_heads" if is_copy else TURNED[self.which]
+        return f"blocks.{self.layer}.attn.hook_{name}"
 
     def read(self, model: Transformer, x: Tensor) -> Tensor:
         """q and k with their positions worked in: [..., pos, d_head]."""
-        attn, index = model.blocks[self.layer].attn, self.index(model.cfg)
-        value = product(x, getattr(attn, f"W_{self.which.upper()}")[index])
+        attn, kind = model.blocks[self.layer].attn, self.which.upper()
+        head = self.heads(model.cfg)[0]  # any of those that share k and v
+        index = head if kind == "Q" else head // model.cfg.n_sharing
+        value = product(x, getattr(attn, f"W_{kind}")[index])
         if model.cfg.qkv_bias:
-            value = value + getattr(attn, f"b_{self.which.upper()}")[index]
+            value = value + getattr(attn, f"b_{kind}")[index]
         if self.which == "v":
             return value
         positions = torch.arange(x.shape[-2], device=x.device)
         return attn.with_position(value[..., None, :], positions).squeeze(-2)
-
-    def index(self, cfg: ModelConfig) -> int:
-        """Whose matrices it reads with, among the heads, or the key/value heads for k and v."""
-        return self.head if self.which == "q" else self.head // cfg.n_sharing
 
 
 @dataclass(frozen=True)
@@ -112,14 +104,10 @@ class KVInput(HeadInput):
         return f"{self.layer}.kv{self.head}.{self.which}"
 
     def hook(self, cfg: ModelConfig) -> str:
-        name = "rot_k" if self.which == "k" else self.which
-        return f"blocks.{self.layer}.attn.hook_{name}" if cfg.n_sharing > 1 else ""
+        return f"blocks.{self.layer}.attn.hook_{TURNED[self.which]}" if cfg.n_sharing > 1 else ""
 
     def heads(self, cfg: ModelConfig) -> Sequence[int]:
         return range(self.head * cfg.n_sharing, (self.head + 1) * cfg.n_sharing)
-
-    def index(self, cfg: ModelConfig) -> int:
-        return self.head
 
 
 @dataclass(frozen=True)
@@ -154,6 +142,3 @@ class Resid(Receiver):
 
     def hook(self, cfg: ModelConfig) -> str:
         return f"blocks.{self.layer}.hook_resid_pre"
-
-    def stage(self, cfg: ModelConfig) -> int:
-        return 2 * self.layer
