@@ -42,7 +42,7 @@ from minifunc.support.errors import UserError, command
 from minifunc.support.files import make_folder, save_json
 from minifunc.support.flags import Parser, pick_device
 from minifunc.support.runs import RESULTS
-from minifunc.support.settings import model_fields
+from minifunc.support.settings import shape_of
 from minifunc.support.tables import fitted, table, wrapped
 
 TOLERANCE = 1e-4  # float32: logits of the patcher, loss and gradients of the training step
@@ -151,10 +151,7 @@ def training_step(
     model: ModelConfig, cfg: train.TrainConfig, device: torch.device, repeats: int
 ) -> Row:
     seconds, difference = bench_train.compare_steps(model, cfg, device, repeats)
-    other, named = (
-        "plain eager step scoring every position",
-        model_fields(model) | {"name": "default"},
-    )
+    other, named = "plain eager step scoring every position", shape_of(model) | {"name": "default"}
     row = make_row("training step", named, other, seconds, difference)
     n_tokens = cfg.documents * (1 + tasks.EXAMPLE * cfg.examples)
     ours, plain = (n_tokens / one for one in seconds)

@@ -78,8 +78,8 @@ class Loop(Side):
 
     def __init__(self, model: Transformer, pairs: tasks.Pairs, run: Run) -> None:
         super().__init__(model, pairs)
-        self.run, self.n_layers = run, model.cfg.n_layers
-        self.z_names = [f"blocks.{layer}.attn.hook_z" for layer in range(self.n_layers)]
+        self.run, self.cfg = run, model.cfg
+        self.z_names = [f"blocks.{layer}.attn.hook_z" for layer in range(self.cfg.n_layers)]
 
     def start(self) -> None:
         self.z_base: dict[str, Tensor] = {}
@@ -89,7 +89,7 @@ class Loop(Side):
         self.F_contrast = self.F(self.run(self.contrast, hooks))
 
     def F_patched(self, head: str, receiver: Receiver) -> Tensor:
-        sends, reads = definition.sender(head), definition.receiver(str(receiver), self.n_layers)
+        sends, reads = definition.sender(head), definition.receiver(str(receiver), self.cfg)
         z = dict(self.z_contrast)
         z[sends.hook] = sends.put(z[sends.hook], self.z_base[sends.hook])
         frozen = dict.fromkeys(z, lambda _, name: z[name])

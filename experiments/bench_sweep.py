@@ -24,7 +24,7 @@ from minifunc.patching import Effects, HeadInput, Logits, PathPatcher, Receiver
 from minifunc.support.names import parse
 from minifunc.support.precision import effects_error
 from minifunc.support.processes import any_process, join
-from minifunc.support.settings import model_fields
+from minifunc.support.settings import shape_of
 
 SweepPath = tuple[str, Receiver]  # from a head, by name
 CPU = torch.device("cpu")
@@ -71,7 +71,7 @@ class Sweep:
     def described(self) -> dict[str, Any]:
         """The model and the prompts."""
         size = {"prompts": self.n_prompts, "tokens": tasks.n_tokens(self.shots)}
-        return {"name": self.name} | model_fields(self.cfg) | size
+        return {"name": self.name} | shape_of(self.cfg) | size
 
     def model(self, device: torch.device) -> Transformer:
         """Random weights, drawn on the device. Sets how float32 products are computed."""

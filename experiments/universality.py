@@ -17,7 +17,7 @@ from experiments.summary import Rows, by, means, solved
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support import tables
 from minifunc.support.names import parse
-from minifunc.support.settings import model_fields
+from minifunc.support.settings import shape_of
 
 M = train.MODEL
 WIDTH = M.n_heads * M.d_head  # of all heads together: the same, however many there are
@@ -44,7 +44,7 @@ def make(kind: str, seed: int, steps: int) -> Run:
 def rows(run: Run, measured: Row) -> Rows:
     name = {"name": run.name.removeprefix("model_")}
     n_parameters = sum(weight.numel() for weight in Transformer(run.model).parameters())
-    config = name | model_fields(run.model) | {"n_parameters": n_parameters}
+    config = name | shape_of(run.model) | {"n_parameters": n_parameters}
     return [result_row(run, measured, {"config": config})]
 
 

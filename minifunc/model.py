@@ -251,15 +251,6 @@ class Block(nn.Module):
         return hooks(resid, f"{self.name}.hook_resid_post")
 
 
-class Unembed(nn.Module):
-    """Holds the matrix from vectors to logits, where it is not the embedding's."""
-
-    def __init__(self, cfg: ModelConfig) -> None:
-        super().__init__()
-        if not cfg.tied_embeddings:
-            self.W_U = nn.Parameter(torch.empty(cfg.d_model, cfg.d_vocab))
-
-
 class Transformer(Hooked):
     """Token ids [batch, pos] int64 → logits [batch, pos, d_vocab]. generator: draws the initial
     weights, float32 (a CPU generator; the default is one seeded with 0)."""
@@ -275,13 +266,15 @@ class Transformer(Hooked):
         blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))
         self.blocks = blocks  # type: ignore[assignment]
         self.ln_final = Norm(cfg, "ln_final")
-        self.unembed = Unembed(cfg)
+        self.unembed = nn.ParameterDict()
+        if not cfg.tied_embeddings:
+            self.unembed["W_U"] = torch.empty(cfg.d_model, cfg.d_vocab)
         self.float()._draw_weights(generator or torch.Generator().manual_seed(0))
 
     @property
     def W_U(self) -> Tensor:
         """The unembedding, [d_model, d_vocab]."""
-        return self.embed.W_E.T if self.cfg.tied_embeddings else self.unembed.W_U
+        return self.embed.W_E.T if self.cfg.tied_embeddings else self.unembed["W_U"]
 
     @settled
     def _draw_weights(self, generator: torch.Generator) -> None:

@@ -34,122 +34,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minifunc.model import ModelConfig, Transformer, attention_scores
+from minifunc.model import Transformer, attention_scores
 from minifunc.support import checks
 from minifunc.support.effects import Effects, Row, Senders
 from minifunc.support.hooks import Hooks
 from minifunc.support.pairs import CachedRuns, PairedRuns
 from minifunc.support.processes import all_sum
 from minifunc.support.products import in_stream, product
+from minifunc.support.receivers import HeadInput, KVInput, Logits, MLPInput, Receiver, Resid
 from minifunc.support.settled import settled
 
-__all__ = ["Effects", "HeadInput", "Logits", "MLPInput", "PathPatcher", "Receiver", "Resid"]
+__all__ = ["Effects", "HeadInput", "KVInput", "Logits", "MLPInput", "PathPatcher", "Receiver"]
+__all__ += ["Resid"]
 
 Asked = Sequence[str | Sequence[str]]  # senders by name; those in a list send together
 NO_HOOKS = Hooks()
-
-
-class Receiver:
-    """Where a sender's change can be read: a value that knows what it reads, and at which stage.
-
-    head: of which head it is an input (None: of none). is_stream: whether it is the residual stream
-    itself, not what a head or an MLP reads of it.
-    """
-
-    head: int | None
-    positions: checks.Positions  # any whole numbers from 0; None: everywhere
-    is_stream = False
-
-    def __post_init__(self) -> None:  # positions are read once, and kept
-        vars(self)["positions"] = checks.checked_place(self.head, self.positions)
-
-    @property
-    def hook(self) -> str:
-        return ""  # the hook point that pass 2 overwrites
-
-    def stage(self, cfg: ModelConfig) -> int:
-        raise NotImplementedError
-
-    def read(self, model: Transformer, x: Tensor) -> Tensor:
-        """What it reads of x [sender, prompt, pos, d_model], the stream; normalized for heads."""
-        return x
-
-
-@dataclass(frozen=True)
-class Logits(Receiver):
-    """The final residual stream at the last position; the last norm and the unembedding follow."""
-
-    head = positions = None
-    is_stream = True
-
-    def __str__(self) -> str:
-        return "logits"
-
-    def stage(self, cfg: ModelConfig) -> int:
-        return 2 * cfg.n_layers
-
-
-@dataclass(frozen=True)
-class HeadInput(Receiver):
-    """The q, k or v of one head, at all positions or only at some."""
-
-    layer: int
-    head: int
-    which: str
-    positions: checks.Positions = None
-
-    def __str__(self) -> str:
-        return f"{self.layer}.{self.head}.{self.which}"
-
-    @property
-    def hook(self) -> str:
-        return f"blocks.{self.layer}.attn.hook_{self.which}"
-
-    def stage(self, cfg: ModelConfig) -> int:
-        return 2 * self.layer
-
-    def read(self, model: Transformer, x: Tensor) -> Tensor:
-        attn = model.blocks[self.layer].attn
-        return product(x, getattr(attn, f"W_{self.which.upper()}")[self.head])  # […, d_head]
-
-
-@dataclass(frozen=True)
-class MLPInput(Receiver):
-    """What an MLP reads (its norm's input), not the stream that passes it by."""
-
-    layer: int
-    positions: checks.Positions = None
-    head = None
-
-    def __str__(self) -> str:
-        return f"mlp{self.layer}"
-
-    @property
-    def hook(self) -> str:
-        return f"blocks.{self.layer}.hook_mlp_in"
-
-    def stage(self, cfg: ModelConfig) -> int:
-        return 2 * self.layer + 1
-
-
-@dataclass(frozen=True)
-class Resid(Receiver):
-    """The residual stream that enters a block (layer = n_layers: that leaves the last one)."""
-
-    layer: int
-    positions: checks.Positions = None
-    head = None
-    is_stream = True
-
-    def __str__(self) -> str:
-        return f"resid{self.layer}"
-
-    @property
-    def hook(self) -> str:
-        return f"blocks.{self.layer}.hook_resid_pre"
-
-    def stage(self, cfg: ModelConfig) -> int:
-        return 2 * self.layer
 
 
 @dataclass(frozen=True)
@@ -359,19 +258,23 @@ class PathPatcher(PairedRuns):
         """The contrast run's stream after a block's attention, [sender, p, query, d_model], when
         heads of it read what is in `read`: these heads alone are computed again."""
         attn, resid = self.model.blocks[layer].attn, runs.stream(2 * layer + 1)
+        shared = self.cfg.n_sharing
         resid = resid.expand(len(next(iter(read.values()))), -1, -1, -1)
         keys = torch.arange(self.n_pos, device=resid.device)
-        for head in {r.head for r in read if r.stage(self.cfg) == 2 * layer}:
-            new = {r.hook: value for r, value in read.items() if r.head == head}  # by hook point
-            names = [f"{attn.name}.hook_{x}" for x in ("rot_q", "rot_k", "v", "z")]
-            q, k, v, z = (runs.contrast[name][:, :, head] for name in names)  # [p, pos, d_head]
+        here = {r: value for r, value in read.items() if r.stage(self.cfg) == 2 * layer}
+        for head in sorted({head for receiver in here for head in receiver.heads(self.cfg)}):
+            places = dict(rot_q=head, rot_k=head // shared, v=head // shared, z=head)
+            names = {f"{attn.name}.hook_{x}": place for x, place in places.items()}
+            q, k, v, z = (runs.contrast[name][:, :, place] for name, place in names.items())
             queries = keys[-q.shape[1] :]  # in the last block the last position alone
-            if f"{attn.name}.hook_q" in new:
-                q = new[f"{attn.name}.hook_q"][:, :, -len(queries) :, None]
-                q = attn.with_position(q, queries).squeeze(3)  # [sender, p, query, d_head]
-            if f"{attn.name}.hook_k" in new:
-                k = attn.with_position(new[f"{attn.name}.hook_k"][..., None, :], keys).squeeze(3)
-            v = new.get(f"{attn.name}.hook_v", v)
+            new: dict[str, Tensor] = {}
+            for receiver, value in here.items():  # [sender, p, pos, d_head]
+                if head in receiver.heads(self.cfg):
+                    if receiver.which in new:  # a head's own copy, and what all its group reads
+                        chosen = self.mask(receiver.positions)
+                        value = torch.where(chosen, value, new[receiver.which])
+                    new[receiver.which] = value
+            q, k, v = new.get("q", q)[..., -len(queries) :, :], new.get("k", k), new.get("v", v)
             pattern = attention_scores(q, k, queries, keys).softmax(-1)  # [(sender,) p, query, key]
             resid = resid + product(pattern @ v - z, attn.W_O[head])
         return resid
@@ -382,13 +285,13 @@ class PathPatcher(PairedRuns):
         def overwrite(activation: Tensor, name: str) -> Tensor:
             n_pos = activation.shape[1]  # the last block may compute its last position alone
             for receiver, value in read.items():
-                if receiver.hook == name:  # activation: [sender * p, pos, (head,) …]
+                if receiver.hook(self.cfg) == name:  # activation: [sender * p, pos, (head,) …]
                     part = activation if receiver.head is None else activation[:, :, receiver.head]
                     chosen = self.mask(receiver.positions)[-n_pos:]  # [pos, 1]
                     part[:] = torch.where(chosen, value.flatten(0, 1)[:, -n_pos:], part)
             return activation
 
-        return Hooks({receiver.hook: overwrite for receiver in read})
+        return Hooks({receiver.hook(self.cfg): overwrite for receiver in read})
 
     def _highest(self, group: Sequence[Receiver]) -> int:
         """The stage at which the last receiver of a group reads."""

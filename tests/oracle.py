@@ -34,8 +34,8 @@ class Oracle:
 
     def r(self, names, receivers, freeze_mlps=False):
         """r of one sender ("embedding", "mlp2", "1.3"), or of a list of them that send together, on
-        receivers overwritten together: "logits", "2.1.q", "mlp1", "resid2", with "@1,4" behind it
-        where only some positions are."""
+        receivers overwritten together: "logits", "2.1.q", "2.kv0.v", "mlp1", "resid2", with "@1,4"
+        behind it where only some positions are."""
         senders = [
             sender(name, self.positions) for name in ([names] if isinstance(names, str) else names)
         ]
@@ -43,6 +43,6 @@ class Oracle:
         for name in receivers:
             name, _, where = name.partition("@")
             positions = tuple(map(int, where.split(","))) if where else None
-            places.append(receiver(name, self.model.cfg.n_layers, positions))
+            places.append(receiver(name, self.model.cfg, positions))
         logits = path_patch(self.model, self.contrast, self.sent, senders, places, freeze_mlps)
         return effect(logits, self.of_contrast, self.of_base, self.answers)

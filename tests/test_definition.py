@@ -4,6 +4,7 @@ Models, prompts, senders and receivers are drawn at random.
 """
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,12 @@ from test_patching import read
 
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import PathPatcher
+
+LLAMA = 24  # seeds from here on are of the Llama family
+SEEDS = [
+    *range(LLAMA + 4),
+    *(pytest.param(LLAMA + n, marks=pytest.mark.slow) for n in range(4, 20)),
+]
 
 
 def draw(seed):
@@ -32,9 +39,16 @@ def draw(seed):
         normalization=dice.choice(["RMS", "LN"]),
         act_fn=dice.choice(["gelu", "relu", "none"]),
     )
+    if seed >= LLAMA:
+        act_fn = dice.choice(["silu", "gelu", "none"])
+        parts = {"gated_mlp": act_fn != "none" and dice.random() < 0.7}
+        parts |= {name: dice.random() < 0.5 for name in ("tied_embeddings", "qkv_bias")}
+        cfg = replace(cfg, n_heads=4, n_kv_heads=dice.choice([1, 2]), act_fn=act_fn, **parts)
     model = Transformer(cfg, generator).double().requires_grad_(False)
-    for weight in model.parameters():
+    for name, weight in model.named_parameters():
         weight.mul_(1.5)  # so that norms and nonlinearities bend
+        if ".b_" in name:
+            weight.copy_(torch.randn(weight.shape, generator=generator))
     n_prompts, n_pos = dice.choice([1, 2, 3, 5]), dice.choice([1, 2, 3, 6, 8])
     contrast = torch.randint(9, (n_prompts, n_pos), generator=generator)
     base = contrast.clone()
@@ -77,9 +91,18 @@ def draw(seed):
         for head in range(cfg.n_heads)
         for which in "qkv"
     ]
+    if seed >= LLAMA:
+        places += [
+            f"{layer}.kv{head}.{which}"
+            for layer in range(cfg.n_layers)
+            for head in range(cfg.n_kv_heads)
+            for which in "kv"
+        ] * 2
     groups = [["logits"]]
     for _ in range(dice.choice([0, 5, 5])):
-        group = dice.sample(places, min(len(places), dice.choice([1, 1, 2, 3])))
+        group = list(
+            dict.fromkeys(dice.sample(places, min(len(places), dice.choice([1, 1, 2, 3]))))
+        )
         limited = [
             (place, some_positions() if place not in ("logits", f"resid{cfg.n_layers}") else None)
             for place in group
@@ -88,12 +111,14 @@ def draw(seed):
             [place + ("@" + ",".join(map(str, at)) if at else "") for place, at in limited]
         )
     names = PathPatcher(*data).senders
+    if seed >= LLAMA:
+        names = dice.sample(names, min(len(names), 5))
     senders = names + [dice.sample(names, dice.randint(1, len(names))) for _ in range(3)]
     dice.shuffle(senders)
     return data, options, budget, groups, senders
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_the_sweep_is_the_definition(seed):
     data, options, budget, groups, senders = draw(seed)
     freeze_mlps = seed % 2 == 1

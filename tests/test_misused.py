@@ -5,6 +5,7 @@ that are no bools; logits that hold no answer; lists, arrays and strings in plac
 """
 
 import inspect
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -27,7 +28,7 @@ from minifunc.analysis import (
     scores,
 )
 from minifunc.definition import Place
-from minifunc.patching import HeadInput, Logits, PathPatcher
+from minifunc.patching import HeadInput, KVInput, Logits, PathPatcher
 from minifunc.support import checkpoints, errors, evaluation, shared_streams
 from minifunc.support.hooks import Hooks
 
@@ -150,6 +151,7 @@ FLAGS = {
         w.model, w.tokens, ["hook_embed"], lambda x: x, flag
     ),
     ("tasks", "Diet"): lambda w, flag: tasks.Diet("mine", even_sums=flag),
+    ("minifunc.model", "ModelConfig"): lambda w, flag: ModelConfig(gated_mlp=flag),
 }
 UNCHECKED = {  # processes and reports are handed their own flags
     "minifunc.report",
@@ -262,7 +264,8 @@ def patched(w, sender, receiver):
 
 
 NO_RECEIVER = "this model of 2 layers × 2 heads has no receiver"
-LOGITS = definition.receiver("logits", 2)
+SHAPE = ModelConfig(n_layers=2, n_heads=2)
+LOGITS = definition.receiver("logits", SHAPE)
 REFUSED = {
     "a string": (lambda w: w.patcher().sweep("logits"), NO_RECEIVER),
     "None": (lambda w: w.patcher().sweep(None), NO_RECEIVER),
@@ -284,8 +287,26 @@ REFUSED = {
     "sender 1.0.q": (lambda w: definition.sender("1.0.q"), "no node '1.0.q': there is embedding"),
     "sender None": (lambda w: definition.sender(None), "no node None: there is embedding"),
     "receiver 1.0.z": (
-        lambda w: definition.receiver("1.0.z", 2),
+        lambda w: definition.receiver("1.0.z", SHAPE),
         "no node '1.0.z': there is logits, resid0, mlp0, 0.0.v",
+    ),
+    "receiver of a number": (
+        lambda w: definition.receiver("1.0.q", 2),
+        "cfg must be a ModelConfig, not 2",
+    ),
+    "key/value head, not grouped": (
+        lambda w: definition.receiver("1.kv0.v", SHAPE),
+        "no node '1.kv0.v': there is logits, resid0, mlp0, 0.0.v, or another number",
+    ),
+    "q of a key/value head": (
+        lambda w: definition.receiver("1.kv0.q", replace(SHAPE, n_kv_heads=1)),
+        "no node '1.kv0.q': there is logits, resid0, mlp0, 0.0.v, 0.kv0.v",
+    ),
+    "KVInput, not grouped": (lambda w: w.patcher().sweep(KVInput(1, 0, "v")), NO_RECEIVER),
+    "KVInput '0'": (lambda w: KVInput(1, "0", "v"), "head must be a whole number from 0, not '0'"),
+    "n_kv_heads 3": (
+        lambda w: replace(SHAPE, n_kv_heads=3),
+        "model config: n_kv_heads must be None or a whole number that divides n_heads = 2, not 3",
     ),
     "a head of none": (lambda w: Place("hook_embed", 1), "hook_embed has no head 1"),
     "a head of MLPs": (lambda w: Place("blocks.0.hook_mlp_out", 0), "has no head 0"),

@@ -9,7 +9,7 @@ from oracle import Oracle
 import minifunc.model as model_module
 from minifunc import patching
 from minifunc.model import ModelConfig, Transformer
-from minifunc.patching import Batch, HeadInput, Logits, MLPInput, PathPatcher, Resid
+from minifunc.patching import Batch, HeadInput, KVInput, Logits, MLPInput, PathPatcher, Resid
 from minifunc.support.precision import effects_error
 
 SMALL = dict(n_layers=3, n_heads=2, d_model=12, d_head=6, d_mlp=16, d_vocab=11, n_ctx=9)
@@ -18,6 +18,14 @@ VARIANTS = {
     "learned LN gelu": dict(positions="learned", normalization="LN"),
     "attention-only": dict(act_fn="none"),
 }
+LLAMA = dict(
+    n_heads=4,
+    n_kv_heads=2,
+    act_fn="silu",
+    gated_mlp=True,
+    tied_embeddings=True,
+    qkv_bias=True,
+)
 
 
 def make(dtype=torch.float64, n_prompts=3, seed=1, **changes):
@@ -28,6 +36,9 @@ def make(dtype=torch.float64, n_prompts=3, seed=1, **changes):
         .requires_grad_(False)
     )
     generator = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        if ".b_" in name:
+            weight.copy_(torch.randn(weight.shape, generator=generator))
     base = torch.randint(11, (n_prompts, 7), generator=generator)
     contrast = base.clone()
     contrast[:, [2, 4]] = (contrast[:, [2, 4]] + torch.tensor([1, 3])) % 11
@@ -36,7 +47,8 @@ def make(dtype=torch.float64, n_prompts=3, seed=1, **changes):
 
 
 def read(name):
-    """ "1.0.q" → HeadInput(1, 0, "q"), "mlp2", "resid1@1,4" (only at these positions), "logits"."""
+    """ "1.0.q" → HeadInput(1, 0, "q"), "1.kv0.v" → KVInput(1, 0, "v"), "mlp2", "logits", and
+    "resid1@1,4" (only at these positions)."""
     if name == "logits":
         return Logits()
     name, _, where = name.partition("@")
@@ -45,7 +57,8 @@ def read(name):
     if word:
         return {"mlp": MLPInput, "resid": Resid}[word](int(layer), where)
     layer, head, which = name.split(".")
-    return HeadInput(int(layer), int(head), which, where)
+    kind = KVInput if head.startswith("kv") else HeadInput
+    return kind(int(layer), int(head.removeprefix("kv")), which, where)
 
 
 def r_by_sender(patcher, effects):
@@ -60,13 +73,17 @@ def r_by_sender(patcher, effects):
     return r
 
 
-def worst_difference(data, groups, freeze_mlps, **options):
-    """Largest |r - r of the oracle| over all senders and the receiver groups (tuples of names)."""
+def worst_difference(data, groups, freeze_mlps, senders=None, **options):
+    """Largest |r - r of the oracle| over all senders (or some) and the receiver groups (tuples of
+    names)."""
     patcher, oracle = PathPatcher(*data, freeze_mlps=freeze_mlps), Oracle(*data, **options)
     receivers = [[read(name) for name in group] for group in groups]
     worst = 0.0
-    for group, effects in zip(groups, patcher.sweep_each(receivers, **options)):
-        for sender, r in r_by_sender(patcher, effects).items():
+    for group, effects in zip(groups, patcher.sweep_each(receivers, senders, **options)):
+        found = (
+            zip(senders, effects.r.tolist()) if senders else r_by_sender(patcher, effects).items()
+        )
+        for sender, r in found:
             worst = max(worst, abs(r - oracle.r(sender, group, freeze_mlps)))
     return worst
 
@@ -109,6 +126,87 @@ def test_receivers_limited_to_positions_equal_the_oracle(freeze_mlps):
         ("mlp0@4", "resid2@3,4"),
     ]
     assert worst_difference(make(act_fn="relu"), groups, freeze_mlps) < 1e-10
+
+
+OWN = [(f"{layer}.{head}.{which}",) for layer in range(3) for head in range(4) for which in "qkv"]
+WHOLE = [
+    (f"{layer}.kv{head}.{which}",) for layer in range(3) for head in range(2) for which in "kv"
+]
+OF_GROUPS = [
+    ("1.1.v", "1.kv0.v"),  # what one of the group reads, it reads of its own
+    ("1.kv1.k", "1.kv1.v", "1.2.q"),
+    ("1.kv0.k@2", "1.1.k@4"),  # each adds to the other
+    ("1.1.k@4", "1.kv0.k@2"),
+    ("2.3.v@2,4", "2.kv1.v@4,5", "2.2.k"),
+    ("0.kv0.v", "2.kv1.k", "mlp1"),
+    ("resid1", "1.kv0.v"),
+    ("1.kv1.k", "resid2@3"),
+    ("1.1.k@2,3", "resid1@5"),
+    ("2.kv0.v@4",),
+    ("2.2.k@3",),
+]
+RARE = [("logits",), ("resid0",), ("mlp0",), ("mlp2",), ("mlp1", "1.0.q")]
+
+
+SENDERS = ["embedding", ["0.1", "0.2", "mlp0", "1.3"]]
+
+
+@pytest.mark.parametrize("freeze_mlps", [False, True], ids=["live", "frozen"])
+def test_inputs_of_grouped_heads_equal_the_oracle(freeze_mlps):
+    groups = (OWN[12:] + WHOLE[4:])[freeze_mlps::4] + OF_GROUPS + RARE[freeze_mlps::2]
+    assert worst_difference(make(**LLAMA), groups, freeze_mlps, SENDERS) < 1e-10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("freeze_mlps", [False, True], ids=["live", "frozen"])
+def test_every_sender_and_every_input_of_grouped_heads_equal_the_oracle(freeze_mlps):
+    groups = OWN + WHOLE + OF_GROUPS + RARE
+    assert worst_difference(make(**LLAMA), groups, freeze_mlps) < 1e-10
+    options = dict(source="zero", sender_positions=[2, 5])
+    assert worst_difference(make(**LLAMA), groups[::5], freeze_mlps, **options) < 1e-10
+
+
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_one_key_value_head_for_all_and_one_for_each_equal_the_oracle(kv_heads):
+    groups = [("1.3.v",), ("2.1.k",), ("mlp1", "2.2.v"), ("0.2.q",)]
+    groups += [("1.kv0.v",), ("2.kv0.k", "2.1.k@3")] if kv_heads == 1 else []
+    data = make(**{**LLAMA, "n_kv_heads": kv_heads, "positions": "learned"})
+    assert worst_difference(data, groups, False, SENDERS) < 1e-10
+
+
+def test_what_a_group_reads_is_what_all_its_heads_read_each_of_its_own():
+    patcher = PathPatcher(*make(**LLAMA))
+    for which in "kv":
+        whole = patcher.sweep(KVInput(1, 1, which)).per_prompt
+        own = [HeadInput(1, head, which) for head in (2, 3)]
+        torch.testing.assert_close(patcher.sweep(own).per_prompt, whole, rtol=0, atol=1e-12)
+        for one in own:
+            assert (patcher.sweep(one).per_prompt - whole).abs().max() > 1e-4
+    assert str(KVInput(1, 1, "v")) == "1.kv1.v" != str(HeadInput(1, 1, "v"))
+
+
+@pytest.mark.parametrize(
+    "receiver", [KVInput(0, 2, "v"), KVInput(3, 0, "v"), KVInput(0, 0, "q"), HeadInput(0, 4, "v")]
+)
+def test_an_input_the_grouped_model_lacks_is_refused(receiver):
+    with pytest.raises(ValueError, match="3 layers × 4 heads in groups of 2 has no receiver"):
+        PathPatcher(*make(**LLAMA)).sweep(receiver)
+    with pytest.raises(ValueError, match="3 layers × 2 heads has no receiver KVInput"):
+        PathPatcher(*make()).sweep(KVInput(0, 0, "v"))  # there it is a HeadInput
+
+
+def test_a_budget_counts_the_heads_that_have_k_and_v_and_the_gate():
+    """What is cached is what is counted; a gated MLP holds two more hidden layers."""
+    shape = dict(d_vocab=11, d_mlp=64)
+    budgets = {}
+    for changes in ({}, LLAMA):
+        patcher = PathPatcher(*make(torch.float32, n_prompts=1, **{**shape, **changes}))
+        (runs,) = patcher.cached_runs()
+        held = sum(x.nbytes for x in (*runs.contrast.values(), *runs.base.values()))
+        budgets[len(changes)] = patcher.budget
+        assert held <= patcher.budget.cache_bytes() < 1.6 * held
+    plain, llama = budgets[0], budgets[6]
+    assert llama.row_bytes(7) - plain.row_bytes(7) == 4 * 7 * (2 * 64 + 8 * 2 * 6)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ from minifunc.analysis import (
     scores,
     study,
 )
-from minifunc.patching import HeadInput, Logits, MLPInput, PathPatcher, Resid
+from minifunc.patching import HeadInput, KVInput, Logits, MLPInput, PathPatcher, Resid
 from minifunc.support import (
     effects,
     evaluation,
@@ -90,6 +90,7 @@ class World:
     def __init__(self, stored=lambda ids: ids, training=False):
         shape = {"n_layers": 2, "n_heads": 2, "d_model": 16, "d_head": 4, "d_mlp": 8}
         cfg = minifunc.ModelConfig(d_vocab=len(tasks.VOCABULARY), **shape)
+        self.grouped = minifunc.Transformer(dataclasses.replace(cfg, n_heads=4, n_kv_heads=2))
         self.with_gradients = minifunc.Transformer(cfg).train(training)
         self.model = copy.deepcopy(self.with_gradients).requires_grad_(False)
         drawn = tasks.evaluation_pairs("addition", 1, SHOTS, N_PROMPTS, drawing())
@@ -195,10 +196,15 @@ def rewired(w):
     return found + [patcher.sweep(Resid(1), source=w.p.operands_changed, sender_positions=[5])]
 
 
+def of_groups(w):
+    patcher = PathPatcher(w.grouped, *w.prompts, *w.answers)
+    return [patcher.sweep(KVInput(1, 1, which)) for which in "kv"]
+
+
 def defined(w):
     _, sent = w.model.run_with_cache(w.p.base)
     senders = [definition.sender("0.1"), definition.sender("mlp0", [3, 4])]
-    receivers = [definition.receiver("1.0.q", 2)]
+    receivers = [definition.receiver("1.0.q", w.model.cfg)]
     return definition.path_patch(w.model, w.tokens, sent, senders, receivers)
 
 
@@ -372,17 +378,17 @@ CASES = {
         "Hooked": edited,
     },
     "minifunc.definition": {
-        "Place": defined,
-        "sender": defined,
-        "receiver": defined,
         "path_patch": defined,
         "effect": lambda w: definition.effect(
             *w.model(w.p.base, [9, 11, 16]).unbind(1), torch.stack(w.answers, 1).long()
         ),
     },
-    "minifunc.patching": dict.fromkeys(
-        ("Receiver", "Logits", "HeadInput", "MLPInput", "Resid", "Batch", "PathPatcher"), rewired
-    ),
+    "minifunc.support.places": dict.fromkeys(("Place", "sender", "receiver"), defined),
+    "minifunc.patching": dict.fromkeys(("Batch", "PathPatcher"), rewired),
+    "minifunc.support.receivers": {
+        **dict.fromkeys(("Receiver", "Logits", "HeadInput", "MLPInput", "Resid"), rewired),
+        "KVInput": of_groups,
+    },
     "minifunc.support.precision": {
         "effects_error": lambda w: torch.tensor(
             precision.effects_error(w.patcher(), [Logits()]), dtype=torch.float64, device="cpu"

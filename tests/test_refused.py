@@ -123,13 +123,16 @@ KINDS = {  # the same positions
 def placed(w, positions):
     """Senders and receivers limited to positions, as they are defined."""
     _, sent = w.model.run_with_cache(w.p.base)
-    senders, receivers = [definition.sender("0.1", positions)], [definition.receiver("mlp0", 2)]
+    senders, receivers = (
+        [definition.sender("0.1", positions)],
+        [definition.receiver("mlp0", w.model.cfg)],
+    )
     return definition.path_patch(w.model, w.tokens, sent, senders, receivers)
 
 
 def read_where(w, positions):
     _, sent = w.model.run_with_cache(w.p.base)
-    place = definition.receiver("1.0.v", 2, positions)
+    place = definition.receiver("1.0.v", w.model.cfg, positions)
     return definition.path_patch(w.model, w.tokens, sent, [definition.sender("0.1")], [place])
 
 
@@ -439,7 +442,7 @@ def test_tokens_that_are_put_in_are_refused_by_the_name_of_their_source(w, wrong
 
 def test_receivers_of_the_definition_are_read_once_and_answers_fit_the_prompts(w):
     _, sent = w.model.run_with_cache(w.p.base)
-    receivers = [definition.receiver("logits", 2)]
+    receivers = [definition.receiver("logits", w.model.cfg)]
     patched = [
         definition.path_patch(w.model, w.tokens, sent, [definition.sender("0.1")], given)
         for given in (receivers, iter(receivers))

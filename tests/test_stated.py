@@ -26,6 +26,7 @@ from minifunc.support.effects import Effects
 from minifunc.support.evaluation import accuracy_by_shots
 from minifunc.support.files import load_tensors
 from minifunc.support.memory import GIB, MemoryBudget
+from minifunc.support.settings import described
 from train import TrainConfig
 
 SMALL = ModelConfig(
@@ -150,8 +151,8 @@ def test_the_reference_run_was_trained_with_the_defaults():
     """So what is read of it holds for what `make train` makes."""
     config = json.loads((Path(__file__).parents[1] / "reference" / "config.json").read_text())
     defaults = {"model": train.MODEL, "train": TrainConfig(), "diet": tasks.DEFAULT_DIET}
-    stated = json.loads(json.dumps({part: asdict(values) for part, values in defaults.items()}))
-    assert {part: config[part] for part in defaults} == stated
+    stated = json.loads(json.dumps(described(*defaults.values(), tasks.VOCABULARY)))
+    assert {part: config[part] for part in defaults} == {part: stated[part] for part in defaults}
     assert config["vocabulary"] == tasks.VOCABULARY
 
 

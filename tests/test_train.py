@@ -19,7 +19,7 @@ from experiments import catalogue
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support import checkpoints, evaluation
 from minifunc.support.runs import load_run
-from minifunc.support.settings import named_diet
+from minifunc.support.settings import named_diet, shape_of
 from train import TrainConfig
 
 TRAIN = TrainConfig(
@@ -38,7 +38,7 @@ MODEL = ModelConfig(
 TINY = [
     word
     for name, value in {
-        **asdict(MODEL),
+        **shape_of(MODEL),
         **asdict(TRAIN),
         "device": "cpu",
         "table_prompts": 8,
@@ -624,9 +624,7 @@ def test_evaluation_counts_right_answers(monkeypatch):
 def test_a_run_writes_the_files_of_the_contract(whole):
     assert set(contents(whole)) == {"config.json", "metrics.jsonl", "model.pt", "resume.pt"}
     config = json.loads((whole / "config.json").read_text())
-    assert {name: config["model"][name] for name in asdict(MODEL)} == asdict(MODEL) and config[
-        "train"
-    ] == asdict(TRAIN)
+    assert config["model"] == shape_of(MODEL) and config["train"] == asdict(TRAIN)
     assert (
         config["vocabulary"] == tasks.VOCABULARY
         and config["diet"]["name"] == tasks.DEFAULT_DIET.name

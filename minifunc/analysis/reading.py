@@ -19,7 +19,7 @@ from minifunc.analysis.function_vectors import Numbers, explained, hook_points
 from minifunc.analysis.probe import held_out, one_hot, r2_together
 from minifunc.analysis.rows import answered
 from minifunc.model import Transformer
-from minifunc.patching import PathPatcher
+from minifunc.patching import HeadInput, PathPatcher
 from minifunc.support import checks
 from minifunc.support.hooks import Hooks
 from minifunc.support.names import Found, Heads, parse
@@ -195,8 +195,8 @@ def hands_over(model: Transformer, examples: Examples, numbers: Numbers, heads: 
         layer, index = parse(head)
         block = model.blocks[layer]
         x = block.ln1(streams[f"blocks.{layer}.hook_resid_pre"], Hooks())
-        W_V, W_O = in_stream(block.attn.W_V[index]), in_stream(block.attn.W_O[index])
-        written = x @ W_V @ W_O  # [n_prompts, n_shots, d_model]
+        v = HeadInput(layer, index, "v").read(model, x)  # [n_prompts, n_shots, d_head]
+        written = v @ in_stream(block.attn.W_O[index])  # [n_prompts, n_shots, d_model]
         logits = written @ unembed  # [n_prompts, n_shots, n_numbers]
         logits = logits - logits.mean(-1, keepdim=True)
         copies = {"shown": _copies(logits, c, numbers), "expected": _copies(logits, e, numbers)}

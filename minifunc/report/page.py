@@ -93,8 +93,8 @@ def report(f: Findings, played: Markup, scripts: Sequence[Markup] = ()) -> str:
 
 def build(f: Findings) -> dict[str, str]:
     """The files of a report: {"report.html": …} and, of a large model, "playground.html"."""
-    n_weights, cfg = sum(weight.numel() for weight in f.model.parameters()), f.model.cfg
-    unknown = added_parts(cfg) + ["silu"] * (cfg.act_fn == "silu")
+    n_weights = sum(weight.numel() for weight in f.model.parameters())
+    unknown = added_parts(f.model.cfg)
     if unknown or n_weights > MOST_WEIGHTS:
         reason = f"this model has {n_weights:,} weights, too many for a page."
         if unknown:

@@ -29,7 +29,7 @@ def check_model_config(cfg: Any) -> None:
             fits = value is None or (type(value) is int and 1 <= value and not cfg.n_heads % value)
             must = f"None or a whole number that divides n_heads = {cfg.n_heads}"
         elif field.type is bool:
-            fits, must = type(value) is bool, "True or False"
+            fits, must = type(value) is bool, "a bool"
         elif field.type is int:
             most = 1000 if name in ("n_layers", "n_heads") else 1_000_000
             fits = type(value) is int and 1 <= value <= most
@@ -164,7 +164,8 @@ def checked_place(head: Any, positions: Positions, hook: str = "hook_z") -> tupl
     """`whole_numbers` of a place in the model. Raises ValueError for a head below 0 too, for a head
     where there are none, and for positions where there are pairs of them."""
     counted("head", 0 if head is None else head, 0)
-    of_heads, of_pairs = re.search("_[qkvz]$", hook), re.search("scores$|pattern$", hook)
+    of_heads = re.search("_[qkvz](_of_heads)?$", hook)
+    of_pairs = re.search("scores$|pattern$", hook)
     if (head is not None and not of_heads) or (positions is not None and of_pairs):
         raise ValueError(f"{hook} has no head {head} or positions {positions} to choose")
     return whole_numbers(positions)
@@ -172,7 +173,9 @@ def checked_place(head: Any, positions: Positions, hook: str = "hook_z") -> tupl
 
 def checked_node(name: str, *known: str) -> str:
     """The name. Raises ValueError unless it is among those known, but for numbers; v: or q, k."""
-    if re.sub(r"\d+", "0", re.sub(r"[qk]$", "v", str(name))) not in known:
+    kind = re.sub(r"\d+", "0", str(name))
+    kind = {"0.0.q": "0.0.v", "0.0.k": "0.0.v", "0.kv0.k": "0.kv0.v"}.get(kind, kind)
+    if kind not in known:
         raise ValueError(f"no node {name!r:.60}: there is {', '.join(known)}, or another number")
     return name
 
@@ -264,9 +267,9 @@ def _has_receiver(cfg: Any, hooks: Collection[str], receiver: Any) -> bool:
         return False
     if receiver.is_stream and receiver.stage(cfg) == 2 * cfg.n_layers:
         return receiver.positions is None  # only the last position of it reaches the answer
-    has_head = receiver.head is None or 0 <= receiver.head < cfg.n_heads
-    is_input = receiver.head is None or receiver.which in ("q", "k", "v")
-    return receiver.hook in hooks and has_head and is_input
+    has_head = all(head < cfg.n_heads for head in receiver.heads(cfg))
+    is_input = receiver.head is None or receiver.which in receiver.kinds
+    return is_input and has_head and receiver.hook(cfg) in hooks
 
 
 def answers_seen(tokens: Tensor, answers: Positions, operands: Sequence[int]) -> Tensor:
@@ -318,6 +321,7 @@ def checked_group(entry: Any, model: Any, n_pos: int) -> tuple[Any, ...]:
     for receiver in group:
         if not _has_receiver(cfg, hooks, receiver):
             size = f"{cfg.n_layers} layers × {cfg.n_heads} heads"
+            size += f" in groups of {cfg.n_sharing}" * (cfg.n_sharing > 1)
             raise ValueError(f"this model of {size} has no receiver {receiver!r}")
         checked_positions(receiver.positions, n_pos)
     places = sorted(map(str, group))

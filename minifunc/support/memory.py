@@ -42,14 +42,15 @@ class MemoryBudget:
         """What the cached runs of one prompt take."""
         cfg = self.model.cfg
         streams = (4 * cfg.n_layers + 3) * cfg.d_model
-        heads = 5 * cfg.n_layers * cfg.n_heads * cfg.d_head
-        numbers = self.n_pos * (streams + heads) + 2 * cfg.d_vocab
+        heads = (3 + 2 / cfg.n_sharing) * cfg.n_layers * cfg.n_heads * cfg.d_head
+        numbers = self.n_pos * (streams + int(heads)) + 2 * cfg.d_vocab
         return numbers * self.itemsize
 
     def row_bytes(self, n_pos: int) -> int:
         """What one row of n_pos positions takes at the widest moment of pass 2."""
         cfg = self.model.cfg
-        wide = 8 * cfg.d_model + 8 * cfg.n_heads * cfg.d_head + 2 * cfg.d_mlp * cfg.has_mlp
+        hidden = (2 + 2 * cfg.gated_mlp) * cfg.d_mlp * cfg.has_mlp
+        wide = 8 * cfg.d_model + 8 * cfg.n_heads * cfg.d_head + hidden
         numbers = n_pos * (wide + 3 * n_pos) + 2 * cfg.d_vocab
         beside = self.itemsize > self.model.dtype.itemsize  # what `product` makes of half precision
         return numbers * self.itemsize * (1 + beside)

@@ -66,19 +66,20 @@ def named_diet(text: str, diets: Mapping[str, Config]) -> Config:
 
 def described(model: Any, train: Any, diet: Any, vocabulary: list[str]) -> dict[str, Any]:
     """What goes into config.json. model, train, diet: the settings, frozen dataclasses."""
-    chosen = {"model": model_fields(model), "train": asdict(train), "diet": asdict(diet)}
+    chosen = {"model": shape_of(model), "train": asdict(train), "diet": asdict(diet)}
     return as_json(chosen | {"vocabulary": vocabulary, "versions": versions()})
 
 
-def model_fields(model: Any) -> dict[str, Any]:
+def shape_of(model: Any) -> dict[str, Any]:
     """A `ModelConfig` by field, without the parts that the model lacks: the default's config.json
     is what it was before there were such parts."""
     return {name: x for name, x in asdict(model).items() if x is not None and x is not False}
 
 
 def added_parts(model: ModelConfig) -> list[str]:
-    """The fields that say which parts a model has that the default lacks."""
-    return [name for name in model_fields(model) if name not in model_fields(ModelConfig())]
+    """What a model has that no model of this repository's has, by name."""
+    fields = [name for name in shape_of(model) if name not in shape_of(ModelConfig())]
+    return fields + ["silu"] * (model.act_fn == "silu")
 
 
 def run_arguments(
@@ -117,7 +118,7 @@ def chosen_settings(
     saved = {}
     for part, default in defaults.items():
         saved[part] = from_json(default, config[part], f"{path}: `{part}`")
-        read = model_fields(saved[part]) if part == "model" else asdict(saved[part])
+        read = shape_of(saved[part]) if part == "model" else asdict(saved[part])
         if as_json(read) != config[part]:
             raise UserError(f"{path}: `{part}` lacks a field of this version; it cannot go on")
     if config["vocabulary"] != vocabulary:

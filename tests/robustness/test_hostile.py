@@ -455,7 +455,11 @@ FLAGS = {
     train: [*BOTH, "--diet", "--table-prompts"],
 }
 for field in fields(TrainConfig) + fields(ModelConfig):
-    if field.name != "steps":  # steps without work still take time
+    if field.name != "steps" and field.type in (
+        int,
+        float,
+        str,
+    ):  # steps without work still take time
         FLAGS[train].append(f"--{field.name.replace('_', '-')}")
 
 
