@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,6 @@ from minifunc.support.errors import UserError
 from minifunc.support.export import optional_package
 from minifunc.support.settled import settled
 
-FAMILY = ("llama", "mistral", "qwen2")  # a GGUF file of Mistral says llama
 # Our names; those in a Hugging Face folder (column 0) and in a GGUF file (column 1).
 SHAPE = {
     "n_layers": ("num_hidden_layers", "block_count"),
@@ -135,18 +135,17 @@ def opened(path: str | Path) -> tuple[Source, Transformer]:
                 raise ValueError(f"the tensor {name} is missing")
             if name not in wanted:
                 raise ValueError(f"our model has no part for the tensor {name:.80}")
-            view = wanted[name].flatten() if name.endswith(".bias") else wanted[name]
-            shape = (view[..., 0].numel(), view.shape[-1])[-view.ndim :]
-            if found[name] != shape:
-                raise ValueError(f"{name} must be of shape {list(shape)}, not {list(found[name])}")
+            flat = wanted[name].flatten(0, -1 if name.endswith(("norm.weight", "bias")) else -2)
+            if found[name] != flat.shape:
+                raise ValueError(f"{name} must be of shape {[*flat.shape]}, not {[*found[name]]}")
     return source, model
 
 
 def model_config(config: Mapping[str, Any]) -> ModelConfig:
     """The shape that a config.json describes. Raises ValueError where our model has no such."""
     family = config.get("model_type")
-    if family not in FAMILY:
-        raise ValueError(f"its architecture, {family!r:.60}, is none of {', '.join(FAMILY)}")
+    if family not in ("llama", "mistral", "qwen2"):
+        raise ValueError(f"its architecture, {family!r:.60}, is none of llama, mistral, qwen2")
     n_heads, n_ctx = config["num_attention_heads"], config["max_position_embeddings"]
     given = {"head_dim": config["hidden_size"] // n_heads, "num_key_value_heads": n_heads}
     given |= {"rope_theta": 10000.0, "tie_word_embeddings": False}
@@ -208,7 +207,7 @@ def open_folder(folder: Path) -> Source:
 
 def open_gguf(path: Path) -> Source:
     gguf = optional_package("gguf")
-    reader = gguf.GGUFReader(path, "c")  # mapped
+    reader = gguf.GGUFReader(path)
     values = {name: field.contents() for name, field in reader.fields.items()}
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     shapes = {name: tuple(tensor.shape.tolist()[::-1]) for name, tensor in tensors.items()}
@@ -224,8 +223,10 @@ def open_gguf(path: Path) -> Source:
             raise ValueError(f"{name} is {value}, where {theirs} is {config[theirs]}")
 
     def read(name: str) -> Tensor:
+        data, at = tensors[name].data, tensors[name].data_offset
         with files.reading(path):
-            return torch.from_numpy(gguf.dequantize(tensors[name].data, tensors[name].tensor_type))
+            mapped = np.memmap(path, data.dtype, "c", at, data.shape)  # anew: what was read goes
+            return torch.from_numpy(gguf.dequantize(mapped, tensors[name].tensor_type))
 
     return Source(model_config(config), 1, family == "qwen2", shapes, read, gguf_tokenizer(values))
 
