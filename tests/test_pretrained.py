@@ -196,6 +196,30 @@ def test_bfloat16_weights_are_rounded_float32_ones(tmp_path):
     torch.testing.assert_close(half.state_dict(), rounded, rtol=0, atol=0)
 
 
+def test_a_tokenizer_is_asked_for_whole_texts_and_a_digit_is_its_own_token(tmp_path):
+    """What a tokenizer.json cuts off or fills up, and a blank set before, changes nothing."""
+    folder = save(theirs("Llama, FULL"), tmp_path)
+    from tokenizers import Tokenizer, models, normalizers
+
+    inner = Tokenizer(models.BPE({"▁": 0, "7": 1, "8": 2}, []))
+    inner.normalizer = normalizers.Prepend("▁")
+    inner.enable_truncation(2)
+    inner.enable_padding(length=6)
+    inner.save(str(folder / "tokenizer.json"))
+    tokenizer = load_pretrained(folder)[1]
+    assert tokenizer.encode("7887") == [0, 1, 2, 2, 1]
+    assert tokenizer.single_tokens(["7", "8"]) == [1, 2]
+
+
+def test_what_is_set_around_it_changes_no_model(tmp_path):
+    folder = save(theirs("Llama, FULL"), tmp_path)
+    plain = load_pretrained(folder)[0].state_dict()
+    with torch.inference_mode(), torch.device("meta"):
+        around = load_pretrained(folder)[0].state_dict()
+    assert not any(weight.is_inference() for weight in around.values())
+    torch.testing.assert_close(around, plain, rtol=0, atol=0)
+
+
 # ---------------------------------------------------------------- GGUF files
 
 
