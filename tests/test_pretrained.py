@@ -406,7 +406,7 @@ def test_a_damaged_or_foreign_gguf_file_is_refused_in_one_line(tmp_path):
         ({"rotary": 2}, "head_dim"),
         ({"llama.rope.scaling.factor": 4.0}, "rope.scaling.factor"),
         ({"llama.expert_count": 8.0}, "expert_count"),
-        ({"kind": "llama"}, "tokenizer"),
+        ({"kind": "llama"}, "tokenizer, llama smollm,"),
         ({"pre": "deepseek"}, "deepseek"),
     ):
         assert word in refusal(write_gguf(path, other, **changes))

@@ -233,10 +233,10 @@ def open_gguf(path: Path) -> Source:
 
 def gguf_tokenizer(values: Mapping[str, Any]) -> Tokenizer:
     """The byte-level tokenizer that a GGUF file holds. Tokens of kinds 3 and 4 are kept whole."""
-    tokenizers = optional_package("tokenizers")
-    cut, kind = tokenizers.pre_tokenizers, values.get("tokenizer.ggml.pre")
-    if values.get("tokenizer.ggml.model") != "gpt2" or kind not in WORDS:
-        raise ValueError(f"its tokenizer, {kind!r:.60}, is none of {', '.join(WORDS)}")
+    tokenizers, kind = optional_package("tokenizers"), values.get("tokenizer.ggml.pre")
+    cut, scheme = tokenizers.pre_tokenizers, values.get("tokenizer.ggml.model")
+    if scheme != "gpt2" or kind not in WORDS:
+        raise ValueError(f"its tokenizer, {scheme} {kind}, is none of gpt2 {', '.join(WORDS)}")
     strings, kinds = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
     merges = [tuple(merge.split(" ")) for merge in values["tokenizer.ggml.merges"]]
     vocabulary = {string: token for token, string in enumerate(strings)}
