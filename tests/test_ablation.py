@@ -3,6 +3,7 @@ import random
 import pytest
 import torch
 from handwired import prompts, two_step_model
+from test_patching import LLAMA
 
 from minifunc.ablation import Ablator, all_heads
 from minifunc.analysis.ablations import random_group, random_group_anywhere
@@ -137,8 +138,8 @@ def test_many_groups_at_once_equal_one_naive_run_each(changes):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"act_fn": "none"}, {"positions": "learned"}, {"n_layers": 1}],
-    ids=["rotary", "attention-only", "learned positions", "one layer"],
+    [{}, {"act_fn": "none"}, {"positions": "learned"}, {"n_layers": 1}, LLAMA],
+    ids=["rotary", "attention-only", "learned positions", "one layer", "llama"],
 )
 def test_the_fast_way_gives_what_the_plain_way_gives(changes):
     model, tokens, source, other = make(**changes)

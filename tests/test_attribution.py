@@ -2,16 +2,16 @@ from statistics import correlation
 
 import pytest
 import torch
-from test_patching import VARIANTS, make
+from test_patching import LLAMA, VARIANTS, make
 
 from minifunc.analysis.attribution import attribute, rank_correlation
 from minifunc.patching import Logits, PathPatcher
 
 
 @pytest.mark.parametrize("freeze_mlps", [False, True], ids=["live", "frozen"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS.values(), LLAMA], ids=[*VARIANTS, "llama"])
 def test_it_is_the_limit_of_path_patching_for_small_changes(variant, freeze_mlps):
-    patcher, epsilon = PathPatcher(*make(**VARIANTS[variant]), freeze_mlps=freeze_mlps), 1e-7
+    patcher, epsilon = PathPatcher(*make(**variant), freeze_mlps=freeze_mlps), 1e-7
     estimate = attribute(patcher).per_prompt
     whole = patcher.changes
     patcher.changes = lambda *asked: {name: epsilon * x for name, x in whole(*asked).items()}

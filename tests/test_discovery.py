@@ -1,6 +1,7 @@
 import pytest
 import torch
 from handwired import difference_model, difference_prompts, prompts, two_step_model
+from test_patching import LLAMA, make
 
 from minifunc.analysis.roles import other_thresholds, reader_role
 from minifunc.analysis.rows import circuit_graph
@@ -56,6 +57,18 @@ def test_the_hand_wired_circuit_is_found_and_nothing_else():
         "0.0": ("head", 2),
         "embedding": ("embedding", 3),
     }
+
+
+def test_in_a_model_of_grouped_heads_query_heads_make_the_circuit():
+    """Each is swept by its own copies of k and v."""
+    patcher = PathPatcher(*make(**LLAMA))
+    criteria = Criteria(strong=0.02, looks_at_answers=0.01, feeds=0.001)
+    found = discover({"answers": patcher}, torch.tensor([3, 5]), criteria, operands=(2,))
+    assert len(found.attention) == 12
+    (fi,) = [head for head in found.groups["function_induction"] if head[0] == "2"][:1]
+    by_hand = patcher.sweep(HeadInput(2, int(fi[2:]), "v"))
+    assert torch.equal(found.effects["answers"][f"{fi}.v"].heads, by_hand.heads)
+    assert by_hand.heads.abs().max() > 1e-3
 
 
 def test_the_two_contrasts_tell_the_routes_of_shown_and_expected_answer_apart():

@@ -601,9 +601,10 @@ def test_inputs_of_heads_in_one_layer_share_pass_2_as_far_as_memory_allows(monke
             torch.testing.assert_close(each[index].per_prompt, alone, rtol=0, atol=1e-12)
 
 
-def test_both_passes_make_every_tensor_on_the_models_device():
+@pytest.mark.parametrize("changes", [dict(act_fn="relu"), LLAMA], ids=["relu", "llama"])
+def test_both_passes_make_every_tensor_on_the_models_device(changes):
     """On the meta device an operation that mixes in a CPU tensor raises, as it would on a GPU."""
-    model, *rest = make(act_fn="relu")
+    model, *rest = make(**changes)
     patcher = PathPatcher(model, *rest)
     model.to("meta")
     for name, value in vars(patcher).items():
@@ -612,6 +613,8 @@ def test_both_passes_make_every_tensor_on_the_models_device():
     groups = [(read(name),) for name in ("logits", "1.0.q", "2.1.v", "mlp1", "resid2")] + [
         (HeadInput(0, 1, "k"), MLPInput(2), HeadInput(2, 0, "q"))
     ]
+    if changes == LLAMA:
+        groups += [(KVInput(1, 1, "k"), HeadInput(1, 3, "k", (2,))), (KVInput(2, 0, "v"), Resid(2))]
     rows = [(sender,) for sender in range(len(patcher.senders))]
     for runs in patcher._run_both():
         batch = Batch(runs, patcher.changes(runs, patcher.n_pos, "base", None), rows, patcher.n_pos)

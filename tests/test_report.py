@@ -51,10 +51,12 @@ FEW = {
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory):
     """An untrained run with a circuit and a check, as if it could do the task."""
-    out = tmp_path_factory.mktemp("run")
-    cfg = ModelConfig(
-        n_layers=2, n_heads=2, d_model=16, d_head=8, d_mlp=16, d_vocab=len(tasks.VOCABULARY)
-    )
+    return studied(tmp_path_factory.mktemp("run"))
+
+
+def studied(out, **changes):
+    shape = dict(n_layers=2, n_heads=2, d_model=16, d_head=8, d_mlp=16)
+    cfg = ModelConfig(d_vocab=len(tasks.VOCABULARY), **shape | changes)
     save_tensors(out / "model.pt", Transformer(cfg).state_dict())
     config = described(cfg, train.TrainConfig(), tasks.DIETS["strict"], tasks.VOCABULARY)
     save_json(out / "config.json", config)
@@ -401,6 +403,28 @@ def test_a_large_model_plays_on_a_page_of_its_own_and_a_huge_one_nowhere(run, mo
     assert 'id="weights"' in apart
     monkeypatch.setattr(page, "MOST_WEIGHTS", 10)
     assert "too many for a page" in made(run)
+
+
+def test_a_model_that_the_page_cannot_run_is_not_played_with_and_the_page_says_why(run):
+    """The scripts know no grouped heads."""
+    config = json.loads((run / "config.json").read_text())
+    config["model"] |= {"n_kv_heads": 1, "act_fn": "silu"}
+    cfg = ModelConfig(**config["model"])
+    (run / "config.json").write_text(json.dumps(config))
+    save_tensors(run / "model.pt", Transformer(cfg).state_dict())
+    (run / "circuit.json").unlink()
+    text = made(run)
+    assert "the page cannot run a model with n_kv_heads, silu." in text
+    assert 'id="weights"' not in text and not (run / "playground.html").exists()
+
+
+@pytest.mark.slow
+def test_a_run_of_the_llama_family_is_studied_as_any_other(tmp_path):
+    parts = dict(n_kv_heads=1, gated_mlp=True, tied_embeddings=True, qkv_bias=True)
+    run = studied(tmp_path, act_fn="silu", **parts)
+    named = "n_kv_heads, gated_mlp, tied_embeddings, qkv_bias, silu"
+    assert f"the page cannot run a model with {named}." in made(run)
+    assert json.loads((run / "circuit.json").read_text())["function_vectors"]
 
 
 def test_moments_are_drawn_where_emergence_was_measured(run, tmp_path):

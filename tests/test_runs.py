@@ -12,7 +12,7 @@ import sys
 import warnings
 import zipfile
 from collections import OrderedDict
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ from minifunc.support.errors import UserError, run_main
 from minifunc.support.files import load_json, load_tensors, save_json, save_lines, save_tensors
 from minifunc.support.flags import pick_device
 from minifunc.support.runs import load_run
+from minifunc.support.settings import from_json, shape_of
 
 try:
     import resource
@@ -78,6 +79,28 @@ def test_a_saved_run_comes_back_as_it_was(run, model):
     assert torch.equal(loaded(tokens), model(tokens))
     assert loaded.cfg == CFG and config["vocabulary"] == list("abcdefghij")
     assert not loaded.training and not any(weight.requires_grad for weight in loaded.parameters())
+
+
+def test_parts_that_a_model_lacks_are_not_in_its_config_and_those_it_has_come_back(tmp_path):
+    plain, llama = ModelConfig(), replace(CFG, n_heads=4, n_kv_heads=2, tied_embeddings=True)
+    said = shape_of(plain)
+    assert not said.keys() & {"n_kv_heads", "gated_mlp", "tied_embeddings", "qkv_bias"}
+    assert from_json(ModelConfig(), said, "here") == plain
+    assert shape_of(llama).items() - shape_of(CFG).items() == {
+        ("n_heads", 4),
+        ("n_kv_heads", 2),
+        ("tied_embeddings", True),
+    }
+    model = Transformer(llama)
+    save_json(tmp_path / "config.json", {"model": shape_of(llama), "vocabulary": list("abc")})
+    save_tensors(tmp_path / "model.pt", model.state_dict())
+    loaded, _ = load_run(tmp_path)
+    tokens = torch.arange(10)[None]
+    assert loaded.cfg == llama and torch.equal(loaded(tokens), model(tokens))
+    for value in ("2", 2.5, 3):
+        wrong = shape_of(llama) | {"n_kv_heads": value}
+        save_json(tmp_path / "config.json", {"model": wrong, "vocabulary": list("abc")})
+        assert "n_kv_heads" in refused(tmp_path / "config.json", load_run, tmp_path)
 
 
 def test_weights_file_is_a_bare_state_dict_that_plain_torch_reads(run, model):
