@@ -71,8 +71,7 @@ class LongSweeps:
         with bar:
             while n_done < wanted:
                 some = slice(n_done, min(n_done + TOGETHER, wanted))
-                part = [tensor[some] for tensor in self.prompts]
-                patcher = PathPatcher(self.model, *part, max_memory=self.max_memory)
+                patcher = self._patcher(some)
                 kept["change"].append(patcher.sweep(receiver).per_prompt)
                 kept["F"].append(torch.stack([patcher.F_base, patcher.F_contrast]).cpu())
                 save_tensors(path, kept)
@@ -85,12 +84,15 @@ class LongSweeps:
         r = change.mean(1) / (F_contrast - F_base).mean()
         return Swept(order.effects(alone, change, r), F_base, F_contrast)
 
+    def _patcher(self, some: slice) -> PathPatcher:
+        base, contrast, base_answers, contrast_answers = (each[some] for each in self.prompts)
+        tokens, answers = (base, contrast), (base_answers, contrast_answers)
+        return PathPatcher(self.model, *tokens, *answers, max_memory=self.max_memory)
+
     def _kept(self, path: Path) -> dict[str, Any]:
         if not path.exists():
             return {"about": self.about, "change": [], "F": []}
         kept: Found = load_tensors(path)
         if kept.get("about") != self.about:
-            raise UserError(
-                f"{path} is of other weights or prompts: remove it, or name another --out"
-            )
+            raise UserError(f"{path} is of other weights or prompts: remove it")
         return kept
