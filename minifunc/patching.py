@@ -268,12 +268,11 @@ class PathPatcher(PairedRuns):
             q, k, v, z = (runs.contrast[name][:, :, place] for name, place in names.items())
             queries = keys[-q.shape[1] :]  # in the last block the last position alone
             new: dict[str, Tensor] = {}
-            for receiver, value in here.items():  # [sender, p, pos, d_head]
-                if head in receiver.heads(self.cfg):
-                    if receiver.which in new:  # a head's own copy, and what all its group reads
-                        chosen = self.mask(receiver.positions)
-                        value = torch.where(chosen, value, new[receiver.which])
-                    new[receiver.which] = value
+            for r, value in here.items():  # [sender, p, pos, d_head]
+                if head in r.heads(self.cfg):
+                    if r.which in new:  # a head's own copy, and what all its group reads
+                        value = torch.where(self.mask(r.positions), value, new[r.which])
+                    new[r.which] = value
             q, k, v = new.get("q", q)[..., -len(queries) :, :], new.get("k", k), new.get("v", v)
             pattern = attention_scores(q, k, queries, keys).softmax(-1)  # [(sender,) p, query, key]
             resid = resid + product(pattern @ v - z, attn.W_O[head])

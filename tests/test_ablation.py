@@ -138,7 +138,13 @@ def test_many_groups_at_once_equal_one_naive_run_each(changes):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"act_fn": "none"}, {"positions": "learned"}, {"n_layers": 1}, LLAMA],
+    [
+        {},
+        {"act_fn": "none"},
+        {"positions": "learned"},
+        {"n_layers": 1},
+        pytest.param(LLAMA, marks=pytest.mark.slow),
+    ],
     ids=["rotary", "attention-only", "learned positions", "one layer", "llama"],
 )
 def test_the_fast_way_gives_what_the_plain_way_gives(changes):

@@ -148,7 +148,7 @@ OF_GROUPS = [
 RARE = [("logits",), ("resid0",), ("mlp0",), ("mlp2",), ("mlp1", "1.0.q")]
 
 
-SENDERS = ["embedding", ["0.1", "0.2", "mlp0", "1.3"]]
+SENDERS = [["embedding", "0.1", "0.2", "mlp0", "1.3"]]
 
 
 @pytest.mark.parametrize("freeze_mlps", [False, True], ids=["live", "frozen"])
@@ -177,11 +177,11 @@ def test_one_key_value_head_for_all_and_one_for_each_equal_the_oracle(kv_heads):
 def test_what_a_group_reads_is_what_all_its_heads_read_each_of_its_own():
     patcher = PathPatcher(*make(**LLAMA))
     for which in "kv":
-        whole = patcher.sweep(KVInput(1, 1, which)).per_prompt
         own = [HeadInput(1, head, which) for head in (2, 3)]
-        torch.testing.assert_close(patcher.sweep(own).per_prompt, whole, rtol=0, atol=1e-12)
-        for one in own:
-            assert (patcher.sweep(one).per_prompt - whole).abs().max() > 1e-4
+        receivers = [KVInput(1, 1, which), own, *own]
+        whole, both, *each = (r.per_prompt for r in patcher.sweep_each(receivers, SENDERS))
+        torch.testing.assert_close(both, whole, rtol=0, atol=1e-12)
+        assert all((one - whole).abs().max() > 1e-4 for one in each)
     assert str(KVInput(1, 1, "v")) == "1.kv1.v" != str(HeadInput(1, 1, "v"))
 
 
@@ -197,7 +197,7 @@ def test_an_input_the_grouped_model_lacks_is_refused(receiver):
 
 def test_a_budget_counts_the_heads_that_have_k_and_v_and_the_gate():
     """What is cached is what is counted; a gated MLP holds two more hidden layers."""
-    shape = dict(d_vocab=11, d_mlp=64)
+    shape = dict(n_layers=8, d_head=32, d_mlp=64)
     budgets = {}
     for changes in ({}, LLAMA):
         patcher = PathPatcher(*make(torch.float32, n_prompts=1, **{**shape, **changes}))
@@ -205,8 +205,11 @@ def test_a_budget_counts_the_heads_that_have_k_and_v_and_the_gate():
         held = sum(x.nbytes for x in (*runs.contrast.values(), *runs.base.values()))
         budgets[len(changes)] = patcher.budget
         assert held <= patcher.budget.cache_bytes() < 1.6 * held
+    own = PathPatcher(*make(torch.float32, n_prompts=1, **{**shape, **LLAMA, "n_kv_heads": 4}))
+    spared = 4 * 7 * 8 * 2 * 2 * 32  # bytes, positions, layers, k and v, heads, d_head
+    assert own.budget.cache_bytes() - budgets[6].cache_bytes() == spared
     plain, llama = budgets[0], budgets[6]
-    assert llama.row_bytes(7) - plain.row_bytes(7) == 4 * 7 * (2 * 64 + 8 * 2 * 6)
+    assert llama.row_bytes(7) - plain.row_bytes(7) == 4 * 7 * (2 * 64 + 8 * 2 * 32)
 
 
 @pytest.mark.parametrize(

@@ -267,7 +267,7 @@ FAULTS = [
     ),
     Fault(
         "minifunc/patching.py",
-        old="value = torch.where(chosen, value, new[receiver.which])",
+        old="value = torch.where(self.mask(r.positions), value, new[r.which])",
         new="pass",
         breaks="a head's own copy hides what its group reads at other positions",
         tests="patching",
