@@ -265,7 +265,7 @@ def write_gguf(path, other, left_out=(), added=(), **changes):
     return path
 
 
-STRINGS = ["<s>", "<|im_start|>", *"0123456789+=,xit", "Ġ", "Ċ", "it", "23"]
+STRINGS = ["<s>", "<|im_start|>", *"0123456789+=,xit", "Ġ", "Ċ", "it", "23", "xit"]
 
 
 def add_tokenizer(writer, kind="gpt2", pre="smollm", bos=False, strings=STRINGS, **values):
@@ -299,20 +299,18 @@ def test_transformers_reads_our_gguf_files_as_we_do(tmp_path):
 
 
 def test_a_gguf_files_tokenizer_cuts_digits_and_keeps_control_tokens(tmp_path):
+    def strings(text):
+        return [tokenizer.string(token) for token in tokenizer.encode(text)]
+
     other = theirs("Llama, FULL")
-    _, tokenizer = load_pretrained(write_gguf(tmp_path / "a.gguf", other))
-    tokens = tokenizer.encode("<|im_start|>23+3=it x\n")
-    assert [tokenizer.string(token) for token in tokens] == [
-        "<|im_start|>",
-        *"23+3=",
-        "it",
-        " ",
-        "x",
-        "\n",
-    ]
+    tokenizer = load_pretrained(write_gguf(tmp_path / "a.gguf", other))[1]
+    words = ["<|im_start|>", "2", "3", "+", "3", "=", "it", " ", "x", "\n"]
+    assert strings("<|im_start|>23+3=it x\n") == words
+    assert strings("xit") == ["x", "it"]
     path = write_gguf(tmp_path / "b.gguf", other, pre="llama-bpe", bos=True)
     tokenizer = load_pretrained(path)[1]
-    assert [tokenizer.string(token) for token in tokenizer.encode("23")] == ["<s>", "23"]
+    assert strings("23") == ["<s>", "23"]
+    assert strings("xit") == ["<s>", "xit"]  # a whole word is taken before any merge
     assert tokenizer.single_tokens(["23", "3", "\n"]) == [21, 5, 19]
 
 
@@ -406,8 +404,9 @@ def test_a_damaged_or_foreign_gguf_file_is_refused_in_one_line(tmp_path):
         ({"rotary": 2}, "head_dim"),
         ({"llama.rope.scaling.factor": 4.0}, "rope.scaling.factor"),
         ({"llama.expert_count": 8.0}, "expert_count"),
+        ({"llama.attention.scale": 0.5}, "attention.scale"),
         ({"kind": "llama"}, "tokenizer, llama smollm,"),
-        ({"pre": "deepseek"}, "deepseek"),
+        ({"pre": "deepseek"}, "tokenizer, gpt2 deepseek,"),
     ):
         assert word in refusal(write_gguf(path, other, **changes))
 
