@@ -15,13 +15,14 @@ from experiments.experiment import Experiment, main
 from experiments.measure import CRITERIA, FEW
 from experiments.runs import Row, Run, default_run, provenance
 from experiments.summary import Rows, by, in_words
+from minifunc.analysis.rows import as_effects
 from minifunc.model import Transformer
 from minifunc.support import tables
 from minifunc.support.files import load_json, save_json
-from minifunc.support.names import parse
 from minifunc.support.runs import weights_hash
 
 GROUPS = ("function_induction", "previous_token", "consolidation")
+UNDER = ("base_values", "other_operands")  # what the heads outside a circuit send
 
 
 def traced(
@@ -37,20 +38,22 @@ def traced(
     return part(circuit)
 
 
+JUDGED = ("faithfulness", "faithfulness_ci", "circuit_accuracy", "others_alone")
+JUDGED += ("random_circuits", "random_lower")
+
+
 def circuit_of(circuit: Row) -> Row:
-    """What a row of seeds.json holds; where there is no circuit, the last three are None."""
-    heads = circuit["effects"]["logits"]["heads"]
-    strongest = {head: heads[parse(head)[0]][parse(head)[1]] for head in _fi(circuit)}
-    evaluation = circuit["evaluation"] or {}
-    kept = {"accuracy": circuit["accuracy"], "groups": circuit["groups"], "fi_r": strongest}
-    kept |= dict.fromkeys(("ablation", "faithfulness", "other_operands"))
-    if strongest:
-        union = [row for row in evaluation["circuits"] if row["circuit"] == "union of groups"]
-        kept["ablation"] = evaluation["ablation"]
-        kept["faithfulness"], kept["other_operands"] = (
-            {name: row[name] for name in ("faithfulness", "circuit_accuracy", "random_circuits")}
-            for row in union[:2]
-        )
+    """What a row of seeds.json holds; without a circuit, what judges it is None."""
+    effects, fi = as_effects(circuit["effects"]["logits"]).named(), _fi(circuit)
+    kept = {name: circuit[name] for name in ("accuracy", "F", "F_ci", "groups")}
+    kept |= {"fi_r": {head: effects[head] for head in fi}}
+    kept |= {"fi_r_ci": {head: circuit["r_ci"][head] for head in fi}}
+    kept |= dict.fromkeys(("ablation", "shift_swap", "completeness", *UNDER))
+    if fi:
+        evaluation = circuit["evaluation"]
+        kept |= {name: evaluation[name] for name in ("ablation", "shift_swap", "completeness")}
+        for name, row in zip(UNDER, evaluation["circuits"]):  # the first are all groups together
+            kept[name] = {each: row[each] for each in JUDGED}
     return kept
 
 
@@ -79,13 +82,11 @@ def seeds_table(rows: Rows) -> list[str]:
     lines = []
     for row in rows:
         groups = [", ".join(row["groups"][group]) or "–" for group in GROUPS]
-        sources = ("faithfulness", "other_operands")
-        shares = [row[key]["faithfulness"] if row[key] else "–" for key in sources]
+        shares = [row[name]["faithfulness"] if row[name] else "–" for name in UNDER]
         lines.append([row["seed"], *groups, *shares])
-    columns = ["seed", *map(tables.words, GROUPS), "faithful", "operands"]
+    columns = ["seed", *map(tables.words, GROUPS), *map(tables.words, UNDER)]
     return [
-        "the circuit of off by one, 8 shots; how faithful all groups alone are, under base values "
-        "and those of other operands",
+        "the circuit of off by one, 8 shots; how faithful all groups alone are, by what others send",
         *tables.table(columns, lines, left=4),
     ]
 
