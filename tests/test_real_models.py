@@ -274,7 +274,7 @@ FAULTS = [
     ([], (), "pair 0 must hold the strings base, contrast"),
     ({"base": "1"}, (), "pair 0 must hold the strings"),
     ([PAIRS[0], {**PAIRS[1], "base": 3}], (), "pair 1 must hold the strings"),
-    ([{**PAIRS[0], "contrast": "1+1=\n2+2="}], (), "have 9 and 10 tokens"),
+    ([{**PAIRS[0], "contrast": "1+1=\n2+2="}], (), "have 11 and 10 tokens"),
     ([PAIRS[0], {**PAIRS[1], "base": "1+2=", "contrast": "1+2="}], (), "the first pair 11"),
     ([{**PAIRS[0], "base_answer": "12"}], (), "no single token for '12'"),
     (PAIRS, ("--to", "2.9.v"), "--to 2.9.v: the model has 3 layers of 4 heads"),
