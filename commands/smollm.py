@@ -74,41 +74,10 @@ FULL = Amount(200, 16, 200, 3, (8, 16), "vqk", SOURCES)
 
 
 @dataclass(frozen=True)
-class Sums:
-    """Sums of digits in a model's own tokens, one a line; digit n is token zero + n."""
-
-    zero: int
-    signs: Sequence[int]  # plus, equals, end of line
-    first: Sequence[int]  # before a text
-
-    def tokens(self, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
-        """x + y = c for each example, [n_prompts, shots + 1] each → [n_prompts, pos], without the
-        last answer."""
-        x, y, c = (number + self.zero for number in (x, y, c))
-        plus, equals, line = (torch.full_like(x, sign) for sign in self.signs)
-        examples = torch.stack([x, plus, y, equals, c, line], dim=2).flatten(1)
-        first = examples.new_tensor(self.first).expand(len(x), -1)
-        return torch.cat([first, examples], dim=1)[:, :-2]
-
-    def answer_positions(self, shots: int) -> Tensor:
-        return len(self.first) + 4 + 6 * torch.arange(shots)
-
-
-def spelled_by(tokenizer: Tokenizer) -> Sums:
-    """Raises UserError where a sum is not taken apart into these tokens."""
-    zero, *signs = tokenizer.single_tokens(["0", "+", "=", "\n"])
-    sums, digits = Sums(zero, signs, tokenizer.first), torch.arange(10)[None]
-    text = "\n".join(f"{digit}+0={digit}" for digit in range(10))[:-1]
-    if sums.tokens(digits, 0 * digits, digits)[0].tolist() != tokenizer.encode(text):
-        raise UserError("the model's tokenizer does not take a sum apart into digits and signs")
-    return sums
-
-
-@dataclass(frozen=True)
 class Prompts:
-    """Numbers of prompts, x and y [n_prompts, shots + 1]; the asked sum is the last."""
+    """Sums of digits, a prompt a row: x and y [n_prompts, shots + 1]; the last sum is asked."""
 
-    sums: Sums
+    tokenizer: Tokenizer
     x: Tensor
     y: Tensor
 
@@ -116,26 +85,46 @@ class Prompts:
     def shots(self) -> int:
         return self.x.shape[1] - 1
 
-    def shown(self, d: int) -> Tensor:
-        """The prompts whose examples are off by d, [n_prompts, pos]."""
-        return self.sums.tokens(self.x, self.y, self.x + self.y + d)
+    def shown(self, d: int, x: Tensor | None = None) -> Tensor:
+        """The prompts whose examples are off by d, [n_prompts, pos]; x: other first operands.
+        Raises UserError where the tokenizer does not take each digit and sign for itself."""
+        x, rows = self.x if x is None else x, []
+        for numbers in torch.stack([x, self.y, x + self.y + d], dim=2).tolist():
+            text = "\n".join(f"{x}+{y}={c}" for x, y, c in numbers)
+            rows.append(self.tokenizer.encode(text[:-1]))
+        if {len(row) for row in rows} != {len(self.tokenizer.first) + 6 * self.shots + 4}:
+            raise UserError("the model's tokenizer does not take a sum apart into digits and signs")
+        return torch.tensor(rows)
 
     def operands_changed(self) -> Tensor:
         """The answers that are off by K, made plain by other operands; the query stays."""
         x = self.x.clone()
         x[:, :-1] += K
-        return self.sums.tokens(x, self.y, x + self.y)
+        return self.shown(0, x)
 
     def answers(self, d: int) -> Tensor:
-        return self.sums.zero + self.x[:, -1] + self.y[:, -1] + d
+        return self.zero + self.x[:, -1] + self.y[:, -1] + d
+
+    @property
+    def zero(self) -> int:
+        """Digit n is the token zero + n."""
+        zero, nine = self.tokenizer.single_tokens("09")
+        if nine - zero != 9:
+            raise UserError("the model's tokens of the digits do not follow each other")
+        return zero
+
+    @property
+    def places(self) -> Tensor:
+        """The positions of the shown answers, [shots]."""
+        return len(self.tokenizer.first) + 4 + 6 * torch.arange(self.shots)
 
     def examples(self) -> tuple[Examples, Tensor]:
         """The plain prompts with their numbers, and the asked sum of each."""
-        total, places = self.x + self.y, self.sums.answer_positions(self.shots)
-        return Examples(self.shown(0), places, total[:, :-1], total[:, :-1]), total[:, -1]
+        total = self.x + self.y
+        return Examples(self.shown(0), self.places, total[:, :-1], total[:, :-1]), total[:, -1]
 
 
-def draw(sums: Sums, n: int, shots: int, seed: int) -> Prompts:
+def draw(tokenizer: Tokenizer, n: int, shots: int, seed: int) -> Prompts:
     """n prompts, each sum from 1 to 8 as often as any other, so that all stay digits off by -1 and
     by +1 too. No example has the sum that is asked."""
     generator = Generator().manual_seed(seed)
@@ -143,17 +132,17 @@ def draw(sums: Sums, n: int, shots: int, seed: int) -> Prompts:
     other = torch.randint(1, 8, (n, shots), generator=generator)
     value[:, :-1] = (value[:, -1:] - 1 + other) % 8 + 1
     x = (torch.rand(value.shape, generator=generator) * (value + 1)).long()
-    return Prompts(sums, x, value - x)
+    return Prompts(tokenizer, x, value - x)
 
 
 # ---------------------------------------------------------------- what is measured
 
 
-def solving(model: Transformer, sums: Sums, n: int) -> list[Found]:
+def solving(model: Transformer, tokenizer: Tokenizer, n: int) -> list[Found]:
     """Shares of plain and of shifted answers, to plain and to shifted prompts, by shots."""
     rows = []
     for shots in ALL_SHOTS:
-        prompts = draw(sums, n, shots, seed=1000 + shots)
+        prompts = draw(tokenizer, n, shots, seed=1000 + shots)
         for prompt, d in ANSWERS.items():
             logits = last_logits(model, prompts.shown(d))
             shares = {name: accuracy(logits, prompts.answers(k)) for name, k in ANSWERS.items()}
@@ -217,12 +206,12 @@ class Judged:
 MOST = torch.tensor([0.025, 0.975])
 
 
-def judged(model: Transformer, sums: Sums, amount: Amount, fi: Heads) -> Found:
+def judged(model: Transformer, tokenizer: Tokenizer, amount: Amount, fi: Heads) -> Found:
     """FI heads and random ones replaced, on prompts that discovery did not see; faithfulness of
     the FI heads alone, all others sending what they send on the base prompt."""
     generator, rows, faithfulness = Generator().manual_seed(0), [], []
     for number, shots in product(range(amount.draws), amount.shots):
-        fresh = Judged(model, draw(sums, amount.n_fresh, shots, seed=10 + number))
+        fresh = Judged(model, draw(tokenizer, amount.n_fresh, shots, seed=10 + number))
         for how in SOURCES:
             rows.append({"draw": number} | fresh.row(fi, how))
             if how in amount.random_sources:
@@ -237,10 +226,10 @@ def averaging(model: Transformer, prompts: Prompts, weights: dict[str, float]) -
     0 and +1, and the account of `analysis/averaging.py`. weights: of the FI heads."""
     plain, query = prompts.examples()
     generator, rows = Generator().manual_seed(0), []
-    asker = Asker(model, weights, prompts.sums.zero, range(10))
+    asker = Asker(model, weights, prompts.zero, range(10))
     for shown, offsets in SHOWN.items():
         which = torch.randint(len(offsets), plain.expected.shape, generator=generator)
-        examples = with_differences(plain, prompts.sums.zero, torch.tensor(offsets)[which])
+        examples = with_differences(plain, prompts.zero, torch.tensor(offsets)[which])
         chances = last_logits(model, examples.tokens).log_softmax(-1).cpu()
         row: Found = {"shown": shown, "offsets": list(offsets), "log_probability": {}}
         for d in (-1, 0, 1):
@@ -260,12 +249,18 @@ class Trace:
     as soon as it is known."""
 
     def __init__(
-        self, model: Transformer, sums: Sums, amount: Amount, folder: Path, memory: float | None
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        amount: Amount,
+        folder: Path,
+        memory: float | None,
     ) -> None:
-        self.model, self.sums, self.amount = model, sums, amount
-        prompts = draw(sums, amount.n_found, SHOTS, seed=0)
+        self.model, self.tokenizer, self.amount = model, tokenizer, amount
+        prompts = draw(tokenizer, amount.n_found, SHOTS, seed=0)
         answers = prompts.answers(0), prompts.answers(K)
-        self.contrast_tokens, self.sweeps = prompts.shown(K), {}
+        self.contrast_tokens, self.places = prompts.shown(K), prompts.places
+        self.sweeps: dict[str, LongSweeps] = {}
         bases = {"answers": prompts.shown(0), "operands": prompts.operands_changed()}
         for contrast, base in bases.items():
             tokens, kept = (base, self.contrast_tokens), folder / "sweeps" / contrast
@@ -281,7 +276,7 @@ class Trace:
         tqdm.write(fitted([*lines, ""]))
 
     def run(self) -> Found:
-        by_shots = solving(self.model, self.sums, self.amount.n_found)
+        by_shots = solving(self.model, self.tokenizer, self.amount.n_found)
         accuracy = {
             f"{row['prompt']}_prompt": {name: row[name] for name in ANSWERS}
             for row in by_shots
@@ -294,9 +289,9 @@ class Trace:
         if not fi:
             self.known({}, ["no head meets the criteria of an FI head"])
             return self.circuit
-        evaluation = judged(self.model, self.sums, self.amount, fi)
+        evaluation = judged(self.model, self.tokenizer, self.amount, fi)
         self.known({"evaluation": evaluation}, ablation_table(evaluation["ablation"]))
-        fresh = draw(self.sums, self.amount.n_found, SHOTS, seed=2)
+        fresh = draw(self.tokenizer, self.amount.n_found, SHOTS, seed=2)
         mixed = averaging(self.model, fresh, weights)
         self.known({"averaging": mixed}, averaging_table(mixed["mixtures"]))
         for which, head in product(
@@ -316,8 +311,7 @@ class Trace:
             self.effects(contrast)["logits"] = as_lists(swept.effects)
         self.circuit["operands_changed"]["F"] = rounded(F["operands"], 5)
         swept = self.sweeps["answers"].sweep(Logits())
-        places = self.sums.answer_positions(SHOTS)
-        attention = attention_shares(self.model, self.contrast_tokens, places)
+        attention = attention_shares(self.model, self.contrast_tokens, self.places)
         groups = direct_groups(swept.effects.heads, attention, Criteria())
         r, intervals = swept.effects.named(strongest_first=True), swept.intervals()
         fi = {head: -r[head] for head in r if head in groups["function_induction"]}
@@ -441,7 +435,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_writable(path)
     model, tokenizer = load_pretrained(packaged(), device=device)
     print(f"{FILE} (Apache-2.0) on {device}")
-    circuit = Trace(model, spelled_by(tokenizer), amount, flags.out, flags.max_memory).run()
+    circuit = Trace(model, tokenizer, amount, flags.out, flags.max_memory).run()
     circuit |= {"model": FILE, "full": flags.full} | {"versions": versions()}
     circuit |= {"weights": weights_hash(model.state_dict())}
     circuit |= {"seconds": round(time.perf_counter() - started, 1)}
