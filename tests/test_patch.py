@@ -106,7 +106,6 @@ def test_circuit_json_has_the_promised_layout(run, solved, capsys):
         "by_elimination",
         "operands_changed",
         "ablation",
-        "sensitivity",
     } <= evaluation.keys()
     assert evaluation["circuit"] == sorted(
         {head for heads in c["groups"].values() for head in heads}
@@ -391,7 +390,7 @@ def test_each_step_of_a_study_gets_the_prompts_and_positions_that_it_states(monk
 
         return call
 
-    steps = ("evaluate_circuits", "readers", "group_ablations", "sensitivity", "writings", "reuse")
+    steps = ("evaluate_circuits", "readers", "group_ablations", "writings", "reuse")
     for name in steps:
         monkeypatch.setattr(patch, name, noted(name, getattr(patch, name)))
     drawn = []
@@ -406,14 +405,13 @@ def test_each_step_of_a_study_gets_the_prompts_and_positions_that_it_states(monk
     search, judged, *_ = given["evaluate_circuits"]
     assert torch.equal(search.ablator.tokens, traced.contrast[: patch.N_SEARCH])
     assert torch.equal(judged.ablator.tokens, counted.contrast[: patch.N_EVALUATED])
-    prompts, shown, *_ = given["readers"]
-    assert prompts is judged and list(shown) == list(range(18))  # the third answer stands at 17
+    prompts, shown, found, criteria = given["readers"]
+    assert prompts is judged and criteria == Criteria(**low)
+    assert list(shown) == list(range(18))  # the third answer stands at 17
     contrast, base, fewer = given["group_ablations"][0]
     assert torch.equal(contrast.ablator.tokens, counted.contrast)
     assert torch.equal(base.ablator.tokens, counted.base)
     assert torch.equal(fewer.ablator.tokens, counted.contrast[: patch.N_SEARCH])
-    prompts, found, criteria = given["sensitivity"]
-    assert prompts is judged and criteria == Criteria(**low)
     _, _, fi, studied, _ = given["writings"]
     assert fi is found.groups["function_induction"] and studied == patch.Study(prompts=6, shots=3)
     assert given["reuse"][2:5] == (fi, patch.REUSED, 3)

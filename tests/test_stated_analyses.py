@@ -1,7 +1,6 @@
 """What docstrings of the analyses state: which heads, prompts and sources, over which weights."""
 
 import math
-from dataclasses import replace
 from itertools import product
 from statistics import fmean
 from types import SimpleNamespace
@@ -346,11 +345,11 @@ def test_circuits_are_looked_for_on_some_prompts_and_judged_on_others(monkeypatc
     assert by_chance & set(union)  # random circuits may hold its heads
 
 
-# ---------------------------------------------------------------- readers, thresholds
+# ---------------------------------------------------------------- readers
 
 
 def made_discovery(**groups):
-    """An FI head 1.0 as found; under a lower threshold 1.1 would be one too."""
+    """An FI head 1.0 as found."""
     every = ("function_induction", "consolidation", "shown_answer", "expected_answer", "upstream")
     groups = dict.fromkeys(every, []) | {"function_induction": ["1.0"]} | groups
 
@@ -369,32 +368,6 @@ def made_discovery(**groups):
         "1.1.v": effects({(0, 1): -0.5}),
     }
     return Discovery({"answers": of_answers, "operands": {}}, attention, groups, {}, {})
-
-
-def test_other_thresholds_leave_the_function_induction_heads_as_found():
-    found = made_discovery(shown_answer=["0.0"], upstream=["0.1"])
-    rows = roles.other_thresholds(found, Criteria())
-    by = {(row["criterion"], row["value"], row["group"]): row["heads"] for row in rows}
-    assert by["strong", 0.01, "function_induction"] == ["1.0", "1.1"]
-    assert by["strong", 0.05, "function_induction"] == ["1.0"]
-    assert by["feeds", 0.2, "shown_answer"] == ["0.0"]
-    assert by["looks_at_previous", 0.4, "previous_token"] == ["0.0", "0.1"]  # upstream ones too
-    assert by["looks_at_previous", 0.5, "previous_token"] == []
-    lower = roles.regrouped(found, replace(Criteria(), strong=0.01))
-    assert lower["shown_answer"] == ["0.0"]  # not what feeds 1.1
-
-
-def test_groups_of_other_thresholds_are_replaced_by_what_they_read(monkeypatch):
-    def row(prompts, label, heads, how):
-        return dict(how=how, base_acc=0.0, contrast_acc=0.0, n_prompts=1)
-
-    monkeypatch.setattr(roles, "ablation_row", row)
-    rows = roles.sensitivity(None, made_discovery(), Criteria())
-    how = {row["group"]: row["how"] for row in rows}
-    operands = ("expected_answer", "previous_token")
-    direct = ("function_induction", "consolidation", "other_direct", "shown_answer")
-    stated = dict.fromkeys(operands, "operands_changed") | dict.fromkeys(direct, "base")
-    assert how == stated
 
 
 def test_readers_are_replaced_alone_at_the_examples_and_measured_by_the_range_to_their_run():

@@ -265,23 +265,6 @@ def shift_swapped(c: Circuit) -> list[str]:
     return [says, *table(columns, rows, left=2)] if rows else []
 
 
-def thresholds(c: Circuit) -> list[str]:
-    """The groups that other thresholds would make."""
-    sensitivity, rows = c["evaluation"]["sensitivity"], []
-    usual = {row["group"]: row["heads"] for row in sensitivity if row["in_force"]}
-    for row in sensitivity:
-        heads = row["heads"]
-        if heads != usual[row["group"]] or (row["in_force"] and heads):
-            criterion = words(row["criterion"]) + " *" * row["in_force"]
-            shares = [f"{row[key]:.2f}" for key in ("value", "contrast_acc", "base_acc")]
-            rows.append([criterion, words(row["group"]), listed(heads), *shares])
-    return [
-        "other thresholds (* in force; those that change nothing are left out): the group, and the "
-        f"shares {c['asked']} and plain that are left without it",
-        *table(["criterion", "group", "heads", "threshold", "left", "plain"], rows, left=3),
-    ]
-
-
 def written(c: Circuit) -> list[str]:
     """What the FI heads write and read."""
     if "reading" not in c:
@@ -384,7 +367,7 @@ PARTS: dict[str, tuple[Parts, Parts]] = {  # of each step: in short, in full
     "direct": ((heat_map,), (heat_map,)),
     "circuit": ((traced,), (traced, groups)),
     "enough": ((enough,), (evaluated, readers)),
-    "ablation": ((needed, carried), (ablated, shift_swapped, thresholds)),
+    "ablation": ((needed, carried), (ablated, shift_swapped)),
     "writing": ((averages,), (written, averaging_shown)),
     "reuse": ((spared,), (reused,)),
     "conclusion": ((conclusion,), (conclusion,)),
