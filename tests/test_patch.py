@@ -12,7 +12,6 @@ import train
 from minifunc.analysis import study
 from minifunc.circuit import Criteria
 from minifunc.model import Transformer
-from minifunc.report import terminal
 from minifunc.support import runs
 
 SHAPE = {"n-layers": 2, "n-heads": 2, "d-model": 16, "d-head": 8, "d-mlp": 16}
@@ -209,7 +208,7 @@ def test_every_part_of_the_text_is_shown_for_a_circuit_and_none_of_it_without(ru
         "the circuit (r in %)",
         "criteria:",
         "circuits alone",
-        "minimality",
+        "misses at most",
         "ablation:",
         "on other tasks",
     ):
@@ -289,34 +288,6 @@ def test_freezing_the_mlps_is_passed_on(run, solved, tmp_path):
         )
         effects.append(json.loads((tmp_path / "c.json").read_text())["effects"]["logits"]["heads"])
     assert effects[0] != effects[1]
-
-
-def test_readers_are_shown_with_kind_and_what_breaks():
-    replaced = {
-        name: {"r": -0.41, "base_acc": 0.2, "contrast_acc": 0.59}
-        for name in ("answers", "operands", "unrelated")
-    }
-    line = terminal.readers(
-        {
-            "asked": "off by +1",
-            "readers": {
-                "1.3": {
-                    "kind": "operand_reader",
-                    "looks_at": "operands",
-                    "brings": ["expected"],
-                    "replaced": replaced,
-                }
-            },
-        }
-    )[-1]
-    assert line.split() == [
-        "1.3",
-        "operand",
-        "reader",
-        "operands",
-        "expected",
-        *["-41", "%", "0.59"] * 3,
-    ]
 
 
 def test_findings_are_not_put_over_something_that_is_no_plain_file(run, tmp_path, capsys):

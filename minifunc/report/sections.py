@@ -3,7 +3,7 @@
 A KeyError says that a file lacks something: `content` makes a note of it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minifunc.report import pictures
@@ -203,7 +203,7 @@ def vectors(f: Findings) -> Content:
 
 
 def bars(f: Findings) -> Content:
-    """Four bars for each amount of addition; all tasks and all ablations in tables."""
+    """Four bars for each amount of addition; all tasks in a table."""
     colours = {"plain-answer": "plain answer", "shifted-answer": "shifted answer"}
     caption = (
         "Shares of prompts; lines are 95 % intervals over prompts. Swapped heads send what they "
@@ -216,30 +216,15 @@ def bars(f: Findings) -> Content:
             drawn.append(pictures.four_bars(asked_in(four), four))
         rows.append([asked_in(four), *map(both_answers, four)])
     shares = numbers(["task", *pictures.BARS], rows, "Plain / shifted answers")
-    ablations = ablations_table(f.circuit["evaluation"]["ablation"])
     return [
         colour_key(colours),
         figure(f, h("div", drawn, class_="panels"), caption, "circuit.json (reuse)"),
         details(f"The same heads on {len(rows)} tasks", shares),
-        details("What is put in decides: every ablation and its controls", ablations),
     ]
 
 
 def both_answers(row: Mapping[str, Any]) -> str:
     return f"{percent(row['base_acc'])} / {percent(row['contrast_acc'])}"
-
-
-def ablations_table(ablations: Iterable[Mapping[str, Any]]) -> Markup:
-    """A row per ablation: whose values were put in, and what is answered then."""
-    rows: list[list[Any]] = []
-    for row in ablations:
-        heads = f"{words(row['ablated'])} {', '.join(row['heads'])}"
-        shares = [percent(row[answer], 1) for answer in ("base_acc", "contrast_acc")]
-        interval = " to ".join(map(percent, row["ci"]))
-        floor = percent(row["floor"], 1) if "floor" in row else "–"
-        rows.append([heads, words(row["how"]), *shares, interval, floor])
-    columns = ["heads", "values from", "plain", "shifted", "95 %", "shifted, on base prompts"]
-    return numbers(columns, rows, "Ablations")
 
 
 CURVES = {"0": "k0", "-1": "k1n", "1": "k1", "2": "k2", "3": "k3"}  # amounts, and their colours

@@ -164,46 +164,16 @@ def evaluated(c: Circuit) -> list[str]:
         "highest FI head other heads, the FI heads kept; neither is ever the circuit itself (– = "
         "there is no other); overlap = share of the circuit's heads in them",
         *table([*columns, "highest", "overlap"], rows, left=2),
-        *taken_apart("union of groups", e),
-        *taken_apart("the same, operands changed", e["operands_changed"]),
-        *taken_apart("eliminated, both contrasts", e["by_elimination"]),
+        incomplete("union of groups", e),
+        incomplete("the same, operands changed", e["operands_changed"]),
+        incomplete("eliminated, both contrasts", e["by_elimination"]),
     ]
 
 
-def taken_apart(name: str, part: dict[str, Any]) -> list[str]:
-    """Completeness and minimality of one circuit."""
-    gaps = part["completeness_gaps"]
-    least_first = sorted(part["minimality"].items(), key=lambda pair: pair[1])
-    return [
-        f"  {name}: {listed(part['circuit'])}",
-        f"    completeness gap, share of F's range: greedy max {part['completeness']:.3f} "
-        f"({between(part['completeness_ci'])}; without {listed(gaps['worst'])}), "
-        f"mean {gaps['greedy_mean']:.3f}; "
-        f"random max {gaps['random_max']:.3f}, mean {gaps['random_mean']:.3f}",
-        "    minimality, least needed first: "
-        + listed(f"{head} {share:.3f}" for head, share in least_first),
-    ]
-
-
-def readers(c: Circuit) -> list[str]:
-    """The heads below the FI heads."""
-    if not c["readers"]:
-        return []
-    rows = []
-    for head, role in c["readers"].items():
-        brings = " and ".join(role["brings"]) or "neither"
-        row = [head, words(role["kind"]), role["looks_at"], brings]
-        for source in ("answers", "operands", "unrelated"):
-            without = role["replaced"][source]
-            shares = f"{without['contrast_acc']:7.2f} {without['base_acc']:7.2f}"
-            row.append(f"{100 * without['r']:.0f} % {shares}")
-        rows.append(row)
-    columns = ["head", "kind", "looks at", "brings", "other shown answers", "other operands"]
-    return [
-        "heads below: where they look from a shown answer, and r and shares "
-        f"({c['asked']}, plain) when each is replaced over the examples by values from",
-        *table([*columns, "unrelated examples"], rows, left=4),
-    ]
+def incomplete(name: str, part: dict[str, Any]) -> str:
+    """Completeness of one circuit; its minimality is in circuit.json."""
+    gap, worst = part["completeness"], listed(part["completeness_gaps"]["worst"])
+    return f"  {name}: misses at most {gap:.3f} of F's range, without {worst}"
 
 
 def needed(c: Circuit) -> list[str]:
@@ -366,7 +336,7 @@ PARTS: dict[str, tuple[Parts, Parts]] = {  # of each step: in short, in full
     "task": ((solved,), (solved, logit_differences)),
     "direct": ((heat_map,), (heat_map,)),
     "circuit": ((traced,), (traced, groups)),
-    "enough": ((enough,), (evaluated, readers)),
+    "enough": ((enough,), (evaluated,)),
     "ablation": ((needed, carried), (ablated, shift_swapped)),
     "writing": ((averages,), (written, averaging_shown)),
     "reuse": ((spared,), (reused,)),
