@@ -222,19 +222,6 @@ def carried(c: Circuit) -> list[str]:
     return [f"given another shift's: {sum(alone)} of {len(alone)} move the answer, {share}"]
 
 
-def shift_swapped(c: Circuit) -> list[str]:
-    """Heads given what they send where only the shift differs."""
-    rows: list[list[object]] = []
-    for row in c["evaluation"].get("shift_swap", {"rows": []})["rows"]:
-        swapped: list[object] = [words(row["swapped"]), listed(row["heads"]), row["passes"]]
-        for part in (row["answers"], row["operands"]):
-            swapped += [part["moved"], between(part["ci"]), part["other_acc"], part["base_acc"]]
-        rows.append(swapped)
-    columns = ["swapped", "heads", "passes", *("moved", "95 %", "other", "plain") * 2]
-    says = "at the last `=`, the values of another shift, by other shown answers, by other operands"
-    return [says, *table(columns, rows, left=2)] if rows else []
-
-
 def written(c: Circuit) -> list[str]:
     """What the FI heads write and read."""
     if "reading" not in c:
@@ -337,7 +324,7 @@ PARTS: dict[str, tuple[Parts, Parts]] = {  # of each step: in short, in full
     "direct": ((heat_map,), (heat_map,)),
     "circuit": ((traced,), (traced, groups)),
     "enough": ((enough,), (evaluated,)),
-    "ablation": ((needed, carried), (ablated, shift_swapped)),
+    "ablation": ((needed, carried), (ablated, carried)),
     "writing": ((averages,), (written, averaging_shown)),
     "reuse": ((spared,), (reused,)),
     "conclusion": ((conclusion,), (conclusion,)),
