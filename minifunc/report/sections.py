@@ -231,8 +231,8 @@ CURVES = {"0": "k0", "-1": "k1n", "1": "k1", "2": "k2", "3": "k3"}  # amounts, a
 
 
 def training(f: Findings) -> Content:
-    """Accuracy of addition: of some amounts while it is trained, and of all amounts at its end."""
-    lines, file = f.metrics, "metrics.jsonl"
+    """Accuracy of addition off by some amounts, while it is trained."""
+    lines = f.metrics
     last = lines[-1]["accuracy"]["addition"]  # {k: {shots: share}}
     shots = list(last[min(last, key=int)])
     most = "8" if "8" in shots else shots[-1]
@@ -243,33 +243,15 @@ def training(f: Findings) -> Content:
             curves.append((amount(k), colour, shares))
     picture = pictures.curves(f"Accuracy at {most} shots while training", curves)
     caption = (
-        f"Addition, plain and off by other amounts, as training goes on; {most} examples shown."
+        f"Addition, plain and off by other amounts, as training goes on; {most} examples shown, on "
+        "few prompts. make train ends with a table on 500."
     )
-    told = (
-        f"At step {lines[-1]['step']}, on few prompts; make train ends with a table on 500. The "
-        "asked answer is none of those shown."
-    )
-    grid = figure(f, accuracy_map(last, shots), told, file)
-    return [h("div", figure(f, scrolling(picture), caption, file), grid, class_="pair")]
+    return [figure(f, scrolling(picture), caption, "metrics.jsonl")]
 
 
 def amount(k: str) -> str:
     """`plain`, or by how much addition is off: `+1`."""
     return "plain" if k == "0" else signed(int(k))
-
-
-def accuracy_map(shares: Mapping[str, Any], shots: Sequence[str]) -> Markup:
-    """Accuracy of every amount at every number of examples."""
-    rows = []
-    for k in sorted(shares, key=int):
-        row: list[Any] = [amount(k)]
-        for n in shots:
-            share = shares[k][n]
-            tip = f"{amount(k)}, {n} shots: {percent(share)}"
-            row.append(Scale(1.0).cell(share, f"{100 * share:.0f}", tip))
-        rows.append(row)
-    name = "addition: share answered rightly, in %"
-    return pictures.heat_map(name, "shots", shots, rows, "share")
 
 
 VERDICTS = {"pass": "✓ pass", "fail": "✗ fail", "could not tell": "? could not tell"}
@@ -346,7 +328,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Findings], Content], str], ...] = (
     ("attention", "Where heads look", attention, "circuit fi"),
     ("vectors", "What they write", vectors, "circuit fi"),
     ("ablations", "Switched off, and reused", bars, "circuit fi"),
-    ("training", "How well it does, and since when", training, "metrics"),
+    ("training", "How it learned", training, "metrics"),
     ("about", "About", about, ""),
 )
 NO_FI = "no function-induction head was found in this model"
