@@ -20,7 +20,7 @@ import tasks
 from minifunc.analysis import rows, shift_swap
 from minifunc.analysis.ablations import group_ablations
 from minifunc.analysis.completeness import evaluate_circuits
-from minifunc.analysis.roles import readers, sensitivity
+from minifunc.analysis.roles import readers
 from minifunc.analysis.study import answers_of, asked, averaged, replacements, reuse, some, writings
 from minifunc.circuit import Criteria, discover
 from minifunc.model import Transformer
@@ -113,13 +113,12 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
         roles = readers(to_judge, range(int(answers[-1]) + 1), found, criteria)
         known({"evaluation": evaluation, "readers": roles}, "enough")
 
-        # 4. What is left without them? With controls, and with other thresholds.
+        # 4. What is left without them? With controls.
         to_count = replacements(tasks, model, for_counting)
         base = replace(to_count, ablator=to_count.ablator.on(for_counting.base))
         fewer = replacements(tasks, model, some(for_counting, slice(N_SEARCH)))
         ablation = group_ablations((to_count, base, fewer), groups, roles, (N_DRAWS, generator))
-        thresholds = sensitivity(to_judge, found, criteria)
-        evaluation = evaluation | {"ablation": ablation, "sensitivity": thresholds}
+        evaluation = evaluation | {"ablation": ablation}
         evaluation |= shift_swap.study(tasks, model, fi, study)
         known({"evaluation": evaluation}, "ablation")
 

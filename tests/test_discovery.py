@@ -3,7 +3,7 @@ import torch
 from handwired import difference_model, difference_prompts, prompts, two_step_model
 from test_patching import LLAMA, make
 
-from minifunc.analysis.roles import other_thresholds, reader_role
+from minifunc.analysis.roles import reader_role
 from minifunc.analysis.rows import circuit_graph
 from minifunc.circuit import Criteria, discover
 from minifunc.model import ModelConfig, Transformer
@@ -175,26 +175,6 @@ def test_discovery_is_deterministic_and_every_edge_ends_in_nodes():
         receiver = edge["receiver"]
         assert edge["sender"] in names
         assert receiver in names or receiver.rsplit(".", 1)[0] in names
-
-
-def test_other_thresholds_change_one_criterion_and_keep_the_value_in_force():
-    found = discover(random_patchers(), torch.tensor([5]), EVERYTHING)
-    rows = other_thresholds(found, EVERYTHING)
-    for row in rows:
-        if row["in_force"]:
-            assert row["heads"] == found.groups[row["group"]]
-    assert {row["criterion"] for row in rows if row["in_force"]} == {
-        "strong",
-        "looks_at_answers",
-        "feeds",
-        "looks_at_previous",
-    }
-    sizes = [
-        len(row["heads"])
-        for row in rows
-        if row["criterion"] == "feeds" and row["group"] == "shown_answer"
-    ]
-    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
 
 
 def test_a_reader_is_named_by_where_it_looks_and_by_what_breaks_without_it():

@@ -479,9 +479,6 @@ CASES = {
     "minifunc.analysis.roles": {
         "readers": lambda w: roles.readers(w.for_ablation(), range(12), w.found, EASY),
         "reader_role": each_replaced,
-        "other_thresholds": lambda w: roles.other_thresholds(w.found, EASY),
-        "regrouped": lambda w: roles.regrouped(w.found, EASY),
-        "sensitivity": lambda w: roles.sensitivity(w.for_ablation(), w.found, EASY),
     },
     "minifunc.analysis.rows": {
         "Prompts": lambda w: w.for_ablation().scores("base").none,
@@ -657,7 +654,7 @@ world = functools.cache(World)
 stored_otherwise = functools.cache(lambda: World(stored_so, training=True))
 # These meet all settings at once alone: they take a second, and call what is tried one by one.
 SLOW = {"evaluate_circuits", "writings", "study", "discover", "evaluate"}
-SLOW |= {"sensitivity", "group_ablations", "replacements"}
+SLOW |= {"group_ablations", "replacements"}
 
 
 # Training needs gradients: where there are none, torch itself says so.

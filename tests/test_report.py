@@ -294,7 +294,7 @@ READ_BY = {  # key of circuit.json: the sections that read below it, where these
     "operands_changed": (sections.effects,),
     "graph": (sections.graph,),
     "readers": (sections.graph,),
-    "evaluation": (sections.claim, sections.bars),
+    "evaluation": (sections.claim,),
     "reuse": (sections.bars,),
     "function_vectors": (sections.vectors,),
     "attention": (sections.graph,),

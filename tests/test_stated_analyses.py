@@ -1,7 +1,6 @@
 """What docstrings of the analyses state: which heads, prompts and sources, over which weights."""
 
 import math
-from dataclasses import replace
 from itertools import product
 from statistics import fmean
 from types import SimpleNamespace
@@ -346,11 +345,11 @@ def test_circuits_are_looked_for_on_some_prompts_and_judged_on_others(monkeypatc
     assert by_chance & set(union)  # random circuits may hold its heads
 
 
-# ---------------------------------------------------------------- readers, thresholds
+# ---------------------------------------------------------------- readers
 
 
 def made_discovery(**groups):
-    """An FI head 1.0 as found; under a lower threshold 1.1 would be one too."""
+    """An FI head 1.0 as found."""
     every = ("function_induction", "consolidation", "shown_answer", "expected_answer", "upstream")
     groups = dict.fromkeys(every, []) | {"function_induction": ["1.0"]} | groups
 
@@ -369,32 +368,6 @@ def made_discovery(**groups):
         "1.1.v": effects({(0, 1): -0.5}),
     }
     return Discovery({"answers": of_answers, "operands": {}}, attention, groups, {}, {})
-
-
-def test_other_thresholds_leave_the_function_induction_heads_as_found():
-    found = made_discovery(shown_answer=["0.0"], upstream=["0.1"])
-    rows = roles.other_thresholds(found, Criteria())
-    by = {(row["criterion"], row["value"], row["group"]): row["heads"] for row in rows}
-    assert by["strong", 0.01, "function_induction"] == ["1.0", "1.1"]
-    assert by["strong", 0.05, "function_induction"] == ["1.0"]
-    assert by["feeds", 0.2, "shown_answer"] == ["0.0"]
-    assert by["looks_at_previous", 0.4, "previous_token"] == ["0.0", "0.1"]  # upstream ones too
-    assert by["looks_at_previous", 0.5, "previous_token"] == []
-    lower = roles.regrouped(found, replace(Criteria(), strong=0.01))
-    assert lower["shown_answer"] == ["0.0"]  # not what feeds 1.1
-
-
-def test_groups_of_other_thresholds_are_replaced_by_what_they_read(monkeypatch):
-    def row(prompts, label, heads, how):
-        return dict(how=how, base_acc=0.0, contrast_acc=0.0, n_prompts=1)
-
-    monkeypatch.setattr(roles, "ablation_row", row)
-    rows = roles.sensitivity(None, made_discovery(), Criteria())
-    how = {row["group"]: row["how"] for row in rows}
-    operands = ("expected_answer", "previous_token")
-    direct = ("function_induction", "consolidation", "other_direct", "shown_answer")
-    stated = dict.fromkeys(operands, "operands_changed") | dict.fromkeys(direct, "base")
-    assert how == stated
 
 
 def test_readers_are_replaced_alone_at_the_examples_and_measured_by_the_range_to_their_run():
@@ -569,7 +542,7 @@ def test_what_is_handed_over_is_the_normalized_stream_through_the_weights(writte
         assert stated["separately"] > 2 * stated["difference_alone"]
 
 
-def test_scores_are_split_by_answers_and_others_and_among_the_answers_of_one_prompt():
+def test_scores_are_split_among_the_answers_of_one_prompt():
     model, n_shots = random_model(6), 3
     tokens = torch.randint(9, (50, 6 * n_shots + 5), generator=generator())
     answers = torch.tensor([5, 11, 17])
@@ -589,13 +562,10 @@ def test_scores_are_split_by_answers_and_others_and_among_the_answers_of_one_pro
         between = sum(len(some) * (fmean(some) - mean) ** 2 for some in groups.values())
         return between / (values - mean).square().sum().item()
 
-    grid = torch.stack([scores[:, answers - 4 + slot] for slot in range(6)], dim=2)
-    is_answer = (torch.arange(6) == 4).expand_as(grid)
-    assert found["is_answer"] == pytest.approx(explained(grid, is_answer), abs=1e-4)
     centred = scores[:, answers] - scores[:, answers].mean(1, keepdim=True)
     nearness = expected - asked[:, None]
-    labels = {"nearness": nearness, "example": torch.arange(n_shots).expand_as(shown)}
-    labels |= {"shown": shown, "difference": shown - expected}
+    example = torch.arange(n_shots).expand_as(shown)
+    labels = {"nearness": nearness, "example": example, "shown": shown}
     stated = {name: explained(centred, of) for name, of in labels.items()}
     assert found["among_answers"] == pytest.approx(stated, abs=1e-4)
     at_answers = pattern[:, answers]

@@ -1,25 +1,15 @@
-"""What the heads below the FI heads do, and what hangs on the thresholds of the groups."""
+"""What the heads below the FI heads do."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
-from minifunc.analysis.rows import Prompts, ablation_row, answered
-from minifunc.circuit import ROUTES, Criteria, Discovery, direct_groups, previous_token, route
+from minifunc.analysis.rows import Prompts, answered
+from minifunc.circuit import ROUTES, Criteria, Discovery
 from minifunc.support.names import Found, heads_of
 from minifunc.support.tables import rounded
 
 # What is put in over the shown examples: name in circuit.json → the ablator's source.
 PUT_IN = {"answers": "base", "operands": "operands_changed", "unrelated": "unrelated"}
 KINDS = {"previous": "previous_token", "operands": "operand_reader"}
-
-# By criterion: the values that `other_thresholds` tries, and the groups that it makes.
-DIRECT = ("function_induction", "consolidation", "other_direct")
-THRESHOLDS = {
-    "strong": ((0.01, 0.02, 0.05, 0.1, 0.2), DIRECT),
-    "looks_at_answers": ((0.15, 0.2, 0.3, 0.4, 0.5, 0.6), ("function_induction",)),
-    "feeds": ((0.01, 0.02, 0.05, 0.1, 0.2), tuple(ROUTES)),
-    "looks_at_previous": ((0.1, 0.2, 0.3, 0.4, 0.5), ("previous_token",)),
-}
 
 
 def readers(prompts: Prompts, shown: Sequence[int], found: Discovery, criteria: Criteria) -> Found:
@@ -59,39 +49,3 @@ def reader_role(
             brings.append(group.removesuffix("_answer"))
     kind = KINDS.get(looks_at, "other") if "expected" in brings else "other"
     return {"kind": kind, "looks_at": looks_at, "brings": brings, "replaced": replaced}
-
-
-def other_thresholds(found: Discovery, criteria: Criteria) -> list[Found]:
-    """The groups that other thresholds would make, one criterion changed at a time, the FI heads as
-    found: [{criterion, value, in_force, group, heads}]."""
-    rows = []
-    for name, (values, concerned) in THRESHOLDS.items():
-        in_force = getattr(criteria, name)
-        for value in sorted({*values, in_force}):
-            groups = regrouped(found, replace(criteria, **{name: value}))
-            row = {"criterion": name, "value": value, "in_force": value == in_force}
-            rows += [row | {"group": group, "heads": groups[group]} for group in concerned]
-    return rows
-
-
-def regrouped(found: Discovery, criteria: Criteria) -> dict[str, list[str]]:
-    """The groups by other criteria, from the effects that were measured."""
-    groups = direct_groups(found.effects["answers"]["logits"].heads, found.attention, criteria)
-    fi = found.groups["function_induction"]
-    lower = list(found.groups["upstream"])
-    for group, contrast in ROUTES.items():
-        groups[group] = heads_of(route(found.effects.get(contrast, {}), fi, criteria))
-        lower += groups[group]
-    groups["previous_token"] = previous_token(lower, found.attention, criteria)
-    return groups
-
-
-def sensitivity(prompts: Prompts, found: Discovery, criteria: Criteria) -> list[Found]:
-    """Rows of `evaluation.sensitivity`: `other_thresholds`, and what is left without each group."""
-    rows = other_thresholds(found, criteria)
-    for row in rows:
-        reads_operands = row["group"] in ("expected_answer", "previous_token")
-        how = "operands_changed" if reads_operands else "base"
-        left = ablation_row(prompts, row["group"], row["heads"], how)
-        row.update({name: left[name] for name in ("how", "base_acc", "contrast_acc", "n_prompts")})
-    return rows

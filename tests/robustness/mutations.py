@@ -609,13 +609,6 @@ FAULTS = [
         breaks="lines are broken at a width of our own",
         tests="terminal",
     ),
-    Fault(
-        "commands/check.py",
-        old='RESULTS / "dependability.json"',
-        new='Path("results/dependability.json")',
-        breaks="the checklist reads results/ where one stands",
-        tests="check",
-    ),
     # ---- what docstrings state: ranges, weights, schedules, which prompts and which sources
     Fault(
         "tasks.py",
