@@ -35,7 +35,6 @@ from minifunc.analysis import (
     completeness,
     function_vectors,
     reading,
-    roles,
     rows,
     scores,
     shift_swap,
@@ -158,16 +157,10 @@ class World:
 EASY = circuit.Criteria(strong=1e-6, feeds=1e-6, looks_at_answers=1e-6)
 
 
-def each_replaced(w):
-    at_answers = {"previous": 0.4, "operands": 0.1}
-    looks = {f"answer_to_{name}": share for name, share in at_answers.items()}
-    return roles.reader_role(looks, {"answers": {"r": -0.5}, "operands": {"r": 0.5}}, EASY)
-
-
 def group_rows(w):
     prompts = w.for_ablation()
     groups = {"function_induction": ["1.0"], "expected_answer": ["0.1"]}
-    return ablations.group_ablations((prompts,) * 3, groups, {}, (2, drawing()))
+    return ablations.group_ablations((prompts,) * 3, groups, (2, drawing()))
 
 
 def circuits_judged(w):
@@ -475,10 +468,6 @@ CASES = {
         "inputs_apart": lambda w: reading.inputs_apart(w.patcher(), w.sources, GROUP),
         "looks_for": lambda w: reading.looks_for(w.model, w.examples, w.query, GROUP),
         "hands_over": lambda w: reading.hands_over(w.model, w.examples, GROUP),
-    },
-    "minifunc.analysis.roles": {
-        "readers": lambda w: roles.readers(w.for_ablation(), range(12), w.found, EASY),
-        "reader_role": each_replaced,
     },
     "minifunc.analysis.rows": {
         "Prompts": lambda w: w.for_ablation().scores("base").none,

@@ -293,7 +293,6 @@ READ_BY = {  # key of circuit.json: the sections that read below it, where these
     "effects": (sections.effects,),
     "operands_changed": (sections.effects,),
     "graph": (sections.graph,),
-    "readers": (sections.graph,),
     "evaluation": (sections.claim,),
     "reuse": (sections.bars,),
     "function_vectors": (sections.vectors,),

@@ -115,16 +115,14 @@ def groups_of(circuit: Circuit, head: str) -> str:
 
 
 def heads_table(circuit: Circuit) -> Markup:
-    """A row per head of the circuit: its groups, its r, what it brings, where it looks."""
+    """A row per head of the circuit: its groups, its r, where it looks."""
     rows: list[list[Any]] = []
     for head in members(circuit):
-        reader = circuit["readers"].get(head, {"brings": ["–"]})  # –: was not measured
-        brings = " and ".join(reader["brings"]) or "neither"
         looks = map(percent, circuit["attention"][head].values())
         name, r = h("span", head, id=f"head-{head}", tabindex="-1"), signed(r_of(circuit, head), 1)
-        rows.append([name, groups_of(circuit, head), r, brings, *looks])
+        rows.append([name, groups_of(circuit, head), r, *looks])
     shares = map(words, next(iter(circuit["attention"].values())))
-    columns = ["head", "group", "r on the logits, %", "brings", *shares]
+    columns = ["head", "group", "r on the logits, %", *shares]
     return numbers(columns, rows, "The heads of the circuit, and the shares of their attention")
 
 

@@ -139,8 +139,7 @@ def enough(c: Circuit) -> list[str]:
         *table(
             ["all else sends", "faithfulness", c["asked"], "plain", "others", "random"], rows, 1, 2
         ),
-        "  (others: faithfulness of all but these; random: of as many in the same layers)",
-        f"  it misses at most {e['completeness']:.0%} of F, whatever part of it is taken away",
+        f"  others: all but these; random: as many. It misses at most {e['completeness']:.0%} of F",
     ]
 
 
