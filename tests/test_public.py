@@ -15,6 +15,7 @@ import math
 import pkgutil
 import subprocess
 import sys
+import tempfile
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
@@ -34,6 +35,7 @@ from minifunc.analysis import (
     averaging,
     completeness,
     function_vectors,
+    long_sweeps,
     reading,
     rows,
     scores,
@@ -155,6 +157,12 @@ class World:
 
 
 EASY = circuit.Criteria(strong=1e-6, feeds=1e-6, looks_at_answers=1e-6)
+
+
+def swept_in_parts(w):
+    with tempfile.TemporaryDirectory() as folder:
+        found = long_sweeps.LongSweeps(w.model, w.prompts, w.answers, Path(folder)).sweep(Logits())
+    return found.effects, found.F_base, found.intervals()
 
 
 def group_rows(w):
@@ -463,6 +471,7 @@ CASES = {
         "Naive": in_parts,
         "study": lambda w: function_vectors.study(w.model, w.asking, w.naive, GROUP, w.numbers),
     },
+    "minifunc.analysis.long_sweeps": {"LongSweeps": swept_in_parts},
     "minifunc.analysis.reading": {
         "explained": lambda w: reading.explained(w.logits, w.labels, w.halves),
         "inputs_apart": lambda w: reading.inputs_apart(w.patcher(), w.sources, GROUP),
@@ -545,6 +554,7 @@ NO_TENSORS = {
     "minifunc.support.files": "files; those that hold tensors are cases",
     "minifunc.support.processes": "processes; what touches tensors is a case",
     "minifunc.support.runs": "files and flags; what makes a model is a case",
+    "minifunc.analysis.long_sweeps": {"Swept"},  # made by `LongSweeps` alone
     "tasks": {"n_tokens", "Problems", "Diet", "Rules", "Documents", "Task"},  # numbers and shapes
     "train": {"TrainConfig", "print_table", "work", "main"},  # settings, the command line
     # The parts of a transformer, which `Transformer` runs: called alone, torch's settings hold.

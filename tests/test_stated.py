@@ -472,9 +472,14 @@ def test_the_heads_reused_are_told_by_the_shifted_answers_of_tasks_that_show_a_s
     """Rows by fours: base prompts, contrast prompts, these without FI heads, without random ones.
     Sums in base k that carry nothing show no shift, so they are left out."""
     shares = {"all": (0.0, 1.0, 0.2, 0.9), "carry": (0.0, 0.8, 0.4, 0.7), "no carry": (0.5,) * 4}
-    rows = [{"items": items, "contrast_acc": x} for items, row in shares.items() for x in row]
+    rows = [
+        {"items": items, "contrast_acc": x, "base_acc": x / 2}
+        for items, row in shares.items()
+        for x in row
+    ]
     (line,) = terminal.spared({"reuse": rows})
-    assert "2 tasks: shifted answers 0.90, without them 0.30" in line and "random ones 0.80" in line
+    assert "2 tasks: shifted and plain answers 0.90 and 0.45, without them 0.30 and 0.15" in line
+    assert "random ones 0.80 and 0.40" in line
     assert terminal.spared({"reuse": rows[8:]}) == []
 
 
