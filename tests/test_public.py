@@ -558,8 +558,7 @@ NO_TENSORS = {
     "tasks": {"n_tokens", "Problems", "Diet", "Rules", "Documents", "Task"},  # numbers and shapes
     "train": {"TrainConfig", "print_table", "work", "main"},  # settings, the command line
     # The parts of a transformer, which `Transformer` runs: called alone, torch's settings hold.
-    "minifunc.model": {"ModelConfig", "Embed", "PosEmbed", "Norm", "Attention", "MLP", "Block"}
-    | {"Unembed"},
+    "minifunc.model": {"ModelConfig", "Embed", "PosEmbed", "Norm", "Attention", "MLP", "Block"},
     "minifunc.ablation": {"all_heads"},  # names
     "minifunc.circuit": {"Criteria", "Discovery", "previous_token"},  # names and numbers
     "minifunc.support.evaluation": {"wilson"},  # numbers
