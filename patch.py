@@ -20,7 +20,6 @@ import tasks
 from minifunc.analysis import rows, shift_swap
 from minifunc.analysis.ablations import group_ablations
 from minifunc.analysis.completeness import evaluate_circuits
-from minifunc.analysis.roles import readers, sensitivity
 from minifunc.analysis.study import answers_of, asked, averaged, replacements, reuse, some, writings
 from minifunc.circuit import Criteria, discover
 from minifunc.model import Transformer
@@ -35,7 +34,7 @@ from minifunc.support.runs import add_run_flag, chosen_run, load_run
 
 N_DRAWS = 50  # random groups of each kind beside an ablated one
 N_COUNTED = 500  # prompts on which right answers are counted, at least
-N_EVALUATED = 100  # prompts on which circuits and single readers are measured
+N_EVALUATED = 100  # prompts on which circuits are measured
 N_SEARCH = 50  # prompts on which circuits and subsets are looked for, and many random groups run
 REUSED_TASKS = ("addition", "caesar", "base_addition", "choice")
 REUSED = [(task, k) for task in REUSED_TASKS for k in tasks.TASKS[task].ks if k]
@@ -106,20 +105,18 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
             known(rows.NOTHING_FOUND, "conclusion")
             return circuit | {"seconds": round(time.perf_counter() - started, 2)}
 
-        # 3. Is that the whole circuit? And which heads bring what was to be expected?
+        # 3. Is that the whole circuit?
         to_search = replacements(tasks, model, some(for_tracing, slice(N_SEARCH)))
         to_judge = replacements(tasks, model, some(for_counting, slice(N_EVALUATED)))
         evaluation = evaluate_circuits(to_search, to_judge, groups, criteria.faithful, generator)
-        roles = readers(to_judge, range(int(answers[-1]) + 1), found, criteria)
-        known({"evaluation": evaluation, "readers": roles}, "enough")
+        known({"evaluation": evaluation}, "enough")
 
-        # 4. What is left without them? With controls, and with other thresholds.
+        # 4. What is left without them? With controls.
         to_count = replacements(tasks, model, for_counting)
         base = replace(to_count, ablator=to_count.ablator.on(for_counting.base))
         fewer = replacements(tasks, model, some(for_counting, slice(N_SEARCH)))
-        ablation = group_ablations((to_count, base, fewer), groups, roles, (N_DRAWS, generator))
-        thresholds = sensitivity(to_judge, found, criteria)
-        evaluation = evaluation | {"ablation": ablation, "sensitivity": thresholds}
+        ablation = group_ablations((to_count, base, fewer), groups, (N_DRAWS, generator))
+        evaluation = evaluation | {"ablation": ablation}
         evaluation |= shift_swap.study(tasks, model, fi, study)
         known({"evaluation": evaluation}, "ablation")
 

@@ -1,7 +1,7 @@
 """One prompt, answered and taken apart: `python -m commands.ask "1+1=3, 2+2=5, 3+3="`.
 
 Which heads carried the answer: the *base prompt* shows the plain answers instead. If it is answered
-otherwise, path patching between the two tells; if not, switching off one head at a time does.
+otherwise, path patching between the two tells.
 """
 
 import re
@@ -21,7 +21,6 @@ from minifunc.patching import Logits, PathPatcher
 from minifunc.support.errors import UserError, command
 from minifunc.support.evaluation import finite, last_logits
 from minifunc.support.flags import Parser, pick_device
-from minifunc.support.names import parse
 from minifunc.support.runs import add_run_flag, chosen_run, load_run
 from minifunc.support.tables import fitted
 from minifunc.support.vocabulary import token_name
@@ -77,26 +76,6 @@ def probabilities(model: Transformer, tokens: Tensor) -> Tensor:
     return finite(last_logits(model, tokens[None])[0]).softmax(-1)
 
 
-@torch.no_grad()
-def without_head(model: Transformer, tokens: Tensor, name: str) -> Tensor:
-    """Probabilities [d_vocab] when one head sends zeros and everything after it is live."""
-    layer, head = parse(name)
-    others = torch.arange(model.cfg.n_heads, device=model.device) != head  # [head]
-    hooks = {f"blocks.{layer}.attn.hook_z": lambda z, _: z * others[:, None]}
-    return finite(model.run_with_hooks(tokens[None], hooks)[0, -1]).softmax(-1)
-
-
-def by_switching_off(model: Transformer, tokens: Tensor, given: Tensor) -> list[str]:
-    """Lines: the probability of the answer `given` without each head, the lowest first."""
-    shares = {name: without_head(model, tokens, name) for name in all_heads(model.cfg)}
-    told = f"Which heads carried it? The probability of {name_of(given)} when one head alone"
-    lines = [f"{told} is switched off (sends zeros; everything after is live)."]
-    for name in sorted(shares, key=lambda name: shares[name][given])[:MOST_HEADS]:
-        then = name_of(shares[name].argmax())
-        lines.append(f"  {name:>4}{shares[name][given].item():8.1%}   then {then}")
-    return lines
-
-
 def by_patching(model: Transformer, tokens: Tensor, base: Tensor, given: Tensor) -> list[str]:
     """Lines: r of each head on the logits, the strongest first, and the answer without those."""
     share, plain = probabilities(model, base).max(-1)
@@ -137,7 +116,8 @@ def answer(model: Transformer, text: str) -> str:
     for token, share in zip(best.indices, best.values.tolist()):
         lines.append(f"  {name_of(token):>4}{share:8.1%}  {'█' * round(30 * share)}")
     if given == probabilities(model, base).argmax():
-        return fitted([*lines, "", *by_switching_off(model, tokens, given)])
+        same = "Shown the plain answers it says the same: nothing shown changes the answer."
+        return fitted([*lines, "", same])
     return fitted([*lines, "", *by_patching(model, tokens, base, given)])
 
 

@@ -24,9 +24,9 @@ from minifunc.model import Transformer
 from minifunc.support.checks import checked_heads
 from minifunc.support.errors import UserError, command
 from minifunc.support.evaluation import finite, last_logits, wilson
-from minifunc.support.files import load_json, save_json
+from minifunc.support.files import save_json
 from minifunc.support.flags import Parser, check_flag, pick_device
-from minifunc.support.runs import RESULTS, add_run_flag, chosen_run, load_circuit, load_run
+from minifunc.support.runs import add_run_flag, chosen_run, load_circuit, load_run
 from minifunc.support.tables import fitted, wrapped
 from minifunc.support.vocabulary import token_name
 
@@ -37,7 +37,6 @@ N_EXAMPLES = 5  # failures that are shown
 LEAST = 30  # prompts from which a slice of them counts
 AMOUNTS = (-3, -2, -1, 1, 2, 3)
 SHIFTED = [name for name, task in tasks.TASKS.items() if task.wrapper == "shift"]
-DEPENDABILITY = RESULTS / "dependability.json"
 MARKS = {"pass": "pass", "fail": "FAIL", "could not tell": "?"}  # by verdict
 
 
@@ -363,26 +362,6 @@ def over_prompts(study: Study) -> Finding:
     verdict = verdict_of(lowest, max(shares), 0.90)
     told = ", ".join(f"{share:.1%}" for share in shares)
     return Finding(told, f"lowest {lowest:.1%}", verdict, round(lowest, 4), threshold=0.90)
-
-
-@asks("""Is the finding the same for models trained from other seeds?
-Off-by-one accuracy of the default diet, trained from several seeds. One run may be luck.
-at least 90% in nine seeds of ten, five seeds or more
-Train several seeds (make dependability) and pick by this list, not by loss.""")
-def over_seeds(_: Study) -> Finding:
-    rows = load_json(DEPENDABILITY) if DEPENDABILITY.exists() else []
-    try:
-        shares = [float(row["off_by_one_8"] or 0) for row in rows]  # None: it diverged
-    except (KeyError, TypeError, ValueError):
-        said = "is damaged: a row holds no off_by_one_8; make dependability writes it anew"
-        raise UserError(f"{DEPENDABILITY} {said}") from None
-    if (n := len(shares)) < 5:
-        told = f"only {n} seeds in results/dependability.json, which make dependability writes"
-        return Finding(told, "not known")
-    good = sum(share >= 0.90 for share in shares)
-    verdict, short = verdict_of(good / n, good / n, 0.90), f"{good} of {n} seeds"
-    told = f"{short}; lowest {min(shares):.1%}"
-    return Finding(told, short, verdict, round(good / n, 4), threshold=0.90)
 
 
 # ---------------------------------------------------------------- the command

@@ -1,8 +1,7 @@
 """Times the path patcher and a training step against what people use today.
 
     sweeps          all heads → logits, or v, q, k: against the published two-pass loop on
-                    TransformerLens 2.18 and on our own model; with frozen MLPs against
-                    auto-circuit
+                    TransformerLens 2.18 and on our own model
     training step   against a plain eager step that scores every position
     memory          peak of a sweep against its budget
     on CUDA         also models of GPT-2 small's size and of 1.2 billion weights, in float32,
@@ -54,16 +53,12 @@ BUDGETS = (0.125, 0.25, 0.5, 1.0)  # GiB
 SHAPES = ((12, 12, 768), (24, 16, 2048))  # layers, heads, d_model: of a GPU
 
 
-def frozen(sweep: Sweep) -> Sweep:
-    return replace(sweep, freeze_mlps=True, work=f"{sweep.work}, frozen MLPs")
-
-
 def comparisons() -> list[Sweep]:
     """Sweeps against the loops."""
     logits, inputs = Sweep(DEFAULT), Sweep(DEFAULT, every_input(DEFAULT), work=INPUTS)
     large = Sweep(LARGE, name="6x8x512", n_timed=3)
     of_large = {"receivers": every_input(LARGE), "work": INPUTS, "n_prompts": 5, "n_timed": 6}
-    return [logits, inputs, large, replace(large, **of_large), frozen(logits), frozen(inputs)]
+    return [logits, inputs, large, replace(large, **of_large)]
 
 
 def shapes(sizes: Sequence[tuple[int, int, int]]) -> list[Sweep]:
@@ -102,7 +97,7 @@ def compare(sweep: Sweep, device: torch.device, repeats: int) -> list[Row]:
     found: Row = {"pairs": len(sweep.paths), "pairs_timed": len(paths), "dtype": sweep.dtype}
     found |= {"receivers": len(sweep.receivers), "peak_gib": peak_memory(sweep, device)}
     found |= sweep.error(model) if sweep.n_checked else {}
-    sides = bench_loops.sides(model, pairs, sweep.freeze_mlps)
+    sides = bench_loops.sides(model, pairs)
     if not sides:
         return []  # the library is not installed
     effects = {}  # by receiver
@@ -132,7 +127,7 @@ def timed_rows(device: torch.device, repeats: int, quick: bool) -> list[Row]:
     if quick:
         live = Sweep(TINY, every_input(TINY), 3, shots=2, work=INPUTS, name="tiny", n_timed=2)
         few = [replace(sweep, n_prompts=3, shots=2) for sweep in shapes([(3, 2, 32)])]
-        sweeps = [live, frozen(live), *few]
+        sweeps = [live, *few]
         model, cfg = TINY, train.TrainConfig(documents=2, examples=3)
     rows = []
     for sweep in tqdm(sweeps, desc="bench", disable=None):
@@ -166,7 +161,6 @@ def about(device: torch.device) -> Row:
     made = made_on(device)
     made["versions"] |= {
         "transformer_lens": metadata.version("transformer-lens") if bench_loops.lens else None,
-        "auto_circuit": metadata.version("auto-circuit") if bench_loops.graph_utils else None,
     }
     return made
 

@@ -42,7 +42,6 @@ class Sweep:
     receivers: tuple[Receiver, ...] = (Logits(),)
     n_prompts: int = 100
     shots: int = 8
-    freeze_mlps: bool = False
     max_memory: float | None = None  # GiB
     work: str = LOGITS
     name: str = "default"
@@ -79,7 +78,7 @@ class Sweep:
 
     def patcher(self, model: Transformer, pairs: tasks.Pairs) -> PathPatcher:
         prompts = (pairs.base, pairs.contrast, pairs.base_answers, pairs.contrast_answers)
-        return PathPatcher(model, *prompts, self.freeze_mlps, self.max_memory)
+        return PathPatcher(model, *prompts, max_memory=self.max_memory)
 
     def run(self, model: Transformer, pairs: tasks.Pairs) -> dict[Receiver, Effects]:
         """What is timed. The rows of each Effects are in the order of `all_heads`."""

@@ -71,10 +71,9 @@ def addition(model: Transformer, n_prompts: int) -> Row:
 
 
 def answers_given(model: Transformer, pairs: tasks.Pairs) -> Row:
-    """What a model answers on contrast prompts, as shares that add up to one, and how sure it is.
+    """What a model answers on contrast prompts, as shares that add up to one.
 
-    top_probability: of the preferred token, mean. failure: the most frequent kind of wrong answer,
-    in words; "none" where at least half are right.
+    failure: the most frequent kind of wrong answer, in words; "none" where at least half are right.
     """
     logits = last_logits(model, pairs.contrast).cpu()
     given = finite(logits).argmax(-1)  # [n_prompts]
@@ -100,8 +99,7 @@ def answers_given(model: Transformer, pairs: tasks.Pairs) -> Row:
     }
     solved = shares["right"] >= CRITERIA.solves
     failure = "none" if solved else max(failures, key=failures.get)
-    sure = round(logits.softmax(-1).amax(-1).mean().item(), 4)
-    return {"answers": shares, "top_probability": sure, "failure": failure}
+    return {"answers": shares, "failure": failure}
 
 
 def grid(model: Transformer, n_documents: int) -> dict[str, dict[str, float | None]]:
@@ -150,7 +148,6 @@ def circuit(model: Transformer, quick: bool) -> Row:
     to_logits = found.effects["answers"]["logits"].heads  # [n_layers, n_heads]
     row["groups"] = groups = found.groups
     row |= {key: groups[group] for key, group in GROUPS.items()}
-    row["heads_to_logits"] = [[round(r, 4) for r in layer] for layer in to_logits.tolist()]
     if row["fi_heads"]:
         row["top_fi_r"] = round(min(to_logits[parse(head)].item() for head in row["fi_heads"]), 4)
         row["circuit_heads"] = heads = heads_of(chain(*groups.values()))

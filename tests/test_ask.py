@@ -1,5 +1,4 @@
 import pytest
-import torch
 
 import tasks
 from commands import ask
@@ -39,19 +38,10 @@ class Swept:
         self.named = lambda: r
 
 
-def test_without_another_prompt_to_compare_with_heads_are_switched_off(model):
+def test_where_the_plain_prompt_is_answered_alike_nothing_shown_changes_the_answer(model):
     out = ask.answer(model, "1+1=2, 2+2=4, 3+3=")
-    assert "answer  6\n" in out and "switched off" in out
-    lines = out.split("live).\n")[1].splitlines()
-    assert (
-        lines[0].split()[0] == "0.0" and lines[0].split()[-1] != "6" and lines[1].split()[-1] == "6"
-    )
-
-
-def test_switching_off_is_sending_zeros(model):
-    tokens = tasks.encode("1+1=3, 2+2=5, 3+3=")
-    uniform = torch.full((model.cfg.d_vocab,), 1 / model.cfg.d_vocab)  # nothing else writes
-    torch.testing.assert_close(ask.without_head(model, tokens, "0.0"), uniform)
+    assert "answer  6\n" in out and "Which heads" not in out
+    assert out.endswith("nothing shown changes the answer.")
 
 
 def test_the_base_prompt_shows_plain_answers_of_every_function():

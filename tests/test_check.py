@@ -55,9 +55,6 @@ def follows(tokens, spread=True):
     return logits_of(adds(tokens).argmax(1) + off * (spread | (tokens[:, -9] == tokens[:, -3])))
 
 
-SEEDS = check.over_seeds
-
-
 def study_of(run, monkeypatch, answers, fi=(), k=1):
     for name, value in {"N_PROMPTS": 150, "N_EACH": 40}.items():
         monkeypatch.setattr(check, name, value)
@@ -170,40 +167,6 @@ def test_without_a_circuit_the_heads_cannot_be_told(run, monkeypatch):
         assert result.verdict == "could not tell" and "patch.py" in result.measured
 
 
-@pytest.mark.parametrize(
-    "rows, verdict",
-    [
-        (None, "could not tell"),
-        ([0.99] * 4, "could not tell"),
-        ([0.99] * 9 + [0.3], "pass"),
-        ([0.99] * 8 + [0.3, None], "fail"),
-    ],
-)
-def test_seeds_are_counted_from_the_results_of_dependability(run, monkeypatch, rows, verdict):
-    monkeypatch.setattr(check, "DEPENDABILITY", run / "dependability.json")
-    if rows:
-        save_json(run / "dependability.json", [{"off_by_one_8": share} for share in rows])
-    assert check.over_seeds(study_of(run, monkeypatch, follows)).verdict == verdict
-
-
-@pytest.mark.parametrize("rows", [3, {"a": 1}, [3], [{}], [{"off_by_one_8": "high"}], [[]]])
-def test_a_damaged_result_of_dependability_is_one_line(run, monkeypatch, capsys, rows):
-    save_json(run / "dependability.json", rows)
-    monkeypatch.setattr(check, "DEPENDABILITY", run / "dependability.json")
-    monkeypatch.setattr(check, "CHECKS", [entry for entry in check.CHECKS if entry[0] is SEEDS])
-    assert check.main(["--run", str(run), "--device", "cpu"]) == 2
-    captured = capsys.readouterr()
-    assert "dependability.json is damaged" in captured.err and captured.err.count("\n") == 1
-
-
-def test_the_results_of_seeds_are_those_of_the_repository_wherever_one_stands(
-    run, monkeypatch, tmp_path
-):
-    found = check.over_seeds(study_of(run, monkeypatch, follows))
-    monkeypatch.chdir(tmp_path)
-    assert found.verdict == "pass" and check.over_seeds(None) == found
-
-
 def test_the_command_writes_check_json_and_says_by_its_exit_code_whether_all_is_well(
     run, monkeypatch, capsys
 ):
@@ -212,7 +175,7 @@ def test_the_command_writes_check_json_and_says_by_its_exit_code_whether_all_is_
     assert check.main(["--run", str(run), "--device", "cpu"]) == 1  # an untrained model
     written = json.loads((run / "check.json").read_text())
     rows = written["checks"]
-    assert len(rows) == 15 and len({row["name"] for row in rows}) == 15
+    assert len(rows) == 14 and len({row["name"] for row in rows}) == 14
     assert {row["verdict"] for row in rows} <= set(check.MARKS)
     for row in rows:
         assert row["means"] and row["advice"] and row["wanted"] and row["measured"]

@@ -3,7 +3,6 @@ import torch
 from handwired import difference_model, difference_prompts, prompts, two_step_model
 from test_patching import LLAMA, make
 
-from minifunc.analysis.roles import other_thresholds, reader_role
 from minifunc.analysis.rows import circuit_graph
 from minifunc.circuit import Criteria, discover
 from minifunc.model import ModelConfig, Transformer
@@ -175,52 +174,6 @@ def test_discovery_is_deterministic_and_every_edge_ends_in_nodes():
         receiver = edge["receiver"]
         assert edge["sender"] in names
         assert receiver in names or receiver.rsplit(".", 1)[0] in names
-
-
-def test_other_thresholds_change_one_criterion_and_keep_the_value_in_force():
-    found = discover(random_patchers(), torch.tensor([5]), EVERYTHING)
-    rows = other_thresholds(found, EVERYTHING)
-    for row in rows:
-        if row["in_force"]:
-            assert row["heads"] == found.groups[row["group"]]
-    assert {row["criterion"] for row in rows if row["in_force"]} == {
-        "strong",
-        "looks_at_answers",
-        "feeds",
-        "looks_at_previous",
-    }
-    sizes = [
-        len(row["heads"])
-        for row in rows
-        if row["criterion"] == "feeds" and row["group"] == "shown_answer"
-    ]
-    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
-
-
-def test_a_reader_is_named_by_where_it_looks_and_by_what_breaks_without_it():
-    looks = {
-        "none": {"answer_to_previous": 0.1, "answer_to_operands": 0.1},
-        "back": {"answer_to_previous": 0.6, "answer_to_operands": 0.3},
-        "ops": {"answer_to_previous": 0.0, "answer_to_operands": 0.9},
-    }
-    brings = {
-        "shown": {"answers": {"r": -0.3}, "operands": {"r": 0.0}},
-        "expected": {"answers": {"r": 0.0}, "operands": {"r": -0.3}},
-        "both": {"answers": {"r": 0.2}, "operands": {"r": -0.3}},
-    }
-    cases = [
-        ("back", "expected", "previous_token"),
-        ("back", "shown", "other"),
-        ("ops", "expected", "operand_reader"),
-        ("ops", "both", "operand_reader"),
-        ("none", "expected", "other"),
-    ]
-    for where, what, kind in cases:
-        role = reader_role(looks[where], brings[what], Criteria())
-        assert role["kind"] == kind and role["brings"] == (
-            ["shown", "expected"] if what == "both" else [what]
-        )
-        assert role["looks_at"] == {"none": "neither", "back": "previous", "ops": "operands"}[where]
 
 
 def test_nodes_are_sorted_by_number():

@@ -343,14 +343,6 @@ def test_the_patcher_against_a_loop(work):
     assert max(lens["max_abs_diff"], own["max_abs_diff"]) < 2e-6
 
 
-@pytest.mark.parametrize("work", ["all heads → logits", "all heads → q, k, v of every head"])
-def test_the_patcher_against_auto_circuit(work):
-    name = work.replace("q, k, v", "v, q, k") + ", frozen MLPs"
-    (row,) = bench_rows(work=name, model="default")
-    shown = table("docs/performance.md", "The patcher against a loop", "work | ours")
-    assert shown[work] == [f"{figure(row['ours_s'])} s", f"{row['ratio']:.0f}×"]
-
-
 def test_memory():
     rows = results("bench")["memory"]
     assert all(row["peak_gib"] <= row["budget_gib"] for row in rows) and len(rows) == 12

@@ -17,6 +17,7 @@ OTHERS = (
     "bench",
     "figures",
     "test",
+    "smollm",
     "test-slow",
     "test-matrix",
     "lint",

@@ -12,7 +12,6 @@ import train
 from minifunc.analysis import study
 from minifunc.circuit import Criteria
 from minifunc.model import Transformer
-from minifunc.report import terminal
 from minifunc.support import runs
 
 SHAPE = {"n-layers": 2, "n-heads": 2, "d-model": 16, "d-head": 8, "d-mlp": 16}
@@ -106,7 +105,6 @@ def test_circuit_json_has_the_promised_layout(run, solved, capsys):
         "by_elimination",
         "operands_changed",
         "ablation",
-        "sensitivity",
     } <= evaluation.keys()
     assert evaluation["circuit"] == sorted(
         {head for heads in c["groups"].values() for head in heads}
@@ -128,9 +126,7 @@ def test_circuit_json_has_the_promised_layout(run, solved, capsys):
     )
     for kind in ("random_same_layers", "random_any_layer"):
         assert {row["n_draws"] for row in rows if row["ablated"] == kind} == {patch.N_DRAWS}
-    assert {edge["contrast"] for edge in c["graph"]["edges"]} == {"answers", "operands"} and c[
-        "readers"
-    ].keys() <= c["attention"].keys()
+    assert {edge["contrast"] for edge in c["graph"]["edges"]} == {"answers", "operands"}
     assert [(row["prompt"], row["ablated"]) for row in c["reuse"][:4]] == [
         ("base", "none"),
         ("contrast", "none"),
@@ -210,7 +206,7 @@ def test_every_part_of_the_text_is_shown_for_a_circuit_and_none_of_it_without(ru
         "the circuit (r in %)",
         "criteria:",
         "circuits alone",
-        "minimality",
+        "misses at most",
         "ablation:",
         "on other tasks",
     ):
@@ -251,7 +247,7 @@ def test_each_finding_is_told_when_it_is_known(run, solved):
     order = ["task", "direct", "circuit", "enough", "ablation", "writing", "reuse", "conclusion"]
     assert list(steps) == order
     assert "groups" in steps["circuit"] - steps["direct"]
-    assert "readers" in steps["enough"] - steps["circuit"] and "reuse" not in steps["writing"]
+    assert "evaluation" in steps["enough"] - steps["circuit"] and "reuse" not in steps["writing"]
 
 
 def test_sums_in_base_k_are_called_so_and_only_those_that_carry_are_traced(
@@ -290,34 +286,6 @@ def test_freezing_the_mlps_is_passed_on(run, solved, tmp_path):
         )
         effects.append(json.loads((tmp_path / "c.json").read_text())["effects"]["logits"]["heads"])
     assert effects[0] != effects[1]
-
-
-def test_readers_are_shown_with_kind_and_what_breaks():
-    replaced = {
-        name: {"r": -0.41, "base_acc": 0.2, "contrast_acc": 0.59}
-        for name in ("answers", "operands", "unrelated")
-    }
-    line = terminal.readers(
-        {
-            "asked": "off by +1",
-            "readers": {
-                "1.3": {
-                    "kind": "operand_reader",
-                    "looks_at": "operands",
-                    "brings": ["expected"],
-                    "replaced": replaced,
-                }
-            },
-        }
-    )[-1]
-    assert line.split() == [
-        "1.3",
-        "operand",
-        "reader",
-        "operands",
-        "expected",
-        *["-41", "%", "0.59"] * 3,
-    ]
 
 
 def test_findings_are_not_put_over_something_that_is_no_plain_file(run, tmp_path, capsys):
@@ -381,7 +349,7 @@ def test_a_gpu_that_is_full_is_one_line_and_exit_code_2(run, monkeypatch, capsys
 
 def test_each_step_of_a_study_gets_the_prompts_and_positions_that_it_states(monkeypatch, solved):
     """Circuits are searched for on some prompts and judged on others; ablations go by more; the
-    floor is that of base prompts; readers are replaced up to the last shown answer."""
+    floor is that of base prompts."""
     given = {}
 
     def noted(name, run):
@@ -391,7 +359,7 @@ def test_each_step_of_a_study_gets_the_prompts_and_positions_that_it_states(monk
 
         return call
 
-    steps = ("evaluate_circuits", "readers", "group_ablations", "sensitivity", "writings", "reuse")
+    steps = ("evaluate_circuits", "group_ablations", "writings", "reuse")
     for name in steps:
         monkeypatch.setattr(patch, name, noted(name, getattr(patch, name)))
     drawn = []
@@ -406,16 +374,12 @@ def test_each_step_of_a_study_gets_the_prompts_and_positions_that_it_states(monk
     search, judged, *_ = given["evaluate_circuits"]
     assert torch.equal(search.ablator.tokens, traced.contrast[: patch.N_SEARCH])
     assert torch.equal(judged.ablator.tokens, counted.contrast[: patch.N_EVALUATED])
-    prompts, shown, *_ = given["readers"]
-    assert prompts is judged and list(shown) == list(range(18))  # the third answer stands at 17
-    contrast, base, fewer = given["group_ablations"][0]
+    (contrast, base, fewer), groups, _ = given["group_ablations"]
     assert torch.equal(contrast.ablator.tokens, counted.contrast)
     assert torch.equal(base.ablator.tokens, counted.base)
     assert torch.equal(fewer.ablator.tokens, counted.contrast[: patch.N_SEARCH])
-    prompts, found, criteria = given["sensitivity"]
-    assert prompts is judged and criteria == Criteria(**low)
     _, _, fi, studied, _ = given["writings"]
-    assert fi is found.groups["function_induction"] and studied == patch.Study(prompts=6, shots=3)
+    assert fi is groups["function_induction"] and studied == patch.Study(prompts=6, shots=3)
     assert given["reuse"][2:5] == (fi, patch.REUSED, 3)
 
 

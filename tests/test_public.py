@@ -35,7 +35,6 @@ from minifunc.analysis import (
     completeness,
     function_vectors,
     reading,
-    roles,
     rows,
     scores,
     shift_swap,
@@ -158,16 +157,10 @@ class World:
 EASY = circuit.Criteria(strong=1e-6, feeds=1e-6, looks_at_answers=1e-6)
 
 
-def each_replaced(w):
-    at_answers = {"previous": 0.4, "operands": 0.1}
-    looks = {f"answer_to_{name}": share for name, share in at_answers.items()}
-    return roles.reader_role(looks, {"answers": {"r": -0.5}, "operands": {"r": 0.5}}, EASY)
-
-
 def group_rows(w):
     prompts = w.for_ablation()
     groups = {"function_induction": ["1.0"], "expected_answer": ["0.1"]}
-    return ablations.group_ablations((prompts,) * 3, groups, {}, (2, drawing()))
+    return ablations.group_ablations((prompts,) * 3, groups, (2, drawing()))
 
 
 def circuits_judged(w):
@@ -476,13 +469,6 @@ CASES = {
         "looks_for": lambda w: reading.looks_for(w.model, w.examples, w.query, GROUP),
         "hands_over": lambda w: reading.hands_over(w.model, w.examples, GROUP),
     },
-    "minifunc.analysis.roles": {
-        "readers": lambda w: roles.readers(w.for_ablation(), range(12), w.found, EASY),
-        "reader_role": each_replaced,
-        "other_thresholds": lambda w: roles.other_thresholds(w.found, EASY),
-        "regrouped": lambda w: roles.regrouped(w.found, EASY),
-        "sensitivity": lambda w: roles.sensitivity(w.for_ablation(), w.found, EASY),
-    },
     "minifunc.analysis.rows": {
         "Prompts": lambda w: w.for_ablation().scores("base").none,
         "as_lists": lambda w: rows.as_lists(w.found.effects["answers"]["logits"]),
@@ -657,7 +643,7 @@ world = functools.cache(World)
 stored_otherwise = functools.cache(lambda: World(stored_so, training=True))
 # These meet all settings at once alone: they take a second, and call what is tried one by one.
 SLOW = {"evaluate_circuits", "writings", "study", "discover", "evaluate"}
-SLOW |= {"sensitivity", "group_ablations", "replacements"}
+SLOW |= {"group_ablations", "replacements"}
 
 
 # Training needs gradients: where there are none, torch itself says so.

@@ -135,17 +135,9 @@ def looks(at_position=lambda position: 0.0, at_key=lambda key, query: 0.0, n_sho
     return looks_for(model, examples, tokens[:, -1], ["0.0"])["0.0"]
 
 
-def test_a_head_that_scores_answers_and_nothing_else():
-    found = looks(at_position=lambda position: position % 6 == 4)
-    assert found["is_answer"] == 1.0
-    beside = looks(at_position=lambda position: position % 6 == 3)
-    assert beside["is_answer"] == pytest.approx(1 / 25, abs=1e-3)
-
-
 def test_a_head_that_scores_by_recency():
     found = looks(at_position=lambda position: position // 6)
     assert found["among_answers"]["example"] == 1.0
-    assert found["is_answer"] == 0.0
 
 
 def test_a_head_that_looks_for_answers_near_the_asked_one():
@@ -208,5 +200,5 @@ def test_the_findings_are_shown_with_their_figures():
     text = "\n".join(show(found))
     assert "-100.0  1.00/0.00" in text
     assert "nearness" in text
-    assert f"{found['looks_for']['0.0']['is_answer']:.2f}" in text
+    assert f"{found['looks_for']['0.0']['among_answers']['nearness']:.2f}" in text
     assert "0.91" in text and "0.12" in text

@@ -18,7 +18,6 @@ from minifunc.analysis import (
     completeness,
     function_vectors,
     reading,
-    roles,
     rows,
     scores,
     study,
@@ -372,10 +371,6 @@ REFUSED = {
         r"labels must be of shape \[40\], not \[5\]",
     ),
     "no such cells": (lambda w: function_vectors.cells(w.maps[0], 1, 9), "columns do not hold"),
-    "roles at -1": (
-        lambda w: roles.readers(w.for_ablation(), [-1], w.found, EASY),
-        "position -1 is out of range",
-    ),
     "no source": (lambda w: rows.control_row(w.for_ablation(), "x", [GROUP], "y"), "source 'y'"),
     "a mean's shape": (
         lambda w: Ablator(w.model, w.tokens, {}, {"m": w.tokens[:, 1:]}),

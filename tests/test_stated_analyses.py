@@ -1,7 +1,6 @@
 """What docstrings of the analyses state: which heads, prompts and sources, over which weights."""
 
 import math
-from dataclasses import replace
 from itertools import product
 from statistics import fmean
 from types import SimpleNamespace
@@ -18,14 +17,12 @@ from minifunc.analysis import (
     completeness,
     function_vectors,
     reading,
-    roles,
     study,
 )
 from minifunc.analysis import rows as rows_of_circuit
 from minifunc.analysis.activations import Examples
 from minifunc.analysis.function_vectors import Numbers
 from minifunc.analysis.rows import Prompts
-from minifunc.circuit import Criteria, Discovery
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support.effects import Effects
 from minifunc.support.evaluation import wilson
@@ -67,16 +64,9 @@ def replaced(monkeypatch):
     names = ("contrast", "base", "fewer")
     ablator = SimpleNamespace(cfg=CFG)
     of = tuple(SimpleNamespace(name=name, ablator=ablator) for name in names)
-    kinds = {
-        "0.0": "operand_reader",
-        "0.1": "previous_token",
-        "0.2": "other",
-        "0.3": "operand_reader",
-    }
-    read = {head: {"kind": kind} for head, kind in kinds.items()}
 
     def rows(n_draws):
-        return ablations.group_ablations(of, GROUPS, read, (n_draws, generator()))
+        return ablations.group_ablations(of, GROUPS, (n_draws, generator()))
 
     return rows
 
@@ -112,16 +102,6 @@ def test_random_groups_are_of_the_same_layers_or_of_any_and_many_run_on_fewer_pr
                 assert {head[0] for head in heads} == {own_layer}
             elif n_draws > 1:
                 assert {head[0] for head in heads} == {"0", "1", "2"}
-
-
-def test_readers_are_replaced_by_kind(replaced):
-    rows = [row for row in replaced(1) if row["ablated"].endswith("s")]
-    rows = [row for row in rows if "beside" not in row]
-    assert [(row["ablated"], row["heads"], row["how"], row["on"]) for row in rows] == [
-        (label, heads, how, "contrast")
-        for label, heads in (("operand_readers", ["0.0", "0.3"]), ("previous_tokens", ["0.1"]))
-        for how in ("base", "operands_changed")
-    ]
 
 
 def test_reuse_is_of_base_prompts_and_of_contrast_prompts_with_and_without_heads():
@@ -346,96 +326,6 @@ def test_circuits_are_looked_for_on_some_prompts_and_judged_on_others(monkeypatc
     assert by_chance & set(union)  # random circuits may hold its heads
 
 
-# ---------------------------------------------------------------- readers, thresholds
-
-
-def made_discovery(**groups):
-    """An FI head 1.0 as found; under a lower threshold 1.1 would be one too."""
-    every = ("function_induction", "consolidation", "shown_answer", "expected_answer", "upstream")
-    groups = dict.fromkeys(every, []) | {"function_induction": ["1.0"]} | groups
-
-    def effects(r):
-        heads = torch.zeros(2, 2, dtype=torch.float64)
-        for (layer, head), value in r.items():
-            heads[layer, head] = value
-        return Effects(heads, torch.zeros(2), torch.tensor(0.0))
-
-    looks = {"last_to_answers": 0.9, "last_to_self": 0.0, "last_to_bos": 0.0}
-    looks |= {"answer_to_previous": 0.45, "answer_to_operands": 0.0}
-    attention = {f"{layer}.{head}": looks for layer in range(2) for head in range(2)}
-    of_answers = {
-        "logits": effects({(1, 0): -0.3, (1, 1): -0.015}),
-        "1.0.v": effects({(0, 0): -0.5}),
-        "1.1.v": effects({(0, 1): -0.5}),
-    }
-    return Discovery({"answers": of_answers, "operands": {}}, attention, groups, {}, {})
-
-
-def test_other_thresholds_leave_the_function_induction_heads_as_found():
-    found = made_discovery(shown_answer=["0.0"], upstream=["0.1"])
-    rows = roles.other_thresholds(found, Criteria())
-    by = {(row["criterion"], row["value"], row["group"]): row["heads"] for row in rows}
-    assert by["strong", 0.01, "function_induction"] == ["1.0", "1.1"]
-    assert by["strong", 0.05, "function_induction"] == ["1.0"]
-    assert by["feeds", 0.2, "shown_answer"] == ["0.0"]
-    assert by["looks_at_previous", 0.4, "previous_token"] == ["0.0", "0.1"]  # upstream ones too
-    assert by["looks_at_previous", 0.5, "previous_token"] == []
-    lower = roles.regrouped(found, replace(Criteria(), strong=0.01))
-    assert lower["shown_answer"] == ["0.0"]  # not what feeds 1.1
-
-
-def test_groups_of_other_thresholds_are_replaced_by_what_they_read(monkeypatch):
-    def row(prompts, label, heads, how):
-        return dict(how=how, base_acc=0.0, contrast_acc=0.0, n_prompts=1)
-
-    monkeypatch.setattr(roles, "ablation_row", row)
-    rows = roles.sensitivity(None, made_discovery(), Criteria())
-    how = {row["group"]: row["how"] for row in rows}
-    operands = ("expected_answer", "previous_token")
-    direct = ("function_induction", "consolidation", "other_direct", "shown_answer")
-    stated = dict.fromkeys(operands, "operands_changed") | dict.fromkeys(direct, "base")
-    assert how == stated
-
-
-def test_readers_are_replaced_alone_at_the_examples_and_measured_by_the_range_to_their_run():
-    asked = []
-
-    class Scores:
-        def __init__(self, how):
-            self.full = SimpleNamespace(F=-1.0)
-            self.none = SimpleNamespace(F=5.0)
-            self.range = {"base": 2.0, "operands_changed": 4.0}[how]
-
-        def score(self, logits):
-            return SimpleNamespace(F=0.0)
-
-        def share(self, F):
-            return -F / self.range
-
-    def logits(groups, how, positions):
-        asked.append((groups, how, positions))
-        return torch.zeros(len(groups), 1, 3)
-
-    answers = (torch.tensor([0]), torch.tensor([1]))
-    of = SimpleNamespace(ablator=SimpleNamespace(logits=logits), scores=Scores, answers=answers)
-    found = made_discovery(
-        consolidation=["1.1"], shown_answer=["0.0", "1.1"], expected_answer=["0.1"]
-    )
-    read = roles.readers(of, [1, 2, 3], found, Criteria())
-    alone = [["0.0"], ["0.1"]]  # the direct heads are none of them
-    sources = ("base", "operands_changed", "unrelated")
-    assert asked == [(alone, how, [1, 2, 3]) for how in sources]
-    r = {name: row["r"] for name, row in read["0.0"]["replaced"].items()}
-    assert r == {"answers": -0.5, "operands": -0.25, "unrelated": -0.5}
-
-
-@pytest.mark.parametrize("r, brings", [(0.02, True), (-0.02, True), (0.0199, False)])
-def test_a_reader_brings_what_feeds_from_the_threshold_on(r, brings):
-    looks = {"answer_to_previous": 0.0, "answer_to_operands": 0.3}
-    role = roles.reader_role(looks, {"operands": {"r": r}}, Criteria())
-    assert (role["brings"], role["looks_at"]) == (["expected"] if brings else [], "operands")
-
-
 # ---------------------------------------------------------------- rows of circuit.json
 
 
@@ -569,7 +459,7 @@ def test_what_is_handed_over_is_the_normalized_stream_through_the_weights(writte
         assert stated["separately"] > 2 * stated["difference_alone"]
 
 
-def test_scores_are_split_by_answers_and_others_and_among_the_answers_of_one_prompt():
+def test_scores_are_split_among_the_answers_of_one_prompt():
     model, n_shots = random_model(6), 3
     tokens = torch.randint(9, (50, 6 * n_shots + 5), generator=generator())
     answers = torch.tensor([5, 11, 17])
@@ -589,13 +479,10 @@ def test_scores_are_split_by_answers_and_others_and_among_the_answers_of_one_pro
         between = sum(len(some) * (fmean(some) - mean) ** 2 for some in groups.values())
         return between / (values - mean).square().sum().item()
 
-    grid = torch.stack([scores[:, answers - 4 + slot] for slot in range(6)], dim=2)
-    is_answer = (torch.arange(6) == 4).expand_as(grid)
-    assert found["is_answer"] == pytest.approx(explained(grid, is_answer), abs=1e-4)
     centred = scores[:, answers] - scores[:, answers].mean(1, keepdim=True)
     nearness = expected - asked[:, None]
-    labels = {"nearness": nearness, "example": torch.arange(n_shots).expand_as(shown)}
-    labels |= {"shown": shown, "difference": shown - expected}
+    example = torch.arange(n_shots).expand_as(shown)
+    labels = {"nearness": nearness, "example": example, "shown": shown}
     stated = {name: explained(centred, of) for name, of in labels.items()}
     assert found["among_answers"] == pytest.approx(stated, abs=1e-4)
     at_answers = pattern[:, answers]

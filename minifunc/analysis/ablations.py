@@ -47,10 +47,9 @@ def random_group_anywhere(heads: Heads, cfg: ModelConfig, generator: Generator) 
 def group_ablations(
     prompts: tuple[Prompts, Prompts, Prompts],
     groups: Groups,
-    roles: Found,
     draws: tuple[int, Generator],
 ) -> list[Found]:
-    """Rows of `evaluation.ablation`: the groups of HOWS, controls beside them, readers of `roles`.
+    """Rows of `evaluation.ablation`: the groups of HOWS, controls beside them.
 
     prompts: contrast prompts, their base prompts, and fewer contrast prompts, for many random
     groups. draws: how many random groups of each kind, and what draws them.
@@ -74,8 +73,4 @@ def group_ablations(
         for kind, some in drawn.items():
             on = contrast if len(set(map(tuple, some))) <= FEW_GROUPS else fewer
             rows += [control_row(on, kind, some, how) | {"beside": label} for how in hows]
-    for kind in ("operand_reader", "previous_token"):
-        heads = [head for head, role in roles.items() if role["kind"] == kind]
-        for how in ("base", "operands_changed") if heads else ():
-            rows.append(ablation_row(contrast, f"{kind}s", heads, how))
     return rows

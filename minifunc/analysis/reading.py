@@ -25,7 +25,7 @@ from minifunc.support.settled import settled
 from minifunc.support.tables import rounded, table, table_of_heads
 
 INPUTS = ("q", "k", "v")
-N_SLOTS, ANSWER = 6, 4  # tokens in `x op y = c ;`, and which of them is the answer
+LABELS = ("nearness", "example", "shown")  # of an answer
 
 
 def explained(vectors: Tensor, *labels: Tensor) -> float:
@@ -94,38 +94,28 @@ def looks_for(model: Transformer, examples: Examples, asked: Tensor, heads: Head
     """Which keys the last `=` scores high in each head, before the softmax and as attention.
 
     asked [n_prompts]: the query's f(x, y). Per head:
-        is_answer       share of the scores' variance over the keys of all examples that lies
-                        between answers and other keys
-        among_answers   shares among the answers of one prompt, each prompt centred, by one label
-                        alone (they overlap): nearness (f(x, y) there minus the asked one), example,
-                        shown c, difference d
+        among_answers   shares of the scores' variance among the answers of one prompt, each prompt
+                        centred, by one label alone (they overlap): nearness (f(x, y) there minus
+                        the asked one), example, shown c
         by_distance     mean attention on an answer whose f(x, y) lies 0, 1, 2, … from the asked
                         one; null if there is none
     """
-    slots = torch.arange(N_SLOTS, device="cpu")
     checks.check_shape("asked", asked, examples.tokens.shape[:1])
-    keys = examples.answers[:, None] - ANSWER + slots  # [n_shots, slot]
-    labels = {
-        "nearness": examples.expected - asked[:, None],
-        "example": examples.answers.expand_as(examples.shown),
-        "shown": examples.shown,
-        "difference": examples.difference,
-    }
-    distance = labels["nearness"].abs()  # [n_prompts, n_shots]
+    nearness = examples.expected - asked[:, None]  # [n_prompts, n_shots]
+    example = examples.answers.expand_as(examples.shown)
+    labels = dict(zip(LABELS, (nearness, example, examples.shown)))
+    distance = nearness.abs()
     kinds = ("attn.hook_attn_scores", "attn.hook_pattern")
     names = hook_points(model, heads, *kinds)
     found = activations(model, examples.tokens, names, lambda x: x[:, :, -1], last=True)
     report = {}
     for head in heads:
         layer, index = parse(head)
-        scores, pattern = (found[f"blocks.{layer}.{kind}"][:, index] for kind in kinds)
-        grid = scores[:, keys]  # [n_prompts, n_shots, slot]
-        of_answers = grid[:, :, ANSWER].double()
-        centred = of_answers - of_answers.mean(1, keepdim=True)
-        attention = pattern[:, examples.answers].double()  # [n_prompts, n_shots]
+        at_answers = (found[f"blocks.{layer}.{kind}"][:, index, examples.answers] for kind in kinds)
+        scores, attention = (x.double() for x in at_answers)  # [n_prompts, n_shots]
+        centred = scores - scores.mean(1, keepdim=True)
         by_distance = [attention[distance == at] for at in range(int(distance.max()) + 1)]
         report[head] = {
-            "is_answer": explained(grid[..., None], (slots == ANSWER).expand_as(grid)),
             "among_answers": {name: explained(centred[..., None], labels[name]) for name in labels},
             "by_distance": [seen.mean().item() if len(seen) else None for seen in by_distance],
         }
@@ -166,14 +156,14 @@ def show(found: Found) -> list[str]:
         cells = [f"{100 * x['r']:.1f}  {x['base_acc']:.2f}/{x['contrast_acc']:.2f}" for x in row]
         replaced.append([f"{part} {which}", *cells])
     sources = [name.replace("_", " ") for name in next(iter(inputs.values()))["q"]]
-    among = {head: row | row["among_answers"] for head, row in looks.items()}
+    among = {head: row["among_answers"] for head, row in looks.items()}
     near = [[head, *row["by_distance"][:8]] for head, row in looks.items()]
     return [
         "q, k, v of the FI heads from other runs: r in %, and accuracy on plain / shifted answers",
         *table(["head", *sources], replaced, digits=2),
-        "scores of the last `=`: shares of their variance by whether the key is an answer; and of "
-        "the answers' in one prompt (nearness is f(x, y) less the asked one)",
-        *table_of_heads(among, ("is_answer", "nearness", "example", "shown", "difference")),
+        "scores of the last `=` on the answers of one prompt: shares of their variance (nearness = "
+        "f(x, y) less the asked one)",
+        *table_of_heads(among, LABELS),
         "attention on an answer by the distance of f(x, y) from the asked one",
         *table(["head", *map(str, range(8))], near, digits=2),
         "what W_V W_O writes from the answers: share of its variance by c and f(x, y), each for "

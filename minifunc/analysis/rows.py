@@ -17,7 +17,7 @@ from minifunc.support.names import Found, Heads
 from minifunc.support.tables import rounded
 
 # What circuit.json holds where there are no function-induction heads.
-NOTHING_FOUND = {"readers": {}, "evaluation": {"ablation": [], "sensitivity": []}, "reuse": []}
+NOTHING_FOUND = {"evaluation": {"ablation": []}, "reuse": []}
 
 # Heads that were also swept together: name → edges to the logits.
 TOGETHER = {"function_induction": 1, "shown_answer": 2, "expected_answer": 2}

@@ -3,7 +3,7 @@
 A KeyError says that a file lacks something: `content` makes a note of it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minifunc.report import pictures
@@ -115,16 +115,14 @@ def groups_of(circuit: Circuit, head: str) -> str:
 
 
 def heads_table(circuit: Circuit) -> Markup:
-    """A row per head of the circuit: its groups, its r, what it brings, where it looks."""
+    """A row per head of the circuit: its groups, its r, where it looks."""
     rows: list[list[Any]] = []
     for head in members(circuit):
-        reader = circuit["readers"].get(head, {"brings": ["–"]})  # –: was not measured
-        brings = " and ".join(reader["brings"]) or "neither"
         looks = map(percent, circuit["attention"][head].values())
         name, r = h("span", head, id=f"head-{head}", tabindex="-1"), signed(r_of(circuit, head), 1)
-        rows.append([name, groups_of(circuit, head), r, brings, *looks])
+        rows.append([name, groups_of(circuit, head), r, *looks])
     shares = map(words, next(iter(circuit["attention"].values())))
-    columns = ["head", "group", "r on the logits, %", "brings", *shares]
+    columns = ["head", "group", "r on the logits, %", *shares]
     return numbers(columns, rows, "The heads of the circuit, and the shares of their attention")
 
 
@@ -203,7 +201,7 @@ def vectors(f: Findings) -> Content:
 
 
 def bars(f: Findings) -> Content:
-    """Four bars for each amount of addition; all tasks and all ablations in tables."""
+    """Four bars for each amount of addition; all tasks in a table."""
     colours = {"plain-answer": "plain answer", "shifted-answer": "shifted answer"}
     caption = (
         "Shares of prompts; lines are 95 % intervals over prompts. Swapped heads send what they "
@@ -216,12 +214,10 @@ def bars(f: Findings) -> Content:
             drawn.append(pictures.four_bars(asked_in(four), four))
         rows.append([asked_in(four), *map(both_answers, four)])
     shares = numbers(["task", *pictures.BARS], rows, "Plain / shifted answers")
-    ablations = ablations_table(f.circuit["evaluation"]["ablation"])
     return [
         colour_key(colours),
         figure(f, h("div", drawn, class_="panels"), caption, "circuit.json (reuse)"),
         details(f"The same heads on {len(rows)} tasks", shares),
-        details("What is put in decides: every ablation and its controls", ablations),
     ]
 
 
@@ -229,25 +225,12 @@ def both_answers(row: Mapping[str, Any]) -> str:
     return f"{percent(row['base_acc'])} / {percent(row['contrast_acc'])}"
 
 
-def ablations_table(ablations: Iterable[Mapping[str, Any]]) -> Markup:
-    """A row per ablation: whose values were put in, and what is answered then."""
-    rows: list[list[Any]] = []
-    for row in ablations:
-        heads = f"{words(row['ablated'])} {', '.join(row['heads'])}"
-        shares = [percent(row[answer], 1) for answer in ("base_acc", "contrast_acc")]
-        interval = " to ".join(map(percent, row["ci"]))
-        floor = percent(row["floor"], 1) if "floor" in row else "–"
-        rows.append([heads, words(row["how"]), *shares, interval, floor])
-    columns = ["heads", "values from", "plain", "shifted", "95 %", "shifted, on base prompts"]
-    return numbers(columns, rows, "Ablations")
-
-
 CURVES = {"0": "k0", "-1": "k1n", "1": "k1", "2": "k2", "3": "k3"}  # amounts, and their colours
 
 
 def training(f: Findings) -> Content:
-    """Accuracy of addition: of some amounts while it is trained, and of all amounts at its end."""
-    lines, file = f.metrics, "metrics.jsonl"
+    """Accuracy of addition off by some amounts, while it is trained."""
+    lines = f.metrics
     last = lines[-1]["accuracy"]["addition"]  # {k: {shots: share}}
     shots = list(last[min(last, key=int)])
     most = "8" if "8" in shots else shots[-1]
@@ -258,33 +241,15 @@ def training(f: Findings) -> Content:
             curves.append((amount(k), colour, shares))
     picture = pictures.curves(f"Accuracy at {most} shots while training", curves)
     caption = (
-        f"Addition, plain and off by other amounts, as training goes on; {most} examples shown."
+        f"Addition, plain and off by other amounts, as training goes on; {most} examples shown, on "
+        "few prompts. make train ends with a table on 500."
     )
-    told = (
-        f"At step {lines[-1]['step']}, on few prompts; make train ends with a table on 500. The "
-        "asked answer is none of those shown."
-    )
-    grid = figure(f, accuracy_map(last, shots), told, file)
-    return [h("div", figure(f, scrolling(picture), caption, file), grid, class_="pair")]
+    return [figure(f, scrolling(picture), caption, "metrics.jsonl")]
 
 
 def amount(k: str) -> str:
     """`plain`, or by how much addition is off: `+1`."""
     return "plain" if k == "0" else signed(int(k))
-
-
-def accuracy_map(shares: Mapping[str, Any], shots: Sequence[str]) -> Markup:
-    """Accuracy of every amount at every number of examples."""
-    rows = []
-    for k in sorted(shares, key=int):
-        row: list[Any] = [amount(k)]
-        for n in shots:
-            share = shares[k][n]
-            tip = f"{amount(k)}, {n} shots: {percent(share)}"
-            row.append(Scale(1.0).cell(share, f"{100 * share:.0f}", tip))
-        rows.append(row)
-    name = "addition: share answered rightly, in %"
-    return pictures.heat_map(name, "shots", shots, rows, "share")
 
 
 VERDICTS = {"pass": "✓ pass", "fail": "✗ fail", "could not tell": "? could not tell"}
@@ -361,7 +326,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Findings], Content], str], ...] = (
     ("attention", "Where heads look", attention, "circuit fi"),
     ("vectors", "What they write", vectors, "circuit fi"),
     ("ablations", "Switched off, and reused", bars, "circuit fi"),
-    ("training", "How well it does, and since when", training, "metrics"),
+    ("training", "How it learned", training, "metrics"),
     ("about", "About", about, ""),
 )
 NO_FI = "no function-induction head was found in this model"

@@ -139,8 +139,7 @@ def enough(c: Circuit) -> list[str]:
         *table(
             ["all else sends", "faithfulness", c["asked"], "plain", "others", "random"], rows, 1, 2
         ),
-        "  (others: faithfulness of all but these; random: of as many in the same layers)",
-        f"  it misses at most {e['completeness']:.0%} of F, whatever part of it is taken away",
+        f"  others: all but these; random: as many. It misses at most {e['completeness']:.0%} of F",
     ]
 
 
@@ -164,46 +163,16 @@ def evaluated(c: Circuit) -> list[str]:
         "highest FI head other heads, the FI heads kept; neither is ever the circuit itself (– = "
         "there is no other); overlap = share of the circuit's heads in them",
         *table([*columns, "highest", "overlap"], rows, left=2),
-        *taken_apart("union of groups", e),
-        *taken_apart("the same, operands changed", e["operands_changed"]),
-        *taken_apart("eliminated, both contrasts", e["by_elimination"]),
+        incomplete("union of groups", e),
+        incomplete("the same, operands changed", e["operands_changed"]),
+        incomplete("eliminated, both contrasts", e["by_elimination"]),
     ]
 
 
-def taken_apart(name: str, part: dict[str, Any]) -> list[str]:
-    """Completeness and minimality of one circuit."""
-    gaps = part["completeness_gaps"]
-    least_first = sorted(part["minimality"].items(), key=lambda pair: pair[1])
-    return [
-        f"  {name}: {listed(part['circuit'])}",
-        f"    completeness gap, share of F's range: greedy max {part['completeness']:.3f} "
-        f"({between(part['completeness_ci'])}; without {listed(gaps['worst'])}), "
-        f"mean {gaps['greedy_mean']:.3f}; "
-        f"random max {gaps['random_max']:.3f}, mean {gaps['random_mean']:.3f}",
-        "    minimality, least needed first: "
-        + listed(f"{head} {share:.3f}" for head, share in least_first),
-    ]
-
-
-def readers(c: Circuit) -> list[str]:
-    """The heads below the FI heads."""
-    if not c["readers"]:
-        return []
-    rows = []
-    for head, role in c["readers"].items():
-        brings = " and ".join(role["brings"]) or "neither"
-        row = [head, words(role["kind"]), role["looks_at"], brings]
-        for source in ("answers", "operands", "unrelated"):
-            without = role["replaced"][source]
-            shares = f"{without['contrast_acc']:7.2f} {without['base_acc']:7.2f}"
-            row.append(f"{100 * without['r']:.0f} % {shares}")
-        rows.append(row)
-    columns = ["head", "kind", "looks at", "brings", "other shown answers", "other operands"]
-    return [
-        "heads below: where they look from a shown answer, and r and shares "
-        f"({c['asked']}, plain) when each is replaced over the examples by values from",
-        *table([*columns, "unrelated examples"], rows, left=4),
-    ]
+def incomplete(name: str, part: dict[str, Any]) -> str:
+    """Completeness of one circuit; its minimality is in circuit.json."""
+    gap, worst = part["completeness"], listed(part["completeness_gaps"]["worst"])
+    return f"  {name}: misses at most {gap:.3f} of F's range, without {worst}"
 
 
 def needed(c: Circuit) -> list[str]:
@@ -250,36 +219,6 @@ def carried(c: Circuit) -> list[str]:
     alone = [row["passes"] for row in others if row["swapped"] == "one_fi_head"]
     share = f"together {together['answers']['moved']:.0%} of the way"
     return [f"given another shift's: {sum(alone)} of {len(alone)} move the answer, {share}"]
-
-
-def shift_swapped(c: Circuit) -> list[str]:
-    """Heads given what they send where only the shift differs."""
-    rows: list[list[object]] = []
-    for row in c["evaluation"].get("shift_swap", {"rows": []})["rows"]:
-        swapped: list[object] = [words(row["swapped"]), listed(row["heads"]), row["passes"]]
-        for part in (row["answers"], row["operands"]):
-            swapped += [part["moved"], between(part["ci"]), part["other_acc"], part["base_acc"]]
-        rows.append(swapped)
-    columns = ["swapped", "heads", "passes", *("moved", "95 %", "other", "plain") * 2]
-    says = "at the last `=`, the values of another shift, by other shown answers, by other operands"
-    return [says, *table(columns, rows, left=2)] if rows else []
-
-
-def thresholds(c: Circuit) -> list[str]:
-    """The groups that other thresholds would make."""
-    sensitivity, rows = c["evaluation"]["sensitivity"], []
-    usual = {row["group"]: row["heads"] for row in sensitivity if row["in_force"]}
-    for row in sensitivity:
-        heads = row["heads"]
-        if heads != usual[row["group"]] or (row["in_force"] and heads):
-            criterion = words(row["criterion"]) + " *" * row["in_force"]
-            shares = [f"{row[key]:.2f}" for key in ("value", "contrast_acc", "base_acc")]
-            rows.append([criterion, words(row["group"]), listed(heads), *shares])
-    return [
-        "other thresholds (* in force; those that change nothing are left out): the group, and the "
-        f"shares {c['asked']} and plain that are left without it",
-        *table(["criterion", "group", "heads", "threshold", "left", "plain"], rows, left=3),
-    ]
 
 
 def written(c: Circuit) -> list[str]:
@@ -383,8 +322,8 @@ PARTS: dict[str, tuple[Parts, Parts]] = {  # of each step: in short, in full
     "task": ((solved,), (solved, logit_differences)),
     "direct": ((heat_map,), (heat_map,)),
     "circuit": ((traced,), (traced, groups)),
-    "enough": ((enough,), (evaluated, readers)),
-    "ablation": ((needed, carried), (ablated, shift_swapped, thresholds)),
+    "enough": ((enough,), (evaluated,)),
+    "ablation": ((needed, carried), (ablated, carried)),
     "writing": ((averages,), (written, averaging_shown)),
     "reuse": ((spared,), (reused,)),
     "conclusion": ((conclusion,), (conclusion,)),

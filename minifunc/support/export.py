@@ -1,8 +1,7 @@
-"""A run's model for other tools; as safetensors it comes back.
+"""A run's model for other tools.
 
     python -m minifunc.support.export --run DIR --to safetensors FILE
     python -m minifunc.support.export --run DIR --to transformer-lens FILE
-    python -m minifunc.support.export --run DIR --from safetensors FILE
 
 A safetensors file holds the weights, with the run's config in the header. The file for
 transformer-lens holds {config, state_dict}, for the version that is installed:
@@ -12,7 +11,7 @@ transformer-lens holds {config, state_dict}, for the version that is installed:
     model = TransformerBridge.boot_native(TransformerBridgeConfig(**saved["config"]))  # 4
     model.load_state_dict(saved["state_dict"])
 
---from makes a new run folder, with the same bits. Both packages are optional.
+Both packages are optional.
 """
 
 import importlib
@@ -23,13 +22,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support import files
-from minifunc.support.errors import UserError, command, first_line
+from minifunc.support.errors import UserError, command
 from minifunc.support.flags import Parser
-from minifunc.support.runs import build_model, load_run, make_command
+from minifunc.support.runs import load_run
 from minifunc.support.settings import added_parts
 
 
@@ -43,7 +40,7 @@ def optional_package(name: str) -> Any:
 
 
 SAME = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "d_vocab", "n_ctx", "eps")
-WRITTEN, READ = ("safetensors", "transformer-lens"), ("safetensors",)  # formats
+FORMATS = ("safetensors", "transformer-lens")
 
 
 def lens_config(cfg: ModelConfig) -> dict[str, Any]:
@@ -89,20 +86,6 @@ def to_safetensors(model: Transformer, config: dict[str, Any]) -> bytes:
     return bytes(optional_package("safetensors.torch").save(state, header))
 
 
-def from_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
-    """The config and the weights of a file that `to_safetensors` made; a UserError for others."""
-    safetensors = optional_package("safetensors")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            if "config" not in header:
-                raise UserError(f"{path} was not made by this command: its header holds no config")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return json.loads(header["config"]), state
-    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
-
-
 def export_run(run: Path, kind: str, path: Path) -> None:
     """Makes a file of this kind from a run. Raises UserError where there is one already."""
     model, config = load_run(run)
@@ -115,45 +98,20 @@ def export_run(run: Path, kind: str, path: Path) -> None:
         files.save_tensors(path, to_transformer_lens(model))
 
 
-def import_run(run: Path, path: Path) -> None:
-    """Makes a run folder from a safetensors file. Raises UserError, and makes none, where the file
-    holds no sound run or there is one already."""
-    config, state = from_safetensors(path)
-    if (run / "config.json").exists() or (run / "model.pt").exists():
-        raise UserError(f"{run} holds a run already: name another folder")
-    try:
-        build_model(config, state, "config.json", "model.pt")
-        json.dumps(config, allow_nan=False)
-    except (UserError, ValueError) as error:  # a NaN in the header is a ValueError
-        raise UserError(f"{path} holds no sound run: {first_line(error)}") from None
-    files.make_folder(run)
-    files.save_tensors(run / "model.pt", state)
-    files.save_json(run / "config.json", config)
-
-
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("python -m minifunc.support.export", __doc__)
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run's folder")
-    way = parser.add_mutually_exclusive_group(required=True)
-    pair: dict[str, Any] = {"nargs": 2, "metavar": ("FORMAT", "FILE")}
-    told = f"write the model to FILE; FORMAT: {' or '.join(WRITTEN)}"
-    way.add_argument("--to", **pair, help=told)
-    told = f"make the run's folder from such a FILE; FORMAT: {READ[0]}"
-    way.add_argument("--from", **pair, dest="source", help=told)
+    known = " or ".join(FORMATS)
+    pair, told = ("FORMAT", "FILE"), f"write the model to FILE; FORMAT: {known}"
+    parser.add_argument("--to", nargs=2, required=True, metavar=pair, help=told)
     arguments = parser.parse_args(argv)
-    kind, name = arguments.to or arguments.source
-    known = WRITTEN if arguments.to else READ
-    if kind not in known:
-        raise UserError(f"the format must be {' or '.join(known)}, not {kind!r}")
-    if arguments.source:
-        import_run(arguments.run, Path(name))
-        print(f"made {arguments.run} from {name}")
-        print(f"next: {make_command('patch', arguments.run)}")
-    else:
-        export_run(arguments.run, kind, Path(name))
-        reader = "--from safetensors reads" if kind in READ else "torch.load reads"
-        print(f"wrote {name}", f"next: {reader} it", sep="\n")
+    kind, name = arguments.to
+    if kind not in FORMATS:
+        raise UserError(f"the format must be {known}, not {kind!r}")
+    export_run(arguments.run, kind, Path(name))
+    reader = "safetensors.torch.load_file" if kind == "safetensors" else "torch.load"
+    print(f"wrote {name}", f"next: {reader} reads it", sep="\n")
     return 0
 
 

@@ -79,7 +79,7 @@ def add_study_flags(parser: argparse.ArgumentParser, study: Any, criteria: Any) 
     add("--device", default="auto", help="auto, cpu, cuda (default: auto)")
     to = "where the findings go (default: circuit.json in the run's folder)"
     add("--json", type=Path, metavar="PATH", help=to)
-    add("--full", action="store_true", help="print all that is found")
+    add("--full", action="store_true", help="print more tables")
     add_flags(parser, "what is traced", study)
     frozen = "direct paths do not pass through MLPs (default: they do, as in the paper)"
     add("--freeze-mlps", action="store_true", help=frozen)

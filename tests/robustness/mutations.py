@@ -18,7 +18,7 @@ import pytest
 import torch  # noqa: F401  (so that no run of the tests has to)
 
 ROOT = Path(__file__).parents[2]
-LEAST = 140  # caught, for exit code 0 of a run over all faults
+LEAST = 139  # caught, for exit code 0 of a run over all faults
 THE_LIST = "tests/robustness/test_mutations.py"  # which would notice every fault
 
 
@@ -657,13 +657,6 @@ FAULTS = [
         new="120",
         breaks="lines are broken at a width of our own",
         tests="terminal",
-    ),
-    Fault(
-        "commands/check.py",
-        old='RESULTS / "dependability.json"',
-        new='Path("results/dependability.json")',
-        breaks="the checklist reads results/ where one stands",
-        tests="check",
     ),
     # ---- what docstrings state: ranges, weights, schedules, which prompts and which sources
     Fault(

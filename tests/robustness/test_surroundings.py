@@ -22,7 +22,6 @@ import torch
 
 import tasks
 import train
-from commands import check
 from minifunc.model import ModelConfig
 from minifunc.support import errors, runs
 from minifunc.support.files import load_json
@@ -169,7 +168,6 @@ def test_nothing_is_put_into_the_repository(facts):
 
 def test_what_the_repository_holds_is_found_from_everywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert check.over_seeds(None).value is not None  # of results/dependability.json
     assert runs.chosen_run(Namespace(run=None, or_reference=False)).run == ROOT / "reference"
     assert runs.RESULTS.is_dir() and runs.ROOT.resolve() == runs.ROOT
 
