@@ -311,6 +311,17 @@ def test_the_mean_does_not_depend_on_chunks():
     torch.testing.assert_close(whole, small, rtol=0, atol=1e-12)
 
 
+def test_tokens_of_other_prompts_are_sent_row_by_row_in_every_chunk():
+    data = make(act_fn="relu", n_prompts=5)
+    others = torch.randint(11, (5, 7), generator=torch.Generator().manual_seed(9))
+    whole, small = (
+        PathPatcher(*data, max_memory=budget).sweep(Logits(), source=others).per_prompt
+        for budget in (None, 5e-5)
+    )
+    assert whole.abs().max() > 0.01
+    torch.testing.assert_close(whole, small, rtol=0, atol=1e-12)
+
+
 def test_the_mean_over_many_prompts_is_not_lost_in_few_bits():
     data = make(torch.bfloat16, act_fn="relu", n_prompts=600)
     whole, small = (PathPatcher(*data, max_memory=budget)._mean_of_base for budget in (None, 5e-4))

@@ -8,14 +8,22 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from minifunc.model import ModelConfig
+from minifunc.model import ModelConfig, Transformer
 from minifunc.support import pretrained
 from minifunc.support.errors import UserError
-from minifunc.support.pretrained import load_pretrained, model_config, read_config
+from minifunc.support.pretrained import (
+    TENSORS,
+    Source,
+    Tokenizer,
+    load_pretrained,
+    model_config,
+    read_config,
+)
 
 SMALL = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "vocab_size": 37}
 SMALL |= {"num_attention_heads": 6, "max_position_embeddings": 32, "rms_norm_eps": 2.0**-17}
@@ -118,6 +126,56 @@ def test_what_is_missing_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)  # as if it were not installed
     with pytest.raises(UserError, match="safetensors, which is not installed"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize("column, halves", [(0, True), (1, False), (1, True)])
+def test_a_bias_goes_by_the_same_rotary_pairs_as_its_weight(column, halves):
+    """A bias is a column of the weight: what reads a 1 that is always there."""
+    cfg = model_config(CONFIG | {"num_key_value_heads": 2, "model_type": "qwen2", "head_dim": 8})
+    model = Transformer(cfg).requires_grad_(False)
+    views = pretrained.views(model, Source(cfg, column, halves, {}, torch.empty, Tokenizer(None)))
+    for letter in "QKV":
+        name = TENSORS[letter][column]
+        bias, weight = (
+            next(view for key, view in views.items() if f".0.{name}.{kind}" in key)
+            for kind in ("bias", "weight")
+        )
+        rows = torch.arange(bias.numel())
+        bias.copy_(rows.reshape(bias.shape))
+        weight.copy_(rows[:, None].expand(-1, cfg.d_model).reshape(weight.shape))
+        attn = model.blocks[0].attn
+        ours, of_weight = getattr(attn, f"b_{letter}"), getattr(attn, f"W_{letter}")[:, 0]
+        assert torch.equal(ours, of_weight)
+        first = [0, 4, 1, 5, 2, 6, 3, 7] if halves and letter != "V" else [*range(8)]
+        assert ours[0].tolist() == first
+
+
+class Words:
+    """As a tokenizers.Tokenizer: tokens are letters, and ` the` is one."""
+
+    def encode(self, text, add_special_tokens=True):
+        ids = [99] if text == " the" else [*map(ord, text)]
+        return SimpleNamespace(ids=ids)
+
+    def token_to_id(self, string):
+        return {"Ġthe": 99, "a": 97}.get(string)
+
+
+def test_a_string_of_several_tokens_is_refused_not_cut():
+    tokenizer = Tokenizer(Words())
+    assert tokenizer.single_tokens([" the", "a", "b"]) == [99, 97, 98]
+    for string in ("ab", " them", ""):
+        with pytest.raises(UserError, match=f"no single token for {string!r}"):
+            tokenizer.single_tokens(["a", string])
+
+
+def test_what_a_gguf_file_calls_user_defined_is_one_token_too():
+    """Kinds: 1 a piece of text, 3 a control token, 4 one that the file's maker added."""
+    pytest.importorskip("tokenizers")
+    strings, kinds = ["<s>", "a", "b", "<b>", "<", ">"], [3, 1, 1, 4, 1, 1]
+    values = {"model": "gpt2", "pre": "gpt-2", "tokens": strings, "token_type": kinds, "merges": []}
+    values = {f"tokenizer.ggml.{name}": value for name, value in values.items()}
+    assert pretrained.gguf_tokenizer(values).encode("a<b><s>b") == [1, 3, 0, 2]
 
 
 # ---------------------------------------------------------------- models of transformers

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from commands import own_model, smollm
+from minifunc.ablation import Ablator
 from minifunc.analysis.long_sweeps import TOGETHER, LongSweeps
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import HeadInput, Logits, PathPatcher
@@ -123,9 +124,24 @@ def test_kept_effects_of_other_weights_or_prompts_are_refused(model, tmp_path, c
         tokens, _ = drawn(2, seed=1)
     if changed == "answers":
         answers = answers[::-1]
-    with pytest.raises(UserError, match="logits.pt is of other weights or prompts"):
+    with pytest.raises(UserError, match="logits.pt is of other weights, prompts or positions"):
         LongSweeps(model, tokens, answers, tmp_path).sweep(Logits())
     assert (tmp_path / "logits.pt").read_bytes() == kept
+
+
+def test_kept_effects_at_other_positions_are_refused(model, tmp_path):
+    tokens, answers = drawn(3)
+    sweeps, places = LongSweeps(model, tokens, answers, tmp_path), (None, [], [3], [3, 4])
+    for kept in places:
+        sweeps.sweep(HeadInput(2, 1, "v", kept))
+        for other in places:
+            receiver = HeadInput(2, 1, "v", other)
+            if other == kept:
+                sweeps.sweep(receiver)
+                continue
+            with pytest.raises(UserError, match="2.1.v.pt is of other weights, prompts or pos"):
+                sweeps.sweep(receiver)
+        (tmp_path / "2.1.v.pt").unlink()
 
 
 # ---------------------------------------------------------------- sums
@@ -178,6 +194,34 @@ def test_what_is_undone_is_all_for_every_head_and_nothing_for_none(model):
     assert judged.row(every[8:], "mean")["undone"] == pytest.approx(undone.item(), abs=1e-5)
 
 
+def test_other_values_are_of_the_paired_the_mean_and_the_next_plain_prompt(model):
+    prompts, heads = smollm.draw(Letters(), 6, 3, seed=0), ["0.1", "1.2", "2.0"]
+    judged, base = smollm.Judged(model, prompts), prompts.shown(0)
+    neighbours = torch.stack([base[(row - 1) % 6] for row in range(6)])
+    for tokens, ablator in ((prompts.shown(1), judged.ablator), (base, judged.on_base)):
+        sources = {"base": base, "unrelated": neighbours}
+        ours = Ablator(model, tokens, sources, means={"mean": base})
+        for how in smollm.SOURCES:
+            expected = ours.logits_plainly(heads, how)
+            torch.testing.assert_close(ablator.logits([heads], how)[0], expected)
+
+
+def test_random_groups_are_told_by_means_of_all_draws(model, monkeypatch):
+    monkeypatch.setattr(smollm, "N_RANDOM", 4)
+    judged = smollm.Judged(model, smollm.draw(Letters(), 6, 3, seed=0))
+    numbers, rows = ("undone", "base_acc", "contrast_acc", "plain_kept"), []
+
+    def row(heads, how):  # numbers that no two draws share
+        rows.append({name: (len(rows) + 1.0) ** (at + 1) for at, name in enumerate(numbers)})
+        return rows[-1] | {"heads": heads, "how": how}
+
+    monkeypatch.setattr(judged, "row", row)
+    found = judged.random(["2.0"], "base", torch.Generator().manual_seed(0))
+    assert len(rows) == 4 == found["n_draws"]
+    for name in numbers:
+        assert found[name] == pytest.approx(sum(each[name] for each in rows) / 4), name
+
+
 # ---------------------------------------------------------------- the commands
 
 
@@ -201,6 +245,13 @@ def test_the_study_of_a_real_model_holds_what_it_must(loaded, tmp_path, monkeypa
     monkeypatch.setattr(smollm, "Criteria", lambda: criteria)
     monkeypatch.setattr(smollm, "RESULTS", tmp_path)
     monkeypatch.setattr(smollm, "Amount", lambda: smollm.FULL.__class__(6, 2, 4))
+    draw, drawn = smollm.draw, []
+
+    def noted(tokenizer, n, shots, seed):
+        drawn.append((shots, seed))
+        return draw(tokenizer, n, shots, seed)
+
+    monkeypatch.setattr(smollm, "draw", noted)
     assert smollm.main(["--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
     circuit = json.loads((tmp_path / "out/circuit.json").read_text())
     assert {*KEYS.split(), "evaluation", "averaging", "missing"} <= circuit.keys()
@@ -208,6 +259,7 @@ def test_the_study_of_a_real_model_holds_what_it_must(loaded, tmp_path, monkeypa
     strongest, *_ = circuit["evaluation"]["circuit"]
     assert fi and f"{strongest}.v" in circuit["effects"]
     assert f"{strongest}.v" in circuit["operands_changed"]["effects"]
+    assert len(set(drawn)) == len(drawn)  # what prompts found is judged by others
     hows = [row["how"] for row in circuit["evaluation"]["ablation"] if row["heads"]]
     assert hows == ["base", "mean", "unrelated"]
     assert len(circuit["evaluation"]["ablation"]) == 4  # and random heads, base values

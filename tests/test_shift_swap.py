@@ -55,6 +55,32 @@ def test_donors_ask_for_the_same_sum_by_other_examples_and_differ_in_the_shift_a
     assert found["n_prompts"] == len(prompts) > 100
 
 
+def test_what_moved_is_what_donors_move_at_the_last_equals_sign_alone(monkeypatch):
+    made = []
+    monkeypatch.setattr(shift_swap, "Ablator", lambda *given: made.append(given) or Ablator(*given))
+    cfg = ModelConfig(d_vocab=len(tasks.VOCABULARY), **SMALL)
+    model = Transformer(cfg, torch.Generator().manual_seed(3)).requires_grad_(False)
+    row = swapped(model, ["0.0", "0.2", "1.1"])[0]
+    ((_, prompts, donors),) = made
+    last, each = [prompts.shape[1] - 1], torch.arange(len(prompts))
+    plain = prompts[:, [-4, -2]].sum(1) - tasks.ZERO
+    first = tasks.answer_positions(1)
+    x, y, c = (numbers(donors["answers"], first + back)[:, 0] for back in (-4, -2, 0))
+    ablator = Ablator(model, prompts, donors)
+    for how, wanted in (("answers", plain + c - x - y), ("operands", plain)):
+
+        def moved(run, how=how, wanted=wanted):
+            change = (run(how) - run("same")).double()
+            return change[each, wanted] - change[each, plain + 1]
+
+        patched = moved(lambda how: ablator.logits_plainly(row["heads"], how, last))
+        whole = moved(lambda how: model(donors[how])[:, -1]).abs()
+        share = patched.mean() / whole.mean()
+        assert row[how]["moved"] == pytest.approx(share.item(), abs=2e-4)
+        everywhere = moved(lambda how: ablator.logits_plainly(row["heads"], how))
+        assert abs((everywhere.mean() / whole.mean() - share).item()) > 0.003
+
+
 def test_the_heads_of_the_reference_run_carry_the_shift_and_others_of_their_layers_hardly_do():
     model, _ = load_run("reference")
     rows = swapped(model, ["2.1", "2.3", "3.2", "3.3", "3.5"], shots=8)

@@ -189,6 +189,23 @@ def test_what_looks_held_out_is_told_from_what_does_not(never, examples, looks):
     assert tasks.looks_held_out(diet, torch.tensor([problem]), answer).tolist() == [looks]
 
 
+UNSHOWN = [  # the first two examples, (x, y, answer) of `+`, where nothing is ever shifted by +1
+    ([(1, 1, 3), (2, 2, 5), (4, 0, 4)], True),
+    ([(1, 1, 3), (2, 2, 4), (4, 0, 4)], False),
+    ([(1, 1, 2), (2, 2, 5), (4, 0, 5)], False),
+]
+
+
+@pytest.mark.parametrize("examples, looks", UNSHOWN)
+def test_a_shift_that_is_never_shown_is_told_by_both_of_the_first_two_examples(examples, looks):
+    diet = tasks.Diet("no +1", shifts=(-4, -3, -2, -1, 2, 3, 4), never=())
+    pluses = (tasks.PROBLEMS.function == tasks.PLUS).nonzero()[:, 0]
+    problem = torch.tensor([[pluses[10 * x + y] for x, y, _ in examples]])
+    assert tasks.PROBLEMS.value[problem][0].tolist() == [x + y for x, y, _ in examples]
+    answer = torch.tensor([[answer for *_, answer in examples]])
+    assert tasks.looks_held_out(diet, problem, answer).tolist() == [looks]
+
+
 # ---------------------------------------------------------------- evaluation prompts
 
 

@@ -63,9 +63,9 @@ class LongSweeps:
 
     def sweep(self, receiver: Receiver, n_prompts: int | None = None) -> Swept:
         """The effects on a receiver, from the first n_prompts (None: from all). Raises UserError
-        where the folder keeps effects of other weights or prompts."""
+        where the folder keeps effects of other weights, prompts or positions."""
         path, wanted = self.folder / f"{receiver}.pt", n_prompts or len(self.prompts[0])
-        kept = self._kept(path)
+        kept = self._kept(path, f"{self.about} {receiver.positions}".removesuffix(" None"))
         n_done = sum(part.shape[1] for part in kept["change"])
         bar = tqdm(total=wanted, initial=n_done, desc=f"→ {receiver}", unit="prompt", disable=None)
         with bar:
@@ -89,10 +89,10 @@ class LongSweeps:
         tokens, answers = (base, contrast), (base_answers, contrast_answers)
         return PathPatcher(self.model, *tokens, *answers, max_memory=self.max_memory)
 
-    def _kept(self, path: Path) -> dict[str, Any]:
+    def _kept(self, path: Path, about: str) -> dict[str, Any]:
         if not path.exists():
-            return {"about": self.about, "change": [], "F": []}
+            return {"about": about, "change": [], "F": []}
         kept: Found = load_tensors(path)
-        if kept.get("about") != self.about:
-            raise UserError(f"{path} is of other weights or prompts: remove it")
+        if kept.get("about") != about:
+            raise UserError(f"{path} is of other weights, prompts or positions: remove it")
         return kept
