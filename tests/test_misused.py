@@ -151,6 +151,7 @@ UNCHECKED = {  # processes and reports are handed their own flags
     "minifunc.support.processes",
     "minifunc.support.runs",
     "minifunc.support.checkpoints.Progress",
+    "minifunc.support.pretrained.Source",
     "minifunc.circuit.discover",
     "train",
     "tasks.evaluation_pairs",

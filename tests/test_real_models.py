@@ -339,3 +339,11 @@ def test_bad_pairs_are_one_line(loaded, tmp_path, capsys, pairs, more, word):
     shown = capsys.readouterr()
     assert word in shown.err and shown.err.count("\n") == 1 and not shown.out
     assert not (tmp_path / "out/effects.json").exists()
+
+
+@pytest.mark.parametrize("n", [0, -1, 2.5, True])
+def test_a_number_of_prompts_that_is_none_is_refused(model, tmp_path, n):
+    tokens, answers = drawn(2)
+    with pytest.raises(ValueError, match="n_prompts must be a whole number from 1"):
+        LongSweeps(model, tokens, answers, tmp_path).sweep(Logits(), n)
+    assert LongSweeps(model, tokens, answers, tmp_path).sweep(Logits(), 9).F_base.shape == (2,)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from minifunc.model import Transformer
 from minifunc.patching import Effects, PathPatcher, Receiver
+from minifunc.support.checks import counted
 from minifunc.support.effects import Senders
 from minifunc.support.errors import UserError
 from minifunc.support.evaluation import bootstrap
@@ -55,7 +56,7 @@ class LongSweeps:
     ) -> None:
         self.model, self.prompts = model, (*tokens, *answers)
         self.folder, self.max_memory = folder, max_memory
-        digest = hashlib.sha256(weights_hash(model.state_dict()).encode())
+        digest = hashlib.sha256(f"{model.cfg} {weights_hash(model.state_dict())}".encode())
         for tensor in self.prompts:
             digest.update(tensor.cpu().numpy().tobytes())
         self.about = digest.hexdigest()
@@ -64,7 +65,8 @@ class LongSweeps:
     def sweep(self, receiver: Receiver, n_prompts: int | None = None) -> Swept:
         """The effects on a receiver, from the first n_prompts (None: from all). Raises UserError
         where the folder keeps effects of other weights, prompts or positions."""
-        path, wanted = self.folder / f"{receiver}.pt", n_prompts or len(self.prompts[0])
+        path, n_all = self.folder / f"{receiver}.pt", len(self.prompts[0])
+        wanted = n_all if n_prompts is None else min(counted("n_prompts", n_prompts), n_all)
         kept = self._kept(path, f"{self.about} {receiver.positions}".removesuffix(" None"))
         n_done = sum(part.shape[1] for part in kept["change"])
         bar = tqdm(total=wanted, initial=n_done, desc=f"→ {receiver}", unit="prompt", disable=None)

@@ -19,7 +19,8 @@ from minifunc.support.names import Head
 from minifunc.support.products import product
 from minifunc.support.settled import settled
 
-KEPT_BYTES = 64 * 2**20  # of streams that are kept, so that they need not be run again
+# Streams that are kept, so that they need not be run again: so many bytes, or a few large ones.
+KEPT_BYTES, FEW = 64 * 2**20, 16
 Replaced = tuple[tuple[int, ...], ...]  # for each block, from the lowest: the heads replaced there
 
 
@@ -67,7 +68,7 @@ class SharedStreams:
         if self.cfg.positions == "learned":
             self.embedded = self.embedded + model.pos_embed(self.n_pos)
         of_a_pass = self.embedded[: self.rows].nbytes  # z is about as large
-        self.most_kept = KEPT_BYTES // (2 * of_a_pass)
+        self.most_kept = max(FEW, KEPT_BYTES // (2 * of_a_pass))
         self.kept: dict[tuple[_Pass, Replaced], tuple[Tensor, Tensor]] = {}
 
     @settled
