@@ -209,6 +209,7 @@ def test_what_was_computed_before_is_used_again_and_what_was_dropped_is_not_miss
     monkeypatch.setattr(model.blocks[0], "add_mlp", lambda *x: runs.append(1) or block(*x))
     assert torch.equal(ablator.logits(GROUPS[::-1], "s"), wanted.flip(0)) and not runs
     monkeypatch.setattr(shared_streams, "KEPT_BYTES", 1)  # nothing can be kept
+    monkeypatch.setattr(shared_streams, "FEW", 0)
     fresh = Ablator(model, tokens, {"s": source})
     torch.testing.assert_close(fresh.logits(GROUPS, "s"), wanted, rtol=0, atol=1e-12)
     assert runs and not fresh._streams.kept
