@@ -90,7 +90,10 @@ def test_a_page_names_every_token_of_the_model(wide):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda e: e.EXPERIMENT.name)
 def test_the_table_of_an_experiment_fits(experiment):
-    rows = json.loads((ROOT / "results" / f"{experiment.EXPERIMENT.name}.json").read_text())
+    path = ROOT / "results" / f"{experiment.EXPERIMENT.name}.json"
+    if not path.exists():
+        pytest.skip("no run of it has been made yet")
+    rows = json.loads(path.read_text())
     text = fitted(experiment.table(rows))
     assert max(map(len, text.splitlines())) <= 80
 
