@@ -317,6 +317,13 @@ def test_which_heads_ten_seeds_have():
     assert f"In seeds 2 and 9 more is missing {missing}" in text
 
 
+def test_back_to_plain_under_means():
+    plain = [ablated(row, "mean")["base_acc"] for row in traced()]
+    bring = f"Over ten seeds means bring the plain sum on {words(plain)} alone"
+    assert f"{bring}: this seed is the highest." in said("docs/results.md", "Ablation")
+    assert max(plain) == plain[0]
+
+
 def most_of_others_alone():
     return max(max(by_source(row, "others_alone", "faithfulness")) for row in traced())
 
