@@ -51,7 +51,7 @@ JUDGED = (
 def circuit_of(circuit: Row) -> Row:
     """What a row of seeds.json holds; without a circuit, what judges it is None."""
     effects, fi = as_effects(circuit["effects"]["logits"]).named(), _fi(circuit)
-    kept = {name: circuit[name] for name in ("accuracy", "F", "F_ci", "groups")}
+    kept = {name: circuit[name] for name in ("accuracy", "F", "F_ci", "groups", "reuse")}
     kept |= {"fi_r": {head: effects[head] for head in fi}}
     kept |= {"fi_r_ci": {head: circuit["r_ci"][head] for head in fi}}
     kept |= dict.fromkeys(("ablation", "shift_swap", "completeness", *UNDER))

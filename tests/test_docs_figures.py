@@ -3,6 +3,7 @@
 Nothing of the project is imported: means, intervals and steps are worked out here once more.
 """
 
+import functools
 import json
 import math
 import re
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 T_975 = {2: 12.706, 3: 4.303, 5: 2.776, 10: 2.262}  # Student's t, by the number of values
 
 
+@functools.cache
 def results(name):
     return json.loads((ROOT / f"results/{name}.json").read_text())
 
@@ -39,8 +41,8 @@ def plain(cell):
 
 
 def share(value, digits=3):
-    """`.998`, as the pages write it."""
-    return f"{value:.{digits}f}".removeprefix("0")
+    """`.998` or `-.998`, as the pages write it."""
+    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}")
 
 
 def figure(value, digits=2):
@@ -114,19 +116,6 @@ def test_addition_of_one_run():
         assert shown[name][:5] == [share(by_shots[k][shots]) for shots in SHOTS]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_accuracy_of_the_traced_seeds(seed):
-    row = results("dependability")[seed]
-    by_k = {int(k): share(value) for k, value in row["off_by_k_8"].items()}
-    by_shots = [share(row["by_shots"]["1"][shots]) for shots in SHOTS[1:]]
-    assert row["seed"] == seed
-    assert table("docs/results.md", "Three seeds", "seed | plain")[str(seed)][:3] == [
-        share(row["plain_8"]),
-        " / ".join(by_shots),
-        f"{by_k[-3]} {by_k[-2]} {by_k[-1]} · {by_k[1]} {by_k[2]} {by_k[3]}",
-    ]
-
-
 def test_the_six_rows_of_the_readme():
     by_shots = results("dependability")[0]["by_shots"]
     text = (ROOT / "README.md").read_text()
@@ -135,6 +124,497 @@ def test_the_six_rows_of_the_readme():
     for name, figures in rows:
         k = "0" if name == "plain" else str(int(name.removeprefix("off by ")))
         assert figures.split() == [f"{by_shots[k][shots]:.3f}" for shots in SHOTS]
+
+
+# ---------------------------------------------------------------- ten seeds
+
+
+HOWS = ("base", "mean", "unrelated")
+UNDER = ("base_values", "other_operands")
+
+
+def traced():
+    rows = results("seeds")
+    assert [row["seed"] for row in rows] == list(range(10))
+    return rows
+
+
+def said(page, heading):
+    """A section in one line, with hyphens for minus signs: where it breaks lines is no matter."""
+    return " ".join(section(page, heading).replace("−", "-").split())
+
+
+def percents(*values):
+    return " to ".join(f"{100 * value:.0f}" for value in values)
+
+
+def ablated(row, how, label="function_induction"):
+    """The row of `ablation` of FI heads, or of random groups beside them."""
+    for each in row["ablation"]:
+        beside = each.get("beside", "function_induction")
+        if (each["ablated"], each["how"], beside) == (label, how, "function_induction"):
+            return each
+
+
+def swapped(row, kind):
+    return [each for each in row["shift_swap"]["rows"] if each["swapped"] == kind]
+
+
+def carrying(row, kind):
+    return [each["heads"][0] for each in swapped(row, kind) if each["passes"]]
+
+
+def pairs_of(row):
+    """Plain and off by one, in words, with the FI heads' values replaced."""
+    found = [ablated(row, how) for how in HOWS]
+    return [f"{share(one['base_acc'])} / {share(one['contrast_acc'])}" for one in found]
+
+
+def by_source(row, judged, key):
+    return [row[source][judged][key] if judged else row[source][key] for source in UNDER]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_heads_of_each_seed(seed):
+    row = traced()[seed]
+    r = row["fi_r"]
+    heads = sorted(r, key=r.get)
+    fi, others = "one_fi_head", "one_other_head"
+    assert set(heads) == set(row["groups"]["function_induction"])
+    assert table("docs/results.md", "Ten seeds", "seed | FI heads")[str(seed)] == [
+        ", ".join(heads),
+        f"{heads[0]}: {percents(r[heads[0]])}",
+        percents(*row["fi_r_ci"][heads[0]]),
+        f"{len(carrying(row, fi))} of {len(swapped(row, fi))}",
+        f"{len(carrying(row, others))} of {len(swapped(row, others))}",
+        ", ".join(row["groups"]["previous_token"]) or "none",
+    ]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_ablation_and_circuit_of_each_seed(seed):
+    row = traced()[seed]
+    assert table("docs/results.md", "Ten seeds", "seed | base values")[str(seed)] == [
+        *pairs_of(row),
+        " / ".join(map(share, by_source(row, "", "faithfulness"))),
+        share(max(by_source(row, "others_alone", "faithfulness"))),
+        " / ".join(map(share, by_source(row, "random_lower", "mean"))),
+    ]
+
+
+def means_of_ten():
+    """Name → `.95 ± .05` of what the pages say of ten seeds."""
+    rows, found = traced(), {}
+    for how in (*HOWS, "same_k", "same_answer"):
+        for key in ("base_acc", "contrast_acc", "floor"):
+            found[how, key] = words([ablated(row, how)[key] for row in rows])
+    for how in HOWS:
+        others = [ablated(row, how, "random_same_layers")["contrast_acc"] for row in rows]
+        found[how, "control"] = words(others)
+    for place, source in enumerate(UNDER):
+        found[source] = words([by_source(row, "", "faithfulness")[place] for row in rows])
+        lower = [by_source(row, "random_lower", "mean")[place] for row in rows]
+        found[source, "lower"] = words(lower)
+    for key in ("answers", "operands"):
+        moved = [swapped(row, "function_induction")[0][key]["moved"] for row in rows]
+        found[key] = words(moved)
+    return found
+
+
+def test_the_means_of_ten_seeds():
+    told = means_of_ten()
+    plain_and_off = [f"{told[how, 'base_acc']} / {told[how, 'contrast_acc']}" for how in HOWS]
+    assert table("docs/results.md", "Ten seeds", "seed | base values")["mean"] == [
+        *plain_and_off,
+        " / ".join(told[source] for source in UNDER),
+        "",
+        " / ".join(told[source, "lower"] for source in UNDER),
+    ]
+
+
+def test_what_is_said_of_ten_seeds():
+    told, text = means_of_ten(), said("docs/results.md", "Ten seeds")
+    plain, off = ([told[how, key] for how in HOWS] for key in ("base_acc", "contrast_acc"))
+    control = [told[how, "control"] for how in HOWS]
+    for sentence in (
+        f"move the answer {told['answers']} of the way (other answers shown) and "
+        f"{told['operands']} (other operands)",
+        f"with base values {plain[0]} of the answers are plain, with means {plain[1]}, with "
+        f"unrelated values {plain[2]}. Off by one stay {off[0]}, {off[1]} and {off[2]}.",
+        f"is {told['mean', 'floor']} for means, {told['unrelated', 'floor']} for unrelated values",
+        f"leave {control[0]} off by one with base values, {control[1]} with means, {control[2]} "
+        "with unrelated ones",
+        f"off-by-one prompt {told['same_k', 'contrast_acc']} stay off by one, hardly above the "
+        f"floor ({told['same_k', 'floor']})",
+        f"asks for the same answer {told['same_answer', 'contrast_acc']} do",
+        f"faithfulness {told['base_values']} and {told['other_operands']}",
+        f"it gives {told['base_values', 'lower']}, nearly what the circuit has. Under other "
+        f"operands it is {told['other_operands', 'lower']}",
+    ):
+        assert sentence in text
+
+
+def test_the_shift_is_carried_by_all_fi_heads_and_some_others():
+    rows, text = traced(), said("docs/results.md", "Ten seeds")
+    counts, named = [], []
+    for kind in ("one_fi_head", "one_other_head"):
+        counts.append(sum(len(carrying(row, kind)) for row in rows))
+        counts.append(sum(len(swapped(row, kind)) for row in rows))
+    assert "{} of {} pass".format(*counts[:2]) in text and counts[0] == counts[1]
+    assert f"Of the {counts[3]} other heads of these layers {counts[2]} pass too" in text
+    for row in rows:
+        direct = row["groups"]["other_direct"]
+        assert set(direct) <= set(carrying(row, "one_other_head"))
+        named += direct
+    asked = rows[0]["criteria"]
+    strong, looks = percents(asked["strong"]), share(asked["looks_at_answers"], 2)
+    nine = f"Nine of them write the answer (|r| ≥ {strong} %) and look at answers with less than"
+    assert len(named) == 9 and f"{nine} {looks} of" in text
+    far = {}
+    for row in rows:
+        for each in swapped(row, "one_other_head"):
+            moved = [share(each[key]["moved"], 2) for key in ("answers", "operands")]
+            far[f"{row['seed']}: {each['heads'][0]}"] = " and ".join(moved)
+    strong = f"3.4 moves the answer {far['4: 3.4']} of the way, 3.2 {far['7: 3.2']}"
+    assert f"In seeds 4 and 7 one of them is strong: {strong}" in text
+    assert sum(bool(carrying(row, "one_other_head")) for row in rows) == 9
+    limits = said("docs/results.md", "Limits")
+    assert f"Of the {counts[3]} other heads in the layers of FI heads {counts[2]} carry" in limits
+
+
+def test_which_heads_ten_seeds_have():
+    rows, text = traced(), said("docs/results.md", "Ten seeds")
+    sizes = [len(set().union(*row["groups"].values())) for row in rows]
+    assert f"{min(sizes)} to {max(sizes)} heads" in text
+    assert {len(row["fi_r"]) for row in rows} == {3, 4, 5} and "three to five in each" in text
+    assert not any(row["groups"]["consolidation"] for row in rows)
+    with_pt = [row["seed"] for row in rows if row["groups"]["previous_token"]]
+    assert with_pt == list(range(3, 10)) and "seven of ten circuits**, seeds 3 to 9." in text
+    on_route = {}
+    for row in rows:
+        found = set(row["groups"]["previous_token"]) & set(row["groups"]["expected_answer"])
+        on_route |= dict.fromkeys(found, row["seed"])
+    assert on_route == {"1.3": 3, "2.3": 4, "1.1": 9}
+    assert "(1.3 in seed 3, 2.3 in 4, 1.1 in 9)" in text
+    layers = [{head[0] for head in row["fi_r"]} for row in rows]
+    assert [seed for seed in range(10) if layers[seed] == {"3"}] == [1, 3, 4, 5]
+    assert [seed for seed in range(10) if layers[seed] == {"2", "3"}] == [0, 2, 6, 7, 8, 9]
+    assert "in layer 3 alone** in seeds 1, 3, 4 and 5, in layers 2 and 3 in the others." in text
+    groups = [ablated(row, "base", "random_same_layers") for row in rows]
+    assert [seed for seed in range(10) if groups[seed]["n_groups"] == 1] == [1, 3, 4, 5]
+    assert groups[3]["n_heads"] == 1
+    few = "in seeds 1, 3, 4 and 5 there is one such group only, and in seed 3 it is one head"
+    assert few in text
+    left = [ablated(row, "mean")["contrast_acc"] for row in rows]
+    assert sorted(range(10), key=left.__getitem__)[-2:] == [7, 4]
+    assert "Most is left under means in seeds 4 and 7." in text
+    draws = {row[source]["random_lower"]["n_draws"] for row in rows for source in UNDER}
+    assert draws == {10} and "(means of 10 draws)" in text
+    assert f"The heads outside reach {share(most_of_others_alone(), 2)} at most" in text
+    whole = [row["other_operands"]["faithfulness"] for row in rows]
+    assert sorted(range(10), key=whole.__getitem__)[:2] == [2, 9]
+    missing = f"({share(whole[2])} and {share(whole[9])})"
+    assert f"In seeds 2 and 9 more is missing {missing}" in text
+
+
+def test_back_to_plain_under_means():
+    plain = [ablated(row, "mean")["base_acc"] for row in traced()]
+    bring = f"Over ten seeds means bring the plain sum on {words(plain)} alone"
+    assert f"{bring}: this seed is the highest." in said("docs/results.md", "Ablation")
+    assert max(plain) == plain[0]
+
+
+def most_of_others_alone():
+    return max(max(by_source(row, "others_alone", "faithfulness")) for row in traced())
+
+
+def test_the_claims_of_ten_seeds():
+    told = means_of_ten()
+    claims = said("docs/results.md", "Claims, figures, code")
+    plain, off = ([told[how, key] for how in HOWS] for key in ("base_acc", "contrast_acc"))
+    for figures in (
+        f"plain {plain[0]}, off by one {off[0]}, ten seeds",
+        f"plain {plain[1]} and {plain[2]}; off by one {off[1]} and {off[2]}, ten seeds",
+        f"another off-by-one prompt: {told['same_k', 'contrast_acc']}; of one with the same "
+        f"answer: {told['same_answer', 'contrast_acc']}, ten seeds",
+        f"faithfulness {told['base_values']} (base), {told['other_operands']} (operands changed)",
+        f"in their place: {told['base_values', 'lower']} under it, "
+        f"{told['other_operands', 'lower']} when the operands change, ten seeds",
+        f"all others alone {share(most_of_others_alone(), 2)} at most, ten seeds",
+        "ahead of four other forecasts in 50 of 50 rows, ten seeds",
+        f"37 of 37 heads; together {told['answers']} and {told['operands']} of the way, ten seeds",
+    ):
+        assert figures in claims
+    accuracy = results("dependability")
+    by_one = [row["off_by_one_8"] for row in accuracy]
+    four = [statistics.mean([row["off_by_k_8"][k] for row in accuracy]) for k in ("-4", "4")]
+    of_seed_0 = sorted(traced()[0]["fi_r"].values())
+    assert f"{words(by_one, 3)}, ten seeds, worst {share(min(by_one))}" in claims
+    assert f"k = ±4: {share(four[0])} and {share(four[1])}, ten seeds" in claims
+    assert f"r = {', '.join(map(percents, of_seed_0))} %; one more" in claims
+
+
+def test_the_findings_of_the_readme():
+    told, text = means_of_ten(), said("README.md", "What we found")
+    mixed = averaged((-1, 1))
+    forecast = {
+        name: words([row["r2"][name] for row in mixed]) for name in ("attention", "uniform")
+    }
+    for figures in (
+        f"it is plain on {told['base', 'base_acc']}.",
+        "each of the 37 moves it.",
+        f"another plain prompt's values {told['unrelated', 'base_acc']} are plain. 15 of 59 other",
+        f"makes {told['base_values']} of the effect, with random lower heads "
+        f"{told['base_values', 'lower']}.",
+        f"other sums, {told['other_operands']} and {told['other_operands', 'lower']}.",
+        f"the plain sum on {words([row['answered']['0'] for row in mixed])} of prompts",
+        f"R² {forecast['attention']}, unweighted {forecast['uniform']}.",
+        f"even attention just {words([row['flat']['fi'] for row in besides()])} stay right",
+        f"{words([row['off_by_one_8'] for row in results('dependability')], 3)} of prompts",
+    ):
+        assert figures in text
+    for diet, sentence in (("plus_plain", "is right on {} of"), ("strict", "at random), on {}.")):
+        rows = [row for row in results("diets") if row["diet"] == diet]
+        assert sentence.format(words(column(rows, "off_by_one_8"))) in text
+    good = [row for row in results("universality") if does_it(row)]
+    counts = [sum(bool(row[key]) for row in good) for key in ("fi_heads", "pt_heads")]
+    architectures = "successful runs of several architectures, {} and {}.".format(*counts)
+    assert f"Of {len(good)} {architectures}" in text
+
+
+# ---------------------------------------------------------------- the heads average
+
+
+MIXTURES = {
+    "-1 or +1": (-1, 1),
+    "0 or +1": (0, 1),
+    "0 or +2": (0, 2),
+    "-2 or +2": (-2, 2),
+    "-4 to +4": tuple(range(-4, 5)),
+}
+FORECASTS = ("attention", "uniform", "most_attended", "nearest", "last")
+
+
+def averaged(offsets):
+    rows = [row for row in results("averaging") if row["offsets"] == list(offsets)]
+    assert [row["seed"] for row in rows] == list(range(10))
+    return rows
+
+
+def besides():
+    """What results/averaging.json holds beside mixtures: one row a seed."""
+    rows = [row for row in results("averaging") if row["offsets"] is None]
+    assert [row["seed"] for row in rows] == list(range(10))
+    return rows
+
+
+def of_rule(name):
+    return [rule for row in besides() for rule in row["rules"] if rule["rule"] == name]
+
+
+def best(row, kind="r2"):
+    return max(row[kind], key=row[kind].get)
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_mixtures(mixture):
+    rows = averaged(MIXTURES[mixture])
+    shown = table("docs/results.md", "The heads average", "examples off by |")
+    assert shown[mixture] == [
+        *(words([row["r2"][name] for row in rows]) for name in FORECASTS),
+        words([row["unseen_offset_share"] for row in rows]),
+    ]
+    assert {best(row) for row in rows} == {best(row, "hits") for row in rows} == {"attention"}
+    assert {row["n_prompts"] for row in rows} == {200}
+
+
+def test_what_is_said_of_mixtures():
+    text = said("docs/results.md", "The heads average")
+    hits = {name: [] for name in ("attention", "uniform")}
+    for offsets in MIXTURES.values():
+        for name, found in hits.items():
+            found.append(words([row["hits"][name] for row in averaged(offsets)]))
+    weighted, even = hits["attention"], [cell.split(" ")[0] for cell in hits["uniform"]]
+    plain_sums = words([row["answered"]["0"] for row in averaged((-1, 1))])
+    by_one = words([row["answered"]["1"] for row in averaged((0, 2))])
+    for sentence in (
+        f"-1 and +1 mixed give the plain sum** on {plain_sums} of prompts",
+        "highest R² of the five in 50 of 50 rows. As a whole number it is ahead in all 50 too",
+        "On 199 prompts of -1 and +1 a share",
+        f"mixed give +1 on {by_one}, which",
+        f"{', '.join(weighted[:-1])} and {weighted[-1]} of prompts, in the order",
+        f"The plain mean is on {', '.join(even[:-1])} and {even[-1]}.",
+        f"made even among the answers, only {words([row['flat']['fi'] for row in besides()])} are",
+        f"of these layers, {words([row['flat']['others'] for row in besides()])} are",
+    ):
+        assert sentence in text
+    claims = said("docs/results.md", "Claims, figures, code")
+    r2 = {}
+    for name in ("attention", "uniform"):
+        means = [
+            statistics.mean([row["r2"][name] for row in averaged(offsets)])
+            for offsets in MIXTURES.values()
+        ]
+        r2[name] = f"{share(min(means), 2)} to {share(max(means), 2)}"
+    assert f"R² {r2['attention']} on five mixtures; plain mean {r2['uniform']}; ahead" in claims
+    assert f"the plain sum on {plain_sums} of 200 prompts, ten seeds" in claims
+
+
+def test_steered_attention():
+    shown = table("docs/results.md", "The heads average", "share of the attention on +1")
+    gains = [share(row["gain"], 2).rstrip("0").rstrip(".") for row in besides()[0]["steered"]]
+    assert shown["share of the attention on +1"] == [gain or "0" for gain in gains]
+    for name, key in (("FI heads", "steered"), ("others", "control")):
+        rows = [[step["off_by"] for step in row[key]] for row in besides()]
+        assert shown[name] == [words(values) for values in zip(*rows)]
+        assert {step["n_prompts"] for row in besides() for step in row[key]} == {199}
+
+
+def test_some_examples_off_by_one_and_scope():
+    by_number = table("docs/results.md", "The heads average", "examples off by one |")
+    assert by_number["examples off by one"] == [str(number) for number in range(9)]
+    columns = zip(*(row["n_off"] for row in besides()))
+    assert by_number["off by one answered"] == [words(values) for values in columns]
+    by_k = table("docs/results.md", "The heads average", "k |")
+    scope = [words([row["scope"][k] for row in besides()]) for k in by_k["k"]]
+    assert by_k["right"] == scope and len(scope) == 8
+    assert f"at k = 5, it is right on {scope[4]} of" in said("docs/results.md", "Limits")
+
+
+@pytest.mark.parametrize("rule", [row["rule"] for row in besides()[0]["rules"]])
+def test_rules_of_the_expected_answer(rule):
+    rows = of_rule(rule)
+    assert len(rows) == 10
+    assert table("docs/results.md", "The heads average", "rule of the examples |")[rule] == [
+        *(words([row["r2"][name] for row in rows]) for name in FORECASTS),
+        f"{[best(row) for row in rows].count('attention')} of 10",
+        words([row["right"] for row in rows]),
+    ]
+
+
+def test_where_the_nearest_example_forecasts_better():
+    text, limits = (said("docs/results.md", name) for name in ("The heads average", "Limits"))
+    ahead = {}
+    for rule in ("in base 6", "in base 7", "always 7"):
+        ahead[rule] = sum(row["r2"]["nearest"] > row["r2"]["attention"] for row in of_rule(rule))
+    assert ahead == {"in base 6": 10, "in base 7": 6, "always 7": 7}
+
+    def both(rule, kind):
+        near, weighted = ([row[kind][name] for row in of_rule(rule)] for name in FORECASTS[3::-3])
+        return f"{words(near)} against {words(weighted)}"
+
+    six = f"({both('in base 6', 'r2')}; as a whole number {both('in base 6', 'hits')})"
+    assert f"in each seed {six}" in text
+    assert f"six seeds (as a whole number {both('in base 7', 'hits')})" in text
+    assert f'"always 7" in seven (there as a whole number {both("always 7", "hits")})' in text
+    assert 'better in each of ten seeds, in base 7 in six, for "always 7" in seven' in limits
+    flat = words([row["flat"]["fi"] for row in besides()])
+    assert f"With even attention {flat} stay right" in limits
+
+
+# ---------------------------------------------------------------- other tasks
+
+
+REUSED = {"addition": "addition", "Caesar, ROT": "caesar", "multiple choice": "choice"}
+KEPT_ROWS = ("none", "function_induction", "random_same_layers")
+
+
+@functools.cache
+def reuse_of_ten():
+    """{(task, k, items): {(prompt, ablated): rows of ten seeds}}."""
+    found = {}
+    for row in traced():
+        for each in row["reuse"]:
+            asked = found.setdefault((each["task"], each["k"], each["items"]), {})
+            asked.setdefault((each["prompt"], each["ablated"]), []).append(each)
+    assert {len(rows) for asked in found.values() for rows in asked.values()} == {10}
+    return found
+
+
+def reused(task, k, items="all"):
+    """{ablated: rows of ten seeds}, on contrast prompts."""
+    found = reuse_of_ten()[task, k, items]
+    return {name: found["contrast", name] for name in KEPT_ROWS}
+
+
+def asked_in(name):
+    based = re.fullmatch(r"base (\d), sums that carry", name)
+    if based:
+        return "base_addition", int(based[1]), "carry"
+    task, k = re.fullmatch(r"(.*?) ?([+-]\d)", name).groups()
+    return REUSED[task], int(k)
+
+
+def of_ten(rows, key="contrast_acc"):
+    return words([row[key] for row in rows])
+
+
+@pytest.mark.parametrize("name", list(table("docs/results.md", "Other tasks", "task |"))[1:])
+def test_other_tasks(name):
+    found = reused(*asked_in(name))
+    cells = [f"{of_ten(rows, 'base_acc')} / {of_ten(rows)}" for rows in found.values()]
+    assert table("docs/results.md", "Other tasks", "task |")[name] == cells
+
+
+def test_what_is_said_of_other_tasks():
+    text = said("docs/results.md", "Other tasks")
+    every = {asked: rows for asked, rows in reuse_of_ten().items() if asked[2] != "no carry"}
+
+    def means(ablated, key, wanted):
+        rows = [found["contrast", ablated] for asked, found in every.items() if wanted(*asked)]
+        return [statistics.mean([row[key] for row in some]) for some in rows]
+
+    def ends(*values):
+        return f"{share(min(values), 2)} to {share(max(values), 2)}"
+
+    def sums(task, k, items):
+        return task in ("addition", "caesar")
+
+    small = means("function_induction", "base_acc", lambda *a: sums(*a) and abs(a[1]) == 1)
+    large = means("function_induction", "base_acc", lambda *a: sums(*a) and abs(a[1]) > 1)
+    control = means("random_same_layers", "contrast_acc", lambda *a: sums(*a) and abs(a[1]) == 1)
+    choice = means("none", "contrast_acc", lambda task, *_: task == "choice")
+    left = share(max(means("function_induction", "contrast_acc", lambda *_: True)), 2)
+    six = max(row["contrast_acc"] for row in reused("base_addition", 6, "carry")[KEPT_ROWS[1]])
+    carry = [
+        row["n_prompts"]
+        for k in range(6, 10)
+        for row in reused("base_addition", k, "carry")["none"]
+    ]
+    on_base = []
+    for found in every.values():
+        on_base.append(statistics.mean([row["base_acc"] for row in found["base", "none"]]))
+    falls = {}
+    for task in ("addition", "caesar"):
+        found = reused(task, -4)
+        before = share(statistics.mean([row["contrast_acc"] for row in found["none"]]), 2)
+        falls[task] = f"from {before} to {of_ten(found['random_same_layers'])}"
+    for sentence in (
+        f"shifted answers fall to {left} or less on average",
+        f"that carry are counted, {min(carry)} to {max(carry)} of them",
+        f"plain on {share(min(on_base))} or more",
+        f"ROT+1 is right on {of_ten(reused('caesar', 1)['none'])} all",
+        f"in part** ({ends(*choice)} by k; for +1 the plain letter stays on "
+        f"{of_ten(reused('choice', 1)['none'], 'base_acc')})",
+        f"is right on {of_ten(reused('base_addition', 9, 'carry')['none'])}.",
+        f"on {share(min(small), 2)} or more for ±1, but on {ends(*large)} for larger shifts",
+        f"one seed stays shifted on {share(six, 2)}.",
+        f"addition -4 falls {falls['addition']}, Caesar -4 {falls['caesar']}",
+        f"For ±1 {ends(*control)} stay",
+    ):
+        assert sentence in text
+    claims = said("docs/results.md", "Claims, figures, code")
+    assert f"shifted answers fall to {left} or less, means of ten seeds" in claims
+
+
+def test_other_bases_beside_the_paper():
+    text = said("docs/results.md", "Differences from the paper")
+    six, seven, eight, nine = (
+        of_ten(reused("base_addition", k, "carry")["none"]) for k in range(6, 10)
+    )
+    others = of_ten(reused("base_addition", 9, "no carry")["none"])
+    assert f"carry are right on {nine}, and {others} of the others are left alone" in text
+    assert f"{six}, {seven} and {eight}." in text
 
 
 # ---------------------------------------------------------------- order of events
