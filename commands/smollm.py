@@ -47,7 +47,7 @@ SOURCES = ("base", "mean", "unrelated")
 N_RANDOM, N_LISTED = 20, 10  # random groups beside the FI heads; heads in the printed list
 SHOWN = {"plain": (0,), "+1": (1,), "-1": (-1,), "-1 and +1, mixed": (-1, 1)}
 MISSING = {
-    "other groups": "only FI heads are looked for",
+    "other groups": "only heads that write the answer are looked for",
     "completeness, minimality": "thousands of runs of a model of 270 heads",
     "function_vectors, reuse": "the model was not trained on the tasks that they need",
 }

@@ -78,6 +78,7 @@ class PathPatcher(PairedRuns):
     Both runs are cached, so the weights must not change afterwards. Raises ValueError where shapes
     or answers do not fit, or the memory does not hold a single row.
 
+    >>> from minifunc import ModelConfig
     >>> base, contrast = torch.tensor([[1, 2, 3]]), torch.tensor([[1, 4, 3]])
     >>> answers = torch.tensor([5]), torch.tensor([6])
     >>> patcher = PathPatcher(Transformer(ModelConfig(d_vocab=9)), base, contrast, *answers)

@@ -847,3 +847,79 @@ def test_the_machine_is_named():
     torch_version = bench["versions"]["torch"].split("+")[0]
     machine = f"{bench['hardware']['threads']} cores of an {bench['hardware']['processor']}"
     assert machine in text and f"torch {torch_version}" in text
+
+
+# ---------------------------------------------------------------- a real language model
+
+REAL = "A real language model"
+
+
+def undone(row):
+    low, high = row["undone_ci"]
+    draws = ", draws" if row["n_draws"] > 1 else ""
+    ends = f"{share(low, 2)} to {share(high, 2)}{draws}".replace("−", "-")
+    return f"{share(row['undone'], 2)} ({ends})"
+
+
+def test_what_the_real_model_answers_by_shots():
+    shown = table("docs/results.md", REAL, "shots |")
+    by = {(row["shots"], row["prompt"]): row for row in results("smollm")["accuracy_by_shots"]}
+    for shots in (1, 2, 4, 8, 16):
+        base, contrast = by[shots, "base"], by[shots, "contrast"]
+        cells = (base["base"], contrast["contrast"], contrast["base"])
+        assert shown[str(shots)] == [share(cell, 2) for cell in cells]
+        assert base["n_prompts"] == 100
+
+
+def test_what_heads_of_the_real_model_undo():
+    rows = results("smollm")["evaluation"]["ablation"]
+    shown = list(table("docs/results.md", REAL, "put into these heads").values())[1:]
+    in_order = [*(row for row in rows if row["heads"]), *(row for row in rows if not row["heads"])]
+    for cells, row in zip(shown, in_order, strict=True):
+        kept = (row["contrast_acc"], row["plain_kept"])
+        assert cells == [undone(row), *(share(each, 2) for each in kept)]
+        assert row["n_prompts"] == 60
+
+
+def test_the_heads_of_the_real_model():
+    found, text = results("smollm"), plain(" ".join(section("docs/results.md", REAL).split()))
+    heads = sorted(found["fi_r"], key=found["fi_r"].get)
+    told = []
+    for head in heads:
+        low, high = (round(100 * end) for end in found["r_ci"][head])
+        r = f"{100 * found['fi_r'][head]:.0f}"
+        told.append(f"{head} {r} %" * (head == heads[0]) or f"{head} {r}")
+        told[-1] += f" ({low} to {high})"
+    assert ", ".join(told) in text
+    looks = [share(found["attention"][head]["last_to_answers"], 2) for head in heads]
+    assert f"{', '.join(looks[:-1])} and {looks[-1]} of their attention" in text
+    F = found["F"]
+    assert f"falls from {F['base']:.2f} to {F['contrast']:.2f}" in text
+    assert f"faithfulness of {share(found['evaluation']['faithfulness'], 2)}" in text
+
+
+def test_the_real_model_does_not_average_as_ours():
+    found = {row["shown"]: row for row in results("smollm")["averaging"]["mixtures"]}
+    text = plain(" ".join(section("docs/results.md", REAL).split()))
+    mixed, up, down = (found[shown] for shown in ("-1 and +1, mixed", "+1", "-1"))
+    chances = [f"{row['log_probability']['+0']:.2f}" for row in (mixed, up, down)]
+    assert f"plain sum is {chances[0]}. It is {chances[1]} where all are off by +1" in text
+    assert f"and {chances[2]} where all are off by -1" in text
+    r2 = [share(mixed["r2"][name], 2) for name in ("attention", "uniform")]
+    assert f"(R² {r2[0]}; the plain mean {r2[1]})" in text
+
+
+UNSEEN = {"all of ±1 to ±4": "all"} | {f"all but {k}": f"all_but_{k}" for k in ("+1", "-1", "+2")}
+
+
+def test_shifts_that_nobody_showed():
+    shown = table("docs/results.md", "Shifts that nobody showed", "shown on other functions")
+    rows = {(row["kind"], row["task"]): row for row in results("unseen_shifts")}
+    assert len(rows) == len(results("unseen_shifts")) == 2 * (len(shown) - 1)
+    for name, kind in UNSEEN.items():
+        accuracy = rows[kind, "addition"]["accuracy"]
+        cells = [accuracy[str(k)] for k in (-3, -2, -1, 1, 2, 3)]
+        assert shown[name] == [f"{cell:.2f}".removeprefix("0") for cell in cells]
+        if kind != "all":
+            left_out = str(int(kind.removeprefix("all_but_")))
+            assert f"{rows[kind, 'first']['accuracy'][left_out]:.2f}" == "1.00"
