@@ -160,11 +160,11 @@ def enough(c: Circuit) -> list[str]:
             [words(row["replaced_by"]), *alone, row["others_alone"]["faithfulness"], by_chance]
         )
     return [
-        f"is it enough? Its {len(e['circuit'])} heads alone, {e['n_prompts']} other prompts",
+        f"is it enough? Its {len(e['circuit'])} heads alone ({e['n_prompts']} other prompts); "
+        "all others; random ones",
         *table(
             ["all else sends", "faithfulness", c["asked"], "plain", "others", "random"], rows, 1, 2
         ),
-        "  (others: faithfulness of all but these; random: of as many in the same layers)",
         f"  it misses at most {e['completeness']:.0%} of F, whatever part of it is taken away",
     ]
 
