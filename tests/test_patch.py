@@ -316,7 +316,7 @@ def test_readers_are_shown_with_kind_and_what_breaks():
         "reader",
         "operands",
         "expected",
-        *["-41", "%", "0.59"] * 3,
+        *["-41", "%", "0.59", "0.20"] * 3,
     ]
 
 
