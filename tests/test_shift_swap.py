@@ -111,6 +111,18 @@ def test_a_head_that_looks_at_a_shown_answer_and_copies_it_does_not_pass(more):
     assert more or rows[0]["answers"]["moved"] < 0
 
 
+@pytest.mark.parametrize("lows, passes", [((0.5, 0.02), 0), ((0.02, 0.5), 0), ((0.03, 0.03), 1)])
+def test_a_head_passes_that_moves_the_answer_under_both(monkeypatch, lows, passes):
+    given = iter(lows)
+
+    def interval(change, whole):
+        return [[next(given), 1.0]] * len(change)
+
+    monkeypatch.setattr(shift_swap, "bootstrap", interval)
+    rows = swapped(headline_model(len(tasks.VOCABULARY)), ["0.0"])
+    assert {row["passes"] for row in rows} == {bool(passes)}
+
+
 def test_a_function_that_is_not_on_numbers_has_none():
     asked = SimpleNamespace(**vars(ASKED) | {"task": "caesar"})
     assert shift_swap.study(tasks, None, ["0.0"], asked) == {}
