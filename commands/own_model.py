@@ -1,11 +1,11 @@
 """Traces your own prompts in your own model: `python -m commands.own_model --model M --prompts F`.
 
 M is a Hugging Face folder or a GGUF file of the Llama family (docs/real-models.md). F is a JSON
-file, a list of pairs of prompts that end alike and are answered differently:
+file, a list of pairs of prompts that should end alike and are answered differently:
 
     [{"base": "…", "contrast": "…", "base_answer": " Paris", "contrast_answer": " Rome"}, …]
 
-Each answer is one token of the model's, the prompts of all pairs have equally many. What is found
+Each answer is one token of the model's, and all prompts have equally many tokens. What is found
 is told, and kept in --out, with r of every sender: on the logits, and on the q, k or v that --to
 names (`--to 18.6.v,20.5.q`). The same command goes on where it was stopped.
 """

