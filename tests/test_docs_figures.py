@@ -362,7 +362,7 @@ def test_the_findings_of_the_readme():
     }
     for figures in (
         f"it is plain on {told['base', 'base_acc']}.",
-        "each of the 37 moves it.",
+        "each of the 37 heads moves it.",
         f"another plain prompt's values {told['unrelated', 'base_acc']} are plain. 15 of 59 other",
         f"makes {told['base_values']} of the effect, with random lower heads "
         f"{told['base_values', 'lower']}.",
