@@ -918,7 +918,7 @@ def test_shifts_that_nobody_showed():
     assert len(rows) == len(results("unseen_shifts")) == 2 * (len(shown) - 1)
     for name, kind in UNSEEN.items():
         accuracy = rows[kind, "addition"]["accuracy"]
-        cells = [accuracy[str(k)] for k in (-3, -2, -1, 1, 2, 3)]
+        cells = [accuracy[str(k)] for k in (-4, -3, -2, -1, 1, 2, 3, 4)]
         assert shown[name] == [f"{cell:.2f}".removeprefix("0") for cell in cells]
         if kind != "all":
             left_out = str(int(kind.removeprefix("all_but_")))
