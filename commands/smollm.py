@@ -45,6 +45,7 @@ K, SHOTS, ALL_SHOTS = 1, 8, (1, 2, 4, 8, 16)
 ANSWERS = {"base": 0, "contrast": K}  # an answer, or the prompts that show it: how far off
 SOURCES = ("base", "mean", "unrelated")
 N_RANDOM, N_LISTED = 20, 10  # random groups beside the FI heads; heads in the printed list
+ENDS = torch.tensor([0.025, 0.975])  # of 95 %
 SHOWN = {"plain": (0,), "+1": (1,), "-1": (-1,), "-1 and +1, mixed": (-1, 1)}
 MISSING = {
     "other groups": "only heads that write the answer are looked for",
@@ -169,7 +170,7 @@ class Judged:
         base, contrast = logits.cpu().double().gather(1, self.answers).unbind(1)
         return base - contrast
 
-    def row(self, heads: Heads, how: str) -> Found:
+    def row(self, label: str, heads: Heads, how: str) -> Found:
         """One group replaced. undone: the share of F_contrast - F_base that is gone, undone_ci its
         95 % interval over prompts; plain_kept: right answers to plain prompts, the same put in."""
         logits, on_base = (
@@ -178,7 +179,7 @@ class Judged:
         back = (self.F_contrast - self.F(logits))[None]
         base_acc, contrast_acc = (accuracy(logits, answers) for answers in self.answers.T)
         return {
-            "ablated": "function_induction",
+            "ablated": label,
             "heads": list(heads),
             "how": how,
             "n_draws": 1,
@@ -195,15 +196,12 @@ class Judged:
         """As many other heads of the same layers, drawn N_RANDOM times: means, and undone_ci from
         2.5 % to 97.5 % of the draws."""
         drawn = [random_group(heads, self.n_heads, generator) for _ in range(N_RANDOM)]
-        rows = [self.row(group, how) for group in drawn]
-        found = rows[0] | {"ablated": "random_same_layers", "heads": [], "n_draws": N_RANDOM}
+        rows = [self.row("random_same_layers", group, how) for group in drawn]
+        found = rows[0] | {"heads": [], "n_draws": N_RANDOM}
         for name in ("undone", "base_acc", "contrast_acc", "plain_kept"):
             found[name] = fmean(row[name] for row in rows)
         undone = torch.tensor([row["undone"] for row in rows])
-        return found | {"ci": None, "undone_ci": undone.quantile(MOST).tolist()}
-
-
-MOST = torch.tensor([0.025, 0.975])
+        return found | {"ci": None, "undone_ci": undone.quantile(ENDS).tolist()}
 
 
 def judged(model: Transformer, tokenizer: Tokenizer, amount: Amount, fi: Heads) -> Found:
@@ -213,7 +211,7 @@ def judged(model: Transformer, tokenizer: Tokenizer, amount: Amount, fi: Heads) 
     for number, shots in product(range(amount.draws), amount.shots):
         fresh = Judged(model, draw(tokenizer, amount.n_fresh, shots, seed=10 + number))
         for how in SOURCES:
-            rows.append({"draw": number} | fresh.row(fi, how))
+            rows.append({"draw": number} | fresh.row("function_induction", fi, how))
             if how in amount.random_sources:
                 rows.append({"draw": number} | fresh.random(fi, how, generator))
         alone = CircuitScores(fresh.ablator, "base", *fresh.answers.T)
@@ -272,7 +270,7 @@ class Trace:
         self.circuit |= {"effects": {}, "operands_changed": {"effects": {}}, "missing": MISSING}
         self.circuit |= {"evaluation": None, "averaging": None}
 
-    def known(self, found: Found, lines: Iterable[str]) -> None:
+    def tell(self, found: Found, lines: Iterable[str]) -> None:
         self.circuit |= rounded(found, 5)
         tqdm.write(fitted([*lines, ""]))
 
@@ -284,37 +282,36 @@ class Trace:
             if row["shots"] == SHOTS
         }
         found = {"accuracy": accuracy, "accuracy_by_shots": by_shots}
-        self.known(found, solving_table(by_shots))
+        self.tell(found, solving_table(by_shots))
         weights = self.find_heads()
         fi = list(weights)
         if not fi:
-            self.known({}, ["no head meets the criteria of an FI head"])
+            self.tell({}, ["no head meets the criteria of an FI head"])
             return self.circuit
         evaluation = judged(self.model, self.tokenizer, self.amount, fi)
-        self.known({"evaluation": evaluation}, ablation_table(evaluation["ablation"]))
+        self.tell({"evaluation": evaluation}, ablation_table(evaluation["ablation"]))
         fresh = draw(self.tokenizer, self.amount.n_found, SHOTS, seed=2)
         mixed = averaging(self.model, fresh, weights)
-        self.known({"averaging": mixed}, averaging_table(mixed["mixtures"]))
+        self.tell({"averaging": mixed}, averaging_table(mixed["mixtures"]))
         for which, head in product(
             self.amount.inputs, fi if len(self.amount.inputs) > 1 else fi[:1]
         ):
             self.feed(HeadInput(*parse(head), which))
-        self.known({}, [conclusion(self.circuit)])
+        self.tell({}, [conclusion(self.circuit)])
         return self.circuit
 
     def find_heads(self) -> dict[str, float]:
         """The FI heads, strongest first, each with -r on the logits."""
-        F = {}
-        for contrast, sweeps in self.sweeps.items():
-            swept = sweeps.sweep(Logits())
-            ends = {"base": swept.F_base, "contrast": swept.F_contrast}
-            F[contrast] = {name: values.mean().item() for name, values in ends.items()}
-            self.effects(contrast)["logits"] = as_lists(swept.effects)
+        F, swept = {}, {name: sweeps.sweep(Logits()) for name, sweeps in self.sweeps.items()}
+        for name, each in swept.items():
+            ends = {"base": each.F_base, "contrast": each.F_contrast}
+            F[name] = {run: values.mean().item() for run, values in ends.items()}
+            self.effects(name)["logits"] = as_lists(each.effects)
         self.circuit["operands_changed"]["F"] = rounded(F["operands"], 5)
-        swept = self.sweeps["answers"].sweep(Logits())
+        effects, intervals = swept["answers"].effects, swept["answers"].intervals()
         attention = attention_shares(self.model, self.contrast_tokens, self.places)
-        groups = direct_groups(swept.effects.heads, attention, Criteria())
-        r, intervals = swept.effects.named(strongest_first=True), swept.intervals()
+        groups = direct_groups(effects.heads, attention, Criteria())
+        r = effects.named(strongest_first=True)
         fi = {head: -r[head] for head in r if head in groups["function_induction"]}
         listed = [head for head in r if "." in head][:N_LISTED]
         found = {"F": F["answers"], "groups": groups, "attention": attention}
@@ -324,9 +321,9 @@ class Trace:
             + [f"{attention[head]['last_to_answers']:.2f}", "FI" * (head in fi)]
             for head in listed
         ]
-        says = f"heads → logits: the strongest of {swept.effects.heads.numel()} (r in %)"
+        says = f"heads → logits: the strongest of {effects.heads.numel()} (r in %)"
         columns = ["head", "r", "95 % from", "to", "looks at answers", ""]
-        self.known(found, [says, *table(columns, lines, digits=1)])
+        self.tell(found, [says, *table(columns, lines, digits=1)])
         return fi
 
     def effects(self, contrast: str) -> Found:
@@ -342,7 +339,7 @@ class Trace:
             self.effects(contrast)[str(receiver)] = as_lists(effects)
             strongest = list(effects.named(strongest_first=True).items())[:6]
             fed = ", ".join(f"{name} {100 * r:+.1f}" for name, r in strongest)
-            self.known({}, [f"heads → {receiver}, {contrast} changed (r in %): {fed}"])
+            self.tell({}, [f"heads → {receiver}, {contrast} changed (r in %): {fed}"])
 
 
 # ---------------------------------------------------------------- what is told

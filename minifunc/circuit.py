@@ -42,7 +42,6 @@ class Criteria:
     looks_at_answers: float = 0.30  # attention from the last `=`; an even look: .15, 8 shots
     looks_at_self_or_bos: float = 0.50  # the same, the sum of both
     looks_at_previous: float = 0.30  # attention from a shown answer
-    looks_at_operands: float = 0.30  # the same, the sum over operands
     faithful: float = 0.90  # how faithful a circuit stays (1: entirely) while heads are taken out
 
     def __post_init__(self) -> None:

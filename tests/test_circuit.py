@@ -114,7 +114,6 @@ def test_a_node_feeds_if_it_counts_on_any_receiver_with_either_sign():
         "looks_at_answers",
         "looks_at_self_or_bos",
         "looks_at_previous",
-        "looks_at_operands",
         "faithful",
     ],
 )

@@ -1,6 +1,7 @@
 """Sweeps that are kept on disk, and the two commands that trace models of others, on a tiny one."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -85,6 +86,18 @@ def test_a_sweep_in_parts_is_the_sweep_of_one_patcher(model, tmp_path, receiver)
     torch.testing.assert_close(found.F_contrast, patcher.F_contrast, rtol=0, atol=1e-10)
     low, high = found.intervals()["0.0"]
     assert low <= whole.heads[0, 0] <= high
+
+
+def test_intervals_go_by_the_senders_also_of_a_model_without_mlps(tmp_path):
+    bare = replace(CFG, act_fn="none", gated_mlp=False)
+    bare = Transformer(bare, torch.Generator().manual_seed(1)).requires_grad_(False)
+    tokens, answers = drawn(TOGETHER)
+    found = LongSweeps(bare, tokens, answers, tmp_path).sweep(Logits())
+    intervals = found.intervals()
+    assert list(intervals) == PathPatcher(bare, *tokens, *answers).senders
+    named = found.effects.named()
+    for name, (low, high) in intervals.items():
+        assert low - 1e-4 <= named[name] <= high + 1e-4
 
 
 def test_what_is_done_is_not_done_again_and_more_prompts_go_on(model, tmp_path, monkeypatch):
@@ -181,17 +194,17 @@ def test_what_is_undone_is_all_for_every_head_and_nothing_for_none(model):
     prompts = smollm.draw(Letters(), 20, 3, seed=0)
     judged = smollm.Judged(model, prompts)
     every = [f"{layer}.{head}" for layer in range(3) for head in range(4)]
-    whole, nothing = judged.row(every, "base"), judged.row([], "base")
+    whole, nothing = judged.row("x", every, "base"), judged.row("x", [], "base")
     assert whole["undone"] == pytest.approx(1, abs=1e-4)
     assert nothing["undone"] == pytest.approx(0, abs=1e-6)
-    some = judged.row(every[8:], "base")
+    some = judged.row("x", every[8:], "base")
     low, high = some["undone_ci"]
     assert low < some["undone"] < high and abs(some["undone"] - 1) > 0.01
     by_hand = judged.ablator.logits_plainly(every[8:], "mean")
     base, contrast = prompts.answers(0)[:, None], prompts.answers(1)[:, None]
     F = (by_hand.gather(1, base) - by_hand.gather(1, contrast)).double()[:, 0]
     undone = (judged.F_contrast - F).mean() / judged.shift.mean()
-    assert judged.row(every[8:], "mean")["undone"] == pytest.approx(undone.item(), abs=1e-5)
+    assert judged.row("x", every[8:], "mean")["undone"] == pytest.approx(undone.item(), abs=1e-5)
 
 
 def test_other_values_are_of_the_paired_the_mean_and_the_next_plain_prompt(model):
@@ -211,7 +224,7 @@ def test_random_groups_are_told_by_means_of_all_draws(model, monkeypatch):
     judged = smollm.Judged(model, smollm.draw(Letters(), 6, 3, seed=0))
     numbers, rows = ("undone", "base_acc", "contrast_acc", "plain_kept"), []
 
-    def row(heads, how):  # numbers that no two draws share
+    def row(label, heads, how):  # numbers that no two draws share
         rows.append({name: (len(rows) + 1.0) ** (at + 1) for at, name in enumerate(numbers)})
         return rows[-1] | {"heads": heads, "how": how}
 

@@ -325,7 +325,7 @@ def test_a_share_of_next_to_nothing_is_refused(F_range, refused):
 def test_the_thresholds_are_those_of_the_committed_results():
     shares = {"solves": 0.5, "strong": 0.05, "feeds": 0.02, "faithful": 0.9}
     looks = {"looks_at_answers": 0.3, "looks_at_self_or_bos": 0.5}
-    looks |= {"looks_at_previous": 0.3, "looks_at_operands": 0.3}
+    looks |= {"looks_at_previous": 0.3}
     assert asdict(Criteria()) == shares | looks
 
 

@@ -30,8 +30,9 @@ TOGETHER = 10  # prompts whose effects are written down together
 
 @dataclass(frozen=True)
 class Swept:
-    """Effects of all senders on a receiver, and F of both runs, [n_prompts] float64, in logits."""
+    """Effects of the senders on a receiver, and F of both runs, [n_prompts] float64, in logits."""
 
+    senders: list[str]
     effects: Effects
     F_base: Tensor
     F_contrast: Tensor
@@ -39,7 +40,7 @@ class Swept:
     def intervals(self) -> dict[str, list[float]]:
         """95 % intervals of r over prompts, by sender."""
         change = self.effects.per_prompt
-        return dict(zip(self.effects.named(), bootstrap(change, self.F_contrast - self.F_base)))
+        return dict(zip(self.senders, bootstrap(change, self.F_contrast - self.F_base)))
 
 
 class LongSweeps:
@@ -84,7 +85,7 @@ class LongSweeps:
         order = Senders(self.model.cfg)
         alone = [(sender,) for sender in range(len(order.names))]
         r = change.mean(1) / (F_contrast - F_base).mean()
-        return Swept(order.effects(alone, change, r), F_base, F_contrast)
+        return Swept(order.names, order.effects(alone, change, r), F_base, F_contrast)
 
     def _patcher(self, some: slice) -> PathPatcher:
         base, contrast, base_answers, contrast_answers = (each[some] for each in self.prompts)
