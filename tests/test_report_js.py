@@ -130,7 +130,8 @@ def test_a_head_switched_off_sends_zeros_and_a_swapped_one_its_base_values():
     wanted = model.run_with_hooks(tokens[None], hooks)[0, -1].softmax(-1)
     script = """
         const switched = { "0.0": "off", "1.0": "base" };
-        return Array.from(model.runSwitched(data.tokens, data.base, switched).probabilities);
+        const run = model.runSwitched(data.tokens, model.run(data.base), switched);
+        return Array.from(model.next(run));
     """
     prompts = {"tokens": tokens.tolist(), "base": base.tolist()}
     found = node(MAKE + script, **prompts, **embedded(model))
@@ -199,7 +200,8 @@ def test_with_its_fi_head_swapped_the_answer_falls_from_7_to_6(headline):
         const tokens = P.tokenize("1+1=3, 2+2=5, 3+3=", data.vocabulary);
         const base = P.baseTokens(tokens, data.vocabulary);
         const answer = (switched) => {
-            const found = model.runSwitched(ids(tokens), ids(base), switched).probabilities;
+            const run = model.runSwitched(ids(tokens), model.run(ids(base)), switched);
+            const found = model.next(run);
             return data.vocabulary[found.indexOf(Math.max(...found))];
         };
         return [answer({}), answer({ "0.0": "base" }), answer({ "0.1": "base" })];

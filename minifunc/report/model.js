@@ -178,23 +178,25 @@ const MiniFunc = (() => {
     }
 
     /** The run with some heads switched: `switched` {"layer.head": "off" | "base"}.
-        Off: the head sends zeros. Base: it sends what it sends on `baseTokens`, a prompt of the
-        same length. Returns what `run` does, with the `probabilities` of what comes next. */
-    runSwitched(tokens, baseTokens, switched) {
-      const { d_head, d_vocab } = this.config;
-      const zeros = new Float64Array(tokens.length * d_head);
-      const needsBase = Object.values(switched).includes("base");
-      if (needsBase && baseTokens.length !== tokens.length) {
-        throw new RangeError("the base prompt must have as many tokens as the prompt");
-      }
-      const base = needsBase ? this.run(baseTokens) : null;
+        Off: the head sends zeros. Base: it sends what it sends in `baseRun`, a run on a prompt of
+        the same length. Returns what `run` does. */
+    runSwitched(tokens, baseRun, switched) {
+      const zeros = new Float64Array(tokens.length * this.config.d_head);
       const replace = {};
       for (const [name, state] of Object.entries(switched)) {
-        replace[name] = state === "base" ? base.z[name] : zeros;
+        const sent = state === "base" ? baseRun.z[name] : zeros;
+        if (sent.length !== zeros.length) {
+          throw new RangeError("the base prompt must have as many tokens as the prompt");
+        }
+        replace[name] = sent;
       }
-      const out = this.run(tokens, replace);
-      const probabilities = softmax(part(out.logits, tokens.length - 1, d_vocab));
-      return { ...out, probabilities };
+      return this.run(tokens, replace);
+    }
+
+    /** The probabilities [d_vocab] of what comes after the prompt of a run. */
+    next({ logits }) {
+      const { d_vocab } = this.config;
+      return softmax(part(logits, logits.length / d_vocab - 1, d_vocab));
     }
   }
 

@@ -14,6 +14,11 @@ from minifunc.support.runs import RunFolders, add_run_flag, chosen_run
 from minifunc.support.settings import added_parts
 
 MOST_WEIGHTS = 4_000_000  # 21 MB of the page; a model with more is not played with
+# Each sees those before it.
+MODEL_SCRIPTS = (
+    *("model.js", "patcher.js", "prompts.js", "ui.js"),
+    *("playground.js", "circuit.js", "path.js", "story.js"),
+)
 PROMPT = "<bos> 1 + 1 = 3 ; 2 + 2 = 5 ; 3 + 3 ="  # what the README begins with
 # Nothing is fetched from anywhere.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -54,7 +59,7 @@ def playground(f: Findings) -> list[Markup]:
     return [
         script_data("model-data", data),
         h("script", weights, type="text/plain", id="weights"),
-        *(h("script", asset(name)) for name in ("model.js", "prompts.js", "playground.js")),
+        *(h("script", asset(name)) for name in MODEL_SCRIPTS),
     ]
 
 

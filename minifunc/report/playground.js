@@ -3,14 +3,11 @@
 "use strict";
 
 (() => {
-  const at = (id) => document.getElementById(id);
-  const data = JSON.parse(at("model-data").textContent);
-  const { model: config, vocabulary, groups } = data;
-  const weights = MiniFunc.readWeights(at("weights").textContent.trim(), data.layout);
-  const model = new MiniFunc.Transformer(config, weights);
+  const { at, element, button, percent, ranked, model, membersOf, groupOf, idsOf, NAMES } = Page;
+  const { model: config, vocabulary, prompt: FIRST } = Page.data;
 
   const PRESETS = {
-    "off by +1": Prompts.toText(data.prompt.split(" ")),
+    "off by +1": Prompts.toText(FIRST.split(" ")),
     "plain": "1+1=2, 2+2=4, 3+3=",
     "off by +2": "1+1=4, 2+5=9, 6+2=10, 1+4=7, 3+3=",
     "off by −1": "1+1=1, 2+5=6, 6+2=7, 1+4=4, 3+3=",
@@ -18,13 +15,6 @@
     "base 8": "5+6=13, 4+7=13, 2+3=5, 7+7=16, 6+6=",
   };
   const STATES = { base: "sends what it sends on the base prompt", off: "switched off" };
-  const NAMES = {
-    function_induction: "FI heads",
-    expected_answer: "heads that bring the expected answer",
-    shown_answer: "heads that bring the shown answer",
-    previous_token: "previous-token heads",
-    consolidation: "consolidation heads",
-  };
 
   const heads = []; // the last layer first, as they stand on the page
   for (let layer = config.n_layers - 1; layer >= 0; layer--) {
@@ -34,31 +24,10 @@
   let switched = {}; // {"layer.head": "base" | "off"}
   let tokens = []; // of the prompt
   let query = Infinity; // the token that heads look from; update() takes the last one for more
-  let now = null; // what the model returned last
-
-  // ---- Small tools
-
-  function element(tag, words, properties = {}) {
-    const made = Object.assign(document.createElement(tag), properties);
-    if (words !== undefined) made.textContent = words;
-    return made;
-  }
-
-  function button(words, properties, onClick) {
-    const made = element("button", words, { type: "button", ...properties });
-    made.addEventListener("click", onClick);
-    return made;
-  }
-
-  function percent(share) {
-    const digits = share > 0.995 || share < 0.0005 ? 0 : 1;
-    return `${(100 * share).toFixed(digits)} %`;
-  }
-
-  const membersOf = (group) => groups[group] || [];
-  const groupOf = (head) => Object.keys(NAMES).find((name) => membersOf(name).includes(head)) || "";
-  const idsOf = (strings) => strings.map((string) => vocabulary.indexOf(string));
-  const ranked = (values) => [...values.keys()].sort((a, b) => values[b] - values[a]);
+  let asked = ""; // both prompts of the last two runs as trained
+  let asTrained = null; // what the model returned on the prompt,
+  let baseRun = null; // on the base prompt,
+  let now = null; // and on the prompt with heads switched
 
   // ---- Reading, running, showing
 
@@ -84,17 +53,26 @@
       if (base.length !== tokens.length) {
         throw new Error("the base prompt must have as many examples as the prompt");
       }
-      const [ids, baseIds] = [idsOf(tokens), idsOf(base)];
-      now = model.runSwitched(ids, baseIds, switched);
-      const isSwitched = Object.keys(switched).length > 0;
-      const asTrained = isSwitched ? model.runSwitched(ids, baseIds, {}) : now;
+      askModel(base);
+      now = anySwitched() ? model.runSwitched(idsOf(tokens), baseRun, switched) : asTrained;
       query = Math.min(query, tokens.length - 1);
-      showAnswer(now.probabilities, asTrained.probabilities);
+      showAnswer(model.next(now), model.next(asTrained));
       showLooks();
     } catch (error) {
       at("problem").textContent = error.message;
     }
     showHeads();
+  }
+
+  const anySwitched = () => Object.keys(switched).length > 0;
+
+  /** Runs the model on both prompts as it was trained, if they are not those of the last time. */
+  function askModel(base) {
+    if (asked === `${tokens} ${base}`) return;
+    asTrained = model.run(idsOf(tokens));
+    baseRun = model.run(idsOf(base));
+    asked = `${tokens} ${base}`;
+    Page.tellAsked({ tokens, base, run: asTrained, baseRun });
   }
 
   /** Another prompt: its own base prompt, seen from its last token. */

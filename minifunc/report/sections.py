@@ -98,7 +98,8 @@ def graph(f: Findings) -> Content:
     circuit = f.circuit
     colours = {f"by-{contrast}": changed for contrast, changed in CONTRASTS.items()}
     colours["to-logits"] = "on the answer"
-    picture = [colour_key(colours), scrolling(pictures.graph_picture(circuit["graph"]))]
+    view = h("div", id="circuit-view", class_="mount")
+    picture = [view, colour_key(colours), scrolling(pictures.graph_picture(circuit["graph"]))]
     caption = (
         "Read it from left to right. A line is as wide as |r|, the share of the way back to the "
         "plain answer when this one path is patched. What was shown and what was to be expected "
@@ -106,6 +107,11 @@ def graph(f: Findings) -> Content:
         "Each head leads to its row below."
     )
     return [figure(f, picture, caption, "circuit.json (graph)"), heads_table(circuit)]
+
+
+def mount(name: str) -> Callable[[Findings], Content]:
+    """The place that a script of the page fills."""
+    return lambda f: [h("div", id=name, class_="mount")]
 
 
 def groups_of(circuit: Circuit, head: str) -> str:
@@ -321,12 +327,14 @@ def named(values: Mapping[str, Any]) -> str:
 # (name, title, what makes the content, what of Findings it needs)
 SECTIONS: tuple[tuple[str, str, Callable[[Findings], Content], str], ...] = (
     ("circuit", "The circuit", graph, "circuit fi"),
+    ("path", "Patch a path yourself", mount("path-view"), "circuit"),
     ("checklist", "Checklist", check, "check"),
     ("effects", "Who writes to whom", effects, "circuit"),
     ("attention", "Where heads look", attention, "circuit fi"),
     ("vectors", "What they write", vectors, "circuit fi"),
     ("ablations", "Switched off, and reused", bars, "circuit fi"),
     ("training", "How it learned", training, "metrics"),
+    ("learned", "While it learned", mount("learned-view"), "metrics"),
     ("about", "About", about, ""),
 )
 NO_FI = "no function-induction head was found in this model"

@@ -1,0 +1,59 @@
+/* What the scripts of a report share: small tools, the model, and what was asked last. */
+"use strict";
+
+const Page = (() => {
+  const at = (id) => document.getElementById(id);
+
+  function element(tag, words, properties = {}) {
+    const made = Object.assign(document.createElement(tag), properties);
+    if (words !== undefined) made.textContent = words;
+    return made;
+  }
+
+  function button(words, properties, onClick) {
+    const made = element("button", words, { type: "button", ...properties });
+    made.addEventListener("click", onClick);
+    return made;
+  }
+
+  /** An SVG element with attributes and children; a string among them is text. */
+  function svg(tag, attributes = {}, ...children) {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    made.append(...children);
+    return made;
+  }
+
+  function percent(share) {
+    const digits = share > 0.995 || share < 0.0005 ? 0 : 1;
+    return `${(100 * share).toFixed(digits)} %`;
+  }
+
+  /** The places of the values, the largest first. */
+  const ranked = (values) => [...values.keys()].sort((a, b) => values[b] - values[a]);
+
+  // ---- The model of this page, where it holds one
+
+  const data = at("model-data") && JSON.parse(at("model-data").textContent);
+  const weights = data && MiniFunc.readWeights(at("weights").textContent.trim(), data.layout);
+  const model = data && new MiniFunc.Transformer(data.model, weights);
+  const NAMES = {
+    function_induction: "FI heads",
+    expected_answer: "heads that bring the expected answer",
+    shown_answer: "heads that bring the shown answer",
+    previous_token: "previous-token heads",
+    consolidation: "consolidation heads",
+  };
+  const membersOf = (group) => data.groups[group] || [];
+  const groupOf = (head) => Object.keys(NAMES).find((name) => membersOf(name).includes(head)) || "";
+  const idsOf = (strings) => strings.map((string) => data.vocabulary.indexOf(string));
+
+  /** Tells all that listen to "asked" what was asked: `tokens` and `base`, as strings, and the
+      two runs of the model as it was trained, `run` on the tokens and `baseRun` on the base. */
+  function tellAsked(detail) {
+    document.dispatchEvent(new CustomEvent("asked", { detail }));
+  }
+
+  const tools = { at, element, button, svg, percent, ranked };
+  return { ...tools, data, model, NAMES, membersOf, groupOf, idsOf, tellAsked };
+})();
