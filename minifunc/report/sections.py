@@ -64,19 +64,19 @@ def claim(f: Findings) -> Content:
     """One sentence with what was found, and four large numbers."""
     circuit, n = f.circuit, f.circuit["accuracy_prompts"]
     done = percent(circuit["accuracy"]["contrast_prompt"]["contrast"], 1)
-    never = ", as training never did," if unseen(f, circuit["task"], circuit["k"]) else ""
+    never = ", which training never showed it," if unseen(f, circuit["task"], circuit["k"]) else ""
     shown = [f"Shown {circuit['shots']} ", *glossed("[examples|shot]"), f" of {title(circuit)}"]
-    shown.append(f"{never} this model goes on by the same rule on {done} of {n} prompts")
+    shown.append(f"{never} this model goes on by that rule on {done} of {n} prompts")
     if not f.fi:
         return [h("p", shown, ". No head was found that carries the rule.", class_="claim")]
     ours, *_ = swaps(circuit)
     remains, returns = (percent(ours[answer], 1) for answer in ("contrast_acc", "base_acc"))
-    heads = f". {len(f.fi)} small parts of it, [attention heads|head], carry it"
+    heads = f". {len(f.fi)} small parts of it, [attention heads|head], carry the rule"
     if len(f.fi) == 1:
-        heads = ". One small part of it, an [attention head|head], carries it"
-    told = f"{heads}: [swapped|swap] for what they do on plain examples, {remains} follow the rule"
+        heads = ". One small part of it, an [attention head|head], carries the rule"
+    told = f"{heads}: with what they do on plain examples [swapped in|swap], {remains} of answers"
     return [
-        h("p", shown, glossed(f"{told}, {returns} are plain sums again."), class_="claim"),
+        h("p", shown, glossed(f"{told} follow it and {returns} are plain."), class_="claim"),
         h("div", claim_numbers(f, circuit, done, remains), class_="numbers-row"),
         source(f, "circuit.json"),
     ]
@@ -141,7 +141,7 @@ def heads_table(f: Findings) -> Content:
 
 def effects(f: Findings) -> Content:
     """Heat maps of r on the logits, and on the function-induction heads together."""
-    caption = glossed(
+    caption: Any = glossed(
         "Each cell patches one head’s [direct path] to the [logits|logit] and gives [r]. Outlined: "
         "heads of the circuit. The colour goes with the square root, so that small effects show."
     )
@@ -286,10 +286,10 @@ def averaging(f: Findings) -> Content:
     gains = [percent(row["gain"]) for row in found["steered"]]
     told = "Attention moved to the examples off by +1: what the answer is off by, on average"
     caption = glossed(
-        "Half of the examples of a prompt are off by one amount, half by another (outlined). A "
-        "head that copied one example’s rule would answer in the outlined columns alone. [R²] says "
-        "how well a forecast foretells the answers. In the last table the heads are made to look "
-        "more at one kind of example; moved in other heads, their control, this should do little."
+        "Each [shot] of a prompt is off by one of two amounts (outlined), at random. Copying the "
+        "rule of one shot would give outlined answers alone. What does foretell them is told by "
+        "[R²]. And to see what causes them, the [FI heads|FI head] are made to look more at shots "
+        "off by +1; as a control, so are the other heads of their layers."
     )
     tables = [heat, table, numbers(["share moved", *gains], steered, told)]
     return [figure(f, tables, caption, "circuit.json (averaging)")]
@@ -437,7 +437,7 @@ SECTIONS: Sections = (
     ("seeds", "Other seeds", seeds, "seeds"),
 )
 DETAILS: Sections = (  # folded, at the end
-    ("heads", "All heads of the circuit, in a table", heads_table, "circuit fi"),
+    ("all-heads", "All heads of the circuit, in a table", heads_table, "circuit fi"),
     ("effects", "Who writes to whom: effect maps", effects, "circuit"),
     ("vectors", "What the heads write: function vectors", vectors, "circuit fi"),
     ("glossary", "What the words mean", glossary, ""),
