@@ -303,7 +303,7 @@ def seeds(f: Findings) -> Content:
     caption = glossed(
         "The same training from three random starts, seeds 0, 1 and 2, not picked. Number: an [FI "
         "head]’s [r] in %. A role has one colour in all three, and other places in each: a head’s "
-        f"number means nothing in another model. Heads of each kind in {n} models: {occurring}."
+        f"number means nothing in another model. Of {n} models so many have each: {occurring}."
     )
     grids = h("div", [roles_map(row) for row in f.seeds[:3]], class_="maps")
     colours = {kind: words(kind) for kind in kinds if having.get(kind)}

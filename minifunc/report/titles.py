@@ -86,7 +86,7 @@ def learned(f: Findings) -> str:
         since = (since or line["step"]) if right else None
     if since is None:
         raise KeyError("learned")
-    return f"It follows the new rule from step {since:,} of {f.metrics[-1]['step']:,} on"
+    return f"The new rule is right on 90 % from step {since:,} of {f.metrics[-1]['step']:,} on"
 
 
 def seeds(f: Findings) -> str:
