@@ -33,22 +33,16 @@ class Findings:
         return self.circuit["groups"]["function_induction"] if self.circuit else []
 
     @property
-    def averaging(self) -> dict[str, Any]:
-        """What the FI heads make of examples that disagree."""
-        return self.circuit.get("averaging", {})
-
-    @property
     def names(self) -> list[str]:
         """What the model's tokens are called, [d_vocab]."""
         strings, tokens = self.config["vocabulary"], range(self.model.cfg.d_vocab)
         return [token_name(strings, token) for token in tokens]
 
     def answer(self, prompt: list[str]) -> str | None:
-        """The model's answer to a prompt; None where its tokens are others."""
-        ids = {string: index for index, string in enumerate(self.names)}
-        if not ids.keys() >= set(prompt) or len(prompt) > self.model.cfg.n_ctx:
+        """The model's answer to a prompt; None where it cannot be asked that."""
+        if not set(prompt) <= set(self.names) or len(prompt) > self.model.cfg.n_ctx:
             return None
-        tokens = torch.tensor([[ids[token] for token in prompt]], device=self.model.device)
+        tokens = torch.tensor([list(map(self.names.index, prompt))], device=self.model.device)
         return self.names[int(self.model(tokens)[0, -1].argmax())]
 
     def patterns(self, tokens: list[str]) -> dict[str, list[list[float]]]:

@@ -3,13 +3,14 @@
 A KeyError says that a file lacks something: `content` makes a note of it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minifunc.model import ModelConfig
 from minifunc.report import pictures
 from minifunc.report.findings import Findings
-from minifunc.report.glossary import GLOSSARY, glossed, place_of
+from minifunc.report.glossary import GLOSSARY, PLACES, glossed
 from minifunc.report.html import Markup, details, h, inside, percent, scrolling, signed, table
 from minifunc.report.pictures import CONTRASTS, Scale
 from minifunc.report.terminal import Circuit, asked_in, fours, members, r_of, title
@@ -19,12 +20,7 @@ from minifunc.support.tables import words
 
 Content = list[Any]  # what `h` takes as children
 # file: the target of make; `patch` makes all others
-MADE_BY = {
-    "check.json": "check",
-    "metrics.jsonl": "train",
-    "model.pt": "report",
-    "results/seeds.json": "dependability",
-}
+MADE_BY = {"check.json": "check", "metrics.jsonl": "train", "results/seeds.json": "dependability"}
 
 
 def source(f: Findings, file: str) -> Markup:
@@ -212,44 +208,34 @@ def vectors(f: Findings) -> Content:
 
 
 def proof(f: Findings) -> Content:
-    """Four bars for what was traced, more for other amounts of addition; all tasks in a table."""
+    """Four bars for what was traced, the plain answer beside; other tasks in a table."""
+    circuit, traced = f.circuit, (f.circuit["task"], f.circuit["k"])
     colours = {"plain-answer": "plain answer", "shifted-answer": "answer by the new rule"}
     caption = glossed(
         "Shares of prompts that are answered plainly, and by the new rule; lines are 95 % intervals"
         " over prompts. In the third row the [FI heads|FI head] are [swapped|swap]. The fourth is "
         "the control: as many random heads of the same layers are, or all others if fewer."
     )
-    drawn, rows = dict[str, Markup](), list[list[Any]]()
-    for four in fours(f.circuit):
-        name = asked_in(four)
-        if four[0]["task"] == f.circuit["task"] and four[0]["k"] == f.circuit["k"]:
-            four = [row | counted for row, counted in zip(four, on_all_prompts(f.circuit))]
-        if four[0]["task"] in ("addition", f.circuit["task"]):
-            drawn[name] = pictures.four_bars(name, four)
-        rows.append([name, *map(both_answers, four)])
-    traced = drawn.pop(asked_in([{"items": "all"} | f.circuit]), None)
-    panels = h("div", list(drawn.values()), class_="panels")
-    shares = numbers(["task", *pictures.BARS], rows, "Plain / shifted answers")
-    return [
-        figure(f, [colour_key(colours), traced], caption, "circuit.json (evaluation)"),
-        details("The same heads, and rules of other amounts", panels),
-        details(f"The same heads on {len(rows)} tasks", shares, source(f, "circuit.json (reuse)")),
-    ]
-
-
-def on_all_prompts(circuit: Circuit) -> list[Circuit]:
-    """The rows of `reuse` on what was traced, from the more prompts that the claim counts."""
-    plain = {"n_prompts": circuit["accuracy_prompts"]}
+    n = {"n_prompts": circuit["accuracy_prompts"]}
     shares = circuit["accuracy"].values()
-    unswapped = [{"base_acc": x["base"], "contrast_acc": x["contrast"]} | plain for x in shares]
-    return unswapped + swaps(circuit)
+    four = [{"base_acc": x["base"], "contrast_acc": x["contrast"]} | n for x in shares]
+    picture = pictures.four_bars(title(circuit), four + swaps(circuit))
+    rows: list[list[Any]] = []
+    for four in fours(circuit):
+        if (four[0]["task"], four[0]["k"]) != traced:
+            rows.append([asked_in(four), *map(both_answers, four)])
+    others = numbers(["task", *pictures.BARS], rows, "Plain / shifted answers, 100 prompts or so")
+    return [
+        figure(f, [colour_key(colours), picture], caption, "circuit.json (evaluation)"),
+        details(f"The same heads on {len(rows)} other tasks", others),
+    ]
 
 
 def both_answers(row: Mapping[str, Any]) -> str:
     return f"{percent(row['base_acc'], 1)} / {percent(row['contrast_acc'], 1)}"
 
 
-FORECASTS = {  # what may foretell how the answer is off, in words
+FORECASTS = {  # of what the answer is off by
     "attention": "mean of the shown, weighted by where the heads look",
     "uniform": "plain mean of the shown",
     "most_attended": "that of the example looked at most",
@@ -260,53 +246,51 @@ FORECASTS = {  # what may foretell how the answer is off, in words
 
 def averaging(f: Findings) -> Content:
     """What is answered where examples disagree, what foretells it, and what steers it."""
-    found, scale = f.averaging, Scale(1.0)
-    mixtures = [row for row in found["mixtures"] if len(row["offsets"]) == 2]
-    answered, first = [], mixtures[0]
-    for row in mixtures:
+    found, answered, offsets = f.circuit["averaging"], list[list[Any]](), range(-3, 4)
+    for row in found["mixtures"][:4]:  # of two offsets
         cells = []
-        for offset in range(-3, 4):
-            share = row["answered"].get(str(offset), 0)
-            tip = f"answers off by {signed(offset)}: {percent(share, 1)} of {row['n_prompts']}"
-            cells.append(scale.cell(share, percent(share), tip, offset in row["offsets"]))
+        for offset in offsets:
+            share = percent(row["answered"].get(str(offset), 0))
+            tip = f"off by {signed(offset)}: {share} of {row['n_prompts']} answers"
+            shade = row["answered"].get(str(offset), 0)
+            cells.append(Scale(1.0).cell(shade, share, tip, offset in row["offsets"]))
         answered.append([" and ".join(map(signed, row["offsets"])), *cells])
-    columns = [signed(offset) for offset in range(-3, 4)]
-    heat = pictures.heat_map("How often the answer is off by so much", "shown", columns, answered)
-    foretold = []
+    told = "How often the answer is off by so much"
+    heat = pictures.heat_map(told, "shown", map(signed, offsets), answered)
+    first, foretold = found["mixtures"][0], []
     for name, r2 in first["r2"].items():
-        low, high = wilson(first["hits"][name], first["n_prompts"])
-        hits = f"{percent(first['hits'][name])} ({percent(low)} to {percent(high)})"
+        low, high = map(percent, wilson(first["hits"][name], first["n_prompts"]))
+        hits = f"{percent(first['hits'][name])} ({low} to {high})"
         foretold.append([FORECASTS[name], signed(r2, 2), hits])
-    told = f"Shown {answered[0][0]}: what foretells the answer"
-    table = numbers(["forecast", "R²", "rounded, is the answer (95 %)"], foretold, told)
-    heads = {"function-induction heads": "steered", "other heads of their layers": "control"}
-    steered = [
-        [who, *(signed(row["off_by"], 2) for row in found[key])] for who, key in heads.items()
-    ]
+    steered = []
+    for who, key in (("function-induction heads", "steered"), ("other heads", "control")):
+        steered.append([who, *(signed(row["off_by"], 2) for row in found[key])])
     gains = [percent(row["gain"]) for row in found["steered"]]
-    told = "Attention moved to the examples off by +1: what the answer is off by, on average"
     caption = glossed(
         "Each [shot] of a prompt is off by one of two amounts (outlined), at random. Copying the "
         "rule of one shot would give outlined answers alone. What does foretell them is told by "
         "[R²]. And to see what causes them, the [FI heads|FI head] are made to look more at shots "
         "off by +1; as a control, so are the other heads of their layers."
     )
+    told = f"Shown {answered[0][0]}: what foretells the answer"
+    table = numbers(["forecast", "R²", "rounded, is the answer (95 %)"], foretold, told)
+    told = "Attention moved to shots off by +1: what the answer is off by, on average"
     tables = [heat, table, numbers(["share moved", *gains], steered, told)]
     return [figure(f, tables, caption, "circuit.json (averaging)")]
 
 
 def seeds(f: Findings) -> Content:
-    """Three of the models that differ by their seed alone, as grids of heads with their roles."""
-    n, kinds = len(f.seeds), f.seeds[0]["groups"]
-    having = {kind: sum(bool(row["groups"][kind]) for row in f.seeds) for kind in kinds}
-    occurring = ", ".join(f"{words(kind)} in {count}" for kind, count in having.items())
+    """Three models that differ by their seed alone, as grids of heads with their roles."""
+    having = Counter(kind for row in f.seeds for kind, heads in row["groups"].items() if heads)
+    occurring = ", ".join(f"{words(kind)} in {having[kind]}" for kind in f.seeds[0]["groups"])
     caption = glossed(
         "The same training from three random starts, seeds 0, 1 and 2, not picked. Number: an [FI "
         "head]’s [r] in %. A role has one colour in all three, and other places in each: a head’s "
-        f"number means nothing in another model. Of {n} models so many have each: {occurring}."
+        f"number means nothing in another model. Of {len(f.seeds)} models so many have some heads "
+        f"of a role: {occurring}."
     )
     grids = h("div", [roles_map(row) for row in f.seeds[:3]], class_="maps")
-    colours = {kind: words(kind) for kind in kinds if having.get(kind)}
+    colours = {kind: words(kind) for kind in having}
     return [figure(f, [colour_key(colours), grids], caption, "results/seeds.json")]
 
 
@@ -317,11 +301,9 @@ def roles_map(row: Circuit) -> Markup:
         cells = []
         for head in (f"{layer}.{index}" for index in range(cfg.n_heads)):
             roles = [kind for kind, heads in row["groups"].items() if head in heads]
-            r = row["fi_r"].get(head)
-            shown = "" if r is None else signed(100 * r)
-            look = {"class_": " ".join(["role", *roles]), "tabindex": "-1"}
-            tip = f"head {head}: {groups_of(row, head) or 'not in the circuit'}"
-            cells.append(h("td", shown, data_tip=tip, **look))
+            shown = signed(100 * row["fi_r"][head]) if head in row["fi_r"] else ""
+            tip = f"head {head}: {groups_of(row, head) or 'no part of the circuit'}"
+            cells.append(h("td", shown, data_tip=tip, class_=" ".join(["role", *roles])))
         rows.append([str(layer), *cells])
     columns = [f"h{index}" for index in range(cfg.n_heads)]
     return pictures.heat_map(f"Seed {row['seed']}", "layer", columns, rows)
@@ -403,8 +385,7 @@ def about(f: Findings) -> Content:
     known["versions"] = named(f.config.get("versions", {}))
     if "criteria" in f.circuit:
         known["criteria"] = named(f.circuit["criteria"])
-    cited = h("a", "arXiv 2507.09875", href="https://arxiv.org/abs/2507.09875")
-    known["after"] = Markup(inside(["Ye, Jia and Ren, ", cited]))
+    known["after"] = h("a", "arXiv 2507.09875", href="https://arxiv.org/abs/2507.09875")
     said = ". It holds all it needs, weights included, and asks nothing of any network."
     made = ["This page is made by ", h("code", f.folders.makes("report")), said]
     return [definitions(known), h("p", made)]
@@ -412,10 +393,7 @@ def about(f: Findings) -> Content:
 
 def glossary(f: Findings) -> Content:
     """All terms; a term on the page is described by its `dd`."""
-    meanings = [
-        [h("dt", name), h("dd", said, id=place_of(name))] for name, said in GLOSSARY.items()
-    ]
-    return [h("dl", meanings)]
+    return [h("dl", [[h("dt", x), h("dd", GLOSSARY[x], id=PLACES[x])] for x in GLOSSARY])]
 
 
 def named(values: Mapping[str, Any]) -> str:
@@ -430,7 +408,7 @@ SECTIONS: Sections = (
     ("path", "Patch a path yourself", mount("path-view"), "circuit"),
     ("attention", "Where heads look", attention, "circuit fi"),
     ("proof", "Swapped, and a control", proof, "circuit fi"),
-    ("averaging", "What the heads compute", averaging, "circuit fi averaging"),
+    ("averaging", "What the heads compute", averaging, "circuit fi"),
     ("checklist", "What may go wrong", check, "check"),
     ("training", "How it learned", training, "metrics"),
     ("learned", "While it learned", mount("learned-view"), "metrics"),
@@ -458,7 +436,6 @@ WITHOUT = {  # what is missing: in words, and the target of make that makes it
     "fi": (f"{NO_FI}, so there is no circuit to show: it may not do the task", "train"),
     "metrics": ("there is no metrics.jsonl, which training writes", "train"),
     "check": ("the checks have not been run on this model yet", "check"),
-    "averaging": ("circuit.json holds no averaging: older versions, and letters, lack it", "patch"),
     "seeds": ("the study of ten seeds is in the repository, not in this package", "dependability"),
 }
 
