@@ -265,8 +265,8 @@ def averaging(f: Findings) -> Content:
         foretold.append([FORECASTS[name], signed(r2, 2), hits])
     steered = []
     for who, key in (("function-induction heads", "steered"), ("other heads", "control")):
-        steered.append([who, *(signed(row["off_by"], 2) for row in found[key])])
-    gains = [percent(row["gain"]) for row in found["steered"]]
+        steered.append([who, *(signed(row["off_by"], 2) for row in found[key][::3])])
+    gains = [percent(row["gain"]) for row in found["steered"][::3]]  # none, half, all
     caption = glossed(
         "Each [shot] of a prompt is off by one of two amounts (outlined), at random. Copying the "
         "rule of one shot would give outlined answers alone. What does foretell them is told by "
