@@ -117,26 +117,43 @@ const Eye = (() => {
     return svg ? below.flatMap((colour) => drawnBelow(svg, element, box, colour)) : below;
   }
 
+  const drawn = new Map(); // of each picture: its shapes in order, as `painted` returns them
+  const SHAPES = "rect, circle, ellipse, path, line, polygon, polyline";
+
+  function painted(shape) {
+    const look = style(shape);
+    const share = opacity(shape);
+    const colours = [
+      look.fill === "none" ? null : faded(rgba(look.fill), share * look.fillOpacity),
+      look.stroke === "none" ? null : faded(rgba(look.stroke), share * look.strokeOpacity),
+    ];
+    const matrix = shape.getScreenCTM().inverse();
+    return { shape, box: shape.getBoundingClientRect(), edge: parseFloat(look.strokeWidth) || 0,
+      matrix, colours };
+  }
+
+  function shapesOf(svg) {
+    if (!drawn.has(svg)) {
+      const shapes = [...svg.querySelectorAll(SHAPES)];
+      drawn.set(svg, shapes.filter((e) => isSeen(e) && !e.closest("defs")).map(painted));
+    }
+    return drawn.get(svg);
+  }
+
   /** The colours at some places of a text in a picture: what was drawn before it lies below. */
   function drawnBelow(svg, text, box, ground) {
-    const shapes = svg.querySelectorAll("rect, circle, ellipse, path, line, polygon, polyline");
     const y = box.top + box.height / 2;
     return [0.15, 0.5, 0.85].map((share) => {
-      const place = new DOMPoint(box.left + share * box.width, y);
+      const x = box.left + share * box.width;
       let colour = ground;
-      for (const shape of shapes) {
-        const isBefore = shape.compareDocumentPosition(text) & Node.DOCUMENT_POSITION_FOLLOWING;
-        const matrix = isBefore && isSeen(shape) && !shape.closest("defs") && shape.getScreenCTM();
-        if (!matrix) continue;
-        const at = place.matrixTransform(matrix.inverse());
-        const look = style(shape);
-        for (const [paint, share, covers] of [
-          [look.fill, look.fillOpacity, () => shape.isPointInFill(at)],
-          [look.stroke, look.strokeOpacity, () => shape.isPointInStroke(at)],
-        ]) {
-          if (paint === "none" || !covers()) continue;
-          colour = over(faded(rgba(paint), share * opacity(shape)), colour);
-        }
+      for (const { shape, box: around, edge, matrix, colours } of shapesOf(svg)) {
+        if (x < around.left - edge || x > around.right + edge) continue;
+        if (y < around.top - edge || y > around.bottom + edge) continue;
+        if (shape.compareDocumentPosition(text) !== Node.DOCUMENT_POSITION_FOLLOWING) continue;
+        const at = new DOMPoint(x, y).matrixTransform(matrix);
+        const [fill, stroke] = colours;
+        if (fill && shape.isPointInFill(at)) colour = over(fill, colour);
+        if (stroke && shape.isPointInStroke(at)) colour = over(stroke, colour);
       }
       return colour;
     });
