@@ -1,10 +1,9 @@
 """The report in a browser: what is read, cut off, covered, fetched, and reached by keyboard.
 
-The report is that of the run in `reference/`. It is looked at wide and narrow, light and dark, and on
+The report is that of the run in `reference/`, looked at wide and narrow, light and dark, and on
 paper, from disk and without a network.
 """
 
-import re
 import shutil
 
 import pytest
@@ -25,7 +24,7 @@ LEAST = 4.5  # contrast of text, as WCAG AA has it
 
 # What an eye would see amiss on a page. Each of `Eye`'s functions returns descriptions.
 EYE = """
-const Eye = (() => {
+var Eye = (() => {
   const paper = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   const known = new Map();
 
@@ -210,7 +209,8 @@ const Eye = (() => {
       const [inner, outer] = [text, text.ownerSVGElement].map((e) => e.getBoundingClientRect());
       const isIn = inner.left > outer.left - 1 && inner.right < outer.right + 1 &&
         inner.top > outer.top - 2 && inner.bottom < outer.bottom + 2;
-      if (isSeen(text) && !isIn) found.push(`${named(text)}: “${text.textContent}” outside its svg`);
+      const what = `${named(text)}, “${text.textContent}”`;
+      if (isSeen(text) && !isIn) found.push(`outside its svg: ${what}`);
     }
     return [...new Set(found)];
   }
@@ -254,6 +254,7 @@ const Eye = (() => {
   // ---- What the keyboard reaches
 
   const reached = new Set();
+  const unmarked = new Set();
   const USABLE = `a[href], button, input, select, textarea, summary, [tabindex], [data-tip],
     [role=button], [role=slider], [role=link]`;
 
@@ -262,6 +263,8 @@ const Eye = (() => {
     const element = document.activeElement;
     const isKnown = !element || isPage(element) || reached.has(element);
     reached.add(element);
+    const { outlineStyle, boxShadow } = style(element);
+    if (!isKnown && outlineStyle === "none" && boxShadow === "none") unmarked.add(element);
     return isKnown;
   }
 
@@ -278,9 +281,169 @@ const Eye = (() => {
       if (byArrows && walked && isReached(walked)) return false;
       return !(element.dataset.tip && [...element.querySelectorAll("*")].some(isReached));
     });
-    return [...new Set(missed.map(named))];
+    const reasons = missed.map((e) => `not reached: ${named(e)}`);
+    return [...new Set([...reasons, ...[...unmarked].map((e) => `no ring: ${named(e)}`)])];
   }
 
   return { faint, cut, overlapping, noteFocus, unreached };
 })();
 """
+
+UNFOLD = "document.querySelectorAll('details').forEach((folded) => (folded.open = true))"
+PAUSE = "new Promise((done) => setTimeout(done, 400))"
+# Some heads swapped, one switched off, and then a prompt that cannot be read.
+USE = """
+const press = (selector) => document.querySelector(selector).click();
+press("#set-function_induction");
+document.querySelectorAll("input[name=mode]")[1].click();
+press("#heads button");
+"""
+MISUSE = """
+document.getElementById("prompt").value = "what?";
+document.getElementById("prompt").dispatchEvent(new Event("input", { bubbles: true }));
+"""
+
+
+def all_shades(language, model, heads, *_):
+    """What `patch.writings` takes long for: function vectors that have each colour."""
+    vector = [[0.5 * (x - y) for y in range(10)] for x in range(10)]
+    return {"function_vectors": dict.fromkeys([*heads, "all"], vector)}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The report of the reference run: traced and checked on few prompts."""
+    run = tmp_path_factory.mktemp("reference") / "run"
+    shutil.copytree(ROOT / "reference", run)
+    few = {**FEW, "accuracy": patch.accuracy, "writings": all_shades}
+    with pytest.MonkeyPatch.context() as changed:
+        for name, value in few.items():
+            changed.setattr(patch, name, value)
+        for name in ("N_PROMPTS", "N_EACH"):
+            changed.setattr(check, name, 10)
+        assert patch.main(["--run", str(run), "--device", "cpu", "--prompts", "10"]) == 0
+        assert check.main(["--run", str(run), "--device", "cpu"]) in (0, 1)
+    assert page.main(["--run", str(run)]) == 0
+    return run / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    try:
+        started = Browser(tmp_path_factory.mktemp("browser"))
+    except TimeoutError:
+        pytest.skip("chromium did not come up in time, as happens on a crowded machine")
+    yield started
+    started.close()
+
+
+def looked_at(browser, path, *view, **paper):
+    """A page with all of it unfolded, and `Eye` there."""
+    browser.open(path, *view, **paper)
+    browser.evaluate(UNFOLD)
+    browser.evaluate(EYE)
+    return browser
+
+
+@pytest.fixture(scope="module", params=VIEWS, ids=lambda view: f"{view[0]}{'-dark' * view[1]}")
+def seen(request, browser, report):
+    return looked_at(browser, report, *request.param)
+
+
+BY_SIZE = pytest.mark.parametrize("seen", [(1280, False), (390, False)], indirect=True, ids=str)
+
+
+def complaints(browser):
+    """What the page has asked for since it was opened, apart from itself, and has complained of."""
+    found = []
+    for name, told in browser.events:
+        if name == "Network.requestWillBeSent" and told["type"] != "Document":
+            found.append(told["request"]["url"])
+        if name in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
+            found.append(str(told))
+    return found
+
+
+def test_nothing_is_cut_off_or_covered(seen):
+    assert seen.evaluate("Eye.cut()") == []
+    assert seen.evaluate("Eye.overlapping()") == []
+
+
+def test_all_text_can_be_read_while_the_page_is_used_too_and_nothing_is_complained_of(seen):
+    for step in ("", USE, MISUSE):
+        seen.evaluate(f"(() => {{ {step} }})()")
+        seen.evaluate(PAUSE)
+        assert seen.evaluate(f"Eye.faint({LEAST})") == [], step
+    assert complaints(seen) == []
+
+
+@BY_SIZE
+def test_the_keyboard_reaches_all_that_can_be_used_and_it_has_a_name(seen):
+    for _ in range(1500):
+        seen.press("Tab")
+        if seen.evaluate("Eye.noteFocus()"):
+            break
+    assert seen.evaluate("Eye.unreached()") == []
+    assert seen.nameless() == []
+
+
+def test_the_keyboard_swaps_heads(browser, report):
+    browser.open(report)
+    best = "document.getElementById('answer').dataset.best"
+    assert browser.evaluate(best) == "7"
+    browser.evaluate("document.getElementById('set-function_induction').focus()")
+    browser.press("Enter")
+    assert browser.evaluate(best) != "7"
+    browser.press(" ")
+    assert browser.evaluate(best) == "7"
+
+
+def test_on_paper_it_is_light_and_holds_what_can_be_read_there(browser, report):
+    looked_at(browser, report, 720, True, media="print")
+    assert browser.evaluate("Eye.cut()") == []
+    assert browser.evaluate(f"Eye.faint({LEAST})") == []
+    assert (
+        browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    )
+    shown = "[...document.querySelectorAll('body > header, #playground, main section')]"
+    hidden = browser.evaluate(f"{shown}.filter((e) => !e.checkVisibility()).map((e) => e.id)")
+    assert hidden == ["", "playground"]
+    assert browser.printed().startswith(b"%PDF") and complaints(browser) == []
+
+
+FAULTS = """<!doctype html><html lang="en"><body style="background: #fff">
+<p id="wide" style="width: 2000px">wide</p>
+<p id="pale" style="color: #888">pale</p> <p id="dark" style="color: #666">dark</p>
+<p id="thin" style="opacity: 0.5">thin</p>
+<p style="background: linear-gradient(#fff, #999)"><b id="on" style="color: #666">on</b></p>
+<svg width="200" height="60" fill="#333">
+  <rect width="90" height="50" fill="#444" /><text id="drawn" x="5" y="20">drawn</text>
+  <text id="free" x="110" y="20">free</text><text id="near" x="115" y="25">near</text>
+  <text id="out" x="190" y="50">out</text>
+</svg>
+<div style="width: 30px; overflow: hidden" id="short">Donaudampfschifffahrt</div>
+<div style="overflow-x: auto; width: 60px"><p style="width: 3000px" id="scrolled">fine</p></div>
+<button id="nameless"></button><button>named</button> <input aria-label="field">
+<b id="pointed" data-tip="a tip">pointed at</b> <b tabindex="0" data-tip="a tip">reached</b>
+<b tabindex="0" style="outline: none" id="bare">bare</b>
+<script>console.log("said")</script></body></html>"""
+
+
+def test_these_tests_see_faults(browser, tmp_path):
+    path = tmp_path / "faults.html"
+    path.write_text(FAULTS)
+    looked_at(browser, path)
+    pale = [line.split(" ")[1].rstrip(":") for line in browser.evaluate(f"Eye.faint({LEAST})")]
+    assert sorted(pale) == ["b#on", "p#pale", "p#thin", "text#drawn"]
+    assert browser.evaluate("Eye.cut()") == [
+        "the page is 2008 px wide in 1280",
+        "outside the window: p#wide",
+        "hides a part: div#short",
+        "outside its svg: text#out, “out”",
+    ]
+    assert browser.evaluate("Eye.overlapping()") == ["text#free: “free” and “near”"]
+    for _ in range(9):
+        browser.press("Tab")
+        browser.evaluate("Eye.noteFocus()")
+    assert browser.evaluate("Eye.unreached()") == ["not reached: b#pointed", "no ring: b#bare"]
+    assert len(browser.nameless()) == 1 and "said" in complaints(browser)[0]
