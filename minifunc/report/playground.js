@@ -1,5 +1,4 @@
-/* The playground: a prompt, the model's answer, and heads that can be switched.
-   All of the model is in model.js. */
+/* The playground: a prompt, the model's answer, and heads that can be switched. */
 "use strict";
 
 const Playground = (() => {
@@ -35,12 +34,11 @@ const Playground = (() => {
     throw new Error(`this prompt has ${tokens.length} tokens; the model sees ${config.n_ctx}`);
   }
 
-  /** Whether a text can be asked: a model may have another vocabulary, or a short context. */
   function canAsk(text) {
     try {
       return Boolean(read(text));
     } catch {
-      return false;
+      return false; // a model with another vocabulary, or a short context
     }
   }
 
@@ -57,7 +55,6 @@ const Playground = (() => {
   /** Reads both prompts, runs the model as it is and as it is switched, and shows both.
       Returns the answer, or nothing where a prompt cannot be read. */
   function update() {
-    let problem = "";
     let answer;
     try {
       const tokens = read(at("prompt").value);
@@ -68,11 +65,11 @@ const Playground = (() => {
       answer = showAnswer(tokens, model.next(now), model.next(asTrained));
       const same = mode() === "base" && `${tokens}` === `${base}`;
       at("same").textContent = same ? "Both prompts are the same: nothing to swap." : "";
+      at("problem").textContent = "";
     } catch (error) {
-      problem = error.message;
+      at("problem").textContent = error.message;
     }
-    at("problem").textContent = problem;
-    at("answer").classList.toggle("stale", problem !== "");
+    at("answer").classList.toggle("stale", !answer);
     showHeads();
     return answer;
   }
@@ -105,13 +102,11 @@ const Playground = (() => {
     const answer = element("p", vocabulary[best], { className: "big" });
     answer.classList.toggle("changed", best !== first);
     const count = Object.keys(switched).length;
-    const trained = best === first ? "too" : vocabulary[first];
-    const words = `with ${count} head${count > 1 ? "s" : ""} switched; as trained ${trained}`;
+    const words = count ? `with ${count} switched; as trained ${vocabulary[first]}` : "as trained";
     const why = Prompts.doubts(tokens, now[best]).join("; ");
     const guess = why && `This is a guess: ${why}.`;
     const label = (text) => element("p", text, { className: "label" });
-    at("answer").replaceChildren(label("answer"), answer, label(count ? words : "as trained"));
-    at("answer").append(label(guess), list);
+    at("answer").replaceChildren(label("answer"), answer, label(words), label(guess), list);
     at("answer").dataset.best = vocabulary[best];
     return { answer: vocabulary[best], guess };
   }

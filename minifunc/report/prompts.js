@@ -73,10 +73,16 @@ const Prompts = (() => {
     const examples = tokens.slice(1).join(" ").split(" ; ");
     const asked = examples.map((example) => example.split(" =")[0]);
     const strange = asked.find((problem) => !isTrained(problem));
+    const amounts = examples.slice(0, -1).map((example) => {
+      const [x, op, y, , answer] = example.split(" ");
+      return answer - plainAnswer(x, op, y);
+    });
     const why = strange ? [`training never asks ${strange}`] : [];
     if (asked.length === 1) why.push("no example shows by which rule to answer");
-    if (share < 0.5) why.push("the model gives it less than half");
-    return why;
+    if (share >= 0.5) return why;
+    if (asked.length === 2) why.push("one example is little to go by");
+    if (new Set(amounts).size > 1) why.push("the examples are off by different amounts");
+    return [...why, "the model gives it less than half"];
   }
 
   function isTrained(problem) {

@@ -27,7 +27,8 @@
   // ---- The steps: a button that leads there, the prompt, which heads are swapped, the sentence
 
   const KINDS = { 6: "6, the true sum", 7: "7, one too high as well" };
-  const MIXES = { 5: "5, like the second", 6: "6, in between: like neither", 7: "7, like the first" };
+  const BETWEEN = "6, in between, which no example shows";
+  const MIXES = { 5: "5, like the second", 6: BETWEEN, 7: "7, like the first" };
   const told = (answer, kinds = KINDS) => kinds[answer] || `${answer}, something else`;
   const effect = (answer, trained) =>
     answer === trained ? `still ${answer}, nothing happens` : `the answer becomes ${told(answer)}`;
