@@ -41,14 +41,15 @@ def is_looked_at(step: int) -> bool:
 def look(model: Transformer) -> dict[str, Any]:
     """The model as it is at one step; nothing is drawn from the generators of training.
 
-    plain, off_by_one: accuracy. r [n_layers][n_heads] on the logits, to_answers (shares of
-    attention) and fi, the heads that meet the criteria: on the prompts and as in `make patch`.
+    plain, off_by_one: accuracy. r [n_layers][n_heads] on the logits, F_range (r is a ratio to it),
+    to_answers (shares of attention), fi: on the prompts of `make patch`, by its criteria.
     On PROMPT: answers, the likeliest five, and attention [n_layers][n_heads][pos] from the last =.
     """
     study = patch.Study()
     pairs = study.pairs(study.prompts, Generator().manual_seed(study.seed))
     right = patch.solving(model, pairs)
-    to_logits = study.patchers(model, pairs)["answers"].sweep(Logits()).heads
+    patcher = study.patchers(model, pairs)["answers"]
+    to_logits = patcher.sweep(Logits()).heads
     shares = attention_shares(model, pairs.contrast, tasks.answer_positions(study.shots))
     to_answers = torch.tensor([each["last_to_answers"] for each in shares.values()])
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
@@ -57,6 +58,7 @@ def look(model: Transformer) -> dict[str, Any]:
     seen = {
         "plain": right["base_prompt"]["base"],
         "off_by_one": right["contrast_prompt"]["contrast"],
+        "F_range": patcher.F_range,
         "r": to_logits.tolist(),
         "to_answers": to_answers.view(to_logits.shape).tolist(),
         "fi": direct_groups(to_logits, shares, Criteria())["function_induction"],
