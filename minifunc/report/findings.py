@@ -25,6 +25,7 @@ class Findings:
     circuit: dict[str, Any]
     metrics: list[dict[str, Any]]
     check: dict[str, Any]
+    learning: dict[str, Any]  # looks at the reference run while it was trained
 
     @property
     def fi(self) -> list[str]:
@@ -63,4 +64,5 @@ def read(folders: RunFolders) -> Findings:
         *(folders, model, config, circuit),
         metrics=load_lines(metrics) if metrics.exists() else [],
         check=load_json(check) if check.exists() else {},
+        learning=load_circuit(run / "learning.json", model, "reference") or {},
     )

@@ -73,7 +73,9 @@ def build(f: Findings) -> str:
     if not reason:
         played, scripts = asset("playground.html"), playground(f)
     else:
-        played, scripts = h("p", h("b", "Not here: "), reason, class_="missing"), []
+        played = h("p", h("b", "Not here: "), reason, class_="missing")
+        scripts = [h("script", asset("ui.js"))]
+    scripts.append(h("script", asset("learned.js")))
     parts = {"playground": ("Playground", played)}
     for name, title, make, needs in SECTIONS:
         parts[name] = title, content(f, make, needs)

@@ -9,6 +9,7 @@ from typing import Any
 from minifunc.report import pictures
 from minifunc.report.findings import Findings
 from minifunc.report.html import Markup, details, h, inside, percent, scrolling, signed, table
+from minifunc.report.learned import learned
 from minifunc.report.pictures import CONTRASTS, Scale
 from minifunc.report.terminal import Circuit, asked_in, fours, members, r_of, title
 from minifunc.support.tables import words
@@ -231,33 +232,6 @@ def both_answers(row: Mapping[str, Any]) -> str:
     return f"{percent(row['base_acc'])} / {percent(row['contrast_acc'])}"
 
 
-CURVES = {"0": "k0", "-1": "k1n", "1": "k1", "2": "k2", "3": "k3"}  # amounts, and their colours
-
-
-def training(f: Findings) -> Content:
-    """Accuracy of addition off by some amounts, while it is trained."""
-    lines = f.metrics
-    last = lines[-1]["accuracy"]["addition"]  # {k: {shots: share}}
-    shots = list(last[min(last, key=int)])
-    most = "8" if "8" in shots else shots[-1]
-    curves = []
-    for k, colour in CURVES.items():
-        if k in last:
-            shares = [(line["step"], line["accuracy"]["addition"][k][most]) for line in lines]
-            curves.append((amount(k), colour, shares))
-    picture = pictures.curves(f"Accuracy at {most} shots while training", curves)
-    caption = (
-        f"Addition, plain and off by other amounts, as training goes on; {most} examples shown, on "
-        "few prompts. make train ends with a table on 500."
-    )
-    return [figure(f, scrolling(picture), caption, "metrics.jsonl")]
-
-
-def amount(k: str) -> str:
-    """`plain`, or by how much addition is off: `+1`."""
-    return "plain" if k == "0" else signed(int(k))
-
-
 VERDICTS = {"pass": "✓ pass", "fail": "✗ fail", "could not tell": "? could not tell"}
 
 
@@ -333,8 +307,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Findings], Content], str], ...] = (
     ("attention", "Where heads look", attention, "circuit fi"),
     ("vectors", "What they write", vectors, "circuit fi"),
     ("ablations", "Switched off, and reused", bars, "circuit fi"),
-    ("training", "How it learned", training, "metrics"),
-    ("learned", "While it learned", mount("learned-view"), "metrics"),
+    ("learned", "While it learned", learned, "metrics"),
     ("about", "About", about, ""),
 )
 NO_FI = "no function-induction head was found in this model"
