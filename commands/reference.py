@@ -32,11 +32,6 @@ FILES = ("config.json", "model.pt", "metrics.jsonl", "learning.json")
 PROMPT = tasks.encode("1+1=3, 2+2=5, 3+3=")  # what the README begins with
 
 
-def is_looked_at(step: int) -> bool:
-    """Every 25 steps up to step 500, in which the model learns the most; then every 125."""
-    return step % (25 if step <= 500 else 125) == 0
-
-
 @torch.no_grad()
 def look(model: Transformer) -> dict[str, Any]:
     """The model as it is at one step; nothing is drawn from the generators of training.
@@ -98,7 +93,7 @@ def renew(folder: Path, flags: list[str]) -> int:
     new, looks = Path(tempfile.mkdtemp(".tmp", f"{folder.name}.", folder.parent)), {}
 
     def after_step(step: int, model: Transformer) -> None:
-        if is_looked_at(step):
+        if step % (25 if step <= 500 else 125) == 0:  # in the first 500 it learns the most
             looks[step] = look(model)
 
     try:

@@ -6,7 +6,7 @@ if (document.getElementById("learning-data")) {
   const { at, element, svg, percent } = Page;
   const { looks, prompt } = JSON.parse(at("learning-data").textContent);
   const end = looks[looks.length - 1].step;
-  const text = (x, y, words, look) => svg("text", { x, y, "text-anchor": "middle", ...look }, words);
+  const text = (x, y, words) => svg("text", { x, y, "text-anchor": "middle" }, words);
 
   /** Accuracy over the steps, with a mark at one of them. */
   function showCurves(look) {
@@ -15,10 +15,9 @@ if (document.getElementById("learning-data")) {
     const parts = [0, end / 2, end].map((step) => text(x(step), 193, `step ${step}`));
     for (const share of [0, 0.5, 1]) {
       parts.push(svg("path", { class: "grid", d: `M ${x(0)} ${y(share)} H ${x(end)}` }));
-      parts.push(text(38, y(share) + 4, `${100 * share} %`, { "text-anchor": "end" }));
+      parts.push(text(20, y(share) + 4, `${100 * share} %`));
     }
-    const mark = { d: `M ${x(look.step)} ${y(0)} V ${y(1)}`, "stroke-dasharray": "3 3" };
-    parts.push(svg("path", mark));
+    parts.push(svg("path", { d: `M ${x(look.step)} ${y(0)} V ${y(1)}` }));
     [["plain", "plain"], ["off_by_one", "off by one"]].forEach(([name, words], row) => {
       const points = looks.map((each) => `${x(each.step)},${y(each[name])}`).join(" ");
       const curve = svg("polyline", { points, "stroke-width": 2 });
@@ -69,7 +68,7 @@ if (document.getElementById("learning-data")) {
     const look = looks[at("learned-step").value];
     at("learned-now").textContent = look.step;
     showCurves(look);
-    if (prompt) [showAnswer, showAttention, showHeads].forEach((part) => part(look));
+    if (look.answers) [showAnswer, showAttention, showHeads].forEach((part) => part(look));
   }
   at("learned-step").addEventListener("input", show);
   show();

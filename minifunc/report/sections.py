@@ -16,7 +16,7 @@ from minifunc.support.tables import words
 
 Content = list[Any]  # what `h` takes as children
 # file: the target of make; `patch` makes all others
-MADE_BY = {"check.json": "check", "metrics.jsonl": "train", "model.pt": "report"}
+MADE_BY = {"check.json": "check", "model.pt": "report"}
 
 
 def source(f: Findings, file: str) -> Markup:
