@@ -86,5 +86,6 @@ def appeared(looks: Sequence[Look], criteria: Mapping[str, float]) -> str:
         f"Off-by-one addition {behaviour}; the heads that carry it: {heads or 'none'}. "
         f"“There” means up to the end: at least {percent(least)} of these sums are right; and "
         f"patching a head’s direct path takes the answer at least {percent(back)} of the way back "
-        f"to plain (r), while at least {percent(seen)} of its attention is on shown answers."
+        f"to plain (r), while at least {percent(seen)} of its attention is on shown answers. "
+        "While few sums are right r is a ratio to little, so outlines come and go."
     )
