@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from minifunc.model import ModelConfig
 from minifunc.report import pictures
 from minifunc.report.findings import Findings
 from minifunc.report.glossary import GLOSSARY, PLACES, glossed
@@ -17,6 +16,7 @@ from minifunc.report.pictures import CONTRASTS, Scale
 from minifunc.report.terminal import Circuit, asked_in, fours, members, r_of, title
 from minifunc.report.titles import swaps, unseen
 from minifunc.support.evaluation import wilson
+from minifunc.support.names import parse
 from minifunc.support.tables import words
 
 Content = list[Any]  # what `h` takes as children
@@ -59,8 +59,9 @@ def definitions(said: Mapping[str, Any]) -> Markup:
 
 def claim(f: Findings) -> Content:
     """One sentence with what was found, and four large numbers."""
-    circuit, n = f.circuit, f.circuit["accuracy_prompts"]
+    circuit = f.circuit
     done = percent(circuit["accuracy"]["contrast_prompt"]["contrast"], 1)
+    n = circuit["accuracy_prompts"]
     never = ", which training never showed it," if unseen(f, circuit["task"], circuit["k"]) else ""
     shown = [f"Shown {circuit['shots']} ", *glossed("[examples|shot]"), f" of {title(circuit)}"]
     shown.append(f"{never} this model goes on by that rule on {done} of {n} prompts")
@@ -290,23 +291,25 @@ def seeds(f: Findings) -> Content:
         f"number means nothing in another model. Of {len(f.seeds)} models so many have some heads "
         f"of a role: {occurring}."
     )
-    grids = h("div", [roles_map(row) for row in f.seeds[:3]], class_="maps")
+    ends = [parse(head) for row in f.seeds for heads in row["groups"].values() for head in heads]
+    n_layers, n_heads = (max(end) + 1 for end in zip(*ends))  # of models of one shape
+    grids = h("div", [roles_map(row, n_layers, n_heads) for row in f.seeds[:3]], class_="maps")
     colours = {kind: words(kind) for kind in having}
     return [figure(f, [colour_key(colours), grids], caption, "results/seeds.json")]
 
 
-def roles_map(row: Circuit) -> Markup:
+def roles_map(row: Circuit, n_layers: int, n_heads: int) -> Markup:
     """A model's heads, the last layer on top, coloured by what they do."""
-    cfg, rows = ModelConfig(), list[list[Any]]()  # all of them have the default's shape
-    for layer in reversed(range(cfg.n_layers)):
+    rows: list[list[Any]] = []
+    for layer in reversed(range(n_layers)):
         cells = []
-        for head in (f"{layer}.{index}" for index in range(cfg.n_heads)):
+        for head in (f"{layer}.{index}" for index in range(n_heads)):
             roles = [kind for kind, heads in row["groups"].items() if head in heads]
             shown = signed(100 * row["fi_r"][head]) if head in row["fi_r"] else ""
             tip = f"head {head}: {groups_of(row, head) or 'no part of the circuit'}"
             cells.append(h("td", shown, data_tip=tip, class_=" ".join(["role", *roles])))
         rows.append([str(layer), *cells])
-    columns = [f"h{index}" for index in range(cfg.n_heads)]
+    columns = [f"h{index}" for index in range(n_heads)]
     return pictures.heat_map(f"Seed {row['seed']}", "layer", columns, rows)
 
 
@@ -399,7 +402,7 @@ LEADS = {  # what a reader should know before the content
     "they find at other tokens. The [FI heads|FI head] are those that move the answer. [r] is how "
     "far: −100 % is all the way from the new rule back to the plain answer.",
     "path": "Of the run on the [base] prompt one [direct path] is put into the run on the "
-    "[contrast] prompt. How far the answer goes back is [r].",
+    "[contrast] prompt. How far the answer goes back, counted in [F], is [r].",
     "checklist": "Each check asks prompts of its own, a fresh draw. So a share may differ a little "
     "from that of the same question above.",
 }
