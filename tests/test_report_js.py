@@ -434,7 +434,7 @@ def test_the_guided_opening_tells_what_this_model_answers(headline, tmp_path):
     assert [one[1][-1] for one in steps] == [one[5] for one in steps]  # as the playground has it
     assert [one[3] for one in steps] == [0, 0, 1, 1, 0, 0]
     assert [one[4] for one in steps] == ["story-next"] * 5 + ["prompt"]
-    wanted = ["7, one too high", "6, the true sum", "Head 0.1, one of 2", "heads, 0.0: the answer"]
+    wanted = ["7, one too high", "6, the true sum", "Head 0.1, one of 2", "heads, 0.0, send"]
     for (_, _, words, *_), part in zip(steps, [*wanted, "5, like the second", "Your turn"]):
         assert part in words
     assert "still 7" in steps[2][2] and not any("guess" in one[2] for one in steps)
@@ -446,11 +446,31 @@ def test_the_guided_opening_tells_what_this_model_answers(headline, tmp_path):
 def test_the_guided_opening_leaves_out_what_a_model_lacks_and_makes_nothing_up(tmp_path):
     unsure = headline_model(len(tasks.VOCABULARY), more=0)  # it copies, and is sure of nothing
     unsure.unembed.W_U.mul_(0.01)
+    wrong = report_of(unsure, tmp_path, {"function_induction": ["0.1", "7.7"]})
+    *steps, _, _, _ = said_on(wrong, tmp_path, STORY)
+    assert "Head 0.0" in steps[2][2] and "becomes 4, something else" in steps[2][2]
+    assert "0.1, send" in steps[3][2] and "still 5, nothing happens" in steps[3][2]
     *steps, _, _, _ = said_on(report_of(unsure, tmp_path, {}), tmp_path, STORY)
     assert [one[0] for one in steps] == [f"{n} of 4" for n in range(1, 5)]
     assert [one[1][-1] for one in steps] == ["5", "4", "3", "5"]
     assert "5, something else" in steps[0][2] and "3, something else" in steps[2][2]
     assert all("This is a guess: " in one[2] and "less than half" in one[2] for one in steps)
+
+
+def change_by_swap(model, head):
+    """How far a swapped head changes the probabilities of the answer to 3+3=, at most."""
+    tokens = tasks.encode("1+1=3, 2+2=5, 3+3=")
+    (layer, index), (_, cache) = (
+        head.split("."),
+        model.run_with_cache(ask.base_prompt(tokens)[None]),
+    )
+
+    def swap(z, name):
+        z[:, :, int(index)] = cache[name][:, :, int(index)]
+        return z
+
+    after = model.run_with_hooks(tokens[None], {f"blocks.{layer}.attn.hook_z": swap})
+    return (after.softmax(-1) - model(tokens[None]).softmax(-1))[0, -1].abs().max().item()
 
 
 @needs_browser
@@ -463,5 +483,9 @@ def test_the_guided_opening_of_the_reference_run(tmp_path):
     assert page.main(["--run", str(tmp_path)]) == 0
     *steps, _, _, _ = said_on(tmp_path / "report.html", tmp_path, STORY)
     assert [one[1][-1] for one in steps] == ["7", "6", "7", "6", "6", "7"]
+    model, _ = load_run(tmp_path, "cpu", tasks.VOCABULARY)
+    outside = [head for head in ("2.0", "3.4") if head not in sum(groups.values(), [])]
+    least = min(outside, key=lambda head: change_by_swap(model, head))
+    assert f"Head {least}," in steps[2][2] and len(outside) == 2
     assert "nothing happens" in steps[2][2] and "in between" in steps[4][2]
     assert not any("guess" in one[2] for one in steps)
