@@ -17,6 +17,7 @@ from minifunc.model import ModelConfig, Transformer
 from minifunc.report import page, pictures, sections
 from minifunc.report.findings import read
 from minifunc.report.html import Markup, h, script_data, signed
+from minifunc.report.learned import since
 from minifunc.report.terminal import members
 from minifunc.support.errors import UserError
 from minifunc.support.files import save_json, save_lines, save_tensors
@@ -370,6 +371,8 @@ FI_ONLY = '{"groups": {"function_induction": ["1.1"]}, "accuracy": 3}'
         ("metrics.jsonl", "3\n", "none of ours"),
         ("metrics.jsonl", ODD_STEP, "another layout"),
         ("check.json", '{"checks": 5}', "another layout"),
+        ("learning.json", '{"weights": 3}', "run `make reference` again"),
+        ("learning.json", '{"looks": 3}', "another layout"),
         ("config.json", "{", "config.json cannot be read"),
         ("model.pt", "", "damaged"),
     ],
@@ -395,19 +398,9 @@ def test_a_huge_model_is_not_played_with(run, monkeypatch):
     monkeypatch.setattr(page, "MOST_WEIGHTS", 10)
     text = made(run)
     assert "too many for a page" in text and 'id="weights"' not in text
-
-
-def test_a_curve_goes_from_step_0_to_the_last_and_meets_the_grid_at_its_shares():
-    drawn = pictures.curves("x", [("plain", "k0", [(0, 0.0), (2, 1.0), (4, 0.5)])])
-    (corners,) = re.findall('points="(.*?)"', drawn)
-    left, middle, right = (tuple(map(float, each.split(","))) for each in corners.split())
-    (start, end, none), _, half, _, every = (
-        tuple(map(float, ends))
-        for ends in re.findall('<line x1="(.*?)" x2="(.*?)" y1="(.*?)"', drawn)
-    )
-    assert (left, right) == ((start, none), (end, half[2]))
-    assert middle == ((start + end) / 2, every[2])
-    assert "plain, step 2: 100 %" in drawn
+    assert text.index("const Page") < text.index(
+        "showCurves"
+    )  # how it learned is shown all the same
 
 
 def test_every_head_of_the_circuit_is_pictured_once_and_fi_heads_alone_unfolded(run):
@@ -442,11 +435,55 @@ def test_a_run_of_the_llama_family_is_studied_as_any_other(tmp_path):
     assert json.loads((run / "circuit.json").read_text())["function_vectors"]
 
 
-def test_names_at_line_ends_do_not_cover_each_other():
-    places = pictures.spread([(10, "a"), (11, "b"), (40, "c"), (12, "d")], 13)
-    assert sorted(places, key=places.get) == ["a", "b", "d", "c"]
-    order = sorted(places.values())
-    assert all(after - before >= 13 for before, after in zip(order, order[1:]))
+# of 2 × 2 heads on 2 tokens; 0.0 meets the criteria at step 2 too, and loses them again
+FI_AT = {0: [], 2: ["0.0"], 5: ["1.1"], 9: ["0.0", "1.1"]}
+
+
+def looks():
+    """What commands/reference.py keeps of four steps; all sums are right at steps 5 and 9."""
+    attention = [[[0.1, 0.9], [0.2, 0.8]], [[0.3, 0.7], [0.5, 0.5]]]
+    common = {"F_range": -2.0, "r": [[-0.5, 0.0], [0.25, -1.0]], "attention": attention}
+    common["answers"] = [["7", 0.8], ["</script><b>", 0.2]]
+    return [
+        common | {"step": step, "plain": 0.5, "off_by_one": float(step > 2), "fi": fi}
+        for step, fi in FI_AT.items()
+    ]
+
+
+def shown_while_it_learned(text):
+    """The data of the slider, and the words around it."""
+    data = json.loads(re.search('id="learning-data">(.*?)</script>', text)[1])
+    return data, re.search('<section id="learned".*?</section>', text)[0]
+
+
+def test_of_any_run_the_accuracy_is_shown_by_step(run):
+    data, words = shown_while_it_learned(made(run))
+    assert data["looks"][1] == {"step": 2, "plain": 0.4, "off_by_one": 0.4}  # at 8 shots
+    assert "make reference keeps" in words and "learned-answer" not in words
+
+
+def test_of_a_run_that_was_looked_at_heads_and_answers_are_shown_by_step(run):
+    criteria = {"solves": 0.5, "strong": 0.05, "looks_at_answers": 0.3}
+    learning = {"prompt": "<bos> =", "looks": looks(), "criteria": criteria}
+    save_json(run / "learning.json", learning)
+    data, words = shown_while_it_learned(made(run))
+    assert [look["step"] for look in data["looks"]] == [0, 2, 5, 9]
+    first = data["looks"][0]
+    # The heads that are FI in the end, and the others, at a step at which none is:
+    assert first["attention"] == {"function_induction": [0.3, 0.7], "others": [0.25, 0.75]}
+    assert first["added"] == {"0.0": 1.0, "0.1": 0.0, "1.0": -0.5, "1.1": 2.0}
+    assert first["answers"] == looks()[0]["answers"]
+    assert "addition is there from step 5; " in words and "accuracy alone" not in words
+    assert "carry it: 0.0 from step 9, 1.1 from step 5. " in words
+    cells = re.findall('data-head="(.*?)"', words)
+    assert cells == ["1.0", "1.1", "0.0", "0.1"]  # as the playground has them
+
+
+def test_what_does_not_last_to_the_end_is_not_there():
+    steps = looks()
+    assert since(steps, [True, True, False, False]) is None
+    assert since(steps, [True, False, True, True]) == 5
+    assert since(steps, [True] * 4) == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a folder's name is no bytes there")

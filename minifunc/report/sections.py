@@ -12,6 +12,7 @@ from minifunc.report import pictures
 from minifunc.report.findings import Findings
 from minifunc.report.glossary import GLOSSARY, PLACES, glossed
 from minifunc.report.html import Markup, details, h, inside, percent, scrolling, signed, table
+from minifunc.report.learned import learned
 from minifunc.report.pictures import CONTRASTS, Scale
 from minifunc.report.terminal import Circuit, asked_in, fours, members, r_of, title
 from minifunc.report.titles import swaps, unseen
@@ -20,7 +21,7 @@ from minifunc.support.tables import words
 
 Content = list[Any]  # what `h` takes as children
 # file: the target of make; `patch` makes all others
-MADE_BY = {"check.json": "check", "metrics.jsonl": "train", "results/seeds.json": "dependability"}
+MADE_BY = {"check.json": "check", "model.pt": "report", "results/seeds.json": "dependability"}
 
 
 def source(f: Findings, file: str) -> Markup:
@@ -309,33 +310,6 @@ def roles_map(row: Circuit) -> Markup:
     return pictures.heat_map(f"Seed {row['seed']}", "layer", columns, rows)
 
 
-CURVES = {"0": "k0", "-1": "k1n", "1": "k1", "2": "k2", "3": "k3"}  # amounts, and their colours
-
-
-def training(f: Findings) -> Content:
-    """Accuracy of addition off by some amounts, while it is trained."""
-    lines = f.metrics
-    last = lines[-1]["accuracy"]["addition"]  # {k: {shots: share}}
-    shots = list(last[min(last, key=int)])
-    most = "8" if "8" in shots else shots[-1]
-    curves = []
-    for k, colour in CURVES.items():
-        if k in last:
-            shares = [(line["step"], line["accuracy"]["addition"][k][most]) for line in lines]
-            curves.append((amount(k), colour, shares))
-    picture = pictures.curves(f"Accuracy at {most} shots while training", curves)
-    caption = (
-        f"Addition, plain and off by other amounts, as training goes on; {most} examples shown, on "
-        "few prompts. make train ends with a table on 500."
-    )
-    return [figure(f, scrolling(picture), caption, "metrics.jsonl")]
-
-
-def amount(k: str) -> str:
-    """`plain`, or by how much addition is off: `+1`."""
-    return "plain" if k == "0" else signed(int(k))
-
-
 VERDICTS = {"pass": "✓ pass", "fail": "✗ fail", "could not tell": "? could not tell"}
 
 
@@ -410,8 +384,7 @@ SECTIONS: Sections = (
     ("proof", "Swapped, and a control", proof, "circuit fi"),
     ("averaging", "What the heads compute", averaging, "circuit fi"),
     ("checklist", "What may go wrong", check, "check"),
-    ("training", "How it learned", training, "metrics"),
-    ("learned", "While it learned", mount("learned-view"), "metrics"),
+    ("learned", "While it learned", learned, "metrics"),
     ("seeds", "Other seeds", seeds, "seeds"),
 )
 DETAILS: Sections = (  # folded, at the end
