@@ -196,7 +196,9 @@ MODELS = {
 
 
 @needs_node
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", ["random", *(pytest.param(name, marks=pytest.mark.slow) for name in list(MODELS)[1:])]
+)
 def test_patched_paths_are_those_of_the_definition(name):
     model = MODELS[name]()
     contrast = tasks.encode("1+1=3, 2+5=8, 3+3=")
@@ -226,6 +228,52 @@ def test_patched_paths_are_those_of_the_definition(name):
             wanted_r = definition.effect(wanted, untouched, base_logits[:, -1], of_both)
             assert abs(r - wanted_r) < 1e-4
     assert len(paths) == 50 and sum(x > 1e-3 for x in differences) >= 25  # paths that matter
+
+
+@needs_node
+def test_effects_of_what_a_head_takes_from_one_position_are_those_of_the_definition():
+    model, head = reference_model(), "2.3"
+    contrast = tasks.encode("1+1=3, 2+5=8, 3+3=")
+    base = ask.base_prompt(contrast)
+    script = "return [patcher.answers, patcher.effectsByPosition(data.head, [5, 11, 12])];"
+    data = {"base": base.tolist(), "contrast": contrast.tolist(), "head": head}
+    answers, found = node(MAKE + PATCHED + script, **data, **embedded(model))
+    model = model.double().requires_grad_(False)
+    logits, caches = zip(*(model.run_with_cache(tokens[None]) for tokens in (base, contrast)))
+    patterns = [cache["blocks.2.attn.hook_pattern"][0, 3, -1] for cache in caches]
+    values = [cache["blocks.2.attn.hook_v"][0, :, 3] for cache in caches]
+    taken = [share[:, None] * value for share, value in zip(patterns, values)]  # [pos, d_head]
+    ends = definition.sender(head), definition.receiver("logits", model.cfg)
+    for at, r in zip((5, 11, 12), found, strict=True):
+        sent = caches[1]["blocks.2.attn.hook_z"].clone()
+        sent[0, -1, 3] += taken[0][at] - taken[1][at]
+        ended = {"blocks.2.attn.hook_z": sent}
+        patched = definition.path_patch(model, contrast[None], ended, ends[:1], ends[1:])
+        contrasted, based = logits[1][:, -1], logits[0][:, -1]
+        wanted = definition.effect(patched, contrasted, based, torch.tensor([answers]))
+        assert abs(r - wanted) < 1e-4
+    assert found[0] < -0.1 and found[1] < -0.1 and abs(found[2]) < 0.01  # the two shown answers
+
+
+@pytest.mark.slow
+@needs_node
+def test_the_reference_run_gives_its_logits_on_200_prompts():
+    model, generator = reference_model().requires_grad_(False), torch.Generator().manual_seed(0)
+    asked = [("addition", 1), ("subtraction", -2), ("caesar", 3), ("base_addition", 8)]
+    groups = [
+        tasks.evaluation_pairs(task, k, shots, 10, generator).contrast
+        for task, k in asked
+        for shots in (1, 2, 3, 5, 9)
+    ]
+    script = """
+        return data.prompts.map((tokens) => Array.from(model.run(tokens).logits));
+    """
+    prompts = [tokens for group in groups for tokens in group.tolist()]
+    logits = node(MAKE + script, prompts=prompts, **embedded(model))
+    wanted = [one.flatten() for group in groups for one in model(group)]
+    assert len(prompts) == 200
+    for found, one in zip(logits, wanted, strict=True):
+        assert (torch.tensor(found) - one).abs().max() <= 1e-4
 
 
 @needs_node
