@@ -5,6 +5,7 @@ What needs node or a browser is skipped where there is none.
 
 import base64
 import dataclasses
+import html
 import json
 import math
 import os
@@ -20,7 +21,7 @@ import tasks
 from commands import ask
 from minifunc.model import ModelConfig, Transformer
 from minifunc.report import page
-from minifunc.support.files import save_json, save_tensors
+from minifunc.support.files import save_json, save_lines, save_tensors
 from tests.handwired import headline_model
 
 SOURCES = page.files("minifunc.report")
@@ -270,4 +271,50 @@ def test_in_a_browser_a_click_takes_7_to_6_and_back_without_an_error(headline, t
     assert said[:5] == ["7", "6", "7", "6", "7"]
     assert said[5] != "7"  # switched off, it brings nothing
     assert said[6:] == ["cannot read", True]
+    assert "CONSOLE" not in log, log
+
+
+SLIDES = """<script>
+const at = (id) => document.getElementById(id);
+const said = [];
+for (const value of [1, 0]) {
+    at("learned-step").value = value;
+    at("learned-step").dispatchEvent(new Event("input"));
+    const cells = [...at("learned-heads").children];
+    said.push(at("learned-now").textContent, at("learned-answer").textContent);
+    said.push(cells.map((cell) => cell.textContent + (cell.dataset.fi === "true" ? "!" : "")));
+    said.push([...at("learned-curves").querySelectorAll("g text")].map((each) => each.textContent));
+    said.push(at("learned-attention").querySelector(".function_induction").getAttribute("stroke-width"));
+}
+const [plain] = at("learned-curves").querySelectorAll("polyline");
+said.push(plain.getAttribute("points"));
+document.body.dataset.said = JSON.stringify(said);
+</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_in_a_browser_the_slider_shows_what_the_model_was_at_each_step(headline, tmp_path):
+    look = {"plain": 0.1, "off_by_one": 0.0, "F_range": -0.5, "r": [[-0.02, 0.0]], "fi": []}
+    look |= {"step": 0, "answers": [["<b>", 0.5]], "attention": [[[0.5, 0.5], [1.0, 0.0]]]}
+    now = {"step": 9, "plain": 1.0, "off_by_one": 0.9, "F_range": -4.0, "r": [[-1.0, 0.2]]}
+    now |= {"fi": ["0.0"], "answers": [["7", 1.0]], "attention": [[[0.0, 1.0], [1.0, 0.0]]]}
+    criteria = {"solves": 0.5, "strong": 0.05, "looks_at_answers": 0.3}
+    learning = {"prompt": "<bos> =", "looks": [look, now], "criteria": criteria}
+    save_json(tmp_path / "learning.json", learning)
+    line = {"step": 9, "accuracy": {"addition": {k: {"8": 1.0} for k in "01"}}}
+    save_lines(tmp_path / "metrics.jsonl", [line])
+    assert page.main(["--run", str(tmp_path)]) == 0
+    headline.write_text(headline.read_text().replace("</body>", SLIDES))
+    dom, log = browse(headline, tmp_path)
+    said = json.loads(html.unescape(re.search(r'data-said="(.*?)"', dom)[1]))
+    assert said[:5] == [
+        "9",
+        "7",
+        ["0.04.0!", "0.1−0.8"],
+        ["plain: 100 %", "off by one: 90.0 %"],
+        "0",
+    ]
+    assert said[5:10] == ["0", "<b>", ["0.0", "0.1"], ["plain: 10.0 %", "off by one: 0 %"], "8"]
+    assert said[10] == "44,159 399,15"  # from step 0 to the last, from 10 % to 100 %
     assert "CONSOLE" not in log, log
