@@ -531,7 +531,7 @@ FI_ONLY = '{"groups": {"function_induction": ["1.1"]}, "accuracy": 3}'
         ("metrics.jsonl", ODD_STEP, "another layout"),
         ("check.json", '{"checks": 5}', "another layout"),
         ("learning.json", '{"weights": 3}', "run `make reference` again"),
-        ("learning.json", '{"looks": 3}', "another layout"),
+        ("learning.json", '{"prompt": 3}', "another layout"),
         ("config.json", "{", "config.json cannot be read"),
         ("model.pt", "", "damaged"),
     ],

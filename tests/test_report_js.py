@@ -24,7 +24,7 @@ from commands import ask
 from minifunc import definition
 from minifunc.model import ModelConfig, Transformer
 from minifunc.report import page
-from minifunc.support.files import save_json, save_tensors
+from minifunc.support.files import save_json, save_lines, save_tensors
 from minifunc.support.runs import load_run
 from tests.handwired import headline_model
 
@@ -537,3 +537,44 @@ def test_the_guided_opening_of_the_reference_run(tmp_path):
     assert f"Head {least}," in steps[2][2] and len(outside) == 2
     assert "nothing happens" in steps[2][2] and "in between" in steps[4][2]
     assert not any("guess" in one[2] for one in steps)
+
+
+SLIDES = """
+for (const value of [1, 0]) {
+    at("learned-step").value = value;
+    at("learned-step").dispatchEvent(new Event("input"));
+    const cells = [...at("learned-heads").children];
+    said.push(at("learned-now").textContent, at("learned-answer").textContent);
+    said.push(cells.map((cell) => cell.textContent + (cell.dataset.fi === "true" ? "!" : "")));
+    said.push([...at("learned-curves").querySelectorAll("g text")].map((each) => each.textContent));
+    said.push(at("learned-attention").querySelector(".function_induction").getAttribute("stroke-width"));
+}
+const [plain] = at("learned-curves").querySelectorAll("polyline");
+said.push(plain.getAttribute("points"));
+done();
+"""
+
+
+@pytest.mark.slow
+@needs_browser
+def test_in_a_browser_the_slider_shows_what_the_model_was_at_each_step(headline, tmp_path):
+    look = {"plain": 0.1, "off_by_one": 0.0, "F_range": -0.5, "r": [[-0.02, 0.0]], "fi": []}
+    look |= {"step": 0, "answers": [["<b>", 0.5]], "attention": [[[0.5, 0.5], [1.0, 0.0]]]}
+    now = {"step": 9, "plain": 1.0, "off_by_one": 0.9, "F_range": -4.0, "r": [[-1.0, 0.2]]}
+    now |= {"fi": ["0.0"], "answers": [["7", 1.0]], "attention": [[[0.0, 1.0], [1.0, 0.0]]]}
+    criteria = {"solves": 0.5, "strong": 0.05, "looks_at_answers": 0.3}
+    learning = {"prompt": "<bos> =", "looks": [look, now], "criteria": criteria}
+    save_json(tmp_path / "learning.json", learning)
+    line = {"step": 9, "accuracy": {"addition": {k: {"8": 1.0} for k in "01"}}}
+    save_lines(tmp_path / "metrics.jsonl", [line])
+    assert page.main(["--run", str(tmp_path)]) == 0
+    said = said_on(headline, tmp_path, SLIDES)
+    assert said[:5] == [
+        "9",
+        "7",
+        ["0.04.0!", "0.1−0.8"],
+        ["plain: 100 %", "off by one: 90.0 %"],
+        "0",
+    ]
+    assert said[5:10] == ["0", "<b>", ["0.0", "0.1"], ["plain: 10.0 %", "off by one: 0 %"], "8"]
+    assert said[10] == "44,159 399,15"  # from step 0 to the last, from 10 % to 100 %
