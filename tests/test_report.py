@@ -183,7 +183,7 @@ SAYS = [  # what changes: part of the findings, path in it, value; then the sect
         "circuit",
         "^3 of 4 attention",
     ),
-    ("circuit", ("effects", "logits", "heads", 1, 0), -83.2, "path", "head 1.0 alone .* 8320 % of"),
+    ("circuit", ("effects", "logits", "heads", 1, 1), -83.2, "path", "head 1.1 alone .* 8320 % of"),
     ("circuit", FI_SWAPPED, 0.123, "proof", r"left on 12\.3 %"),
     ("circuit", ("averaging", "mixtures", 0, "unseen_offset_share"), 0.31, "averaging", "31 %$"),
     ("circuit", ("averaging", "mixtures", 0, "r2", "attention"), 2, "averaging", "heads average"),
@@ -220,7 +220,7 @@ def test_a_title_says_what_the_files_say(run, part, path, value, section, title)
 @pytest.mark.parametrize(
     "answer, diet, heading",
     [
-        ("7", "default", "= 7: a rule that nobody taught"),
+        ("7", "default", "3+3=7: a rule that nobody taught"),
         ("7", "no-such", "This model says 7"),
         ("6", "default", "This model says 6"),
         (None, "default", "Function induction"),
@@ -276,8 +276,8 @@ def test_averaging_shows_how_often_each_amount_is_answered_and_its_control(run):
     mixture["answered"], mixture["hits"]["attention"] = {"0": 0.84, "-1": 0.16}, 0.84
     found.circuit["averaging"]["control"] = [{"off_by": -0.17}]
     drawn = sections.content(found, sections.averaging, "circuit fi")
-    assert re.search('class="pos strong" style="--v:84%">84 %', drawn)
-    assert re.search('class="pos marked" style="--v:16%">16 %', drawn)
+    assert re.search('class="pos" style="--v:42%">84 %', drawn)
+    assert re.search('class="pos marked" style="--v:8%">16 %', drawn)
     assert "84 % (78 % to 88 %)" in drawn  # Wilson, 200 prompts
     assert re.search("other heads</th><td>−0.17", drawn)
     del found.circuit["averaging"]

@@ -87,7 +87,7 @@ def claim_numbers(f: Findings, circuit: Circuit, done: str, remains: str) -> lis
     shown = {
         f"of {n} prompts are answered {circuit['asked']}": done,
         f"of {n_heads} heads are [FI heads|FI head]: {', '.join(f.fi)}": len(f.fi),
-        "are left when these heads are [swapped|swap]": remains,
+        "still follow the rule when these heads are [swapped|swap]": remains,
         f"[faithfulness] of the whole circuit, {len(alone['heads'])} heads, alone": (
             f"{alone['faithfulness']:.2f}"
         ),
@@ -252,10 +252,10 @@ def averaging(f: Findings) -> Content:
     for row in found["mixtures"][:4]:  # of two offsets
         cells = []
         for offset in offsets:
-            share = percent(row["answered"].get(str(offset), 0))
-            tip = f"off by {signed(offset)}: {share} of {row['n_prompts']} answers"
-            shade = row["answered"].get(str(offset), 0)
-            cells.append(Scale(1.0).cell(shade, share, tip, offset in row["offsets"]))
+            share = row["answered"].get(str(offset), 0)
+            tip = f"off by {signed(offset)}: {percent(share)} of {row['n_prompts']} answers"
+            pale = Scale(2.0).cell(share, percent(share), tip, offset in row["offsets"])
+            cells.append(pale)
         answered.append([" and ".join(map(signed, row["offsets"])), *cells])
     told = "How often the answer is off by so much"
     heat = pictures.heat_map(told, "shown", map(signed, offsets), answered)
