@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import random
 import re
 import shutil
 import signal
@@ -18,9 +19,11 @@ import torch
 
 import tasks
 from commands import ask
+from minifunc import definition
 from minifunc.model import ModelConfig, Transformer
 from minifunc.report import page
 from minifunc.support.files import save_json, save_tensors
+from minifunc.support.runs import load_run
 from tests.handwired import headline_model
 
 SOURCES = page.files("minifunc.report")
@@ -34,10 +37,11 @@ SMALL = ModelConfig(
 
 
 def node(script, **data):
-    """What a script returns that sees `data`, M (model.js) and P (prompts.js)."""
+    """What a script returns that sees `data`, M (model.js), P (prompts.js), and PathPatcher."""
     program = f"""
         const M = require({json.dumps(str(SOURCES / "model.js"))});
         const P = require({json.dumps(str(SOURCES / "prompts.js"))});
+        const {{ PathPatcher }} = require({json.dumps(str(SOURCES / "patcher.js"))});
         const data = JSON.parse(require("fs").readFileSync(0));
         const result = (() => {{ {script} }})();
         console.log(JSON.stringify(result));
@@ -136,6 +140,89 @@ def test_a_head_switched_off_sends_zeros_and_a_swapped_one_its_base_values():
     prompts = {"tokens": tokens.tolist(), "base": base.tolist()}
     found = node(MAKE + script, **prompts, **embedded(model))
     torch.testing.assert_close(torch.tensor(found), wanted, atol=1e-5, rtol=0)
+
+
+def below(sender, receiver):
+    """Whether what a sender writes can be read by a receiver, as layers lie one above another."""
+    top = math.inf if receiver == "logits" else int(receiver.split(".")[0])
+    if sender == "embedding":
+        return True
+    return int(sender.removeprefix("mlp").split(".")[0]) < top
+
+
+def drawn_paths(cfg, n_pairs=50):
+    """Pairs of a sender and a receiver above it: a fifth to the logits, and as many from the
+    embedding; all else drawn."""
+    senders = [f"{layer}.{head}" for layer in range(cfg.n_layers) for head in range(cfg.n_heads)]
+    receivers = [f"{head}.{which}" for head in senders for which in "qkv"]
+    if cfg.has_mlp:
+        senders += [f"mlp{layer}" for layer in range(cfg.n_layers)]
+    draw = random.Random(0)
+    pairs = [(sender, "logits") for sender in draw.sample(senders, min(10, len(senders)))]
+    pairs += [("embedding", receiver) for receiver in draw.sample(receivers, 9)]
+    pairs.append(("embedding", "logits"))
+    inner = [(s, r) for s in senders for r in receivers if below(s, r)]
+    return pairs + draw.sample(inner, min(n_pairs - len(pairs), len(inner)))
+
+
+def reference_model():
+    """The trained run that lies in the repository."""
+    folder = page.files("tests").joinpath("../reference")
+    return load_run(folder, torch.device("cpu"), tasks.VOCABULARY)[0]
+
+
+def scaled_model(**changes):
+    """Not trained, but its weights are large enough for attention and MLPs to matter."""
+    cfg = dataclasses.replace(SMALL, n_layers=3, **changes)
+    model = Transformer(cfg, torch.Generator().manual_seed(1)).requires_grad_(False)
+    for weight in model.parameters():
+        weight.mul_(1.5)
+    return model
+
+
+PATCHED = """
+    const [base, contrast] = [model.run(data.base), model.run(data.contrast)];
+    const patcher = new PathPatcher(model, base, contrast);
+"""
+MODELS = {
+    "random": scaled_model,
+    "layer norm": lambda: scaled_model(positions="learned", normalization="LN", act_fn="relu"),
+    "attention alone": lambda: scaled_model(act_fn="none"),
+    "reference": reference_model,
+}
+
+
+@needs_node
+@pytest.mark.parametrize("name", MODELS)
+def test_patched_paths_are_those_of_the_definition(name):
+    model = MODELS[name]()
+    contrast = tasks.encode("1+1=3, 2+5=8, 3+3=")
+    base = ask.base_prompt(contrast)
+    paths = drawn_paths(model.cfg)
+    script = """
+        const ran = data.paths.map(([sender, receiver]) => patcher.patched(sender, receiver));
+        const last = (run) => Array.from(run.logits.slice(-model.config.d_vocab));
+        return [patcher.answers, ran.map(last), ran.map((run) => [patcher.F(run), patcher.r(run)])];
+    """
+    prompts = {"base": base.tolist(), "contrast": contrast.tolist(), "paths": paths}
+    answers, logits, found = node(MAKE + PATCHED + script, **prompts, **embedded(model))
+    model = model.double()
+    with torch.no_grad():
+        base_logits, sent = model.run_with_cache(base[None])
+    untouched = model(contrast[None])[:, -1].detach()
+    assert answers == [base_logits[0, -1].argmax(), untouched.argmax()]
+    differences = []
+    for (sends, receives), last, (F, r) in zip(paths, logits, found, strict=True):
+        ends = definition.sender(sends), definition.receiver(receives, model.cfg)
+        wanted = definition.path_patch(model, contrast[None], sent, [ends[0]], [ends[1]])
+        assert (wanted - torch.tensor(last)).abs().max() < 1e-4, (sends, receives)
+        assert abs(F - (wanted[0, answers[0]] - wanted[0, answers[1]]).item()) < 1e-4
+        differences.append((wanted - untouched).abs().max().item())
+        if answers[0] != answers[1]:
+            of_both = torch.tensor([answers])
+            wanted_r = definition.effect(wanted, untouched, base_logits[:, -1], of_both)
+            assert abs(r - wanted_r) < 1e-4
+    assert len(paths) == 50 and sum(x > 1e-3 for x in differences) >= 25  # paths that matter
 
 
 @needs_node
