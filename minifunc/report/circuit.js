@@ -1,175 +1,144 @@
-/* The circuit over the prompt that was asked, and over its base prompt. Tokens lie along one
-   side; layers rise from them. From each shown answer rises the stream at its place, through the
-   heads that write there; FI heads stand over the last `=`. What they take from a stream runs in
-   a lane of its own, below their layer, so that no line meets a node that it doesn't touch. */
+/* The circuit over the prompt that was asked, and over its base prompt. Tokens lie along one side,
+   layers rise from them. Over each shown answer rises the stream at its place, through the heads
+   that write there; FI heads stand over the last `=`. What they take from a stream has a lane of
+   its own below their layer, so that no line can meet a node that it doesn't touch. */
 "use strict";
 
 const Circuit = (() => {
-  const [DOT, FI, ANSWER, TURN, LETTER, LABELS] = [5, 11, 20, 9, 7.3, 30]; // px
+  const [DOT, FI, ANSWER, SPACE, LETTER] = [5, 11, 21, 1.5, 7.9]; // px
   const sum = (values) => values.reduce((a, b) => a + b, 0);
   const layerOf = (head) => parseInt(head, 10);
 
-  // ---- Where everything stands
-
-  /** Places of the tokens: {t, l} in px, `t` along the examples and `l` up the layers, and of the
-      streams over them: t alone. `space`: what the lines beside the last stream need. */
-  function placeTokens(tokens, { vertical, room, space }) {
-    const signs = tokens.map((word, at) => (at % 6 === 2 && !/^[+-]$/.test(word) ? 2 : 0));
-    const widths = tokens.map((word, at) => LETTER * (word.length + signs[at]));
+  /** Where each token stands: {t, l} in px, `t` along the examples, `l` up the layers.
+      column: the least width of an example; space: what the lines to FI heads need. */
+  function placeTokens(tokens, vertical, column, space) {
     const places = [];
-    const streams = [];
-    let cursor = LABELS;
-    for (let start = 1; start < tokens.length; start += 6) {
-      const size = sum(widths.slice(start, start + 5));
-      const last = start + 6 > tokens.length;
-      const least = (streams[streams.length - 1] ?? -space) + space;
-      if (last) cursor = Math.max(cursor, vertical ? least : least - size + LETTER / 2);
-      let along = vertical ? -size : cursor;
-      for (let at = start; at < Math.min(start + 5, tokens.length); at++) {
-        const middle = along + widths[at] / 2;
-        places[at] = vertical ? { t: cursor, l: middle } : { t: middle, l: -8 };
-        along += widths[at];
-      }
-      streams.push(places[last ? tokens.length - 1 : start + 4].t);
-      cursor += vertical ? 30 : Math.max(size + 15, Math.min(130, room));
+    let start = vertical ? 44 : 66;
+    for (let first = 1; first < tokens.length; first += 6) {
+      const words = tokens.slice(first, first + 5);
+      if (!/^[+-]$/.test(words[1])) words[1] = ` ${words[1]} `;
+      const size = LETTER * words.join("").length;
+      if (words.length < 5) start += space;
+      let along = vertical ? -size : start;
+      words.forEach((word, i) => {
+        const middle = along + (LETTER * word.length) / 2;
+        places[first + i] = vertical ? { t: start, l: middle } : { t: middle, l: -8 };
+        along += LETTER * word.length;
+      });
+      start += vertical ? 30 : Math.max(size + 15, column);
     }
-    return { places, streams, widths };
+    return places;
   }
 
-  /** Nodes {id: {t, l, half, kind, head, at}} and paths [{from, to, points, width, kind, head}] of
-      a picture. readers and fi: names of heads; `reads` and `into` {head: [px]} and `out`
-      {head: px}: how wide the line is to a reader from each example's operands, to an FI head from
-      each shown answer, and from it to the answer. at: the token that a node's head looks from. */
-  function layout({ tokens, readers, fi, reads, into, out, vertical = false, room = 0 }) {
-    const flow = (head) => sum(into[head]);
+  /** The picture's nodes {id: {t, l, half, kind, head, at}}, its paths [{from, to, points, width,
+      kind, head}] and the layers' bands. readers, fi: heads; at: the token that one looks from.
+      Widths in px: reads[head][i], from example i's operands to a reader; into[head][i], from its
+      answer to an FI head, 0: none; out[head], from that to the answer. */
+  function layout({ tokens, readers, fi, reads, into, out, vertical = false, column = 0 }) {
     const layers = [...new Set([...readers, ...fi].map(layerOf))].sort((a, b) => a - b);
-    const inLayer = (heads, layer) => heads.filter((head) => layerOf(head) === layer);
-    const space = Math.max(...layers.map((layer) => sum(inLayer(fi, layer).map(flow))), 0) + 45;
-    const { places, streams, widths } = placeTokens(tokens, { vertical, room, space });
-    const [shots, last] = [streams.length - 1, streams[streams.length - 1]];
+    const within = (heads, layer) => heads.filter((head) => layerOf(head) === layer);
+    const flow = (head) => sum(into[head].map((width) => width && width + SPACE));
+    const lanes = (layer) => sum(within(fi, layer).map(flow));
+    const space = Math.max(0, ...layers.map(lanes)) + (vertical ? 20 : 10);
+    const places = placeTokens(tokens, vertical, column, space);
     const nodes = {};
     const paths = [];
-    const rows = [];
     const bands = [];
-    places.forEach((place, at) => (nodes[`token ${at}`] = { ...place, kind: "token", at }));
-    const answerOf = (i) => (i < shots ? 6 * i + 5 : tokens.length - 1);
-    const chains = streams.map((_, i) => [`token ${answerOf(i)}`]);
-    const ends = streams.map(() => 0);
+    const streams = [];
+    places.forEach(({ t, l }, at) => {
+      nodes[`token ${at}`] = { t, l, kind: "token", at };
+      if (at % 6 !== 5 && at < tokens.length - 1) return;
+      streams.push({ at, t, l: 2, top: `token ${at}`, kind: at % 6 === 5 ? "shown" : "last" });
+    });
+    const last = streams.pop();
 
-    function put(head, i, l, kind, half) {
-      const id = `${head} ${i}`;
-      nodes[id] = { t: streams[i], l, half, kind, head, at: answerOf(i) };
-      chains[i].push(id);
-      ends[i] = l;
+    /** Draws a stream on to a height, and to a node if one stands there. */
+    function rise(stream, l, to) {
+      const points = [[stream.t, stream.l], [stream.t, l]];
+      paths.push({ from: stream.top, to, points, width: 2.2, kind: stream.kind, at: stream.at });
+      Object.assign(stream, { l, top: to });
+    }
+
+    function put(node, stream, l, half) {
+      const id = `${node.head ?? "answer"} ${stream.at}`;
+      rise(stream, l - half, id);
+      nodes[id] = { ...node, t: stream.t, l, half, at: stream.at };
+      stream.l = l + half;
       return id;
     }
 
-    let l = vertical ? 4 : 12;
+    function putReader(head, stream, i, level) {
+      const [x, y] = [places[stream.at - 4], places[stream.at - 2]];
+      const trunk = vertical ? stream.t - 10 : y.t;
+      const start = vertical ? [trunk, x.l] : [trunk, 2];
+      const points = [start, [trunk, level], [stream.t - DOT, level]];
+      const to = put({ kind: "reader", head }, stream, level, DOT);
+      paths.push({ to, points, width: reads[head][i], kind: "reads", head });
+    }
+
+    /** An FI head and its lanes; the example nearest to it has the lowest. */
+    function putFI(head, level, corner) {
+      const to = put({ kind: "fi", head }, last, level, FI);
+      let entry = level - flow(head) / 2;
+      for (const [i, stream] of [...streams.entries()].reverse()) {
+        const width = into[head][i];
+        if (!width) continue;
+        const half = (width + SPACE) / 2;
+        const [high, right, end] = [corner.l + half, corner.t - half, entry + half];
+        rise(stream, high);
+        const points = [[stream.t, high], [right, high], [right, end], [last.t - FI, end]];
+        paths.push({ to, points, width, kind: "into", head, i });
+        Object.assign(corner, { l: corner.l + 2 * half, t: corner.t - 2 * half });
+        entry += 2 * half;
+      }
+    }
+
+    let l = vertical ? 2 : 10;
     for (const layer of layers) {
-      const [readersHere, fiHere] = [inLayer(readers, layer), inLayer(fi, layer)];
-      let lane = l + TURN;
-      l = fiHere.length ? lane + sum(fiHere.map(flow)) + TURN : l + 4;
-      let riser = last - FI - TURN;
-      readersHere.forEach((head, row) => {
-        const level = l + 8 + 16 * row;
-        rows.push({ head, l: level });
-        for (let i = 0; i < shots; i++) {
-          const operand = places[answerOf(i) - 2];
-          const trunk = vertical ? streams[i] - 10 : operand.t;
-          const points = [[trunk, vertical ? operand.l : 1], [trunk, level]];
-          const to = put(head, i, level, "reader", DOT);
-          points.push([streams[i] - DOT, level]);
-          paths.push({ to, points, width: reads[head][i], kind: "reads", head });
-        }
+      const [lower, upper] = [within(readers, layer), within(fi, layer)];
+      const corner = { l: l + 7, t: last.t - FI - 8 }; // of the lowest lane
+      l += upper.length ? lanes(layer) + 14 : 5;
+      const height = Math.max(16 * lower.length, 25 * upper.length);
+      const levels = lower.map((_, row) => l + 8 + 16 * row);
+      bands.push({ layer, from: l, to: l + height, readers: lower.map((head, row) => [head, levels[row]]) });
+      upper.forEach((head, row) => putFI(head, l + 12.5 + 25 * row, corner));
+      lower.forEach((head, row) => {
+        streams.forEach((stream, i) => putReader(head, stream, i, levels[row]));
       });
-      fiHere.forEach((head, row) => {
-        const level = l + 13 + 25 * row;
-        const to = put(head, shots, level, "fi", FI);
-        let entry = level - flow(head) / 2;
-        for (let i = shots - 1; i >= 0; i--) { // the nearest example takes the lowest lane
-          const width = into[head][i];
-          const [high, right, end] = [lane + width / 2, riser - width / 2, entry + width / 2];
-          const start = [[streams[i], high - TURN], [streams[i], high]];
-          const points = [...start, [right, high], [right, end], [last - FI, end]];
-          paths.push({ to, points, width, kind: "into", head, example: i });
-          [lane, riser, entry] = [lane + width, riser - width, entry + width];
-          ends[i] = Math.max(ends[i], high - TURN);
-        }
-      });
-      const height = Math.max(16 * readersHere.length, 25 * fiHere.length);
-      bands.push({ layer, from: l, to: l + height });
       l += height;
     }
-    const top = l + 14 + ANSWER;
-    nodes.answer = { t: last, l: top, half: ANSWER, kind: "answer" };
-    let entry = top - sum(fi.map((head) => out[head])) / 2;
-    let right = last + ANSWER + TURN;
-    for (const head of [...fi].reverse()) { // the highest head leads up nearest to the stream
-      const [width, level] = [out[head], nodes[`${head} ${shots}`].l];
-      const [up, end] = [right + width / 2, entry + width / 2];
-      const points = [[last + FI, level], [up, level], [up, end], [last + ANSWER, end]];
-      paths.push({ from: `${head} ${shots}`, to: "answer", points, width, kind: "out", head });
-      [right, entry] = [right + width, entry + width];
+    if (!vertical) {
+      for (const { at } of streams) {
+        const [x, y] = [places[at - 4].t, places[at - 2].t];
+        paths.push({ points: [[x, 2], [x, 7], [y, 7]], width: 1.5, kind: "reads" });
+      }
     }
-    chains[shots].push("answer");
-    chains.forEach((chain, i) => {
-      const stops = chain.map((id) => nodes[id]);
-      const low = (node) => (node.kind === "token" ? (vertical ? 3 : 0) : node.l + node.half);
-      stops.forEach((node, index) => {
-        const next = stops[index + 1];
-        const end = next ? next.l - next.half : ends[i];
-        const points = [[streams[i], low(node)], [streams[i], end]];
-        const ids = { from: chain[index], to: chain[index + 1] };
-        if (end > low(node)) paths.push({ ...ids, points, width: 2, kind: i < shots ? "shown" : "last" });
-      });
-    });
-    return { nodes, paths, rows, bands, streams, widths, size: [right + 8, top + ANSWER + 4] };
+    const answer = put({ kind: "answer" }, last, l + 12 + ANSWER, ANSWER);
+    let right = last.t + ANSWER + 8;
+    let entry = nodes[answer].l - sum(fi.map((head) => out[head] + SPACE)) / 2;
+    for (const head of [...fi].reverse()) { // the highest goes up nearest to the stream
+      const from = `${head} ${last.at}`;
+      const half = (out[head] + SPACE) / 2;
+      const [level, up, end] = [nodes[from].l, right + half, entry + half];
+      const points = [[last.t + FI, level], [up, level], [up, end], [last.t + ANSWER, end]];
+      paths.push({ from, to: answer, points, width: out[head], kind: "out", head });
+      [right, entry] = [right + 2 * half, entry + 2 * half];
+    }
+    return { nodes, paths, bands, along: Math.max(right, last.t + 40) + 4, up: last.l + 4 };
   }
 
-  // ---- How wide the lines are
-
-  /** Effects of the other prompt's values on a run: r of each FI head on the answer, `out`
-      {head: r}, and of what it takes from each shown answer alone, `into` {head: [r]}. Only the
-      direct path moves: heads stay as they are, MLPs are live. F = logit(plain) - logit(shifted);
-      r = -1: what was put in takes F all the way to the other prompt's. None: both have one F. */
-  function effects(model, run, other, heads, plain, shifted) {
-    const { d_model, d_head, n_layers, act_fn } = model.config;
-    const place = run.tokens.length - 1;
-    const at = (stream) => MiniFunc.part(stream, place, d_model);
-    const F = (stream) => {
-      const logits = model.unembed(stream);
-      return logits[plain] - logits[shifted];
+  /** What putting values of the run `other` into a run does to its answer: r of each FI head, `out`
+      {head: r}, and of what it takes from each shown answer alone, `into` {head: [r]}.
+      None where both runs give one answer. */
+  function effects(model, run, other, heads) {
+    const patcher = new PathPatching.PathPatcher(model, other, run);
+    if (patcher.answers[0] === patcher.answers[1]) return null;
+    const shown = [...run.tokens.keys()].filter((at) => at % 6 === 5);
+    const of = (measure) => Object.fromEntries(heads.map((head) => [head, measure(head)]));
+    return {
+      into: of((head) => patcher.effectsByPosition(head, shown)),
+      out: of((head) => patcher.r(patcher.patched(head, "logits"))),
     };
-    const end = at(run.streams[2 * n_layers]);
-    const [own, others] = [F(end), F(at(other.streams[2 * n_layers]))];
-    if (plain === shifted || Math.abs(own - others) < 1e-6) return null;
-
-    function r(head, z) {
-      const [layer, index] = head.split(".").map(Number);
-      let delta = model.written(z, layer, index);
-      for (let l = layer; l < n_layers && act_fn !== "none"; l++) {
-        const before = at(run.streams[2 * l + 1]);
-        const [now, then] = [model.mlp(MiniFunc.add(before, delta), l), model.mlp(before, l)];
-        delta = delta.map((x, i) => x + now[i] - then[i]);
-      }
-      return (F(MiniFunc.add(end, delta)) - own) / (own - others);
-    }
-
-    const [into, out] = [{}, {}];
-    for (const head of heads) {
-      const taken = ({ v, patterns }, from) => {
-        const share = patterns[head][place * run.tokens.length + from];
-        return MiniFunc.part(v[head], from, d_head).map((x) => share * x);
-      };
-      const less = (a, b) => a.map((x, i) => x - b[i]);
-      into[head] = [];
-      for (let from = 5; from < place; from += 6) {
-        into[head].push(r(head, less(taken(other, from), taken(run, from))));
-      }
-      const z = (of) => MiniFunc.part(of.z[head], place, d_head);
-      out[head] = r(head, less(z(other), z(run)));
-    }
-    return { into, out };
   }
 
   return { layout, effects };
@@ -178,136 +147,244 @@ const Circuit = (() => {
 if (typeof module !== "undefined") module.exports = Circuit;
 
 if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) (() => {
-  const { at, element, svg, percent, ranked, model, membersOf, groupOf, NAMES } = Page;
-  const view = at("circuit-view");
-  const exists = (head) => Number(head.split(".")[0]) < model.config.n_layers;
-  const fi = membersOf("function_induction").filter(exists);
-  const routes = [...membersOf("expected_answer"), ...membersOf("shown_answer")].filter(exists);
-  const readers = [...new Set(routes)].filter((head) => !fi.includes(head)).sort();
-  const narrow = matchMedia("(max-width: 600px)");
+  const { element, svg, percent, ranked, model, membersOf, groupOf, NAMES } = Page;
+  const view = Page.at("circuit-view");
   const PLACES = ["first operand", "operation", "second operand", "“=”", "answer", "“;”"];
-  const signed = (r) => `${r < 0 ? "−" : "+"}${Math.abs(100 * r).toFixed(1)} %`;
-  let panels = [];
-  let pinned = null;
+  const HINT = "Point at a head to see what it does on this prompt; click to keep it.";
+  const NO_HEADS = "No function-induction head is known here, so there is no circuit to draw.";
+  const SAME = "Both prompts get one answer: lanes are as wide as attention, not effects.";
+  const heads = (...groups) => [...new Set(groups.flatMap(membersOf))].sort();
+  const fi = heads("function_induction");
+  const readers = heads("expected_answer", "shown_answer").filter((head) => !fi.includes(head));
+  const narrow = matchMedia("(max-width: 600px)");
   const words = element("p", "", { className: "hint" });
-  const matrix = element("details");
   words.setAttribute("aria-live", "polite");
+  const matrix = element("details");
+  let panels = [];
+  let pinned = null; // { side: a panel's number, head, at }
 
-  /** The attention that a head pays from a token. */
-  const looks = ({ run, tokens }, head, from) =>
-    run.patterns[head].subarray(from * tokens.length, (from + 1) * tokens.length);
+  const signed = (r) => `${r < 0 ? "−" : "+"}${Math.abs(100 * r).toFixed(1)} %`;
 
-  function placeWords(tokens, key) {
-    if (key === 0) return "the start";
-    const example = Math.floor((key - 1) / 6);
-    const of = 6 * example + 5 < tokens.length ? `example ${example + 1}` : "the question";
-    return `${tokens[key]}, the ${PLACES[(key - 1) % 6]} of ${of}`;
+  /** A head's attention from a token. */
+  const looks = ({ run, tokens }, head, at) =>
+    run.patterns[head].subarray(at * tokens.length, (at + 1) * tokens.length);
+
+  function onOperands(panel, head, answer) {
+    const shares = looks(panel, head, answer);
+    return shares[answer - 4] + shares[answer - 2];
   }
 
-  /** A line through corners, which are rounded. */
+  function named(tokens, at) {
+    if (at === 0) return "the start";
+    const example = Math.ceil(at / 6);
+    const where = 6 * example < tokens.length ? `example ${example}` : "the question";
+    return `“${tokens[at]}”, the ${PLACES[(at - 1) % 6]} of ${where}`;
+  }
+
+  /** What a head does on a prompt, in sentences. */
+  function said({ side, head, at }) {
+    const panel = panels[side];
+    const { tokens, effects, to } = panel;
+    const shares = looks(panel, head, at);
+    const [best] = ranked(shares);
+    const from = at === tokens.length - 1 ? "the last “=”" : `“${tokens[at]}”`;
+    const most = `${named(tokens, best)} (${percent(shares[best])})`;
+    const where = `Head ${head}, one of the ${NAMES[groupOf(head)]}: from ${from} it looks most at ${most}`;
+    if (!fi.includes(head)) {
+      const own = percent(onOperands(panel, head, at));
+      return `${where}; ${own} are on this example’s operands. It writes where FI heads look.`;
+    }
+    if (!effects) return `${where}.`;
+    const r = effects.out[head];
+    const parts = effects.into[head].map((part, i) => `${i + 1}: ${signed(part)}`).join(", ");
+    const by = parts && ` Of what it takes from each example: ${parts}.`;
+    const swapped = `What it would send on the other prompt, put in here, moves the answer`;
+    return `${where}. ${swapped} ${percent(-r)} of the way to ${to} (r = ${signed(r)}).${by}`;
+  }
+
+  // ---- Drawing
+
+  /** A path through corners, which it rounds off. */
   function rounded(points) {
-    const toward = ([x, y], [u, v]) => {
-      const far = Math.hypot(u - x, v - y);
-      const share = Math.min(9, far / 2) / (far || 1);
+    const near = ([x, y], [u, v]) => {
+      const share = Math.min(9 / (Math.hypot(u - x, v - y) || 1), 0.5);
       return `${x + (u - x) * share} ${y + (v - y) * share}`;
     };
-    const bends = points.slice(1, -1).map((corner, i) =>
-      `L${toward(corner, points[i])}Q${corner.join(" ")} ${toward(corner, points[i + 2])}`);
+    const bends = points.slice(1, -1).map((corner, i) => {
+      return `L${near(corner, points[i])}Q${corner.join(" ")} ${near(corner, points[i + 2])}`;
+    });
     return `M${points[0].join(" ")}${bends.join("")}L${points[points.length - 1].join(" ")}`;
   }
 
-  function widthsOf(panel, scale) {
-    const shots = Math.floor((panel.tokens.length - 1) / 6);
-    const shares = (head, places) => Array.from({ length: shots }, (_, i) => places(looks, i));
-    const [into, out, reads] = [{}, {}, {}];
-    for (const head of fi) {
-      const row = looks(panel, head, panel.tokens.length - 1);
-      const r = panel.effects?.into[head] ?? shares(head, (_, i) => row[6 * i + 5]);
-      into[head] = r.map((x) => Math.max(0.7, Math.abs(x) * scale));
-      out[head] = panel.effects ? Math.max(0.7, Math.abs(panel.effects.out[head]) * scale) : 2;
-    }
-    for (const head of readers) {
-      reads[head] = Array.from({ length: shots }, (_, i) => {
-        const row = looks(panel, head, 6 * i + 5);
-        return 0.5 + 3 * (row[6 * i + 1] + row[6 * i + 3]);
-      });
-    }
-    return { into, out, reads };
+  /** Where everything stands in a panel; px: how wide a line of r = 1 is. */
+  function planOf(panel, px) {
+    const { tokens, effects, end } = panel;
+    const answers = [...tokens.keys()].filter((at) => at % 6 === 5);
+    const of = (names, measure) => Object.fromEntries(names.map((head) => [head, measure(head)]));
+    const shares = (head) => answers.map((at) => looks(panel, head, end)[at]);
+    const wide = (x) => (Math.abs(x) < 0.01 ? 0 : Math.max(0.8, Math.abs(x) * px));
+    const read = (head) => answers.map((at) => 0.6 + 2.6 * onOperands(panel, head, at));
+    return Circuit.layout({
+      tokens,
+      readers,
+      fi,
+      reads: of(readers, read),
+      into: of(fi, (head) => (effects?.into[head] ?? shares(head)).map(wide)),
+      out: of(fi, (head) => Math.max(0.8, wide(effects?.out[head] ?? 0))),
+      vertical: narrow.matches,
+      column: Math.min(180, (view.clientWidth / 2 - 240) / (answers.length || 1)),
+    });
   }
 
-  function drawPanel(panel, scale) {
+  function drawPanel(panel, { nodes, paths, bands, along }, up) {
     const vertical = narrow.matches;
-    const { tokens } = panel;
-    const shots = Math.floor((tokens.length - 1) / 6);
-    const room = (Math.min(view.clientWidth, 1104) / 2 - 230) / Math.max(1, shots);
-    const plan = Circuit.layout({ tokens, readers, fi, vertical, room, ...widthsOf(panel, scale) });
-    const depth = vertical ? 26 + Math.max(...plan.widths.map((_, i) => -(plan.nodes[`token ${i}`]?.l ?? 0))) + 12 : 60;
-    const [along, up] = plan.size;
-    const xy = (t, l) => (vertical ? [l + depth, t] : [t, up - l]);
-    const [width, height] = vertical ? [up + depth, along] : [along, up + depth];
+    const places = Object.values(nodes);
+    const below = vertical ? 32 - Math.min(...places.map(({ l }) => l)) : 50;
+    const xy = (t, l) => (vertical ? [l + below, t] : [t, up - l]);
+    const text = (t, l, said, kind) => {
+      const [x, y] = xy(t, l);
+      return svg("text", { x, y, class: kind }, said);
+    };
     const parts = [];
-    for (const { from, to } of plan.bands) {
-      const [[x1, y1], [x2, y2]] = [xy(LEFT, from), xy(along, to)];
-      parts.push(svg("rect", { x: Math.min(x1, x2), y: Math.min(y1, y2), width: Math.abs(x2 - x1), height: Math.abs(y2 - y1), rx: 6, class: "layer" }));
-    }
-    for (const { head, l } of plan.rows) {
-      const [x, y] = xy(LEFT + 13, l);
-      parts.push(svg("text", { x, y, class: "label", "data-head": head }, head));
-    }
-    panel.arcs = svg("g", { class: "arcs" });
-    parts.push(panel.arcs);
-    for (const path of plan.paths) {
-      const against = path.example === undefined ? panel.effects?.out[path.head] > 0 : panel.effects?.into[path.head][path.example] > 0;
-      const d = rounded(path.points.map(([t, l]) => xy(t, l)));
-      const look = { d, "stroke-width": path.width, class: `line ${path.kind}${against ? " against" : ""}` };
-      if (path.head) look["data-head"] = path.head;
-      parts.push(svg("path", look));
-    }
-    panel.place = (key) => plan.nodes[`token ${key}`] && xy(plan.nodes[`token ${key}`].t, plan.nodes[`token ${key}`].l);
-    for (const node of Object.values(plan.nodes)) {
-      const [x, y] = xy(node.t, node.l);
-      if (node.kind === "token") parts.push(svg("text", { x, y, class: "word" + (node.at % 6 === 5 ? " shown" : "") }, tokens[node.at]));
-      else if (node.kind === "answer") parts.push(svg("text", { x, y, class: "reply" }, panel.answer));
-      else {
-        const made = svg("g", { class: `spot ${node.kind} ${groupOf(node.head)}`, "data-head": node.head, "data-at": node.at },
-          svg("circle", { cx: x, cy: y, r: node.half }));
-        if (node.kind === "fi") made.append(svg("text", { x, y }, node.head));
-        made.dataset.tip = tipOf(panel, node);
-        parts.push(made);
+    for (const { layer, from, to, readers } of bands) {
+      const corners = [[2, from], [along, from], [along, to], [2, to]].map(([t, l]) => xy(t, l));
+      parts.push(svg("polygon", { points: corners.join(" "), class: "layer" }));
+      const name = vertical ? layer : `layer ${layer}`;
+      parts.push(text(vertical ? 12 : 25, (from + to) / 2, name, "label"));
+      for (const [head, l] of readers) {
+        parts.push(text(vertical ? 27 : 60, l, vertical ? head.slice(-2) : head, "label"));
       }
     }
-    const drawn = svg("svg", { class: "circuit", viewBox: `0 0 ${width} ${height}`, width, height, "aria-label": panel.title, role: "group" }, ...parts);
-    return drawn;
+    panel.arcs = svg("g");
+    parts.push(panel.arcs);
+    for (const { points, width, kind, head, i } of paths) {
+      const effects = panel.effects?.[kind]?.[head];
+      const against = (effects?.[i] ?? effects) > 0 ? "against" : "";
+      const d = rounded(points.map(([t, l]) => xy(t, l)));
+      const line = svg("path", { d, "stroke-width": width, class: `line ${kind} ${against}` });
+      if (head) line.dataset.head = head;
+      parts.push(line);
+    }
+    for (const { t, l, half, kind, head, at } of places) {
+      const [cx, cy] = xy(t, l);
+      if (kind === "token") {
+        parts.push(text(t, l, panel.tokens[at], at % 6 === 5 ? "word shown" : "word"));
+      } else if (kind === "answer") {
+        const size = { width: 2 * half, height: 2 * half, rx: 8 };
+        parts.push(svg("rect", { x: cx - half, y: cy - half, ...size, class: "reply" }));
+        parts.push(text(t, l, panel.answer, "reply"));
+      } else {
+        const spot = svg("g", { class: `spot ${groupOf(head)}`, "data-head": head });
+        spot.append(svg("circle", { cx, cy, r: half }), kind === "fi" ? text(t, l, head) : "");
+        parts.push(listen(spot, { side: panel.side, head, at }));
+      }
+    }
+    const edge = vertical ? 28 - below : -18;
+    panel.edgeOf = (at) => xy(nodes[`token ${at}`].t, edge);
+    const [width, height] = vertical ? [up + below, along] : [along, up + below];
+    const look = { viewBox: `0 0 ${width} ${height}`, width, height, class: "circuit" };
+    return svg("svg", { ...look, "aria-label": panel.title }, ...parts);
   }
-  const LEFT = 2;
-  function tipOf(panel, { kind, head, at }) {
-    if (kind === "fi") return `${head}, FI head${panel.effects ? `: r = ${signed(panel.effects.out[head])}` : ""}`;
-    const row = looks(panel, head, at);
-    return `${head} at ${placeWords(panel.tokens, at)}: ${percent(row[at - 4] + row[at - 2])} on its operands`;
+
+  function listen(spot, chosen) {
+    spot.dataset.tip = said(chosen);
+    const isPinned = () => pinned?.head === chosen.head && pinned.at === chosen.at;
+    const pin = () => {
+      pinned = isPinned() ? null : chosen;
+      show(pinned ?? chosen);
+    };
+    spot.addEventListener("click", pin);
+    spot.addEventListener("keydown", (event) => event.key === "Enter" && pin());
+    for (const name of ["pointerenter", "focus"]) spot.addEventListener(name, () => show(chosen));
+    for (const name of ["pointerleave", "blur"]) spot.addEventListener(name, () => show(pinned));
+    return spot;
   }
+
+  /** Dims all but one head, or nothing; draws where it looks, and says what it does. */
+  function show(chosen) {
+    view.classList.toggle("chosen", Boolean(chosen));
+    for (const part of view.querySelectorAll("[data-head]")) {
+      part.classList.toggle("lit", part.dataset.head === chosen?.head);
+    }
+    for (const panel of panels) panel.arcs.replaceChildren(...arcsOf(panel, chosen));
+    const nothing = fi.length ? `${panels[0].effects ? "" : SAME} ${HINT}` : NO_HEADS;
+    words.textContent = chosen ? said(chosen) : nothing;
+    matrix.hidden = !pinned;
+    if (!pinned) return;
+    const all = element("summary", `All that head ${pinned.head} looks at`);
+    matrix.replaceChildren(all, matrixOf(panels[pinned.side], pinned.head));
+  }
+
+  /** Arcs beside the tokens: where a head looks, or the FI heads on average. */
+  function arcsOf(panel, chosen) {
+    const at = chosen?.at ?? panel.end;
+    const shown = chosen ? [chosen.head] : fi;
+    const [x, y] = panel.edgeOf(at);
+    const arcs = [];
+    for (let key = 1; key < at; key++) {
+      const share = shown.reduce((all, head) => all + looks(panel, head, at)[key], 0) / shown.length;
+      if (share < 0.03 || key % 6 === 0) continue;
+      const [u, v] = panel.edgeOf(key);
+      const deep = Math.min(56, 14 + (Math.abs(u - x) + Math.abs(v - y)) / 3);
+      const bend = narrow.matches ? [x - deep, (y + v) / 2] : [(x + u) / 2, y + deep];
+      const d = `M${x} ${y}Q${bend.join(" ")} ${u} ${v}`;
+      arcs.push(svg("path", { d, "stroke-width": 7 * share, class: `line arc ${groupOf(shown[0])}` }));
+    }
+    return arcs;
+  }
+
+  /** All of a head's attention: rows look at columns. */
+  function matrixOf(panel, head) {
+    const [size, left] = [9, 28]; // px
+    const parts = panel.tokens.flatMap((token, row) => {
+      const [name, at] = [token.replace("<bos>", "bos"), left + size * row];
+      const cells = [...looks(panel, head, row)].map((share, key) => {
+        const look = { x: left + size * key, y: at, width: size - 1, height: size - 1 };
+        return share < 0.03 ? "" : svg("rect", { ...look, class: "look", style: `--v:${100 * share}%` });
+      });
+      const [side, top] = [{ x: left - 4, y: at + 7 }, { x: at + 4, y: left - 4 }];
+      const names = [svg("text", { ...side, "text-anchor": "end" }, name)];
+      return [...names, svg("text", { ...top, "text-anchor": "middle" }, name), ...cells];
+    });
+    const width = left + size * panel.tokens.length;
+    const label = `attention of head ${head}: rows look at columns`;
+    const look = { width, height: width, class: "attention", "aria-label": label };
+    return element("div", undefined, { className: "scroll" }).appendChild(svg("svg", look, ...parts)).parentNode;
+  }
+
   function draw() {
     const { tokens, base, run, baseRun } = Page.asked;
-    const best = (of) => ranked(model.next(of))[0];
-    const [plain, shifted] = [best(baseRun), best(run)];
-    const name = (id) => Page.data.vocabulary[id];
+    const answerOf = (of) => Page.data.vocabulary[ranked(model.next(of))[0]];
+    const [asked, plain] = [answerOf(run), answerOf(baseRun)];
     panels = [
-      { title: "The prompt you asked", tokens, run, other: baseRun, answer: name(shifted), to: name(plain) },
-      { title: "Its base prompt", tokens: base, run: baseRun, other: run, answer: name(plain), to: name(shifted) },
+      { title: "The prompt you asked", tokens, run, other: baseRun, answer: asked, to: plain },
+      { title: "Its base prompt", tokens: base, run: baseRun, other: run, answer: plain, to: asked },
     ];
-    let most = 0.4;
-    for (const panel of panels) {
-      panel.effects = Circuit.effects(model, panel.run, panel.other, fi, plain, shifted);
-      const size = (values) => values.reduce((a, b) => a + Math.abs(b), 0);
-      if (!panel.effects) continue;
-      most = Math.max(most, size(Object.values(panel.effects.out)) / 2, ...Object.values(panel.effects.into).map(size));
-    }
-    view.replaceChildren(element("div", undefined, { className: "panels" }), words);
-    for (const panel of panels) {
+    const size = (values) => values.reduce((all, r) => all + Math.abs(r), 0);
+    let most = 0.3; // of r that one place has to hold
+    panels.forEach((panel, side) => {
+      const effects = Circuit.effects(model, panel.run, panel.other, fi);
+      Object.assign(panel, { side, effects, end: tokens.length - 1 });
+      if (!effects) return;
+      const taken = Object.values(effects.into).map(size);
+      most = Math.max(most, size(Object.values(effects.out)) / 2, ...taken);
+    });
+    if (pinned && pinned.at >= tokens.length) pinned = null;
+    const plans = panels.map((panel) => planOf(panel, 16 / most));
+    const up = Math.max(...plans.map((plan) => plan.up));
+    const row = element("div", undefined, { className: "panels" });
+    panels.forEach((panel, side) => {
       const box = element("div", undefined, { className: "scroll" });
-      box.append(element("h3", panel.title), drawPanel(panel, 18 / most));
-      view.firstChild.append(box);
+      box.append(element("h3", panel.title), drawPanel(panel, plans[side], up));
+      row.append(box);
+    });
+    view.replaceChildren(row, words, matrix);
+    show(pinned);
+    for (const drawn of view.querySelectorAll(".circuit")) {
+      drawn.dispatchEvent(new CustomEvent("drawn", { bubbles: true }));
     }
   }
+
   document.addEventListener("asked", draw);
   narrow.addEventListener("change", draw);
   if (Page.asked) draw();

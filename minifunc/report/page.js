@@ -124,6 +124,7 @@
   document
     .querySelectorAll("table.heat, svg.bars, svg.curves, svg.attention")
     .forEach(makeWalkable);
+  document.addEventListener("drawn", ({ target }) => makeWalkable(target)); // by another script
 
   // ---- Tables can be copied, into a spreadsheet for instance.
 

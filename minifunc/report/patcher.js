@@ -93,8 +93,9 @@ const PathPatching = (({ add, part }) => {
       return Object.fromEntries(Object.keys(this.base.z).map((head) => [head, r(head)]));
     }
 
-    /** r [pos] of a head on the logits, when it sends what it takes from one position alone. */
-    effectsByPosition(sender) {
+    /** r of a head on the logits when it sends what it takes from one position alone, for each of
+        some positions. */
+    effectsByPosition(sender, places = this.contrast.tokens.keys()) {
       const [layer, head] = sender.split(".").map(Number);
       const { d_model, d_head } = this.model.config;
       const pos = this.contrast.tokens.length;
@@ -106,7 +107,7 @@ const PathPatching = (({ add, part }) => {
       };
       const change = this.model.written(minus(taken(this.base), taken(this.contrast)), layer, head);
       const r = (at) => this.r(this.toLogits(part(change, at, d_model), 2 * layer + 1));
-      return Array.from({ length: pos }, (_, at) => r(at));
+      return Array.from(places, r);
     }
   }
 
