@@ -48,7 +48,7 @@ const Circuit = (() => {
     places.forEach(({ t, l }, at) => {
       nodes[`token ${at}`] = { t, l, kind: "token", at };
       if (at % 6 !== 5 && at < tokens.length - 1) return;
-      streams.push({ at, t, l: 2, top: `token ${at}`, kind: at % 6 === 5 ? "shown" : "last" });
+      streams.push({ at, t, l: 2, top: `token ${at}`, kind: at % 6 === 5 ? "stream" : "last" });
     });
     const last = streams.pop();
 

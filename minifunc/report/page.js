@@ -1,5 +1,5 @@
-/* What the page does beside being read: light and dark, numbers on hover, focus and touch, keys in
-   pictures, copying tables, and links into what is folded. */
+/* What the page does beside being read: light and dark, numbers and meanings on hover, focus and
+   touch, keys in pictures, and links into what is folded. */
 "use strict";
 
 (() => {
@@ -13,7 +13,6 @@
     const other = name === "dark" ? "light" : "dark";
     root.dataset.theme = name;
     button.textContent = name === "dark" ? "Light" : "Dark";
-    button.setAttribute("aria-pressed", String(name === "dark"));
     button.setAttribute("aria-label", `switch to the ${other} theme`);
   }
 
@@ -42,21 +41,19 @@
     keepTheme(root.dataset.theme);
   });
 
-  // ---- Numbers: whatever has a data-tip shows it.
+  // ---- Numbers and the meanings of terms: whatever has a data-tip shows it.
 
   const tip = document.createElement("div");
   tip.id = "tip";
   tip.setAttribute("role", "status");
   document.body.append(tip);
 
-  function hideTip() {
-    tip.className = "";
-  }
+  const hideTip = () => tip.classList.remove("shown");
 
   function showTip(target, x, y) {
     if (!target?.dataset.tip) return hideTip();
     tip.textContent = target.dataset.tip;
-    tip.className = "shown";
+    tip.classList.add("shown");
     const { width, height } = tip.getBoundingClientRect();
     const fitsBelow = y + 22 + height <= innerHeight;
     tip.style.left = `${Math.max(8, Math.min(x + 14, innerWidth - width - 8))}px`;
@@ -67,33 +64,27 @@
     showTip(event.target.closest?.("[data-tip]"), event.clientX, event.clientY);
   }
 
+  /** Of what the keyboard has reached; reaching it may scroll the page. */
+  function followFocus() {
+    const target = document.querySelector("[data-tip]:focus-visible");
+    const box = target?.getBoundingClientRect();
+    showTip(target, box?.left + box?.width / 2, box?.bottom - 12);
+  }
+
   document.addEventListener("pointermove", followPointer);
   document.addEventListener("pointerdown", followPointer);
-  document.addEventListener("focusin", (event) => {
-    const target = event.target.closest("[data-tip]");
-    const box = event.target.getBoundingClientRect();
-    if (target && event.target.matches(":focus-visible")) {
-      showTip(target, box.left + box.width / 2, box.bottom - 12);
-    }
-  });
+  document.addEventListener("focusin", followFocus);
   document.addEventListener("focusout", hideTip);
-  document.addEventListener("scroll", hideTip, { passive: true, capture: true });
+  document.addEventListener("scroll", followFocus, { passive: true, capture: true });
   document.addEventListener("keydown", (event) => event.key === "Escape" && hideTip());
 
   // ---- One stop of the tab key for each heat map and picture; the arrow keys move inside.
 
-  const STEPS = {
-    ArrowLeft: [-1, 0],
-    ArrowRight: [1, 0],
-    ArrowUp: [0, -1],
-    ArrowDown: [0, 1],
-  };
+  const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
   /** The cell beside one of a table. */
   function neighbour(cell, [across, down]) {
-    let row = cell.parentElement;
-    if (down < 0) row = row.previousElementSibling;
-    if (down > 0) row = row.nextElementSibling;
+    const row = cell.closest("table").rows[cell.parentElement.rowIndex + down];
     return row?.children[cell.cellIndex + across];
   }
 
@@ -121,44 +112,8 @@
     });
   }
 
-  document
-    .querySelectorAll("table.heat, svg.bars, svg.curves, svg.attention")
-    .forEach(makeWalkable);
-  document.addEventListener("drawn", ({ target }) => makeWalkable(target)); // by another script
-
-  // ---- Tables can be copied, into a spreadsheet for instance.
-
-  function asText(table) {
-    const words = (row) => [...row.cells].map((cell) => cell.textContent.trim());
-    return [...table.rows].map((row) => words(row).join("\t")).join("\n");
-  }
-
-  async function copy(text) {
-    try {
-      await navigator.clipboard.writeText(text);
-    } catch { // not allowed on a page from disk
-      const area = document.createElement("textarea");
-      area.value = text;
-      document.body.append(area);
-      area.select();
-      document.execCommand("copy");
-      area.remove();
-    }
-  }
-
-  for (const table of document.querySelectorAll("table")) {
-    const copier = document.createElement("button");
-    copier.type = "button";
-    copier.className = "copy";
-    copier.textContent = "Copy";
-    copier.setAttribute("aria-label", `copy the table: ${table.caption?.textContent ?? "table"}`);
-    copier.addEventListener("click", async () => {
-      await copy(asText(table));
-      copier.textContent = "Copied";
-      setTimeout(() => (copier.textContent = "Copy"), 1200);
-    });
-    table.caption?.append(" ", copier);
-  }
+  document.querySelectorAll("table.heat, svg.bars, svg.curves").forEach(makeWalkable);
+  document.addEventListener("drawn", ({ target }) => makeWalkable(target)); // by a script
 
   // ---- A link into something folded opens it; the navigation marks the section at hand.
 
@@ -174,15 +129,15 @@
 
   addEventListener("hashchange", unfold);
   unfold();
-
-  const links = [...document.querySelectorAll("nav a")];
+  addEventListener("beforeprint", () => {
+    for (const folded of document.querySelectorAll("#details > details")) folded.open = true;
+  });
 
   function markCurrent(entries) {
-    for (const { target, isIntersecting } of entries) {
-      const link = links.find((other) => other.getAttribute("href") === `#${target.id}`);
-      if (!link || !isIntersecting) continue;
-      links.forEach((other) => other.removeAttribute("aria-current"));
-      link.setAttribute("aria-current", "true");
+    const { target } = entries.find((entry) => entry.isIntersecting) ?? {};
+    if (!target) return;
+    for (const link of document.querySelectorAll("nav a")) {
+      link.setAttribute("aria-current", String(link.hash === `#${target.id}`));
     }
   }
 
