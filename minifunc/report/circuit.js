@@ -70,10 +70,13 @@ const Circuit = (() => {
     function putReader(head, stream, i, level) {
       const [x, y] = [places[stream.at - 4], places[stream.at - 2]];
       const trunk = vertical ? stream.t - 10 : y.t;
-      const start = vertical ? [trunk, x.l] : [trunk, 2];
-      const points = [start, [trunk, level], [stream.t - DOT, level]];
+      const end = [[trunk, level], [stream.t - DOT, level]];
+      const from = vertical ? [[[trunk, x.l]]] : [[[x.t, 2], [x.t, 6], [trunk, 6]], [[trunk, 2]]];
       const to = put({ kind: "reader", head }, stream, level, DOT);
-      paths.push({ to, points, width: reads[head][i], kind: "reads", head });
+      for (const start of from) {
+        const points = [...start, ...end];
+        paths.push({ to, points, width: reads[head][i], kind: "reads", head });
+      }
     }
 
     /** An FI head and its lanes; the example nearest to it has the lowest. */
@@ -99,19 +102,12 @@ const Circuit = (() => {
       const corner = { l: l + 7, t: last.t - FI - 8 }; // of the lowest lane
       l += upper.length ? lanes(layer) + 14 : 5;
       const height = Math.max(16 * lower.length, 25 * upper.length);
-      const levels = lower.map((_, row) => l + 8 + 16 * row);
-      bands.push({ layer, from: l, to: l + height, readers: lower.map((head, row) => [head, levels[row]]) });
+      bands.push({ layer, from: l, to: l + height });
       upper.forEach((head, row) => putFI(head, l + 12.5 + 25 * row, corner));
       lower.forEach((head, row) => {
-        streams.forEach((stream, i) => putReader(head, stream, i, levels[row]));
+        streams.forEach((stream, i) => putReader(head, stream, i, l + 8 + 16 * row));
       });
       l += height;
-    }
-    if (!vertical) {
-      for (const { at } of streams) {
-        const [x, y] = [places[at - 4].t, places[at - 2].t];
-        paths.push({ points: [[x, 2], [x, 7], [y, 7]], width: 1.5, kind: "reads" });
-      }
     }
     const answer = put({ kind: "answer" }, last, l + 12 + ANSWER, ANSWER);
     let right = last.t + ANSWER + 8;
@@ -187,33 +183,33 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
     const { tokens, effects, to } = panel;
     const shares = looks(panel, head, at);
     const [best] = ranked(shares);
-    const from = at === tokens.length - 1 ? "the last “=”" : `“${tokens[at]}”`;
-    const most = `${named(tokens, best)} (${percent(shares[best])})`;
-    const where = `Head ${head}, one of the ${NAMES[groupOf(head)]}: from ${from} it looks most at ${most}`;
+    const from = at === panel.end ? "the last “=”" : `“${tokens[at]}”`;
+    const where = `from ${from} it looks most at ${named(tokens, best)} (${percent(shares[best])})`;
+    const first = `Head ${head}, one of the ${NAMES[groupOf(head)]}: ${where}`;
     if (!fi.includes(head)) {
       const own = percent(onOperands(panel, head, at));
-      return `${where}; ${own} are on this example’s operands. It writes where FI heads look.`;
+      return `${first}; ${own} are on this example’s operands. It writes where FI heads look.`;
     }
-    if (!effects) return `${where}.`;
+    if (!effects) return `${first}.`;
     const r = effects.out[head];
     const parts = effects.into[head].map((part, i) => `${i + 1}: ${signed(part)}`).join(", ");
-    const by = parts && ` Of what it takes from each example: ${parts}.`;
-    const swapped = `What it would send on the other prompt, put in here, moves the answer`;
-    return `${where}. ${swapped} ${percent(-r)} of the way to ${to} (r = ${signed(r)}).${by}`;
+    const moved = `${percent(Math.abs(r))} ${r < 0 ? "of the way to" : "further away from"} ${to}`;
+    const swapped = `What it sends on the other prompt, put in here, moves the answer ${moved}`;
+    return `${first}. ${swapped} (r = ${signed(r)}). By example: ${parts || "none"}.`;
   }
 
   // ---- Drawing
 
   /** A path through corners, which it rounds off. */
   function rounded(points) {
-    const near = ([x, y], [u, v]) => {
-      const share = Math.min(9 / (Math.hypot(u - x, v - y) || 1), 0.5);
-      return `${x + (u - x) * share} ${y + (v - y) * share}`;
-    };
+    const far = ([x, y], [u, v]) => Math.hypot(u - x, v - y) || 1;
     const bends = points.slice(1, -1).map((corner, i) => {
-      return `L${near(corner, points[i])}Q${corner.join(" ")} ${near(corner, points[i + 2])}`;
+      const [before, after] = [points[i], points[i + 2]];
+      const radius = Math.min(9, far(corner, before) / 2, far(corner, after) / 2);
+      const toward = (end) => corner.map((x, k) => x + ((end[k] - x) * radius) / far(corner, end));
+      return `L${toward(before)}Q${corner} ${toward(after)}`;
     });
-    return `M${points[0].join(" ")}${bends.join("")}L${points[points.length - 1].join(" ")}`;
+    return `M${points[0]}${bends.join("")}L${points[points.length - 1]}`;
   }
 
   /** Where everything stands in a panel; px: how wide a line of r = 1 is. */
@@ -246,14 +242,11 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
       return svg("text", { x, y, class: kind }, said);
     };
     const parts = [];
-    for (const { layer, from, to, readers } of bands) {
+    for (const { layer, from, to } of bands) {
       const corners = [[2, from], [along, from], [along, to], [2, to]].map(([t, l]) => xy(t, l));
       parts.push(svg("polygon", { points: corners.join(" "), class: "layer" }));
       const name = vertical ? layer : `layer ${layer}`;
       parts.push(text(vertical ? 12 : 25, (from + to) / 2, name, "label"));
-      for (const [head, l] of readers) {
-        parts.push(text(vertical ? 27 : 60, l, vertical ? head.slice(-2) : head, "label"));
-      }
     }
     panel.arcs = svg("g");
     parts.push(panel.arcs);
@@ -277,6 +270,8 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
         const spot = svg("g", { class: `spot ${groupOf(head)}`, "data-head": head });
         spot.append(svg("circle", { cx, cy, r: half }), kind === "fi" ? text(t, l, head) : "");
         parts.push(listen(spot, { side: panel.side, head, at }));
+        const name = vertical ? head.slice(head.indexOf(".")) : head;
+        if (at === 5 && kind === "reader") parts.push(text(vertical ? 27 : 60, l, name, "label"));
       }
     }
     const edge = vertical ? 28 - below : -18;
@@ -311,7 +306,7 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
     words.textContent = chosen ? said(chosen) : nothing;
     matrix.hidden = !pinned;
     if (!pinned) return;
-    const all = element("summary", `All that head ${pinned.head} looks at`);
+    const all = element("summary", `All that head ${pinned.head} looks at: rows look at columns`);
     matrix.replaceChildren(all, matrixOf(panels[pinned.side], pinned.head));
   }
 
@@ -322,54 +317,52 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
     const [x, y] = panel.edgeOf(at);
     const arcs = [];
     for (let key = 1; key < at; key++) {
-      const share = shown.reduce((all, head) => all + looks(panel, head, at)[key], 0) / shown.length;
-      if (share < 0.03 || key % 6 === 0) continue;
+      const total = shown.reduce((sum, head) => sum + looks(panel, head, at)[key], 0);
+      if (key % 6 === 0 || !(total >= 0.03 * shown.length)) continue;
       const [u, v] = panel.edgeOf(key);
       const deep = Math.min(56, 14 + (Math.abs(u - x) + Math.abs(v - y)) / 3);
       const bend = narrow.matches ? [x - deep, (y + v) / 2] : [(x + u) / 2, y + deep];
-      const d = `M${x} ${y}Q${bend.join(" ")} ${u} ${v}`;
-      arcs.push(svg("path", { d, "stroke-width": 7 * share, class: `line arc ${groupOf(shown[0])}` }));
+      const look = { class: `line arc ${groupOf(shown[0])}`, d: `M${x},${y}Q${bend} ${u},${v}` };
+      arcs.push(svg("path", { ...look, "stroke-width": (7 * total) / shown.length }));
     }
     return arcs;
   }
 
-  /** All of a head's attention: rows look at columns. */
+  /** All of a head's attention, small: rows look at columns. */
   function matrixOf(panel, head) {
-    const [size, left] = [9, 28]; // px
-    const parts = panel.tokens.flatMap((token, row) => {
-      const [name, at] = [token.replace("<bos>", "bos"), left + size * row];
-      const cells = [...looks(panel, head, row)].map((share, key) => {
-        const look = { x: left + size * key, y: at, width: size - 1, height: size - 1 };
-        return share < 0.03 ? "" : svg("rect", { ...look, class: "look", style: `--v:${100 * share}%` });
-      });
-      const [side, top] = [{ x: left - 4, y: at + 7 }, { x: at + 4, y: left - 4 }];
-      const names = [svg("text", { ...side, "text-anchor": "end" }, name)];
-      return [...names, svg("text", { ...top, "text-anchor": "middle" }, name), ...cells];
+    const table = element("table", undefined, { className: "all-looks" });
+    panel.tokens.forEach((token, at) => {
+      const row = table.insertRow();
+      row.insertCell().textContent = token.replace("<bos>", "");
+      for (const share of looks(panel, head, at)) {
+        row.insertCell().style.setProperty("--v", `${100 * share}%`);
+      }
     });
-    const width = left + size * panel.tokens.length;
-    const label = `attention of head ${head}: rows look at columns`;
-    const look = { width, height: width, class: "attention", "aria-label": label };
-    return element("div", undefined, { className: "scroll" }).appendChild(svg("svg", look, ...parts)).parentNode;
+    return table;
+  }
+
+  function makePanel(side, title, tokens, run, other) {
+    const [answer, to] = [run, other].map((of) => {
+      return Page.data.vocabulary[ranked(model.next(of))[0]];
+    });
+    const effects = Circuit.effects(model, run, other, fi);
+    return { side, title, tokens, run, answer, to, effects, end: tokens.length - 1 };
   }
 
   function draw() {
     const { tokens, base, run, baseRun } = Page.asked;
-    const answerOf = (of) => Page.data.vocabulary[ranked(model.next(of))[0]];
-    const [asked, plain] = [answerOf(run), answerOf(baseRun)];
     panels = [
-      { title: "The prompt you asked", tokens, run, other: baseRun, answer: asked, to: plain },
-      { title: "Its base prompt", tokens: base, run: baseRun, other: run, answer: plain, to: asked },
+      makePanel(0, "The prompt you asked", tokens, run, baseRun),
+      makePanel(1, "Its base prompt", base, baseRun, run),
     ];
     const size = (values) => values.reduce((all, r) => all + Math.abs(r), 0);
-    let most = 0.3; // of r that one place has to hold
-    panels.forEach((panel, side) => {
-      const effects = Circuit.effects(model, panel.run, panel.other, fi);
-      Object.assign(panel, { side, effects, end: tokens.length - 1 });
-      if (!effects) return;
+    let most = 0.3; // of |r| that comes to one node
+    for (const { effects } of panels) {
+      if (!effects) continue;
       const taken = Object.values(effects.into).map(size);
       most = Math.max(most, size(Object.values(effects.out)) / 2, ...taken);
-    });
-    if (pinned && pinned.at >= tokens.length) pinned = null;
+    }
+    if (pinned?.at >= tokens.length) pinned = null;
     const plans = panels.map((panel) => planOf(panel, 16 / most));
     const up = Math.max(...plans.map((plan) => plan.up));
     const row = element("div", undefined, { className: "panels" });

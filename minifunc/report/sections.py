@@ -109,7 +109,7 @@ def graph(f: Findings) -> Content:
     absent = "The picture is drawn by the model; it needs JavaScript, and a model that fits a page."
     view = h("div", h("p", absent, class_="missing"), id="circuit-view", class_="mount")
     caption = (
-        "Tokens below, layers upward; follow a shown answer up its line, through heads that add "
+        "Layers rise from the tokens; follow a shown answer along its line, through heads that add "
         "what its operands make one expect, to the FI heads over the last = and the answer. "
         "Amber and red lines are as wide as their effect on this very prompt: |r| when this alone "
         "is swapped for the other prompt’s (under 1 % amber is left out); green ones as attention. "
