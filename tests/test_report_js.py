@@ -5,6 +5,7 @@ What needs node or a browser is skipped where there is none.
 
 import base64
 import dataclasses
+import html
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import re
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +33,7 @@ NODE = shutil.which("node")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 needs_node = pytest.mark.skipif(NODE is None, reason="node is not installed")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 SMALL = ModelConfig(
     n_layers=2, n_heads=2, d_model=24, d_head=8, d_mlp=32, d_vocab=len(tasks.VOCABULARY), n_ctx=64
 )
@@ -266,22 +269,47 @@ def test_what_cannot_be_read_is_refused_in_words():
         assert "cannot read" in message or "leave the last answer open" in message
 
 
+@needs_node
+def test_an_answer_is_a_guess_for_the_reasons_that_ask_gives_and_says_why_it_is_unsure():
+    texts = ["3+3=", "1+1=3, 2+2=5, 3+3=", "3-5=2, 1+1=3, 2+2=", "30+1=2, 1+1=2, 2+2="]
+    texts += ["3 3 5=a, 1 2 9=c, 4 1 0=", "a copy _=b, 18 max 19=18, 3 same _=", "9 min 10=9, 1+1="]
+    texts += ["18 max 17=18, 4 first 12=4, 3 same _=3, c copy _="]
+    script = "return data.asked.map(([tokens, share]) => P.doubts(tokens, share));"
+    asked = [(text, share) for text in texts for share in (0.4, 0.6)]
+    found = node(script, asked=[[["<bos>", *words_of(text)], share] for text, share in asked])
+    for (text, share), why in zip(asked, found):
+        extra = ("one example is little to go by", "the examples are off by different amounts")
+        assert [one for one in why if one not in extra] == ask.doubts(tasks.encode(text), share)
+        assert share < 0.5 or not set(extra) & set(why)
+    mixed = [["<bos>", *words_of(text)] for text in ("1+1=1, 2+2=5, 3+3=", "1+1=3, 3+3=")]
+    mixed, few = node(script, asked=[[tokens, 0.4] for tokens in mixed])
+    assert "different amounts" in mixed[0] and "little" in few[0]
+
+
+def words_of(text):
+    return tasks.decode(tasks.encode(text)).split()[1:]
+
+
+def report_of(model, folder, groups):
+    save_tensors(folder / "model.pt", model.state_dict())
+    save_json(folder / "config.json", {"model": vars(model.cfg), "vocabulary": tasks.VOCABULARY})
+    save_json(folder / "circuit.json", {"groups": groups})
+    assert page.main(["--run", str(folder)]) == 0
+    return folder / "report.html"
+
+
 @pytest.fixture
 def headline(tmp_path):
     """The report of a model built by hand that answers 7, and whose head 0.0 carries it."""
     model = headline_model(len(tasks.VOCABULARY))
-    save_tensors(tmp_path / "model.pt", model.state_dict())
-    save_json(tmp_path / "config.json", {"model": vars(model.cfg), "vocabulary": tasks.VOCABULARY})
-    save_json(tmp_path / "circuit.json", {"groups": {"function_induction": ["0.0"]}})
-    assert page.main(["--run", str(tmp_path)]) == 0
-    return tmp_path / "report.html"
+    return report_of(model, tmp_path, {"function_induction": ["0.0"]})
 
 
 @needs_node
 def test_with_its_fi_head_swapped_the_answer_falls_from_7_to_6(headline):
-    html = headline.read_text()
-    data = json.loads(re.search(r'id="model-data">(.*?)</script>', html)[1])
-    weights = re.search(r'id="weights">(.*?)</script>', html)[1]
+    text = headline.read_text()
+    data = json.loads(re.search(r'id="model-data">(.*?)</script>', text)[1])
+    weights = re.search(r'id="weights">(.*?)</script>', text)[1]
     script = """
         const ids = (strings) => strings.map((string) => data.vocabulary.indexOf(string));
         const tokens = P.tokenize("1+1=3, 2+2=5, 3+3=", data.vocabulary);
@@ -298,22 +326,48 @@ def test_with_its_fi_head_swapped_the_answer_falls_from_7_to_6(headline):
     assert answers == ["7", "6", "7"]
 
 
-CLICKS = """<script>
-const at = (id) => document.getElementById(id);
-const said = [];
+CLICKS = """
 const press = (id) => {
     if (id) at(id).click();
     said.push(at("answer").dataset.best);
 };
+const type = (text) => {
+    at("prompt").value = text;
+    at("prompt").dispatchEvent(new Event("input", { bubbles: true }));
+};
+const stale = () => at("answer").classList.contains("stale");
 [null, "switch-0.0", "switch-0.0", "set-function_induction", "reset"].forEach(press);
 document.querySelectorAll("input[name=mode]")[1].click();
 press("switch-0.0");
-at("prompt").value = "what?";
-at("play").requestSubmit();
-said.push(at("problem").textContent.slice(0, 11));
-said.push(document.documentElement.scrollWidth <= innerWidth);
-document.body.dataset.said = JSON.stringify(said);
-</script></body>"""
+said.push(document.documentElement.scrollWidth <= innerWidth, at("same").textContent, stale());
+type("what?\\n");
+setTimeout(() => {
+    said.push(at("problem").textContent.slice(0, 11), stale(), at("prompt").value);
+    document.querySelector("input[name=mode]").click();
+    type("1+1=2, 2+2=4, 3+3=");
+}, 300);
+setTimeout(() => {
+    said.push(at("problem").textContent, stale(), at("same").textContent);
+    done();
+}, 600);
+"""
+
+# By the keyboard alone: what has the focus is pressed.
+STORY = """
+const next = () => {
+    const swapped = document.querySelectorAll("#story-heads .swapped").length;
+    const words = ["story-at", "story-prompt", "story-words"].map((id) => at(id).textContent);
+    said.push([...words, swapped, document.activeElement.id, at("answer").dataset.best]);
+    document.activeElement.click();
+};
+at("story-next").focus();
+while (said.length < 6 && document.activeElement.id === "story-next") next();
+next();
+at("story-back").focus();
+for (const _ of said.slice(1)) document.activeElement.click();
+said.push(at("story-at").textContent, document.activeElement.id, at("story").hidden);
+done();
+"""
 
 QUIET = [
     "--headless",
@@ -325,6 +379,7 @@ QUIET = [
     "--disable-component-update",
     "--disable-sync",
     "--window-size=500,900",
+    "--virtual-time-budget=3000",
     "--enable-logging=stderr",
     "--v=0",
 ]
@@ -348,13 +403,65 @@ def browse(page, folder):
     return dom.read_text(), log.read_text()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def said_on(page, folder, script):
+    """What a script says that is run on a page once it is loaded: the list `said`."""
+    start = "const at = (id) => document.getElementById(id); const said = [];"
+    end = "const done = () => (document.body.dataset.said = JSON.stringify(said));"
+    tried = folder / "tried.html"
+    code = f"<script>{{ {start} {end} {script} }}</script></body>"
+    tried.write_text(page.read_text().replace("</body>", code))
+    dom, log = browse(tried, folder)
+    assert "CONSOLE" not in log, log
+    return json.loads(html.unescape(re.search(r'data-said="(.*?)"', dom)[1]))
+
+
+@needs_browser
 def test_in_a_browser_a_click_takes_7_to_6_and_back_without_an_error(headline, tmp_path):
-    clicked = tmp_path / "clicked.html"
-    clicked.write_text(headline.read_text().replace("</body>", CLICKS))
-    dom, log = browse(clicked, tmp_path)
-    said = json.loads(re.search(r'data-said="(.*?)"', dom)[1].replace("&quot;", '"'))
+    said = said_on(headline, tmp_path, CLICKS)
     assert said[:5] == ["7", "6", "7", "6", "7"]
     assert said[5] != "7"  # switched off, it brings nothing
-    assert said[6:] == ["cannot read", True]
-    assert "CONSOLE" not in log, log
+    assert said[6:9] == [True, "", False]
+    assert said[9:12] == ["cannot read", True, "what?"]
+    assert said[12:] == ["", False, "Both prompts are the same: nothing to swap."]
+
+
+@needs_browser
+@pytest.mark.slow
+def test_the_guided_opening_tells_what_this_model_answers(headline, tmp_path):
+    *steps, at, focus, hidden = said_on(headline, tmp_path, STORY)
+    assert [one[0] for one in steps] == [f"{n} of 6" for n in range(1, 7)]
+    assert [one[1][-1] for one in steps] == ["7", "6", "7", "6", "5", "7"]
+    assert [one[1][-1] for one in steps] == [one[5] for one in steps]  # as the playground has it
+    assert [one[3] for one in steps] == [0, 0, 1, 1, 0, 0]
+    assert [one[4] for one in steps] == ["story-next"] * 5 + ["prompt"]
+    wanted = ["7, one too high", "6, the true sum", "Head 0.1, one of 2", "heads, 0.0: the answer"]
+    for (_, _, words, *_), part in zip(steps, [*wanted, "5, like the second", "Your turn"]):
+        assert part in words
+    assert "still 7" in steps[2][2] and not any("guess" in one[2] for one in steps)
+    assert [at, focus, hidden] == ["1 of 6", "story-next", False]
+
+
+@needs_browser
+@pytest.mark.slow
+def test_the_guided_opening_leaves_out_what_a_model_lacks_and_makes_nothing_up(tmp_path):
+    unsure = headline_model(len(tasks.VOCABULARY), more=0)  # it copies, and is sure of nothing
+    unsure.unembed.W_U.mul_(0.01)
+    *steps, _, _, _ = said_on(report_of(unsure, tmp_path, {}), tmp_path, STORY)
+    assert [one[0] for one in steps] == [f"{n} of 4" for n in range(1, 5)]
+    assert [one[1][-1] for one in steps] == ["5", "4", "3", "5"]
+    assert "5, something else" in steps[0][2] and "3, something else" in steps[2][2]
+    assert all("This is a guess: " in one[2] and "less than half" in one[2] for one in steps)
+
+
+@needs_browser
+@pytest.mark.slow
+def test_the_guided_opening_of_the_reference_run(tmp_path):
+    for file in ("config.json", "model.pt"):
+        shutil.copy(f"reference/{file}", tmp_path)
+    groups = json.loads(Path("results/seeds.json").read_text())[0]["groups"]  # of seed 0, as it is
+    save_json(tmp_path / "circuit.json", {"groups": groups})
+    assert page.main(["--run", str(tmp_path)]) == 0
+    *steps, _, _, _ = said_on(tmp_path / "report.html", tmp_path, STORY)
+    assert [one[1][-1] for one in steps] == ["7", "6", "7", "6", "6", "7"]
+    assert "nothing happens" in steps[2][2] and "in between" in steps[4][2]
+    assert not any("guess" in one[2] for one in steps)

@@ -322,7 +322,7 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
       const [u, v] = panel.edgeOf(key);
       const deep = Math.min(56, 14 + (Math.abs(u - x) + Math.abs(v - y)) / 3);
       const bend = narrow.matches ? [x - deep, (y + v) / 2] : [(x + u) / 2, y + deep];
-      const look = { class: `line arc ${groupOf(shown[0])}`, d: `M${x},${y}Q${bend} ${u},${v}` };
+      const look = { class: `line arc ${fi.includes(shown[0]) ? "into" : "reads"}`, d: `M${x},${y}Q${bend} ${u},${v}` };
       arcs.push(svg("path", { ...look, "stroke-width": (7 * total) / shown.length }));
     }
     return arcs;

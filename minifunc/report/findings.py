@@ -26,6 +26,7 @@ class Findings:
     metrics: list[dict[str, Any]]
     check: dict[str, Any]
     seeds: list[dict[str, Any]]  # of the repository's own study, a row for each model
+    learning: dict[str, Any]  # looks at the reference run while it was trained
 
     @property
     def fi(self) -> list[str]:
@@ -60,4 +61,5 @@ def read(folders: RunFolders) -> Findings:
         metrics=load_lines(metrics) if metrics.exists() else [],
         check=load_json(check) if check.exists() else {},
         seeds=load_json(seeds) if seeds.exists() else [],
+        learning=load_circuit(run / "learning.json", model, "reference") or {},
     )

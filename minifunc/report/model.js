@@ -166,24 +166,21 @@ const MiniFunc = (() => {
     /** tokens (ids) → { tokens, logits [pos, d_vocab],
                          patterns {"layer.head": [query, key]},
                          z {"layer.head": [pos, d_head]},
-                         streams, each [pos, d_model]: what the heads of layer l read is number
-                         2 l, what its MLP reads 2 l + 1, what the logits read is the last }.
+                         streams [[pos, d_model]]: number 2 l is what the heads of layer l read,
+                         2 l + 1 what its MLP reads, the last one what the logits read }.
         replace {"layer.head": z}: what these heads send instead of what they would;
-        everything after them is live. asTrained: a run on these tokens with nothing replaced,
-        if there is one; what lies below those heads need not be run again then. */
-    run(tokens, replace = {}, asTrained = null) {
+        everything after them is live. */
+    run(tokens, replace = {}) {
       const { n_layers, n_heads, n_ctx, act_fn } = this.config;
       const pos = tokens.length;
       if (pos < 1 || pos > n_ctx) {
         throw new RangeError(`a prompt has 1 to ${n_ctx} tokens, not ${pos}`);
       }
-      const layers = Object.keys(replace).map((name) => parseInt(name));
-      const first = asTrained ? Math.min(n_layers, ...layers) : 0;
-      const patterns = { ...asTrained?.patterns };
-      const z = { ...asTrained?.z };
-      const streams = asTrained ? asTrained.streams.slice(0, 2 * first) : [];
-      let resid = asTrained ? asTrained.streams[2 * first] : this.embed(tokens);
-      for (let layer = first; layer < n_layers; layer++) {
+      const patterns = {};
+      const z = {};
+      const streams = [];
+      let resid = this.embed(tokens);
+      for (let layer = 0; layer < n_layers; layer++) {
         streams.push(resid);
         const x = this.norm(resid, `blocks.${layer}.ln1`);
         for (let head = 0; head < n_heads; head++) {
@@ -202,8 +199,8 @@ const MiniFunc = (() => {
 
     /** The run with some heads switched: `switched` {"layer.head": "off" | "base"}.
         Off: the head sends zeros. Base: it sends what it sends in `baseRun`, a run on a prompt of
-        the same length. asTrained and what is returned: as in `run`. */
-    runSwitched(tokens, baseRun, switched, asTrained = null) {
+        the same length. Returns what `run` does. */
+    runSwitched(tokens, baseRun, switched) {
       const zeros = new Float64Array(tokens.length * this.config.d_head);
       const replace = {};
       for (const [name, state] of Object.entries(switched)) {
@@ -213,7 +210,7 @@ const MiniFunc = (() => {
         }
         replace[name] = sent;
       }
-      return this.run(tokens, replace, asTrained);
+      return this.run(tokens, replace);
     }
 
     /** The probabilities [d_vocab] of what comes after the prompt of a run. */
@@ -237,7 +234,7 @@ const MiniFunc = (() => {
     return weights;
   }
 
-  return { Transformer, readWeights, softmax, erf, add, part };
+  return { Transformer, readWeights, softmax, erf, add, part, matmul };
 })();
 
 if (typeof module !== "undefined") module.exports = MiniFunc;

@@ -75,7 +75,9 @@ def build(f: Findings) -> str:
     if not reason:
         played, scripts = asset("playground.html"), playground(f)
     else:
-        played, scripts = h("p", h("b", "Not here: "), reason, class_="missing"), []
+        played = h("p", h("b", "Not here: "), reason, class_="missing")
+        scripts = [h("script", asset("ui.js"))]
+    scripts.append(h("script", asset("learned.js")))
     parts: dict[str, tuple[str, Any]] = {"playground": ("Ask it, and switch heads off", played)}
     for name, plain, make, needs in SECTIONS:
         lead = h("p", glossed(LEADS[name]), class_="lead") if name in LEADS else None

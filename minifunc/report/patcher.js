@@ -1,11 +1,11 @@
-/* Path patching in the report: minifunc/definition.py once more, with live MLPs, for one prompt.
+/* Path patching in the page: minifunc/definition.py once more, with live MLPs, for one prompt.
 
    A sender is "embedding", "mlp2" or the head "2.1"; a receiver is "logits", or the q, k or v of a
-   head, "3.1.q". Stages count the `streams` of a run. A change of a stream is [rows, d_model], at
-   all positions or at the last ones. */
+   head, "3.1.q". A stage is an index of a run's `streams`. A change of a stream is [rows, d_model],
+   at all positions or at the last ones. */
 "use strict";
 
-const PathPatching = (({ add, part }) => {
+const PathPatching = (({ add, part, matmul }) => {
   const minus = (a, b) => a.map((x, i) => x - b[i]);
   const best = (probabilities) => probabilities.indexOf(Math.max(...probabilities));
 
@@ -19,8 +19,8 @@ const PathPatching = (({ add, part }) => {
 
     /** logit(base answer) - logit(contrast answer) after the last token of a run. */
     F({ logits }) {
-      const last = logits.subarray(-this.model.config.d_vocab);
-      return last[this.answers[0]] - last[this.answers[1]];
+      const [ofBase, ofContrast] = this.answers.map((id) => id - this.model.config.d_vocab);
+      return logits.at(ofBase) - logits.at(ofContrast);
     }
 
     /** How far a patched run has gone from the contrast run (0) to the base run (-1). */
@@ -49,11 +49,11 @@ const PathPatching = (({ add, part }) => {
       return minus(written(this.base), written(this.contrast));
     }
 
-    /** Pass 1: the contrast run's stream at stage `to`, changed at stage `from`, where all heads
-        write on what they wrote, and MLPs and norms run. */
+    /** Pass 1: the contrast run's stream at stage `to`, changed at stage `from`. In between heads
+        write what they wrote; MLPs and norms run. */
     arriving(change, from, to) {
-      const { model } = this;
-      const asItWas = (stage) => this.contrast.streams[stage].subarray(-change.length);
+      const { model, contrast } = this;
+      const asItWas = (stage) => contrast.streams[stage].subarray(-change.length);
       let stream = add(asItWas(from), change);
       for (let stage = from; stage < to; stage++) {
         const isLive = stage % 2 === 1 && model.config.act_fn !== "none";
@@ -63,14 +63,14 @@ const PathPatching = (({ add, part }) => {
       return stream;
     }
 
-    /** The contrast run's { logits [d_vocab] } when the last position's stream is changed by
-        [d_model] at stage `from`, and this goes to the logits through no head. */
+    /** { logits [d_vocab] } of the contrast run, when a change of the last position [d_model] at
+        stage `from` goes to the logits through no head. */
     toLogits(change, from) {
       return { logits: this.model.unembed(this.arriving(change, from, this.end)) };
     }
 
     /** The contrast run, but the direct path from sender to receiver carries the base run's value:
-        what `run` returns; where the logits receive, { logits [d_vocab] } alone. */
+        what `model.run` returns; where the logits receive, { logits [d_vocab] } alone. */
     patched(sender, receiver) {
       const { model, contrast } = this;
       const [from, to] = [this.writesTo(sender), this.readsAt(receiver)];
@@ -81,33 +81,26 @@ const PathPatching = (({ add, part }) => {
       const normed = (stream) => model.norm(stream, `blocks.${layer}.ln1`);
       const other = { [which]: normed(this.arriving(change, from, to)) };
       const x = normed(contrast.streams[to]);
-      const { z, pattern } = model.head(x, layer, Number(head), contrast.tokens.length, other);
-      const run = model.run(contrast.tokens, { [`${layer}.${head}`]: z }, contrast); // pass 2
-      run.patterns[`${layer}.${head}`] = pattern;
-      return run;
+      const { z } = model.head(x, layer, Number(head), contrast.tokens.length, other);
+      return model.run(contrast.tokens, { [`${layer}.${head}`]: z }); // pass 2
     }
 
-    /** r of each head on the logits, {"layer.head": r}. */
-    headEffects() {
-      const r = (head) => this.r(this.patched(head, "logits"));
-      return Object.fromEntries(Object.keys(this.base.z).map((head) => [head, r(head)]));
-    }
-
-    /** r of a head on the logits when it sends what it takes from one position alone, for each of
-        some positions. */
-    effectsByPosition(sender, places = this.contrast.tokens.keys()) {
+    /** r on the logits, for each of some positions, of what a head takes from it alone. */
+    effectsByPosition(sender, positions) {
+      const { model, base, contrast } = this;
       const [layer, head] = sender.split(".").map(Number);
-      const { d_model, d_head } = this.model.config;
-      const pos = this.contrast.tokens.length;
-      const taken = ({ streams, patterns }) => {
-        const x = this.model.norm(streams[2 * layer], `blocks.${layer}.ln1`);
-        const shares = part(patterns[sender], pos - 1, pos); // the last position's attention
-        const { v } = this.model.head(x, layer, head, pos);
-        return v.map((value, i) => value * shares[Math.floor(i / d_head)]);
+      const { d_model, d_head } = model.config;
+      const W_V = part(model.weights[`blocks.${layer}.attn.W_V`], head, d_model * d_head);
+      const taken = ({ tokens, streams, patterns }, at) => {
+        const x = model.norm(part(streams[2 * layer], at, d_model), `blocks.${layer}.ln1`);
+        const share = patterns[sender].at(at - tokens.length); // the last position's attention
+        return matmul(x, W_V, 1, d_model, d_head).map((v) => share * v);
       };
-      const change = this.model.written(minus(taken(this.base), taken(this.contrast)), layer, head);
-      const r = (at) => this.r(this.toLogits(part(change, at, d_model), 2 * layer + 1));
-      return Array.from(places, r);
+      const from = this.writesTo(sender);
+      return positions.map((at) => {
+        const change = model.written(minus(taken(base, at), taken(contrast, at)), layer, head);
+        return this.r(this.toLogits(change, from));
+      });
     }
   }
 

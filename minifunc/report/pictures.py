@@ -7,7 +7,6 @@ touch.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 from minifunc.report.html import Markup, h, percent, scrolling, signed, table
@@ -140,41 +139,3 @@ def bar(y: float, where: str, answer: str, share: float, n: int) -> Markup:
         rect(BARS_LEFT, y, BARS_WIDTH, 8, class_="hit"),  # all of the row answers to the pointer
     ]
     return h("g", parts, class_=f"{answer}-answer", data_tip=tip)
-
-
-def curves(
-    label: str, measured: Sequence[tuple[str, str, Sequence[tuple[float, float]]]]
-) -> Markup:
-    """Shares over the steps of training. measured: of each curve its name, the class that colours
-    it, and its points (step, share)."""
-    left, top, width, height = 52, 34, 420, 220  # px
-    bottom, end = top + height, left + width
-    last = max(step for *_, points in measured for step, _ in points)
-    parts = []
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        y = bottom - height * share
-        parts.append(line(left, y, end, y, "grid"))
-        parts.append(text(left - 8, y + 4, percent(share), "tick", "end"))
-    for step in (0, last / 2, last):
-        parts.append(text(left + width * step / last, bottom + 18, f"{step:g}", "tick", "middle"))
-    parts.append(text(left + width / 2, bottom + 36, "step", "tick", "middle"))
-    name_at = spread([(bottom - height * points[-1][1], name) for name, _, points in measured], 13)
-    for name, class_, points in measured:
-        corners, dots = [], []
-        for step, share in points:
-            cx, cy = f"{left + width * step / last:.1f}", f"{bottom - height * share:.1f}"
-            corners.append(f"{cx},{cy}")
-            tip = f"{name}, step {step:g}: {percent(share)}"
-            dots.append(h("circle", cx=cx, cy=cy, r=3.5, data_tip=tip))
-        drawn = h("polyline", points=" ".join(corners))
-        named = text(end + 9, name_at[name] + 4, name)
-        parts.append(h("g", drawn, dots, named, class_=f"curve {class_}"))
-    return svg(end + 108, bottom + 42, label, parts, class_="curves")
-
-
-def spread(wanted: Sequence[tuple[float, str]], least: float) -> dict[str, float]:
-    """Places near the wanted ones that are at least so far apart, in their order."""
-    wanted = sorted(wanted)
-    placed = list(accumulate((y for y, _ in wanted), lambda last, y: max(y, last + least)))
-    shift = sum(y - place for (y, _), place in zip(wanted, placed)) / max(1, len(placed))
-    return {name: place + shift for (_, name), place in zip(wanted, placed)}

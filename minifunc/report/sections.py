@@ -7,21 +7,22 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from minifunc.model import ModelConfig
 from minifunc.report import pictures
 from minifunc.report.findings import Findings
 from minifunc.report.glossary import GLOSSARY, PLACES, glossed
 from minifunc.report.html import Markup, details, h, inside, percent, scrolling, signed, table
+from minifunc.report.learned import learned
 from minifunc.report.pictures import Scale
 from minifunc.report.terminal import Circuit, asked_in, fours, members, r_of, title
 from minifunc.report.titles import swaps, unseen
 from minifunc.support.evaluation import wilson
+from minifunc.support.names import parse
 from minifunc.support.tables import words
 
 CONTRASTS = {"answers": "shown answers changed", "operands": "operands changed"}
 Content = list[Any]  # what `h` takes as children
 # file: the target of make; `patch` makes all others
-MADE_BY = {"check.json": "check", "metrics.jsonl": "train", "results/seeds.json": "dependability"}
+MADE_BY = {"check.json": "check", "model.pt": "report", "results/seeds.json": "dependability"}
 
 
 def source(f: Findings, file: str) -> Markup:
@@ -59,8 +60,9 @@ def definitions(said: Mapping[str, Any]) -> Markup:
 
 def claim(f: Findings) -> Content:
     """One sentence with what was found, and four large numbers."""
-    circuit, n = f.circuit, f.circuit["accuracy_prompts"]
+    circuit = f.circuit
     done = percent(circuit["accuracy"]["contrast_prompt"]["contrast"], 1)
+    n = circuit["accuracy_prompts"]
     never = ", which training never showed it," if unseen(f, circuit["task"], circuit["k"]) else ""
     shown = [f"Shown {circuit['shots']} ", *glossed("[examples|shot]"), f" of {title(circuit)}"]
     shown.append(f"{never} this model goes on by that rule on {done} of {n} prompts")
@@ -273,51 +275,26 @@ def seeds(f: Findings) -> Content:
         f"number means nothing in another model. Of {len(f.seeds)} models so many have some heads "
         f"of a role: {occurring}."
     )
-    grids = h("div", [roles_map(row) for row in f.seeds[:3]], class_="maps")
+    ends = [parse(head) for row in f.seeds for heads in row["groups"].values() for head in heads]
+    n_layers, n_heads = (max(end) + 1 for end in zip(*ends))  # of models of one shape
+    grids = h("div", [roles_map(row, n_layers, n_heads) for row in f.seeds[:3]], class_="maps")
     colours = {kind: words(kind) for kind in having}
     return [figure(f, [colour_key(colours), grids], caption, "results/seeds.json")]
 
 
-def roles_map(row: Circuit) -> Markup:
+def roles_map(row: Circuit, n_layers: int, n_heads: int) -> Markup:
     """A model's heads, the last layer on top, coloured by what they do."""
-    cfg, rows = ModelConfig(), list[list[Any]]()  # all of them have the default's shape
-    for layer in reversed(range(cfg.n_layers)):
+    rows: list[list[Any]] = []
+    for layer in reversed(range(n_layers)):
         cells = []
-        for head in (f"{layer}.{index}" for index in range(cfg.n_heads)):
+        for head in (f"{layer}.{index}" for index in range(n_heads)):
             roles = [kind for kind, heads in row["groups"].items() if head in heads]
             shown = signed(100 * row["fi_r"][head]) if head in row["fi_r"] else ""
             tip = f"head {head}: {groups_of(row, head) or 'no part of the circuit'}"
             cells.append(h("td", shown, data_tip=tip, class_=" ".join(["role", *roles])))
         rows.append([str(layer), *cells])
-    columns = [f"h{index}" for index in range(cfg.n_heads)]
+    columns = [f"h{index}" for index in range(n_heads)]
     return pictures.heat_map(f"Seed {row['seed']}", "layer", columns, rows)
-
-
-CURVES = {"0": "k0", "-1": "k1n", "1": "k1", "2": "k2", "3": "k3"}  # amounts, and their colours
-
-
-def training(f: Findings) -> Content:
-    """Accuracy of addition off by some amounts, while it is trained."""
-    lines = f.metrics
-    last = lines[-1]["accuracy"]["addition"]  # {k: {shots: share}}
-    shots = list(last[min(last, key=int)])
-    most = "8" if "8" in shots else shots[-1]
-    curves = []
-    for k, colour in CURVES.items():
-        if k in last:
-            shares = [(line["step"], line["accuracy"]["addition"][k][most]) for line in lines]
-            curves.append((amount(k), colour, shares))
-    picture = pictures.curves(f"Accuracy at {most} shots while training", curves)
-    caption = (
-        f"Addition, plain and off by other amounts, as training goes on; {most} examples shown, on "
-        "few prompts. make train ends with a table on 500."
-    )
-    return [figure(f, scrolling(picture), caption, "metrics.jsonl")]
-
-
-def amount(k: str) -> str:
-    """`plain`, or by how much addition is off: `+1`."""
-    return "plain" if k == "0" else signed(int(k))
 
 
 VERDICTS = {"pass": "✓ pass", "fail": "✗ fail", "could not tell": "? could not tell"}
@@ -393,8 +370,7 @@ SECTIONS: Sections = (
     ("proof", "Swapped, and a control", proof, "circuit fi"),
     ("averaging", "What the heads compute", averaging, "circuit fi"),
     ("checklist", "What may go wrong", check, "check"),
-    ("training", "How it learned", training, "metrics"),
-    ("learned", "While it learned", mount("learned-view"), "metrics"),
+    ("learned", "While it learned", learned, "metrics"),
     ("seeds", "Other seeds", seeds, "seeds"),
 )
 DETAILS: Sections = (  # folded, at the end
@@ -409,7 +385,7 @@ LEADS = {  # what a reader should know before the content
     "they find at other tokens. The [FI heads|FI head] are those that move the answer. [r] is how "
     "far: −100 % is all the way from the new rule back to the plain answer.",
     "path": "Of the run on the [base] prompt one [direct path] is put into the run on the "
-    "[contrast] prompt. How far the answer goes back is [r].",
+    "[contrast] prompt. How far the answer goes back, counted in [F], is [r].",
     "checklist": "Each check asks prompts of its own, a fresh draw. So a share may differ a little "
     "from that of the same question above.",
 }
