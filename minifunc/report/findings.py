@@ -46,18 +46,6 @@ class Findings:
         tokens = torch.tensor([list(map(self.names.index, prompt))], device=self.model.device)
         return self.names[int(self.model(tokens)[0, -1].argmax())]
 
-    def patterns(self, tokens: list[str]) -> dict[str, list[list[float]]]:
-        """Every head's attention on one prompt: {"layer.head": [query][key]}."""
-        ids = {string: index for index, string in enumerate(self.names)}
-        prompt = torch.tensor([[ids[token] for token in tokens]], device=self.model.device)
-        names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(self.model.cfg.n_layers)]
-        _, cache = self.model.run_with_cache(prompt, names)
-        patterns = {}
-        for layer, name in enumerate(names):
-            for head, pattern in enumerate(cache[name][0].float().tolist()):
-                patterns[f"{layer}.{head}"] = pattern
-        return patterns
-
 
 def read(folders: RunFolders) -> Findings:
     """All that is known of a run. Raises UserError for no sound run, a broken file, or a

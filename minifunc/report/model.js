@@ -234,7 +234,7 @@ const MiniFunc = (() => {
     return weights;
   }
 
-  return { Transformer, readWeights, softmax, erf, add, part };
+  return { Transformer, readWeights, softmax, erf, add, part, matmul };
 })();
 
 if (typeof module !== "undefined") module.exports = MiniFunc;

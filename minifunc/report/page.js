@@ -113,6 +113,7 @@
   }
 
   document.querySelectorAll("table.heat, svg.bars, svg.curves").forEach(makeWalkable);
+  document.addEventListener("drawn", ({ target }) => makeWalkable(target)); // by a script
 
   // ---- A link into something folded opens it; the navigation marks the section at hand.
 

@@ -5,7 +5,7 @@
    at all positions or at the last ones. */
 "use strict";
 
-const PathPatching = (({ add, part }) => {
+const PathPatching = (({ add, part, matmul }) => {
   const minus = (a, b) => a.map((x, i) => x - b[i]);
   const best = (probabilities) => probabilities.indexOf(Math.max(...probabilities));
 
@@ -90,15 +90,17 @@ const PathPatching = (({ add, part }) => {
       const { model, base, contrast } = this;
       const [layer, head] = sender.split(".").map(Number);
       const { d_model, d_head } = model.config;
-      const pos = contrast.tokens.length;
-      const taken = ({ streams, patterns }) => {
-        const x = model.norm(streams[2 * layer], `blocks.${layer}.ln1`);
-        const { v } = model.head(x, layer, head, pos);
-        return v.map((value, i) => value * patterns[sender].at(Math.floor(i / d_head) - pos));
+      const W_V = part(model.weights[`blocks.${layer}.attn.W_V`], head, d_model * d_head);
+      const taken = ({ tokens, streams, patterns }, at) => {
+        const x = model.norm(part(streams[2 * layer], at, d_model), `blocks.${layer}.ln1`);
+        const share = patterns[sender].at(at - tokens.length); // the last position's attention
+        return matmul(x, W_V, 1, d_model, d_head).map((v) => share * v);
       };
-      const change = model.written(minus(taken(base), taken(contrast)), layer, head);
       const from = this.writesTo(sender);
-      return positions.map((at) => this.r(this.toLogits(part(change, at, d_model), from)));
+      return positions.map((at) => {
+        const change = model.written(minus(taken(base, at), taken(contrast, at)), layer, head);
+        return this.r(this.toLogits(change, from));
+      });
     }
   }
 

@@ -4,7 +4,7 @@ A KeyError says that a file lacks something: `content` makes a note of it.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from minifunc.report import pictures
@@ -12,13 +12,14 @@ from minifunc.report.findings import Findings
 from minifunc.report.glossary import GLOSSARY, PLACES, glossed
 from minifunc.report.html import Markup, details, h, inside, percent, scrolling, signed, table
 from minifunc.report.learned import learned
-from minifunc.report.pictures import CONTRASTS, Scale
+from minifunc.report.pictures import Scale
 from minifunc.report.terminal import Circuit, asked_in, fours, members, r_of, title
 from minifunc.report.titles import swaps, unseen
 from minifunc.support.evaluation import wilson
 from minifunc.support.names import parse
 from minifunc.support.tables import words
 
+CONTRASTS = {"answers": "shown answers changed", "operands": "operands changed"}
 Content = list[Any]  # what `h` takes as children
 # file: the target of make; `patch` makes all others
 MADE_BY = {"check.json": "check", "model.pt": "report", "results/seeds.json": "dependability"}
@@ -99,19 +100,24 @@ def claim_numbers(f: Findings, circuit: Circuit, done: str, remains: str) -> lis
 
 
 def graph(f: Findings) -> Content:
-    """The circuit as a graph, and its heads in a table."""
-    circuit = f.circuit
-    colours = {f"by-{contrast}": changed for contrast, changed in CONTRASTS.items()}
-    colours["to-logits"] = "on the answer"
-    view = h("div", id="circuit-view", class_="mount")
-    picture = [view, colour_key(colours), scrolling(pictures.graph_picture(circuit["graph"]))]
+    """The place of the circuit over the prompt that was asked, which circuit.js draws."""
+    colours = {
+        "stream": "a shown answer, and the model’s state above it",
+        "reads": "its operands: what was to be expected",
+        "into": "what FI heads take from there",
+        "out": "to the answer, r < 0",
+        "against": "the other way, r > 0",
+    }
+    absent = "The picture is drawn by the model; it needs JavaScript, and a model that fits a page."
+    view = h("div", h("p", absent, class_="missing"), id="circuit-view", class_="mount")
     caption = (
-        "Read it from left to right. A line is as wide as |r|, the share of the way back to the "
-        "plain answer when this one path is patched. What was shown and what was to be expected "
-        "reach the function-induction heads by two routes, which two contrasts tell apart. "
-        "Each head leads to its row below."
+        "Layers rise from the tokens; follow a shown answer along its line, through heads that add "
+        "what its operands make one expect, to the FI heads over the last = and the answer. "
+        "Amber and red lines are as wide as their effect on this very prompt: |r| when this alone "
+        "is swapped for the other prompt’s (under 1 % amber is left out); green ones as attention. "
+        "The arcs show where heads look."
     )
-    return [figure(f, picture, caption, "circuit.json (graph)")]
+    return [figure(f, [colour_key(colours), view], caption, "circuit.json (groups)")]
 
 
 def mount(name: str) -> Callable[[Findings], Content]:
@@ -164,28 +170,6 @@ def effects_on(f: Findings, receivers: Mapping[str, str], caption: Any) -> Marku
             r, name = under[contrast]["effects"][receiver], f"{to}, {changed}"
             maps.append(pictures.effects_map(name, r, receiver, members(f.circuit)))
     return figure(f, h("div", maps, class_="maps"), caption, "circuit.json (effects)")
-
-
-def attention(f: Findings) -> Content:
-    """A prompt, and where each head of the circuit looks on it; all but the FI heads are folded."""
-    tokens = f.circuit["example"]["contrast"].split()
-    patterns, drawn = f.patterns(tokens), {}
-    for head in members(f.circuit):
-        picture = scrolling(pictures.attention(head, patterns[head], tokens))
-        heading = h("h3", f"Head {head}: {groups_of(f.circuit, head)}")
-        drawn[head] = h("div", heading, picture, class_="pattern")
-    prompt = h("p", "The prompt: ", h("code", " ".join(tokens)))
-    caption = (
-        "A row is a token that looks, a column one that is looked at; shown answers are set off."
-    )
-
-    def pictured(heads: Sequence[str]) -> Markup:
-        inner = h("div", [drawn[head] for head in heads], class_="patterns")
-        return figure(f, inner, caption, "model.pt")
-
-    others = [head for head in drawn if head not in f.fi]
-    folded = details(f"The other {len(others)} heads of the circuit", pictured(others))
-    return [prompt, pictured(f.fi), folded]
 
 
 def vectors(f: Findings) -> Content:
@@ -383,7 +367,6 @@ Sections = tuple[tuple[str, str, Callable[[Findings], Content], str], ...]
 SECTIONS: Sections = (
     ("circuit", "Who carries it", graph, "circuit fi"),
     ("path", "Patch a path yourself", mount("path-view"), "circuit"),
-    ("attention", "Where heads look", attention, "circuit fi"),
     ("proof", "Swapped, and a control", proof, "circuit fi"),
     ("averaging", "What the heads compute", averaging, "circuit fi"),
     ("checklist", "What may go wrong", check, "check"),
