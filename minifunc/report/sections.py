@@ -6,9 +6,19 @@ A KeyError says that a file lacks something: `content` makes a note of it.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from minifunc.report import pictures
+from minifunc.report import checklist, pictures
 from minifunc.report.findings import Findings
-from minifunc.report.html import Markup, details, h, inside, percent, scrolling, signed, table
+from minifunc.report.html import (
+    Markup,
+    definitions,
+    details,
+    h,
+    inside,
+    percent,
+    scrolling,
+    signed,
+    table,
+)
 from minifunc.report.pictures import CONTRASTS, Scale
 from minifunc.report.terminal import Circuit, asked_in, fours, members, r_of, title
 from minifunc.support.tables import words
@@ -40,10 +50,6 @@ def colour_key(meanings: Mapping[str, str]) -> Markup:
     """What colours mean: {class of a swatch: words}."""
     spans = [h("span", h("i", class_=f"swatch {name}"), said) for name, said in meanings.items()]
     return h("p", spans, class_="key")
-
-
-def definitions(said: Mapping[str, Any]) -> Markup:
-    return h("dl", [[h("dt", term), h("dd", value)] for term, value in said.items()])
 
 
 def claim(f: Findings) -> Content:
@@ -258,40 +264,9 @@ def amount(k: str) -> str:
     return "plain" if k == "0" else signed(int(k))
 
 
-VERDICTS = {"pass": "✓ pass", "fail": "✗ fail", "could not tell": "? could not tell"}
-
-
 def check(f: Findings) -> Content:
-    """How many checks passed, and each of them: folded, unless it failed."""
-    verdicts = [row["verdict"] for row in f.check["checks"]]
-    passed, failed, unknown = (verdicts.count(verdict) for verdict in VERDICTS)
-    return [
-        h("p", f"{passed} passed, {failed} failed, {unknown} could not be told.", class_="lead"),
-        h("div", [checked(row) for row in f.check["checks"]], class_="checks"),
-        source(f, "check.json"),
-    ]
-
-
-def checked(row: Mapping[str, Any]) -> Markup:
-    """One check: its verdict and question, and folded below what was measured and is advised."""
-    verdict = str(row["verdict"])
-    summary = [
-        h("span", VERDICTS.get(verdict, verdict), class_=f"verdict {verdict.split()[0]}"),
-        " ",
-        h("span", row["question"], class_="question"),
-        h("span", row["short"], class_="short"),
-    ]
-    failures = []
-    for example in row.get("examples", []):
-        answer = f" → {example['answered']} (right: {example['right']})"
-        if example.get("pattern"):
-            answer += f"; {example['pattern']}"
-        failures.append(h("li", h("code", example["prompt"]), answer))
-    account = {"Measured": row["measured"], "Wanted": row["wanted"], "What to do": row["advice"]}
-    body = [h("p", row["means"]), definitions(account)]
-    if failures:
-        body += [h("p", "Some of the failures:"), h("ul", failures, class_="examples")]
-    return h("details", h("summary", summary), body, open=verdict == "fail")
+    """The checklist."""
+    return [checklist.shown(f.check["checks"], f.fi), source(f, "check.json")]
 
 
 def about(f: Findings) -> Content:
