@@ -11,7 +11,7 @@ import torch
 from minifunc.model import Transformer
 from minifunc.support.errors import UserError
 from minifunc.support.files import load_json, load_lines
-from minifunc.support.runs import RunFolders, load_circuit, load_run
+from minifunc.support.runs import RESULTS, RunFolders, load_circuit, load_run
 from minifunc.support.vocabulary import token_name
 
 
@@ -25,6 +25,7 @@ class Findings:
     circuit: dict[str, Any]
     metrics: list[dict[str, Any]]
     check: dict[str, Any]
+    seeds: list[dict[str, Any]]  # of the repository's own study, a row for each model
 
     @property
     def fi(self) -> list[str]:
@@ -32,10 +33,23 @@ class Findings:
         return self.circuit["groups"]["function_induction"] if self.circuit else []
 
     @property
+    def averaging(self) -> dict[str, Any]:
+        """What the FI heads make of examples that disagree."""
+        return self.circuit.get("averaging", {})
+
+    @property
     def names(self) -> list[str]:
         """What the model's tokens are called, [d_vocab]."""
         strings, tokens = self.config["vocabulary"], range(self.model.cfg.d_vocab)
         return [token_name(strings, token) for token in tokens]
+
+    def answer(self, prompt: list[str]) -> str | None:
+        """The model's answer to a prompt; None where its tokens are others."""
+        ids = {string: index for index, string in enumerate(self.names)}
+        if not ids.keys() >= set(prompt) or len(prompt) > self.model.cfg.n_ctx:
+            return None
+        tokens = torch.tensor([[ids[token] for token in prompt]], device=self.model.device)
+        return self.names[int(self.model(tokens)[0, -1].argmax())]
 
     def patterns(self, tokens: list[str]) -> dict[str, list[list[float]]]:
         """Every head's attention on one prompt: {"layer.head": [query][key]}."""
@@ -58,9 +72,10 @@ def read(folders: RunFolders) -> Findings:
     if not all(isinstance(string, str) for string in config["vocabulary"]):
         raise UserError(f"{run / 'config.json'}: `vocabulary` must hold strings and nothing else")
     circuit = load_circuit(results / "circuit.json", model) or {}
-    metrics, check = run / "metrics.jsonl", results / "check.json"
+    metrics, check, seeds = run / "metrics.jsonl", results / "check.json", RESULTS / "seeds.json"
     return Findings(
         *(folders, model, config, circuit),
         metrics=load_lines(metrics) if metrics.exists() else [],
         check=load_json(check) if check.exists() else {},
+        seeds=load_json(seeds) if seeds.exists() else [],
     )

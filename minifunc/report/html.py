@@ -73,9 +73,9 @@ def scrolling(content: Markup, **attributes: Any) -> Markup:
     return h("div", content, class_="scroll", **attributes)
 
 
-def details(summary: str, *children: Any) -> Markup:
+def details(summary: str, *children: Any, **attributes: Any) -> Markup:
     """Children that are folded away behind one line."""
-    return h("details", h("summary", summary), *children)
+    return h("details", h("summary", summary), *children, **attributes)
 
 
 def definitions(said: Mapping[str, Any]) -> Markup:

@@ -1,5 +1,5 @@
-/* What the page does beside being read: light and dark, numbers on hover, focus and touch, keys in
-   pictures, copying tables, and links into what is folded. */
+/* What the page does beside being read: light and dark, numbers and meanings on hover, focus and
+   touch, keys in pictures, and links into what is folded. */
 "use strict";
 
 (() => {
@@ -42,7 +42,7 @@
     keepTheme(root.dataset.theme);
   });
 
-  // ---- Numbers: whatever has a data-tip shows it.
+  // ---- Numbers and the meanings of terms: whatever has a data-tip shows it.
 
   const tip = document.createElement("div");
   tip.id = "tip";
@@ -82,12 +82,7 @@
 
   // ---- One stop of the tab key for each heat map and picture; the arrow keys move inside.
 
-  const STEPS = {
-    ArrowLeft: [-1, 0],
-    ArrowRight: [1, 0],
-    ArrowUp: [0, -1],
-    ArrowDown: [0, 1],
-  };
+  const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
   /** The cell beside one of a table. */
   function neighbour(cell, [across, down]) {
@@ -121,43 +116,7 @@
     });
   }
 
-  document
-    .querySelectorAll("table.heat, svg.bars, svg.curves, svg.attention")
-    .forEach(makeWalkable);
-
-  // ---- Tables can be copied, into a spreadsheet for instance.
-
-  function asText(table) {
-    const words = (row) => [...row.cells].map((cell) => cell.textContent.trim());
-    return [...table.rows].map((row) => words(row).join("\t")).join("\n");
-  }
-
-  async function copy(text) {
-    try {
-      await navigator.clipboard.writeText(text);
-    } catch { // not allowed on a page from disk
-      const area = document.createElement("textarea");
-      area.value = text;
-      document.body.append(area);
-      area.select();
-      document.execCommand("copy");
-      area.remove();
-    }
-  }
-
-  for (const table of document.querySelectorAll("table")) {
-    const copier = document.createElement("button");
-    copier.type = "button";
-    copier.className = "copy";
-    copier.textContent = "Copy";
-    copier.setAttribute("aria-label", `copy the table: ${table.caption?.textContent ?? "table"}`);
-    copier.addEventListener("click", async () => {
-      await copy(asText(table));
-      copier.textContent = "Copied";
-      setTimeout(() => (copier.textContent = "Copy"), 1200);
-    });
-    table.caption?.append(" ", copier);
-  }
+  document.querySelectorAll("table.heat, svg.bars, svg.curves").forEach(makeWalkable);
 
   // ---- A link into something folded opens it; the navigation marks the section at hand.
 
@@ -173,6 +132,9 @@
 
   addEventListener("hashchange", unfold);
   unfold();
+  addEventListener("beforeprint", () => {
+    for (const folded of document.querySelectorAll("#details > details")) folded.open = true;
+  });
 
   const links = [...document.querySelectorAll("nav a")];
 

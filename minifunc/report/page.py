@@ -2,10 +2,13 @@
 
 import base64
 from importlib.resources import files
+from typing import Any
 
 from minifunc.report.findings import Findings, read
-from minifunc.report.html import Markup, h, inside, script_data
-from minifunc.report.sections import SECTIONS, claim, content
+from minifunc.report.glossary import glossed
+from minifunc.report.html import Markup, details, h, inside, script_data
+from minifunc.report.sections import DETAILS, LEADS, SECTIONS, claim, content
+from minifunc.report.titles import PUZZLE, puzzle, title_of
 from minifunc.support.errors import UserError, first_line, run_main
 from minifunc.support.files import save_text
 from minifunc.support.flags import Parser
@@ -19,7 +22,6 @@ MODEL_SCRIPTS = (
     *("model.js", "patcher.js", "prompts.js", "ui.js"),
     *("playground.js", "circuit.js", "path.js", "story.js"),
 )
-PROMPT = "<bos> 1 + 1 = 3 ; 2 + 2 = 5 ; 3 + 3 ="  # what the README begins with
 # Nothing is fetched from anywhere.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 ODD_LAYOUT = (TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError)
@@ -52,7 +54,7 @@ def playground(f: Findings) -> list[Markup]:
         "vocabulary": f.names,
         "layout": [[name, array.size] for name, array in arrays.items()],
         "groups": {name: heads_of(heads) for name, heads in groups.items()},
-        "prompt": PROMPT,
+        "prompt": PUZZLE,
     }
     values = b"".join(array.astype("<f4").tobytes() for array in arrays.values())
     weights = Markup(base64.b64encode(values).decode("ascii"))
@@ -74,10 +76,15 @@ def build(f: Findings) -> str:
         played, scripts = asset("playground.html"), playground(f)
     else:
         played, scripts = h("p", h("b", "Not here: "), reason, class_="missing"), []
-    parts = {"playground": ("Playground", played)}
-    for name, title, make, needs in SECTIONS:
-        parts[name] = title, content(f, make, needs)
-    heading = h("h1", "Function induction, seen from inside")
+    parts: dict[str, tuple[str, Any]] = {"playground": ("Ask it, and switch heads off", played)}
+    for name, plain, make, needs in SECTIONS:
+        lead = h("p", glossed(LEADS[name]), class_="lead") if name in LEADS else None
+        parts[name] = title_of(f, name, plain), [lead, content(f, make, needs)]
+    parts["details"] = (
+        "Details",
+        [details(title, content(f, make, needs), id=name) for name, title, make, needs in DETAILS],
+    )
+    heading = h("h1", puzzle(f))
     main = [h("section", heading, content(f, claim, "circuit"), id="claim", aria_label="The claim")]
     for name, (title, inner) in parts.items():
         main.append(h("section", h("h2", title), inner, id=name, aria_label=title))

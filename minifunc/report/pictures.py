@@ -130,7 +130,7 @@ def attention(head: str, pattern: Sequence[Sequence[float]], tokens: Sequence[st
 
 # The settings of `fours` of `terminal.py`.
 BARS = ("old rule shown", "new rule shown", "… FI heads swapped", "… others swapped")
-BARS_LEFT, BARS_WIDTH = 132, 186  # px: where bars begin, and how long one of 100 % is
+BARS_LEFT, BARS_WIDTH = 132, 140  # px: where bars begin, and how long one of 100 % is
 
 
 def four_bars(title: str, four: Sequence[Mapping[str, Any]]) -> Markup:
@@ -147,9 +147,11 @@ def four_bars(title: str, four: Sequence[Mapping[str, Any]]) -> Markup:
         names.append(text(BARS_LEFT - 8, y + 14, name, at="end"))
         bars.append(bar(y + 2, where, "plain", row["base_acc"], row["n_prompts"]))
         bars.append(bar(y + 11, where, "shifted", row["contrast_acc"], row["n_prompts"]))
+        shares = f"{percent(row['base_acc'], 1)} / {percent(row['contrast_acc'], 1)}"
+        names.append(text(BARS_LEFT + BARS_WIDTH + 8, y + 14, shares))
     parts = [text(0, 12, title, "title"), grid, names, bars]
     label = f"{title}: shares of plain and shifted answers"
-    return svg(BARS_LEFT + BARS_WIDTH + 22, bottom + 16, label, parts, class_="bars")
+    return svg(BARS_LEFT + BARS_WIDTH + 84, bottom + 16, label, parts, class_="bars")
 
 
 def bar(y: float, where: str, answer: str, share: float, n: int) -> Markup:
@@ -157,7 +159,7 @@ def bar(y: float, where: str, answer: str, share: float, n: int) -> Markup:
     low, high = wilson(share, n)
     start, end = (f"{BARS_LEFT + BARS_WIDTH * limit:.1f}" for limit in (low, high))
     interval = f"95 % interval {percent(low)} to {percent(high)}"
-    tip = f"{where}: {answer} answer on {percent(share)} of {n} prompts ({interval})"
+    tip = f"{where}: {answer} answer on {percent(share, 1)} of {n} prompts ({interval})"
     parts = [
         rect(BARS_LEFT, y, round(max(BARS_WIDTH * share, 1), 1), 8),
         h("path", d=f"M{start} {y + 4}H{end}"),

@@ -6,8 +6,10 @@ A KeyError says that a file lacks something: `content` makes a note of it.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from minifunc.model import ModelConfig
 from minifunc.report import checklist, pictures
 from minifunc.report.findings import Findings
+from minifunc.report.glossary import GLOSSARY, glossed, place_of
 from minifunc.report.html import (
     Markup,
     definitions,
@@ -21,27 +23,39 @@ from minifunc.report.html import (
 )
 from minifunc.report.pictures import CONTRASTS, Scale
 from minifunc.report.terminal import Circuit, asked_in, fours, members, r_of, title
+from minifunc.report.titles import swaps, unseen
+from minifunc.support.evaluation import wilson
 from minifunc.support.tables import words
 
 Content = list[Any]  # what `h` takes as children
 # file: the target of make; `patch` makes all others
-MADE_BY = {"check.json": "check", "metrics.jsonl": "train", "model.pt": "report"}
+MADE_BY = {
+    "check.json": "check",
+    "metrics.jsonl": "train",
+    "model.pt": "report",
+    "results/seeds.json": "dependability",
+}
 
 
 def source(f: Findings, file: str) -> Markup:
     """`from circuit.json (graph), made by make patch`."""
-    command = f.folders.makes(MADE_BY.get(file, "patch"))
+    command = makes(f, MADE_BY.get(file, "patch"))
     return h("p", "from ", h("code", file), ", made by ", h("code", command), class_="source")
 
 
+def makes(f: Findings, target: str) -> str:
+    """A command; `make dependability` is about no single run."""
+    return "make dependability" if target == "dependability" else f.folders.makes(target)
+
+
 def figure(f: Findings, picture: Any, caption: Any, file: str) -> Markup:
-    """A picture with its caption, and the file and command behind it."""
-    told = h("figcaption", caption, source(f, file))
-    return h("figure", h("div", picture, class_="picture"), told)
+    """A caption, what it is about, and the file and command behind that."""
+    picture = h("div", picture, class_="picture")
+    return h("figure", h("figcaption", caption), picture, source(f, file))
 
 
 def numbers(columns: list[str], rows: list[list[Any]], caption: str) -> Markup:
-    """A table of numbers that can be copied; the first cell of a row names it."""
+    """A table of numbers; the first cell of a row names it."""
     inner = table(columns, rows, caption, "plain numbers")
     return scrolling(inner, tabindex="0", role="region", aria_label=caption)
 
@@ -54,49 +68,42 @@ def colour_key(meanings: Mapping[str, str]) -> Markup:
 
 def claim(f: Findings) -> Content:
     """One sentence with what was found, and four large numbers."""
-    circuit = f.circuit
+    circuit, n = f.circuit, f.circuit["accuracy_prompts"]
     done = percent(circuit["accuracy"]["contrast_prompt"]["contrast"], 1)
-    never = ", which it was never trained on," if unseen(f, circuit) else ""
-    shown = f"Shown {title(circuit)}{never} this model"
+    never = ", which training never showed it," if unseen(f, circuit["task"], circuit["k"]) else ""
+    shown = [f"Shown {circuit['shots']} ", *glossed("[examples|shot]"), f" of {title(circuit)}"]
+    shown.append(f"{never} this model goes on by that rule on {done} of {n} prompts")
     if not f.fi:
-        none = "and no head was found that carries the rule."
-        return [h("p", f"{shown} answers it rightly on {done} of prompts, {none}", class_="claim")]
-    carried = "1 attention head carries it: with what it sends"
-    if len(f.fi) > 1:
-        carried = f"{len(f.fi)} attention heads carry it: with what they send"
-    left = circuit["evaluation"]["ablation"][0]
-    remains, returns = (percent(left[answer], 1) for answer in ("contrast_acc", "base_acc"))
-    said = f"{shown} does it on {done} of prompts, and {carried} on plain prompts put in, "
-    said += f"{remains} is left and the plain answer returns on {returns}."
+        return [h("p", shown, ". No head was found that carries the rule.", class_="claim")]
+    ours, *_ = swaps(circuit)
+    remains, returns = (percent(ours[answer], 1) for answer in ("contrast_acc", "base_acc"))
+    heads = f". {len(f.fi)} small parts of it, [attention heads|head], carry the rule"
+    if len(f.fi) == 1:
+        heads = ". One small part of it, an [attention head|head], carries the rule"
+    told = f"{heads}: with what they do on plain examples [swapped in|swap], {remains} of answers"
     return [
-        h("p", said, class_="claim"),
+        h("p", shown, glossed(f"{told} follow it and {returns} are plain."), class_="claim"),
         h("div", claim_numbers(f, circuit, done, remains), class_="numbers-row"),
         source(f, "circuit.json"),
     ]
-
-
-def unseen(f: Findings, circuit: Circuit) -> bool:
-    """Whether the run's diet never showed what was traced."""
-    diet, k = f.config.get("diet", {}), circuit["k"]
-    if k not in diet.get("bases" if circuit["task"] == "base_addition" else "shifts", (k,)):
-        return True
-    told = circuit["task"] != "addition" or k in diet.get("shifted_addition", ())
-    return ["shift", "+"] in diet.get("never", ()) and not told
 
 
 def claim_numbers(f: Findings, circuit: Circuit, done: str, remains: str) -> list[Markup]:
     """The numbers in large print, each with what it counts."""
     n, n_heads = circuit["accuracy_prompts"], f.model.cfg.n_layers * f.model.cfg.n_heads
     alone = circuit["evaluation"]["circuits"][0]
-    heads = f"function-induction head{'s' * (len(f.fi) > 1)} of {n_heads}: {', '.join(f.fi)}"
-    faithful = f"faithfulness of the {len(alone['heads'])} heads of all groups alone"
-    shown = [
-        (done, f"answered {circuit['asked']}, {circuit['shots']} shots, {n} prompts"),
-        (len(f.fi), heads),
-        (remains, "left when their outputs are swapped for those of plain prompts"),
-        (f"{alone['faithfulness']:.2f}", faithful),
+    shown = {
+        f"of {n} prompts are answered {circuit['asked']}": done,
+        f"of {n_heads} heads are [FI heads|FI head]: {', '.join(f.fi)}": len(f.fi),
+        "are left when these heads are [swapped|swap]": remains,
+        f"[faithfulness] of the whole circuit, {len(alone['heads'])} heads, alone": (
+            f"{alone['faithfulness']:.2f}"
+        ),
+    }
+    return [
+        h("div", h("b", value), h("span", glossed(what)), class_="number")
+        for what, value in shown.items()
     ]
-    return [h("div", h("b", value), h("span", what), class_="number") for value, what in shown]
 
 
 def graph(f: Findings) -> Content:
@@ -112,7 +119,7 @@ def graph(f: Findings) -> Content:
         "reach the function-induction heads by two routes, which two contrasts tell apart. "
         "Each head leads to its row below."
     )
-    return [figure(f, picture, caption, "circuit.json (graph)"), heads_table(circuit)]
+    return [figure(f, picture, caption, "circuit.json (graph)")]
 
 
 def mount(name: str) -> Callable[[Findings], Content]:
@@ -126,26 +133,26 @@ def groups_of(circuit: Circuit, head: str) -> str:
     return ", ".join(words(group) for group, heads in groups if head in heads)
 
 
-def heads_table(circuit: Circuit) -> Markup:
+def heads_table(f: Findings) -> Content:
     """A row per head of the circuit: its groups, its r, where it looks."""
-    rows: list[list[Any]] = []
+    circuit, rows = f.circuit, list[list[Any]]()
     for head in members(circuit):
         looks = map(percent, circuit["attention"][head].values())
         name, r = h("span", head, id=f"head-{head}", tabindex="-1"), signed(r_of(circuit, head), 1)
         rows.append([name, groups_of(circuit, head), r, *looks])
     shares = map(words, next(iter(circuit["attention"].values())))
     columns = ["head", "group", "r on the logits, %", *shares]
-    return numbers(columns, rows, "The heads of the circuit, and the shares of their attention")
+    return [numbers(columns, rows, "The heads of the circuit, and the shares of their attention")]
 
 
 def effects(f: Findings) -> Content:
     """Heat maps of r on the logits, and on the function-induction heads together."""
-    caption = (
-        "Each cell patches one head’s direct path to the answer. Outlined: heads of the circuit. "
-        "The colour goes with the square root, so that small effects show."
+    caption: Any = glossed(
+        "Each cell patches one head’s [direct path] to the [logits|logit] and gives [r]. Outlined: "
+        "heads of the circuit. The colour goes with the square root, so that small effects show."
     )
     scale = Scale(100, root=True).legend("r in %", "back to plain", "on to the shifted answer")
-    content = [scale, effects_on(f, {"logits": "heads → logits"}, caption)]
+    content = [effects_on(f, {"logits": "heads → logits"}, [*caption, scale])]
     if f.fi:
         caption = (
             "What reaches the function-induction heads, all of them overwritten together. "
@@ -156,7 +163,7 @@ def effects(f: Findings) -> Content:
     return content
 
 
-def effects_on(f: Findings, receivers: Mapping[str, str], caption: str) -> Markup:
+def effects_on(f: Findings, receivers: Mapping[str, str], caption: Any) -> Markup:
     """The maps of r on some {receiver: title}, under each contrast that was traced."""
     under = {"answers": f.circuit, "operands": f.circuit["operands_changed"]}
     maps = []
@@ -197,7 +204,7 @@ def vectors(f: Findings) -> Content:
     for name in sorted(maps, key=lambda name: name != "all"):
         what = "all of them at once" if name == "all" else f"head {name}"
         drawn.append(pictures.vector_map(what, maps[name], scale, k))
-    caption = [
+    caption: Content = [
         "The mean of what a head holds at the last = of contrast prompts, "
         "added to it on prompts like ",
         h("code", "2 same _ = 2, 5 same _ ="),
@@ -206,35 +213,124 @@ def vectors(f: Findings) -> Content:
         "A head that carried the rule as one direction would raise the outlined cells alone.",
     ]
     picture = h("div", drawn, class_="maps")
-    return [
-        scale.legend("logits", "suppressed", "raised"),
-        figure(f, picture, caption, "circuit.json (function_vectors)"),
-    ]
+    caption.append(scale.legend("logits", "suppressed", "raised"))
+    return [figure(f, picture, caption, "circuit.json (function_vectors)")]
 
 
-def bars(f: Findings) -> Content:
-    """Four bars for each amount of addition; all tasks in a table."""
-    colours = {"plain-answer": "plain answer", "shifted-answer": "shifted answer"}
-    caption = (
-        "Shares of prompts; lines are 95 % intervals over prompts. Swapped heads send what they "
-        "send on the base prompt. “Others” are as many random heads of the same layers, or all "
-        "others where they are fewer."
+def proof(f: Findings) -> Content:
+    """Four bars for what was traced, more for other amounts of addition; all tasks in a table."""
+    colours = {"plain-answer": "plain answer", "shifted-answer": "answer by the new rule"}
+    caption = glossed(
+        "Shares of prompts that are answered plainly, and by the new rule; lines are 95 % intervals"
+        " over prompts. In the third row the [FI heads|FI head] are [swapped|swap]. The fourth is "
+        "the control: as many random heads of the same layers are, or all others if fewer."
     )
-    drawn, rows = [], list[list[Any]]()
+    drawn, rows = dict[str, Markup](), list[list[Any]]()
     for four in fours(f.circuit):
-        if four[0]["task"] == "addition":
-            drawn.append(pictures.four_bars(asked_in(four), four))
-        rows.append([asked_in(four), *map(both_answers, four)])
+        name = asked_in(four)
+        if four[0]["task"] == f.circuit["task"] and four[0]["k"] == f.circuit["k"]:
+            four = [row | counted for row, counted in zip(four, on_all_prompts(f.circuit))]
+        if four[0]["task"] in ("addition", f.circuit["task"]):
+            drawn[name] = pictures.four_bars(name, four)
+        rows.append([name, *map(both_answers, four)])
+    traced = drawn.pop(asked_in([{"items": "all"} | f.circuit]), None)
+    panels = h("div", list(drawn.values()), class_="panels")
     shares = numbers(["task", *pictures.BARS], rows, "Plain / shifted answers")
     return [
-        colour_key(colours),
-        figure(f, h("div", drawn, class_="panels"), caption, "circuit.json (reuse)"),
-        details(f"The same heads on {len(rows)} tasks", shares),
+        figure(f, [colour_key(colours), traced], caption, "circuit.json (evaluation)"),
+        details("The same heads, and rules of other amounts", panels),
+        details(f"The same heads on {len(rows)} tasks", shares, source(f, "circuit.json (reuse)")),
     ]
+
+
+def on_all_prompts(circuit: Circuit) -> list[Circuit]:
+    """The rows of `reuse` on what was traced, from the more prompts that the claim counts."""
+    plain = {"n_prompts": circuit["accuracy_prompts"]}
+    shares = circuit["accuracy"].values()
+    unswapped = [{"base_acc": x["base"], "contrast_acc": x["contrast"]} | plain for x in shares]
+    return unswapped + swaps(circuit)
 
 
 def both_answers(row: Mapping[str, Any]) -> str:
-    return f"{percent(row['base_acc'])} / {percent(row['contrast_acc'])}"
+    return f"{percent(row['base_acc'], 1)} / {percent(row['contrast_acc'], 1)}"
+
+
+FORECASTS = {  # what may foretell how the answer is off, in words
+    "attention": "mean of the shown, weighted by where the heads look",
+    "uniform": "plain mean of the shown",
+    "most_attended": "that of the example looked at most",
+    "nearest": "that of the most similar example",
+    "last": "that of the last example",
+}
+
+
+def averaging(f: Findings) -> Content:
+    """What is answered where examples disagree, what foretells it, and what steers it."""
+    found, scale = f.averaging, Scale(1.0)
+    mixtures = [row for row in found["mixtures"] if len(row["offsets"]) == 2]
+    answered, first = [], mixtures[0]
+    for row in mixtures:
+        cells = []
+        for offset in range(-3, 4):
+            share = row["answered"].get(str(offset), 0)
+            tip = f"answers off by {signed(offset)}: {percent(share, 1)} of {row['n_prompts']}"
+            cells.append(scale.cell(share, percent(share), tip, offset in row["offsets"]))
+        answered.append([" and ".join(map(signed, row["offsets"])), *cells])
+    columns = [signed(offset) for offset in range(-3, 4)]
+    heat = pictures.heat_map("How often the answer is off by so much", "shown", columns, answered)
+    foretold = []
+    for name, r2 in first["r2"].items():
+        low, high = wilson(first["hits"][name], first["n_prompts"])
+        hits = f"{percent(first['hits'][name])} ({percent(low)} to {percent(high)})"
+        foretold.append([FORECASTS[name], signed(r2, 2), hits])
+    told = f"Shown {answered[0][0]}: what foretells the answer"
+    table = numbers(["forecast", "R²", "rounded, is the answer (95 %)"], foretold, told)
+    heads = {"function-induction heads": "steered", "other heads of their layers": "control"}
+    steered = [
+        [who, *(signed(row["off_by"], 2) for row in found[key])] for who, key in heads.items()
+    ]
+    gains = [percent(row["gain"]) for row in found["steered"]]
+    told = "Attention moved to the examples off by +1: what the answer is off by, on average"
+    caption = glossed(
+        "Each [shot] of a prompt is off by one of two amounts (outlined), at random. Copying the "
+        "rule of one shot would give outlined answers alone. What does foretell them is told by "
+        "[R²]. And to see what causes them, the [FI heads|FI head] are made to look more at shots "
+        "off by +1; as a control, so are the other heads of their layers."
+    )
+    tables = [heat, table, numbers(["share moved", *gains], steered, told)]
+    return [figure(f, tables, caption, "circuit.json (averaging)")]
+
+
+def seeds(f: Findings) -> Content:
+    """Three of the models that differ by their seed alone, as grids of heads with their roles."""
+    n, kinds = len(f.seeds), f.seeds[0]["groups"]
+    having = {kind: sum(bool(row["groups"][kind]) for row in f.seeds) for kind in kinds}
+    occurring = ", ".join(f"{words(kind)} in {count}" for kind, count in having.items())
+    caption = glossed(
+        "The same training from three random starts, seeds 0, 1 and 2, not picked. Number: an [FI "
+        "head]’s [r] in %. A role has one colour in all three, and other places in each: a head’s "
+        f"number means nothing in another model. Heads of each kind in {n} models: {occurring}."
+    )
+    grids = h("div", [roles_map(row) for row in f.seeds[:3]], class_="maps")
+    colours = {kind: words(kind) for kind in kinds if having.get(kind)}
+    return [figure(f, [colour_key(colours), grids], caption, "results/seeds.json")]
+
+
+def roles_map(row: Circuit) -> Markup:
+    """A model's heads, the last layer on top, coloured by what they do."""
+    cfg, rows = ModelConfig(), list[list[Any]]()  # all of them have the default's shape
+    for layer in reversed(range(cfg.n_layers)):
+        cells = []
+        for head in (f"{layer}.{index}" for index in range(cfg.n_heads)):
+            roles = [kind for kind, heads in row["groups"].items() if head in heads]
+            r = row["fi_r"].get(head)
+            shown = "" if r is None else signed(100 * r)
+            look = {"class_": " ".join(["role", *roles]), "tabindex": "-1"}
+            tip = f"head {head}: {groups_of(row, head) or 'not in the circuit'}"
+            cells.append(h("td", shown, data_tip=tip, **look))
+        rows.append([str(layer), *cells])
+    columns = [f"h{index}" for index in range(cfg.n_heads)]
+    return pictures.heat_map(f"Seed {row['seed']}", "layer", columns, rows)
 
 
 CURVES = {"0": "k0", "-1": "k1n", "1": "k1", "2": "k2", "3": "k3"}  # amounts, and their colours
@@ -270,7 +366,7 @@ def check(f: Findings) -> Content:
 
 
 def about(f: Findings) -> Content:
-    """What the run is, how r is defined, and how the page is made."""
+    """What the run is, and how the page is made."""
     cfg = f.model.cfg
     n_weights = sum(weight.numel() for weight in f.model.parameters())
     model = (
@@ -283,15 +379,18 @@ def about(f: Findings) -> Content:
     if "criteria" in f.circuit:
         known["criteria"] = named(f.circuit["criteria"])
     cited = h("a", "arXiv 2507.09875", href="https://arxiv.org/abs/2507.09875")
-    definition = [
-        "r = (F patched − F contrast) / (F contrast − F base), with F = logit(plain answer) − "
-        "logit(shifted answer), as in Ye, Jia and Ren (",
-        cited,
-        "): −100 % takes the model all the way back to plain addition.",
-    ]
+    known["after"] = Markup(inside(["Ye, Jia and Ren, ", cited]))
     said = ". It holds all it needs, weights included, and asks nothing of any network."
     made = ["This page is made by ", h("code", f.folders.makes("report")), said]
-    return [definitions(known), h("p", definition), h("p", made)]
+    return [definitions(known), h("p", made)]
+
+
+def glossary(f: Findings) -> Content:
+    """All terms; a term on the page is described by its `dd`."""
+    meanings = [
+        [h("dt", name), h("dd", said, id=place_of(name))] for name, said in GLOSSARY.items()
+    ]
+    return [h("dl", meanings)]
 
 
 def named(values: Mapping[str, Any]) -> str:
@@ -299,25 +398,43 @@ def named(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{words(name)} {value}" for name, value in values.items())
 
 
-# (name, title, what makes the content, what of Findings it needs)
-SECTIONS: tuple[tuple[str, str, Callable[[Findings], Content], str], ...] = (
-    ("circuit", "The circuit", graph, "circuit fi"),
+# (name, plain title, what makes the content, what of Findings it needs)
+Sections = tuple[tuple[str, str, Callable[[Findings], Content], str], ...]
+SECTIONS: Sections = (
+    ("circuit", "Who carries it", graph, "circuit fi"),
     ("path", "Patch a path yourself", mount("path-view"), "circuit"),
-    ("checklist", "Checklist", check, "check"),
-    ("effects", "Who writes to whom", effects, "circuit"),
     ("attention", "Where heads look", attention, "circuit fi"),
-    ("vectors", "What they write", vectors, "circuit fi"),
-    ("ablations", "Switched off, and reused", bars, "circuit fi"),
+    ("proof", "Swapped, and a control", proof, "circuit fi"),
+    ("averaging", "What the heads compute", averaging, "circuit fi averaging"),
+    ("checklist", "What may go wrong", check, "check"),
     ("training", "How it learned", training, "metrics"),
     ("learned", "While it learned", mount("learned-view"), "metrics"),
-    ("about", "About", about, ""),
+    ("seeds", "Other seeds", seeds, "seeds"),
 )
+DETAILS: Sections = (  # folded, at the end
+    ("all-heads", "All heads of the circuit, in a table", heads_table, "circuit fi"),
+    ("effects", "Who writes to whom: effect maps", effects, "circuit"),
+    ("vectors", "What the heads write: function vectors", vectors, "circuit fi"),
+    ("glossary", "What the words mean", glossary, ""),
+    ("about", "About this run and this page", about, ""),
+)
+LEADS = {  # what a reader should know before the content
+    "circuit": "The model is a stack of layers with small parts, [heads|head], that hand on what "
+    "they find at other tokens. The [FI heads|FI head] are those that move the answer. [r] is how "
+    "far: −100 % is all the way from the new rule back to the plain answer.",
+    "path": "Of the run on the [base] prompt one [direct path] is put into the run on the "
+    "[contrast] prompt. How far the answer goes back is [r].",
+    "checklist": "Each check asks prompts of its own, a fresh draw. So a share may differ a little "
+    "from that of the same question above.",
+}
 NO_FI = "no function-induction head was found in this model"
 WITHOUT = {  # what is missing: in words, and the target of make that makes it
     "circuit": ("the circuit has not been traced yet", "patch"),
     "fi": (f"{NO_FI}, so there is no circuit to show: it may not do the task", "train"),
     "metrics": ("there is no metrics.jsonl, which training writes", "train"),
     "check": ("the checks have not been run on this model yet", "check"),
+    "averaging": ("circuit.json holds no averaging: older versions, and letters, lack it", "patch"),
+    "seeds": ("the study of ten seeds is in the repository, not in this package", "dependability"),
 }
 
 
@@ -332,5 +449,5 @@ def content(f: Findings, make: Callable[[Findings], Content], needs: str) -> Mar
         lacked = str(error.args[0])[:60]
         what = f"a file of this run lacks “{lacked}”; an older version may have written it"
         target = "check" if make is check else "patch"
-    note = [h("b", "Not here: "), what, ". ", h("code", f.folders.makes(target)), " makes it."]
+    note = [h("b", "Not here: "), what, ". ", h("code", makes(f, target)), " makes it."]
     return h("p", note, class_="missing")

@@ -1,0 +1,116 @@
+"""The titles of a report's sections: each says in one sentence what was found in this run."""
+
+from collections.abc import Callable
+
+from minifunc.report.findings import Findings
+from minifunc.report.html import percent, signed
+from minifunc.report.terminal import Circuit, r_of
+
+PUZZLE = "<bos> 1 + 1 = 3 ; 2 + 2 = 5 ; 3 + 3 ="  # what the README begins with
+
+
+def unseen(f: Findings, task: str, k: int) -> bool:
+    """Whether the run's diet never showed a task off by k."""
+    diet = f.config.get("diet", {})
+    if k not in diet.get("bases" if task == "base_addition" else "shifts", (k,)):
+        return True
+    told = task != "addition" or k in diet.get("shifted_addition", ())
+    return ["shift", "+"] in diet.get("never", ()) and not told
+
+
+def puzzle(f: Findings) -> str:
+    """The heading of the page: what the model makes of PUZZLE."""
+    answer = f.answer(PUZZLE.split())
+    if answer is None:
+        return "Function induction, seen from inside"
+    if answer == "7" and unseen(f, "addition", 1):
+        return "1 + 1 = 3, 2 + 2 = 5, 3 + 3 = 7: a rule that nobody taught this model"
+    return f"1 + 1 = 3, 2 + 2 = 5, 3 + 3 = ? This model says {answer}"
+
+
+def strongest(circuit: Circuit) -> str:
+    """The FI head that counts most on the answer."""
+    return min(circuit["groups"]["function_induction"], key=lambda head: r_of(circuit, head))
+
+
+def carriers(f: Findings) -> str:
+    first, n_all = strongest(f.circuit), f.model.cfg.n_layers * f.model.cfg.n_heads
+    if len(f.fi) == 1:
+        return f"One of {n_all} attention heads, {first}, carries the rule to the answer"
+    return f"{len(f.fi)} of {n_all} attention heads carry the rule to the answer, {first} most"
+
+
+def one_path(f: Findings) -> str:
+    head = strongest(f.circuit)
+    back = percent(-r_of(f.circuit, head) / 100)
+    return f"Patch a path yourself: head {head} alone takes the answer {back} of the way back"
+
+
+def swapped(f: Findings) -> str:
+    ours, others = swaps(f.circuit)  # ValueError where there are no others
+    left, kept = percent(ours["contrast_acc"], 1), percent(others["contrast_acc"], 1)
+    return f"Swap these heads, and the new rule is left on {left}; swap others, and {kept} stay"
+
+
+def swaps(circuit: Circuit) -> list[Circuit]:
+    """What is left with base values in the FI heads, and, if any, in others of their layers."""
+    rows = circuit["evaluation"]["ablation"]
+    by_group = {row["ablated"]: row for row in rows if row["how"] == "base"}
+    wanted = ("function_induction", "random_same_layers")
+    return [by_group[name] for name in wanted if name in by_group]
+
+
+def averages(f: Findings) -> str:
+    row = f.circuit["averaging"]["mixtures"][0]
+    between = percent(row["unseen_offset_share"])
+    mixed = " and ".join(map(signed, row["offsets"]))
+    said = f"shown {mixed} mixed, it answers in a way that no example showed on {between}"
+    averages = max(row["r2"], key=row["r2"].__getitem__) == "attention"
+    return f"The heads average: {said}" if averages else said.capitalize()
+
+
+def checks(f: Findings) -> str:
+    verdicts = [row["verdict"] for row in f.check["checks"]]
+    passed, failed = verdicts.count("pass"), verdicts.count("fail")
+    left = len(verdicts) - passed - failed
+    told = f"What may go wrong: {passed} of {len(verdicts)} checks pass, {failed} fail"
+    return f"{told}, {left} could not be told" if left else told
+
+
+def learned(f: Findings) -> str:
+    """When 90 % are right at 8 shots, for good; KeyError where they never are."""
+    k, shots = str(f.circuit.get("k", 1)), str(f.circuit.get("shots", 8))
+    since = None
+    for line in f.metrics:
+        right = line["accuracy"]["addition"][k][shots] >= 0.9
+        since = (since or line["step"]) if right else None
+    if since is None:
+        raise KeyError("learned")
+    return f"It follows the new rule from step {since:,} of {f.metrics[-1]['step']:,} on"
+
+
+def seeds(f: Findings) -> str:
+    having = [row["groups"]["function_induction"] for row in f.seeds]
+    having = [tuple(heads) for heads in having if heads]
+    few, many = min(map(len, having)), max(map(len, having))
+    said = f"{len(having)} of {len(f.seeds)} models have such heads, {few} to {many} each"
+    return f"{said}, in {len(set(having))} different sets of places"
+
+
+FINDINGS: dict[str, Callable[[Findings], str]] = {  # by section
+    "circuit": carriers,
+    "path": one_path,
+    "proof": swapped,
+    "averaging": averages,
+    "checklist": checks,
+    "learned": learned,
+    "seeds": seeds,
+}
+
+
+def title_of(f: Findings, section: str, plain: str) -> str:
+    """What a section found; the plain title where its files don't say."""
+    try:
+        return FINDINGS[section](f)
+    except (KeyError, ValueError):
+        return plain
