@@ -22,7 +22,7 @@ from minifunc.ablation import Ablator, all_heads
 from minifunc.analysis.ablations import random_group
 from minifunc.model import Transformer
 from minifunc.report import page
-from minifunc.report.checklist import counted, failure, findings
+from minifunc.report.checklist import failure, findings
 from minifunc.report.html import percent
 from minifunc.support.checks import checked_heads
 from minifunc.support.errors import UserError, command
@@ -408,7 +408,10 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
         details += ["", f"{mark} {row['question']}", f"      {row['means']}"]
         details += [f"      measured: {row['measured']}", f"      what to do: {row['advice']}"]
         details += [f"        {each['prompt']}  {failure(each)}" for each in row["examples"]]
-    return "\n".join([*lines, fitted([*details, "", counted(rows)])])
+    verdicts = [row["verdict"] for row in rows]
+    passed, failed, unknown = map(verdicts.count, MARKS)
+    total = f"{passed} passed, {failed} failed, {unknown} could not be told"
+    return "\n".join([*lines, fitted([*details, "", total])])
 
 
 def carrying_heads(path: Path, model: Transformer) -> list[str]:

@@ -10,13 +10,6 @@ VERDICTS = {"pass": "✓ pass", "fail": "✗ fail", "could not tell": "? could n
 FOLLOWS = {"pass": "follows", "fail": "does not follow"}  # by the verdict on `new_rule`
 
 
-def counted(rows: Sequence[Row]) -> str:
-    """How many checks passed."""
-    verdicts = [row["verdict"] for row in rows]
-    passed, failed, unknown = map(verdicts.count, VERDICTS)
-    return f"{passed} passed, {failed} failed, {unknown} could not be told"
-
-
 def findings(row: Row) -> str:
     """What follows a check's answer: `keeps the old rule on 99.2 % (wanted: at least 90 %)`."""
     return f"{row['short']} (wanted: {row['wanted']})"
@@ -31,8 +24,7 @@ def failure(example: Row) -> str:
 def shown(rows: Sequence[Row], fi: Sequence[str]) -> list[Markup]:
     """The verdict, and every check. fi: the heads to watch."""
     told = [verdict(rows, fi)] if all("answer" in row for row in rows) else []
-    checks = h("div", [checked(row) for row in rows], class_="checks")
-    return [*told, h("p", f"{counted(rows)}.", class_="lead"), checks]
+    return [*told, h("div", [checked(row) for row in rows], class_="checks")]
 
 
 def verdict(rows: Sequence[Row], fi: Sequence[str]) -> Markup:

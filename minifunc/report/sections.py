@@ -23,7 +23,7 @@ from minifunc.report.html import (
 )
 from minifunc.report.pictures import CONTRASTS, Scale
 from minifunc.report.terminal import Circuit, asked_in, fours, members, r_of, title
-from minifunc.report.titles import swaps, unseen
+from minifunc.report.titles import mixed_rules, swaps, unseen
 from minifunc.support.evaluation import wilson
 from minifunc.support.tables import words
 
@@ -44,8 +44,10 @@ def source(f: Findings, file: str) -> Markup:
 
 
 def makes(f: Findings, target: str) -> str:
-    """A command; `make dependability` is about no single run."""
-    return "make dependability" if target == "dependability" else f.folders.makes(target)
+    """A command; one that is about no run of ours has no OUT."""
+    if target == "patch" and "model" in f.circuit:
+        target = "smollm"
+    return f"make {target}" if target in ("dependability", "smollm") else f.folders.makes(target)
 
 
 def figure(f: Findings, picture: Any, caption: Any, file: str) -> Markup:
@@ -68,13 +70,15 @@ def colour_key(meanings: Mapping[str, str]) -> Markup:
 
 def claim(f: Findings) -> Content:
     """One sentence with what was found, and four large numbers."""
-    circuit, n = f.circuit, f.circuit["accuracy_prompts"]
+    circuit, n = f.circuit, f.circuit.get("accuracy_prompts") or f.circuit["n_prompts"]
     done = percent(circuit["accuracy"]["contrast_prompt"]["contrast"], 1)
     never = ", which training never showed it," if unseen(f, circuit["task"], circuit["k"]) else ""
     shown = [f"Shown {circuit['shots']} ", *glossed("[examples|shot]"), f" of {title(circuit)}"]
     shown.append(f"{never} this model goes on by that rule on {done} of {n} prompts")
     if not f.fi:
         return [h("p", shown, ". No head was found that carries the rule.", class_="claim")]
+    if circuit["accuracy"]["contrast_prompt"]["contrast"] < circuit["criteria"]["solves"]:
+        shown.append(", so what follows is about a weak effect")
     ours, *_ = swaps(circuit)
     remains, returns = (percent(ours[answer], 1) for answer in ("contrast_acc", "base_acc"))
     heads = f". {len(f.fi)} small parts of it, [attention heads|head], carry the rule"
@@ -83,18 +87,18 @@ def claim(f: Findings) -> Content:
     told = f"{heads}: with what they do on plain examples [swapped in|swap], {remains} of answers"
     return [
         h("p", shown, glossed(f"{told} follow it and {returns} are plain."), class_="claim"),
-        h("div", claim_numbers(f, circuit, done, remains), class_="numbers-row"),
+        h("div", claim_numbers(f, n, done, remains), class_="numbers-row"),
         source(f, "circuit.json"),
     ]
 
 
-def claim_numbers(f: Findings, circuit: Circuit, done: str, remains: str) -> list[Markup]:
-    """The numbers in large print, each with what it counts."""
-    n, n_heads = circuit["accuracy_prompts"], f.model.cfg.n_layers * f.model.cfg.n_heads
-    alone = circuit["evaluation"]["circuits"][0]
+def claim_numbers(f: Findings, n: int, done: str, remains: str) -> list[Markup]:
+    """The numbers in large print, each with what it counts. n: prompts."""
+    found = f.circuit["evaluation"]
+    alone, *_ = found.get("circuits", [found | {"heads": found["circuit"]}])
     shown = {
-        f"of {n} prompts are answered {circuit['asked']}": done,
-        f"of {n_heads} heads are [FI heads|FI head]: {', '.join(f.fi)}": len(f.fi),
+        f"of {n} prompts are answered {f.circuit['asked']}": done,
+        f"of {f.n_heads} heads are [FI heads|FI head]: {', '.join(f.fi)}": len(f.fi),
         "are left when these heads are [swapped|swap]": remains,
         f"[faithfulness] of the whole circuit, {len(alone['heads'])} heads, alone": (
             f"{alone['faithfulness']:.2f}"
@@ -111,8 +115,11 @@ def graph(f: Findings) -> Content:
     circuit = f.circuit
     colours = {f"by-{contrast}": changed for contrast, changed in CONTRASTS.items()}
     colours["to-logits"] = "on the answer"
-    view = h("div", id="circuit-view", class_="mount")
-    picture = [view, colour_key(colours), scrolling(pictures.graph_picture(circuit["graph"]))]
+    picture = [
+        view(f, "circuit-view"),
+        colour_key(colours),
+        scrolling(pictures.graph_picture(circuit["graph"])),
+    ]
     caption = (
         "Read it from left to right. A line is as wide as |r|, the share of the way back to the "
         "plain answer when this one path is patched. What was shown and what was to be expected "
@@ -122,9 +129,16 @@ def graph(f: Findings) -> Content:
     return [figure(f, picture, caption, "circuit.json (graph)")]
 
 
+def view(f: Findings, name: str) -> Markup:
+    """The place that a script of the page fills, if there is a model for it to run."""
+    return (
+        missing("the page holds no model.") if f.unplayable else h("div", id=name, class_="mount")
+    )
+
+
 def mount(name: str) -> Callable[[Findings], Content]:
-    """The place that a script of the page fills."""
-    return lambda f: [h("div", id=name, class_="mount")]
+    """A section that is a view alone."""
+    return lambda f: [view(f, name)]
 
 
 def groups_of(circuit: Circuit, head: str) -> str:
@@ -159,6 +173,10 @@ def effects(f: Findings) -> Content:
             "v: what is handed over; k: what is found; q: what is looked for."
         )
         together = {f"function_induction.{which}": f"→ {which}" for which in "vkq"}
+        if "function_induction.v" not in f.circuit["effects"]:
+            caption = "What reaches single function-induction heads: what they hand over."
+            alone = [f"{head}.v" for head in f.fi if f"{head}.v" in f.circuit["effects"]]
+            together = {receiver: f"→ {receiver}" for receiver in alone}
         content.append(effects_on(f, together, caption))
     return content
 
@@ -218,37 +236,42 @@ def vectors(f: Findings) -> Content:
 
 
 def proof(f: Findings) -> Content:
-    """Four bars for what was traced, more for other amounts of addition; all tasks in a table."""
+    """Four bars for what was traced; other amounts and tasks are folded."""
     colours = {"plain-answer": "plain answer", "shifted-answer": "answer by the new rule"}
     caption = glossed(
         "Shares of prompts that are answered plainly, and by the new rule; lines are 95 % intervals"
         " over prompts. In the third row the [FI heads|FI head] are [swapped|swap]. The fourth is "
         "the control: as many random heads of the same layers are, or all others if fewer."
     )
-    drawn, rows = dict[str, Markup](), list[list[Any]]()
-    for four in fours(f.circuit):
-        name = asked_in(four)
-        if four[0]["task"] == f.circuit["task"] and four[0]["k"] == f.circuit["k"]:
-            four = [row | counted for row, counted in zip(four, on_all_prompts(f.circuit))]
-        if four[0]["task"] in ("addition", f.circuit["task"]):
-            drawn[name] = pictures.four_bars(name, four)
-        rows.append([name, *map(both_answers, four)])
-    traced = drawn.pop(asked_in([{"items": "all"} | f.circuit]), None)
-    panels = h("div", list(drawn.values()), class_="panels")
-    shares = numbers(["task", *pictures.BARS], rows, "Plain / shifted answers")
-    return [
-        figure(f, [colour_key(colours), traced], caption, "circuit.json (evaluation)"),
-        details("The same heads, and rules of other amounts", panels),
-        details(f"The same heads on {len(rows)} tasks", shares, source(f, "circuit.json (reuse)")),
-    ]
+    traced = pictures.four_bars(title(f.circuit), on_all_prompts(f.circuit))
+    shown = [colour_key(colours), traced]
+    return [figure(f, shown, caption, "circuit.json (evaluation)"), content(f, reused, "")]
 
 
 def on_all_prompts(circuit: Circuit) -> list[Circuit]:
-    """The rows of `reuse` on what was traced, from the more prompts that the claim counts."""
-    plain = {"n_prompts": circuit["accuracy_prompts"]}
-    shares = circuit["accuracy"].values()
-    unswapped = [{"base_acc": x["base"], "contrast_acc": x["contrast"]} | plain for x in shares]
+    """What was traced, in the four settings, on the prompts that the claim counts."""
+    n = circuit.get("accuracy_prompts") or circuit["n_prompts"]
+    unswapped = [
+        {"base_acc": shares["base"], "contrast_acc": shares["contrast"], "n_prompts": n}
+        for shares in circuit["accuracy"].values()
+    ]
     return unswapped + swaps(circuit)
+
+
+def reused(f: Findings) -> Content:
+    """The same heads on addition off by other amounts, and in a table on all tasks."""
+    drawn, rows = list[Markup](), list[list[Any]]()
+    for four in fours(f.circuit):
+        name = asked_in(four)
+        if four[0]["task"] in ("addition", f.circuit["task"]):
+            drawn.append(pictures.four_bars(name, four))
+        rows.append([name, *map(both_answers, four)])
+    shares = numbers(["task", *pictures.BARS], rows, "Plain / shifted answers")
+    panels = h("div", drawn, class_="panels")
+    return [
+        details("The same heads, and rules of all amounts", panels),
+        details(f"The same heads on {len(rows)} tasks", shares, source(f, "circuit.json (reuse)")),
+    ]
 
 
 def both_answers(row: Mapping[str, Any]) -> str:
@@ -266,8 +289,7 @@ FORECASTS = {  # what may foretell how the answer is off, in words
 
 def averaging(f: Findings) -> Content:
     """What is answered where examples disagree, what foretells it, and what steers it."""
-    found, scale = f.averaging, Scale(1.0)
-    mixtures = [row for row in found["mixtures"] if len(row["offsets"]) == 2]
+    mixtures, scale = mixed_rules(f), Scale(1.0)
     answered, first = [], mixtures[0]
     for row in mixtures:
         cells = []
@@ -285,20 +307,29 @@ def averaging(f: Findings) -> Content:
         foretold.append([FORECASTS[name], signed(r2, 2), hits])
     told = f"Shown {answered[0][0]}: what foretells the answer"
     table = numbers(["forecast", "R²", "rounded, is the answer (95 %)"], foretold, told)
-    heads = {"function-induction heads": "steered", "other heads of their layers": "control"}
-    steered = [
-        [who, *(signed(row["off_by"], 2) for row in found[key])] for who, key in heads.items()
-    ]
-    gains = [percent(row["gain"]) for row in found["steered"]]
-    told = "Attention moved to the examples off by +1: what the answer is off by, on average"
     caption = glossed(
         "Each [shot] of a prompt is off by one of two amounts (outlined), at random. Copying the "
         "rule of one shot would give outlined answers alone. What does foretell them is told by "
-        "[R²]. And to see what causes them, the [FI heads|FI head] are made to look more at shots "
+        "[R²]."
+    )
+    foretelling = figure(f, [heat, table], caption, "circuit.json (averaging)")
+    return [foretelling, content(f, steering, "")]
+
+
+def steering(f: Findings) -> Content:
+    """What the answer is off by, once heads are made to look elsewhere."""
+    found, rows = f.averaging, list[list[Any]]()
+    heads = {"function-induction heads": "steered", "other heads of their layers": "control"}
+    for who, key in heads.items():
+        rows.append([who, *(signed(row["off_by"], 2) for row in found[key])])
+    gains = [percent(row["gain"]) for row in found["steered"]]
+    told = "Attention moved to the examples off by +1: what the answer is off by, on average"
+    caption = glossed(
+        "To see what causes these answers, the [FI heads|FI head] are made to look more at shots "
         "off by +1; as a control, so are the other heads of their layers."
     )
-    tables = [heat, table, numbers(["share moved", *gains], steered, told)]
-    return [figure(f, tables, caption, "circuit.json (averaging)")]
+    shown = numbers(["share moved", *gains], rows, told)
+    return [figure(f, shown, caption, "circuit.json (averaging)")]
 
 
 def seeds(f: Findings) -> Content:
@@ -367,20 +398,22 @@ def check(f: Findings) -> Content:
 
 def about(f: Findings) -> Content:
     """What the run is, and how the page is made."""
-    cfg = f.model.cfg
-    n_weights = sum(weight.numel() for weight in f.model.parameters())
-    model = (
-        f"{cfg.n_layers} layers × {cfg.n_heads} heads, width {cfg.d_model}, {cfg.d_vocab} tokens, "
-        f"{n_weights:,} weights, {cfg.positions} positions, {cfg.normalization} norm, {cfg.act_fn}"
-    )
-    diet = f.config.get("diet", {}).get("name", "?")
-    known = {"run": f.folders.name, "model": model, "diet": diet}
-    known["versions"] = named(f.config.get("versions", {}))
+    known: dict[str, Any] = {"run": f.folders.name, "model": f.circuit.get("model", "?")}
+    if f.model is not None:
+        cfg, n_weights = f.model.cfg, sum(weight.numel() for weight in f.model.parameters())
+        known["model"] = (
+            f"{cfg.n_layers} layers × {cfg.n_heads} heads, width {cfg.d_model}, {cfg.d_vocab} "
+            f"tokens, {n_weights:,} weights, {cfg.positions} positions, {cfg.normalization} norm, "
+            f"{cfg.act_fn}"
+        )
+        known["diet"] = f.config.get("diet", {}).get("name", "?")
+    known["versions"] = named((f.config or f.circuit).get("versions", {}))
     if "criteria" in f.circuit:
         known["criteria"] = named(f.circuit["criteria"])
     cited = h("a", "arXiv 2507.09875", href="https://arxiv.org/abs/2507.09875")
     known["after"] = Markup(inside(["Ye, Jia and Ren, ", cited]))
-    said = ". It holds all it needs, weights included, and asks nothing of any network."
+    weights = "" if f.unplayable else ", weights included"
+    said = f". It holds all it needs{weights}, and asks nothing of any network."
     made = ["This page is made by ", h("code", f.folders.makes("report")), said]
     return [definitions(known), h("p", made)]
 
@@ -447,7 +480,23 @@ def content(f: Findings, make: Callable[[Findings], Content], needs: str) -> Mar
         what, target = WITHOUT[lacking[0]]
     except KeyError as error:
         lacked = str(error.args[0])[:60]
+        if reason := why_not(f, lacked):
+            return missing(f"“{lacked}” was not measured: {reason}.")
         what = f"a file of this run lacks “{lacked}”; an older version may have written it"
         target = "check" if make is check else "patch"
-    note = [h("b", "Not here: "), what, ". ", h("code", makes(f, target)), " makes it."]
-    return h("p", note, class_="missing")
+    if f.model is None and target in ("train", "check"):
+        return missing(f"{what}. That takes a run that make train made.")
+    return missing(f"{what}. ", h("code", makes(f, target)), " makes it.")
+
+
+def why_not(f: Findings, part: str) -> str:
+    """Why a part was not measured, as circuit.json says; else that the model is not there."""
+    for parts, reason in f.circuit.get("missing", {}).items():
+        if part in parts.split(", "):
+            return str(reason)
+    return "" if f.model else "the study of this model leaves it out"
+
+
+def missing(*why: Any) -> Markup:
+    """A note on what is not on the page, and why."""
+    return h("p", h("b", "Not here: "), why, class_="missing")

@@ -116,16 +116,22 @@ def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_circuit(path: Path, model: Transformer) -> dict[str, Any] | None:
+def load_circuit(path: Path, model: Transformer | None) -> dict[str, Any] | None:
     """A circuit.json; None where there is none. Raises UserError for one of other weights."""
     if not path.exists():
         return None
     circuit = load_json(path)
     if not isinstance(circuit, dict):
         raise UserError(f"{path} is none of ours: it holds a {type(circuit).__name__}")
-    if "weights" in circuit and circuit["weights"] != weights_hash(model.state_dict()):
+    if model and "weights" in circuit and circuit["weights"] != weights_hash(model.state_dict()):
         raise UserError(f"{path} is about other weights than the run's: run `make patch` again")
     return circuit
+
+
+def traced_alone(folder: Path) -> bool:
+    """Whether it holds a circuit.json and no run: what `make smollm` leaves."""
+    made = any(os.path.lexists(folder / name) for name in MADE_BY_TRAINING)
+    return (folder / "circuit.json").exists() and not made
 
 
 @dataclass(frozen=True)
