@@ -22,7 +22,7 @@ from minifunc.ablation import Ablator, all_heads
 from minifunc.analysis.ablations import random_group
 from minifunc.model import Transformer
 from minifunc.report import page
-from minifunc.report.checklist import failure, findings
+from minifunc.report.checklist import failure
 from minifunc.report.html import percent
 from minifunc.support.checks import checked_heads
 from minifunc.support.errors import UserError, command
@@ -386,12 +386,11 @@ def checked(study: Study) -> list[dict[str, Any]]:
     for check, texts in CHECKS:
         found = check(study)
         row = {part: text.format(found.short, **values) for part, text in texts.items()}
-        answers = {verdict: row.pop(verdict) for verdict in ("pass", "fail")}
-        answer, short = answers.get(found.verdict, "Too close to tell"), row["short"]
+        answers = {"pass": row.pop("pass"), "fail": row.pop("fail")}
+        told = {"answer": answers.get(found.verdict, "Too close to tell"), "short": row["short"]}
         if found.value is None:
-            answer, short = "Not known", found.measured
-        row |= vars(found) | {"answer": answer, "short": short}
-        rows.append({"name": check.__name__} | row)
+            told = {"answer": "Not known", "short": found.measured}
+        rows.append({"name": check.__name__} | row | vars(found) | told)
     return rows
 
 
@@ -401,8 +400,8 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
     lines, details = [], []
     for row in rows:
         mark = f"{MARKS[row['verdict']]:5}"
-        lines.append(wrapped(f"{mark} {row['answer']}: {findings(row)}", 6))
-        lines.append(wrapped(f"      {row['question']}", 0))
+        answer = f"{mark} {row['answer']}: {row['short']} (wanted: {row['wanted']})"
+        lines += [wrapped(answer, 6), wrapped(f"      {row['question']}", 0)]
         if row["verdict"] == "pass":
             continue
         details += ["", f"{mark} {row['question']}", f"      {row['means']}"]

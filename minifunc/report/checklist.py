@@ -3,16 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minifunc.report.html import Markup, definitions, h
+from minifunc.report.html import Markup, h
 
 Row = Mapping[str, Any]  # of `checks` in check.json
 VERDICTS = {"pass": "✓ pass", "fail": "✗ fail", "could not tell": "? could not tell"}
 FOLLOWS = {"pass": "follows", "fail": "does not follow"}  # by the verdict on `new_rule`
-
-
-def findings(row: Row) -> str:
-    """What follows a check's answer: `keeps the old rule on 99.2 % (wanted: at least 90 %)`."""
-    return f"{row['short']} (wanted: {row['wanted']})"
 
 
 def failure(example: Row) -> str:
@@ -41,7 +36,9 @@ def checked(row: Row) -> Markup:
     """One check: its answer and question, and folded below, unless it failed, what was measured
     and is advised. A check.json of an older version holds no answer, but a share."""
     said = str(row["verdict"])
-    answer = [h("b", row["answer"]), ": ", findings(row)] if "answer" in row else row["short"]
+    answer = [row["short"], f" (wanted: {row['wanted']})"]
+    if "answer" in row:
+        answer = [h("b", row["answer"]), ": ", *answer]
     summary = [
         h("span", answer, class_="answered"),
         h("span", VERDICTS.get(said, said), class_=f"verdict {said.split()[0]}"),
@@ -51,7 +48,8 @@ def checked(row: Row) -> Markup:
         h("li", h("code", each["prompt"]), f" {failure(each)}") for each in row.get("examples", [])
     ]
     account = {"Measured": row["measured"], "Wanted": row["wanted"], "What to do": row["advice"]}
-    body = [h("p", row["means"]), definitions(account)]
+    terms = [[h("dt", term), h("dd", told)] for term, told in account.items()]
+    body = [h("p", row["means"]), h("dl", terms)]
     if failures:
         body += [h("p", "Some of the failures:"), h("ul", failures, class_="examples")]
     return h("details", h("summary", summary), body, open=said == "fail")

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from minifunc.model import Transformer
 from minifunc.support.errors import UserError
 from minifunc.support.files import load_json, load_lines
 from minifunc.support.runs import RESULTS, RunFolders, load_circuit, load_run, traced_alone
@@ -23,7 +22,7 @@ class Findings:
     """A run and all that is known of it; what is missing is empty."""
 
     folders: RunFolders
-    model: Transformer | None  # None: the folder holds what was found in a model, without it
+    model: Any  # a Transformer; None: the folder holds what was found in one, without it
     config: dict[str, Any]
     circuit: dict[str, Any]
     metrics: list[dict[str, Any]]
@@ -39,13 +38,6 @@ class Findings:
     def n_heads(self) -> int:
         """The heads of all layers."""
         return sum(map(len, self.circuit["effects"]["logits"]["heads"]))
-
-    @property
-    def known_model(self) -> Transformer:
-        """The model. Raises KeyError where there is none."""
-        if self.model is None:
-            raise KeyError("model.pt")
-        return self.model
 
     @property
     def unplayable(self) -> str:
@@ -66,7 +58,7 @@ class Findings:
     @property
     def names(self) -> list[str]:
         """What the model's tokens are called, [d_vocab]."""
-        strings, tokens = self.config["vocabulary"], range(self.known_model.cfg.d_vocab)
+        strings, tokens = self.config["vocabulary"], range(self.model.cfg.d_vocab)
         return [token_name(strings, token) for token in tokens]
 
     def answer(self, prompt: list[str]) -> str | None:
@@ -82,10 +74,9 @@ class Findings:
     def patterns(self, tokens: list[str]) -> dict[str, list[list[float]]]:
         """Every head's attention on one prompt: {"layer.head": [query][key]}."""
         ids = {string: index for index, string in enumerate(self.names)}
-        model = self.known_model
-        prompt = torch.tensor([[ids[token] for token in tokens]], device=model.device)
-        names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
-        _, cache = model.run_with_cache(prompt, names)
+        prompt = torch.tensor([[ids[token] for token in tokens]], device=self.model.device)
+        names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(self.model.cfg.n_layers)]
+        _, cache = self.model.run_with_cache(prompt, names)
         patterns = {}
         for layer, name in enumerate(names):
             for head, pattern in enumerate(cache[name][0].float().tolist()):
@@ -101,10 +92,11 @@ def read(folders: RunFolders) -> Findings:
     if not all(isinstance(string, str) for string in config.get("vocabulary", ())):
         raise UserError(f"{run / 'config.json'}: `vocabulary` must hold strings and nothing else")
     circuit = load_circuit(results / "circuit.json", model) or {}
+    counted = {"accuracy_prompts": circuit.get("n_prompts")}  # where it doesn't say itself
     metrics, check, seeds = run / "metrics.jsonl", results / "check.json", RESULTS / "seeds.json"
     return Findings(
         *(folders, model, config),
-        circuit={name: part for name, part in circuit.items() if part is not None},
+        circuit={name: part for name, part in (counted | circuit).items() if part is not None},
         metrics=load_lines(metrics) if metrics.exists() else [],
         check=load_json(check) if check.exists() else {},
         seeds=load_json(seeds) if seeds.exists() else [],

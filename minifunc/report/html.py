@@ -5,7 +5,7 @@ Nothing else in this package writes a tag.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from html import escape
 from typing import Any
 
@@ -76,11 +76,6 @@ def scrolling(content: Markup, **attributes: Any) -> Markup:
 def details(summary: str, *children: Any, **attributes: Any) -> Markup:
     """Children that are folded away behind one line."""
     return h("details", h("summary", summary), *children, **attributes)
-
-
-def definitions(said: Mapping[str, Any]) -> Markup:
-    """Terms and what is said of them."""
-    return h("dl", [[h("dt", term), h("dd", value)] for term, value in said.items()])
 
 
 def percent(share: float, digits: int = 0) -> str:

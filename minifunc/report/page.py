@@ -44,11 +44,11 @@ def header(name: str, links: dict[str, str]) -> Markup:
 
 def playground(f: Findings) -> list[Markup]:
     """The scripts in which the model runs, and what they read: its shape and its weights."""
-    state = f.known_model.state_dict()
+    state = f.model.state_dict()
     arrays = {name: weight.detach().float().cpu().numpy() for name, weight in state.items()}
     groups = f.circuit.get("groups", {})
     data = {
-        "model": f.config["model"] | vars(f.known_model.cfg),
+        "model": f.config["model"] | vars(f.model.cfg),
         "vocabulary": f.names,
         "layout": [[name, array.size] for name, array in arrays.items()],
         "groups": {name: heads_of(heads) for name, heads in groups.items()},

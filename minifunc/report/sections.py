@@ -10,17 +10,7 @@ from minifunc.model import ModelConfig
 from minifunc.report import checklist, pictures
 from minifunc.report.findings import Findings
 from minifunc.report.glossary import GLOSSARY, glossed, place_of
-from minifunc.report.html import (
-    Markup,
-    definitions,
-    details,
-    h,
-    inside,
-    percent,
-    scrolling,
-    signed,
-    table,
-)
+from minifunc.report.html import Markup, details, h, inside, percent, scrolling, signed, table
 from minifunc.report.pictures import CONTRASTS, Scale
 from minifunc.report.terminal import Circuit, asked_in, fours, members, r_of, title
 from minifunc.report.titles import mixed_rules, swaps, unseen
@@ -68,9 +58,13 @@ def colour_key(meanings: Mapping[str, str]) -> Markup:
     return h("p", spans, class_="key")
 
 
+def definitions(said: Mapping[str, Any]) -> Markup:
+    return h("dl", [[h("dt", term), h("dd", value)] for term, value in said.items()])
+
+
 def claim(f: Findings) -> Content:
     """One sentence with what was found, and four large numbers."""
-    circuit, n = f.circuit, f.circuit.get("accuracy_prompts") or f.circuit["n_prompts"]
+    circuit, n = f.circuit, f.circuit["accuracy_prompts"]
     done = percent(circuit["accuracy"]["contrast_prompt"]["contrast"], 1)
     never = ", which training never showed it," if unseen(f, circuit["task"], circuit["k"]) else ""
     shown = [f"Shown {circuit['shots']} ", *glossed("[examples|shot]"), f" of {title(circuit)}"]
@@ -169,15 +163,13 @@ def effects(f: Findings) -> Content:
     content = [effects_on(f, {"logits": "heads → logits"}, [*caption, scale])]
     if f.fi:
         caption = (
-            "What reaches the function-induction heads, all of them overwritten together. "
-            "v: what is handed over; k: what is found; q: what is looked for."
+            "What reaches function-induction heads, all overwritten together where that was "
+            "traced. v: what is handed over; k: what is found; q: what is looked for."
         )
-        together = {f"function_induction.{which}": f"→ {which}" for which in "vkq"}
-        if "function_induction.v" not in f.circuit["effects"]:
-            caption = "What reaches single function-induction heads: what they hand over."
-            alone = [f"{head}.v" for head in f.fi if f"{head}.v" in f.circuit["effects"]]
-            together = {receiver: f"→ {receiver}" for receiver in alone}
-        content.append(effects_on(f, together, caption))
+        swept = f.circuit["effects"]
+        together = [to for to in swept if to.startswith("function_induction.")]
+        into = together or [to for to in swept if to[:-2] in f.fi]
+        content.append(effects_on(f, {to: f"→ {words(to)}" for to in into}, caption))
     return content
 
 
@@ -250,11 +242,9 @@ def proof(f: Findings) -> Content:
 
 def on_all_prompts(circuit: Circuit) -> list[Circuit]:
     """What was traced, in the four settings, on the prompts that the claim counts."""
-    n = circuit.get("accuracy_prompts") or circuit["n_prompts"]
-    unswapped = [
-        {"base_acc": shares["base"], "contrast_acc": shares["contrast"], "n_prompts": n}
-        for shares in circuit["accuracy"].values()
-    ]
+    plain = {"n_prompts": circuit["accuracy_prompts"]}
+    shares = circuit["accuracy"].values()
+    unswapped = [{"base_acc": x["base"], "contrast_acc": x["contrast"]} | plain for x in shares]
     return unswapped + swaps(circuit)
 
 
@@ -289,7 +279,7 @@ FORECASTS = {  # what may foretell how the answer is off, in words
 
 def averaging(f: Findings) -> Content:
     """What is answered where examples disagree, what foretells it, and what steers it."""
-    mixtures, scale = mixed_rules(f), Scale(1.0)
+    found, mixtures, scale = f.averaging, mixed_rules(f), Scale(1.0)
     answered, first = [], mixtures[0]
     for row in mixtures:
         cells = []
@@ -307,29 +297,24 @@ def averaging(f: Findings) -> Content:
         foretold.append([FORECASTS[name], signed(r2, 2), hits])
     told = f"Shown {answered[0][0]}: what foretells the answer"
     table = numbers(["forecast", "R²", "rounded, is the answer (95 %)"], foretold, told)
+    tables = [heat, table]
+    if "steered" in found:
+        tables.append(steering(found))
     caption = glossed(
         "Each [shot] of a prompt is off by one of two amounts (outlined), at random. Copying the "
         "rule of one shot would give outlined answers alone. What does foretell them is told by "
-        "[R²]."
+        "[R²]. What causes them is seen where [FI heads|FI head] are made to look elsewhere."
     )
-    foretelling = figure(f, [heat, table], caption, "circuit.json (averaging)")
-    return [foretelling, content(f, steering, "")]
+    return [figure(f, tables, caption, "circuit.json (averaging)")]
 
 
-def steering(f: Findings) -> Content:
-    """What the answer is off by, once heads are made to look elsewhere."""
-    found, rows = f.averaging, list[list[Any]]()
-    heads = {"function-induction heads": "steered", "other heads of their layers": "control"}
-    for who, key in heads.items():
-        rows.append([who, *(signed(row["off_by"], 2) for row in found[key])])
+def steering(found: Circuit) -> Markup:
+    """What the answer is off by, once heads are made to look at some examples more."""
+    heads = {"function-induction heads": "steered", "control: others of these layers": "control"}
+    rows = [[who, *(signed(row["off_by"], 2) for row in found[key])] for who, key in heads.items()]
     gains = [percent(row["gain"]) for row in found["steered"]]
     told = "Attention moved to the examples off by +1: what the answer is off by, on average"
-    caption = glossed(
-        "To see what causes these answers, the [FI heads|FI head] are made to look more at shots "
-        "off by +1; as a control, so are the other heads of their layers."
-    )
-    shown = numbers(["share moved", *gains], rows, told)
-    return [figure(f, shown, caption, "circuit.json (averaging)")]
+    return numbers(["share moved", *gains], rows, told)
 
 
 def seeds(f: Findings) -> Content:
@@ -398,15 +383,9 @@ def check(f: Findings) -> Content:
 
 def about(f: Findings) -> Content:
     """What the run is, and how the page is made."""
-    known: dict[str, Any] = {"run": f.folders.name, "model": f.circuit.get("model", "?")}
-    if f.model is not None:
-        cfg, n_weights = f.model.cfg, sum(weight.numel() for weight in f.model.parameters())
-        known["model"] = (
-            f"{cfg.n_layers} layers × {cfg.n_heads} heads, width {cfg.d_model}, {cfg.d_vocab} "
-            f"tokens, {n_weights:,} weights, {cfg.positions} positions, {cfg.normalization} norm, "
-            f"{cfg.act_fn}"
-        )
-        known["diet"] = f.config.get("diet", {}).get("name", "?")
+    model = f.circuit.get("model") or named(f.config.get("model", {}))
+    diet = f.config.get("diet", {}).get("name", "?")
+    known = {"run": f.folders.name, "model": model, "diet": diet}
     known["versions"] = named((f.config or f.circuit).get("versions", {}))
     if "criteria" in f.circuit:
         known["criteria"] = named(f.circuit["criteria"])
@@ -480,21 +459,14 @@ def content(f: Findings, make: Callable[[Findings], Content], needs: str) -> Mar
         what, target = WITHOUT[lacking[0]]
     except KeyError as error:
         lacked = str(error.args[0])[:60]
-        if reason := why_not(f, lacked):
-            return missing(f"“{lacked}” was not measured: {reason}.")
+        for parts, reason in f.circuit.get("missing", {}).items():
+            if lacked in parts.split(", "):
+                return missing(f"“{lacked}” was not measured: {reason}.")
         what = f"a file of this run lacks “{lacked}”; an older version may have written it"
         target = "check" if make is check else "patch"
     if f.model is None and target in ("train", "check"):
         return missing(f"{what}. That takes a run that make train made.")
     return missing(f"{what}. ", h("code", makes(f, target)), " makes it.")
-
-
-def why_not(f: Findings, part: str) -> str:
-    """Why a part was not measured, as circuit.json says; else that the model is not there."""
-    for parts, reason in f.circuit.get("missing", {}).items():
-        if part in parts.split(", "):
-            return str(reason)
-    return "" if f.model else "the study of this model leaves it out"
 
 
 def missing(*why: Any) -> Markup:
