@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import sys
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,15 +15,19 @@ import tasks
 import train
 from commands import check
 from minifunc.model import ModelConfig, Transformer
-from minifunc.report import page, pictures, sections
+from minifunc.report import findings, page, pictures, sections
 from minifunc.report.findings import read
+from minifunc.report.glossary import GLOSSARY, PLACES
 from minifunc.report.html import Markup, h, script_data, signed
 from minifunc.report.terminal import members
+from minifunc.report.titles import PUZZLE, title_of
 from minifunc.support.errors import UserError
 from minifunc.support.files import save_json, save_lines, save_tensors
-from minifunc.support.runs import RunFolders, load_run, weights_hash
+from minifunc.support.runs import RESULTS, RunFolders, load_run, weights_hash
 from minifunc.support.settings import described
 from tests.test_patch import ANY_MODEL, FAST
+
+ALL_SECTIONS = (*sections.SECTIONS, *sections.DETAILS)
 
 
 def metrics(step):
@@ -91,7 +96,7 @@ class Elements(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.found, self.open = [], []
+        self.found, self.open, self.texts = [], [], {}
         self.feed(text)
         assert not self.open, self.open
 
@@ -102,6 +107,10 @@ class Elements(HTMLParser):
 
     def handle_startendtag(self, tag, attributes):
         self.found.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        if self.open:
+            self.texts[self.open[-1]] = data
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -114,7 +123,7 @@ def test_the_report_has_every_section_and_nothing_is_missing(run):
     text = made(run)
     ids = [attributes["id"] for _, attributes in Elements(text).found if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert {"claim", "playground", *(name for name, *_ in sections.SECTIONS)} <= set(ids)
+    assert {"claim", "playground", *(name for name, *_ in ALL_SECTIONS)} <= set(ids)
     assert "Not here:" not in re.sub(r"<noscript>.*?</noscript>", "", text, flags=re.DOTALL)
 
 
@@ -140,6 +149,152 @@ def test_it_can_be_used_by_keyboard_and_screen_reader(run):
     assert {label["for"] for label in elements.all("label") if "for" in label} == {"prompt", "base"}
     figures = text.count('class="source">from') - 2  # the claim and the checks have a source too
     assert len(elements.all("figcaption")) == len(elements.all("figure")) == figures
+
+
+def test_the_sections_tell_the_story_in_order_and_details_come_last(run):
+    elements = Elements(made(run)).found
+    ids = [attributes["id"] for tag, attributes in elements if tag == "section"]
+    story = ["circuit", "path", "proof", "averaging", "checklist", "learned", "seeds"]
+    assert ids[:2] == ["claim", "playground"] and ids[-1] == "details"
+    assert [name for name in ids if name in story] == story
+    after = [attributes.get("id") for _, attributes in elements]
+    folded = ["all-heads", "effects", "vectors", "glossary", "about"]
+    assert [name for name in after[after.index("details") :] if name in folded] == folded
+
+
+def changed(whole, path, value):
+    """A copy of nested data that holds another value in one place."""
+    whole = copy.deepcopy(whole)
+    at = whole
+    for step in path[:-1]:
+        at = at[step]
+    at[path[-1]] = value
+    return whole
+
+
+FI_SWAPPED = ("evaluation", "ablation", 0, "contrast_acc")
+SAYS = [  # what changes: part of the findings, path in it, value; then the section and its title
+    ("circuit", ("groups", "function_induction"), ["1.1"], "circuit", "One of 4 .* heads, 1.1,"),
+    (
+        "circuit",
+        ("groups", "function_induction"),
+        ["0.1", "1.0", "1.1"],
+        "circuit",
+        "^3 of 4 attention",
+    ),
+    ("circuit", ("effects", "logits", "heads", 1, 0), -83.2, "path", "head 1.0 alone .* 8320 % of"),
+    ("circuit", FI_SWAPPED, 0.123, "proof", r"left on 12\.3 %"),
+    ("circuit", ("averaging", "mixtures", 0, "unseen_offset_share"), 0.31, "averaging", "31 %$"),
+    ("circuit", ("averaging", "mixtures", 0, "r2", "attention"), 2, "averaging", "heads average"),
+    (
+        "circuit",
+        ("averaging", "mixtures", 0, "unseen_offset_share"),
+        0.4,
+        "averaging",
+        "^Shown −1 and",
+    ),
+    ("check", ("checks", 0, "verdict"), "pass", "checklist", " 2 of 14 checks pass"),
+    ("metrics", (2, "accuracy", "addition", "1", "2"), 0.95, "learned", "After step 2 of 4 "),
+    ("seeds", (0, "groups", "function_induction"), [], "seeds", "^9 of 10 models"),
+    ("seeds", (1, "groups", "function_induction"), ["1.1"], "seeds", "heads, 1 to 5 each"),
+]
+
+
+@pytest.mark.parametrize("part, path, value, section, title", SAYS)
+def test_a_title_says_what_the_files_say(run, part, path, value, section, title):
+    found = found_in(run)
+    found.circuit["groups"]["function_induction"] = ["1.0", "1.1"]
+    found.circuit["averaging"]["mixtures"][0]["r2"] = {"attention": 0.5, "last": 0.7}
+    for index, row in enumerate(found.check["checks"]):
+        row["verdict"] = "pass" if index == 1 else "fail"
+    found.circuit["shots"] = 2  # of the few that `metrics` counts
+    before = title_of(found, section, "plain")
+    setattr(found, part, changed(getattr(found, part), path, value))
+    after = title_of(found, section, "plain")
+    assert re.search(title, after) and after != before
+    setattr(found, part, {} if isinstance(getattr(found, part), dict) else [])
+    assert title_of(found, section, "plain") == "plain"
+
+
+@pytest.mark.parametrize(
+    "answer, diet, heading",
+    [
+        ("7", "default", "= 7: a rule that nobody taught"),
+        ("7", "no-such", "This model says 7"),
+        ("6", "default", "This model says 6"),
+        (None, "default", "Function induction"),
+    ],
+)
+def test_the_heading_is_what_the_model_makes_of_the_puzzle(run, monkeypatch, answer, diet, heading):
+    found = found_in(run)
+    shifts = {"default": [-1, 2], "no-such": [1]}[diet]
+    found.config["diet"] = {"shifts": shifts}
+    monkeypatch.setattr(found, "answer", lambda prompt: answer)
+    assert heading in Elements(page.build(found)).texts["h1"]
+
+
+def test_the_model_is_asked_the_puzzle(run):
+    found = found_in(run)
+    prompt = tasks.encode("1+1=3, 2+2=5, 3+3=")
+    wanted = found.names[int(found.model(prompt[None])[0, -1].argmax())]
+    assert found.answer(PUZZLE.split()) == wanted
+    assert found.answer(["no", "such", "token"]) is None
+
+
+def test_every_term_is_defined_once_and_used(run):
+    elements = Elements(made(run))
+    terms = [attributes for _, attributes in elements.found if attributes.get("class") == "term"]
+    meanings = Counter(attributes.get("id") for attributes in elements.all("dd"))
+    assert all(term["tabindex"] == "0" for term in terms)
+    assert {term["data-tip"] for term in terms} == set(GLOSSARY.values())
+    assert {term["aria-describedby"] for term in terms} == set(PLACES.values())
+    assert all(meanings[place] == 1 for place in PLACES.values())
+
+
+def test_shares_that_count_the_same_agree(run):
+    """The claim, the title and the bars quote the same prompts; other draws are told apart."""
+    circuit = json.loads((run / "circuit.json").read_text())
+    for path, value in (
+        (("accuracy", "contrast_prompt", "contrast"), 0.876),
+        (("evaluation", "ablation", 0, "contrast_acc"), 0.065),
+    ):
+        circuit = changed(circuit, path, value)
+    for row in circuit["reuse"]:  # a smaller draw
+        row["contrast_acc"] = 0.777 if (row["task"], row["k"]) == ("addition", 1) else 0.5
+    save_json(run / "circuit.json", circuit)
+    text = made(run)
+    assert "77.7 %" not in text
+    assert text.count("87.6 %") == 4  # claim, large number, bar and what it tells
+    assert text.count("6.5 %") == 6  # and in the title of the section, twice: for screen readers
+    assert "Each check asks prompts of its own" in text
+
+
+def test_averaging_shows_how_often_each_amount_is_answered_and_its_control(run):
+    found = found_in(run)
+    mixture = found.circuit["averaging"]["mixtures"][0]
+    mixture["answered"], mixture["hits"]["attention"] = {"0": 0.84, "-1": 0.16}, 0.84
+    found.circuit["averaging"]["control"] = [{"off_by": -0.17}]
+    drawn = sections.content(found, sections.averaging, "circuit fi")
+    assert re.search('class="pos strong" style="--v:84%">84 %', drawn)
+    assert re.search('class="pos marked" style="--v:16%">16 %', drawn)
+    assert "84 % (78 % to 88 %)" in drawn  # Wilson, 200 prompts
+    assert re.search("other heads</th><td>−0.17", drawn)
+    del found.circuit["averaging"]
+    lacking = sections.content(found, sections.averaging, "circuit fi")
+    assert "lacks “averaging”" in lacking and f"make patch OUT={run}" in lacking
+
+
+def test_seeds_side_by_side_and_a_package_without_results_says_so(run, monkeypatch, tmp_path):
+    found = found_in(run)
+    drawn = sections.content(found, sections.seeds, "seeds")
+    first = json.loads((RESULTS / "seeds.json").read_text())[0]
+    assert drawn.count("<table") == 3 and drawn.count("<td data-tip") == 3 * 4 * 6
+    for head, r in first["fi_r"].items():
+        assert re.search(f'head {head}: function induction.*?">{signed(100 * r)}<', drawn)
+    assert "function induction in 10, consolidation in 0" in drawn
+    monkeypatch.setattr("minifunc.report.findings.RESULTS", tmp_path)
+    lacking = sections.content(found_in(run), sections.seeds, "seeds")
+    assert "in the repository" in lacking and "<code>make dependability</code>" in lacking
 
 
 def test_a_heat_map_shows_the_number_the_file_holds_with_its_sign(run):
@@ -186,8 +341,9 @@ def test_a_report_is_made_of_a_run_alone_and_says_how_to_make_the_rest(run):
     text = made(run)
     for command in ("make patch", "make check", "make train"):
         assert f"{command} OUT={run}" in text
-    # eight sections and the note for those without JavaScript
-    assert text.count("Not here:") == 9 and "playground" in text
+    lacking = [name for name, _, _, needs in ALL_SECTIONS if needs not in ("", "seeds")]
+    # these, the claim, and the note for those without JavaScript
+    assert text.count("Not here:") == len(lacking) + 2 > 9 and "playground" in text
 
 
 def test_every_key_of_circuit_json_may_be_missing(run):
@@ -195,7 +351,7 @@ def test_every_key_of_circuit_json_may_be_missing(run):
     found = found_in(run)
     for key in whole:
         found.circuit = {name: value for name, value in whole.items() if name != key}
-        for name, _, make, needs in (("claim", "", sections.claim, "circuit"), *sections.SECTIONS):
+        for name, _, make, needs in (("claim", "", sections.claim, "circuit"), *ALL_SECTIONS):
             assert sections.content(found, make, needs), (key, name)
     found.circuit = {}
     assert page.build(found).count("Not here:") >= 5
@@ -205,7 +361,9 @@ def test_a_model_without_a_circuit_is_told_so(run):
     assert patch.main(["--run", str(run), *FAST]) == 0  # at the usual thresholds it has none
     text = made(run)
     assert "no function-induction head was found" in text
-    assert "no head was found that carries the rule" in text
+    assert "No head was found that carries the rule" in text
+    titles = Elements(text).all("section")
+    assert "Who carries it" in [element["aria-label"] for element in titles]
 
 
 def test_the_run_and_what_was_found_may_be_in_two_folders(run, tmp_path):
@@ -280,7 +438,8 @@ ABOUT_THE_CIRCUIT = (
     sections.effects,
     sections.attention,
     sections.vectors,
-    sections.bars,
+    sections.proof,
+    sections.heads_table,
     sections.about,
     page.playground,
 )
@@ -293,10 +452,10 @@ READ_BY = {  # key of circuit.json: the sections that read below it, where these
     "effects": (sections.effects,),
     "operands_changed": (sections.effects,),
     "graph": (sections.graph,),
-    "evaluation": (sections.claim,),
-    "reuse": (sections.bars,),
+    "evaluation": (sections.claim, sections.proof),
+    "reuse": (sections.proof,),
     "function_vectors": (sections.vectors,),
-    "attention": (sections.graph,),
+    "attention": (sections.heads_table,),
 }
 UNREAD = {  # numbers that are checked when the run is read, and what the report doesn't show
     "model",
@@ -392,7 +551,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(run):
 
 def test_a_huge_model_is_not_played_with(run, monkeypatch):
     assert 'id="weights"' in made(run)
-    monkeypatch.setattr(page, "MOST_WEIGHTS", 10)
+    monkeypatch.setattr(findings, "MOST_WEIGHTS", 10)
     text = made(run)
     assert "too many for a page" in text and 'id="weights"' not in text
 

@@ -51,24 +51,18 @@ class Findings:
         return f"the page cannot run a model with {unknown}." if unknown else ""
 
     @property
-    def averaging(self) -> dict[str, Any]:
-        """What the FI heads make of examples that disagree."""
-        return self.circuit.get("averaging", {})
-
-    @property
     def names(self) -> list[str]:
         """What the model's tokens are called, [d_vocab]."""
         strings, tokens = self.config["vocabulary"], range(self.model.cfg.d_vocab)
         return [token_name(strings, token) for token in tokens]
 
     def answer(self, prompt: list[str]) -> str | None:
-        """The model's answer to a prompt; None where its tokens are others."""
-        if self.model is None:
+        """The model's answer to a prompt; None where it cannot be asked that."""
+        if self.model is None or not set(prompt) <= set(self.names):
             return None
-        ids = {string: index for index, string in enumerate(self.names)}
-        if not ids.keys() >= set(prompt) or len(prompt) > self.model.cfg.n_ctx:
+        if len(prompt) > self.model.cfg.n_ctx:
             return None
-        tokens = torch.tensor([[ids[token] for token in prompt]], device=self.model.device)
+        tokens = torch.tensor([list(map(self.names.index, prompt))], device=self.model.device)
         return self.names[int(self.model(tokens)[0, -1].argmax())]
 
     def patterns(self, tokens: list[str]) -> dict[str, list[list[float]]]:

@@ -13,7 +13,6 @@
     const other = name === "dark" ? "light" : "dark";
     root.dataset.theme = name;
     button.textContent = name === "dark" ? "Light" : "Dark";
-    button.setAttribute("aria-pressed", String(name === "dark"));
     button.setAttribute("aria-label", `switch to the ${other} theme`);
   }
 
@@ -49,14 +48,12 @@
   tip.setAttribute("role", "status");
   document.body.append(tip);
 
-  function hideTip() {
-    tip.className = "";
-  }
+  const hideTip = () => tip.classList.remove("shown");
 
   function showTip(target, x, y) {
     if (!target?.dataset.tip) return hideTip();
     tip.textContent = target.dataset.tip;
-    tip.className = "shown";
+    tip.classList.add("shown");
     const { width, height } = tip.getBoundingClientRect();
     const fitsBelow = y + 22 + height <= innerHeight;
     tip.style.left = `${Math.max(8, Math.min(x + 14, innerWidth - width - 8))}px`;
@@ -67,17 +64,18 @@
     showTip(event.target.closest?.("[data-tip]"), event.clientX, event.clientY);
   }
 
+  /** Of what the keyboard has reached; reaching it may scroll the page. */
+  function followFocus() {
+    const target = document.querySelector("[data-tip]:focus-visible");
+    const box = target?.getBoundingClientRect();
+    showTip(target, box?.left + box?.width / 2, box?.bottom - 12);
+  }
+
   document.addEventListener("pointermove", followPointer);
   document.addEventListener("pointerdown", followPointer);
-  document.addEventListener("focusin", (event) => {
-    const target = event.target.closest("[data-tip]");
-    const box = event.target.getBoundingClientRect();
-    if (target && event.target.matches(":focus-visible")) {
-      showTip(target, box.left + box.width / 2, box.bottom - 12);
-    }
-  });
+  document.addEventListener("focusin", followFocus);
   document.addEventListener("focusout", hideTip);
-  document.addEventListener("scroll", hideTip, { passive: true, capture: true });
+  document.addEventListener("scroll", followFocus, { passive: true, capture: true });
   document.addEventListener("keydown", (event) => event.key === "Escape" && hideTip());
 
   // ---- One stop of the tab key for each heat map and picture; the arrow keys move inside.
@@ -86,9 +84,7 @@
 
   /** The cell beside one of a table. */
   function neighbour(cell, [across, down]) {
-    let row = cell.parentElement;
-    if (down < 0) row = row.previousElementSibling;
-    if (down > 0) row = row.nextElementSibling;
+    const row = cell.closest("table").rows[cell.parentElement.rowIndex + down];
     return row?.children[cell.cellIndex + across];
   }
 
@@ -136,14 +132,11 @@
     for (const folded of document.querySelectorAll("#details > details")) folded.open = true;
   });
 
-  const links = [...document.querySelectorAll("nav a")];
-
   function markCurrent(entries) {
-    for (const { target, isIntersecting } of entries) {
-      const link = links.find((other) => other.getAttribute("href") === `#${target.id}`);
-      if (!link || !isIntersecting) continue;
-      links.forEach((other) => other.removeAttribute("aria-current"));
-      link.setAttribute("aria-current", "true");
+    const { target } = entries.find((entry) => entry.isIntersecting) ?? {};
+    if (!target) return;
+    for (const link of document.querySelectorAll("nav a")) {
+      link.setAttribute("aria-current", String(link.hash === `#${target.id}`));
     }
   }
 

@@ -37,7 +37,7 @@ def header(name: str, links: dict[str, str]) -> Markup:
         "header",
         h("p", "minifunc", h("span", name), class_="brand"),
         h("nav", h("ul", items), aria_label="Sections"),
-        h("button", "Dark", id="theme", type="button", aria_pressed="false"),
+        h("button", "Dark", id="theme", type="button"),
     )
     return inside([h("a", "To the content", href="#main", class_="skip"), bar])
 

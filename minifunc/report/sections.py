@@ -3,28 +3,24 @@
 A KeyError says that a file lacks something: `content` makes a note of it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from minifunc.model import ModelConfig
 from minifunc.report import checklist, pictures
 from minifunc.report.findings import Findings
-from minifunc.report.glossary import GLOSSARY, glossed, place_of
+from minifunc.report.glossary import GLOSSARY, PLACES, glossed
 from minifunc.report.html import Markup, details, h, inside, percent, scrolling, signed, table
 from minifunc.report.pictures import CONTRASTS, Scale
 from minifunc.report.terminal import Circuit, asked_in, fours, members, r_of, title
 from minifunc.report.titles import mixed_rules, swaps, unseen
 from minifunc.support.evaluation import wilson
+from minifunc.support.names import parse
 from minifunc.support.tables import words
 
 Content = list[Any]  # what `h` takes as children
 # file: the target of make; `patch` makes all others
-MADE_BY = {
-    "check.json": "check",
-    "metrics.jsonl": "train",
-    "model.pt": "report",
-    "results/seeds.json": "dependability",
-}
+MADE_BY = {"check.json": "check", "metrics.jsonl": "train", "results/seeds.json": "dependability"}
 
 
 def source(f: Findings, file: str) -> Markup:
@@ -64,8 +60,9 @@ def definitions(said: Mapping[str, Any]) -> Markup:
 
 def claim(f: Findings) -> Content:
     """One sentence with what was found, and four large numbers."""
-    circuit, n = f.circuit, f.circuit["accuracy_prompts"]
+    circuit = f.circuit
     done = percent(circuit["accuracy"]["contrast_prompt"]["contrast"], 1)
+    n = circuit["accuracy_prompts"]
     never = ", which training never showed it," if unseen(f, circuit["task"], circuit["k"]) else ""
     shown = [f"Shown {circuit['shots']} ", *glossed("[examples|shot]"), f" of {title(circuit)}"]
     shown.append(f"{never} this model goes on by that rule on {done} of {n} prompts")
@@ -228,47 +225,37 @@ def vectors(f: Findings) -> Content:
 
 
 def proof(f: Findings) -> Content:
-    """Four bars for what was traced; other amounts and tasks are folded."""
+    """Four bars for what was traced, the plain answer beside; other tasks in a table."""
+    circuit = f.circuit
     colours = {"plain-answer": "plain answer", "shifted-answer": "answer by the new rule"}
     caption = glossed(
         "Shares of prompts that are answered plainly, and by the new rule; lines are 95 % intervals"
         " over prompts. In the third row the [FI heads|FI head] are [swapped|swap]. The fourth is "
         "the control: as many random heads of the same layers are, or all others if fewer."
     )
-    traced = pictures.four_bars(title(f.circuit), on_all_prompts(f.circuit))
-    shown = [colour_key(colours), traced]
-    return [figure(f, shown, caption, "circuit.json (evaluation)"), content(f, reused, "")]
-
-
-def on_all_prompts(circuit: Circuit) -> list[Circuit]:
-    """What was traced, in the four settings, on the prompts that the claim counts."""
-    plain = {"n_prompts": circuit["accuracy_prompts"]}
+    n = {"n_prompts": circuit["accuracy_prompts"]}
     shares = circuit["accuracy"].values()
-    unswapped = [{"base_acc": x["base"], "contrast_acc": x["contrast"]} | plain for x in shares]
-    return unswapped + swaps(circuit)
+    four = [{"base_acc": x["base"], "contrast_acc": x["contrast"]} | n for x in shares]
+    picture = pictures.four_bars(title(circuit), four + swaps(circuit))
+    shown = figure(f, [colour_key(colours), picture], caption, "circuit.json (evaluation)")
+    return [shown, content(f, reused, "")]
 
 
 def reused(f: Findings) -> Content:
-    """The same heads on addition off by other amounts, and in a table on all tasks."""
-    drawn, rows = list[Markup](), list[list[Any]]()
+    """The same heads on tasks that were not traced, in a table."""
+    traced, rows = (f.circuit["task"], f.circuit["k"]), list[list[Any]]()
     for four in fours(f.circuit):
-        name = asked_in(four)
-        if four[0]["task"] in ("addition", f.circuit["task"]):
-            drawn.append(pictures.four_bars(name, four))
-        rows.append([name, *map(both_answers, four)])
-    shares = numbers(["task", *pictures.BARS], rows, "Plain / shifted answers")
-    panels = h("div", drawn, class_="panels")
-    return [
-        details("The same heads, and rules of all amounts", panels),
-        details(f"The same heads on {len(rows)} tasks", shares, source(f, "circuit.json (reuse)")),
-    ]
+        if (four[0]["task"], four[0]["k"]) != traced:
+            rows.append([asked_in(four), *map(both_answers, four)])
+    others = numbers(["task", *pictures.BARS], rows, "Plain / shifted answers, 100 prompts or so")
+    return [details(f"The same heads on {len(rows)} other tasks", others)]
 
 
 def both_answers(row: Mapping[str, Any]) -> str:
     return f"{percent(row['base_acc'], 1)} / {percent(row['contrast_acc'], 1)}"
 
 
-FORECASTS = {  # what may foretell how the answer is off, in words
+FORECASTS = {  # of what the answer is off by
     "attention": "mean of the shown, weighted by where the heads look",
     "uniform": "plain mean of the shown",
     "most_attended": "that of the example looked at most",
@@ -279,38 +266,38 @@ FORECASTS = {  # what may foretell how the answer is off, in words
 
 def averaging(f: Findings) -> Content:
     """What is answered where examples disagree, what foretells it, and what steers it."""
-    found, mixtures, scale = f.averaging, mixed_rules(f), Scale(1.0)
-    answered, first = [], mixtures[0]
+    found, mixtures, offsets = f.circuit["averaging"], mixed_rules(f.circuit), range(-3, 4)
+    answered: list[list[Any]] = []
     for row in mixtures:
         cells = []
-        for offset in range(-3, 4):
-            share = row["answered"].get(str(offset), 0)
-            tip = f"answers off by {signed(offset)}: {percent(share, 1)} of {row['n_prompts']}"
-            cells.append(scale.cell(share, percent(share), tip, offset in row["offsets"]))
+        for offset in offsets:
+            share = percent(row["answered"].get(str(offset), 0))
+            tip = f"off by {signed(offset)}: {share} of {row['n_prompts']} answers"
+            shade = row["answered"].get(str(offset), 0)
+            cells.append(Scale(1.0).cell(shade, share, tip, offset in row["offsets"]))
         answered.append([" and ".join(map(signed, row["offsets"])), *cells])
-    columns = [signed(offset) for offset in range(-3, 4)]
-    heat = pictures.heat_map("How often the answer is off by so much", "shown", columns, answered)
-    foretold = []
+    told = "How often the answer is off by so much"
+    heat = pictures.heat_map(told, "shown", map(signed, offsets), answered)
+    first, foretold = mixtures[0], []
     for name, r2 in first["r2"].items():
-        low, high = wilson(first["hits"][name], first["n_prompts"])
-        hits = f"{percent(first['hits'][name])} ({percent(low)} to {percent(high)})"
+        low, high = map(percent, wilson(first["hits"][name], first["n_prompts"]))
+        hits = f"{percent(first['hits'][name])} ({low} to {high})"
         foretold.append([FORECASTS[name], signed(r2, 2), hits])
-    told = f"Shown {answered[0][0]}: what foretells the answer"
-    table = numbers(["forecast", "R²", "rounded, is the answer (95 %)"], foretold, told)
-    tables = [heat, table]
-    if "steered" in found:
-        tables.append(steering(found))
     caption = glossed(
         "Each [shot] of a prompt is off by one of two amounts (outlined), at random. Copying the "
         "rule of one shot would give outlined answers alone. What does foretell them is told by "
         "[R²]. What causes them is seen where [FI heads|FI head] are made to look elsewhere."
     )
+    told = f"Shown {answered[0][0]}: what foretells the answer"
+    tables = [heat, numbers(["forecast", "R²", "rounded, is the answer (95 %)"], foretold, told)]
+    if "steered" in found:
+        tables.append(steering(found))
     return [figure(f, tables, caption, "circuit.json (averaging)")]
 
 
 def steering(found: Circuit) -> Markup:
     """What the answer is off by, once heads are made to look at some examples more."""
-    heads = {"function-induction heads": "steered", "control: others of these layers": "control"}
+    heads = {"function-induction heads": "steered", "other heads": "control"}
     rows = [[who, *(signed(row["off_by"], 2) for row in found[key])] for who, key in heads.items()]
     gains = [percent(row["gain"]) for row in found["steered"]]
     told = "Attention moved to the examples off by +1: what the answer is off by, on average"
@@ -318,34 +305,34 @@ def steering(found: Circuit) -> Markup:
 
 
 def seeds(f: Findings) -> Content:
-    """Three of the models that differ by their seed alone, as grids of heads with their roles."""
-    n, kinds = len(f.seeds), f.seeds[0]["groups"]
-    having = {kind: sum(bool(row["groups"][kind]) for row in f.seeds) for kind in kinds}
-    occurring = ", ".join(f"{words(kind)} in {count}" for kind, count in having.items())
+    """Three models that differ by their seed alone, as grids of heads with their roles."""
+    having = Counter(kind for row in f.seeds for kind, heads in row["groups"].items() if heads)
+    occurring = ", ".join(f"{words(kind)} in {having[kind]}" for kind in f.seeds[0]["groups"])
     caption = glossed(
         "The same training from three random starts, seeds 0, 1 and 2, not picked. Number: an [FI "
         "head]’s [r] in %. A role has one colour in all three, and other places in each: a head’s "
-        f"number means nothing in another model. Heads of each kind in {n} models: {occurring}."
+        f"number means nothing in another model. Of {len(f.seeds)} models so many have some heads "
+        f"of a role: {occurring}."
     )
-    grids = h("div", [roles_map(row) for row in f.seeds[:3]], class_="maps")
-    colours = {kind: words(kind) for kind in kinds if having.get(kind)}
+    ends = [parse(head) for row in f.seeds for heads in row["groups"].values() for head in heads]
+    n_layers, n_heads = (max(end) + 1 for end in zip(*ends))  # of models of one shape
+    grids = h("div", [roles_map(row, n_layers, n_heads) for row in f.seeds[:3]], class_="maps")
+    colours = {kind: words(kind) for kind in having}
     return [figure(f, [colour_key(colours), grids], caption, "results/seeds.json")]
 
 
-def roles_map(row: Circuit) -> Markup:
+def roles_map(row: Circuit, n_layers: int, n_heads: int) -> Markup:
     """A model's heads, the last layer on top, coloured by what they do."""
-    cfg, rows = ModelConfig(), list[list[Any]]()  # all of them have the default's shape
-    for layer in reversed(range(cfg.n_layers)):
+    rows: list[list[Any]] = []
+    for layer in reversed(range(n_layers)):
         cells = []
-        for head in (f"{layer}.{index}" for index in range(cfg.n_heads)):
+        for head in (f"{layer}.{index}" for index in range(n_heads)):
             roles = [kind for kind, heads in row["groups"].items() if head in heads]
-            r = row["fi_r"].get(head)
-            shown = "" if r is None else signed(100 * r)
-            look = {"class_": " ".join(["role", *roles]), "tabindex": "-1"}
-            tip = f"head {head}: {groups_of(row, head) or 'not in the circuit'}"
-            cells.append(h("td", shown, data_tip=tip, **look))
+            shown = signed(100 * row["fi_r"][head]) if head in row["fi_r"] else ""
+            tip = f"head {head}: {groups_of(row, head) or 'no part of the circuit'}"
+            cells.append(h("td", shown, data_tip=tip, class_=" ".join(["role", *roles])))
         rows.append([str(layer), *cells])
-    columns = [f"h{index}" for index in range(cfg.n_heads)]
+    columns = [f"h{index}" for index in range(n_heads)]
     return pictures.heat_map(f"Seed {row['seed']}", "layer", columns, rows)
 
 
@@ -389,8 +376,7 @@ def about(f: Findings) -> Content:
     known["versions"] = named((f.config or f.circuit).get("versions", {}))
     if "criteria" in f.circuit:
         known["criteria"] = named(f.circuit["criteria"])
-    cited = h("a", "arXiv 2507.09875", href="https://arxiv.org/abs/2507.09875")
-    known["after"] = Markup(inside(["Ye, Jia and Ren, ", cited]))
+    known["after"] = h("a", "arXiv 2507.09875", href="https://arxiv.org/abs/2507.09875")
     weights = "" if f.unplayable else ", weights included"
     said = f". It holds all it needs{weights}, and asks nothing of any network."
     made = ["This page is made by ", h("code", f.folders.makes("report")), said]
@@ -399,10 +385,7 @@ def about(f: Findings) -> Content:
 
 def glossary(f: Findings) -> Content:
     """All terms; a term on the page is described by its `dd`."""
-    meanings = [
-        [h("dt", name), h("dd", said, id=place_of(name))] for name, said in GLOSSARY.items()
-    ]
-    return [h("dl", meanings)]
+    return [h("dl", [[h("dt", x), h("dd", GLOSSARY[x], id=PLACES[x])] for x in GLOSSARY])]
 
 
 def named(values: Mapping[str, Any]) -> str:
@@ -417,7 +400,7 @@ SECTIONS: Sections = (
     ("path", "Patch a path yourself", mount("path-view"), "circuit"),
     ("attention", "Where heads look", attention, "circuit fi"),
     ("proof", "Swapped, and a control", proof, "circuit fi"),
-    ("averaging", "What the heads compute", averaging, "circuit fi averaging"),
+    ("averaging", "What the heads compute", averaging, "circuit fi"),
     ("checklist", "What may go wrong", check, "check"),
     ("training", "How it learned", training, "metrics"),
     ("learned", "While it learned", mount("learned-view"), "metrics"),
@@ -435,7 +418,7 @@ LEADS = {  # what a reader should know before the content
     "they find at other tokens. The [FI heads|FI head] are those that move the answer. [r] is how "
     "far: −100 % is all the way from the new rule back to the plain answer.",
     "path": "Of the run on the [base] prompt one [direct path] is put into the run on the "
-    "[contrast] prompt. How far the answer goes back is [r].",
+    "[contrast] prompt. How far the answer goes back, counted in [F], is [r].",
     "checklist": "Each check asks prompts of its own, a fresh draw. So a share may differ a little "
     "from that of the same question above.",
 }
@@ -445,7 +428,6 @@ WITHOUT = {  # what is missing: in words, and the target of make that makes it
     "fi": (f"{NO_FI}, so there is no circuit to show: it may not do the task", "train"),
     "metrics": ("there is no metrics.jsonl, which training writes", "train"),
     "check": ("the checks have not been run on this model yet", "check"),
-    "averaging": ("circuit.json holds no averaging: older versions, and letters, lack it", "patch"),
     "seeds": ("the study of ten seeds is in the repository, not in this package", "dependability"),
 }
 

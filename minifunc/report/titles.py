@@ -1,5 +1,6 @@
 """The titles of a report's sections: each says in one sentence what was found in this run."""
 
+from collections import Counter
 from collections.abc import Callable
 
 from minifunc.report.findings import Findings
@@ -60,13 +61,13 @@ def swaps(circuit: Circuit) -> list[Circuit]:
     return [by_group[name] for name in wanted if name in by_group]
 
 
-def mixed_rules(f: Findings) -> list[Circuit]:
+def mixed_rules(circuit: Circuit) -> list[Circuit]:
     """The rows of `averaging` whose prompts mix two rules."""
-    return [row for row in f.averaging["mixtures"] if len(row["offsets"]) == 2]
+    return [row for row in circuit["averaging"]["mixtures"] if len(row["offsets"]) == 2]
 
 
 def averages(f: Findings) -> str:
-    row, *_ = mixed_rules(f)
+    row, *_ = mixed_rules(f.circuit)
     between = percent(row["unseen_offset_share"])
     mixed = " and ".join(map(signed, row["offsets"]))
     said = f"shown {mixed} mixed, it answers in a way that no example showed on {between}"
@@ -75,30 +76,27 @@ def averages(f: Findings) -> str:
 
 
 def checks(f: Findings) -> str:
-    verdicts = [row["verdict"] for row in f.check["checks"]]
-    passed, failed = verdicts.count("pass"), verdicts.count("fail")
-    left = len(verdicts) - passed - failed
-    told = f"What may go wrong: {passed} of {len(verdicts)} checks pass, {failed} fail"
+    n = Counter(row["verdict"] for row in f.check["checks"])
+    told = f"What may go wrong: {n['pass']} of {n.total()} checks pass, {n['fail']} fail"
+    left = n.total() - n["pass"] - n["fail"]
     return f"{told}, {left} could not be told" if left else told
 
 
 def learned(f: Findings) -> str:
-    """When 90 % are right at 8 shots, for good; KeyError where they never are."""
+    """After which step 90 % are right for good; KeyError where they never are."""
     k, shots = str(f.circuit.get("k", 1)), str(f.circuit.get("shots", 8))
-    since = None
-    for line in f.metrics:
-        right = line["accuracy"]["addition"][k][shots] >= 0.9
-        since = (since or line["step"]) if right else None
-    if since is None:
-        raise KeyError("learned")
-    return f"It follows the new rule from step {since:,} of {f.metrics[-1]['step']:,} on"
+    right = {line["step"]: line["accuracy"]["addition"][k][shots] for line in f.metrics}
+    below = max(step for step, share in right.items() if share < 0.9)
+    if below == max(right):
+        raise KeyError(below)
+    return f"After step {below:,} of {max(right):,} the new rule is right on 90 % and more"
 
 
 def seeds(f: Findings) -> str:
-    having = [row["groups"]["function_induction"] for row in f.seeds]
-    having = [tuple(heads) for heads in having if heads]
+    all_heads = [tuple(row["groups"]["function_induction"]) for row in f.seeds]
+    having = [heads for heads in all_heads if heads]
     few, many = min(map(len, having)), max(map(len, having))
-    said = f"{len(having)} of {len(f.seeds)} models have such heads, {few} to {many} each"
+    said = f"{len(having)} of {len(all_heads)} models have such heads, {few} to {many} each"
     return f"{said}, in {len(set(having))} different sets of places"
 
 
