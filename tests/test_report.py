@@ -15,7 +15,7 @@ import tasks
 import train
 from commands import check
 from minifunc.model import ModelConfig, Transformer
-from minifunc.report import page, pictures, sections
+from minifunc.report import findings, page, pictures, sections
 from minifunc.report.findings import read
 from minifunc.report.glossary import GLOSSARY, PLACES
 from minifunc.report.html import Markup, h, script_data, signed
@@ -554,7 +554,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(run):
 
 def test_a_huge_model_is_not_played_with(run, monkeypatch):
     assert 'id="weights"' in made(run)
-    monkeypatch.setattr(page, "MOST_WEIGHTS", 10)
+    monkeypatch.setattr(findings, "MOST_WEIGHTS", 10)
     text = made(run)
     assert "too many for a page" in text and 'id="weights"' not in text
     assert text.index("const Page") < text.index(
