@@ -4,6 +4,7 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 import torch
 
 # The models of the tests are tiny; starting threads would cost more than they save.
@@ -26,6 +27,15 @@ def pytest_runtest_protocol(item, nextitem):
         return None
     item.session._setupstate.teardown_exact(nextitem)  # as if it had run
     return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Where the page's tests were asked for (`make test-page`), a skipped one has failed."""
+    report = yield
+    if report.skipped and os.environ.get("MINIFUNC_NEED_BROWSER"):
+        report.outcome, report.longrepr = "failed", f"skipped: {call.excinfo.value}"
+    return report
 
 
 @functools.cache

@@ -808,7 +808,7 @@ def test_the_lists_are_as_long_as_the_claims_need():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["diets", "emergence", "universality"])
+@pytest.mark.parametrize("name", ["diets", "unseen_shifts"])
 def test_a_figure_is_drawn_from_the_rows_alone(tmp_path, small, name):
     pytest.importorskip("matplotlib")
     from experiments import figures
@@ -824,7 +824,7 @@ def test_a_figure_is_drawn_from_the_rows_alone(tmp_path, small, name):
 
 @pytest.mark.parametrize(
     "rows, says",
-    [(None, "no rows are in"), ('[{"diet": "even"}]', "diets.json is of another layout")],
+    [(None, "no rows are in"), ('[{"diet": "strict"}]', "diets.json is of another layout")],
 )
 def test_figures_without_results_are_refused(tmp_path, capsys, rows, says):
     pytest.importorskip("matplotlib")

@@ -164,6 +164,7 @@ var Eye = (() => {
   /** Texts of less than this contrast, each kind of place once, the worst first. */
   function faint(least) {
     const worst = new Map();
+    drawn.clear(); // the page may have grown since
     for (const text of texts()) {
       const { element, words } = text;
       if (element.closest(":disabled")) continue;
