@@ -1,4 +1,5 @@
 import copy
+import html
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import tasks
 import train
 from commands import check
 from minifunc.model import ModelConfig, Transformer
-from minifunc.report import findings, page, pictures, sections
+from minifunc.report import checklist, findings, page, pictures, sections, titles
 from minifunc.report.findings import read
 from minifunc.report.glossary import GLOSSARY, PLACES
 from minifunc.report.html import Markup, h, script_data, signed
@@ -650,3 +651,150 @@ def test_a_folder_whose_name_is_no_utf_8_has_a_report(run, capsys):
     odd = run.rename(run.with_name(os.fsdecode(b"r\xffn")))
     assert page.main(["--run", str(odd)]) == 0
     assert "r?n" in (odd / "report.html").read_text("utf-8")
+
+
+# ---------------------------------------------------------------- other models, and the checklist
+
+
+def section(text, name):
+    """What stands in a section of a page, as text."""
+    inner = re.search(f'<(section|details) id="{name}".*?</\\1>', text, re.DOTALL)
+    return html.unescape(re.sub("<[^>]*>", "", inner[0]))
+
+
+def rewrite(run, change, name="circuit.json"):
+    """Changes what a JSON file of a run holds."""
+    found = json.loads((run / name).read_text())
+    change(found)
+    save_json(run / name, found)
+
+
+def found_elsewhere(circuit):
+    """Makes of a circuit.json what `make smollm` would write."""
+    for name in ("function_vectors", "reuse", "accuracy_prompts", "example", "graph"):
+        circuit.pop(name, None)
+    del circuit["evaluation"]["circuits"], circuit["averaging"]["steered"]
+    circuit["evaluation"]["faithfulness"] = 0.71
+    head = circuit["groups"]["function_induction"][0]
+    for part in (circuit, circuit["operands_changed"]):
+        together = part["effects"]["function_induction.v"]
+        part["effects"] = {"logits": part["effects"]["logits"], f"{head}.v": together}
+    circuit |= {"model": f"Other-135M {EVIL}", "readers": None}
+    circuit["missing"] = {"function_vectors, reuse": f"it knows no such tasks {EVIL}"}
+
+
+def test_what_was_found_in_a_model_that_is_not_there_is_shown(run, monkeypatch):
+    rewrite(run, found_elsewhere)
+    for name in ("model.pt", "config.json", "metrics.jsonl", "check.json"):
+        (run / name).unlink()
+    assert page.main(["--run", str(run), "--or-reference"]) == 0
+    text = (run / "report.html").read_text()
+    Elements(text)
+    assert "<img" not in text and 'id="weights"' not in text
+    for name in ("playground", "path", "circuit"):
+        assert "Not here:" in section(text, name)
+    assert "without the model" in section(text, "playground")
+    assert "the page holds no model" in section(text, "path")
+    assert "it knows no such tasks" in section(text, "proof")
+    assert "it knows no such tasks" in section(text, "vectors")
+    assert "new rule shown" in section(text, "proof")  # the bars
+    assert "forecast" in section(text, "averaging")
+    for name in ("checklist", "training"):
+        if f'id="{name}"' in text:
+            assert "That takes a run that make train made" in section(text, name)
+    assert ".v, shown answers changed" in section(text, "effects")
+    assert "Other-135M" in section(text, "about")
+    assert "weights included" not in section(text, "about")
+    assert "made by make smollm" in section(text, "claim") and "0.71" in section(text, "claim")
+
+
+def test_a_run_whose_model_is_missing_is_still_refused(run, capsys):
+    (run / "model.pt").unlink()
+    assert page.main(["--run", str(run)]) == 2
+    assert "model.pt is missing" in capsys.readouterr().err
+
+
+PARTS = {name: (make, needs) for name, _, make, needs in sections.SECTIONS + sections.DETAILS}
+
+
+@pytest.mark.parametrize(
+    "key, where, says",
+    [
+        ("averaging", "averaging", "lacks “averaging”"),
+        ("averaging.steered", "averaging", "forecast"),
+        ("operands_changed", "effects", "lacks “operands_changed”"),
+        ("reuse", "proof", "new rule shown"),
+        ("reuse", "proof", "lacks “reuse”"),
+        ("function_vectors", "vectors", "lacks “function_vectors”"),
+        ("evaluation.shift_swap", "proof", "new rule shown"),
+        ("r_ci", "all-heads", "function induction"),
+    ],
+)
+def test_an_older_circuit_is_shown_and_what_it_lacks_is_named(older, key, where, says):
+    found = copy.copy(older)
+    found.circuit = at = copy.deepcopy(older.circuit)
+    *above, last = key.split(".")
+    for name in above:
+        at = at[name]
+    del at[last]
+    text = sections.content(found, *PARTS[where])
+    assert says in text
+    assert ("lacks" not in says) or "make patch OUT=" in text
+
+
+@pytest.fixture(scope="module")
+def older(traced):
+    return found_in(traced)
+
+
+def test_a_page_that_holds_no_model_has_no_empty_places_for_its_scripts(run, monkeypatch):
+    assert 'id="path-view"' in made(run)
+    monkeypatch.setattr("minifunc.report.findings.MOST_WEIGHTS", 10)
+    text = made(run)
+    assert 'id="path-view"' not in text and 'id="circuit-view"' not in text
+    assert "Not here: the page holds no model" in section(text, "path")
+
+
+@pytest.mark.parametrize("n_heads, swapped", [(2.0, 2), (0.0, 1)])
+def test_where_no_other_heads_are_left_none_are_said_to_be_swapped(older, n_heads, swapped):
+    found = copy.deepcopy(older.circuit)
+    for row in found["evaluation"]["ablation"]:
+        if row["ablated"] == "random_same_layers":
+            row["n_heads"] = n_heads
+    assert len(titles.swaps(found)) == swapped
+
+
+def test_the_checklist_begins_with_answers_and_a_verdict_on_them_all(run):
+    def failing(check):
+        for row in check["checks"]:
+            row |= {"verdict": "fail" if row["name"] == "spreads" else "pass", "short": "1 %"}
+            row["answer"] = "No" if row["name"] == "spreads" else "Yes"
+
+    rewrite(run, failing, "check.json")
+    text = section(made(run), "checklist")
+    heads = ", ".join(
+        json.loads((run / "circuit.json").read_text())["groups"]["function_induction"]
+    )
+    verdict = "This model follows the rule that examples show: 1 %. It may apply a rule shown on "
+    assert f"{verdict}sums elsewhere. Heads to watch: {heads}." in text
+    assert "No: 1 % (wanted: at most 10 %)✗ failDoes a rule shown on sums stay with sums?" in text
+    assert "Yes: 1 % (wanted: at least 90 % on each)✓ pass" in text
+
+
+def test_a_checklist_without_failures_or_heads_says_so():
+    row = {"name": "new_rule", "verdict": "pass", "short": "1 %", "risk": "x"}
+    told = re.sub("<[^>]*>", "", checklist.verdict([row], []))
+    assert "Nothing that was checked went wrong" in told and "none is known" in told
+    told = checklist.verdict([row | {"verdict": "fail"}], [])
+    assert "does not follow" in told and "It may x." in told
+
+
+def test_a_check_json_of_an_older_version_is_shown_without_answers(run):
+    def older(check):
+        for row in check["checks"]:
+            del row["answer"], row["risk"]
+            row["short"] = "from 2"
+
+    rewrite(run, older, "check.json")
+    text = section(made(run), "checklist")
+    assert "from 2 (wanted: at least 95 %)" in text and "Heads to watch" not in text

@@ -24,7 +24,7 @@ def shown(rows: Sequence[Row], fi: Sequence[str]) -> list[Markup]:
 
 def verdict(rows: Sequence[Row], fi: Sequence[str]) -> Markup:
     """What the model does, what it may do wrongly, and which heads to watch."""
-    (rule,) = (row for row in rows if row["name"] == "new_rule")
+    rule = {row["name"]: row for row in rows}["new_rule"]
     does = f"This model {FOLLOWS.get(rule['verdict'], 'may follow')} the rule that examples show: "
     risks = [row["risk"] for row in rows if row["verdict"] == "fail"]
     may = f"It may {', or '.join(risks)}. " if risks else "Nothing that was checked went wrong. "

@@ -56,7 +56,8 @@ def swapped(f: Findings) -> str:
 def swaps(circuit: Circuit) -> list[Circuit]:
     """What is left with base values in the FI heads, and, if any, in others of their layers."""
     rows = circuit["evaluation"]["ablation"]
-    by_group = {row["ablated"]: row for row in rows if row["how"] == "base"}
+    rows = [row for row in rows if row["how"] == "base" and row.get("n_heads", 1)]
+    by_group = {row["ablated"]: row for row in rows}
     wanted = ("function_induction", "random_same_layers")
     return [by_group[name] for name in wanted if name in by_group]
 
