@@ -292,12 +292,10 @@ var Eye = (() => {
 
 UNFOLD = "document.querySelectorAll('details').forEach((folded) => (folded.open = true))"
 PAUSE = "new Promise((done) => setTimeout(done, 400))"
-# Some heads swapped, one switched off, and then a prompt that cannot be read.
+# Some heads swapped, and then a prompt that cannot be read.
 USE = """
 const press = (selector) => document.querySelector(selector).click();
 press("#set-function_induction");
-document.querySelectorAll("input[name=mode]")[1].click();
-press("#heads button");
 """
 MISUSE = """
 document.getElementById("prompt").value = "what?";

@@ -123,21 +123,20 @@ def test_erf_is_exact():
 
 
 @needs_node
-def test_a_head_switched_off_sends_zeros_and_a_swapped_one_its_base_values():
+def test_a_swapped_head_sends_its_base_values():
     model = Transformer(SMALL).requires_grad_(False)
     tokens, base = tasks.encode("1+1=3, 2+2=5, 3+3="), tasks.encode("1+1=2, 2+2=4, 3+3=")
     _, cache = model.run_with_cache(base[None])
 
     def changed(z, name):
         z = z.clone()
-        z[:, :, 0] = 0 if name == "blocks.0.attn.hook_z" else cache[name][:, :, 0]
+        z[:, :, 0] = cache[name][:, :, 0]
         return z
 
     hooks = dict.fromkeys(["blocks.0.attn.hook_z", "blocks.1.attn.hook_z"], changed)
     wanted = model.run_with_hooks(tokens[None], hooks)[0, -1].softmax(-1)
     script = """
-        const switched = { "0.0": "off", "1.0": "base" };
-        const run = model.runSwitched(data.tokens, model.run(data.base), switched);
+        const run = model.runSwapped(data.tokens, model.run(data.base), ["0.0", "1.0"]);
         return Array.from(model.next(run));
     """
     prompts = {"tokens": tokens.tolist(), "base": base.tolist()}
@@ -327,7 +326,9 @@ def test_an_answer_is_a_guess_for_the_reasons_that_ask_gives_and_says_why_it_is_
     found = node(script, asked=[[["<bos>", *words_of(text)], share] for text, share in asked])
     for (text, share), why in zip(asked, found):
         extra = ("one example is little to go by", "the examples are off by different amounts")
-        assert [one for one in why if one not in extra] == ask.doubts(tasks.encode(text), share)
+        wanted = ask.doubts(tasks.encode(text), share)  # it also says what training never asks
+        wanted = [one for one in wanted if "never asks" not in one]
+        assert [one for one in why if one not in extra] == wanted
         assert share < 0.5 or not set(extra) & set(why)
     mixed = [["<bos>", *words_of(text)] for text in ("1+1=1, 2+2=5, 3+3=", "1+1=3, 3+3=")]
     mixed, few = node(script, asked=[[tokens, 0.4] for tokens in mixed])
@@ -362,12 +363,12 @@ def test_with_its_fi_head_swapped_the_answer_falls_from_7_to_6(headline):
         const ids = (strings) => strings.map((string) => data.vocabulary.indexOf(string));
         const tokens = P.tokenize("1+1=3, 2+2=5, 3+3=", data.vocabulary);
         const base = P.baseTokens(tokens, data.vocabulary);
-        const answer = (switched) => {
-            const run = model.runSwitched(ids(tokens), model.run(ids(base)), switched);
+        const answer = (heads) => {
+            const run = model.runSwapped(ids(tokens), model.run(ids(base)), heads);
             const found = model.next(run);
             return data.vocabulary[found.indexOf(Math.max(...found))];
         };
-        return [answer({}), answer({ "0.0": "base" }), answer({ "0.1": "base" })];
+        return [answer([]), answer(["0.0"]), answer(["0.1"])];
     """
     embedded = {"config": data["model"], "layout": data["layout"], "weights": weights}
     answers = node(MAKE + script, vocabulary=data["vocabulary"], **embedded)
@@ -385,13 +386,10 @@ const type = (text) => {
 };
 const stale = () => at("answer").classList.contains("stale");
 [null, "switch-0.0", "switch-0.0", "set-function_induction", "reset"].forEach(press);
-document.querySelectorAll("input[name=mode]")[1].click();
-press("switch-0.0");
 said.push(document.documentElement.scrollWidth <= innerWidth, at("same").textContent, stale());
 type("what?\\n");
 setTimeout(() => {
     said.push(at("problem").textContent.slice(0, 11), stale(), at("prompt").value);
-    document.querySelector("input[name=mode]").click();
     type("1+1=2, 2+2=4, 3+3=");
 }, 300);
 setTimeout(() => {
@@ -467,10 +465,9 @@ def said_on(page, folder, script):
 def test_in_a_browser_a_click_takes_7_to_6_and_back_without_an_error(headline, tmp_path):
     said = said_on(headline, tmp_path, CLICKS)
     assert said[:5] == ["7", "6", "7", "6", "7"]
-    assert said[5] != "7"  # switched off, it brings nothing
-    assert said[6:9] == [True, "", False]
-    assert said[9:12] == ["cannot read", True, "what?"]
-    assert said[12:] == ["", False, "Both prompts are the same: nothing to swap."]
+    assert said[5:8] == [True, "", False]
+    assert said[8:11] == ["cannot read", True, "what?"]
+    assert said[11:] == ["", False, "Both prompts are the same: nothing to swap."]
 
 
 @needs_browser

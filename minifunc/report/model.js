@@ -197,20 +197,13 @@ const MiniFunc = (() => {
       return { tokens, logits: this.unembed(resid), patterns, z, streams };
     }
 
-    /** The run with some heads switched: `switched` {"layer.head": "off" | "base"}.
-        Off: the head sends zeros. Base: it sends what it sends in `baseRun`, a run on a prompt of
+    /** The run in which some heads ("layer.head") send what they send in `baseRun`, on a prompt of
         the same length. Returns what `run` does. */
-    runSwitched(tokens, baseRun, switched) {
-      const zeros = new Float64Array(tokens.length * this.config.d_head);
-      const replace = {};
-      for (const [name, state] of Object.entries(switched)) {
-        const sent = state === "base" ? baseRun.z[name] : zeros;
-        if (sent.length !== zeros.length) {
-          throw new RangeError("the base prompt must have as many tokens as the prompt");
-        }
-        replace[name] = sent;
+    runSwapped(tokens, baseRun, heads) {
+      if (baseRun.tokens.length !== tokens.length) {
+        throw new RangeError("the base prompt must have as many tokens as the prompt");
       }
-      return this.run(tokens, replace);
+      return this.run(tokens, Object.fromEntries(heads.map((head) => [head, baseRun.z[head]])));
     }
 
     /** The probabilities [d_vocab] of what comes after the prompt of a run. */

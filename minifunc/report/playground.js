@@ -1,4 +1,4 @@
-/* The playground: a prompt, the model's answer, and heads that can be switched. */
+/* The playground: a prompt, the model's answer, and heads that can be swapped. */
 "use strict";
 
 const Playground = (() => {
@@ -13,14 +13,13 @@ const Playground = (() => {
     "Caesar": "a copy _=b, d copy _=e, h copy _=i, m copy _=",
     "base 8": "5+6=13, 4+7=13, 2+3=5, 7+7=16, 6+6=",
   };
-  const STATES = { base: "sends what it sends on the base prompt", off: "switched off" };
 
   const heads = []; // the last layer first, as they stand on the page
   for (let layer = config.n_layers - 1; layer >= 0; layer--) {
     for (let head = 0; head < config.n_heads; head++) heads.push(`${layer}.${head}`);
   }
 
-  let switched = {}; // {"layer.head": "base" | "off"}
+  let swapped = []; // heads that send what they send on the base prompt
   let asked = ""; // both prompts of the last two runs as trained
   let asTrained = null; // what the model returned on the prompt,
   let baseRun = null; // and on the base prompt
@@ -52,7 +51,7 @@ const Playground = (() => {
     throw new Error("the base prompt must have as many examples as the prompt");
   }
 
-  /** Reads both prompts, runs the model as it is and as it is switched, and shows both.
+  /** Reads both prompts, runs the model as it is and with heads swapped, and shows both.
       Returns the answer, or nothing where a prompt cannot be read. */
   function update() {
     let answer;
@@ -60,10 +59,9 @@ const Playground = (() => {
       const tokens = read(at("prompt").value);
       const base = readBase(tokens);
       askModel(tokens, base);
-      const some = Object.keys(switched).length > 0;
-      const now = some ? model.runSwitched(idsOf(tokens), baseRun, switched) : asTrained;
+      const now = swapped.length ? model.runSwapped(idsOf(tokens), baseRun, swapped) : asTrained;
       answer = showAnswer(tokens, model.next(now), model.next(asTrained));
-      const same = mode() === "base" && `${tokens}` === `${base}`;
+      const same = `${tokens}` === `${base}`;
       at("same").textContent = same ? "Both prompts are the same: nothing to swap." : "";
       at("problem").textContent = "";
     } catch (error) {
@@ -73,8 +71,6 @@ const Playground = (() => {
     showHeads();
     return answer;
   }
-
-  const mode = () => document.querySelector("input[name=mode]:checked").value;
 
   /** Runs the model on both prompts as it was trained, if they are not those of the last time. */
   function askModel(tokens, base) {
@@ -101,8 +97,8 @@ const Playground = (() => {
     }
     const answer = element("p", vocabulary[best], { className: "big" });
     answer.classList.toggle("changed", best !== first);
-    const count = Object.keys(switched).length;
-    const words = count ? `with ${count} switched; as trained ${vocabulary[first]}` : "as trained";
+    const count = swapped.length;
+    const words = count ? `with ${count} swapped; as trained ${vocabulary[first]}` : "as trained";
     const why = Prompts.doubts(tokens, now[best]).join("; ");
     const guess = why && `This is a guess: ${why}.`;
     const label = (text) => element("p", text, { className: "label" });
@@ -122,16 +118,13 @@ const Playground = (() => {
     return row;
   }
 
-  // ---- Heads to switch
+  // ---- Heads to swap
 
-  /** Switches heads as the chosen mode says, or back where all of them are so already. */
+  /** Swaps heads, or back where all of them are swapped already. */
   function toggle(names) {
-    const back = names.every((name) => switched[name] === mode());
-    for (const name of names) {
-      if (back) delete switched[name];
-      else switched[name] = mode();
-    }
-    update();
+    const others = swapped.filter((name) => !names.includes(name));
+    const back = names.every((name) => swapped.includes(name));
+    swap(back ? others : [...others, ...names]);
   }
 
   function makeHeads() {
@@ -151,13 +144,11 @@ const Playground = (() => {
   function showHeads() {
     for (const name of heads) {
       const head = at(`switch-${name}`);
-      const state = switched[name] || "";
-      const group = groupOf(name).replaceAll("_", " ");
-      const parts = [`head ${name}`, group, STATES[state] || "as trained"];
-      const words = parts.filter(Boolean).join(", ");
-      head.dataset.state = state;
+      const isSwapped = swapped.includes(name);
+      const state = isSwapped ? "sends what it sends on the base prompt" : "as trained";
+      const words = [`head ${name}`, NAMES[groupOf(name)], state].filter(Boolean).join(", ");
       head.dataset.tip = words;
-      head.setAttribute("aria-pressed", String(Boolean(state)));
+      head.setAttribute("aria-pressed", String(isSwapped));
       head.setAttribute("aria-label", words);
     }
   }
@@ -166,13 +157,13 @@ const Playground = (() => {
 
   /** Asks the model as trained. Returns its answer; nothing where the text cannot be asked. */
   function ask(text) {
-    switched = {};
+    swapped = [];
     return choose(text);
   }
 
   /** Swaps in what these heads send on the base prompt, and only these. Returns the answer. */
   function swap(names) {
-    switched = Object.fromEntries(names.map((name) => [name, "base"]));
+    swapped = names;
     return update();
   }
 

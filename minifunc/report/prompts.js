@@ -12,9 +12,6 @@ const Prompts = (() => {
   );
   const WORD = /\p{Nd}+|[\p{L}\p{N}]+|\S/gu;
   const LIKE = "1+1=3, 2+2=5, 3+3=";
-  // What training asks, as in tasks.py, where besides no difference is below 0.
-  const TRAINED =
-    /^((\d|1[0-8]) ((max|first|second) (\d|1[0-8])|same _)|\d ([+-]|min|\d) \d|[a-z] copy _)$/;
 
   /** Text → token strings, <bos> in front. Throws an Error, in words, for what cannot be read. */
   function tokenize(text, vocabulary) {
@@ -70,25 +67,16 @@ const Prompts = (() => {
 
   /** Why the answer to a prompt is a guess, if it is. share: its probability. */
   function doubts(tokens, share) {
-    const examples = tokens.slice(1).join(" ").split(" ; ");
-    const asked = examples.map((example) => example.split(" =")[0]);
-    const strange = asked.find((problem) => !isTrained(problem));
-    const amounts = examples.slice(0, -1).map((example) => {
+    const shown = tokens.slice(1).join(" ").split(" ; ").slice(0, -1);
+    const why = shown.length ? [] : ["no example shows by which rule to answer"];
+    if (share >= 0.5) return why;
+    if (shown.length === 1) why.push("one example is little to go by");
+    const amounts = shown.map((example) => {
       const [x, op, y, , answer] = example.split(" ");
       return answer - plainAnswer(x, op, y);
     });
-    const why = strange ? [`training never asks ${strange}`] : [];
-    if (asked.length === 1) why.push("no example shows by which rule to answer");
-    if (share >= 0.5) return why;
-    if (asked.length === 2) why.push("one example is little to go by");
     if (new Set(amounts).size > 1) why.push("the examples are off by different amounts");
     return [...why, "the model gives it less than half"];
-  }
-
-  function isTrained(problem) {
-    const [x, op, y] = problem.split(" ");
-    const twice = /\d/.test(op) && new Set([x, op, y]).size < 3; // of three options, two alike
-    return TRAINED.test(problem) && !twice && !plainAnswer(x, op, y).startsWith("-");
   }
 
   /** Token strings → text as one types it. */

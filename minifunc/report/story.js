@@ -18,7 +18,7 @@
     const read = (text) => idsOf(Prompts.tokenize(text, data.vocabulary));
     const [before, baseRun] = [model.next(model.run(read(HIGH))), model.run(read(TRUE))];
     const kept = idle.map((head) => {
-      const now = model.next(model.runSwitched(read(HIGH), baseRun, { [head]: "base" }));
+      const now = model.next(model.runSwapped(read(HIGH), baseRun, [head]));
       return -Math.max(...now.map((share, token) => Math.abs(share - before[token])));
     });
     return [idle[ranked(kept)[0]]];
