@@ -1,9 +1,11 @@
 import functools
 import gc
+import multiprocessing
 import os
 import signal
 from pathlib import Path
 
+import pytest
 import torch
 
 # The models of the tests are tiny; starting threads would cost more than they save.
@@ -41,3 +43,15 @@ def taken(file):
 def pytest_collection_modifyitems(items):
     """The longest file comes first, so that no process is left with it at the end."""
     items.sort(key=lambda item: "test_walkthrough" not in item.nodeid)
+
+
+@pytest.fixture(scope="session")
+def forkserver():
+    """Starts processes as copies of one that has loaded torch, but has trained nothing.
+
+    To load it takes seconds. torch._dynamo: else the first optimizer of each copy would load it.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "experiments.universality"])
+    context.Process(target=os.getpid).start()
+    return context
