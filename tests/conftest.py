@@ -51,6 +51,8 @@ def forkserver():
 
     To load it takes seconds. torch._dynamo: else the first optimizer of each copy would load it.
     """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        pytest.skip("no fork here")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._dynamo", "experiments.universality"])
     context.Process(target=os.getpid).start()

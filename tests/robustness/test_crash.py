@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -20,10 +19,6 @@ from minifunc.support.files import locked
 from minifunc.support.runs import load_run
 
 FILES = {"config.json", "metrics.jsonl", "model.pt", "resume.pt", "lock"}
-
-pytestmark = pytest.mark.skipif(
-    "forkserver" not in multiprocessing.get_all_start_methods(), reason="no fork here"
-)
 
 
 @pytest.fixture(scope="module")
