@@ -1,5 +1,6 @@
 import functools
 import gc
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -51,3 +52,17 @@ def taken(file):
 def pytest_collection_modifyitems(items):
     """The longest file comes first, so that no process is left with it at the end."""
     items.sort(key=lambda item: "test_walkthrough" not in item.nodeid)
+
+
+@pytest.fixture(scope="session")
+def forkserver():
+    """Starts processes as copies of one that has loaded torch, but has trained nothing.
+
+    To load it takes seconds. torch._dynamo: else the first optimizer of each copy would load it.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        pytest.skip("no fork here")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "experiments.universality"])
+    context.Process(target=os.getpid).start()
+    return context

@@ -28,6 +28,7 @@ from experiments import (
     universality,
     unseen_shifts,
 )
+from minifunc.analysis import averaging, completeness, shift_swap, study
 from minifunc.report import page
 from minifunc.support import export
 
@@ -86,6 +87,12 @@ def make_small() -> None:
     torch.set_num_threads(1)
     patch.N_DRAWS, patch.N_COUNTED, patch.N_EVALUATED, patch.N_SEARCH = 2, 8, 8, 4
     patch.REUSED[1:] = []
+    completeness.N_CONTROLS = completeness.MOST_GREEDY = 2
+    completeness.ELIMINATED.popitem()
+    completeness.ELIMINATED.popitem()
+    shift_swap.N_PROMPTS, shift_swap.N_DRAWS = 40, 1
+    averaging.N_PROMPTS, averaging.SCOPE = 16, (1,)
+    study.N_DRAWS, study.N_REUSED, study.N_EXAMPLES = 1, 8, 400
     check.N_PROMPTS = check.N_EACH = check.LEAST = 8
     train.SHOTS = (1,)
 
