@@ -30,7 +30,6 @@ from experiments import (
 )
 from minifunc.analysis import averaging, completeness, shift_swap, study
 from minifunc.report import page
-from minifunc.support import export
 
 ROOT = Path(__file__).parents[2]  # by the name that it was called by
 TINY = "--steps=4 --documents=4 --eval-every=2 --table-prompts=8 --device=cpu --n-layers=2"
@@ -59,7 +58,6 @@ MAINS = {
     "ask": ask.main,
     "report": page.main,
     "reference": reference.main,
-    "export": export.main,
     "bench": bench.main,
     "figures": figures,
     **dict(experiments()),
@@ -74,7 +72,6 @@ WORK = {
     "ask": "--device=cpu",
     "report": "",
     "report of the reference": f"--run {shlex.quote(str(ROOT / 'reference'))}",
-    "export": "--run=run --to safetensors run.safetensors",
     "reference": f"--reference=mine {TINY}",
 }
 COMMANDS = {name: shlex.split(words) for name, words in WORK.items()}
