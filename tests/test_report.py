@@ -58,8 +58,24 @@ FEW = {
 
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory):
-    """An untrained run with a circuit and a check, as if it could do the task."""
-    return studied(tmp_path_factory.mktemp("run"))
+    """An untrained run with a circuit and a check, as if it could do the task, and as if there
+    were other heads beside the FI heads."""
+    run = studied(tmp_path_factory.mktemp("run"))
+    rewrite(run, lambda circuit: set_control_heads(circuit, 2.0))
+    return run
+
+
+def set_control_heads(circuit, n_heads):
+    for row in circuit["evaluation"]["ablation"]:
+        if row["ablated"] == "random_same_layers":
+            row["n_heads"] = n_heads
+
+
+def rewrite(run, change, name="circuit.json"):
+    """Changes what a JSON file of a run holds."""
+    found = json.loads((run / name).read_text())
+    change(found)
+    save_json(run / name, found)
 
 
 def studied(out, **changes):
@@ -662,13 +678,6 @@ def section(text, name):
     return html.unescape(re.sub("<[^>]*>", "", inner[0]))
 
 
-def rewrite(run, change, name="circuit.json"):
-    """Changes what a JSON file of a run holds."""
-    found = json.loads((run / name).read_text())
-    change(found)
-    save_json(run / name, found)
-
-
 def found_elsewhere(circuit):
     """Makes of a circuit.json what `make smollm` would write."""
     for name in ("function_vectors", "reuse", "accuracy_prompts", "example", "graph"):
@@ -758,9 +767,7 @@ def test_a_page_that_holds_no_model_has_no_empty_places_for_its_scripts(run, mon
 @pytest.mark.parametrize("n_heads, swapped", [(2.0, 2), (0.0, 1)])
 def test_where_no_other_heads_are_left_none_are_said_to_be_swapped(older, n_heads, swapped):
     found = copy.deepcopy(older.circuit)
-    for row in found["evaluation"]["ablation"]:
-        if row["ablated"] == "random_same_layers":
-            row["n_heads"] = n_heads
+    set_control_heads(found, n_heads)
     assert len(titles.swaps(found)) == swapped
 
 
