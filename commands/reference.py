@@ -22,7 +22,7 @@ import train
 from minifunc.circuit import Criteria, attention_shares, direct_groups
 from minifunc.model import Transformer
 from minifunc.patching import Logits
-from minifunc.support.errors import UserError, command
+from minifunc.support.errors import UserError, command, first_line
 from minifunc.support.files import save_text
 from minifunc.support.flags import Parser
 from minifunc.support.runs import REFERENCE, load_run, weights_hash
@@ -110,6 +110,8 @@ def renew(folder: Path, flags: list[str]) -> int:
         os.replace(new, folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}") from None
+    except (ValueError, FloatingPointError) as error:  # too short a context, too high a rate
+        raise UserError(f"a look at this model fails: {first_line(error)}") from None
     finally:
         settle(folder, old)
         shutil.rmtree(new, ignore_errors=True)

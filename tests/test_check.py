@@ -110,8 +110,8 @@ def test_failures_are_listed_with_their_pattern(run, monkeypatch):
 
     result = check.pattern(study_of(run, monkeypatch, fails_on_carries))
     assert result.verdict == "fail"
-    assert "the sum has two digits 100%" in result.measured
-    assert "the sum has one digit 0%" in result.measured
+    assert "the sum has two digits 100 %" in result.measured
+    assert "the sum has one digit 0 %" in result.measured
     patterns = [example["pattern"] for example in result.examples]
     assert patterns and all("the sum has two digits" in pattern for pattern in patterns)
 

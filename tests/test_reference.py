@@ -54,7 +54,7 @@ def test_a_new_run_takes_the_place_of_the_old_one_and_leaves_nothing_beside(fold
     before = contents(folder)
     assert renew(folder, "--seed", "7") == 0
     after = contents(folder)
-    assert after.keys() == before.keys() == set(reference.FILES)
+    assert after.keys() == before.keys() | {"learning.json"} == set(reference.FILES)
     assert load_run(folder)[1]["train"]["seed"] == 7 and load_run(folder)[0].cfg.d_mlp == 8
     assert list(tmp_path.iterdir()) == [folder]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o755
@@ -68,12 +68,17 @@ def test_the_first_reference_run_is_made_where_there_is_none(tmp_path):
 @pytest.mark.parametrize("code", [130, 2])
 def test_a_run_that_does_not_end_leaves_the_old_one(folder, tmp_path, monkeypatch, code):
     before = contents(folder)
-    monkeypatch.setattr(train, "main", lambda argv: code)
+    monkeypatch.setattr(train, "main", lambda *_: code)
     assert renew(folder) == code
     assert contents(folder) == before and list(tmp_path.iterdir()) == [folder]
 
 
-@pytest.mark.parametrize("flags", [["--steps", "0"], ["--diet", "keto"], ["--resume"]], ids=str)
+SHORT = ["--n-ctx", "40", "--examples", "3"]  # a look needs 53
+
+
+@pytest.mark.parametrize(
+    "flags", [SHORT, ["--steps", "0"], ["--diet", "keto"], ["--resume"]], ids=str
+)
 def test_a_mistaken_flag_is_one_line_and_leaves_the_old_one(folder, tmp_path, capsys, flags):
     before = contents(folder)
     capsys.readouterr()
@@ -99,7 +104,7 @@ def test_a_swap_that_fails_half_way_puts_the_old_one_back(folder, tmp_path, monk
 def test_a_kill_between_the_two_renames_is_made_good(folder, tmp_path, monkeypatch):
     before = contents(folder)
     os.replace(folder, tmp_path / "reference.old.tmp")
-    monkeypatch.setattr(train, "main", lambda argv: 130)
+    monkeypatch.setattr(train, "main", lambda *_: 130)
     assert renew(folder) == 130
     assert contents(folder) == before and list(tmp_path.iterdir()) == [folder]
 
@@ -152,10 +157,12 @@ def test_the_first_look_is_at_the_untrained_model_and_the_last_at_the_finished(
     assert learning["weights"] == weights_hash(finished.state_dict())
 
 
-def test_a_head_is_fi_as_make_patch_has_it():
+def test_a_head_is_fi_as_make_patch_has_it(monkeypatch):
+    monkeypatch.setattr(patch, "Study", functools.partial(patch.Study, shots=2, prompts=100))
     model, study = headline_model(len(tasks.VOCABULARY)), patch.Study()
     pairs = study.pairs(study.prompts, torch.Generator().manual_seed(study.seed))
-    found = discover(study.patchers(model, pairs), tasks.answer_positions(8), Criteria())
+    patchers = {"answers": study.patchers(model, pairs)["answers"]}
+    found = discover(patchers, tasks.answer_positions(2), Criteria())
     seen = reference.look(model)
     assert seen["fi"] == found.groups["function_induction"] != []
     r = found.effects["answers"]["logits"].heads

@@ -15,7 +15,7 @@ import tasks
 import train
 from commands import check
 from minifunc.model import ModelConfig, Transformer
-from minifunc.report import page, pictures, sections
+from minifunc.report import findings, page, pictures, sections
 from minifunc.report.findings import read
 from minifunc.report.glossary import GLOSSARY, PLACES
 from minifunc.report.html import Markup, h, script_data, signed
@@ -182,7 +182,7 @@ SAYS = [  # what changes: part of the findings, path in it, value; then the sect
         "circuit",
         "^3 of 4 attention",
     ),
-    ("circuit", ("effects", "logits", "heads", 1, 0), -83.2, "path", "head 1.0 alone .* 8320 % of"),
+    ("circuit", ("effects", "logits", "heads", 1, 1), -83.2, "path", "head 1.1 alone .* 8320 % of"),
     ("circuit", FI_SWAPPED, 0.123, "proof", r"left on 12\.3 %"),
     ("circuit", ("averaging", "mixtures", 0, "unseen_offset_share"), 0.31, "averaging", "31 %$"),
     ("circuit", ("averaging", "mixtures", 0, "r2", "attention"), 2, "averaging", "heads average"),
@@ -219,7 +219,7 @@ def test_a_title_says_what_the_files_say(run, part, path, value, section, title)
 @pytest.mark.parametrize(
     "answer, diet, heading",
     [
-        ("7", "default", "= 7: a rule that nobody taught"),
+        ("7", "default", "3+3=7: a rule that nobody taught"),
         ("7", "no-such", "This model says 7"),
         ("6", "default", "This model says 6"),
         (None, "default", "Function induction"),
@@ -275,8 +275,8 @@ def test_averaging_shows_how_often_each_amount_is_answered_and_its_control(run):
     mixture["answered"], mixture["hits"]["attention"] = {"0": 0.84, "-1": 0.16}, 0.84
     found.circuit["averaging"]["control"] = [{"off_by": -0.17}]
     drawn = sections.content(found, sections.averaging, "circuit fi")
-    assert re.search('class="pos strong" style="--v:84%">84 %', drawn)
-    assert re.search('class="pos marked" style="--v:16%">16 %', drawn)
+    assert re.search('class="pos" style="--v:42%">84 %', drawn)
+    assert re.search('class="pos marked" style="--v:8%">16 %', drawn)
     assert "84 % (78 % to 88 %)" in drawn  # Wilson, 200 prompts
     assert re.search("other heads</th><td>−0.17", drawn)
     del found.circuit["averaging"]
@@ -511,7 +511,7 @@ FI_ONLY = '{"groups": {"function_induction": ["1.1"]}, "accuracy": 3}'
         ("metrics.jsonl", ODD_STEP, "another layout"),
         ("check.json", '{"checks": 5}', "another layout"),
         ("learning.json", '{"weights": 3}', "run `make reference` again"),
-        ("learning.json", '{"looks": 3}', "another layout"),
+        ("learning.json", '{"prompt": 3}', "another layout"),
         ("config.json", "{", "config.json cannot be read"),
         ("model.pt", "", "damaged"),
     ],
@@ -534,7 +534,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(run):
 
 def test_a_huge_model_is_not_played_with(run, monkeypatch):
     assert 'id="weights"' in made(run)
-    monkeypatch.setattr(page, "MOST_WEIGHTS", 10)
+    monkeypatch.setattr(findings, "MOST_WEIGHTS", 10)
     text = made(run)
     assert "too many for a page" in text and 'id="weights"' not in text
     assert text.index("const Page") < text.index(

@@ -24,7 +24,7 @@ from commands import ask
 from minifunc import definition
 from minifunc.model import ModelConfig, Transformer
 from minifunc.report import page
-from minifunc.support.files import save_json, save_tensors
+from minifunc.support.files import save_json, save_lines, save_tensors
 from minifunc.support.runs import load_run
 from tests.handwired import headline_model
 
@@ -196,7 +196,9 @@ MODELS = {
 
 
 @needs_node
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", ["random", *(pytest.param(name, marks=pytest.mark.slow) for name in list(MODELS)[1:])]
+)
 def test_patched_paths_are_those_of_the_definition(name):
     model = MODELS[name]()
     contrast = tasks.encode("1+1=3, 2+5=8, 3+3=")
@@ -226,6 +228,52 @@ def test_patched_paths_are_those_of_the_definition(name):
             wanted_r = definition.effect(wanted, untouched, base_logits[:, -1], of_both)
             assert abs(r - wanted_r) < 1e-4
     assert len(paths) == 50 and sum(x > 1e-3 for x in differences) >= 25  # paths that matter
+
+
+@needs_node
+def test_effects_of_what_a_head_takes_from_one_position_are_those_of_the_definition():
+    model, head = reference_model(), "2.3"
+    contrast = tasks.encode("1+1=3, 2+5=8, 3+3=")
+    base = ask.base_prompt(contrast)
+    script = "return [patcher.answers, patcher.effectsByPosition(data.head, [5, 11, 12])];"
+    data = {"base": base.tolist(), "contrast": contrast.tolist(), "head": head}
+    answers, found = node(MAKE + PATCHED + script, **data, **embedded(model))
+    model = model.double().requires_grad_(False)
+    logits, caches = zip(*(model.run_with_cache(tokens[None]) for tokens in (base, contrast)))
+    patterns = [cache["blocks.2.attn.hook_pattern"][0, 3, -1] for cache in caches]
+    values = [cache["blocks.2.attn.hook_v"][0, :, 3] for cache in caches]
+    taken = [share[:, None] * value for share, value in zip(patterns, values)]  # [pos, d_head]
+    ends = definition.sender(head), definition.receiver("logits", model.cfg)
+    for at, r in zip((5, 11, 12), found, strict=True):
+        sent = caches[1]["blocks.2.attn.hook_z"].clone()
+        sent[0, -1, 3] += taken[0][at] - taken[1][at]
+        ended = {"blocks.2.attn.hook_z": sent}
+        patched = definition.path_patch(model, contrast[None], ended, ends[:1], ends[1:])
+        contrasted, based = logits[1][:, -1], logits[0][:, -1]
+        wanted = definition.effect(patched, contrasted, based, torch.tensor([answers]))
+        assert abs(r - wanted) < 1e-4
+    assert found[0] < -0.1 and found[1] < -0.1 and abs(found[2]) < 0.01  # the two shown answers
+
+
+@pytest.mark.slow
+@needs_node
+def test_the_reference_run_gives_its_logits_on_200_prompts():
+    model, generator = reference_model().requires_grad_(False), torch.Generator().manual_seed(0)
+    asked = [("addition", 1), ("subtraction", -2), ("caesar", 3), ("base_addition", 8)]
+    groups = [
+        tasks.evaluation_pairs(task, k, shots, 10, generator).contrast
+        for task, k in asked
+        for shots in (1, 2, 3, 5, 9)
+    ]
+    script = """
+        return data.prompts.map((tokens) => Array.from(model.run(tokens).logits));
+    """
+    prompts = [tokens for group in groups for tokens in group.tolist()]
+    logits = node(MAKE + script, prompts=prompts, **embedded(model))
+    wanted = [one.flatten() for group in groups for one in model(group)]
+    assert len(prompts) == 200
+    for found, one in zip(logits, wanted, strict=True):
+        assert (torch.tensor(found) - one).abs().max() <= 1e-4
 
 
 @needs_node
@@ -434,7 +482,7 @@ def test_the_guided_opening_tells_what_this_model_answers(headline, tmp_path):
     assert [one[1][-1] for one in steps] == [one[5] for one in steps]  # as the playground has it
     assert [one[3] for one in steps] == [0, 0, 1, 1, 0, 0]
     assert [one[4] for one in steps] == ["story-next"] * 5 + ["prompt"]
-    wanted = ["7, one too high", "6, the true sum", "Head 0.1, one of 2", "heads, 0.0: the answer"]
+    wanted = ["7, one too high", "6, the true sum", "Head 0.1, one of 2", "heads, 0.0, send"]
     for (_, _, words, *_), part in zip(steps, [*wanted, "5, like the second", "Your turn"]):
         assert part in words
     assert "still 7" in steps[2][2] and not any("guess" in one[2] for one in steps)
@@ -446,11 +494,31 @@ def test_the_guided_opening_tells_what_this_model_answers(headline, tmp_path):
 def test_the_guided_opening_leaves_out_what_a_model_lacks_and_makes_nothing_up(tmp_path):
     unsure = headline_model(len(tasks.VOCABULARY), more=0)  # it copies, and is sure of nothing
     unsure.unembed.W_U.mul_(0.01)
+    wrong = report_of(unsure, tmp_path, {"function_induction": ["0.1", "7.7"]})
+    *steps, _, _, _ = said_on(wrong, tmp_path, STORY)
+    assert "Head 0.0" in steps[2][2] and "becomes 4, something else" in steps[2][2]
+    assert "0.1, send" in steps[3][2] and "still 5, nothing happens" in steps[3][2]
     *steps, _, _, _ = said_on(report_of(unsure, tmp_path, {}), tmp_path, STORY)
     assert [one[0] for one in steps] == [f"{n} of 4" for n in range(1, 5)]
     assert [one[1][-1] for one in steps] == ["5", "4", "3", "5"]
     assert "5, something else" in steps[0][2] and "3, something else" in steps[2][2]
     assert all("This is a guess: " in one[2] and "less than half" in one[2] for one in steps)
+
+
+def change_by_swap(model, head):
+    """How far a swapped head changes the probabilities of the answer to 3+3=, at most."""
+    tokens = tasks.encode("1+1=3, 2+2=5, 3+3=")
+    (layer, index), (_, cache) = (
+        head.split("."),
+        model.run_with_cache(ask.base_prompt(tokens)[None]),
+    )
+
+    def swap(z, name):
+        z[:, :, int(index)] = cache[name][:, :, int(index)]
+        return z
+
+    after = model.run_with_hooks(tokens[None], {f"blocks.{layer}.attn.hook_z": swap})
+    return (after.softmax(-1) - model(tokens[None]).softmax(-1))[0, -1].abs().max().item()
 
 
 @needs_browser
@@ -463,5 +531,50 @@ def test_the_guided_opening_of_the_reference_run(tmp_path):
     assert page.main(["--run", str(tmp_path)]) == 0
     *steps, _, _, _ = said_on(tmp_path / "report.html", tmp_path, STORY)
     assert [one[1][-1] for one in steps] == ["7", "6", "7", "6", "6", "7"]
+    model, _ = load_run(tmp_path, "cpu", tasks.VOCABULARY)
+    outside = [head for head in ("2.0", "3.4") if head not in sum(groups.values(), [])]
+    least = min(outside, key=lambda head: change_by_swap(model, head))
+    assert f"Head {least}," in steps[2][2] and len(outside) == 2
     assert "nothing happens" in steps[2][2] and "in between" in steps[4][2]
     assert not any("guess" in one[2] for one in steps)
+
+
+SLIDES = """
+for (const value of [1, 0]) {
+    at("learned-step").value = value;
+    at("learned-step").dispatchEvent(new Event("input"));
+    const cells = [...at("learned-heads").children];
+    said.push(at("learned-now").textContent, at("learned-answer").textContent);
+    said.push(cells.map((cell) => cell.textContent + (cell.dataset.fi === "true" ? "!" : "")));
+    said.push([...at("learned-curves").querySelectorAll("g text")].map((each) => each.textContent));
+    said.push(at("learned-attention").querySelector(".function_induction").getAttribute("stroke-width"));
+}
+const [plain] = at("learned-curves").querySelectorAll("polyline");
+said.push(plain.getAttribute("points"));
+done();
+"""
+
+
+@pytest.mark.slow
+@needs_browser
+def test_in_a_browser_the_slider_shows_what_the_model_was_at_each_step(headline, tmp_path):
+    look = {"plain": 0.1, "off_by_one": 0.0, "F_range": -0.5, "r": [[-0.02, 0.0]], "fi": []}
+    look |= {"step": 0, "answers": [["<b>", 0.5]], "attention": [[[0.5, 0.5], [1.0, 0.0]]]}
+    now = {"step": 9, "plain": 1.0, "off_by_one": 0.9, "F_range": -4.0, "r": [[-1.0, 0.2]]}
+    now |= {"fi": ["0.0"], "answers": [["7", 1.0]], "attention": [[[0.0, 1.0], [1.0, 0.0]]]}
+    criteria = {"solves": 0.5, "strong": 0.05, "looks_at_answers": 0.3}
+    learning = {"prompt": "<bos> =", "looks": [look, now], "criteria": criteria}
+    save_json(tmp_path / "learning.json", learning)
+    line = {"step": 9, "accuracy": {"addition": {k: {"8": 1.0} for k in "01"}}}
+    save_lines(tmp_path / "metrics.jsonl", [line])
+    assert page.main(["--run", str(tmp_path)]) == 0
+    said = said_on(headline, tmp_path, SLIDES)
+    assert said[:5] == [
+        "9",
+        "7",
+        ["0.04.0!", "0.1−0.8"],
+        ["plain: 100 %", "off by one: 90.0 %"],
+        "0",
+    ]
+    assert said[5:10] == ["0", "<b>", ["0.0", "0.1"], ["plain: 10.0 %", "off by one: 0 %"], "8"]
+    assert said[10] == "44,159 399,15"  # from step 0 to the last, from 10 % to 100 %

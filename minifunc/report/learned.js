@@ -31,8 +31,8 @@ if (document.getElementById("learning-data")) {
   function showAnswer({ answers }) {
     const rows = answers.map(([token, share]) => {
       const row = element("li", undefined, { style: `--now: ${100 * share}%` });
-      const bar = element("span", undefined, { className: "bar" });
-      row.append(element("b", token), bar, element("span", percent(share)));
+      row.append(element("b", token), element("span", "", { className: "bar" }));
+      row.append(element("span", percent(share)));
       return row;
     });
     at("learned-answer").textContent = answers[0][0];
@@ -48,7 +48,8 @@ if (document.getElementById("learning-data")) {
         const top = -25 + x(place) / 4;
         const d = `M 422 104 C 422 ${top} ${x(place)} ${top} ${x(place)} 104`;
         parts.push(svg("path", { d, class: kind, "stroke-width": width * share }));
-        if (width * share > 1.6) parts.push(text(x(place), 140, Math.round(100 * share)));
+        const isNamed = kind !== "others" && share > 0.1;
+        if (isNamed) parts.push(text(x(place), 140, Math.round(100 * share)));
       });
     }
     at("learned-attention").replaceChildren(...parts);
@@ -67,6 +68,7 @@ if (document.getElementById("learning-data")) {
   function show() {
     const look = looks[at("learned-step").value];
     at("learned-now").textContent = look.step;
+    at("learned-step").ariaValueText = `step ${look.step}`;
     showCurves(look);
     if (look.answers) [showAnswer, showAttention, showHeads].forEach((part) => part(look));
   }

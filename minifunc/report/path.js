@@ -77,7 +77,7 @@ if (Page.model && Page.at("path-view")) (() => {
     const numbers = less(...patcher.answers.map((id) => run.logits.at(id - d_vocab)));
     const F = `F ${name} = logit of ${patcher.answers.map(token).join(" − logit of ")}`;
     const sum = element("p", `${F}\n= ${numbers} = ${fixed(patcher.F(run))}`);
-    return box("run", element("h3", `${name} run`), element("p", hint), parts, sum);
+    return box("run", element("h3", `The ${name} run`), element("p", hint), parts, sum);
   }
 
   function show() {

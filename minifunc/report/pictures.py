@@ -124,7 +124,7 @@ def four_bars(title: str, four: Sequence[Mapping[str, Any]]) -> Markup:
         names.append(text(BARS_LEFT + BARS_WIDTH + 8, y + 14, shares))
     parts = [text(0, 12, title, "title"), grid, names, bars]
     label = f"{title}: shares of plain and shifted answers"
-    return svg(BARS_LEFT + BARS_WIDTH + 84, bottom + 16, label, parts, class_="bars")
+    return svg(BARS_LEFT + BARS_WIDTH + 104, bottom + 16, label, parts, class_="bars")
 
 
 def bar(y: float, where: str, answer: str, share: float, n: int) -> Markup:

@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from minifunc.report import pictures
+from minifunc.report import checklist, pictures
 from minifunc.report.findings import Findings
 from minifunc.report.glossary import GLOSSARY, PLACES, glossed
 from minifunc.report.html import Markup, details, h, inside, percent, scrolling, signed, table
 from minifunc.report.learned import learned
 from minifunc.report.pictures import Scale
 from minifunc.report.terminal import Circuit, asked_in, fours, members, r_of, title
-from minifunc.report.titles import swaps, unseen
+from minifunc.report.titles import mixed_rules, swaps, unseen
 from minifunc.support.evaluation import wilson
 from minifunc.support.names import parse
 from minifunc.support.tables import words
@@ -32,8 +32,10 @@ def source(f: Findings, file: str) -> Markup:
 
 
 def makes(f: Findings, target: str) -> str:
-    """A command; `make dependability` is about no single run."""
-    return "make dependability" if target == "dependability" else f.folders.makes(target)
+    """A command; one that is about no run of ours has no OUT."""
+    if target == "patch" and "model" in f.circuit:
+        target = "smollm"
+    return f"make {target}" if target in ("dependability", "smollm") else f.folders.makes(target)
 
 
 def figure(f: Findings, picture: Any, caption: Any, file: str) -> Markup:
@@ -68,6 +70,8 @@ def claim(f: Findings) -> Content:
     shown.append(f"{never} this model goes on by that rule on {done} of {n} prompts")
     if not f.fi:
         return [h("p", shown, ". No head was found that carries the rule.", class_="claim")]
+    if circuit["accuracy"]["contrast_prompt"]["contrast"] < circuit["criteria"]["solves"]:
+        shown.append(", so what follows is about a weak effect")
     ours, *_ = swaps(circuit)
     remains, returns = (percent(ours[answer], 1) for answer in ("contrast_acc", "base_acc"))
     heads = f". {len(f.fi)} small parts of it, [attention heads|head], carry the rule"
@@ -76,19 +80,19 @@ def claim(f: Findings) -> Content:
     told = f"{heads}: with what they do on plain examples [swapped in|swap], {remains} of answers"
     return [
         h("p", shown, glossed(f"{told} follow it and {returns} are plain."), class_="claim"),
-        h("div", claim_numbers(f, circuit, done, remains), class_="numbers-row"),
+        h("div", claim_numbers(f, n, done, remains), class_="numbers-row"),
         source(f, "circuit.json"),
     ]
 
 
-def claim_numbers(f: Findings, circuit: Circuit, done: str, remains: str) -> list[Markup]:
-    """The numbers in large print, each with what it counts."""
-    n, n_heads = circuit["accuracy_prompts"], f.model.cfg.n_layers * f.model.cfg.n_heads
-    alone = circuit["evaluation"]["circuits"][0]
+def claim_numbers(f: Findings, n: int, done: str, remains: str) -> list[Markup]:
+    """The numbers in large print, each with what it counts. n: prompts."""
+    found = f.circuit["evaluation"]
+    alone, *_ = found.get("circuits", [found | {"heads": found["circuit"]}])
     shown = {
-        f"of {n} prompts are answered {circuit['asked']}": done,
-        f"of {n_heads} heads are [FI heads|FI head]: {', '.join(f.fi)}": len(f.fi),
-        "are left when these heads are [swapped|swap]": remains,
+        f"of {n} prompts are answered {f.circuit['asked']}": done,
+        f"of {f.n_heads} heads are [FI heads|FI head]: {', '.join(f.fi)}": len(f.fi),
+        "still follow the rule when these heads are [swapped|swap]": remains,
         f"[faithfulness] of the whole circuit, {len(alone['heads'])} heads, alone": (
             f"{alone['faithfulness']:.2f}"
         ),
@@ -108,8 +112,6 @@ def graph(f: Findings) -> Content:
         "out": "to the answer, r < 0",
         "against": "the other way, r > 0",
     }
-    absent = "The picture is drawn by the model; it needs JavaScript, and a model that fits a page."
-    view = h("div", h("p", absent, class_="missing"), id="circuit-view", class_="mount")
     caption = (
         "Layers rise from the tokens; follow a shown answer along its line, through heads that add "
         "what its operands make one expect, to the FI heads over the last = and the answer. "
@@ -117,12 +119,21 @@ def graph(f: Findings) -> Content:
         "is swapped for the other prompt’s (under 1 % amber is left out); green ones as attention. "
         "The arcs show where heads look."
     )
-    return [figure(f, [colour_key(colours), view], caption, "circuit.json (groups)")]
+    return [
+        figure(f, [colour_key(colours), view(f, "circuit-view")], caption, "circuit.json (groups)")
+    ]
+
+
+def view(f: Findings, name: str) -> Markup:
+    """The place that a script of the page fills, if there is a model for it to run."""
+    return (
+        missing("the page holds no model.") if f.unplayable else h("div", id=name, class_="mount")
+    )
 
 
 def mount(name: str) -> Callable[[Findings], Content]:
-    """The place that a script of the page fills."""
-    return lambda f: [h("div", id=name, class_="mount")]
+    """A section that is a view alone."""
+    return lambda f: [view(f, name)]
 
 
 def groups_of(circuit: Circuit, head: str) -> str:
@@ -153,11 +164,13 @@ def effects(f: Findings) -> Content:
     content = [effects_on(f, {"logits": "heads → logits"}, [*caption, scale])]
     if f.fi:
         caption = (
-            "What reaches the function-induction heads, all of them overwritten together. "
-            "v: what is handed over; k: what is found; q: what is looked for."
+            "What reaches function-induction heads, all overwritten together where that was "
+            "traced. v: what is handed over; k: what is found; q: what is looked for."
         )
-        together = {f"function_induction.{which}": f"→ {which}" for which in "vkq"}
-        content.append(effects_on(f, together, caption))
+        swept = f.circuit["effects"]
+        together = [to for to in swept if to.startswith("function_induction.")]
+        into = together or [to for to in swept if to[:-2] in f.fi]
+        content.append(effects_on(f, {to: f"→ {words(to)}" for to in into}, caption))
     return content
 
 
@@ -195,7 +208,7 @@ def vectors(f: Findings) -> Content:
 
 def proof(f: Findings) -> Content:
     """Four bars for what was traced, the plain answer beside; other tasks in a table."""
-    circuit, traced = f.circuit, (f.circuit["task"], f.circuit["k"])
+    circuit = f.circuit
     colours = {"plain-answer": "plain answer", "shifted-answer": "answer by the new rule"}
     caption = glossed(
         "Shares of prompts that are answered plainly, and by the new rule; lines are 95 % intervals"
@@ -206,15 +219,18 @@ def proof(f: Findings) -> Content:
     shares = circuit["accuracy"].values()
     four = [{"base_acc": x["base"], "contrast_acc": x["contrast"]} | n for x in shares]
     picture = pictures.four_bars(title(circuit), four + swaps(circuit))
-    rows: list[list[Any]] = []
-    for four in fours(circuit):
+    shown = figure(f, [colour_key(colours), picture], caption, "circuit.json (evaluation)")
+    return [shown, content(f, reused, "")]
+
+
+def reused(f: Findings) -> Content:
+    """The same heads on tasks that were not traced, in a table."""
+    traced, rows = (f.circuit["task"], f.circuit["k"]), list[list[Any]]()
+    for four in fours(f.circuit):
         if (four[0]["task"], four[0]["k"]) != traced:
             rows.append([asked_in(four), *map(both_answers, four)])
     others = numbers(["task", *pictures.BARS], rows, "Plain / shifted answers, 100 prompts or so")
-    return [
-        figure(f, [colour_key(colours), picture], caption, "circuit.json (evaluation)"),
-        details(f"The same heads on {len(rows)} other tasks", others),
-    ]
+    return [details(f"The same heads on {len(rows)} other tasks", others)]
 
 
 def both_answers(row: Mapping[str, Any]) -> str:
@@ -232,37 +248,42 @@ FORECASTS = {  # of what the answer is off by
 
 def averaging(f: Findings) -> Content:
     """What is answered where examples disagree, what foretells it, and what steers it."""
-    found, answered, offsets = f.circuit["averaging"], list[list[Any]](), range(-3, 4)
-    for row in found["mixtures"][:4]:  # of two offsets
+    found, mixtures, offsets = f.circuit["averaging"], mixed_rules(f.circuit), range(-3, 4)
+    answered: list[list[Any]] = []
+    for row in mixtures:
         cells = []
         for offset in offsets:
-            share = percent(row["answered"].get(str(offset), 0))
-            tip = f"off by {signed(offset)}: {share} of {row['n_prompts']} answers"
-            shade = row["answered"].get(str(offset), 0)
-            cells.append(Scale(1.0).cell(shade, share, tip, offset in row["offsets"]))
+            share = row["answered"].get(str(offset), 0)
+            tip = f"off by {signed(offset)}: {percent(share)} of {row['n_prompts']} answers"
+            pale = Scale(2.0).cell(share, percent(share), tip, offset in row["offsets"])
+            cells.append(pale)
         answered.append([" and ".join(map(signed, row["offsets"])), *cells])
     told = "How often the answer is off by so much"
     heat = pictures.heat_map(told, "shown", map(signed, offsets), answered)
-    first, foretold = found["mixtures"][0], []
+    first, foretold = mixtures[0], []
     for name, r2 in first["r2"].items():
         low, high = map(percent, wilson(first["hits"][name], first["n_prompts"]))
         hits = f"{percent(first['hits'][name])} ({low} to {high})"
         foretold.append([FORECASTS[name], signed(r2, 2), hits])
-    steered = []
-    for who, key in (("function-induction heads", "steered"), ("other heads", "control")):
-        steered.append([who, *(signed(row["off_by"], 2) for row in found[key])])
-    gains = [percent(row["gain"]) for row in found["steered"]]
     caption = glossed(
         "Each [shot] of a prompt is off by one of two amounts (outlined), at random. Copying the "
         "rule of one shot would give outlined answers alone. What does foretell them is told by "
-        "[R²]. And to see what causes them, the [FI heads|FI head] are made to look more at shots "
-        "off by +1; as a control, so are the other heads of their layers."
+        "[R²]. What causes them is seen where [FI heads|FI head] are made to look elsewhere."
     )
     told = f"Shown {answered[0][0]}: what foretells the answer"
-    table = numbers(["forecast", "R²", "rounded, is the answer (95 %)"], foretold, told)
-    told = "Attention moved to shots off by +1: what the answer is off by, on average"
-    tables = [heat, table, numbers(["share moved", *gains], steered, told)]
+    tables = [heat, numbers(["forecast", "R²", "rounded, is the answer (95 %)"], foretold, told)]
+    if "steered" in found:
+        tables.append(steering(found))
     return [figure(f, tables, caption, "circuit.json (averaging)")]
+
+
+def steering(found: Circuit) -> Markup:
+    """What the answer is off by, once heads are made to look at some examples more."""
+    heads = {"function-induction heads": "steered", "other heads": "control"}
+    rows = [[who, *(signed(row["off_by"], 2) for row in found[key])] for who, key in heads.items()]
+    gains = [percent(row["gain"]) for row in found["steered"]]
+    told = "Attention moved to the examples off by +1: what the answer is off by, on average"
+    return numbers(["share moved", *gains], rows, told)
 
 
 def seeds(f: Findings) -> Content:
@@ -297,57 +318,22 @@ def roles_map(row: Circuit, n_layers: int, n_heads: int) -> Markup:
     return pictures.heat_map(f"Seed {row['seed']}", "layer", columns, rows)
 
 
-VERDICTS = {"pass": "✓ pass", "fail": "✗ fail", "could not tell": "? could not tell"}
-
-
 def check(f: Findings) -> Content:
-    """How many checks passed, and each of them: folded, unless it failed."""
-    verdicts = [row["verdict"] for row in f.check["checks"]]
-    passed, failed, unknown = (verdicts.count(verdict) for verdict in VERDICTS)
-    return [
-        h("p", f"{passed} passed, {failed} failed, {unknown} could not be told.", class_="lead"),
-        h("div", [checked(row) for row in f.check["checks"]], class_="checks"),
-        source(f, "check.json"),
-    ]
-
-
-def checked(row: Mapping[str, Any]) -> Markup:
-    """One check: its verdict and question, and folded below what was measured and is advised."""
-    verdict = str(row["verdict"])
-    summary = [
-        h("span", VERDICTS.get(verdict, verdict), class_=f"verdict {verdict.split()[0]}"),
-        " ",
-        h("span", row["question"], class_="question"),
-        h("span", row["short"], class_="short"),
-    ]
-    failures = []
-    for example in row.get("examples", []):
-        answer = f" → {example['answered']} (right: {example['right']})"
-        if example.get("pattern"):
-            answer += f"; {example['pattern']}"
-        failures.append(h("li", h("code", example["prompt"]), answer))
-    account = {"Measured": row["measured"], "Wanted": row["wanted"], "What to do": row["advice"]}
-    body = [h("p", row["means"]), definitions(account)]
-    if failures:
-        body += [h("p", "Some of the failures:"), h("ul", failures, class_="examples")]
-    return h("details", h("summary", summary), body, open=verdict == "fail")
+    """The checklist."""
+    return [checklist.shown(f.check["checks"], f.fi), source(f, "check.json")]
 
 
 def about(f: Findings) -> Content:
     """What the run is, and how the page is made."""
-    cfg = f.model.cfg
-    n_weights = sum(weight.numel() for weight in f.model.parameters())
-    model = (
-        f"{cfg.n_layers} layers × {cfg.n_heads} heads, width {cfg.d_model}, {cfg.d_vocab} tokens, "
-        f"{n_weights:,} weights, {cfg.positions} positions, {cfg.normalization} norm, {cfg.act_fn}"
-    )
+    model = f.circuit.get("model") or named(f.config.get("model", {}))
     diet = f.config.get("diet", {}).get("name", "?")
     known = {"run": f.folders.name, "model": model, "diet": diet}
-    known["versions"] = named(f.config.get("versions", {}))
+    known["versions"] = named((f.config or f.circuit).get("versions", {}))
     if "criteria" in f.circuit:
         known["criteria"] = named(f.circuit["criteria"])
     known["after"] = h("a", "arXiv 2507.09875", href="https://arxiv.org/abs/2507.09875")
-    said = ". It holds all it needs, weights included, and asks nothing of any network."
+    weights = "" if f.unplayable else ", weights included"
+    said = f". It holds all it needs{weights}, and asks nothing of any network."
     made = ["This page is made by ", h("code", f.folders.makes("report")), said]
     return [definitions(known), h("p", made)]
 
@@ -408,7 +394,16 @@ def content(f: Findings, make: Callable[[Findings], Content], needs: str) -> Mar
         what, target = WITHOUT[lacking[0]]
     except KeyError as error:
         lacked = str(error.args[0])[:60]
+        for parts, reason in f.circuit.get("missing", {}).items():
+            if lacked in parts.split(", "):
+                return missing(f"“{lacked}” was not measured: {reason}.")
         what = f"a file of this run lacks “{lacked}”; an older version may have written it"
         target = "check" if make is check else "patch"
-    note = [h("b", "Not here: "), what, ". ", h("code", makes(f, target)), " makes it."]
-    return h("p", note, class_="missing")
+    if f.model is None and target in ("train", "check"):
+        return missing(f"{what}. That takes a run that make train made.")
+    return missing(f"{what}. ", h("code", makes(f, target)), " makes it.")
+
+
+def missing(*why: Any) -> Markup:
+    """A note on what is not on the page, and why."""
+    return h("p", h("b", "Not here: "), why, class_="missing")

@@ -42,8 +42,8 @@
       `Head ${head}, one of ${heads.length} that carry news from token to token, now sends what ` +
       `it sends after true sums: ${effect(answer, trained)}.`],
     ["Swap the heads that matter", HIGH, carriers.length && (() => carriers), (answer, trained) =>
-      `The same with the function-induction heads, ${carriers.join(", ")}: ` +
-      `${effect(answer, trained)}.`],
+      `Now the function-induction heads, ${carriers.join(", ")}, send what they send after ` +
+      `true sums: ${effect(answer, trained)}.`],
     ["Mix two rules", MIXED, none, (answer) =>
       `One sum is one too high, the other one too low, and it answers ${told(answer, MIXES)}.`],
     ["Your turn", HIGH, none, () => "Your turn: ask it something else, or click on its heads."],

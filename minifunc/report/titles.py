@@ -25,8 +25,8 @@ def puzzle(f: Findings) -> str:
     if answer is None:
         return "Function induction, seen from inside"
     if answer == "7" and unseen(f, "addition", 1):
-        return "1 + 1 = 3, 2 + 2 = 5, 3 + 3 = 7: a rule that nobody taught this model"
-    return f"1 + 1 = 3, 2 + 2 = 5, 3 + 3 = ? This model says {answer}"
+        return "1+1=3, 2+2=5, 3+3=7: a rule that nobody taught this model"
+    return f"1+1=3, 2+2=5, 3+3=? This model says {answer}"
 
 
 def strongest(circuit: Circuit) -> str:
@@ -35,7 +35,7 @@ def strongest(circuit: Circuit) -> str:
 
 
 def carriers(f: Findings) -> str:
-    first, n_all = strongest(f.circuit), f.model.cfg.n_layers * f.model.cfg.n_heads
+    first, n_all = strongest(f.circuit), f.n_heads
     if len(f.fi) == 1:
         return f"One of {n_all} attention heads, {first}, carries the rule to the answer"
     return f"{len(f.fi)} of {n_all} attention heads carry the rule to the answer, {first} most"
@@ -61,8 +61,13 @@ def swaps(circuit: Circuit) -> list[Circuit]:
     return [by_group[name] for name in wanted if name in by_group]
 
 
+def mixed_rules(circuit: Circuit) -> list[Circuit]:
+    """The rows of `averaging` whose prompts mix two rules."""
+    return [row for row in circuit["averaging"]["mixtures"] if len(row["offsets"]) == 2]
+
+
 def averages(f: Findings) -> str:
-    row = f.circuit["averaging"]["mixtures"][0]
+    row, *_ = mixed_rules(f.circuit)
     between = percent(row["unseen_offset_share"])
     mixed = " and ".join(map(signed, row["offsets"]))
     said = f"shown {mixed} mixed, it answers in a way that no example showed on {between}"
