@@ -21,7 +21,6 @@ from minifunc.report.findings import read
 from minifunc.report.glossary import GLOSSARY, PLACES
 from minifunc.report.html import Markup, h, script_data, signed
 from minifunc.report.learned import since
-from minifunc.report.terminal import members
 from minifunc.report.titles import PUZZLE, title_of
 from minifunc.support.errors import UserError
 from minifunc.support.files import save_json, save_lines, save_tensors
@@ -336,23 +335,6 @@ def test_the_scale_is_centred_on_0_and_even():
     assert scale.shade(-1) == scale.shade(1) | {"class_": "neg"}
 
 
-def test_an_edge_is_as_wide_as_r_and_leads_to_its_head(run):
-    nodes = [
-        {"name": "logits", "kind": "logits", "steps": 0, "groups": []},
-        {"name": "1.1", "kind": "head", "steps": 1, "groups": ["function_induction"]},
-        {"name": "embedding", "kind": "embedding", "steps": 2, "groups": []},
-    ]
-    edges = [
-        {"sender": "1.1", "receiver": "logits", "contrast": "answers", "r": -0.5},
-        {"sender": "embedding", "receiver": "1.1.v", "contrast": "answers", "r": -0.1},
-        {"sender": "embedding", "receiver": "1.1.k", "contrast": "answers", "r": 0.25},
-    ]
-    drawn = pictures.graph_picture({"nodes": nodes, "edges": edges})
-    assert sorted(re.findall(r'stroke-width="([\d.]+)"', drawn)) == ["4.5", "9.0"]
-    assert 'href="#head-1.1"' in drawn
-    assert "embedding → 1.1 (v −10, k +25): r = +25.0 %" in drawn and drawn.count("positive") == 1
-
-
 def test_a_report_is_made_of_a_run_alone_and_says_how_to_make_the_rest(run):
     for name in ("circuit.json", "check.json", "metrics.jsonl"):
         (run / name).unlink()
@@ -454,7 +436,6 @@ ABOUT_THE_CIRCUIT = (
     sections.claim,
     sections.graph,
     sections.effects,
-    sections.attention,
     sections.vectors,
     sections.proof,
     sections.heads_table,
@@ -469,7 +450,6 @@ SHOWN_BY = {  # file: the sections that show what it holds
 READ_BY = {  # key of circuit.json: the sections that read below it, where these are not all
     "effects": (sections.effects,),
     "operands_changed": (sections.effects,),
-    "graph": (sections.graph,),
     "evaluation": (sections.claim, sections.proof),
     "reuse": (sections.proof,),
     "function_vectors": (sections.vectors,),
@@ -577,16 +557,6 @@ def test_a_huge_model_is_not_played_with(run, monkeypatch):
     assert text.index("const Page") < text.index(
         "showCurves"
     )  # how it learned is shown all the same
-
-
-def test_every_head_of_the_circuit_is_pictured_once_and_fi_heads_alone_unfolded(run):
-    found = found_in(run)
-    drawn = sections.content(found, sections.attention, "circuit fi")
-    unfolded, folded = drawn.split("<details>")
-    for head in members(found.circuit):
-        label = f"Attention of head {head}:"
-        assert unfolded.count(label) == (head in found.fi)
-        assert folded.count(label) == (head not in found.fi)
 
 
 def test_a_model_that_the_page_cannot_run_is_not_played_with_and_the_page_says_why(run):

@@ -30,7 +30,7 @@ const Circuit = (() => {
     return places;
   }
 
-  /** The picture's nodes {id: {t, l, half, kind, head, at}}, its paths [{from, to, points, width,
+  /** The picture's nodes {id: {t, l, half, tall, kind, head, at}}, its paths [{from, to, points, width,
       kind, head}] and the layers' bands. readers, fi: heads; at: the token that one looks from.
       Widths in px: reads[head][i], from example i's operands to a reader; into[head][i], from its
       answer to an FI head, 0: none; out[head], from that to the answer. */
@@ -38,6 +38,7 @@ const Circuit = (() => {
     const layers = [...new Set([...readers, ...fi].map(layerOf))].sort((a, b) => a - b);
     const within = (heads, layer) => heads.filter((head) => layerOf(head) === layer);
     const flow = (head) => sum(into[head].map((width) => width && width + SPACE));
+    const tall = (head) => Math.max(FI, flow(head) / 2, out[head] / 2 + 1);
     const lanes = (layer) => sum(within(fi, layer).map(flow));
     const space = Math.max(0, ...layers.map(lanes)) + (vertical ? 20 : 10);
     const places = placeTokens(tokens, vertical, column, space);
@@ -59,11 +60,11 @@ const Circuit = (() => {
       Object.assign(stream, { l, top: to });
     }
 
-    function put(node, stream, l, half) {
+    function put(node, stream, l) {
       const id = `${node.head ?? "answer"} ${stream.at}`;
-      rise(stream, l - half, id);
-      nodes[id] = { ...node, t: stream.t, l, half, at: stream.at };
-      stream.l = l + half;
+      rise(stream, l - node.tall, id);
+      nodes[id] = { ...node, t: stream.t, l, at: stream.at };
+      stream.l = l + node.tall;
       return id;
     }
 
@@ -72,7 +73,7 @@ const Circuit = (() => {
       const trunk = vertical ? stream.t - 10 : y.t;
       const end = [[trunk, level], [stream.t - DOT, level]];
       const from = vertical ? [[[trunk, x.l]]] : [[[x.t, 2], [x.t, 6], [trunk, 6]], [[trunk, 2]]];
-      const to = put({ kind: "reader", head }, stream, level, DOT);
+      const to = put({ kind: "reader", head, half: DOT, tall: DOT }, stream, level);
       for (const start of from) {
         const points = [...start, ...end];
         paths.push({ to, points, width: reads[head][i], kind: "reads", head });
@@ -81,7 +82,7 @@ const Circuit = (() => {
 
     /** An FI head and its lanes; the example nearest to it has the lowest. */
     function putFI(head, level, corner) {
-      const to = put({ kind: "fi", head }, last, level, FI);
+      const to = put({ kind: "fi", head, half: FI, tall: tall(head) }, last, level);
       let entry = level - flow(head) / 2;
       for (const [i, stream] of [...streams.entries()].reverse()) {
         const width = into[head][i];
@@ -101,18 +102,25 @@ const Circuit = (() => {
       const [lower, upper] = [within(readers, layer), within(fi, layer)];
       const corner = { l: l + 7, t: last.t - FI - 8 }; // of the lowest lane
       l += upper.length ? lanes(layer) + 14 : 5;
-      const height = Math.max(16 * lower.length, 25 * upper.length);
+      const height = Math.max(16 * lower.length, sum(upper.map((head) => 2 * tall(head) + 3)));
       bands.push({ layer, from: l, to: l + height });
-      upper.forEach((head, row) => putFI(head, l + 12.5 + 25 * row, corner));
+      let level = l + 1.5;
+      for (const head of upper) {
+        putFI(head, level + tall(head), corner);
+        level += 2 * tall(head) + 3;
+      }
       lower.forEach((head, row) => {
         streams.forEach((stream, i) => putReader(head, stream, i, l + 8 + 16 * row));
       });
       l += height;
     }
-    const answer = put({ kind: "answer" }, last, l + 12 + ANSWER, ANSWER);
+    const reaching = sum(fi.map((head) => out[head] + SPACE)) / 2;
+    const size = { half: ANSWER, tall: Math.max(ANSWER, reaching) };
+    const answer = put({ kind: "answer", ...size }, last, l + 12 + size.tall);
     let right = last.t + ANSWER + 8;
-    let entry = nodes[answer].l - sum(fi.map((head) => out[head] + SPACE)) / 2;
-    for (const head of [...fi].reverse()) { // the highest goes up nearest to the stream
+    let entry = nodes[answer].l - reaching;
+    const rising = layers.flatMap((layer) => within(fi, layer));
+    for (const head of rising.reverse()) { // the highest goes up nearest to the stream
       const from = `${head} ${last.at}`;
       const half = (out[head] + SPACE) / 2;
       const [level, up, end] = [nodes[from].l, right + half, entry + half];
@@ -149,7 +157,8 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
   const HINT = "Point at a head to see what it does on this prompt; click to keep it.";
   const NO_HEADS = "No function-induction head is known here, so there is no circuit to draw.";
   const SAME = "Both prompts get one answer: lanes are as wide as attention, not effects.";
-  const heads = (...groups) => [...new Set(groups.flatMap(membersOf))].sort();
+  const isThere = (head) => `blocks.${parseInt(head, 10)}.attn.W_Q` in model.weights;
+  const heads = (...groups) => [...new Set(groups.flatMap(membersOf))].filter(isThere).sort();
   const fi = heads("function_induction");
   const readers = heads("expected_answer", "shown_answer").filter((head) => !fi.includes(head));
   const narrow = matchMedia("(max-width: 600px)");
@@ -258,17 +267,18 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
       if (head) line.dataset.head = head;
       parts.push(line);
     }
-    for (const { t, l, half, kind, head, at } of places) {
-      const [cx, cy] = xy(t, l);
+    for (const { t, l, half, tall, kind, head, at } of places) {
+      const [x, y] = xy(t, l);
+      const [w, h] = vertical ? [tall, half] : [half, tall];
+      const box = { x: x - w, y: y - h, width: 2 * w, height: 2 * h };
       if (kind === "token") {
         parts.push(text(t, l, panel.tokens[at], at % 6 === 5 ? "word shown" : "word"));
       } else if (kind === "answer") {
-        const size = { width: 2 * half, height: 2 * half, rx: 8 };
-        parts.push(svg("rect", { x: cx - half, y: cy - half, ...size, class: "reply" }));
+        parts.push(svg("rect", { ...box, rx: 8, class: "reply" }));
         parts.push(text(t, l, panel.answer, "reply"));
       } else {
         const spot = svg("g", { class: `spot ${groupOf(head)}`, "data-head": head });
-        spot.append(svg("circle", { cx, cy, r: half }), kind === "fi" ? text(t, l, head) : "");
+        spot.append(svg("rect", { ...box, rx: half }), kind === "fi" ? text(t, l, head) : "");
         parts.push(listen(spot, { side: panel.side, head, at }));
         const name = vertical ? head.slice(head.indexOf(".")) : head;
         if (at === 5 && kind === "reader") parts.push(text(vertical ? 27 : 60, l, name, "label"));
@@ -307,7 +317,7 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
     matrix.hidden = !pinned;
     if (!pinned) return;
     const all = element("summary", `All that head ${pinned.head} looks at: rows look at columns`);
-    matrix.replaceChildren(all, matrixOf(panels[pinned.side], pinned.head));
+    matrix.replaceChildren(all, matrix.open ? matrixOf(panels[pinned.side], pinned.head) : "");
   }
 
   /** Arcs beside the tokens: where a head looks, or the FI heads on average. */
@@ -320,7 +330,8 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
       const total = shown.reduce((sum, head) => sum + looks(panel, head, at)[key], 0);
       if (key % 6 === 0 || !(total >= 0.03 * shown.length)) continue;
       const [u, v] = panel.edgeOf(key);
-      const deep = Math.min(56, 14 + (Math.abs(u - x) + Math.abs(v - y)) / 3);
+      const far = Math.abs(u - x) + Math.abs(v - y); // 0 in the same row
+      const deep = far && Math.min(56, 14 + far / 3);
       const bend = narrow.matches ? [x - deep, (y + v) / 2] : [(x + u) / 2, y + deep];
       const look = { class: `line arc ${fi.includes(shown[0]) ? "into" : "reads"}`, d: `M${x},${y}Q${bend} ${u},${v}` };
       arcs.push(svg("path", { ...look, "stroke-width": (7 * total) / shown.length }));
@@ -362,6 +373,7 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
       const taken = Object.values(effects.into).map(size);
       most = Math.max(most, size(Object.values(effects.out)) / 2, ...taken);
     }
+    if (fi.includes(pinned?.head)) pinned = { ...pinned, at: tokens.length - 1 };
     if (pinned?.at >= tokens.length) pinned = null;
     const plans = panels.map((panel) => planOf(panel, 16 / most));
     const up = Math.max(...plans.map((plan) => plan.up));
@@ -378,6 +390,7 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
     }
   }
 
+  matrix.addEventListener("toggle", () => show(pinned));
   document.addEventListener("asked", draw);
   narrow.addEventListener("change", draw);
   if (Page.asked) draw();
