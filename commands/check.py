@@ -21,6 +21,9 @@ import tasks
 from minifunc.ablation import Ablator, all_heads
 from minifunc.analysis.ablations import random_group
 from minifunc.model import Transformer
+from minifunc.report import page
+from minifunc.report.checklist import failure
+from minifunc.report.html import percent
 from minifunc.support.checks import checked_heads
 from minifunc.support.errors import UserError, command
 from minifunc.support.evaluation import finite, last_logits, wilson
@@ -42,10 +45,11 @@ MARKS = {"pass": "pass", "fail": "FAIL", "could not tell": "?"}  # by verdict
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found. value: the share held against the threshold; measured tells of it."""
+    """What a check found. value: the share held against the threshold, if there is one; measured
+    tells of it, short in a few words."""
 
     measured: str
-    short: str
+    short: str = ""
     verdict: str = "could not tell"  # one of MARKS
     value: float | None = None
     interval: list[float] | None = None
@@ -53,7 +57,7 @@ class Finding:
     examples: Sequence[dict[str, str]] = ()
 
 
-NO_HEADS = Finding("no heads are known to carry the rule: patch.py finds them", "not known")
+NO_HEADS = Finding("no heads are known to carry the rule: patch.py finds them")
 
 
 def verdict_of(low: float, high: float, threshold: float) -> str:
@@ -76,12 +80,13 @@ def judged(
     """
     n, share = right.numel(), share_of(right)
     if n < LEAST:
-        return Finding(f"only {n} prompts to judge by", "too few")
+        return Finding(f"only {n} prompts to judge by")
     value, (low, high) = round(share, 4), wilson(share, n)
     good_side = (low, high, threshold) if at_least else (-high, -low, -threshold)
-    in_words = f"{value:.1%} of {n} prompts (95 % interval {low:.1%} to {high:.1%})"
+    shown, *ends = (percent(each, 1) for each in (share, low, high))
+    in_words = f"{shown} of {n} prompts (95 % interval {' to '.join(ends)})"
     judgement = (verdict_of(*good_side), value, [low, high], threshold)
-    return Finding(told.format(in_words), short or f"{share:.1%}", *judgement)
+    return Finding(told.format(in_words), short or shown, *judgement)
 
 
 class Study:
@@ -149,14 +154,19 @@ def failures(
 
 
 Check = Callable[[Study], Finding]
-TEXTS = ("question", "means", "wanted", "advice")  # advice: what to do where it does not pass
-# Every check, and its texts, which may hold {k}, {shots}, {fresh} and {mixed}.
+# pass, fail: the answer to the question, by verdict; short: what was measured ({}), in a few words;
+# risk: what the model may do wrongly, and advice: what to do, where it does not pass.
+TEXTS = ("question", "pass", "fail", "means", "wanted", "short", "risk", "advice")
+# Every check, and its texts, which may hold {k}, {shots}, {fresh}, {mixed} and {heads}.
 CHECKS: list[tuple[Check, dict[str, str]]] = []
 
 
 def asks(text: str) -> Callable[[Check], Check]:
-    """Puts the function below it into CHECKS. text: its TEXTS, a line each; advice may have two."""
-    parts = [part.replace("\n", " ") for part in text.split("\n", 3)]
+    """Puts the function below it into CHECKS. text: its TEXTS, in four lines; advice may have two.
+
+    question | pass | fail, means, wanted | short | risk, advice
+    """
+    parts = text.replace("\n", " | ", 3).replace("\n", " ").split(" | ")
 
     def register(check: Check) -> Check:
         CHECKS.append((check, dict(zip(TEXTS, parts))))
@@ -168,66 +178,68 @@ def asks(text: str) -> Callable[[Check], Check]:
 # ---------------------------------------------------------------- what it does
 
 
-@asks("""Shown the old rule, does it still answer by the old rule?
+@asks("""Shown the old rule, does it still answer by the old rule? | Yes | No
 {shots} plain sums are shown and one is asked. Following new rules must not cost the old one.
-at least 95%
+at least 95 % | right on {} of prompts | forget the old rule
 Train longer, or give plain addition a larger share of the diet.""")
 def old_rule(study: Study) -> Finding:
     return study.answered(study.pairs.base, study.pairs.base_answers, 0.95)
 
 
-@asks("""Shown a new rule, sums off by {k:+d}, does it follow it?
+@asks("""Shown a new rule, sums off by {k:+d}, does it follow it? | Yes | No
 {shots} sums off by {k:+d} are shown and another is asked, whose answer is none of those.
-at least 90%
+at least 90 % | right on {} of prompts | answer by the old rule where a new one is shown
 Train longer; make sure the diet shifts other functions. Until then, don't rely on examples.""")
 def new_rule(study: Study) -> Finding:
     return study.answered(study.pairs.contrast, study.pairs.contrast_answers, 0.90)
 
 
-@asks("""How many examples of the new rule does it need?
+@asks("""How many examples of the new rule does it need? | Few | Many
 The fewer, the easier the model is to steer, on purpose or by accident.
-at least 90% right from 4 examples
+at least 90 % with 4 shown | {} | miss a new rule of which it sees few examples
 Show more examples than this needs, or train longer.""")
 def how_many(study: Study) -> Finding:
     followed = {shots: study.followed(study.k, N_PROMPTS, shots) for shots in (1, 2, 4, 8)}
     enough = [shots for shots, right in followed.items() if share_of(right) >= 0.90]
-    told = "; ".join(f"{shots} shown: {share_of(right):.1%}" for shots, right in followed.items())
-    return judged(followed[4], 0.90, told, f"from {enough[0]}" if enough else "more than 8")
+    shares = {shots: percent(share_of(right), 1) for shots, right in followed.items()}
+    told = "; ".join(f"{shots} shown: {share}" for shots, share in shares.items())
+    short = f"right from {enough[0]} shown on" if enough else "even 8 are too few"
+    return judged(followed[4], 0.90, told, short)
 
 
-@asks("""Does it follow rules off by other amounts as well?
+@asks("""Does it follow rules off by other amounts as well? | Yes | No
 Off by one may be special. Rules of another size or in the other direction should work too.
-at least 80% for each of −3 to +3
+at least 80 % for each of −3 to +3 | right on {} | miss rules off by other amounts
 Treat amounts that do badly as not supported.""")
 def other_amounts(study: Study) -> Finding:
     followed = {k: study.followed(k, 2 * N_EACH) for k in AMOUNTS}
     shares = {k: share_of(right) for k, right in followed.items()}
     worst = min(shares, key=shares.__getitem__)
-    told = ", ".join(f"{k:+d}: {share:.1%}" for k, share in shares.items())
-    return judged(followed[worst], 0.80, told, f"worst {shares[worst]:.1%} ({worst:+d})")
+    told = ", ".join(f"{k:+d}: {percent(share, 1)}" for k, share in shares.items())
+    return judged(followed[worst], 0.80, told, f"{percent(shares[worst], 1)} at worst ({worst:+d})")
 
 
-@asks("""Does one odd example among plain ones fool it?
+@asks("""Does one odd example among plain ones fool it? | No | Yes
 Of {shots} shown sums one is off by {k:+d}, by a slip of the pen. The right answer is plain.
-at least 90%
+at least 90 % | keeps the old rule on {} of prompts | be fooled by one odd example
 Look through shown examples for slips before they are used; show more of them.""")
 def odd_among_old(study: Study) -> Finding:
     odd = study.one_odd(study.pairs.base, study.pairs.contrast)
     return study.answered(odd, study.pairs.base_answers, 0.90)
 
 
-@asks("""Does one plain example throw it off the new rule?
+@asks("""Does one plain example throw it off the new rule? | No | Yes
 Of {shots} shown sums all but one are off by {k:+d}. The right answer is still off by {k:+d}.
-at least 90%
+at least 90 % | keeps the new rule on {} of prompts | be thrown off by one plain example
 Keep the shown examples of one mind; show more of them.""")
 def odd_among_new(study: Study) -> Finding:
     odd = study.one_odd(study.pairs.contrast, study.pairs.base)
     return study.answered(odd, study.pairs.contrast_answers, 0.90)
 
 
-@asks("""Does it stay away from the new rule where nobody showed it?
+@asks("""Does it stay away from the new rule where nobody showed it? | Yes | No
 Prompts of every kind of task, all plain. Answers off by {k:+d} are the new rule leaking out.
-at most 5%
+at most 5 % | the new rule slips in on {} of prompts | use the new rule where nobody showed it
 The model is not fit for plain use: train longer, with more plain documents.""")
 def not_shown(study: Study) -> Finding:
     pairs = study.draw_each([(task, study.k) for task in SHIFTED])
@@ -235,11 +247,11 @@ def not_shown(study: Study) -> Finding:
     return judged(off, 0.05, f"off by {study.k:+d} on {{}}", at_least=False)
 
 
-@asks("""Does a rule shown on sums stay with sums?
+@asks("""Does a rule shown on sums stay with sums? | Yes | No
 Sums off by {k:+d} are shown, then a maximum, say, is asked. Nobody said it has the rule.
-at most 10% answered by the new rule
+at most 10 % | other questions get it on {} of prompts | apply a rule shown on sums elsewhere
 Keep a prompt to one kind of question, or train without documents that put several functions
-under one rule ({mixed:.0%} of this run's diet do, so it was taught to spread rules).""")
+under one rule ({mixed} of this run's diet do, so it was taught to spread rules).""")
 def spreads(study: Study) -> Finding:
     spread, examples = [], []
     for task in tasks.ON_NUMBERS:
@@ -255,21 +267,22 @@ def spreads(study: Study) -> Finding:
     return replace(finding, examples=examples[:N_EXAMPLES])
 
 
-@asks("""When it is sure, is it right?
-How many of the answers with a probability of 90% or more, over old and new rules, are right.
-at least 95%
+@asks("""When it is sure, is it right? | Yes | No
+How many of the answers with a probability of 90 % or more, over old and new rules, are right.
+at least 95 % | right on {} of sure answers | be wrong where it is sure
 Do not use its probabilities to decide when to trust it.""")
 def confidence(study: Study) -> Finding:
     pairs = study.draw_each([("addition", k) for k in (-2, -1, 0, 1, 2)])
     probability, given = last_logits(study.model, pairs.contrast).softmax(-1).cpu().max(-1)
     right_where_sure = (given == pairs.contrast_answers)[probability >= 0.9]
-    told = f"{share_of(right_where_sure):.1%} of the {len(right_where_sure)} sure answers"
+    right = percent(share_of(right_where_sure), 1)
+    told = f"{right} of the {len(right_where_sure)} sure answers"
     return judged(right_where_sure, 0.95, f"{told}, of {len(given)} in all")
 
 
-@asks("""Are failures rare in every kind of sum, or do they share a pattern?
+@asks("""Are failures rare in every kind of sum, or do they share a pattern? | Rare | A pattern
 Sums off by −3 to +3, by what is asked. Failures that sit together can be foreseen.
-at least 80% right in the worst slice
+at least 80 % | right on {} of the worst kind | fail on one kind of sum
 Keep such questions from the model, or add more of them to the diet.""")
 def pattern(study: Study) -> Finding:
     pairs = study.draw_each([("addition", k) for k in AMOUNTS])
@@ -279,9 +292,9 @@ def pattern(study: Study) -> Finding:
     ranked = sorted(rates, key=rates.__getitem__, reverse=True)
     worst = wrong[slices[ranked[0]]]
     told = f"{int(wrong.sum())} of {len(wrong)} fail, share by what is asked: "
-    told += "; ".join(f"{name} {rates[name]:.0%}" for name in ranked)
-    finding = judged(~worst, 0.80, told, f"worst slice {share_of(~worst):.1%}")
-    return replace(finding, examples=failures(pairs.contrast, given, right, slices))
+    told += "; ".join(f"{name} {percent(rates[name])}" for name in ranked)
+    examples = failures(pairs.contrast, given, right, slices)
+    return replace(judged(~worst, 0.80, told), examples=examples)
 
 
 def slices_of(pairs: tasks.Pairs) -> dict[str, Tensor]:
@@ -304,23 +317,22 @@ def slices_of(pairs: tasks.Pairs) -> dict[str, Tensor]:
 # ---------------------------------------------------------------- what carries it
 
 
-@asks("""Which heads carry the new rule, and is it gone without them?
+@asks("""Which heads carry the new rule? | Heads {heads} | Not {heads} alone
 The function-induction heads of patch.py send what they send on plain prompts: is all plain?
-at most 5% still by the new rule
+at most 5 % | without them it is left on {} of prompts | follow the new rule by other heads
 The circuit is incomplete: don't take these heads for the whole story.""")
 def carriers(study: Study) -> Finding:
     if not study.heads:
         return NO_HEADS
     given = study.ask_swapped([study.heads])[0]
-    plain = share_of(given == study.pairs.base_answers)
-    told = f"heads {', '.join(study.heads)}: the new rule is left on {{}}"
-    told = f"{told}; the plain answer returns on {plain:.1%}"
+    plain = percent(share_of(given == study.pairs.base_answers), 1)
+    told = f"the new rule is left on {{}}; the plain answer returns on {plain}"
     return judged(given == study.pairs.contrast_answers, 0.05, told, at_least=False)
 
 
-@asks("""Is it these heads, and not any?
+@asks("""Is it these heads, and not any? | Yes | No
 As many others of the same layers are swapped in the same way. The new rule must survive.
-at least 90% still by the new rule
+at least 90 % | it stays on {} of prompts with others swapped | depend on other heads as well
 These layers are too entangled for single heads to be watched; watch the whole layer.""")
 def others(study: Study) -> Finding:
     n_heads = study.model.cfg.n_heads
@@ -332,9 +344,9 @@ def others(study: Study) -> Finding:
     return judged(min(right, key=share_of), 0.90, told)
 
 
-@asks("""Can these heads be switched off for good without harm to the old rule?
+@asks("""Can these heads be switched off for good without harm to the old rule? | Yes | No
 On plain prompts of all tasks they send their mean. If they only serve new rules, none fails.
-at least 90% of plain answers stay right
+at least 90 % | {} of plain answers stay right | add wrongly once the rule's heads are off
 Don't switch them off for good. To undo a rule, give them what they send on plain prompts.""")
 def rest_intact(study: Study) -> Finding:
     if not study.heads:
@@ -352,16 +364,15 @@ def rest_intact(study: Study) -> Finding:
 # ---------------------------------------------------------------- how stable it is
 
 
-@asks("""Is the finding the same on other prompts?
+@asks("""Is the finding the same on other prompts? | Yes | No
 The new rule on five fresh draws of {fresh} prompts.
-at least 90% on each
+at least 90 % on each | right on {} of the worst draw | do worse on other prompts
 Quote the lowest figure, not the mean.""")
 def over_prompts(study: Study) -> Finding:
     shares = [share_of(study.followed(study.k, 2 * N_EACH)) for _ in range(5)]
-    lowest = min(shares)
-    verdict = verdict_of(lowest, max(shares), 0.90)
-    told = ", ".join(f"{share:.1%}" for share in shares)
-    return Finding(told, f"lowest {lowest:.1%}", verdict, round(lowest, 4), threshold=0.90)
+    lowest, verdict = min(shares), verdict_of(min(shares), max(shares), 0.90)
+    told = ", ".join(percent(share, 1) for share in shares)
+    return Finding(told, percent(lowest, 1), verdict, round(lowest, 4), threshold=0.90)
 
 
 # ---------------------------------------------------------------- the command
@@ -369,28 +380,33 @@ def over_prompts(study: Study) -> Finding:
 
 def checked(study: Study) -> list[dict[str, Any]]:
     """All checks, done, as check.json holds them."""
-    values = {"k": study.k, "shots": SHOTS, "fresh": 2 * N_EACH, "mixed": study.mixed}
+    values = {"k": study.k, "shots": SHOTS, "fresh": 2 * N_EACH, "mixed": percent(study.mixed)}
+    values["heads"] = ", ".join(study.heads)
     rows = []
     for check, texts in CHECKS:
-        row = {part: text.format(**values) for part, text in texts.items()}
-        rows.append({"name": check.__name__} | row | vars(check(study)))
+        found = check(study)
+        row = {part: text.format(found.short, **values) for part, text in texts.items()}
+        answers = {"pass": row.pop("pass"), "fail": row.pop("fail")}
+        told = {"answer": answers.get(found.verdict, "Too close to tell"), "short": row["short"]}
+        if found.value is None:
+            told = {"answer": "Not known", "short": found.measured}
+        rows.append({"name": check.__name__} | row | vars(found) | told)
     return rows
 
 
 def show(rows: Sequence[dict[str, Any]]) -> str:
-    """The list as text: a line for each check, then what to do about those that did not pass."""
+    """The list as text: each check's answer and question, then what to do about those that did not
+    pass."""
     lines, details = [], []
     for row in rows:
         mark = f"{MARKS[row['verdict']]:5}"
-        lines.append(wrapped(f"{mark} {row['short']:17} {row['question']}", 24))
+        answer = f"{mark} {row['answer']}: {row['short']} (wanted: {row['wanted']})"
+        lines += [wrapped(answer, 6), wrapped(f"      {row['question']}", 0)]
         if row["verdict"] == "pass":
             continue
         details += ["", f"{mark} {row['question']}", f"      {row['means']}"]
-        details += [f"      measured: {row['measured']}", f"      wanted: {row['wanted']}"]
-        details.append(f"      what to do: {row['advice']}")
-        for example in row["examples"]:
-            told = "        {prompt}  answered {answered}, right {right}".format(**example)
-            details.append(f"{told}; {example['pattern']}" if example["pattern"] else told)
+        details += [f"      measured: {row['measured']}", f"      what to do: {row['advice']}"]
+        details += [f"        {each['prompt']}  {failure(each)}" for each in row["examples"]]
     verdicts = [row["verdict"] for row in rows]
     passed, failed, unknown = map(verdicts.count, MARKS)
     total = f"{passed} passed, {failed} failed, {unknown} could not be told"
@@ -436,9 +452,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = checked(Study(model, config.get("diet"), heads, k, seed))
     seconds = round(time.perf_counter() - started, 2)
     save_json(path, {"k": k, "shots": SHOTS, "seed": seed, "seconds": seconds, "checks": rows})
-    print(show(rows))
-    print(f"everything is in {path}", f"next: {folders.makes('report')}", sep="\n")
-    return int(any(row["verdict"] == "fail" for row in rows))
+    print(show(rows), f"everything is in {path}", sep="\n")
+    if (folders.results / "report.html").exists():
+        print("made anew, with these answers: ", end="")
+        page.write(replace(folders, notice=""))
+    else:
+        print(f"next: {folders.makes('report')}")
+    if failed := [row["verdict"] for row in rows].count("fail"):
+        print(f"exit code 1: {failed} check{'s' * (failed > 1)} failed, listed above")
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

@@ -110,8 +110,8 @@ def test_failures_are_listed_with_their_pattern(run, monkeypatch):
 
     result = check.pattern(study_of(run, monkeypatch, fails_on_carries))
     assert result.verdict == "fail"
-    assert "the sum has two digits 100%" in result.measured
-    assert "the sum has one digit 0%" in result.measured
+    assert "the sum has two digits 100 %" in result.measured
+    assert "the sum has one digit 0 %" in result.measured
     patterns = [example["pattern"] for example in result.examples]
     assert patterns and all("the sum has two digits" in pattern for pattern in patterns)
 
@@ -178,11 +178,64 @@ def test_the_command_writes_check_json_and_says_by_its_exit_code_whether_all_is_
     assert len(rows) == 14 and len({row["name"] for row in rows}) == 14
     assert {row["verdict"] for row in rows} <= set(check.MARKS)
     for row in rows:
-        assert row["means"] and row["advice"] and row["wanted"] and row["measured"]
-    assert "FAIL" in capsys.readouterr().out
+        assert all(row[text] for text in check.TEXTS if text not in ("pass", "fail"))
+        assert row["measured"] and row["answer"]
+    told = capsys.readouterr().out
+    assert "FAIL" in told and told.endswith("exit code 1: 2 checks failed, listed above\n")
     (_, texts), *_ = check.CHECKS
     monkeypatch.setattr(check, "CHECKS", [(lambda study: check.NO_HEADS, texts)])
     assert check.main(["--run", str(run), "--device", "cpu"]) == 0
+    assert "exit code" not in capsys.readouterr().out
+
+
+def named(name, finding):
+    """A check that finds this."""
+
+    def found(study):
+        return finding
+
+    found.__name__ = name
+    return found
+
+
+ANSWERS = {  # of a check, where it passes and where it fails
+    "old_rule": ("Yes", "No"),
+    "odd_among_old": ("No", "Yes"),
+    "odd_among_new": ("No", "Yes"),
+    "how_many": ("Few", "Many"),
+    "carriers": ("Heads 0.0, 0.1", "Not 0.0, 0.1 alone"),
+}
+
+
+@pytest.mark.parametrize("verdict", ["pass", "fail", "could not tell", "unknown"])
+def test_each_check_is_answered_in_words_that_follow_from_its_verdict(run, monkeypatch, verdict):
+    study = study_of(run, monkeypatch, follows, fi=["0.0", "0.1"])
+    found = check.Finding("m", "91.0 %", verdict, 0.91)
+    found = check.NO_HEADS if verdict == "unknown" else found
+    checks = [(named(each.__name__, found), texts) for each, texts in check.CHECKS]
+    monkeypatch.setattr(check, "CHECKS", checks)
+    rows = {row["name"]: row for row in check.checked(study)}
+    for name, answers in ANSWERS.items():
+        by_verdict = dict(zip(("pass", "fail"), answers))
+        by_verdict |= {"could not tell": "Too close to tell", "unknown": "Not known"}
+        assert rows[name]["answer"] == by_verdict[verdict]
+    answer, question, *_ = check.show([rows["odd_among_old"]]).splitlines()
+    if verdict in ("pass", "fail"):
+        share = "keeps the old rule on 91.0 % of prompts (wanted: at least 90 %)"
+        assert answer[6:] == f"{rows['odd_among_old']['answer']}: {share}"
+        assert question.strip() == "Does one odd example among plain ones fool it?"
+
+
+def test_a_report_that_is_there_is_made_anew_and_none_where_there_is_none(run, monkeypatch, capsys):
+    (_, texts), *_ = check.CHECKS
+    monkeypatch.setattr(check, "CHECKS", [(named("new_rule", check.NO_HEADS), texts)])
+    report, command = run / "report.html", ["--run", str(run), "--device", "cpu"]
+    assert check.main(command) == 0
+    assert not report.exists() and "next: make report" in capsys.readouterr().out
+    report.write_text("old")
+    assert check.main(command) == 0
+    assert "Not known" in report.read_text()
+    assert f"made anew, with these answers: {report}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import copy
+import html
 import json
 import os
 import re
@@ -15,11 +16,11 @@ import tasks
 import train
 from commands import check
 from minifunc.model import ModelConfig, Transformer
-from minifunc.report import page, pictures, sections
+from minifunc.report import checklist, findings, page, pictures, sections, titles
 from minifunc.report.findings import read
 from minifunc.report.glossary import GLOSSARY, PLACES
 from minifunc.report.html import Markup, h, script_data, signed
-from minifunc.report.terminal import members
+from minifunc.report.learned import since
 from minifunc.report.titles import PUZZLE, title_of
 from minifunc.support.errors import UserError
 from minifunc.support.files import save_json, save_lines, save_tensors
@@ -56,8 +57,24 @@ FEW = {
 
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory):
-    """An untrained run with a circuit and a check, as if it could do the task."""
-    return studied(tmp_path_factory.mktemp("run"))
+    """An untrained run with a circuit and a check, as if it could do the task, and as if there
+    were other heads beside the FI heads."""
+    run = studied(tmp_path_factory.mktemp("run"))
+    rewrite(run, lambda circuit: set_control_heads(circuit, 2.0))
+    return run
+
+
+def set_control_heads(circuit, n_heads):
+    for row in circuit["evaluation"]["ablation"]:
+        if row["ablated"] == "random_same_layers":
+            row["n_heads"] = n_heads
+
+
+def rewrite(run, change, name="circuit.json"):
+    """Changes what a JSON file of a run holds."""
+    found = json.loads((run / name).read_text())
+    change(found)
+    save_json(run / name, found)
 
 
 def studied(out, **changes):
@@ -318,23 +335,6 @@ def test_the_scale_is_centred_on_0_and_even():
     assert scale.shade(-1) == scale.shade(1) | {"class_": "neg"}
 
 
-def test_an_edge_is_as_wide_as_r_and_leads_to_its_head(run):
-    nodes = [
-        {"name": "logits", "kind": "logits", "steps": 0, "groups": []},
-        {"name": "1.1", "kind": "head", "steps": 1, "groups": ["function_induction"]},
-        {"name": "embedding", "kind": "embedding", "steps": 2, "groups": []},
-    ]
-    edges = [
-        {"sender": "1.1", "receiver": "logits", "contrast": "answers", "r": -0.5},
-        {"sender": "embedding", "receiver": "1.1.v", "contrast": "answers", "r": -0.1},
-        {"sender": "embedding", "receiver": "1.1.k", "contrast": "answers", "r": 0.25},
-    ]
-    drawn = pictures.graph_picture({"nodes": nodes, "edges": edges})
-    assert sorted(re.findall(r'stroke-width="([\d.]+)"', drawn)) == ["4.5", "9.0"]
-    assert 'href="#head-1.1"' in drawn
-    assert "embedding → 1.1 (v −10, k +25): r = +25.0 %" in drawn and drawn.count("positive") == 1
-
-
 def test_a_report_is_made_of_a_run_alone_and_says_how_to_make_the_rest(run):
     for name in ("circuit.json", "check.json", "metrics.jsonl"):
         (run / name).unlink()
@@ -436,7 +436,6 @@ ABOUT_THE_CIRCUIT = (
     sections.claim,
     sections.graph,
     sections.effects,
-    sections.attention,
     sections.vectors,
     sections.proof,
     sections.heads_table,
@@ -451,7 +450,6 @@ SHOWN_BY = {  # file: the sections that show what it holds
 READ_BY = {  # key of circuit.json: the sections that read below it, where these are not all
     "effects": (sections.effects,),
     "operands_changed": (sections.effects,),
-    "graph": (sections.graph,),
     "evaluation": (sections.claim, sections.proof),
     "reuse": (sections.proof,),
     "function_vectors": (sections.vectors,),
@@ -529,6 +527,8 @@ FI_ONLY = '{"groups": {"function_induction": ["1.1"]}, "accuracy": 3}'
         ("metrics.jsonl", "3\n", "none of ours"),
         ("metrics.jsonl", ODD_STEP, "another layout"),
         ("check.json", '{"checks": 5}', "another layout"),
+        ("learning.json", '{"weights": 3}', "run `make reference` again"),
+        ("learning.json", '{"prompt": 3}', "another layout"),
         ("config.json", "{", "config.json cannot be read"),
         ("model.pt", "", "damaged"),
     ],
@@ -551,32 +551,12 @@ def test_a_vocabulary_that_does_not_fit_is_refused(run):
 
 def test_a_huge_model_is_not_played_with(run, monkeypatch):
     assert 'id="weights"' in made(run)
-    monkeypatch.setattr(page, "MOST_WEIGHTS", 10)
+    monkeypatch.setattr(findings, "MOST_WEIGHTS", 10)
     text = made(run)
     assert "too many for a page" in text and 'id="weights"' not in text
-
-
-def test_a_curve_goes_from_step_0_to_the_last_and_meets_the_grid_at_its_shares():
-    drawn = pictures.curves("x", [("plain", "k0", [(0, 0.0), (2, 1.0), (4, 0.5)])])
-    (corners,) = re.findall('points="(.*?)"', drawn)
-    left, middle, right = (tuple(map(float, each.split(","))) for each in corners.split())
-    (start, end, none), _, half, _, every = (
-        tuple(map(float, ends))
-        for ends in re.findall('<line x1="(.*?)" x2="(.*?)" y1="(.*?)"', drawn)
-    )
-    assert (left, right) == ((start, none), (end, half[2]))
-    assert middle == ((start + end) / 2, every[2])
-    assert "plain, step 2: 100 %" in drawn
-
-
-def test_every_head_of_the_circuit_is_pictured_once_and_fi_heads_alone_unfolded(run):
-    found = found_in(run)
-    drawn = sections.content(found, sections.attention, "circuit fi")
-    unfolded, folded = drawn.split("<details>")
-    for head in members(found.circuit):
-        label = f"Attention of head {head}:"
-        assert unfolded.count(label) == (head in found.fi)
-        assert folded.count(label) == (head not in found.fi)
+    assert text.index("const Page") < text.index(
+        "showCurves"
+    )  # how it learned is shown all the same
 
 
 def test_a_model_that_the_page_cannot_run_is_not_played_with_and_the_page_says_why(run):
@@ -601,11 +581,55 @@ def test_a_run_of_the_llama_family_is_studied_as_any_other(tmp_path):
     assert json.loads((run / "circuit.json").read_text())["function_vectors"]
 
 
-def test_names_at_line_ends_do_not_cover_each_other():
-    places = pictures.spread([(10, "a"), (11, "b"), (40, "c"), (12, "d")], 13)
-    assert sorted(places, key=places.get) == ["a", "b", "d", "c"]
-    order = sorted(places.values())
-    assert all(after - before >= 13 for before, after in zip(order, order[1:]))
+# of 2 × 2 heads on 2 tokens; 0.0 meets the criteria at step 2 too, and loses them again
+FI_AT = {0: [], 2: ["0.0"], 5: ["1.1"], 9: ["0.0", "1.1"]}
+
+
+def looks():
+    """What commands/reference.py keeps of four steps; all sums are right at steps 5 and 9."""
+    attention = [[[0.1, 0.9], [0.2, 0.8]], [[0.3, 0.7], [0.5, 0.5]]]
+    common = {"F_range": -2.0, "r": [[-0.5, 0.0], [0.25, -1.0]], "attention": attention}
+    common["answers"] = [["7", 0.8], ["</script><b>", 0.2]]
+    return [
+        common | {"step": step, "plain": 0.5, "off_by_one": float(step > 2), "fi": fi}
+        for step, fi in FI_AT.items()
+    ]
+
+
+def shown_while_it_learned(text):
+    """The data of the slider, and the words around it."""
+    data = json.loads(re.search('id="learning-data">(.*?)</script>', text)[1])
+    return data, re.search('<section id="learned".*?</section>', text)[0]
+
+
+def test_of_any_run_the_accuracy_is_shown_by_step(run):
+    data, words = shown_while_it_learned(made(run))
+    assert data["looks"][1] == {"step": 2, "plain": 0.4, "off_by_one": 0.4}  # at 8 shots
+    assert "make reference keeps" in words and "learned-answer" not in words
+
+
+def test_of_a_run_that_was_looked_at_heads_and_answers_are_shown_by_step(run):
+    criteria = {"solves": 0.5, "strong": 0.05, "looks_at_answers": 0.3}
+    learning = {"prompt": "<bos> =", "looks": looks(), "criteria": criteria}
+    save_json(run / "learning.json", learning)
+    data, words = shown_while_it_learned(made(run))
+    assert [look["step"] for look in data["looks"]] == [0, 2, 5, 9]
+    first = data["looks"][0]
+    # The heads that are FI in the end, and the others, at a step at which none is:
+    assert first["attention"] == {"function_induction": [0.3, 0.7], "others": [0.25, 0.75]}
+    assert first["added"] == {"0.0": 1.0, "0.1": 0.0, "1.0": -0.5, "1.1": 2.0}
+    assert first["answers"] == looks()[0]["answers"]
+    assert "addition is there from step 5; " in words and "accuracy alone" not in words
+    assert "carry it: 0.0 from step 9, 1.1 from step 5. " in words
+    cells = re.findall('data-head="(.*?)"', words)
+    assert cells == ["1.0", "1.1", "0.0", "0.1"]  # as the playground has them
+
+
+def test_what_does_not_last_to_the_end_is_not_there():
+    steps = looks()
+    assert since(steps, [True, True, False, False]) is None
+    assert since(steps, [True, False, True, True]) == 5
+    assert since(steps, [True] * 4) == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a folder's name is no bytes there")
@@ -613,3 +637,141 @@ def test_a_folder_whose_name_is_no_utf_8_has_a_report(run, capsys):
     odd = run.rename(run.with_name(os.fsdecode(b"r\xffn")))
     assert page.main(["--run", str(odd)]) == 0
     assert "r?n" in (odd / "report.html").read_text("utf-8")
+
+
+# ---------------------------------------------------------------- other models, and the checklist
+
+
+def section(text, name):
+    """What stands in a section of a page, as text."""
+    inner = re.search(f'<(section|details) id="{name}".*?</\\1>', text, re.DOTALL)
+    return html.unescape(re.sub("<[^>]*>", "", inner[0]))
+
+
+def found_elsewhere(circuit):
+    """Makes of a circuit.json what `make smollm` would write."""
+    for name in ("function_vectors", "reuse", "accuracy_prompts", "example", "graph"):
+        circuit.pop(name, None)
+    del circuit["evaluation"]["circuits"], circuit["averaging"]["steered"]
+    circuit["evaluation"]["faithfulness"] = 0.71
+    head = circuit["groups"]["function_induction"][0]
+    for part in (circuit, circuit["operands_changed"]):
+        together = part["effects"]["function_induction.v"]
+        part["effects"] = {"logits": part["effects"]["logits"], f"{head}.v": together}
+    circuit |= {"model": f"Other-135M {EVIL}", "readers": None}
+    circuit["missing"] = {"function_vectors, reuse": f"it knows no such tasks {EVIL}"}
+
+
+def test_what_was_found_in_a_model_that_is_not_there_is_shown(run, monkeypatch):
+    rewrite(run, found_elsewhere)
+    for name in ("model.pt", "config.json", "metrics.jsonl", "check.json"):
+        (run / name).unlink()
+    assert page.main(["--run", str(run), "--or-reference"]) == 0
+    text = (run / "report.html").read_text()
+    Elements(text)
+    assert "<img" not in text and 'id="weights"' not in text
+    for name in ("playground", "path", "circuit"):
+        assert "Not here:" in section(text, name)
+    assert "without the model" in section(text, "playground")
+    assert "the page holds no model" in section(text, "path")
+    assert "it knows no such tasks" in section(text, "proof")
+    assert "it knows no such tasks" in section(text, "vectors")
+    assert "new rule shown" in section(text, "proof")  # the bars
+    assert "forecast" in section(text, "averaging")
+    for name in ("checklist", "training"):
+        if f'id="{name}"' in text:
+            assert "That takes a run that make train made" in section(text, name)
+    assert ".v, shown answers changed" in section(text, "effects")
+    assert "Other-135M" in section(text, "about")
+    assert "weights included" not in section(text, "about")
+    assert "made by make smollm" in section(text, "claim") and "0.71" in section(text, "claim")
+
+
+def test_a_run_whose_model_is_missing_is_still_refused(run, capsys):
+    (run / "model.pt").unlink()
+    assert page.main(["--run", str(run)]) == 2
+    assert "model.pt is missing" in capsys.readouterr().err
+
+
+PARTS = {name: (make, needs) for name, _, make, needs in sections.SECTIONS + sections.DETAILS}
+
+
+@pytest.mark.parametrize(
+    "key, where, says",
+    [
+        ("averaging", "averaging", "lacks “averaging”"),
+        ("averaging.steered", "averaging", "forecast"),
+        ("operands_changed", "effects", "lacks “operands_changed”"),
+        ("reuse", "proof", "new rule shown"),
+        ("reuse", "proof", "lacks “reuse”"),
+        ("function_vectors", "vectors", "lacks “function_vectors”"),
+        ("evaluation.shift_swap", "proof", "new rule shown"),
+        ("r_ci", "all-heads", "function induction"),
+    ],
+)
+def test_an_older_circuit_is_shown_and_what_it_lacks_is_named(older, key, where, says):
+    found = copy.copy(older)
+    found.circuit = at = copy.deepcopy(older.circuit)
+    *above, last = key.split(".")
+    for name in above:
+        at = at[name]
+    del at[last]
+    text = sections.content(found, *PARTS[where])
+    assert says in text
+    assert ("lacks" not in says) or "make patch OUT=" in text
+
+
+@pytest.fixture(scope="module")
+def older(traced):
+    return found_in(traced)
+
+
+def test_a_page_that_holds_no_model_has_no_empty_places_for_its_scripts(run, monkeypatch):
+    assert 'id="path-view"' in made(run)
+    monkeypatch.setattr("minifunc.report.findings.MOST_WEIGHTS", 10)
+    text = made(run)
+    assert 'id="path-view"' not in text and 'id="circuit-view"' not in text
+    assert "Not here: the page holds no model" in section(text, "path")
+
+
+@pytest.mark.parametrize("n_heads, swapped", [(2.0, 2), (0.0, 1)])
+def test_where_no_other_heads_are_left_none_are_said_to_be_swapped(older, n_heads, swapped):
+    found = copy.deepcopy(older.circuit)
+    set_control_heads(found, n_heads)
+    assert len(titles.swaps(found)) == swapped
+
+
+def test_the_checklist_begins_with_answers_and_a_verdict_on_them_all(run):
+    def failing(check):
+        for row in check["checks"]:
+            row |= {"verdict": "fail" if row["name"] == "spreads" else "pass", "short": "1 %"}
+            row["answer"] = "No" if row["name"] == "spreads" else "Yes"
+
+    rewrite(run, failing, "check.json")
+    text = section(made(run), "checklist")
+    heads = ", ".join(
+        json.loads((run / "circuit.json").read_text())["groups"]["function_induction"]
+    )
+    verdict = "This model follows the rule that examples show: 1 %. It may apply a rule shown on "
+    assert f"{verdict}sums elsewhere. Heads to watch: {heads}." in text
+    assert "No: 1 % (wanted: at most 10 %)✗ failDoes a rule shown on sums stay with sums?" in text
+    assert "Yes: 1 % (wanted: at least 90 % on each)✓ pass" in text
+
+
+def test_a_checklist_without_failures_or_heads_says_so():
+    row = {"name": "new_rule", "verdict": "pass", "short": "1 %", "risk": "x"}
+    told = re.sub("<[^>]*>", "", checklist.verdict([row], []))
+    assert "Nothing that was checked went wrong" in told and "none is known" in told
+    told = checklist.verdict([row | {"verdict": "fail"}], [])
+    assert "does not follow" in told and "It may x." in told
+
+
+def test_a_check_json_of_an_older_version_is_shown_without_answers(run):
+    def older(check):
+        for row in check["checks"]:
+            del row["answer"], row["risk"]
+            row["short"] = "from 2"
+
+    rewrite(run, older, "check.json")
+    text = section(made(run), "checklist")
+    assert "from 2 (wanted: at least 95 %)" in text and "Heads to watch" not in text

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
-from minifunc.model import Transformer
 from minifunc.support.errors import UserError
 from minifunc.support.files import load_json, load_lines
-from minifunc.support.runs import RESULTS, RunFolders, load_circuit, load_run
+from minifunc.support.runs import RESULTS, RunFolders, load_circuit, load_run, traced_alone
+from minifunc.support.settings import added_parts
 from minifunc.support.vocabulary import token_name
+
+MOST_WEIGHTS = 4_000_000  # 21 MB of the page; a model with more is not played with
 
 
 @dataclass
@@ -20,17 +22,34 @@ class Findings:
     """A run and all that is known of it; what is missing is empty."""
 
     folders: RunFolders
-    model: Transformer
+    model: Any  # a Transformer; None: the folder holds what was found in one, without it
     config: dict[str, Any]
     circuit: dict[str, Any]
     metrics: list[dict[str, Any]]
     check: dict[str, Any]
     seeds: list[dict[str, Any]]  # of the repository's own study, a row for each model
+    learning: dict[str, Any]  # looks at the reference run while it was trained
 
     @property
     def fi(self) -> list[str]:
         """The function-induction heads."""
         return self.circuit["groups"]["function_induction"] if self.circuit else []
+
+    @property
+    def n_heads(self) -> int:
+        """The heads of all layers."""
+        return sum(map(len, self.circuit["effects"]["logits"]["heads"]))
+
+    @property
+    def unplayable(self) -> str:
+        """Why the page cannot run the model; empty where it can."""
+        if self.model is None:
+            return "this folder holds what was found in a model, without the model."
+        n_weights = sum(weight.numel() for weight in self.model.parameters())
+        if n_weights > MOST_WEIGHTS:
+            return f"this model has {n_weights:,} weights, too many for a page."
+        unknown = ", ".join(added_parts(self.model.cfg))
+        return f"the page cannot run a model with {unknown}." if unknown else ""
 
     @property
     def names(self) -> list[str]:
@@ -40,36 +59,29 @@ class Findings:
 
     def answer(self, prompt: list[str]) -> str | None:
         """The model's answer to a prompt; None where it cannot be asked that."""
-        if not set(prompt) <= set(self.names) or len(prompt) > self.model.cfg.n_ctx:
+        if self.model is None or not set(prompt) <= set(self.names):
+            return None
+        if len(prompt) > self.model.cfg.n_ctx:
             return None
         tokens = torch.tensor([list(map(self.names.index, prompt))], device=self.model.device)
         return self.names[int(self.model(tokens)[0, -1].argmax())]
 
-    def patterns(self, tokens: list[str]) -> dict[str, list[list[float]]]:
-        """Every head's attention on one prompt: {"layer.head": [query][key]}."""
-        ids = {string: index for index, string in enumerate(self.names)}
-        prompt = torch.tensor([[ids[token] for token in tokens]], device=self.model.device)
-        names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(self.model.cfg.n_layers)]
-        _, cache = self.model.run_with_cache(prompt, names)
-        patterns = {}
-        for layer, name in enumerate(names):
-            for head, pattern in enumerate(cache[name][0].float().tolist()):
-                patterns[f"{layer}.{head}"] = pattern
-        return patterns
-
 
 def read(folders: RunFolders) -> Findings:
-    """All that is known of a run. Raises UserError for no sound run, a broken file, or a
-    circuit.json of other weights."""
+    """All that is known of a run; nulls of circuit.json are left out. Raises UserError for no sound
+    run, a broken file, or a circuit.json of other weights."""
     run, results = folders.run, folders.results
-    model, config = load_run(run)
-    if not all(isinstance(string, str) for string in config["vocabulary"]):
+    model, config = (None, {}) if traced_alone(run) else load_run(run)
+    if not all(isinstance(string, str) for string in config.get("vocabulary", ())):
         raise UserError(f"{run / 'config.json'}: `vocabulary` must hold strings and nothing else")
     circuit = load_circuit(results / "circuit.json", model) or {}
+    counted = {"accuracy_prompts": circuit.get("n_prompts")}  # where it doesn't say itself
     metrics, check, seeds = run / "metrics.jsonl", results / "check.json", RESULTS / "seeds.json"
     return Findings(
-        *(folders, model, config, circuit),
+        *(folders, model, config),
+        circuit={name: part for name, part in (counted | circuit).items() if part is not None},
         metrics=load_lines(metrics) if metrics.exists() else [],
         check=load_json(check) if check.exists() else {},
         seeds=load_json(seeds) if seeds.exists() else [],
+        learning=load_circuit(run / "learning.json", model, "reference") or {},
     )

@@ -7,16 +7,14 @@ from typing import Any
 from minifunc.report.findings import Findings, read
 from minifunc.report.glossary import glossed
 from minifunc.report.html import Markup, details, h, inside, script_data
-from minifunc.report.sections import DETAILS, LEADS, SECTIONS, claim, content
+from minifunc.report.sections import DETAILS, LEADS, SECTIONS, claim, content, missing
 from minifunc.report.titles import PUZZLE, puzzle, title_of
 from minifunc.support.errors import UserError, first_line, run_main
 from minifunc.support.files import save_text
 from minifunc.support.flags import Parser
 from minifunc.support.names import heads_of
-from minifunc.support.runs import RunFolders, add_run_flag, chosen_run
-from minifunc.support.settings import added_parts
+from minifunc.support.runs import DEFAULT_RUN, RunFolders, add_run_flag, chosen_run, traced_alone
 
-MOST_WEIGHTS = 4_000_000  # 21 MB of the page; a model with more is not played with
 # Each sees those before it.
 MODEL_SCRIPTS = (
     *("model.js", "patcher.js", "prompts.js", "ui.js"),
@@ -67,15 +65,12 @@ def playground(f: Findings) -> list[Markup]:
 
 def build(f: Findings) -> str:
     """The whole page."""
-    n_weights, reason = sum(weight.numel() for weight in f.model.parameters()), ""
-    if n_weights > MOST_WEIGHTS:
-        reason = f"this model has {n_weights:,} weights, too many for a page."
-    if unknown := added_parts(f.model.cfg):
-        reason = f"the page cannot run a model with {', '.join(unknown)}."
-    if not reason:
+    played, scripts = missing(f.unplayable), list[Markup]()
+    if not f.unplayable:
         played, scripts = asset("playground.html"), playground(f)
     else:
-        played, scripts = h("p", h("b", "Not here: "), reason, class_="missing"), []
+        scripts = [h("script", asset("ui.js"))]
+    scripts.append(h("script", asset("learned.js")))
     parts: dict[str, tuple[str, Any]] = {"playground": ("Ask it, and switch heads off", played)}
     for name, plain, make, needs in SECTIONS:
         lead = h("p", glossed(LEADS[name]), class_="lead") if name in LEADS else None
@@ -122,7 +117,9 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         parser = Parser("python -m minifunc.report", "Makes a run's report.html.")
         add_run_flag(parser)
-        write(chosen_run(parser.parse_args(argv)))
+        arguments = parser.parse_args(argv)
+        run = arguments.run or DEFAULT_RUN
+        write(RunFolders(run, run, False) if traced_alone(run) else chosen_run(arguments))
         return 0
 
     return run_main(work)

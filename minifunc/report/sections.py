@@ -4,23 +4,25 @@ A KeyError says that a file lacks something: `content` makes a note of it.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from minifunc.report import pictures
+from minifunc.report import checklist, pictures
 from minifunc.report.findings import Findings
 from minifunc.report.glossary import GLOSSARY, PLACES, glossed
 from minifunc.report.html import Markup, details, h, inside, percent, scrolling, signed, table
-from minifunc.report.pictures import CONTRASTS, Scale
+from minifunc.report.learned import learned
+from minifunc.report.pictures import Scale
 from minifunc.report.terminal import Circuit, asked_in, fours, members, r_of, title
-from minifunc.report.titles import swaps, unseen
+from minifunc.report.titles import mixed_rules, swaps, unseen
 from minifunc.support.evaluation import wilson
 from minifunc.support.names import parse
 from minifunc.support.tables import words
 
+CONTRASTS = {"answers": "shown answers changed", "operands": "operands changed"}
 Content = list[Any]  # what `h` takes as children
 # file: the target of make; `patch` makes all others
-MADE_BY = {"check.json": "check", "metrics.jsonl": "train", "results/seeds.json": "dependability"}
+MADE_BY = {"check.json": "check", "model.pt": "report", "results/seeds.json": "dependability"}
 
 
 def source(f: Findings, file: str) -> Markup:
@@ -30,8 +32,10 @@ def source(f: Findings, file: str) -> Markup:
 
 
 def makes(f: Findings, target: str) -> str:
-    """A command; `make dependability` is about no single run."""
-    return "make dependability" if target == "dependability" else f.folders.makes(target)
+    """A command; one that is about no run of ours has no OUT."""
+    if target == "patch" and "model" in f.circuit:
+        target = "smollm"
+    return f"make {target}" if target in ("dependability", "smollm") else f.folders.makes(target)
 
 
 def figure(f: Findings, picture: Any, caption: Any, file: str) -> Markup:
@@ -66,6 +70,8 @@ def claim(f: Findings) -> Content:
     shown.append(f"{never} this model goes on by that rule on {done} of {n} prompts")
     if not f.fi:
         return [h("p", shown, ". No head was found that carries the rule.", class_="claim")]
+    if circuit["accuracy"]["contrast_prompt"]["contrast"] < circuit["criteria"]["solves"]:
+        shown.append(", so what follows is about a weak effect")
     ours, *_ = swaps(circuit)
     remains, returns = (percent(ours[answer], 1) for answer in ("contrast_acc", "base_acc"))
     heads = f". {len(f.fi)} small parts of it, [attention heads|head], carry the rule"
@@ -74,18 +80,18 @@ def claim(f: Findings) -> Content:
     told = f"{heads}: with what they do on plain examples [swapped in|swap], {remains} of answers"
     return [
         h("p", shown, glossed(f"{told} follow it and {returns} are plain."), class_="claim"),
-        h("div", claim_numbers(f, circuit, done, remains), class_="numbers-row"),
+        h("div", claim_numbers(f, n, done, remains), class_="numbers-row"),
         source(f, "circuit.json"),
     ]
 
 
-def claim_numbers(f: Findings, circuit: Circuit, done: str, remains: str) -> list[Markup]:
-    """The numbers in large print, each with what it counts."""
-    n, n_heads = circuit["accuracy_prompts"], f.model.cfg.n_layers * f.model.cfg.n_heads
-    alone = circuit["evaluation"]["circuits"][0]
+def claim_numbers(f: Findings, n: int, done: str, remains: str) -> list[Markup]:
+    """The numbers in large print, each with what it counts. n: prompts."""
+    found = f.circuit["evaluation"]
+    alone, *_ = found.get("circuits", [found | {"heads": found["circuit"]}])
     shown = {
-        f"of {n} prompts are answered {circuit['asked']}": done,
-        f"of {n_heads} heads are [FI heads|FI head]: {', '.join(f.fi)}": len(f.fi),
+        f"of {n} prompts are answered {f.circuit['asked']}": done,
+        f"of {f.n_heads} heads are [FI heads|FI head]: {', '.join(f.fi)}": len(f.fi),
         "still follow the rule when these heads are [swapped|swap]": remains,
         f"[faithfulness] of the whole circuit, {len(alone['heads'])} heads, alone": (
             f"{alone['faithfulness']:.2f}"
@@ -98,24 +104,36 @@ def claim_numbers(f: Findings, circuit: Circuit, done: str, remains: str) -> lis
 
 
 def graph(f: Findings) -> Content:
-    """The circuit as a graph, and its heads in a table."""
-    circuit = f.circuit
-    colours = {f"by-{contrast}": changed for contrast, changed in CONTRASTS.items()}
-    colours["to-logits"] = "on the answer"
-    view = h("div", id="circuit-view", class_="mount")
-    picture = [view, colour_key(colours), scrolling(pictures.graph_picture(circuit["graph"]))]
+    """The place of the circuit over the prompt that was asked, which circuit.js draws."""
+    colours = {
+        "stream": "a shown answer, and the model’s state above it",
+        "reads": "its operands: what was to be expected",
+        "into": "what FI heads take from there",
+        "out": "to the answer, r < 0",
+        "against": "the other way, r > 0",
+    }
     caption = (
-        "Read it from left to right. A line is as wide as |r|, the share of the way back to the "
-        "plain answer when this one path is patched. What was shown and what was to be expected "
-        "reach the function-induction heads by two routes, which two contrasts tell apart. "
-        "Each head leads to its row below."
+        "Layers rise from the tokens; follow a shown answer along its line, through heads that add "
+        "what its operands make one expect, to the FI heads over the last = and the answer. "
+        "Amber and red lines are as wide as their effect on this very prompt: |r| when this alone "
+        "is swapped for the other prompt’s (under 1 % amber is left out); green ones as attention. "
+        "The arcs show where heads look."
     )
-    return [figure(f, picture, caption, "circuit.json (graph)")]
+    return [
+        figure(f, [colour_key(colours), view(f, "circuit-view")], caption, "circuit.json (groups)")
+    ]
+
+
+def view(f: Findings, name: str) -> Markup:
+    """The place that a script of the page fills, if there is a model for it to run."""
+    return (
+        missing("the page holds no model.") if f.unplayable else h("div", id=name, class_="mount")
+    )
 
 
 def mount(name: str) -> Callable[[Findings], Content]:
-    """The place that a script of the page fills."""
-    return lambda f: [h("div", id=name, class_="mount")]
+    """A section that is a view alone."""
+    return lambda f: [view(f, name)]
 
 
 def groups_of(circuit: Circuit, head: str) -> str:
@@ -146,11 +164,13 @@ def effects(f: Findings) -> Content:
     content = [effects_on(f, {"logits": "heads → logits"}, [*caption, scale])]
     if f.fi:
         caption = (
-            "What reaches the function-induction heads, all of them overwritten together. "
-            "v: what is handed over; k: what is found; q: what is looked for."
+            "What reaches function-induction heads, all overwritten together where that was "
+            "traced. v: what is handed over; k: what is found; q: what is looked for."
         )
-        together = {f"function_induction.{which}": f"→ {which}" for which in "vkq"}
-        content.append(effects_on(f, together, caption))
+        swept = f.circuit["effects"]
+        together = [to for to in swept if to.startswith("function_induction.")]
+        into = together or [to for to in swept if to[:-2] in f.fi]
+        content.append(effects_on(f, {to: f"→ {words(to)}" for to in into}, caption))
     return content
 
 
@@ -163,28 +183,6 @@ def effects_on(f: Findings, receivers: Mapping[str, str], caption: Any) -> Marku
             r, name = under[contrast]["effects"][receiver], f"{to}, {changed}"
             maps.append(pictures.effects_map(name, r, receiver, members(f.circuit)))
     return figure(f, h("div", maps, class_="maps"), caption, "circuit.json (effects)")
-
-
-def attention(f: Findings) -> Content:
-    """A prompt, and where each head of the circuit looks on it; all but the FI heads are folded."""
-    tokens = f.circuit["example"]["contrast"].split()
-    patterns, drawn = f.patterns(tokens), {}
-    for head in members(f.circuit):
-        picture = scrolling(pictures.attention(head, patterns[head], tokens))
-        heading = h("h3", f"Head {head}: {groups_of(f.circuit, head)}")
-        drawn[head] = h("div", heading, picture, class_="pattern")
-    prompt = h("p", "The prompt: ", h("code", " ".join(tokens)))
-    caption = (
-        "A row is a token that looks, a column one that is looked at; shown answers are set off."
-    )
-
-    def pictured(heads: Sequence[str]) -> Markup:
-        inner = h("div", [drawn[head] for head in heads], class_="patterns")
-        return figure(f, inner, caption, "model.pt")
-
-    others = [head for head in drawn if head not in f.fi]
-    folded = details(f"The other {len(others)} heads of the circuit", pictured(others))
-    return [prompt, pictured(f.fi), folded]
 
 
 def vectors(f: Findings) -> Content:
@@ -210,7 +208,7 @@ def vectors(f: Findings) -> Content:
 
 def proof(f: Findings) -> Content:
     """Four bars for what was traced, the plain answer beside; other tasks in a table."""
-    circuit, traced = f.circuit, (f.circuit["task"], f.circuit["k"])
+    circuit = f.circuit
     colours = {"plain-answer": "plain answer", "shifted-answer": "answer by the new rule"}
     caption = glossed(
         "Shares of prompts that are answered plainly, and by the new rule; lines are 95 % intervals"
@@ -221,15 +219,18 @@ def proof(f: Findings) -> Content:
     shares = circuit["accuracy"].values()
     four = [{"base_acc": x["base"], "contrast_acc": x["contrast"]} | n for x in shares]
     picture = pictures.four_bars(title(circuit), four + swaps(circuit))
-    rows: list[list[Any]] = []
-    for four in fours(circuit):
+    shown = figure(f, [colour_key(colours), picture], caption, "circuit.json (evaluation)")
+    return [shown, content(f, reused, "")]
+
+
+def reused(f: Findings) -> Content:
+    """The same heads on tasks that were not traced, in a table."""
+    traced, rows = (f.circuit["task"], f.circuit["k"]), list[list[Any]]()
+    for four in fours(f.circuit):
         if (four[0]["task"], four[0]["k"]) != traced:
             rows.append([asked_in(four), *map(both_answers, four)])
     others = numbers(["task", *pictures.BARS], rows, "Plain / shifted answers, 100 prompts or so")
-    return [
-        figure(f, [colour_key(colours), picture], caption, "circuit.json (evaluation)"),
-        details(f"The same heads on {len(rows)} other tasks", others),
-    ]
+    return [details(f"The same heads on {len(rows)} other tasks", others)]
 
 
 def both_answers(row: Mapping[str, Any]) -> str:
@@ -247,8 +248,9 @@ FORECASTS = {  # of what the answer is off by
 
 def averaging(f: Findings) -> Content:
     """What is answered where examples disagree, what foretells it, and what steers it."""
-    found, answered, offsets = f.circuit["averaging"], list[list[Any]](), range(-3, 4)
-    for row in found["mixtures"][:4]:  # of two offsets
+    found, mixtures, offsets = f.circuit["averaging"], mixed_rules(f.circuit), range(-3, 4)
+    answered: list[list[Any]] = []
+    for row in mixtures:
         cells = []
         for offset in offsets:
             share = row["answered"].get(str(offset), 0)
@@ -258,26 +260,31 @@ def averaging(f: Findings) -> Content:
         answered.append([" and ".join(map(signed, row["offsets"])), *cells])
     told = "How often the answer is off by so much"
     heat = pictures.heat_map(told, "shown", map(signed, offsets), answered)
-    first, foretold = found["mixtures"][0], []
+    first, foretold = mixtures[0], []
     for name, r2 in first["r2"].items():
         low, high = map(percent, wilson(first["hits"][name], first["n_prompts"]))
         hits = f"{percent(first['hits'][name])} ({low} to {high})"
         foretold.append([FORECASTS[name], signed(r2, 2), hits])
-    steered = []
-    for who, key in (("function-induction heads", "steered"), ("other heads", "control")):
-        steered.append([who, *(signed(row["off_by"], 2) for row in found[key][::3])])
-    gains = [percent(row["gain"]) for row in found["steered"][::3]]  # none, half, all
     caption = glossed(
         "Each [shot] of a prompt is off by one of two amounts (outlined), at random. Copying the "
         "rule of one shot would give outlined answers alone. What does foretell them is told by "
-        "[R²]. And to see what causes them, the [FI heads|FI head] are made to look more at shots "
-        "off by +1; as a control, so are the other heads of their layers."
+        "[R²]. What causes them is seen where [FI heads|FI head] are made to look elsewhere."
     )
     told = f"Shown {answered[0][0]}: what foretells the answer"
-    table = numbers(["forecast", "R²", "rounded, is the answer (95 %)"], foretold, told)
-    told = "Attention moved to shots off by +1: what the answer is off by, on average"
-    tables = [heat, table, numbers(["share moved", *gains], steered, told)]
+    tables = [heat, numbers(["forecast", "R²", "rounded, is the answer (95 %)"], foretold, told)]
+    if "steered" in found:
+        tables.append(steering(found))
     return [figure(f, tables, caption, "circuit.json (averaging)")]
+
+
+def steering(found: Circuit) -> Markup:
+    """What the answer is off by, once heads are made to look at some examples more."""
+    rows: list[list[Any]] = []
+    for who, key in (("function-induction heads", "steered"), ("other heads", "control")):
+        rows.append([who, *(signed(row["off_by"], 2) for row in found[key][::3])])
+    gains = [percent(row["gain"]) for row in found["steered"][::3]]  # none, half, all
+    told = "Attention moved to the examples off by +1: what the answer is off by, on average"
+    return numbers(["share moved", *gains], rows, told)
 
 
 def seeds(f: Findings) -> Content:
@@ -312,84 +319,22 @@ def roles_map(row: Circuit, n_layers: int, n_heads: int) -> Markup:
     return pictures.heat_map(f"Seed {row['seed']}", "layer", columns, rows)
 
 
-CURVES = {"0": "k0", "-1": "k1n", "1": "k1", "2": "k2", "3": "k3"}  # amounts, and their colours
-
-
-def training(f: Findings) -> Content:
-    """Accuracy of addition off by some amounts, while it is trained."""
-    lines = f.metrics
-    last = lines[-1]["accuracy"]["addition"]  # {k: {shots: share}}
-    shots = list(last[min(last, key=int)])
-    most = "8" if "8" in shots else shots[-1]
-    curves = []
-    for k, colour in CURVES.items():
-        if k in last:
-            shares = [(line["step"], line["accuracy"]["addition"][k][most]) for line in lines]
-            curves.append((amount(k), colour, shares))
-    picture = pictures.curves(f"Accuracy at {most} shots while training", curves)
-    caption = (
-        f"Addition, plain and off by other amounts, as training goes on; {most} examples shown, on "
-        "few prompts. make train ends with a table on 500."
-    )
-    return [figure(f, scrolling(picture), caption, "metrics.jsonl")]
-
-
-def amount(k: str) -> str:
-    """`plain`, or by how much addition is off: `+1`."""
-    return "plain" if k == "0" else signed(int(k))
-
-
-VERDICTS = {"pass": "✓ pass", "fail": "✗ fail", "could not tell": "? could not tell"}
-
-
 def check(f: Findings) -> Content:
-    """How many checks passed, and each of them: folded, unless it failed."""
-    verdicts = [row["verdict"] for row in f.check["checks"]]
-    passed, failed, unknown = (verdicts.count(verdict) for verdict in VERDICTS)
-    return [
-        h("p", f"{passed} passed, {failed} failed, {unknown} could not be told.", class_="lead"),
-        h("div", [checked(row) for row in f.check["checks"]], class_="checks"),
-        source(f, "check.json"),
-    ]
-
-
-def checked(row: Mapping[str, Any]) -> Markup:
-    """One check: its verdict and question, and folded below what was measured and is advised."""
-    verdict = str(row["verdict"])
-    summary = [
-        h("span", VERDICTS.get(verdict, verdict), class_=f"verdict {verdict.split()[0]}"),
-        " ",
-        h("span", row["question"], class_="question"),
-        h("span", row["short"], class_="short"),
-    ]
-    failures = []
-    for example in row.get("examples", []):
-        answer = f" → {example['answered']} (right: {example['right']})"
-        if example.get("pattern"):
-            answer += f"; {example['pattern']}"
-        failures.append(h("li", h("code", example["prompt"]), answer))
-    account = {"Measured": row["measured"], "Wanted": row["wanted"], "What to do": row["advice"]}
-    body = [h("p", row["means"]), definitions(account)]
-    if failures:
-        body += [h("p", "Some of the failures:"), h("ul", failures, class_="examples")]
-    return h("details", h("summary", summary), body, open=verdict == "fail")
+    """The checklist."""
+    return [checklist.shown(f.check["checks"], f.fi), source(f, "check.json")]
 
 
 def about(f: Findings) -> Content:
     """What the run is, and how the page is made."""
-    cfg = f.model.cfg
-    n_weights = sum(weight.numel() for weight in f.model.parameters())
-    model = (
-        f"{cfg.n_layers} layers × {cfg.n_heads} heads, width {cfg.d_model}, {cfg.d_vocab} tokens, "
-        f"{n_weights:,} weights, {cfg.positions} positions, {cfg.normalization} norm, {cfg.act_fn}"
-    )
+    model = f.circuit.get("model") or named(f.config.get("model", {}))
     diet = f.config.get("diet", {}).get("name", "?")
     known = {"run": f.folders.name, "model": model, "diet": diet}
-    known["versions"] = named(f.config.get("versions", {}))
+    known["versions"] = named((f.config or f.circuit).get("versions", {}))
     if "criteria" in f.circuit:
         known["criteria"] = named(f.circuit["criteria"])
     known["after"] = h("a", "arXiv 2507.09875", href="https://arxiv.org/abs/2507.09875")
-    said = ". It holds all it needs, weights included, and asks nothing of any network."
+    weights = "" if f.unplayable else ", weights included"
+    said = f". It holds all it needs{weights}, and asks nothing of any network."
     made = ["This page is made by ", h("code", f.folders.makes("report")), said]
     return [definitions(known), h("p", made)]
 
@@ -409,12 +354,10 @@ Sections = tuple[tuple[str, str, Callable[[Findings], Content], str], ...]
 SECTIONS: Sections = (
     ("circuit", "Who carries it", graph, "circuit fi"),
     ("path", "Patch a path yourself", mount("path-view"), "circuit"),
-    ("attention", "Where heads look", attention, "circuit fi"),
     ("proof", "Swapped, and a control", proof, "circuit fi"),
     ("averaging", "What the heads compute", averaging, "circuit fi"),
     ("checklist", "What may go wrong", check, "check"),
-    ("training", "How it learned", training, "metrics"),
-    ("learned", "While it learned", mount("learned-view"), "metrics"),
+    ("learned", "While it learned", learned, "metrics"),
     ("seeds", "Other seeds", seeds, "seeds"),
 )
 DETAILS: Sections = (  # folded, at the end
@@ -452,7 +395,16 @@ def content(f: Findings, make: Callable[[Findings], Content], needs: str) -> Mar
         what, target = WITHOUT[lacking[0]]
     except KeyError as error:
         lacked = str(error.args[0])[:60]
+        for parts, reason in f.circuit.get("missing", {}).items():
+            if lacked in parts.split(", "):
+                return missing(f"“{lacked}” was not measured: {reason}.")
         what = f"a file of this run lacks “{lacked}”; an older version may have written it"
         target = "check" if make is check else "patch"
-    note = [h("b", "Not here: "), what, ". ", h("code", makes(f, target)), " makes it."]
-    return h("p", note, class_="missing")
+    if f.model is None and target in ("train", "check"):
+        return missing(f"{what}. That takes a run that make train made.")
+    return missing(f"{what}. ", h("code", makes(f, target)), " makes it.")
+
+
+def missing(*why: Any) -> Markup:
+    """A note on what is not on the page, and why."""
+    return h("p", h("b", "Not here: "), why, class_="missing")

@@ -35,7 +35,7 @@ def strongest(circuit: Circuit) -> str:
 
 
 def carriers(f: Findings) -> str:
-    first, n_all = strongest(f.circuit), f.model.cfg.n_layers * f.model.cfg.n_heads
+    first, n_all = strongest(f.circuit), f.n_heads
     if len(f.fi) == 1:
         return f"One of {n_all} attention heads, {first}, carries the rule to the answer"
     return f"{len(f.fi)} of {n_all} attention heads carry the rule to the answer, {first} most"
@@ -56,13 +56,19 @@ def swapped(f: Findings) -> str:
 def swaps(circuit: Circuit) -> list[Circuit]:
     """What is left with base values in the FI heads, and, if any, in others of their layers."""
     rows = circuit["evaluation"]["ablation"]
-    by_group = {row["ablated"]: row for row in rows if row["how"] == "base"}
+    rows = [row for row in rows if row["how"] == "base" and row.get("n_heads", 1)]
+    by_group = {row["ablated"]: row for row in rows}
     wanted = ("function_induction", "random_same_layers")
     return [by_group[name] for name in wanted if name in by_group]
 
 
+def mixed_rules(circuit: Circuit) -> list[Circuit]:
+    """The rows of `averaging` whose prompts mix two rules."""
+    return [row for row in circuit["averaging"]["mixtures"] if len(row["offsets"]) == 2]
+
+
 def averages(f: Findings) -> str:
-    row = f.circuit["averaging"]["mixtures"][0]
+    row, *_ = mixed_rules(f.circuit)
     between = percent(row["unseen_offset_share"])
     mixed = " and ".join(map(signed, row["offsets"]))
     said = f"shown {mixed} mixed, it answers in a way that no example showed on {between}"

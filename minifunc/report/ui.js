@@ -49,8 +49,10 @@ const Page = (() => {
   const idsOf = (strings) => strings.map((string) => data.vocabulary.indexOf(string));
 
   /** Tells all that listen to "asked" what was asked: `tokens` and `base`, as strings, and the
-      two runs of the model as it was trained, `run` on the tokens and `baseRun` on the base. */
+      two runs of the model as it was trained, `run` on the tokens and `baseRun` on the base.
+      Who comes later finds the last of these in `Page.asked`. */
   function tellAsked(detail) {
+    Page.asked = detail;
     document.dispatchEvent(new CustomEvent("asked", { detail }));
   }
 
