@@ -602,8 +602,10 @@ def shown_while_it_learned(text):
 
 
 def test_of_any_run_the_accuracy_is_shown_by_step(run):
+    shots = {"0": {"1": 0.1, "8": 0.5, "16": 0.9}, "1": {"1": 0.2, "8": 0.4, "16": 0.8}}
+    save_lines(run / "metrics.jsonl", [{"step": 2, "accuracy": {"addition": shots}}])
     data, words = shown_while_it_learned(made(run))
-    assert data["looks"][1] == {"step": 2, "plain": 0.4, "off_by_one": 0.4}  # at 8 shots
+    assert data["looks"] == [{"step": 2, "plain": 0.5, "off_by_one": 0.4}]  # at 8 shots
     assert "make reference keeps" in words and "learned-answer" not in words
 
 

@@ -544,7 +544,8 @@ for (const value of [1, 0]) {
     said.push(at("learned-now").textContent, at("learned-answer").textContent);
     said.push(cells.map((cell) => cell.textContent + (cell.dataset.fi === "true" ? "!" : "")));
     said.push([...at("learned-curves").querySelectorAll("g text")].map((each) => each.textContent));
-    said.push(at("learned-attention").querySelector(".function_induction").getAttribute("stroke-width"));
+    const arc = at("learned-attention").querySelector(".function_induction");
+    said.push(arc.getAttribute("stroke-width"));
 }
 const [plain] = at("learned-curves").querySelectorAll("polyline");
 said.push(plain.getAttribute("points"));

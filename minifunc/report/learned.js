@@ -1,4 +1,4 @@
-/* While it learned: a slider over the steps of training. What was kept of them is in #learning-data:
+/* While it learned: a slider over the steps of training. #learning-data holds what was kept of it:
    of any run its accuracy; of the reference run also an answer, and what the heads do. */
 "use strict";
 
