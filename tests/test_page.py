@@ -274,7 +274,7 @@ var Eye = (() => {
 
   const reached = new Set();
   const unmarked = new Set();
-  const USABLE = `a[href], button, input, select, textarea, summary, [tabindex], [data-tip],
+  const USABLE = `a[href], button, input, select, textarea, summary, [tabindex='0'], [data-tip],
     [role=button], [role=slider], [role=link]`;
 
   /** Notes what has the focus. True when it was noted before, or nothing has it any more. */

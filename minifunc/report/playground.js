@@ -109,11 +109,12 @@ const Playground = (() => {
 
   /** One of the likely answers: its probability as a bar, with a mark at what it was as trained. */
   function answerRow(token, share, before) {
-    const row = element("li");
+    const tip = `${token}: ${percent(share)}, as trained ${percent(before)}`;
+    const row = element("li", undefined, { tabIndex: 0, ariaLabel: tip });
     const bar = element("span", undefined, { className: "bar" });
     bar.style.setProperty("--now", `${100 * share}%`);
     bar.style.setProperty("--before", `${100 * before}%`);
-    row.dataset.tip = `${token}: ${percent(share)}, as trained ${percent(before)}`;
+    row.dataset.tip = tip;
     row.append(element("b", token), bar, element("span", percent(share)));
     return row;
   }
