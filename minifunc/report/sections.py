@@ -279,9 +279,10 @@ def averaging(f: Findings) -> Content:
 
 def steering(found: Circuit) -> Markup:
     """What the answer is off by, once heads are made to look at some examples more."""
-    heads = {"function-induction heads": "steered", "other heads": "control"}
-    rows = [[who, *(signed(row["off_by"], 2) for row in found[key])] for who, key in heads.items()]
-    gains = [percent(row["gain"]) for row in found["steered"]]
+    rows: list[list[Any]] = []
+    for who, key in (("function-induction heads", "steered"), ("other heads", "control")):
+        rows.append([who, *(signed(row["off_by"], 2) for row in found[key][::3])])
+    gains = [percent(row["gain"]) for row in found["steered"][::3]]  # none, half, all
     told = "Attention moved to the examples off by +1: what the answer is off by, on average"
     return numbers(["share moved", *gains], rows, told)
 
