@@ -26,7 +26,7 @@ except ImportError:
 matplotlib.use("agg")  # for files alone
 matplotlib.rc("axes.spines", top=False, right=False)
 STYLE = (ROOT / "minifunc/report/style.css").read_text(encoding="utf-8")
-COLOURS = dict(reversed(re.findall(r"--([a-z-]+): (#\w+)", STYLE)))  # the first: those of light
+COLOURS = dict(re.findall(r"--([a-z-]+): light-dark[(](#\w+)", STYLE))
 DIETS = {  # those that the finding is about; the others are in the table
     "addition": "plain sums alone",
     "copied": "… and repeated problems",

@@ -100,6 +100,24 @@ var Eye = (() => {
 
   // ---- Contrast
 
+  /** Whether an element's gradient, which may fill a part of it, is where a text is. */
+  function isUnder(box, layer) {
+    const around = layer.getBoundingClientRect();
+    const { backgroundSize, backgroundPosition, backgroundRepeat } = style(layer);
+    if (backgroundRepeat !== "no-repeat") return true;
+    const share = (words, whole) =>
+      words.endsWith("%") ? parseFloat(words) / 100 : parseFloat(words) / whole;
+    const meets = (axis, start, end, from, whole) => {
+      const size = backgroundSize.split(" ")[axis];
+      const long = size === "auto" || size === undefined ? whole : share(size, whole) * whole;
+      const first = from + share(backgroundPosition.split(" ")[axis], whole) * (whole - long);
+      return long > 0.5 && start < first + long && end > first;
+    };
+    const inset = 0.22 * box.height;
+    return meets(0, box.left, box.right, around.left, around.width) &&
+      meets(1, box.top + inset, box.bottom - inset, around.top, around.height);
+  }
+
   /** The colours that may lie behind a text: more than one where there is a gradient. */
   function grounds({ element, box }) {
     const chain = up(element).reverse();
@@ -108,7 +126,7 @@ var Eye = (() => {
       const { backgroundColor, backgroundImage } = style(layer);
       below = below.map((colour) => over(rgba(backgroundColor), colour));
       const stops = backgroundImage.match(COLOUR) || [];
-      if (stops.length) {
+      if (stops.length && isUnder(box, layer)) {
         below = below.flatMap((colour) => stops.map((stop) => over(rgba(stop), colour)));
       }
     }
@@ -256,7 +274,7 @@ var Eye = (() => {
 
   const reached = new Set();
   const unmarked = new Set();
-  const USABLE = `a[href], button, input, select, textarea, summary, [tabindex], [data-tip],
+  const USABLE = `a[href], button, input, select, textarea, summary, [tabindex='0'], [data-tip],
     [role=button], [role=slider], [role=link]`;
 
   /** Notes what has the focus. True when it was noted before, or nothing has it any more. */
@@ -415,6 +433,7 @@ FAULTS = """<!doctype html><html lang="en"><body style="background: #fff">
 <p id="pale" style="color: #888">pale</p> <p id="dark" style="color: #666">dark</p>
 <p id="thin" style="opacity: 0.5">thin</p>
 <p style="background: linear-gradient(#fff, #999)"><b id="on" style="color: #666">on</b></p>
+<p style="background: linear-gradient(#666, #666) 0 0 / 90% 2px no-repeat; color: #666">below</p>
 <svg width="200" height="60" fill="#333">
   <rect width="90" height="50" fill="#444" /><text id="drawn" x="5" y="20">drawn</text>
   <text id="free" x="110" y="20">free</text><text id="near" x="115" y="25">near</text>

@@ -28,7 +28,8 @@ def learned(f: Findings) -> list[Markup]:
         answer = h("div", asked, best, h("ol", id="learned-answers", class_="top"))
         parts = [answer, *parts, *of_heads(heads, f.model.cfg.n_heads)]
     last, now = len(looks) - 1, h("output", id="learned-now")
-    slider = h("input", type="range", id="learned-step", min="0", max=last, value=last)
+    look = {"min": "0", "max": last, "value": last, "aria_label": "training step"}
+    slider = h("input", type="range", id="learned-step", **look)
     step, shown = h("label", "Training step ", now, slider), h("div", parts, class_="learned")
     data = script_data("learning-data", {"looks": looks, "prompt": prompt.split()})
     return [h("div", step, shown, h("p", below), id="learned-view"), data]

@@ -69,12 +69,10 @@
     const isTable = map.tagName === "TABLE";
     const items = [...map.querySelectorAll("[data-tip]")];
     items.forEach((item, index) => item.setAttribute("tabindex", index ? "-1" : "0"));
-    if (!isTable) {
-      map.setAttribute("role", "group"); // screen readers see nothing inside an image
-      for (const item of items) {
-        item.setAttribute("role", "img");
-        item.setAttribute("aria-label", item.dataset.tip);
-      }
+    if (!isTable) map.setAttribute("role", "group"); // an image has nothing inside, read aloud
+    for (const item of items) {
+      if (!isTable) item.setAttribute("role", "img");
+      if (!isTable || !item.textContent) item.setAttribute("aria-label", item.dataset.tip);
     }
     map.addEventListener("keydown", (event) => {
       const step = STEPS[event.key];

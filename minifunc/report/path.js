@@ -57,7 +57,8 @@ if (Page.model && Page.at("path-view")) (() => {
     made.classList.toggle("sender", role !== "contrast" && name === picked.sender);
     made.classList.toggle("receiver", role === "receiver" && name === picked.receiver);
     const why = isAbove ? `, not below ${picked.receiver}: no path leads up to there` : "";
-    made.dataset.tip = [name, NAMES[groupOf(name)]].filter(Boolean).join(", one of the ") + why;
+    const tip = [name, NAMES[groupOf(name)]].filter(Boolean).join(", one of the ") + why;
+    if (ends[role]) made.dataset.tip = tip; // the keyboard comes to no other
     return made;
   }
 
