@@ -19,7 +19,7 @@ ON  = --device=$(call quoted,DEVICE)
 
 .DEFAULT_GOAL = help
 .PHONY: help train patch ask check report diets emergence universality dependability unseen precursor \
-    smollm reference figures test test-slow lint coverage mutations parity test-matrix bench clean
+    smollm reference figures test test-slow test-page page-tools lint coverage mutations parity test-matrix bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^##@ / {print "\n" substr($$0, 5)} \
@@ -97,6 +97,16 @@ smollm: .venv-smollm/ready  ## trace SmolLM2-135M, from a package: 11 minutes
 
 test: .venv/ready  ## run the tests, in two processes: a minute
 	$(PY) -m tests $(ARGS)
+
+page-tools:
+	@for tool in 'node' 'chromium chromium-browser google-chrome'; do \
+	    for name in $$tool; do command -v $$name && continue 2; done; \
+	    echo "error: the page's tests need node and Chromium: apt-get install nodejs chromium" >&2; \
+	    exit 2; \
+	done >/dev/null
+
+test-page: page-tools .venv/ready  ## the report, in a browser: needs node and Chromium
+	MINIFUNC_NEED_BROWSER=1 $(PY) -m pytest -m 'slow or not slow' tests/test_page.py $(wildcard tests/test_*_js.py) $(ARGS)
 
 test-slow: .venv/ready  ## the others: kills, damaged files, processes (minutes)
 	$(PY) -m pytest -m slow $(ARGS)

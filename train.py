@@ -29,6 +29,7 @@ from minifunc.support.runs import make_command
 from minifunc.support.settings import check_room, chosen_settings, described, run_arguments
 from minifunc.support.settled import settled
 
+AfterStep = Callable[[int, Transformer], None]
 MODEL = ModelConfig(n_heads=6, d_vocab=len(tasks.VOCABULARY), act_fn="relu", rotary_base=100.0)
 SHOTS = (1, 2, 4, 8, 16)
 
@@ -115,7 +116,7 @@ def train(
     diet: tasks.Diet,
     device: torch.device,
     resume: bool = False,
-    after_step: Callable[[int, Transformer], None] | None = None,
+    after_step: AfterStep | None = None,
 ) -> Transformer:
     """Trains one run into the folder `out`; after_step(step, model) is called after every update.
     Raises UserError where the run cannot go on, and Diverged where its loss is not finite."""
@@ -148,7 +149,7 @@ def print_table(model: Transformer, diet: tasks.Diet, n_prompts: int) -> None:
     print(*accuracy_table(table, tasks, diet, SHOTS, n_prompts), sep="\n")
 
 
-def work(argv: list[str] | None) -> int:
+def work(argv: list[str] | None, after_step: AfterStep | None) -> int:
     defaults = {"model": MODEL, "train": TrainConfig(), "diet": tasks.DEFAULT_DIET}
     arguments = run_arguments(argv, __doc__, defaults, tasks.DIETS)
     out, device = Path(arguments.out), pick_device(arguments.device)
@@ -157,14 +158,14 @@ def work(argv: list[str] | None) -> int:
     check_room(arguments, model_cfg, needs, f"documents of {cfg.longest} examples")
     config = described(model_cfg, cfg, diet, tasks.VOCABULARY)
     with claimed(out, config, arguments.resume, device) as device:
-        model = train(out, model_cfg, cfg, diet, device, arguments.resume)
+        model = train(out, model_cfg, cfg, diet, device, arguments.resume, after_step)
         print_table(model, diet, arguments.table_prompts)
     print(f"the run is in {out}", f"next: {make_command('patch', out)}", sep="\n")
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_together(lambda: work(argv))
+def main(argv: list[str] | None = None, after_step: AfterStep | None = None) -> int:
+    return run_together(lambda: work(argv, after_step))
 
 
 if __name__ == "__main__":

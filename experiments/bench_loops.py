@@ -14,9 +14,8 @@ from torch import Tensor
 import tasks
 from experiments.bench_sweep import SweepPath
 from minifunc import definition
-from minifunc.model import Transformer
+from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import Receiver
-from minifunc.support.export import lens_config
 from minifunc.support.hooks import Hook
 
 try:
@@ -86,6 +85,18 @@ def storing_in(cache: dict[str, Tensor]) -> Hook:
         return x
 
     return store
+
+
+def lens_config(cfg: ModelConfig) -> dict[str, Any]:
+    """The same shape, as arguments of a HookedTransformerConfig."""
+    same = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "d_vocab", "n_ctx", "eps")
+    config = {name: getattr(cfg, name) for name in same}
+    config |= {"normalization_type": cfg.normalization, "init_weights": False, "device": "cpu"}
+    config |= {"act_fn": cfg.act_fn if cfg.has_mlp else None, "attn_only": not cfg.has_mlp}
+    if cfg.positions == "rotary":
+        config |= {"positional_embedding_type": "rotary", "rotary_dim": cfg.d_head}
+        config |= {"rotary_base": int(cfg.rotary_base), "rotary_adjacent_pairs": True}
+    return config
 
 
 def lens_runner(model: Transformer) -> Run:

@@ -1,15 +1,16 @@
 """Draws the figures of docs/figures/ from results/*.json (`make figures`).
 
-All are of many runs: what there is to see of one run is in its report. Needs matplotlib, an
-optional extra.
+All are of many runs: what there is to see of one run is in its report, whose colours they have.
+Needs matplotlib, an optional extra.
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.emergence import EVENTS, by_seed
-from experiments.summary import Rows, Values, by, column, mean_ci
+from experiments.summary import Rows, by, column, mean_ci
+from experiments.unseen_shifts import KS, place
 from minifunc.support.errors import UserError, command
 from minifunc.support.files import load_json, make_folder, write_file
 from minifunc.support.flags import Parser
@@ -19,75 +20,80 @@ try:
     import matplotlib
     from matplotlib import pyplot as plt
 except ImportError:
-    needed = "the figures need matplotlib: pip install matplotlib (make figures does)"
-    print("error:", needed, file=sys.stderr)
+    print("error: the figures need matplotlib, which make figures gets", file=sys.stderr)
     sys.exit(2)
 
 matplotlib.use("agg")  # for files alone
-matplotlib.rcParams |= {"axes.spines.top": False, "axes.spines.right": False}
-BLUE, GREY = "#3465a4", "#888888"
+matplotlib.rc("axes.spines", top=False, right=False)
+STYLE = (ROOT / "minifunc/report/style.css").read_text(encoding="utf-8")
+COLOURS = dict(re.findall(r"--([a-z-]+): light-dark[(](#\w+)", STYLE))
+DIETS = {  # those that the finding is about; the others are in the table
+    "addition": "plain sums alone",
+    "copied": "… and repeated problems",
+    "shifted": "… and other functions shifted",
+    "mixed": "… several functions in a document",
+    "relabelled": "… and relabelled documents",
+    "strict": "… and reflected ones: all of these",
+    "plus_plain": "all, but + always plain",
+    "plus_relabel": "all, but + plain or relabelled",
+    "plus_reflect": "all, but + plain or reflected",
+    "shifted_1": "all, but only one function shifted",
+    "shifted_3": "all, but only three shifted",
+}
+
+
+def dots(title: str, groups: dict[str, Rows], series: dict[str, tuple[str, Any]]) -> Any:
+    """A dot for each run, and from three on the 95 % interval of their mean, as far as it is a
+    share. series: the colour of a kind of dot, and what returns the shares of some runs."""
+    figure, axes = plt.subplots(figsize=(8, 1.4 + len(groups) / 3), layout="constrained")
+    for number, (label, (colour, shares_of)) in enumerate(series.items(), start=1):
+        look = {"color": COLOURS[colour], "alpha": 0.8}
+        axes.plot([], [], "o", label=label, **look)
+        for row, some in enumerate(groups.values()):
+            values, y = shares_of(some), row - 0.5 + number / (len(series) + 1)
+            axes.plot(values, [y] * len(values), "o", markersize=4, **look)
+            mean, half = mean_ci(values)
+            if len(values) > 2:
+                axes.plot([max(0.0, mean - half), min(1.0, mean + half)], [y, y], "|-", **look)
+    axes.set(xlim=(-0.02, 1.02), ylim=(len(groups) - 0.5, -0.5), xlabel="right at 8 shots")
+    axes.set_yticks(range(len(groups)), groups)
+    axes.xaxis.set_major_formatter("{x:.0%}")
+    figure.suptitle(title)
+    figure.legend(loc="outside lower right", ncols=3, frameon=False)
+    return figure
 
 
 def draw_diets(rows: Rows) -> Any:
-    """Accuracy by diet; a star where off-by-one addition was trained on."""
-    return accuracies(by(rows, lambda row: row["diet"] + " *" * (1 in row["shifts_of_plus_shown"])))
-
-
-def draw_universality(rows: Rows) -> Any:
-    """Accuracy by model."""
-    return accuracies(by(rows, lambda row: row["config"]["name"]))
-
-
-def accuracies(groups: dict[str, Rows]) -> Any:
-    """Plain and off-by-one addition in each group of runs."""
-    figure, axes = plt.subplots(figsize=(8, 1.5 + len(groups) / 3), layout="constrained")
-    places = range(len(groups))
-    for key, label, colour, shift in (
-        ("plain_8", "plain addition", GREY, -0.15),
-        ("off_by_one_8", "off by one", BLUE, 0.15),
-    ):
-        axes.plot([], [], "o", color=colour, label=label)
-        for place, rows in zip(places, groups.values()):
-            draw_runs(axes, place + shift, column(rows, key), colour)
-    axes.set(yticks=places, yticklabels=list(groups), xlim=(0, 1.02))
-    axes.set(ylim=(len(groups) - 0.5, -0.5), xlabel="accuracy at 8 shots")
-    figure.legend(loc="outside upper right", ncols=2)
-    return figure
-
-
-def draw_runs(axes: Any, place: float, values: Values, colour: str) -> None:
-    """A dot for each run, and a line for the 95 % interval of their mean."""
-    axes.plot(values, [place] * len(values), "o", color=colour, markersize=3, alpha=0.6)
-    mean, half = mean_ci(values)
-    axes.errorbar(mean, place, xerr=half, fmt="|", color=colour, elinewidth=0.8, capsize=2)
-
-
-def draw_emergence(rows: Rows) -> Any:
-    """Curves against steps, one line for each seed."""
-    panels = {
-        "− loss": ["loss falls"],
-        "accuracy at 8 shots": [
-            "plain addition",
-            "shifted subtraction",
-            "off-by-one addition (never shown)",
-            "copying what is repeated",
-        ],
-        "attention score": [name for name in EVENTS if "score" in name],
-        "direct effect on the logits": ["effect of the strongest FI head"],
+    title = "Plain sums are not enough: + and other functions must be met under more"
+    series = {
+        "plain addition": ("other", lambda some: column(some, "plain_8")),
+        "off by one, never shown": ("pos", lambda some: column(some, "off_by_one_8")),
     }
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharex=True, layout="constrained")
-    for axis, (title, names) in zip(axes.flat, panels.items()):
-        for number, name in enumerate(names):
-            axis.plot([], color=f"C{number}", label=name)
-            for some in by_seed(rows).values():
-                steps, values = [row["step"] for row in some], [EVENTS[name](row) for row in some]
-                axis.plot(steps, values, color=f"C{number}", alpha=0.7)
-        axis.set(xscale="log", title=title, xlabel="step")
-        axis.legend(fontsize=7)
-    return figure
+    known = [row for row in rows if row["diet"] in DIETS]
+    return dots(title, by(known, lambda row: DIETS[row["diet"]]), series)
 
 
-DRAW = {"diets": draw_diets, "emergence": draw_emergence, "universality": draw_universality}
+def draw_unseen_shifts(rows: Rows) -> Any:
+    """Addition off by k: means over the k that were shown, or never."""
+
+    def shares_at(where: str) -> Any:
+        def mean_of(row: dict[str, Any]) -> list[float]:
+            at = [row["accuracy"][str(k)] for k in KS if place(k, row["shifts"]) == where]
+            return [sum(at) / len(at)] if at else []
+
+        return lambda some: [mean for row in some for mean in mean_of(row)]
+
+    known = [row for row in rows if row["task"] == "addition" and row["accuracy"]]
+    series = {
+        "k was shown": ("other", shares_at("shown")),
+        "never, but between shown ones": ("pos", shares_at("between")),
+        "never, and beyond them": ("neg", shares_at("beyond")),
+    }
+    kinds = by(known, lambda row: row["kind"].replace("_", " "))
+    return dots("A shift between shown ones is answered, though nobody showed it", kinds, series)
+
+
+DRAW = {"diets": draw_diets, "unseen_shifts": draw_unseen_shifts}
 
 
 @command

@@ -1,9 +1,11 @@
 import functools
 import gc
+import multiprocessing
 import os
 import signal
 from pathlib import Path
 
+import pytest
 import torch
 
 # The models of the tests are tiny; starting threads would cost more than they save.
@@ -28,6 +30,15 @@ def pytest_runtest_protocol(item, nextitem):
     return True
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Where the page's tests were asked for (`make test-page`), a skipped one has failed."""
+    report = yield
+    if report.skipped and os.environ.get("MINIFUNC_NEED_BROWSER"):
+        report.outcome, report.longrepr = "failed", f"skipped: {call.excinfo.value}"
+    return report
+
+
 @functools.cache
 def taken(file):
     """Whether this process is the first to take the file."""
@@ -41,3 +52,17 @@ def taken(file):
 def pytest_collection_modifyitems(items):
     """The longest file comes first, so that no process is left with it at the end."""
     items.sort(key=lambda item: "test_walkthrough" not in item.nodeid)
+
+
+@pytest.fixture(scope="session")
+def forkserver():
+    """Starts processes as copies of one that has loaded torch, but has trained nothing.
+
+    To load it takes seconds. torch._dynamo: else the first optimizer of each copy would load it.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        pytest.skip("no fork here")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "experiments.universality"])
+    context.Process(target=os.getpid).start()
+    return context

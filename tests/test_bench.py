@@ -182,6 +182,6 @@ def test_the_memory_budget_is_kept_where_the_vocabulary_is_large():
     cfg = replace(train.MODEL, n_layers=2, d_vocab=20_000)
     sweep = Sweep(cfg, n_prompts=300, shots=2, max_memory=0.1)
     # GiB that libraries and the allocator take for themselves: the resident set of a fresh process
-    # is no exact measure. What is not the sweep's only adds, so the least of three says most.
+    # is no exact measure. What is not the sweep's only adds, so one of three tries says enough.
     slack = 0.015
-    assert min(bench_sweep.peak_memory(sweep, CPU) for _ in range(3)) < 0.1 + slack
+    assert any(bench_sweep.peak_memory(sweep, CPU) < 0.1 + slack for _ in range(3))

@@ -334,10 +334,17 @@ def test_the_verdict_follows_the_paired_differences():
 # ---------------------------------------------------------------- several runs
 
 
+@pytest.fixture
+def ready_made(forkserver, monkeypatch):
+    """A worker is a copy of a process that has loaded torch; spawned, it takes seconds to start."""
+    monkeypatch.setattr(runs.multiprocessing, "get_context", lambda how: forkserver)
+
+
 @pytest.mark.slow
 def test_runs_side_by_side_are_the_runs_one_by_one(tmp_path):
+    """As they are really started: spawned."""
     some = [tiny(seed) for seed in range(2)]
-    one = run_all(some, study(tmp_path / "one"), 1)
+    one = [carry_out(run, study(tmp_path / "one")) for run in some]
     assert run_all(some, study(tmp_path / "two"), 2) == one
     assert one[0]["norm"] != one[1]["norm"]
 
@@ -355,7 +362,7 @@ def trouble(model, run, folder, quick):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX alone")
-def test_a_run_that_fails_is_one_line_and_the_others_go_on(tmp_path, capfd):
+def test_a_run_that_fails_is_one_line_and_the_others_go_on(ready_made, tmp_path, capfd):
     some = [tiny(seed) for seed in range(4)]
     with pytest.raises(UserError, match="2 of 4 runs failed: the same command tries them again"):
         run_all(some, study(tmp_path, measure=trouble), 2)
@@ -376,7 +383,7 @@ def mistaken(*_):
 
 
 @pytest.mark.slow
-def test_a_fault_of_ours_is_no_failure_of_a_run(tmp_path):
+def test_a_fault_of_ours_is_no_failure_of_a_run(ready_made, tmp_path):
     with pytest.raises(TypeError, match="a fault of ours"):
         run_all([tiny()], study(tmp_path, measure=mistaken), 1)
 
@@ -385,9 +392,11 @@ SCRIPT = """
 import sys
 from dataclasses import replace
 from pathlib import Path
+import train
 from test_experiments import study, tiny
 from experiments.runs import run_all
 from minifunc.support.errors import run_main
+train.SHOTS = (1,)
 if __name__ == "__main__":
     run = tiny()
     run = replace(run, train=replace(run.train, steps=100_000, eval_every=5))
@@ -808,7 +817,7 @@ def test_the_lists_are_as_long_as_the_claims_need():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["diets", "emergence", "universality"])
+@pytest.mark.parametrize("name", ["diets", "unseen_shifts"])
 def test_a_figure_is_drawn_from_the_rows_alone(tmp_path, small, name):
     pytest.importorskip("matplotlib")
     from experiments import figures
@@ -824,7 +833,7 @@ def test_a_figure_is_drawn_from_the_rows_alone(tmp_path, small, name):
 
 @pytest.mark.parametrize(
     "rows, says",
-    [(None, "no rows are in"), ('[{"diet": "even"}]', "diets.json is of another layout")],
+    [(None, "no rows are in"), ('[{"diet": "strict"}]', "diets.json is of another layout")],
 )
 def test_figures_without_results_are_refused(tmp_path, capsys, rows, says):
     pytest.importorskip("matplotlib")

@@ -19,6 +19,7 @@ OTHERS = (
     "test",
     "smollm",
     "test-slow",
+    "test-page",
     "test-matrix",
     "lint",
     "coverage",
@@ -49,6 +50,22 @@ SHOWN = """#!{python}
 import json, sys
 print(json.dumps(sys.argv[1:]))
 """
+
+
+@pytest.mark.parametrize("missing", ["node", "chromium"])
+def test_the_tests_of_the_page_say_what_they_need(tmp_path, monkeypatch, missing):
+    """Without a browser or node they fail: nothing is skipped."""
+    true = shutil.which("true")
+    for name in ("make", "sh", "true", *({"node", "chromium"} - {missing})):
+        (tmp_path / name).symlink_to(shutil.which(name) or true)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        make("--silent", "test-page", "--old-file=.venv/ready", "PY=true")
+    line, *end = failed.value.stderr.splitlines()
+    assert failed.value.returncode == 2 and "apt-get install nodejs chromium" in line
+    assert len(end) <= 1  # that of make
+    (tmp_path / missing).symlink_to(true)
+    make("--silent", "test-page", "--old-file=.venv/ready", "PY=true")
 
 
 def words(tmp_path, target, *variables):

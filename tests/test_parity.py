@@ -6,6 +6,7 @@ Run by `make parity`.
 import pytest
 import torch
 
+from experiments.bench_loops import lens_config
 from minifunc.model import ModelConfig, Transformer
 
 lens = pytest.importorskip(
@@ -22,15 +23,7 @@ CONFIGS = {
 
 def hooked_transformer(model):
     """A HookedTransformer with our weights; what we lack there (biases) stays zero."""
-    cfg = model.cfg
-    options = {"act_fn": cfg.act_fn if cfg.has_mlp else None, "attn_only": not cfg.has_mlp}
-    if cfg.positions == "rotary":
-        options |= {"positional_embedding_type": "rotary", "rotary_dim": cfg.d_head}
-        options |= {"rotary_base": int(cfg.rotary_base), "rotary_adjacent_pairs": True}
-    for name in ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "d_vocab", "n_ctx", "eps"):
-        options[name] = getattr(cfg, name)
-    options |= {"normalization_type": cfg.normalization, "init_weights": False, "device": "cpu"}
-    other = lens.HookedTransformer(lens.HookedTransformerConfig(**options))
+    other = lens.HookedTransformer(lens.HookedTransformerConfig(**lens_config(model.cfg)))
     for parameter in other.parameters():
         parameter.data.zero_()
     missing, unexpected = other.load_state_dict(model.state_dict(), strict=False)

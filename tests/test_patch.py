@@ -9,7 +9,7 @@ import torch
 import patch
 import tasks
 import train
-from minifunc.analysis import study
+from minifunc.analysis import averaging, completeness, shift_swap, study
 from minifunc.circuit import Criteria
 from minifunc.model import Transformer
 from minifunc.support import runs
@@ -49,7 +49,14 @@ def solved(monkeypatch):
         "REUSED": [("addition", 2), ("caesar", -1)],
     }.items():
         monkeypatch.setattr(patch, name, value)
-    monkeypatch.setattr(study, "N_REUSED", 10)
+    for module, name, value in (
+        (study, "N_REUSED", 10),
+        (study, "N_EXAMPLES", 400),
+        (completeness, "N_CONTROLS", 3),
+        (shift_swap, "N_PROMPTS", 60),
+        (averaging, "N_PROMPTS", 20),
+    ):
+        monkeypatch.setattr(module, name, value)
 
 
 def test_a_model_that_cannot_do_the_task_has_no_circuit_and_is_told_so(run, capsys):

@@ -46,7 +46,6 @@ from minifunc.patching import HeadInput, KVInput, Logits, MLPInput, PathPatcher,
 from minifunc.support import (
     effects,
     evaluation,
-    export,
     files,
     hooks,
     memory,
@@ -259,11 +258,6 @@ def loaded(w, folder):
     return runs.load_run(folder)[0]
 
 
-def as_a_file(w):
-    safetensors = pytest.importorskip("safetensors.torch")
-    return sorted(safetensors.load(export.to_safetensors(w.model, {})).items())
-
-
 def summed(w):
     x = w.logits.clone()
     processes.all_sum(x)
@@ -412,7 +406,6 @@ CASES = {
         "whole": loaded,
         "weights_hash": lambda w: runs.weights_hash(w.model.state_dict()),
     },
-    "minifunc.support.export": {"to_safetensors": as_a_file},
     "minifunc.support.processes": {
         "share": lambda w: processes.share(w.tokens),
         "all_sum": summed,
@@ -549,7 +542,6 @@ NO_TENSORS = {
     "minifunc.support.products": "parts of a transformer: called alone, torch's settings hold",
     "minifunc.support.tables": "text",
     "minifunc.support.vocabulary": "text",
-    "minifunc.support.export": "commands and optional packages; `to_safetensors` is a case",
     "minifunc.support.pretrained": "others' files, optional packages: tests/test_pretrained.py",
     "minifunc.support.files": "files; those that hold tensors are cases",
     "minifunc.support.processes": "processes; what touches tensors is a case",

@@ -20,7 +20,7 @@ from minifunc.report import checklist, findings, page, pictures, sections, title
 from minifunc.report.findings import read
 from minifunc.report.glossary import GLOSSARY, PLACES
 from minifunc.report.html import Markup, h, script_data, signed
-from minifunc.report.terminal import members
+from minifunc.report.learned import since
 from minifunc.report.titles import PUZZLE, title_of
 from minifunc.support.errors import UserError
 from minifunc.support.files import save_json, save_lines, save_tensors
@@ -175,7 +175,7 @@ def test_the_sections_tell_the_story_in_order_and_details_come_last(run):
     assert ids[:2] == ["claim", "playground"] and ids[-1] == "details"
     assert [name for name in ids if name in story] == story
     after = [attributes.get("id") for _, attributes in elements]
-    folded = ["all-heads", "effects", "vectors", "glossary", "about"]
+    folded = ["all-heads", "effects", "glossary", "about"]
     assert [name for name in after[after.index("details") :] if name in folded] == folded
 
 
@@ -199,7 +199,7 @@ SAYS = [  # what changes: part of the findings, path in it, value; then the sect
         "circuit",
         "^3 of 4 attention",
     ),
-    ("circuit", ("effects", "logits", "heads", 1, 0), -83.2, "path", "head 1.0 alone .* 8320 % of"),
+    ("circuit", ("effects", "logits", "heads", 1, 1), -83.2, "path", "head 1.1 alone .* 8320 % of"),
     ("circuit", FI_SWAPPED, 0.123, "proof", r"left on 12\.3 %"),
     ("circuit", ("averaging", "mixtures", 0, "unseen_offset_share"), 0.31, "averaging", "31 %$"),
     ("circuit", ("averaging", "mixtures", 0, "r2", "attention"), 2, "averaging", "heads average"),
@@ -236,7 +236,7 @@ def test_a_title_says_what_the_files_say(run, part, path, value, section, title)
 @pytest.mark.parametrize(
     "answer, diet, heading",
     [
-        ("7", "default", "= 7: a rule that nobody taught"),
+        ("7", "default", "3+3=7: a rule that nobody taught"),
         ("7", "no-such", "This model says 7"),
         ("6", "default", "This model says 6"),
         (None, "default", "Function induction"),
@@ -292,8 +292,8 @@ def test_averaging_shows_how_often_each_amount_is_answered_and_its_control(run):
     mixture["answered"], mixture["hits"]["attention"] = {"0": 0.84, "-1": 0.16}, 0.84
     found.circuit["averaging"]["control"] = [{"off_by": -0.17}]
     drawn = sections.content(found, sections.averaging, "circuit fi")
-    assert re.search('class="pos strong" style="--v:84%">84 %', drawn)
-    assert re.search('class="pos marked" style="--v:16%">16 %', drawn)
+    assert re.search('class="pos" style="--v:42%">84 %', drawn)
+    assert re.search('class="pos marked" style="--v:8%">16 %', drawn)
     assert "84 % (78 % to 88 %)" in drawn  # Wilson, 200 prompts
     assert re.search("other heads</th><td>−0.17", drawn)
     del found.circuit["averaging"]
@@ -333,23 +333,6 @@ def test_the_scale_is_centred_on_0_and_even():
     shown = [scale.shade(value)["style"] for value in (0, 1, 5)]
     assert shown == ["--v:0%", "--v:50%", "--v:100%"]
     assert scale.shade(-1) == scale.shade(1) | {"class_": "neg"}
-
-
-def test_an_edge_is_as_wide_as_r_and_leads_to_its_head(run):
-    nodes = [
-        {"name": "logits", "kind": "logits", "steps": 0, "groups": []},
-        {"name": "1.1", "kind": "head", "steps": 1, "groups": ["function_induction"]},
-        {"name": "embedding", "kind": "embedding", "steps": 2, "groups": []},
-    ]
-    edges = [
-        {"sender": "1.1", "receiver": "logits", "contrast": "answers", "r": -0.5},
-        {"sender": "embedding", "receiver": "1.1.v", "contrast": "answers", "r": -0.1},
-        {"sender": "embedding", "receiver": "1.1.k", "contrast": "answers", "r": 0.25},
-    ]
-    drawn = pictures.graph_picture({"nodes": nodes, "edges": edges})
-    assert sorted(re.findall(r'stroke-width="([\d.]+)"', drawn)) == ["4.5", "9.0"]
-    assert 'href="#head-1.1"' in drawn
-    assert "embedding → 1.1 (v −10, k +25): r = +25.0 %" in drawn and drawn.count("positive") == 1
 
 
 def test_a_report_is_made_of_a_run_alone_and_says_how_to_make_the_rest(run):
@@ -453,8 +436,6 @@ ABOUT_THE_CIRCUIT = (
     sections.claim,
     sections.graph,
     sections.effects,
-    sections.attention,
-    sections.vectors,
     sections.proof,
     sections.heads_table,
     sections.about,
@@ -468,14 +449,13 @@ SHOWN_BY = {  # file: the sections that show what it holds
 READ_BY = {  # key of circuit.json: the sections that read below it, where these are not all
     "effects": (sections.effects,),
     "operands_changed": (sections.effects,),
-    "graph": (sections.graph,),
     "evaluation": (sections.claim, sections.proof),
     "reuse": (sections.proof,),
-    "function_vectors": (sections.vectors,),
     "attention": (sections.heads_table,),
 }
 UNREAD = {  # numbers that are checked when the run is read, and what the report doesn't show
     "model",
+    "function_vectors",
     "function_vector_scores",
     "reading",
 }
@@ -546,6 +526,8 @@ FI_ONLY = '{"groups": {"function_induction": ["1.1"]}, "accuracy": 3}'
         ("metrics.jsonl", "3\n", "none of ours"),
         ("metrics.jsonl", ODD_STEP, "another layout"),
         ("check.json", '{"checks": 5}', "another layout"),
+        ("learning.json", '{"weights": 3}', "run `make reference` again"),
+        ("learning.json", '{"prompt": 3}', "another layout"),
         ("config.json", "{", "config.json cannot be read"),
         ("model.pt", "", "damaged"),
     ],
@@ -571,29 +553,9 @@ def test_a_huge_model_is_not_played_with(run, monkeypatch):
     monkeypatch.setattr(findings, "MOST_WEIGHTS", 10)
     text = made(run)
     assert "too many for a page" in text and 'id="weights"' not in text
-
-
-def test_a_curve_goes_from_step_0_to_the_last_and_meets_the_grid_at_its_shares():
-    drawn = pictures.curves("x", [("plain", "k0", [(0, 0.0), (2, 1.0), (4, 0.5)])])
-    (corners,) = re.findall('points="(.*?)"', drawn)
-    left, middle, right = (tuple(map(float, each.split(","))) for each in corners.split())
-    (start, end, none), _, half, _, every = (
-        tuple(map(float, ends))
-        for ends in re.findall('<line x1="(.*?)" x2="(.*?)" y1="(.*?)"', drawn)
-    )
-    assert (left, right) == ((start, none), (end, half[2]))
-    assert middle == ((start + end) / 2, every[2])
-    assert "plain, step 2: 100 %" in drawn
-
-
-def test_every_head_of_the_circuit_is_pictured_once_and_fi_heads_alone_unfolded(run):
-    found = found_in(run)
-    drawn = sections.content(found, sections.attention, "circuit fi")
-    unfolded, folded = drawn.split("<details>")
-    for head in members(found.circuit):
-        label = f"Attention of head {head}:"
-        assert unfolded.count(label) == (head in found.fi)
-        assert folded.count(label) == (head not in found.fi)
+    assert text.index("const Page") < text.index(
+        "showCurves"
+    )  # how it learned is shown all the same
 
 
 def test_a_model_that_the_page_cannot_run_is_not_played_with_and_the_page_says_why(run):
@@ -618,11 +580,57 @@ def test_a_run_of_the_llama_family_is_studied_as_any_other(tmp_path):
     assert json.loads((run / "circuit.json").read_text())["function_vectors"]
 
 
-def test_names_at_line_ends_do_not_cover_each_other():
-    places = pictures.spread([(10, "a"), (11, "b"), (40, "c"), (12, "d")], 13)
-    assert sorted(places, key=places.get) == ["a", "b", "d", "c"]
-    order = sorted(places.values())
-    assert all(after - before >= 13 for before, after in zip(order, order[1:]))
+# of 2 × 2 heads on 2 tokens; 0.0 meets the criteria at step 2 too, and loses them again
+FI_AT = {0: [], 2: ["0.0"], 5: ["1.1"], 9: ["0.0", "1.1"]}
+
+
+def looks():
+    """What commands/reference.py keeps of four steps; all sums are right at steps 5 and 9."""
+    attention = [[[0.1, 0.9], [0.2, 0.8]], [[0.3, 0.7], [0.5, 0.5]]]
+    common = {"F_range": -2.0, "r": [[-0.5, 0.0], [0.25, -1.0]], "attention": attention}
+    common["answers"] = [["7", 0.8], ["</script><b>", 0.2]]
+    return [
+        common | {"step": step, "plain": 0.5, "off_by_one": float(step > 2), "fi": fi}
+        for step, fi in FI_AT.items()
+    ]
+
+
+def shown_while_it_learned(text):
+    """The data of the slider, and the words around it."""
+    data = json.loads(re.search('id="learning-data">(.*?)</script>', text)[1])
+    return data, re.search('<section id="learned".*?</section>', text)[0]
+
+
+def test_of_any_run_the_accuracy_is_shown_by_step(run):
+    shots = {"0": {"1": 0.1, "8": 0.5, "16": 0.9}, "1": {"1": 0.2, "8": 0.4, "16": 0.8}}
+    save_lines(run / "metrics.jsonl", [{"step": 2, "accuracy": {"addition": shots}}])
+    data, words = shown_while_it_learned(made(run))
+    assert data["looks"] == [{"step": 2, "plain": 0.5, "off_by_one": 0.4}]  # at 8 shots
+    assert "make reference keeps" in words and "learned-answer" not in words
+
+
+def test_of_a_run_that_was_looked_at_heads_and_answers_are_shown_by_step(run):
+    criteria = {"solves": 0.5, "strong": 0.05, "looks_at_answers": 0.3}
+    learning = {"prompt": "<bos> =", "looks": looks(), "criteria": criteria}
+    save_json(run / "learning.json", learning)
+    data, words = shown_while_it_learned(made(run))
+    assert [look["step"] for look in data["looks"]] == [0, 2, 5, 9]
+    first = data["looks"][0]
+    # The heads that are FI in the end, and the others, at a step at which none is:
+    assert first["attention"] == {"function_induction": [0.3, 0.7], "others": [0.25, 0.75]}
+    assert first["added"] == {"0.0": 1.0, "0.1": 0.0, "1.0": -0.5, "1.1": 2.0}
+    assert first["answers"] == looks()[0]["answers"]
+    assert "addition is there from step 5; " in words and "accuracy alone" not in words
+    assert "carry it: 0.0 from step 9, 1.1 from step 5. " in words
+    cells = re.findall('data-head="(.*?)"', words)
+    assert cells == ["1.0", "1.1", "0.0", "0.1"]  # as the playground has them
+
+
+def test_what_does_not_last_to_the_end_is_not_there():
+    steps = looks()
+    assert since(steps, [True, True, False, False]) is None
+    assert since(steps, [True, False, True, True]) == 5
+    assert since(steps, [True] * 4) == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a folder's name is no bytes there")
@@ -673,7 +681,6 @@ def test_what_was_found_in_a_model_that_is_not_there_is_shown(run, monkeypatch):
     assert "without the model" in section(text, "playground")
     assert "the page holds no model" in section(text, "path")
     assert "it knows no such tasks" in section(text, "proof")
-    assert "it knows no such tasks" in section(text, "vectors")
     assert "new rule shown" in section(text, "proof")  # the bars
     assert "Shown −1 and +1: what foretells" in section(text, "averaging")
     assert "weak effect" in section(text, "claim")
@@ -703,7 +710,6 @@ PARTS = {name: (make, needs) for name, _, make, needs in sections.SECTIONS + sec
         ("operands_changed", "effects", "lacks “operands_changed”"),
         ("reuse", "proof", "new rule shown"),
         ("reuse", "proof", "lacks “reuse”"),
-        ("function_vectors", "vectors", "lacks “function_vectors”"),
         ("evaluation.shift_swap", "proof", "new rule shown"),
         ("r_ci", "all-heads", "function induction"),
     ],

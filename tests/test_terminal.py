@@ -26,7 +26,6 @@ from minifunc.report import page
 from minifunc.report.accuracy import accuracy_table
 from minifunc.report.findings import read
 from minifunc.support.errors import run_main
-from minifunc.support.export import main as export
 from minifunc.support.files import save_json, save_tensors
 from minifunc.support.flags import Parser
 from minifunc.support.runs import RunFolders, make_command
@@ -55,7 +54,6 @@ COMMANDS = {
     "ask without examples": lambda run: ask.main(["--run", run, "--device", "cpu", "1+1="]),
     "check": lambda run: check.main(["--run", run, "--device", "cpu"]),
     "report": lambda run: page.main(["--run", run]),
-    "export": lambda run: export(["--run", run, "--to", "safetensors", f"{run}/copy"]),
 }
 
 
@@ -70,9 +68,6 @@ def test_a_command_works_fits_has_all_characters_and_says_what_is_next(
         monkeypatch.setattr(check, name, 30)
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
-    (wide / "copy").unlink(missing_ok=True)
-    if command == "export":
-        pytest.importorskip("safetensors")
     assert COMMANDS[command](str(wide)) in (0, 1)
     sys.stdout.flush()
     said = sys.stdout.buffer.getvalue().decode(encoding).splitlines()

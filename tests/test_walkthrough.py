@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/walkthrough.md").read_text()
@@ -91,14 +90,12 @@ BLOCKS = read_blocks(PAGE)
 
 @pytest.fixture(scope="module")
 def run():
-    folder, threads = os.getcwd(), torch.get_num_threads()
+    folder = os.getcwd()
     os.chdir(ROOT)
-    torch.set_num_threads(min(2, os.cpu_count() or 1))  # this model is larger than the other tests'
     try:
         return run_blocks(BLOCKS)
     finally:
         os.chdir(folder)
-        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("index", range(len(BLOCKS)), ids=lambda i: f"line {BLOCKS[i].line}")

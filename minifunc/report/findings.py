@@ -28,6 +28,7 @@ class Findings:
     metrics: list[dict[str, Any]]
     check: dict[str, Any]
     seeds: list[dict[str, Any]]  # of the repository's own study, a row for each model
+    learning: dict[str, Any]  # looks at the reference run while it was trained
 
     @property
     def fi(self) -> list[str]:
@@ -65,18 +66,6 @@ class Findings:
         tokens = torch.tensor([list(map(self.names.index, prompt))], device=self.model.device)
         return self.names[int(self.model(tokens)[0, -1].argmax())]
 
-    def patterns(self, tokens: list[str]) -> dict[str, list[list[float]]]:
-        """Every head's attention on one prompt: {"layer.head": [query][key]}."""
-        ids = {string: index for index, string in enumerate(self.names)}
-        prompt = torch.tensor([[ids[token] for token in tokens]], device=self.model.device)
-        names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(self.model.cfg.n_layers)]
-        _, cache = self.model.run_with_cache(prompt, names)
-        patterns = {}
-        for layer, name in enumerate(names):
-            for head, pattern in enumerate(cache[name][0].float().tolist()):
-                patterns[f"{layer}.{head}"] = pattern
-        return patterns
-
 
 def read(folders: RunFolders) -> Findings:
     """All that is known of a run; nulls of circuit.json are left out. Raises UserError for no sound
@@ -94,4 +83,5 @@ def read(folders: RunFolders) -> Findings:
         metrics=load_lines(metrics) if metrics.exists() else [],
         check=load_json(check) if check.exists() else {},
         seeds=load_json(seeds) if seeds.exists() else [],
+        learning=load_circuit(run / "learning.json", model, "reference") or {},
     )

@@ -124,73 +124,86 @@ const MiniFunc = (() => {
       return positions === "learned" ? add(resid, this.weights["pos_embed.W_pos"]) : resid;
     }
 
-    /** One head's z [pos, d_head] and pattern [query, key], from the normalized stream x. */
-    head(x, layer, head, pos) {
+    /** One head's z and v [pos, d_head] and its pattern [query, key]. x: the normalized stream,
+        of which it reads q, k and v; `other` may hold another one for some of the three. */
+    head(x, layer, head, pos, other = {}) {
       const { d_model, d_head, positions, rotary_base } = this.config;
-      const project = (name) => {
+      const project = (name, from = x) => {
         const weight = this.weights[`blocks.${layer}.attn.${name}`]; // [head, d_model, d_head]
-        return matmul(x, part(weight, head, d_model * d_head), pos, d_model, d_head);
+        return matmul(from, part(weight, head, d_model * d_head), pos, d_model, d_head);
       };
       const turn = (rows) => (positions === "rotary" ? rotate(rows, d_head, rotary_base) : rows);
-      const pattern = attention(turn(project("W_Q")), turn(project("W_K")), pos, d_head);
-      return { z: matmul(pattern, project("W_V"), pos, pos, d_head), pattern };
+      const [q, k] = [turn(project("W_Q", other.q)), turn(project("W_K", other.k))];
+      const pattern = attention(q, k, pos, d_head);
+      const v = project("W_V", other.v);
+      return { z: matmul(pattern, v, pos, pos, d_head), v, pattern };
+    }
+
+    /** What a head adds to the stream [pos, d_model], of its z [pos, d_head]. */
+    written(z, layer, head) {
+      const { d_model, d_head } = this.config;
+      const W_O = part(this.weights[`blocks.${layer}.attn.W_O`], head, d_head * d_model);
+      return matmul(z, W_O, z.length / d_head, d_head, d_model);
     }
 
     /** What an MLP adds to the stream [pos, d_model]. */
-    mlp(resid, layer, pos) {
+    mlp(resid, layer) {
       const { d_model, d_mlp, act_fn } = this.config;
+      const pos = resid.length / d_model;
       const W_in = this.weights[`blocks.${layer}.mlp.W_in`];
       const W_out = this.weights[`blocks.${layer}.mlp.W_out`];
       const pre = matmul(this.norm(resid, `blocks.${layer}.ln2`), W_in, pos, d_model, d_mlp);
       return matmul(pre.map(ACTIVATIONS[act_fn]), W_out, pos, d_mlp, d_model);
     }
 
-    /** tokens (ids) → { logits [pos, d_vocab],
+    /** The last stream [pos, d_model] → logits [pos, d_vocab]. */
+    unembed(resid) {
+      const { d_model, d_vocab } = this.config;
+      const [x, W_U] = [this.norm(resid, "ln_final"), this.weights["unembed.W_U"]];
+      return matmul(x, W_U, resid.length / d_model, d_model, d_vocab);
+    }
+
+    /** tokens (ids) → { tokens, logits [pos, d_vocab],
                          patterns {"layer.head": [query, key]},
-                         z {"layer.head": [pos, d_head]} }.
+                         z {"layer.head": [pos, d_head]},
+                         streams [[pos, d_model]]: number 2 l is what the heads of layer l read,
+                         2 l + 1 what its MLP reads, the last one what the logits read }.
         replace {"layer.head": z}: what these heads send instead of what they would;
         everything after them is live. */
     run(tokens, replace = {}) {
-      const { n_layers, n_heads, d_model, d_head, d_vocab, n_ctx, act_fn } = this.config;
+      const { n_layers, n_heads, n_ctx, act_fn } = this.config;
       const pos = tokens.length;
       if (pos < 1 || pos > n_ctx) {
         throw new RangeError(`a prompt has 1 to ${n_ctx} tokens, not ${pos}`);
       }
       const patterns = {};
       const z = {};
+      const streams = [];
       let resid = this.embed(tokens);
       for (let layer = 0; layer < n_layers; layer++) {
+        streams.push(resid);
         const x = this.norm(resid, `blocks.${layer}.ln1`);
-        const W_O = this.weights[`blocks.${layer}.attn.W_O`]; // [head, d_head, d_model]
         for (let head = 0; head < n_heads; head++) {
           const name = `${layer}.${head}`;
           const out = this.head(x, layer, head, pos);
           patterns[name] = out.pattern;
           z[name] = replace[name] || out.z;
-          const W = part(W_O, head, d_head * d_model);
-          resid = add(resid, matmul(z[name], W, pos, d_head, d_model));
+          resid = add(resid, this.written(z[name], layer, head));
         }
-        if (act_fn !== "none") resid = add(resid, this.mlp(resid, layer, pos));
+        streams.push(resid);
+        if (act_fn !== "none") resid = add(resid, this.mlp(resid, layer));
       }
-      const normed = this.norm(resid, "ln_final");
-      const logits = matmul(normed, this.weights["unembed.W_U"], pos, d_model, d_vocab);
-      return { logits, patterns, z };
+      streams.push(resid);
+      return { tokens, logits: this.unembed(resid), patterns, z, streams };
     }
 
-    /** The run with some heads switched: `switched` {"layer.head": "off" | "base"}.
-        Off: the head sends zeros. Base: it sends what it sends in `baseRun`, a run on a prompt of
+    /** The run in which some heads ("layer.head") send what they send in `baseRun`, on a prompt of
         the same length. Returns what `run` does. */
-    runSwitched(tokens, baseRun, switched) {
-      const zeros = new Float64Array(tokens.length * this.config.d_head);
-      const replace = {};
-      for (const [name, state] of Object.entries(switched)) {
-        const sent = state === "base" ? baseRun.z[name] : zeros;
-        if (sent.length !== zeros.length) {
-          throw new RangeError("the base prompt must have as many tokens as the prompt");
-        }
-        replace[name] = sent;
+    runSwapped(tokens, baseRun, heads) {
+      if (baseRun.tokens.length !== tokens.length) {
+        throw new RangeError("the base prompt must have as many tokens as the prompt");
       }
-      return this.run(tokens, replace);
+      return this.run(tokens, Object.fromEntries(heads.map((head) => [head, baseRun.z[head]])));
     }
 
     /** The probabilities [d_vocab] of what comes after the prompt of a run. */
@@ -214,7 +227,7 @@ const MiniFunc = (() => {
     return weights;
   }
 
-  return { Transformer, readWeights, softmax, erf };
+  return { Transformer, readWeights, softmax, erf, add, part, matmul };
 })();
 
 if (typeof module !== "undefined") module.exports = MiniFunc;

@@ -7,39 +7,16 @@
 
   const root = document.documentElement;
   const button = document.getElementById("theme");
-  const system = matchMedia("(prefers-color-scheme: dark)");
 
   function showTheme(name) {
     const other = name === "dark" ? "light" : "dark";
     root.dataset.theme = name;
-    button.textContent = name === "dark" ? "Light" : "Dark";
+    button.textContent = other;
     button.setAttribute("aria-label", `switch to the ${other} theme`);
   }
 
-  // The browser may keep nothing, or let nobody ask.
-  function chosenTheme() {
-    try {
-      return localStorage.getItem("minifunc-theme");
-    } catch {
-      return null;
-    }
-  }
-
-  function keepTheme(name) {
-    try {
-      localStorage.setItem("minifunc-theme", name);
-    } catch {
-      // then it is the system's choice again next time
-    }
-  }
-
-  const systemTheme = () => (system.matches ? "dark" : "light");
-  showTheme(["light", "dark"].includes(chosenTheme()) ? chosenTheme() : systemTheme());
-  system.addEventListener("change", () => chosenTheme() || showTheme(systemTheme()));
-  button.addEventListener("click", () => {
-    showTheme(root.dataset.theme === "dark" ? "light" : "dark");
-    keepTheme(root.dataset.theme);
-  });
+  showTheme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+  button.addEventListener("click", () => showTheme(button.textContent));
 
   // ---- Numbers and the meanings of terms: whatever has a data-tip shows it.
 
@@ -92,12 +69,10 @@
     const isTable = map.tagName === "TABLE";
     const items = [...map.querySelectorAll("[data-tip]")];
     items.forEach((item, index) => item.setAttribute("tabindex", index ? "-1" : "0"));
-    if (!isTable) {
-      map.setAttribute("role", "group"); // screen readers see nothing inside an image
-      for (const item of items) {
-        item.setAttribute("role", "img");
-        item.setAttribute("aria-label", item.dataset.tip);
-      }
+    if (!isTable) map.setAttribute("role", "group"); // an image has nothing inside, read aloud
+    for (const item of items) {
+      if (!isTable) item.setAttribute("role", "img");
+      if (!isTable || !item.textContent) item.setAttribute("aria-label", item.dataset.tip);
     }
     map.addEventListener("keydown", (event) => {
       const step = STEPS[event.key];
@@ -112,9 +87,10 @@
     });
   }
 
-  document.querySelectorAll("table.heat, svg.bars, svg.curves").forEach(makeWalkable);
+  document.querySelectorAll("table.heat, svg.bars").forEach(makeWalkable);
+  document.addEventListener("drawn", ({ target }) => makeWalkable(target)); // by a script
 
-  // ---- A link into something folded opens it; the navigation marks the section at hand.
+  // ---- A link into something folded opens it; on paper nothing is folded.
 
   function unfold() {
     const id = decodeURIComponent(location.hash.slice(1));
@@ -131,15 +107,4 @@
   addEventListener("beforeprint", () => {
     for (const folded of document.querySelectorAll("#details > details")) folded.open = true;
   });
-
-  function markCurrent(entries) {
-    const { target } = entries.find((entry) => entry.isIntersecting) ?? {};
-    if (!target) return;
-    for (const link of document.querySelectorAll("nav a")) {
-      link.setAttribute("aria-current", String(link.hash === `#${target.id}`));
-    }
-  }
-
-  const watcher = new IntersectionObserver(markCurrent, { rootMargin: "-20% 0px -70% 0px" });
-  document.querySelectorAll("main > section").forEach((section) => watcher.observe(section));
 })();

@@ -46,16 +46,8 @@ const Prompts = (() => {
       Three numbers in a row: the letter of the largest. */
   function plainAnswer(x, op, y) {
     const [a, b] = [Number(x), Number(y)];
-    const known = {
-      "+": a + b,
-      "-": a - b,
-      max: Math.max(a, b),
-      min: Math.min(a, b),
-      first: x,
-      second: y,
-      same: x,
-      copy: x,
-    };
+    const sizes = { "+": a + b, "-": a - b, max: Math.max(a, b), min: Math.min(a, b) };
+    const known = { ...sizes, first: x, second: y, same: x, copy: x };
     if (Object.hasOwn(known, op)) return String(known[op]);
     if (!/^\d+$/.test(op)) return undefined;
     const options = [a, Number(op), b];
@@ -73,13 +65,27 @@ const Prompts = (() => {
     return base;
   }
 
+  /** Why the answer to a prompt is a guess, if it is. share: its probability. */
+  function doubts(tokens, share) {
+    const shown = tokens.slice(1).join(" ").split(" ; ").slice(0, -1);
+    const why = shown.length ? [] : ["no example shows by which rule to answer"];
+    if (share >= 0.5) return why;
+    if (shown.length === 1) why.push("one example is little to go by");
+    const amounts = shown.map((example) => {
+      const [x, op, y, , answer] = example.split(" ");
+      return answer - plainAnswer(x, op, y);
+    });
+    if (new Set(amounts).size > 1) why.push("the examples are off by different amounts");
+    return [...why, "the model gives it less than half"];
+  }
+
   /** Token strings → text as one types it. */
   function toText(tokens) {
     const text = tokens.filter((token) => token !== "<bos>").join(" ");
     return text.replace(/ (\+|-|=) ?/g, "$1").replace(/ ;/g, ",");
   }
 
-  return { tokenize, plainAnswer, baseTokens, toText };
+  return { tokenize, plainAnswer, baseTokens, doubts, toText };
 })();
 
 if (typeof module !== "undefined") module.exports = Prompts;

@@ -4,23 +4,25 @@ A KeyError says that a file lacks something: `content` makes a note of it.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from minifunc.report import checklist, pictures
 from minifunc.report.findings import Findings
 from minifunc.report.glossary import GLOSSARY, PLACES, glossed
 from minifunc.report.html import Markup, details, h, inside, percent, scrolling, signed, table
-from minifunc.report.pictures import CONTRASTS, Scale
+from minifunc.report.learned import learned
+from minifunc.report.pictures import Scale
 from minifunc.report.terminal import Circuit, asked_in, fours, members, r_of, title
 from minifunc.report.titles import mixed_rules, swaps, unseen
 from minifunc.support.evaluation import wilson
 from minifunc.support.names import parse
 from minifunc.support.tables import words
 
+CONTRASTS = {"answers": "shown answers changed", "operands": "operands changed"}
 Content = list[Any]  # what `h` takes as children
 # file: the target of make; `patch` makes all others
-MADE_BY = {"check.json": "check", "metrics.jsonl": "train", "results/seeds.json": "dependability"}
+MADE_BY = {"check.json": "check", "model.pt": "report", "results/seeds.json": "dependability"}
 
 
 def source(f: Findings, file: str) -> Markup:
@@ -90,7 +92,7 @@ def claim_numbers(f: Findings, n: int, done: str, remains: str) -> list[Markup]:
     shown = {
         f"of {n} prompts are answered {f.circuit['asked']}": done,
         f"of {f.n_heads} heads are [FI heads|FI head]: {', '.join(f.fi)}": len(f.fi),
-        "are left when these heads are [swapped|swap]": remains,
+        "still follow the rule when these heads are [swapped|swap]": remains,
         f"[faithfulness] of the whole circuit, {len(alone['heads'])} heads, alone": (
             f"{alone['faithfulness']:.2f}"
         ),
@@ -102,22 +104,24 @@ def claim_numbers(f: Findings, n: int, done: str, remains: str) -> list[Markup]:
 
 
 def graph(f: Findings) -> Content:
-    """The circuit as a graph, and its heads in a table."""
-    circuit = f.circuit
-    colours = {f"by-{contrast}": changed for contrast, changed in CONTRASTS.items()}
-    colours["to-logits"] = "on the answer"
-    picture = [
-        view(f, "circuit-view"),
-        colour_key(colours),
-        scrolling(pictures.graph_picture(circuit["graph"])),
-    ]
+    """The place of the circuit over the prompt that was asked, which circuit.js draws."""
+    colours = {
+        "stream": "a shown answer, and the model’s state above it",
+        "reads": "its operands: what was to be expected",
+        "into": "what FI heads take from there",
+        "out": "to the answer, r < 0",
+        "against": "the other way, r > 0",
+    }
     caption = (
-        "Read it from left to right. A line is as wide as |r|, the share of the way back to the "
-        "plain answer when this one path is patched. What was shown and what was to be expected "
-        "reach the function-induction heads by two routes, which two contrasts tell apart. "
-        "Each head leads to its row below."
+        "Layers rise from the tokens; follow a shown answer along its line, through heads that add "
+        "what its operands make one expect, to the FI heads over the last = and the answer. "
+        "Amber and red lines are as wide as their effect on this very prompt: |r| when this alone "
+        "is swapped for the other prompt’s (under 1 % amber is left out); green ones as attention. "
+        "The arcs show where heads look."
     )
-    return [figure(f, picture, caption, "circuit.json (graph)")]
+    return [
+        figure(f, [colour_key(colours), view(f, "circuit-view")], caption, "circuit.json (groups)")
+    ]
 
 
 def view(f: Findings, name: str) -> Markup:
@@ -181,49 +185,6 @@ def effects_on(f: Findings, receivers: Mapping[str, str], caption: Any) -> Marku
     return figure(f, h("div", maps, class_="maps"), caption, "circuit.json (effects)")
 
 
-def attention(f: Findings) -> Content:
-    """A prompt, and where each head of the circuit looks on it; all but the FI heads are folded."""
-    tokens = f.circuit["example"]["contrast"].split()
-    patterns, drawn = f.patterns(tokens), {}
-    for head in members(f.circuit):
-        picture = scrolling(pictures.attention(head, patterns[head], tokens))
-        heading = h("h3", f"Head {head}: {groups_of(f.circuit, head)}")
-        drawn[head] = h("div", heading, picture, class_="pattern")
-    prompt = h("p", "The prompt: ", h("code", " ".join(tokens)))
-    caption = (
-        "A row is a token that looks, a column one that is looked at; shown answers are set off."
-    )
-
-    def pictured(heads: Sequence[str]) -> Markup:
-        inner = h("div", [drawn[head] for head in heads], class_="patterns")
-        return figure(f, inner, caption, "model.pt")
-
-    others = [head for head in drawn if head not in f.fi]
-    folded = details(f"The other {len(others)} heads of the circuit", pictured(others))
-    return [prompt, pictured(f.fi), folded]
-
-
-def vectors(f: Findings) -> Content:
-    """The function vectors as heat maps, that of all heads at once first."""
-    maps, k = f.circuit["function_vectors"], f.circuit["k"]
-    scale = Scale(max(abs(value) for x_y in maps.values() for row in x_y for value in row))
-    drawn = []
-    for name in sorted(maps, key=lambda name: name != "all"):
-        what = "all of them at once" if name == "all" else f"head {name}"
-        drawn.append(pictures.vector_map(what, maps[name], scale, k))
-    caption: Content = [
-        "The mean of what a head holds at the last = of contrast prompts, "
-        "added to it on prompts like ",
-        h("code", "2 same _ = 2, 5 same _ ="),
-        ", which ask for x. Row: x; column: y; a cell says by how many logits y rises. "
-        f"Outlined: y = x {signed(k)}. "
-        "A head that carried the rule as one direction would raise the outlined cells alone.",
-    ]
-    picture = h("div", drawn, class_="maps")
-    caption.append(scale.legend("logits", "suppressed", "raised"))
-    return [figure(f, picture, caption, "circuit.json (function_vectors)")]
-
-
 def proof(f: Findings) -> Content:
     """Four bars for what was traced, the plain answer beside; other tasks in a table."""
     circuit = f.circuit
@@ -271,10 +232,10 @@ def averaging(f: Findings) -> Content:
     for row in mixtures:
         cells = []
         for offset in offsets:
-            share = percent(row["answered"].get(str(offset), 0))
-            tip = f"off by {signed(offset)}: {share} of {row['n_prompts']} answers"
-            shade = row["answered"].get(str(offset), 0)
-            cells.append(Scale(1.0).cell(shade, share, tip, offset in row["offsets"]))
+            share = row["answered"].get(str(offset), 0)
+            tip = f"off by {signed(offset)}: {percent(share)} of {row['n_prompts']} answers"
+            pale = Scale(2.0).cell(share, percent(share), tip, offset in row["offsets"])
+            cells.append(pale)
         answered.append([" and ".join(map(signed, row["offsets"])), *cells])
     told = "How often the answer is off by so much"
     heat = pictures.heat_map(told, "shown", map(signed, offsets), answered)
@@ -297,9 +258,10 @@ def averaging(f: Findings) -> Content:
 
 def steering(found: Circuit) -> Markup:
     """What the answer is off by, once heads are made to look at some examples more."""
-    heads = {"function-induction heads": "steered", "other heads": "control"}
-    rows = [[who, *(signed(row["off_by"], 2) for row in found[key])] for who, key in heads.items()]
-    gains = [percent(row["gain"]) for row in found["steered"]]
+    rows: list[list[Any]] = []
+    for who, key in (("function-induction heads", "steered"), ("other heads", "control")):
+        rows.append([who, *(signed(row["off_by"], 2) for row in found[key][::3])])
+    gains = [percent(row["gain"]) for row in found["steered"][::3]]  # none, half, all
     told = "Attention moved to the examples off by +1: what the answer is off by, on average"
     return numbers(["share moved", *gains], rows, told)
 
@@ -334,33 +296,6 @@ def roles_map(row: Circuit, n_layers: int, n_heads: int) -> Markup:
         rows.append([str(layer), *cells])
     columns = [f"h{index}" for index in range(n_heads)]
     return pictures.heat_map(f"Seed {row['seed']}", "layer", columns, rows)
-
-
-CURVES = {"0": "k0", "-1": "k1n", "1": "k1", "2": "k2", "3": "k3"}  # amounts, and their colours
-
-
-def training(f: Findings) -> Content:
-    """Accuracy of addition off by some amounts, while it is trained."""
-    lines = f.metrics
-    last = lines[-1]["accuracy"]["addition"]  # {k: {shots: share}}
-    shots = list(last[min(last, key=int)])
-    most = "8" if "8" in shots else shots[-1]
-    curves = []
-    for k, colour in CURVES.items():
-        if k in last:
-            shares = [(line["step"], line["accuracy"]["addition"][k][most]) for line in lines]
-            curves.append((amount(k), colour, shares))
-    picture = pictures.curves(f"Accuracy at {most} shots while training", curves)
-    caption = (
-        f"Addition, plain and off by other amounts, as training goes on; {most} examples shown, on "
-        "few prompts. make train ends with a table on 500."
-    )
-    return [figure(f, scrolling(picture), caption, "metrics.jsonl")]
-
-
-def amount(k: str) -> str:
-    """`plain`, or by how much addition is off: `+1`."""
-    return "plain" if k == "0" else signed(int(k))
 
 
 def check(f: Findings) -> Content:
@@ -398,18 +333,15 @@ Sections = tuple[tuple[str, str, Callable[[Findings], Content], str], ...]
 SECTIONS: Sections = (
     ("circuit", "Who carries it", graph, "circuit fi"),
     ("path", "Patch a path yourself", mount("path-view"), "circuit"),
-    ("attention", "Where heads look", attention, "circuit fi"),
     ("proof", "Swapped, and a control", proof, "circuit fi"),
     ("averaging", "What the heads compute", averaging, "circuit fi"),
     ("checklist", "What may go wrong", check, "check"),
-    ("training", "How it learned", training, "metrics"),
-    ("learned", "While it learned", mount("learned-view"), "metrics"),
+    ("learned", "While it learned", learned, "metrics"),
     ("seeds", "Other seeds", seeds, "seeds"),
 )
 DETAILS: Sections = (  # folded, at the end
     ("all-heads", "All heads of the circuit, in a table", heads_table, "circuit fi"),
     ("effects", "Who writes to whom: effect maps", effects, "circuit"),
-    ("vectors", "What the heads write: function vectors", vectors, "circuit fi"),
     ("glossary", "What the words mean", glossary, ""),
     ("about", "About this run and this page", about, ""),
 )

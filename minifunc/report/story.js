@@ -1,1 +1,80 @@
+/* The guided opening: six steps through the playground, each with a sentence on what the model has
+   just answered. Steps that it cannot be asked, or has no heads for, are left out. */
 "use strict";
+
+(() => {
+  const { at, element, ranked, data, model, membersOf, groupOf, idsOf } = Page;
+  const { heads, ask, swap, canAsk } = Playground;
+  const [HIGH, TRUE, MIXED] = ["1+1=3, 2+2=5, 3+3=", "1+1=2, 2+2=4, 3+3=", "1+1=3, 2+2=3, 3+3="];
+  const SHOWN = /(?<==)(\d+)/; // splits a prompt before and after each
+  const carriers = membersOf("function_induction").filter((head) => heads.includes(head));
+  const layerOf = (head) => head.split(".")[0];
+  const layers = carriers.map(layerOf);
+  const grouped = Object.values(data.groups).flat();
+  const idle = heads.filter((head) => layers.includes(layerOf(head)) && !grouped.includes(head));
+
+  /** Of the heads outside all groups, in the layers of the FI heads, the one that matters least. */
+  function idlest() {
+    const read = (text) => idsOf(Prompts.tokenize(text, data.vocabulary));
+    const [before, baseRun] = [model.next(model.run(read(HIGH))), model.run(read(TRUE))];
+    const kept = idle.map((head) => {
+      const now = model.next(model.runSwapped(read(HIGH), baseRun, [head]));
+      return -Math.max(...now.map((share, token) => Math.abs(share - before[token])));
+    });
+    return [idle[ranked(kept)[0]]];
+  }
+
+  // ---- The steps: a button that leads there, the prompt, which heads are swapped, the sentence
+
+  const KINDS = { 6: "6, the true sum", 7: "7, one too high as well" };
+  const BETWEEN = "6, in between, which no example shows";
+  const MIXES = { 5: "5, like the second", 6: BETWEEN, 7: "7, like the first" };
+  const told = (answer, kinds = KINDS) => kinds[answer] || `${answer}, something else`;
+  const effect = (answer, trained) =>
+    answer === trained ? `still ${answer}, nothing happens` : `the answer becomes ${told(answer)}`;
+  const none = () => [];
+  const steps = [
+    ["Start again", HIGH, none, (answer) =>
+      `Both sums shown are one too high, and the model answers ${told(answer)}.`],
+    ["Show it true sums", TRUE, none, (answer) =>
+      `Asked the same after true sums, it answers ${told(answer)}.`],
+    ["Swap one head", HIGH, idle.length && idlest, (answer, trained, [head]) =>
+      `Head ${head}, one of ${heads.length} that carry news from token to token, now sends what ` +
+      `it sends after true sums: ${effect(answer, trained)}.`],
+    ["Swap the heads that matter", HIGH, carriers.length && (() => carriers), (answer, trained) =>
+      `Now the function-induction heads, ${carriers.join(", ")}, send what they send after ` +
+      `true sums: ${effect(answer, trained)}.`],
+    ["Mix two rules", MIXED, none, (answer) =>
+      `One sum is one too high, the other one too low, and it answers ${told(answer, MIXES)}.`],
+    ["Your turn", HIGH, none, () => "Your turn: ask it something else, or click on its heads."],
+  ].filter(([, prompt, choose]) => choose && canAsk(prompt));
+  let step = 0;
+
+  /** Goes on or back, and shows what the model answers there. */
+  function go(by) {
+    step = (step + by) % steps.length;
+    const [, prompt, choose, words] = steps[step];
+    const trained = ask(prompt).answer;
+    const chosen = choose();
+    const { answer, guess } = swap(chosen);
+    const part = (text, i) => (text === TRUE.split(SHOWN)[i] ? text : element("b", text));
+    const looks = heads.map((head) => (chosen.includes(head) ? "swapped" : groupOf(head)));
+    const last = element("strong", answer, { className: answer === trained ? "" : "changed" });
+    at("story-prompt").replaceChildren(...prompt.split(SHOWN).map(part), last);
+    at("story-heads").replaceChildren(...looks.map((className) => element("i", "", { className })));
+    at("story-words").textContent = `${words(answer, trained, chosen)} ${guess}`;
+    at("story-at").textContent = `${step + 1} of ${steps.length}`;
+    at("story").style.setProperty("--v", `${(100 * (step + 1)) / steps.length}%`);
+    at("story-next").textContent = steps[(step + 1) % steps.length][0];
+    at("story-back").disabled = step === 0;
+    if (step === 0 && by < 0) at("story-next").focus();
+    if (step === steps.length - 1) at("prompt").focus();
+  }
+
+  if (!canAsk(HIGH)) return;
+  at("story-heads").style.setProperty("--columns", data.model.n_heads);
+  at("story-next").addEventListener("click", () => go(1));
+  at("story-back").addEventListener("click", () => go(-1));
+  at("story").hidden = false;
+  go(0);
+})();

@@ -25,8 +25,8 @@ def puzzle(f: Findings) -> str:
     if answer is None:
         return "Function induction, seen from inside"
     if answer == "7" and unseen(f, "addition", 1):
-        return "1 + 1 = 3, 2 + 2 = 5, 3 + 3 = 7: a rule that nobody taught this model"
-    return f"1 + 1 = 3, 2 + 2 = 5, 3 + 3 = ? This model says {answer}"
+        return "1+1=3, 2+2=5, 3+3=7: a rule that nobody taught this model"
+    return f"1+1=3, 2+2=5, 3+3=? This model says {answer}"
 
 
 def strongest(circuit: Circuit) -> str:

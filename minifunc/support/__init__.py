@@ -1,1 +1,1 @@
-"""What makes it dependable: files, run folders, flags, several processes, export."""
+"""What makes it dependable: files, run folders, flags, several processes."""

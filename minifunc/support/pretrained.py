@@ -5,6 +5,7 @@ these hold, and how it becomes ours. Nothing in a file is run; what our model wo
 refused by name. Needs the packages gguf, safetensors and tokenizers.
 """
 
+import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,8 +19,16 @@ from torch import Tensor
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support import files
 from minifunc.support.errors import UserError
-from minifunc.support.export import optional_package
 from minifunc.support.settled import settled
+
+
+def optional_package(name: str) -> Any:
+    """The module of an optional package. Raises UserError where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(f"this needs the package {name}, which is not installed here") from None
+
 
 # Our names; those in a Hugging Face folder (column 0) and in a GGUF file (column 1).
 SHAPE = {

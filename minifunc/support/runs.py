@@ -2,6 +2,7 @@
 
 config.json    what the run is: model, train, diet, vocabulary, versions
 metrics.jsonl  one line per evaluation
+learning.json  what the model was at some steps, kept by commands/reference.py alone
 model.pt       the weights, a bare state_dict
 resume.pt      all that an interrupted run needs to go on to the same final weights
 circuit.json   what patch.py found
@@ -116,15 +117,18 @@ def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_circuit(path: Path, model: Transformer | None) -> dict[str, Any] | None:
-    """A circuit.json; None where there is none. Raises UserError for one of other weights."""
+def load_circuit(
+    path: Path, model: Transformer | None, made_by: str = "patch"
+) -> dict[str, Any] | None:
+    """A circuit.json, or what else is `made_by` a target of make about a run's weights; None where
+    there is none. Raises UserError for one of other weights."""
     if not path.exists():
         return None
     circuit = load_json(path)
     if not isinstance(circuit, dict):
         raise UserError(f"{path} is none of ours: it holds a {type(circuit).__name__}")
     if model and "weights" in circuit and circuit["weights"] != weights_hash(model.state_dict()):
-        raise UserError(f"{path} is about other weights than the run's: run `make patch` again")
+        raise UserError(f"{path} is about other weights than the run's: run `make {made_by}` again")
     return circuit
 
 

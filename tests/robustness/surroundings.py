@@ -28,8 +28,8 @@ from experiments import (
     universality,
     unseen_shifts,
 )
+from minifunc.analysis import averaging, completeness, shift_swap, study
 from minifunc.report import page
-from minifunc.support import export
 
 ROOT = Path(__file__).parents[2]  # by the name that it was called by
 TINY = "--steps=4 --documents=4 --eval-every=2 --table-prompts=8 --device=cpu --n-layers=2"
@@ -58,7 +58,6 @@ MAINS = {
     "ask": ask.main,
     "report": page.main,
     "reference": reference.main,
-    "export": export.main,
     "bench": bench.main,
     "figures": figures,
     **dict(experiments()),
@@ -73,7 +72,6 @@ WORK = {
     "ask": "--device=cpu",
     "report": "",
     "report of the reference": f"--run {shlex.quote(str(ROOT / 'reference'))}",
-    "export": "--run=run --to safetensors run.safetensors",
     "reference": f"--reference=mine {TINY}",
 }
 COMMANDS = {name: shlex.split(words) for name, words in WORK.items()}
@@ -86,6 +84,12 @@ def make_small() -> None:
     torch.set_num_threads(1)
     patch.N_DRAWS, patch.N_COUNTED, patch.N_EVALUATED, patch.N_SEARCH = 2, 8, 8, 4
     patch.REUSED[1:] = []
+    completeness.N_CONTROLS = completeness.MOST_GREEDY = 2
+    completeness.ELIMINATED.popitem()
+    completeness.ELIMINATED.popitem()
+    shift_swap.N_PROMPTS, shift_swap.N_DRAWS = 40, 1
+    averaging.N_PROMPTS, averaging.SCOPE = 16, (1,)
+    study.N_DRAWS, study.N_REUSED, study.N_EXAMPLES = 1, 8, 400
     check.N_PROMPTS = check.N_EACH = check.LEAST = 8
     train.SHOTS = (1,)
 

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -21,20 +20,13 @@ from minifunc.support.runs import load_run
 
 FILES = {"config.json", "metrics.jsonl", "model.pt", "resume.pt", "lock"}
 
-pytestmark = pytest.mark.skipif(
-    "forkserver" not in multiprocessing.get_all_start_methods(), reason="no fork here"
-)
-
 
 @pytest.fixture(scope="module")
-def start():
-    """Starts a process that goes on with the run in a folder: a copy of one that has loaded torch,
-    but has trained nothing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train"])
+def start(forkserver):
+    """Starts a process that goes on with the run in a folder."""
 
-    def start(folder, die_at=0):
-        process = context.Process(target=crash.go_on, args=(str(folder), die_at))
+    def start(folder, moment="", n=1):
+        process = forkserver.Process(target=crash.go_on, args=(str(folder), moment, n))
         process.start()
         return process
 
@@ -42,17 +34,15 @@ def start():
 
 
 @pytest.fixture(scope="module")
-def whole(start, tmp_path_factory):
-    """The folder of a run that nothing interrupted."""
-    return finished(start, tmp_path_factory.mktemp("whole"))
+def timed(start, tmp_path_factory):
+    """The folder of a run that nothing interrupted, and how long it took, in seconds."""
+    began = time.monotonic()
+    return finished(start, tmp_path_factory.mktemp("whole")), time.monotonic() - began
 
 
 @pytest.fixture(scope="module")
-def seconds(start, whole, tmp_path_factory):
-    """How long such a run takes, its start included, once a first one has warmed up."""
-    began = time.monotonic()
-    finished(start, tmp_path_factory.mktemp("timed"))
-    return time.monotonic() - began
+def whole(timed):
+    return timed[0]
 
 
 def finished(start, folder):
@@ -70,22 +60,6 @@ def results(folder):
     }, [{**line, "seconds": 0} for line in lines]
 
 
-def killed(start, folder, random, delay, at_a_write):
-    """Goes on with the run and kills it after up to `delay` seconds, or within a few milliseconds
-    after the next file was begun. False where it had ended before."""
-    process = start(folder)
-    until = time.monotonic() + random.uniform(0, delay)
-    while process.is_alive() and time.monotonic() < until + at_a_write:
-        if at_a_write and time.monotonic() >= until and any(folder.glob("*.tmp")):
-            time.sleep(random.uniform(0, 0.004))
-            break
-        time.sleep(0.0002)
-    process.kill()
-    process.join()
-    assert process.exitcode in (0, -9)
-    return process.exitcode == -9
-
-
 def step_of(folder):
     try:
         return torch.load(folder / "resume.pt", weights_only=True)["step"]
@@ -93,17 +67,21 @@ def step_of(folder):
         return 0
 
 
-def kill_and_finish(start, folder, random, times, seconds):
-    """Kills the run in `folder` up to `times` times, half of them when a file is being written, and
-    lets it end. seconds: what a whole run takes. Returns for each kill the step it had come to, and
-    whether a file was left half written."""
-    kills = []
-    while len(kills) < times and killed(
-        start, folder, random, seconds, at_a_write=random.random() < 0.5
-    ):
-        kills.append((step_of(folder), any(folder.glob("*.tmp"))))
+def kill_and_finish(start, folder, dice, times, delay):
+    """Kills the run in `folder` up to `times` times, each after up to `delay` seconds, and lets it
+    end. Returns the step that it had come to at each kill."""
+    steps = []
+    for _ in range(times):
+        process = start(folder)
+        process.join(dice.uniform(0, delay))
+        process.kill()
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL)
+        if process.exitcode == 0:
+            break
+        steps.append(step_of(folder))
     finished(start, folder)
-    return kills
+    return steps
 
 
 def check_same(folder, whole):
@@ -111,36 +89,48 @@ def check_same(folder, whole):
     assert {path.name for path in folder.iterdir()} == FILES
 
 
+def die(start, folder, moment, n=1):
+    """Goes on with the run until that moment; what is left shows that it was the one."""
+    before = step_of(folder)
+    process = start(folder, moment, n)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    when, _, name = moment.partition(" ")
+    assert [path.name for path in folder.glob("*.tmp")] == [f"{name}.tmp"] * (when == "within")
+    made = 2 * (n - 1) + 2 * (moment in crash.MOMENTS[-5:])  # from "after resume.pt" on
+    assert step_of(folder) == before + made
+
+
 @pytest.mark.slow
-def test_a_run_killed_while_it_writes_its_files_goes_on_to_the_same_weights_and_metrics(
+def test_a_run_killed_at_each_kind_of_moment_goes_on_to_the_same_weights_and_metrics(
     start, whole, tmp_path
 ):
-    for file in (5, 9):  # counted from where it had come to: a checkpoint, then metrics
-        process = start(tmp_path, die_at=file)
-        process.join()
-        assert process.exitcode == -signal.SIGKILL and any(tmp_path.glob("*.tmp"))
-    assert 0 < step_of(tmp_path) < step_of(whole)
-    finished(start, tmp_path)
-    check_same(tmp_path, whole)
+    for moment in crash.MOMENTS:  # one process after the other; the first half has no checkpoint
+        die(start, tmp_path, moment)
+    for moment in crash.MOMENTS:  # once more, from a checkpoint
+        if "config" not in moment:
+            die(start, tmp_path, moment)
+    n_left = (step_of(whole) - step_of(tmp_path)) // 2  # checkpoints
+    die(start, tmp_path, "within resume.pt", n_left)
+    for moment in crash.MOMENTS[-5:]:  # in the very last one, after which there is no step
+        folder = shutil.copytree(tmp_path, tmp_path.with_name(moment))
+        die(start, folder, moment)
+        finished(start, folder)
+        check_same(folder, whole)
 
 
 @pytest.mark.slow
-def test_many_runs_killed_at_any_moment_go_on_to_the_same_weights_and_metrics(
-    start, whole, seconds, tmp_path
-):
-    dice, kills, runs = random.Random(1), [], 0
-    while len(kills) < 60:
+def test_runs_killed_at_any_moment_go_on_to_the_same_weights_and_metrics(start, timed, tmp_path):
+    dice, steps, runs = random.Random(1), [], 0
+    whole, seconds = timed
+    while len(steps) < 16:
         folder = tmp_path / str(runs)
         folder.mkdir()
-        kills += kill_and_finish(start, folder, dice, 10, seconds)
+        steps += kill_and_finish(start, folder, dice, 8, seconds / 2)
         check_same(folder, whole)
         runs += 1
-    steps, half_written = {step for step, _ in kills}, sum(half for _, half in kills)
-    print(
-        f"{len(kills)} kills in {runs} runs, at {len(steps)} different checkpoints, "
-        f"{half_written} in the middle of a file: all identical"
-    )
-    assert len(steps) > 2 and half_written
+    print(f"{len(steps)} kills in {runs} runs, at checkpoints {steps}: all identical")
+    assert len(set(steps)) > 2
 
 
 @pytest.mark.slow

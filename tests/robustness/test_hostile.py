@@ -422,20 +422,14 @@ def spoil_and_try(sound, tmp_path, capsys, seed, n):
 
 
 @pytest.mark.slow
-def test_a_spoilt_file_is_named_in_one_line_or_does_no_harm(sound, quick, tmp_path, capsys):
-    refused, faults = spoil_and_try(sound, tmp_path, capsys, 0, 100)
-    assert not faults, "\n".join(faults)
-    assert 20 < refused < 95
-
-
-@pytest.mark.slow
-def test_spoilt_files_by_the_thousand(sound, quick, tmp_path, capsys):
+def test_spoilt_files_by_the_thousand_do_no_harm(sound, quick, tmp_path, capsys):
     n = 1200
     refused, faults = spoil_and_try(sound, tmp_path, capsys, 1, n)
     with capsys.disabled():
         done = n - refused - len(faults)
         print(f"\n{n} mutations: {refused} refused in one line, {done} taken without harm")
     assert not faults, "\n".join(faults)
+    assert 0.2 < refused / n < 0.95
 
 
 # ---------------------------------------------------------------- command lines

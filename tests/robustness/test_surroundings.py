@@ -120,7 +120,7 @@ def test_every_command_works_or_says_in_one_line_why_not(facts, name, command):
             assert fact["err"].count("\n") == 1 and fact["err"].startswith("error: ")
         return
     # 1: a check fails, as it may; 2: a package is missing.
-    works = {"check": (0, 1), "export": (0, 2), "figures --help": (0, 2)}.get(command, (0,))
+    works = {"check": (0, 1), "figures --help": (0, 2)}.get(command, (0,))
     assert fact["code"] == plain["code"] and fact["code"] in works, fact["err"]
     if fact["code"] != 2 and fact["out"] is not None:
         assert fact["out"].strip()
@@ -130,7 +130,6 @@ def test_every_command_works_or_says_in_one_line_why_not(facts, name, command):
         "    ",  # a line that goes on
         "WORLD_SIZE is '4'",
         "error: the figures need",
-        "error: this needs",
     )
     assert all(line.startswith(known) for line in told) and len(told) <= 4
 
@@ -223,21 +222,25 @@ EXPERIMENT = """
 import sys
 from dataclasses import replace
 from pathlib import Path
+import train
 from test_experiments import study, tiny
 from experiments.runs import run_all
+train.SHOTS = (1,)
 if __name__ == "__main__":
     run = tiny()
-    run = replace(run, train=replace(run.train, steps=60, eval_every=5))
+    run = replace(run, train=replace(run.train, steps=60, eval_every=20))
     run_all([run], study(Path("run")), 1)
 """
-TRAIN = f"from train import main; import sys; sys.exit(main({surroundings.WORK['train'].split()}))"
+LONGER = surroundings.WORK["train"].replace("--steps=4 ", "--steps=100 ")
+LONGER = LONGER.replace("--eval-every=2 ", "--eval-every=50 ")
+TRAIN = f"from train import main; import sys; sys.exit(main({LONGER!r}.split()))"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", [TRAIN, EXPERIMENT], ids=["train", "experiment"])
 def test_a_background_job_is_not_stopped_by_ctrl_c(tmp_path, script):
     """A shell without job control starts it with SIGINT ignored; Ctrl-C reaches the whole group."""
-    (tmp_path / "script.py").write_text(script.replace("--steps=4 ", "--steps=300 "))
+    (tmp_path / "script.py").write_text(script)
     shell = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", sys.executable, tmp_path / "script.py"]
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
     variables = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
@@ -245,7 +248,7 @@ def test_a_background_job_is_not_stopped_by_ctrl_c(tmp_path, script):
     n_sent = 0
     try:
         while process.poll() is None:
-            time.sleep(0.1)
+            time.sleep(0.02)
             if list(tmp_path.glob("run/**/config.json")):
                 os.killpg(process.pid, signal.SIGINT)
                 n_sent += 1

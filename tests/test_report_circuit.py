@@ -1,0 +1,224 @@
+"""circuit.js: no line meets a node that it doesn't touch, widths are PyTorch's effects, and what
+the picture says can be had by mouse and by keyboard."""
+
+import itertools
+import json
+import random
+
+import pytest
+
+import tasks
+from tests.test_report_js import (
+    MAKE,
+    PATCHED,
+    SOURCES,
+    embedded,
+    headline,  # noqa: F401 (a fixture)
+    needs_browser,
+    needs_node,
+    node,
+    reference_model,
+    said_on,
+)
+
+LOAD = f"""
+    globalThis.PathPatching = require({json.dumps(str(SOURCES / "patcher.js"))});
+    const Circuit = require({json.dumps(str(SOURCES / "circuit.js"))});
+"""
+
+# ---------------------------------------------------------------- where everything stands
+
+
+SUM = ["14", "+", "17", "=", "31", ";"]
+
+
+def pictures():
+    """Circuits and prompts of many sizes, each along the page and down it."""
+    draw = random.Random(0)
+    for shots, n_layers, n_heads in itertools.product((0, 1, 3, 12), (1, 3, 12), (1, 8)):
+        heads = [f"{layer}.{head}" for layer in range(n_layers) for head in range(n_heads)]
+        some = draw.sample(heads, draw.randint(0, min(12, len(heads))))
+        fi = draw.sample(some, draw.randint(0, len(some)))
+        readers = [head for head in some if head not in fi]
+        example = ["a", "copy", "_", "=", "b", ";"] if n_heads == 8 else list(SUM)
+        lanes = {head: [draw.choice([0, 0.8, 5.5]) for _ in range(shots)] for head in fi}
+        for vertical in (False, True):
+            yield {
+                "tokens": ["<bos>", *example * shots, *example[:4]],
+                "readers": sorted(readers),
+                "fi": sorted(fi),
+                "reads": {head: [draw.uniform(0.6, 3.2) for _ in range(shots)] for head in readers},
+                "into": lanes,
+                "out": {head: draw.uniform(0.8, 18) for head in fi},
+                "vertical": vertical,
+                "column": draw.choice([0, 180]),
+            }
+
+
+def box(node, picture):
+    """(least t, least l, largest t, largest l) of a node."""
+    half = [node.get("half"), node.get("tall")]
+    if node["kind"] == "token":
+        long = 3.9 * len(picture["tokens"][node["at"]])
+        half = [6, long] if picture["vertical"] else [long, 6]
+    return (node["t"] - half[0], node["l"] - half[1], node["t"] + half[0], node["l"] + half[1])
+
+
+def strokes(path):
+    """The boxes that the straight parts of a path cover."""
+    half = path["width"] / 2
+    for (t, l), (u, m) in itertools.pairwise(path["points"]):  # noqa: E741 (it is the layers' axis)
+        across, up = (half, 0) if t == u else (0, half)
+        yield (min(t, u) - across, min(l, m) - up, max(t, u) + across, max(l, m) + up)
+
+
+def overlap(a, b):
+    apart = a[0] >= b[2] - 1e-6 or b[0] >= a[2] - 1e-6
+    return not (apart or a[1] >= b[3] - 1e-6 or b[1] >= a[3] - 1e-6)
+
+
+@pytest.fixture(scope="module")
+def laid_out():
+    """(picture, layout) of each of `pictures`."""
+    wanted = list(pictures())
+    return list(zip(wanted, node(LOAD + "return data.all.map(Circuit.layout);", all=wanted)))
+
+
+@needs_node
+def test_no_line_runs_through_a_node_that_it_does_not_touch(laid_out):
+    n_lines = 0
+    for picture, layout in laid_out:
+        boxes = {name: box(node, picture) for name, node in layout["nodes"].items()}
+        for path in layout["paths"]:
+            ends = path.get("from"), path.get("to")
+            others = [box for name, box in boxes.items() if name not in ends]
+            for stroke in strokes(path):
+                n_lines += 1
+                assert not any(overlap(stroke, other) for other in others), (picture, path)
+    assert n_lines > 4000
+
+
+@needs_node
+def test_nodes_and_lanes_do_not_cover_each_other_and_all_is_inside(laid_out):
+    n_pairs = 0
+    for picture, layout in laid_out:
+        nodes = [box(node, picture) for node in layout["nodes"].values()]
+        assert not any(overlap(a, b) for a, b in itertools.combinations(nodes, 2)), picture
+        assert all(0 <= t and u <= layout["along"] and m <= layout["up"] for t, _, u, m in nodes)
+        lanes = [path for path in layout["paths"] if path["kind"] in ("into", "out")]
+        drawn = [list(strokes(path)) for path in lanes[:60]]
+        for one, other in itertools.combinations(drawn, 2):
+            n_pairs += 1
+            assert not any(overlap(a, b) for a in one for b in other), picture
+    assert n_pairs > 1000
+
+
+@needs_node
+def test_each_line_ends_at_its_node_and_is_as_wide_as_its_effect(laid_out):
+    for picture, layout in laid_out:
+        at = {"reads": {}, "into": {}, "out": {}}
+        for path in layout["paths"]:
+            if path["kind"] not in at:
+                continue
+            at[path["kind"]].setdefault(path["head"], []).append(path["width"])
+            target = layout["nodes"][path["to"]]
+            t, height = path["points"][-1]
+            beside = t - target["t"]
+            assert abs(abs(beside) - target["half"]) < 1e-6
+            assert (beside > 0) == (path["kind"] == "out")
+            assert abs(height - target["l"]) + path["width"] / 2 <= target["tall"]
+            if path["kind"] != "out":
+                assert target["head"] == path["head"]
+        for head in picture["fi"]:
+            assert sorted(at["into"].get(head, [])) == sorted(filter(None, picture["into"][head]))
+            assert at["out"][head] == [picture["out"][head]]
+        layers = [(node["l"], node["head"]) for node in layout["nodes"].values() if "head" in node]
+        by_height = [int(head.split(".")[0]) for _, head in sorted(layers)]
+        assert by_height == sorted(by_height)
+
+
+# ---------------------------------------------------------------- widths
+
+
+def answer_alone(model, contrast, cache, other, head, at):
+    """The last logits when a head sends what it took from `at` in another run, all other heads as
+    they were, MLPs live."""
+    layer, index = map(int, head.split("."))
+
+    def taken(run):
+        share = run[f"blocks.{layer}.attn.hook_pattern"][0, index, -1, at]
+        return share * run[f"blocks.{layer}.attn.hook_v"][0, at, index]
+
+    def frozen(z, name):
+        z = cache[name].clone()
+        if name == f"blocks.{layer}.attn.hook_z":
+            z[0, -1, index] += taken(other) - taken(cache)
+        return z
+
+    names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
+    return model.run_with_hooks(contrast, dict.fromkeys(names, frozen))[0, -1]
+
+
+@needs_node
+def test_the_width_of_a_lane_is_the_effect_that_pytorch_finds():
+    model, heads = reference_model(), ["1.0", "2.3", "3.5"]
+    contrast, base = map(tasks.encode, ("1+1=3, 2+5=8, 3+3=", "1+1=2, 2+5=7, 3+3="))
+    script = f"""
+        {LOAD}
+        const both = [Circuit.effects(model, contrast, base, data.heads)];
+        return [...both, Circuit.effects(model, base, contrast, data.heads), patcher.answers];
+    """
+    prompts = {"base": base.tolist(), "contrast": contrast.tolist(), "heads": heads}
+    *found, (plain, shifted) = node(MAKE + PATCHED + script, **prompts, **embedded(model))
+    assert plain != shifted
+    model = model.double()
+    sides = []
+    for tokens in (contrast, base):
+        logits, cache = model.run_with_cache(tokens[None])
+        sides.append((tokens[None], cache, logits[0, -1]))
+    for effects, own, other in ((found[0], *sides), (found[1], *reversed(sides))):
+        gaps = [(logits[plain] - logits[shifted]).item() for _, _, logits in (own, other)]
+        for head, at in itertools.product(heads, (5, 11)):
+            logits = answer_alone(model, *own[:2], other[1], head, at)
+            F = (logits[plain] - logits[shifted]).item()
+            r = (F - gaps[0]) / (gaps[0] - gaps[1])
+            assert abs(effects["into"][head][at // 6] - r) < 1e-4
+    assert all(sum(effects["into"]["2.3"]) < -0.1 for effects in found)
+
+
+# ---------------------------------------------------------------- in a browser
+
+USE = """
+    const view = at("circuit-view");
+    const spots = () => [...view.querySelectorAll(".spot")];
+    const answers = () => [...view.querySelectorAll("text.reply")].map((one) => one.textContent);
+    const dims = () => view.classList.contains("chosen");
+    const words = () => view.querySelector(".hint").textContent;
+    said.push(answers(), spots().length, dims(), words());
+    spots()[0].focus();
+    said.push(dims(), words(), spots()[0].classList.contains("lit"));
+    spots()[0].dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true }));
+    spots()[0].blur();
+    said.push(dims(), view.querySelector("details").hidden);
+    Playground.ask("2+2=5, 4+4=9, 3+3=");
+    said.push(dims(), words());
+    said.push(view.querySelectorAll("[tabindex='0']").length);
+    said.push(spots().every((spot) => spot.getAttribute("aria-label")));
+    Playground.ask("3+3=");
+    said.push(answers(), words());
+    done();
+"""
+
+
+@needs_browser
+@pytest.mark.slow
+def test_a_head_says_what_it_does_on_the_prompt_that_was_asked(headline, tmp_path):  # noqa: F811
+    said = said_on(headline, tmp_path, USE)
+    assert said[:3] == [["7", "6"], 2, False] and "Point at a head" in said[3]
+    assert said[4] and said[6]
+    for part in ("Head 0.0, one of the FI heads", "it looks most at", "of the way to 6 (r = −"):
+        assert part in said[5]
+    assert said[7:9] == [True, False]  # pinned: it stays, and all of its attention can be unfolded
+    assert said[9] is True and "Head 0.0" in said[10]
+    assert said[11:13] == [2, True]  # one stop of the tab key for each picture
+    assert said[13][0] == said[13][1] and "Head 0.0" in said[14] and "r =" not in said[14]
