@@ -12,7 +12,7 @@
     const other = name === "dark" ? "light" : "dark";
     root.dataset.theme = name;
     button.textContent = other;
-    button.setAttribute("aria-label", `switch to the ${other} theme`);
+    button.ariaLabel = `switch to the ${other} theme`;
   }
 
   showTheme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
@@ -22,7 +22,7 @@
 
   const tip = document.createElement("div");
   tip.id = "tip";
-  tip.setAttribute("role", "status");
+  tip.role = "status";
   document.body.append(tip);
 
   const hideTip = () => tip.classList.remove("shown");
@@ -48,8 +48,7 @@
     showTip(target, box?.left + box?.width / 2, box?.bottom - 12);
   }
 
-  document.addEventListener("pointermove", followPointer);
-  document.addEventListener("pointerdown", followPointer);
+  for (const name of ["pointermove", "pointerdown"]) document.addEventListener(name, followPointer);
   document.addEventListener("focusin", followFocus);
   document.addEventListener("focusout", hideTip);
   document.addEventListener("scroll", followFocus, { passive: true, capture: true });
@@ -67,13 +66,13 @@
 
   function makeWalkable(map) {
     const isTable = map.tagName === "TABLE";
+    if (!isTable) map.role = "group"; // screen readers see nothing inside an image
     const items = [...map.querySelectorAll("[data-tip]")];
-    items.forEach((item, index) => item.setAttribute("tabindex", index ? "-1" : "0"));
-    if (!isTable) map.setAttribute("role", "group"); // an image has nothing inside, read aloud
-    for (const item of items) {
-      if (!isTable) item.setAttribute("role", "img");
-      if (!isTable || !item.textContent) item.setAttribute("aria-label", item.dataset.tip);
-    }
+    items.forEach((item, index) => {
+      item.tabIndex = index ? -1 : 0;
+      if (!isTable) item.role = "img";
+      if (!isTable || !item.textContent) item.ariaLabel = item.dataset.tip;
+    });
     map.addEventListener("keydown", (event) => {
       const step = STEPS[event.key];
       const index = items.indexOf(document.activeElement);
@@ -81,8 +80,8 @@
       event.preventDefault();
       const next = isTable ? neighbour(items[index], step) : items[index + step[0] + step[1]];
       if (!next?.dataset.tip) return;
-      items[index].setAttribute("tabindex", "-1");
-      next.setAttribute("tabindex", "0");
+      items[index].tabIndex = -1;
+      next.tabIndex = 0;
       next.focus();
     });
   }
@@ -93,13 +92,10 @@
   // ---- A link into something folded opens it; on paper nothing is folded.
 
   function unfold() {
-    const id = decodeURIComponent(location.hash.slice(1));
-    const target = id && document.getElementById(id);
-    if (!target) return;
-    for (let parent = target; parent; parent = parent.parentElement) {
-      if (parent.tagName === "DETAILS") parent.open = true;
-    }
-    target.scrollIntoView();
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const folded = target?.closest("details");
+    if (folded) folded.open = true;
+    target?.scrollIntoView();
   }
 
   addEventListener("hashchange", unfold);

@@ -6,8 +6,7 @@ if (Page.model && Page.at("path-view")) (() => {
   const { at, element, button, svg, model, groupOf } = Page;
   const { n_layers, n_heads, act_fn, d_vocab } = model.config;
   const INPUTS = { q: "q: what it looks for", k: "k: where it finds that", v: "v: what it takes" };
-  const PATCHED = "As contrast, but along the red path goes what goes there in base.\n" +
-    "Click on what shall receive.";
+  const PATCHED = "As contrast, but the red path is as in base.\nClick on what shall receive.";
   const columns = n_heads + 1 + (act_fn !== "none"); // the first is the stream's
   const places = { logits: [0, 0], embedding: [n_layers + 1, 0] }; // {part: [row, column]}
   for (let layer = 0; layer < n_layers; layer++) {
@@ -38,7 +37,7 @@ if (Page.model && Page.at("path-view")) (() => {
       a button where it can be picked as the last of these. */
   function partOf(name, ends, words) {
     const [row, column] = places[name];
-    const [end] = ends.slice(-1);
+    const end = ends.at(-1);
     const marks = ends.filter((each) => picked[each] === name);
     const className = ["part", groupOf(name), ...marks].join(" ");
     const style = `grid-area: ${row + 1} / ${column + 1} / auto / ${column ? "auto" : -1}`;
@@ -54,8 +53,7 @@ if (Page.model && Page.at("path-view")) (() => {
     const lines = svg("svg", size, svg("path", { d: `M0.5 0.8V${n_layers + 1.2}` }));
     if (name === "patched") { // from the sender to the stream, and up to where it is read
       const [[from, x], [to, end]] = ends.map((each) => places[picked[each]]);
-      const out = `M${x + 0.5} ${from + 0.5}V${from + 0.08}H0.5`;
-      const d = `${out}V${to + 0.92}H${end + 0.5}V${to + 0.5}`;
+      const d = `M${x + 0.5} ${from + 0.5}v-0.42H0.5V${to + 0.92}H${end + 0.5}v-0.42`;
       lines.append(svg("path", { d, class: "way" }));
     }
     const answer = token(Page.ranked(model.next(run))[0]);

@@ -76,7 +76,7 @@ const Playground = (() => {
 
   /** Shows the answer, and as trained, by their probabilities. Returns it and why it is a guess. */
   function showAnswer({ tokens, base, run, baseRun }) {
-    const now = model.next(model.runSwapped(run.tokens, baseRun, swapped));
+    const now = model.next(swapped.length ? model.runSwapped(run.tokens, baseRun, swapped) : run);
     const before = model.next(run);
     const [best, first] = [now, before].map((probabilities) => ranked(probabilities)[0]);
     const shown = [...new Set([...ranked(now).slice(0, 5), first])];

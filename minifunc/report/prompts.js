@@ -4,20 +4,16 @@
 const Prompts = (() => {
   /* `x op y = answer`. An operation is a sign, a word, or a number between two others (a choice).
      y may be missing, and so may the answer, as it is in the last example. */
-  const OPERAND = /([a-z]|-?\d+)/;
-  const OPERATION = /([+-]|[a-z]{2,}|(?<=\s)\d+(?=\s))/;
-  const EXAMPLE = new RegExp(
-    String.raw`^\s*${OPERAND.source}\s*${OPERATION.source}\s*(?:${OPERAND.source}|_)?\s*=` +
-      String.raw`\s*${OPERAND.source}?\s*$`,
-  );
+  const X = String.raw`([a-z]|-?\d+)`;
+  const OP = String.raw`([+-]|[a-z]{2,}|(?<=\s)\d+(?=\s))`;
+  const EXAMPLE = new RegExp(`^ ${X} ${OP} (?:${X}|_)? = ${X}? $`.replaceAll(" ", "\\s*"));
   const WORD = /\p{Nd}+|[\p{L}\p{N}]+|\S/gu;
   const LIKE = "1+1=3, 2+2=5, 3+3=";
 
   /** Text → token strings, <bos> in front. Throws an Error, in words, for what cannot be read. */
   function tokenize(text, vocabulary) {
     const tokens = ["<bos>"];
-    for (const example of text.replace("<bos>", " ").split(/[;,\n]/)) {
-      if (!example.trim()) continue;
+    for (const example of text.replace("<bos>", "").trim().split(/[;,\n]\s*/).filter(Boolean)) {
       const strings = tokensOf(example);
       const words = strings.length ? strings : example.match(WORD);
       const unknown = words.find((word) => !vocabulary.includes(word));
@@ -35,9 +31,8 @@ const Prompts = (() => {
 
   /** The tokens of one example; none where it cannot be read. */
   function tokensOf(example) {
-    const match = EXAMPLE.exec(example);
-    if (!match) return [];
-    const [, x, op, y, answer] = match;
+    const [, x, op, y, answer] = EXAMPLE.exec(example) ?? [];
+    if (!x) return [];
     const tokens = [x, op, y || "_", "="];
     return answer ? [...tokens, answer, ";"] : tokens;
   }
