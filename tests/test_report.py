@@ -175,7 +175,7 @@ def test_the_sections_tell_the_story_in_order_and_details_come_last(run):
     assert ids[:2] == ["claim", "playground"] and ids[-1] == "details"
     assert [name for name in ids if name in story] == story
     after = [attributes.get("id") for _, attributes in elements]
-    folded = ["all-heads", "effects", "vectors", "glossary", "about"]
+    folded = ["all-heads", "effects", "glossary", "about"]
     assert [name for name in after[after.index("details") :] if name in folded] == folded
 
 
@@ -436,7 +436,6 @@ ABOUT_THE_CIRCUIT = (
     sections.claim,
     sections.graph,
     sections.effects,
-    sections.vectors,
     sections.proof,
     sections.heads_table,
     sections.about,
@@ -452,11 +451,11 @@ READ_BY = {  # key of circuit.json: the sections that read below it, where these
     "operands_changed": (sections.effects,),
     "evaluation": (sections.claim, sections.proof),
     "reuse": (sections.proof,),
-    "function_vectors": (sections.vectors,),
     "attention": (sections.heads_table,),
 }
 UNREAD = {  # numbers that are checked when the run is read, and what the report doesn't show
     "model",
+    "function_vectors",
     "function_vector_scores",
     "reading",
 }
@@ -603,8 +602,10 @@ def shown_while_it_learned(text):
 
 
 def test_of_any_run_the_accuracy_is_shown_by_step(run):
+    shots = {"0": {"1": 0.1, "8": 0.5, "16": 0.9}, "1": {"1": 0.2, "8": 0.4, "16": 0.8}}
+    save_lines(run / "metrics.jsonl", [{"step": 2, "accuracy": {"addition": shots}}])
     data, words = shown_while_it_learned(made(run))
-    assert data["looks"][1] == {"step": 2, "plain": 0.4, "off_by_one": 0.4}  # at 8 shots
+    assert data["looks"] == [{"step": 2, "plain": 0.5, "off_by_one": 0.4}]  # at 8 shots
     assert "make reference keeps" in words and "learned-answer" not in words
 
 
@@ -675,7 +676,6 @@ def test_what_was_found_in_a_model_that_is_not_there_is_shown(run, monkeypatch):
     assert "without the model" in section(text, "playground")
     assert "the page holds no model" in section(text, "path")
     assert "it knows no such tasks" in section(text, "proof")
-    assert "it knows no such tasks" in section(text, "vectors")
     assert "new rule shown" in section(text, "proof")  # the bars
     assert "forecast" in section(text, "averaging")
     for name in ("checklist", "training"):
@@ -704,7 +704,6 @@ PARTS = {name: (make, needs) for name, _, make, needs in sections.SECTIONS + sec
         ("operands_changed", "effects", "lacks “operands_changed”"),
         ("reuse", "proof", "new rule shown"),
         ("reuse", "proof", "lacks “reuse”"),
-        ("function_vectors", "vectors", "lacks “function_vectors”"),
         ("evaluation.shift_swap", "proof", "new rule shown"),
         ("r_ci", "all-heads", "function induction"),
     ],

@@ -470,6 +470,45 @@ def test_in_a_browser_a_click_takes_7_to_6_and_back_without_an_error(headline, t
     assert said[11:] == ["", False, "Both prompts are the same: nothing to swap."]
 
 
+PATHS = """
+const path = (id) => {
+    if (id) at(id).click();
+    const picked = [...document.querySelectorAll("button.part[aria-pressed=true]")];
+    const r = document.querySelector("#path-view .sum").textContent.split("\\n= ")[2];
+    said.push([...picked.map((one) => one.id), at("receiver-logits").textContent, r.split(",")[0]]);
+};
+at("receiver-0.0").focus();
+[null, "receiver-0.0", "sender-0.0", "input-k", "receiver-logits", "sender-0.1"].forEach(path);
+at("receiver-0.0").focus();
+path("receiver-0.0");
+said.push(document.activeElement.id, at("sender-0.1").dataset.tip);
+at("prompt").value = "1+1=2, 2+2=4, 3+3=";
+at("prompt").dispatchEvent(new Event("input", { bubbles: true }));
+setTimeout(() => {
+    said.push(at("path-view").textContent);
+    done();
+}, 300);
+"""
+
+
+@needs_browser
+@pytest.mark.slow
+def test_a_path_is_patched_by_two_clicks(headline, tmp_path):
+    said = said_on(headline, tmp_path, PATHS)
+    logits, head = "receiver-logits", "receiver-0.0"
+    assert said[:7] == [
+        ["sender-0.0", logits, "answer 6", "−100.0 %"],  # at first the head that carries it
+        ["sender-embedding", head, "answer 6", "−100.0 %"],  # no head lies below the head; its v
+        ["sender-embedding", head, "answer 6", "−100.0 %"],  # so none can be picked
+        ["sender-embedding", head, "answer 7", "0.0 %"],  # its k
+        ["sender-embedding", logits, "answer 7", "0.0 %"],
+        ["sender-0.1", logits, "answer 7", "0.0 %"],  # which writes nothing
+        ["sender-embedding", head, "answer 7", "0.0 %"],
+    ]
+    assert said[7] == head and "not below 0.0" in said[8]
+    assert said[9] == "Both prompts are answered 6: there is nothing to patch."
+
+
 @needs_browser
 @pytest.mark.slow
 def test_the_guided_opening_tells_what_this_model_answers(headline, tmp_path):
@@ -544,7 +583,8 @@ for (const value of [1, 0]) {
     said.push(at("learned-now").textContent, at("learned-answer").textContent);
     said.push(cells.map((cell) => cell.textContent + (cell.dataset.fi === "true" ? "!" : "")));
     said.push([...at("learned-curves").querySelectorAll("g text")].map((each) => each.textContent));
-    said.push(at("learned-attention").querySelector(".function_induction").getAttribute("stroke-width"));
+    const arc = at("learned-attention").querySelector(".function_induction");
+    said.push(arc.getAttribute("stroke-width"));
 }
 const [plain] = at("learned-curves").querySelectorAll("polyline");
 said.push(plain.getAttribute("points"));

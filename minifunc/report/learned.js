@@ -1,9 +1,9 @@
-/* While it learned: a slider over the steps of training. What was kept of them is in #learning-data:
+/* While it learned: a slider over the steps of training. #learning-data holds what was kept of it:
    of any run its accuracy; of the reference run also an answer, and what the heads do. */
 "use strict";
 
 if (document.getElementById("learning-data")) {
-  const { at, element, svg, percent } = Page;
+  const { at, svg, percent, answerRow } = Page;
   const { looks, prompt } = JSON.parse(at("learning-data").textContent);
   const end = looks[looks.length - 1].step;
   const text = (x, y, words) => svg("text", { x, y, "text-anchor": "middle" }, words);
@@ -12,31 +12,24 @@ if (document.getElementById("learning-data")) {
   function showCurves(look) {
     const x = (step) => 44 + (355 * step) / end;
     const y = (share) => 175 - 160 * share;
-    const parts = [0, end / 2, end].map((step) => text(x(step), 193, `step ${step}`));
+    const parts = [svg("path", { d: `M ${x(look.step)} ${y(0)} V ${y(1)}` })];
     for (const share of [0, 0.5, 1]) {
       parts.push(svg("path", { class: "grid", d: `M ${x(0)} ${y(share)} H ${x(end)}` }));
       parts.push(text(20, y(share) + 4, `${100 * share} %`));
+      parts.push(text(x(share * end), 193, `step ${share * end}`));
     }
-    parts.push(svg("path", { d: `M ${x(look.step)} ${y(0)} V ${y(1)}` }));
-    [["plain", "plain"], ["off_by_one", "off by one"]].forEach(([name, words], row) => {
+    ["plain", "off_by_one"].forEach((name, row) => {
       const points = looks.map((each) => `${x(each.step)},${y(each[name])}`).join(" ");
       const curve = svg("polyline", { points, "stroke-width": 2 });
-      const dot = svg("circle", { cx: x(look.step), cy: y(look[name]), r: 5 });
-      const said = text(320, 138 + 20 * row, `${words}: ${percent(look[name])}`);
-      parts.push(svg("g", { class: name }, curve, dot, said));
+      const said = `${name.replaceAll("_", " ")}: ${percent(look[name])}`;
+      parts.push(svg("g", { class: name }, curve, text(320, 138 + 20 * row, said)));
     });
     at("learned-curves").replaceChildren(...parts);
   }
 
   function showAnswer({ answers }) {
-    const rows = answers.map(([token, share]) => {
-      const row = element("li", undefined, { style: `--now: ${100 * share}%` });
-      row.append(element("b", token), element("span", "", { className: "bar" }));
-      row.append(element("span", percent(share)));
-      return row;
-    });
     at("learned-answer").textContent = answers[0][0];
-    at("learned-answers").replaceChildren(...rows);
+    at("learned-answers").replaceChildren(...answers.map((answer) => answerRow(...answer)));
   }
 
   /** Arcs from the last = : thick those of the heads that are FI heads in the end, thin others. */

@@ -78,15 +78,17 @@ def since(looks: Sequence[Look], held: Sequence[bool]) -> int | None:
 
 def appeared(looks: Sequence[Look], criteria: Mapping[str, float]) -> str:
     """Since when behaviour and FI heads are there, and what that means."""
-    solved = since(looks, [look["off_by_one"] >= criteria["solves"] for look in looks])
+    right = [look["off_by_one"] >= criteria["solves"] for look in looks]
+    solved = since(looks, right)
     behaviour = f"is there from step {solved}" if solved is not None else "is not there in the end"
-    steps = {head: since(looks, [head in look["fi"] for look in looks]) for head in looks[-1]["fi"]}
-    heads = ", ".join(f"{head} from step {step}" for head, step in steps.items())
+    told = []
+    for head in looks[-1]["fi"]:
+        step = since(looks, [so_far and head in look["fi"] for so_far, look in zip(right, looks)])
+        told.append(f"{head} from step {step}" if step is not None else f"{head} never for good")
     least, back, seen = (criteria[name] for name in ("solves", "strong", "looks_at_answers"))
     return (
-        f"Off-by-one addition {behaviour}; the heads that carry it: {heads or 'none'}. "
-        f"“There” means up to the end: at least {percent(least)} of these sums are right; and "
-        f"patching a head’s direct path takes the answer at least {percent(back)} of the way back "
-        f"to plain (r), while at least {percent(seen)} of its attention is on shown answers. "
-        "While few sums are right r is a ratio to little, so outlines come and go."
+        f"Off-by-one addition {behaviour}; heads that carry it: {', '.join(told) or 'none'}. "
+        f"“There” means up to the end: at least {percent(least)} of these sums are right; and, for "
+        f"a head, patching its direct path takes the answer at least {percent(back)} of the way "
+        f"back to plain (r), while at least {percent(seen)} of its attention is on shown answers."
     )

@@ -25,14 +25,13 @@ class Scale:
         size = min(1.0, abs(value) / self.most) if self.most else 0.0
         size = math.sqrt(size) if self.root else size
         sign = "neg" if value < 0 else "pos"
-        return {"class_": sign + " strong" * (size > 0.62), "style": f"--v:{100 * size:.0f}%"}
+        return {"class_": sign, "style": f"--v:{100 * size:.0f}%"}
 
     def legend(self, unit: str, low: str, high: str) -> Markup:
         """The scale as a row of swatches, with the meaning of its two ends."""
-        right = (0.05, 0.25, 0.5, 1.0) if self.root else (0.25, 0.5, 0.75, 1.0)
-        values = [step * self.most for step in (*(-step for step in reversed(right)), 0.0, *right)]
-        digits = 0 if self.most >= 10 else 1
-        swatches = [h("span", signed(value, digits), **self.shade(value)) for value in values]
+        steps = (-1, -0.5, -0.25, -0.05, 0, 0.05, 0.25, 0.5, 1)
+        values = [step * self.most for step in steps]
+        swatches = [h("span", signed(value), **self.shade(value)) for value in values]
         scale = h("span", swatches, class_="scale")
         return h("p", h("span", low), scale, h("span", f"{unit}, {high}"), class_="legend")
 
@@ -43,9 +42,9 @@ class Scale:
         return h("td", shown, data_tip=tip, tabindex="-1", **look)
 
 
-def heat_map(title: str, corner: str, columns: Any, rows: list[Any], kind: str = "") -> Markup:
+def heat_map(title: str, corner: str, columns: Any, rows: list[Any]) -> Markup:
     """A table of rows [name, *cells]. corner: what stands above the names."""
-    return scrolling(table([h("td", corner), *columns], rows, title, f"heat {kind}".rstrip()))
+    return scrolling(table([h("td", corner), *columns], rows, title, "heat"))
 
 
 def effects_map(title: str, effects: Any, receiver: str, marked: Sequence[str] = ()) -> Markup:
@@ -62,18 +61,6 @@ def effects_map(title: str, effects: Any, receiver: str, marked: Sequence[str] =
         rows.insert(0, [str(layer), *heads, cell(f"mlp{layer}", mlp)])
     columns = [f"h{head}" for head in range(len(effects["heads"][0]))]
     return heat_map(title, "layer", [*columns, "mlp"], rows)
-
-
-def vector_map(title: str, logits: Sequence[Sequence[float]], scale: Scale, k: int) -> Markup:
-    """A function vector, logits [x][y]: by how much y rises. The cells y = x + k are outlined."""
-    rows = []
-    for x, of_x in enumerate(logits):
-        row: list[Any] = [x]
-        for y, value in enumerate(of_x):
-            tip = f"input {x}, output {y}: {signed(value, 2)} logits"
-            row.append(scale.cell(value, signed(value, 1), tip, y == x + k))
-        rows.append(row)
-    return heat_map(title, "x \\ y", map(str, range(len(logits[0]))), rows, "vector")
 
 
 # ---------------------------------------------------------------- SVG

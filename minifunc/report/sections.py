@@ -185,27 +185,6 @@ def effects_on(f: Findings, receivers: Mapping[str, str], caption: Any) -> Marku
     return figure(f, h("div", maps, class_="maps"), caption, "circuit.json (effects)")
 
 
-def vectors(f: Findings) -> Content:
-    """The function vectors as heat maps, that of all heads at once first."""
-    maps, k = f.circuit["function_vectors"], f.circuit["k"]
-    scale = Scale(max(abs(value) for x_y in maps.values() for row in x_y for value in row))
-    drawn = []
-    for name in sorted(maps, key=lambda name: name != "all"):
-        what = "all of them at once" if name == "all" else f"head {name}"
-        drawn.append(pictures.vector_map(what, maps[name], scale, k))
-    caption: Content = [
-        "The mean of what a head holds at the last = of contrast prompts, "
-        "added to it on prompts like ",
-        h("code", "2 same _ = 2, 5 same _ ="),
-        ", which ask for x. Row: x; column: y; a cell says by how many logits y rises. "
-        f"Outlined: y = x {signed(k)}. "
-        "A head that carried the rule as one direction would raise the outlined cells alone.",
-    ]
-    picture = h("div", drawn, class_="maps")
-    caption.append(scale.legend("logits", "suppressed", "raised"))
-    return [figure(f, picture, caption, "circuit.json (function_vectors)")]
-
-
 def proof(f: Findings) -> Content:
     """Four bars for what was traced, the plain answer beside; other tasks in a table."""
     circuit = f.circuit
@@ -363,7 +342,6 @@ SECTIONS: Sections = (
 DETAILS: Sections = (  # folded, at the end
     ("all-heads", "All heads of the circuit, in a table", heads_table, "circuit fi"),
     ("effects", "Who writes to whom: effect maps", effects, "circuit"),
-    ("vectors", "What the heads write: function vectors", vectors, "circuit fi"),
     ("glossary", "What the words mean", glossary, ""),
     ("about", "About this run and this page", about, ""),
 )

@@ -4,9 +4,9 @@
 const Page = (() => {
   const at = (id) => document.getElementById(id);
 
-  function element(tag, words, properties = {}) {
+  function element(tag, words = "", properties = {}, ...children) {
     const made = Object.assign(document.createElement(tag), properties);
-    if (words !== undefined) made.textContent = words;
+    made.append(words, ...children);
     return made;
   }
 
@@ -29,10 +29,17 @@ const Page = (() => {
     return `${(100 * share).toFixed(digits)} %`;
   }
 
+  /** An answer, its probability, and a bar: how far that is, with a mark at what it was before. */
+  function answerRow(token, share, before = 0) {
+    const style = `--now: ${100 * share}%; --before: ${100 * before}%`;
+    const bar = element("span", "", { className: "bar", style });
+    return element("li", "", {}, element("b", token), bar, element("span", percent(share)));
+  }
+
   /** The places of the values, the largest first. */
   const ranked = (values) => [...values.keys()].sort((a, b) => values[b] - values[a]);
 
-  // ---- The model of this page, where it holds one
+  // ---- The model of this page, where it holds one; playground.js keeps in `asked` what was asked
 
   const data = at("model-data") && JSON.parse(at("model-data").textContent);
   const weights = data && MiniFunc.readWeights(at("weights").textContent.trim(), data.layout);
@@ -48,14 +55,6 @@ const Page = (() => {
   const groupOf = (head) => Object.keys(NAMES).find((name) => membersOf(name).includes(head)) || "";
   const idsOf = (strings) => strings.map((string) => data.vocabulary.indexOf(string));
 
-  /** Tells all that listen to "asked" what was asked: `tokens` and `base`, as strings, and the
-      two runs of the model as it was trained, `run` on the tokens and `baseRun` on the base.
-      Who comes later finds the last of these in `Page.asked`. */
-  function tellAsked(detail) {
-    Page.asked = detail;
-    document.dispatchEvent(new CustomEvent("asked", { detail }));
-  }
-
-  const tools = { at, element, button, svg, percent, ranked };
-  return { ...tools, data, model, NAMES, membersOf, groupOf, idsOf, tellAsked };
+  const tools = { at, element, button, svg, percent, ranked, answerRow };
+  return { ...tools, data, model, NAMES, membersOf, groupOf, idsOf, asked: null };
 })();
