@@ -453,13 +453,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds = round(time.perf_counter() - started, 2)
     save_json(path, {"k": k, "shots": SHOTS, "seed": seed, "seconds": seconds, "checks": rows})
     print(show(rows), f"everything is in {path}", sep="\n")
+    if failed := [row["verdict"] for row in rows].count("fail"):
+        print(f"exit code 1: {failed} check{'s' * (failed > 1)} failed, listed above")
     if (folders.results / "report.html").exists():
         print("made anew, with these answers: ", end="")
         page.write(replace(folders, notice=""))
     else:
         print(f"next: {folders.makes('report')}")
-    if failed := [row["verdict"] for row in rows].count("fail"):
-        print(f"exit code 1: {failed} check{'s' * (failed > 1)} failed, listed above")
     return int(failed > 0)
 
 

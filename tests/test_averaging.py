@@ -165,7 +165,6 @@ def test_where_one_shot_leaves_nothing_to_mix_no_attention_is_moved(model):
         patched.setattr(averaging, "N_PROMPTS", 20)
         found = averaging.study(tasks, model, {"1.0": 1.0}, ("addition", 1), generator())
     assert found["steered"] == found["control"] == []
-    assert any(line.split() == ["0.5", "–", "–"] for line in averaging.show(found))
 
 
 def test_the_share_of_answers_by_a_rule_counts_those_of_the_query(plain):
@@ -212,6 +211,5 @@ def test_in_the_reference_run_moving_attention_of_fi_heads_moves_the_answer(refe
     assert reference["flat"]["fi"] < 0.7 < 0.9 < reference["flat"]["others"]
 
 
-def test_the_findings_fit_into_json_and_are_shown(reference):
-    lines = averaging.show(json.loads(json.dumps(reference)))
-    assert max(map(len, lines)) <= 80 and any("in base 9" in line for line in lines)
+def test_the_findings_fit_into_json(reference):
+    assert json.loads(json.dumps(reference)) == reference

@@ -9,7 +9,6 @@ from minifunc.analysis.function_vectors import (
     last_z,
     logits_with,
     moves,
-    show,
     study,
 )
 from minifunc.model import ModelConfig, Transformer
@@ -167,13 +166,6 @@ def test_bad_input_is_refused_in_one_line():
         study(model, {1: tokens}, tokens[None], ["0.0"], NUMBERS)
     with pytest.raises(ValueError, match="k = 0"):
         study(model, {0: tokens}, tokens[None], ["0.0"], NUMBERS, k=0)
-
-
-def test_the_findings_are_shown_with_their_figures():
-    found = study(shift_model(WHAT), PROMPTS, NAIVE, HEADS, NUMBERS)
-    parts, text = found["function_vector_scores"]["parts"]["1"], "\n".join(show(found))
-    for part in ("0.0", "0.1", "all"):
-        assert f"{parts[part]['moves']:.2f}" in text and f"{parts[part]['plain_moves']:.2f}" in text
 
 
 def test_vectors_of_another_shape_are_refused():

@@ -555,9 +555,7 @@ NO_TENSORS = {
     "minifunc.circuit": {"Criteria", "Discovery", "previous_token"},  # names and numbers
     "minifunc.support.evaluation": {"wilson"},  # numbers
     "minifunc.support.shared_streams": {"prompts_in_a_pass"},  # a number
-    "minifunc.analysis.function_vectors": {"hook_points", "show"},  # names and text
-    "minifunc.analysis.averaging": {"show"},  # text
-    "minifunc.analysis.reading": {"show"},  # text
+    "minifunc.analysis.function_vectors": {"hook_points"},  # names
 }
 
 

@@ -3,7 +3,7 @@ import torch
 from handwired import prompts, two_step_model
 
 from minifunc.analysis.activations import Examples
-from minifunc.analysis.reading import INPUTS, explained, hands_over, inputs_apart, looks_for, show
+from minifunc.analysis.reading import INPUTS, explained, hands_over, inputs_apart, looks_for
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import PathPatcher
 
@@ -190,15 +190,3 @@ def test_a_head_that_writes_the_difference_is_told_from_those_that_copy():
     assert copier["difference_alone"] < 0.3
     assert difference["separately"] < 0.8
     assert idle == {"separately": 0.0, "difference_alone": 0.0}
-
-
-def test_the_findings_are_shown_with_their_figures():
-    model, (base, contrast, *answers) = two_step_model(), prompts()
-    inputs = inputs_apart(PathPatcher(model, base, contrast, *answers), {"base": base}, ["1.0"])
-    hands = {"1.0": {"separately": 0.91, "difference_alone": 0.12}}
-    found = {"inputs": inputs, "looks_for": {"0.0": looks()}, "hands_over": hands}
-    text = "\n".join(show(found))
-    assert "-100.0  1.00/0.00" in text
-    assert "nearness" in text
-    assert f"{found['looks_for']['0.0']['among_answers']['nearness']:.2f}" in text
-    assert "0.91" in text and "0.12" in text

@@ -651,8 +651,13 @@ def section(text, name):
 
 def found_elsewhere(circuit):
     """Makes of a circuit.json what `make smollm` would write."""
-    for name in ("function_vectors", "reuse", "accuracy_prompts", "example", "graph"):
+    for name in ("function_vectors", "accuracy_prompts", "example", "graph"):
         circuit.pop(name, None)
+    circuit["reuse"] = None
+    circuit["accuracy"]["contrast_prompt"]["contrast"] = 0.09
+    circuit["criteria"]["solves"] = 0.5
+    mixtures = circuit["averaging"]["mixtures"]
+    mixtures.insert(0, mixtures[0] | {"offsets": [0]})
     del circuit["evaluation"]["circuits"], circuit["averaging"]["steered"]
     circuit["evaluation"]["faithfulness"] = 0.71
     head = circuit["groups"]["function_induction"][0]
@@ -677,7 +682,8 @@ def test_what_was_found_in_a_model_that_is_not_there_is_shown(run, monkeypatch):
     assert "the page holds no model" in section(text, "path")
     assert "it knows no such tasks" in section(text, "proof")
     assert "new rule shown" in section(text, "proof")  # the bars
-    assert "forecast" in section(text, "averaging")
+    assert "Shown −1 and +1: what foretells" in section(text, "averaging")
+    assert "weak effect" in section(text, "claim")
     for name in ("checklist", "training"):
         if f'id="{name}"' in text:
             assert "That takes a run that make train made" in section(text, name)

@@ -24,7 +24,7 @@ from minifunc.support.evaluation import Language
 from minifunc.support.hooks import Hooks
 from minifunc.support.names import Found, parse
 from minifunc.support.settled import settled
-from minifunc.support.tables import rounded, table, words
+from minifunc.support.tables import rounded
 
 N_PROMPTS = 200
 MIXTURES = ((-1, 1), (0, 1), (0, 2), (-2, 2), tuple(range(-4, 5)))
@@ -227,22 +227,3 @@ def study(
 
 def _even(look: Tensor) -> Tensor:
     return torch.full_like(look, 1 / look.shape[1])
-
-
-def show(found: Found) -> list[str]:
-    """The findings as lines of text."""
-    mixed = {str(row["offsets"]).strip("[]"): row for row in found["mixtures"]}
-    rules = {row["rule"]: row for row in found["rules"]}
-    columns: list[list[float | None]] = [list(GAINS)]
-    for heads in ("steered", "control"):
-        columns.append([row["off_by"] for row in found[heads]] or [None] * len(GAINS))
-    forecast = list(found["mixtures"][0]["r2"])
-    rows = [[name, *row["r2"].values()] for name, row in (mixed | rules).items()]
-    return [
-        "examples off by different k: R² of forecasts of what the answer is off by",
-        *table(["off by", *map(words, forecast)], rows, digits=2),
-        "attention moved to the answers off by +1: what the answer is off by",
-        *table(["share", "FI heads", "others"], map(list, zip(*columns)), digits=2),
-        "n examples off by one, the others plain: share of answers off by one",
-        *table([str(n) for n in range(len(found["n_off"]))], [found["n_off"]], digits=2),
-    ]

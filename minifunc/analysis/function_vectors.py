@@ -24,7 +24,7 @@ from minifunc.support.checks import check_shape, checked_heads
 from minifunc.support.evaluation import finite, last_logits
 from minifunc.support.hooks import Hooks
 from minifunc.support.names import Found, Heads, parse
-from minifunc.support.tables import rounded, table_of_heads
+from minifunc.support.tables import rounded
 
 Parts = dict[str, Tensor]  # logits [n_rows, d_vocab] by what was changed: a head, or "all"
 
@@ -153,14 +153,3 @@ def study(
                 drawn[part] = rounded(change[:, columns].tolist(), 3)
     scores = rounded({"naive_accuracy": naive.hits(naive.before, 0), "parts": parts})
     return {"function_vectors": drawn, "function_vector_scores": scores}
-
-
-def show(found: Found, k: int = 1) -> list[str]:
-    """The findings of `study` as lines of text."""
-    scores, to = found["function_vector_scores"], f"x{k:+d}"
-    return [
-        f"function vectors: mean z at the last `=`, off by {k:+d}, added in naive prompts (which "
-        f"are answered x on {scores['naive_accuracy']:.1%}). Logits by which it moves x → {to}; by "
-        f"which the vector of plain prompts does; share then answered {to} (hits)",
-        *table_of_heads(scores["parts"][str(k)], ("moves", "plain_moves", "hits")),
-    ]

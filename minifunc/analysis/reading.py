@@ -22,7 +22,7 @@ from minifunc.support.hooks import Hooks
 from minifunc.support.names import Found, Heads, parse
 from minifunc.support.products import in_stream
 from minifunc.support.settled import settled
-from minifunc.support.tables import rounded, table, table_of_heads
+from minifunc.support.tables import rounded
 
 INPUTS = ("q", "k", "v")
 LABELS = ("nearness", "example", "shown")  # of an answer
@@ -145,28 +145,3 @@ def hands_over(model: Transformer, examples: Examples, heads: Heads) -> Found:
         shares = {"separately": explained(written, c, f), "difference_alone": explained(written, d)}
         report[head] = shares
     return rounded(report)
-
-
-def show(found: Found) -> list[str]:
-    """The findings {inputs, looks_for, hands_over} as lines of text."""
-    inputs, looks = found["inputs"], found["looks_for"]
-    replaced = []
-    for part, which in product(inputs, INPUTS):
-        row = inputs[part][which].values()
-        cells = [f"{100 * x['r']:.1f}  {x['base_acc']:.2f}/{x['contrast_acc']:.2f}" for x in row]
-        replaced.append([f"{part} {which}", *cells])
-    sources = [name.replace("_", " ") for name in next(iter(inputs.values()))["q"]]
-    among = {head: row["among_answers"] for head, row in looks.items()}
-    near = [[head, *row["by_distance"][:8]] for head, row in looks.items()]
-    return [
-        "q, k, v of the FI heads from other runs: r in %, and accuracy on plain / shifted answers",
-        *table(["head", *sources], replaced, digits=2),
-        "scores of the last `=` on the answers of one prompt: shares of their variance (nearness = "
-        "f(x, y) less the asked one)",
-        *table_of_heads(among, LABELS),
-        "attention on an answer by the distance of f(x, y) from the asked one",
-        *table(["head", *map(str, range(8))], near, digits=2),
-        "what W_V W_O writes from the answers: share of its variance by c and f(x, y), each for "
-        "itself, and by their difference alone",
-        *table_of_heads(found["hands_over"], ("separately", "difference_alone")),
-    ]

@@ -41,8 +41,8 @@ if (document.getElementById("learning-data")) {
         const top = -25 + x(place) / 4;
         const d = `M 422 104 C 422 ${top} ${x(place)} ${top} ${x(place)} 104`;
         parts.push(svg("path", { d, class: kind, "stroke-width": width * share }));
-        const isNamed = kind !== "others" && share > 0.1;
-        if (isNamed) parts.push(text(x(place), 140, Math.round(100 * share)));
+        const words = kind !== "others" && share > 0.1 ? Math.round(100 * share) : "";
+        parts.push(text(x(place), 140, words));
       });
     }
     at("learned-attention").replaceChildren(...parts);

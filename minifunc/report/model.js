@@ -13,7 +13,6 @@ const MiniFunc = (() => {
     for (let row = 0; row < rows; row++) {
       for (let i = 0; i < inner; i++) {
         const x = a[row * inner + i];
-        if (x === 0) continue;
         for (let column = 0; column < columns; column++) {
           out[row * columns + column] += x * b[i * columns + column];
         }
@@ -23,20 +22,14 @@ const MiniFunc = (() => {
   }
 
   /** Part number `index` of an array of parts of equal size. */
-  function part(array, index, size) {
-    return array.subarray(index * size, (index + 1) * size);
-  }
-
-  function add(a, b) {
-    return a.map((x, i) => x + b[i]);
-  }
-
-  function sum(values) {
-    return values.reduce((a, b) => a + b, 0);
-  }
+  const part = (array, index, size) => array.subarray(index * size, (index + 1) * size);
+  const add = (a, b) => a.map((x, i) => x + b[i]);
+  const minus = (a, b) => a.map((x, i) => x - b[i]);
+  const sum = (values) => values.reduce((a, b) => a + b, 0);
+  const dot = (a, b) => sum(a.map((x, i) => x * b[i]));
 
   function softmax(scores) {
-    const most = scores.reduce((a, b) => Math.max(a, b), -Infinity);
+    const most = Math.max(...scores);
     const exp = scores.map((x) => Math.exp(x - most));
     const total = sum(exp);
     return exp.map((x) => x / total);
@@ -65,8 +58,7 @@ const MiniFunc = (() => {
   function rotate(x, d_head, base) {
     const out = new Float64Array(x.length);
     for (let at = 0; at < x.length; at += 2) {
-      const position = Math.floor(at / d_head);
-      const angle = position * Math.pow(base, -(at % d_head) / d_head);
+      const angle = Math.floor(at / d_head) * base ** (-(at % d_head) / d_head);
       const cos = Math.cos(angle);
       const sin = Math.sin(angle);
       out[at] = x[at] * cos - x[at + 1] * sin;
@@ -81,10 +73,7 @@ const MiniFunc = (() => {
     for (let query = 0; query < pos; query++) {
       const scores = new Float64Array(query + 1); // a query sees no key behind it
       for (let key = 0; key <= query; key++) {
-        for (let i = 0; i < d_head; i++) {
-          scores[key] += q[query * d_head + i] * k[key * d_head + i];
-        }
-        scores[key] /= Math.sqrt(d_head);
+        scores[key] = dot(part(q, query, d_head), part(k, key, d_head)) / Math.sqrt(d_head);
       }
       pattern.set(softmax(scores), query * pos);
     }
@@ -95,8 +84,7 @@ const MiniFunc = (() => {
     /** config: the `model` part of config.json.
         weights: {name: Float32Array}, named and shaped as in model.pt. */
     constructor(config, weights) {
-      this.config = config;
-      this.weights = weights;
+      Object.assign(this, { config, weights });
     }
 
     /** RMSNorm, or LayerNorm without bias, of x [pos, d_model]. */
@@ -107,9 +95,9 @@ const MiniFunc = (() => {
       for (let at = 0; at < x.length; at += d_model) {
         const row = x.subarray(at, at + d_model);
         const mean = normalization === "LN" ? sum(row) / d_model : 0;
-        const variance = sum(row.map((value) => (value - mean) ** 2)) / d_model;
-        const scale = 1 / Math.sqrt(variance + eps);
-        out.set(row.map((value, i) => (value - mean) * scale * w[i]), at);
+        const centred = row.map((value) => value - mean);
+        const scale = 1 / Math.sqrt(dot(centred, centred) / d_model + eps);
+        out.set(centred.map((value, i) => value * scale * w[i]), at);
       }
       return out;
     }
@@ -126,8 +114,9 @@ const MiniFunc = (() => {
 
     /** One head's z and v [pos, d_head] and its pattern [query, key]. x: the normalized stream,
         of which it reads q, k and v; `other` may hold another one for some of the three. */
-    head(x, layer, head, pos, other = {}) {
+    head(x, layer, head, other = {}) {
       const { d_model, d_head, positions, rotary_base } = this.config;
+      const pos = x.length / d_model;
       const project = (name, from = x) => {
         const weight = this.weights[`blocks.${layer}.attn.${name}`]; // [head, d_model, d_head]
         return matmul(from, part(weight, head, d_model * d_head), pos, d_model, d_head);
@@ -165,44 +154,36 @@ const MiniFunc = (() => {
 
     /** tokens (ids) → { tokens, logits [pos, d_vocab],
                          patterns {"layer.head": [query, key]},
-                         z {"layer.head": [pos, d_head]},
+                         z and v {"layer.head": [pos, d_head]},
                          streams [[pos, d_model]]: number 2 l is what the heads of layer l read,
                          2 l + 1 what its MLP reads, the last one what the logits read }.
         replace {"layer.head": z}: what these heads send instead of what they would;
         everything after them is live. */
     run(tokens, replace = {}) {
-      const { n_layers, n_heads, n_ctx, act_fn } = this.config;
-      const pos = tokens.length;
-      if (pos < 1 || pos > n_ctx) {
-        throw new RangeError(`a prompt has 1 to ${n_ctx} tokens, not ${pos}`);
-      }
-      const patterns = {};
-      const z = {};
-      const streams = [];
+      const { n_layers, n_heads, act_fn } = this.config;
+      const [patterns, z, v, streams] = [{}, {}, {}, []];
       let resid = this.embed(tokens);
       for (let layer = 0; layer < n_layers; layer++) {
         streams.push(resid);
         const x = this.norm(resid, `blocks.${layer}.ln1`);
         for (let head = 0; head < n_heads; head++) {
           const name = `${layer}.${head}`;
-          const out = this.head(x, layer, head, pos);
-          patterns[name] = out.pattern;
-          z[name] = replace[name] || out.z;
+          const sent = this.head(x, layer, head);
+          patterns[name] = sent.pattern;
+          v[name] = sent.v;
+          z[name] = replace[name] || sent.z;
           resid = add(resid, this.written(z[name], layer, head));
         }
         streams.push(resid);
         if (act_fn !== "none") resid = add(resid, this.mlp(resid, layer));
       }
       streams.push(resid);
-      return { tokens, logits: this.unembed(resid), patterns, z, streams };
+      return { tokens, logits: this.unembed(resid), patterns, z, v, streams };
     }
 
     /** The run in which some heads ("layer.head") send what they send in `baseRun`, on a prompt of
         the same length. Returns what `run` does. */
     runSwapped(tokens, baseRun, heads) {
-      if (baseRun.tokens.length !== tokens.length) {
-        throw new RangeError("the base prompt must have as many tokens as the prompt");
-      }
       return this.run(tokens, Object.fromEntries(heads.map((head) => [head, baseRun.z[head]])));
     }
 
@@ -227,7 +208,7 @@ const MiniFunc = (() => {
     return weights;
   }
 
-  return { Transformer, readWeights, softmax, erf, add, part, matmul };
+  return { Transformer, readWeights, erf, add, minus, part };
 })();
 
 if (typeof module !== "undefined") module.exports = MiniFunc;

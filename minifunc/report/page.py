@@ -65,11 +65,9 @@ def playground(f: Findings) -> list[Markup]:
 
 def build(f: Findings) -> str:
     """The whole page."""
-    played, scripts = missing(f.unplayable), list[Markup]()
+    played, scripts = missing(f.unplayable), [h("script", asset("ui.js"))]
     if not f.unplayable:
         played, scripts = asset("playground.html"), playground(f)
-    else:
-        scripts = [h("script", asset("ui.js"))]
     scripts.append(h("script", asset("learned.js")))
     parts: dict[str, tuple[str, Any]] = {"playground": ("Ask it, and switch heads off", played)}
     for name, plain, make, needs in SECTIONS:

@@ -5,16 +5,14 @@
    at all positions or at the last ones. */
 "use strict";
 
-const PathPatching = (({ add, part, matmul }) => {
-  const minus = (a, b) => a.map((x, i) => x - b[i]);
+const PathPatching = (({ add, minus, part }) => {
   const best = (probabilities) => probabilities.indexOf(Math.max(...probabilities));
 
   class PathPatcher {
     /** base, contrast: two runs of the model, on prompts of the same length. */
     constructor(model, base, contrast) {
       Object.assign(this, { model, base, contrast });
-      this.answers = [best(model.next(base)), best(model.next(contrast))]; // token ids
-      this.end = 2 * model.config.n_layers; // the stage that the logits read
+      this.answers = [base, contrast].map((run) => best(model.next(run))); // token ids
     }
 
     /** logit(base answer) - logit(contrast answer) after the last token of a run. */
@@ -35,10 +33,6 @@ const PathPatching = (({ add, part, matmul }) => {
       return sender.startsWith("mlp") ? 2 * sender.slice(3) + 2 : 2 * parseInt(sender) + 1;
     }
 
-    readsAt(receiver) {
-      return receiver === "logits" ? this.end : 2 * parseInt(receiver);
-    }
-
     /** What a sender writes in the base run, less what it writes in the contrast run. */
     change(sender) {
       const stage = this.writesTo(sender);
@@ -53,6 +47,7 @@ const PathPatching = (({ add, part, matmul }) => {
         write what they wrote; MLPs and norms run. */
     arriving(change, from, to) {
       const { model, contrast } = this;
+      if (from > to) throw new RangeError("the sender does not lie below the receiver");
       const asItWas = (stage) => contrast.streams[stage].subarray(-change.length);
       let stream = add(asItWas(from), change);
       for (let stage = from; stage < to; stage++) {
@@ -66,40 +61,34 @@ const PathPatching = (({ add, part, matmul }) => {
     /** { logits [d_vocab] } of the contrast run, when a change of the last position [d_model] at
         stage `from` goes to the logits through no head. */
     toLogits(change, from) {
-      return { logits: this.model.unembed(this.arriving(change, from, this.end)) };
+      const stream = this.arriving(change, from, 2 * this.model.config.n_layers);
+      return { logits: this.model.unembed(stream) };
     }
 
     /** The contrast run, but the direct path from sender to receiver carries the base run's value:
         what `model.run` returns; where the logits receive, { logits [d_vocab] } alone. */
     patched(sender, receiver) {
       const { model, contrast } = this;
-      const [from, to] = [this.writesTo(sender), this.readsAt(receiver)];
-      if (from > to) throw new RangeError(`${sender} does not lie below ${receiver}`);
-      const change = this.change(sender);
-      if (to === this.end) return this.toLogits(change.subarray(-model.config.d_model), from);
+      const [change, from] = [this.change(sender), this.writesTo(sender)];
+      if (receiver === "logits") return this.toLogits(change.subarray(-model.config.d_model), from);
       const [layer, head, which] = receiver.split(".");
       const normed = (stream) => model.norm(stream, `blocks.${layer}.ln1`);
-      const other = { [which]: normed(this.arriving(change, from, to)) };
-      const x = normed(contrast.streams[to]);
-      const { z } = model.head(x, layer, Number(head), contrast.tokens.length, other);
+      const other = { [which]: normed(this.arriving(change, from, 2 * layer)) };
+      const { z } = model.head(normed(contrast.streams[2 * layer]), layer, Number(head), other);
       return model.run(contrast.tokens, { [`${layer}.${head}`]: z }); // pass 2
     }
 
     /** r on the logits, for each of some positions, of what a head takes from it alone. */
     effectsByPosition(sender, positions) {
       const { model, base, contrast } = this;
-      const [layer, head] = sender.split(".").map(Number);
-      const { d_model, d_head } = model.config;
-      const W_V = part(model.weights[`blocks.${layer}.attn.W_V`], head, d_model * d_head);
-      const taken = ({ tokens, streams, patterns }, at) => {
-        const x = model.norm(part(streams[2 * layer], at, d_model), `blocks.${layer}.ln1`);
+      const taken = ({ tokens, v, patterns }, at) => {
         const share = patterns[sender].at(at - tokens.length); // the last position's attention
-        return matmul(x, W_V, 1, d_model, d_head).map((v) => share * v);
+        return part(v[sender], at, model.config.d_head).map((x) => share * x);
       };
-      const from = this.writesTo(sender);
       return positions.map((at) => {
-        const change = model.written(minus(taken(base, at), taken(contrast, at)), layer, head);
-        return this.r(this.toLogits(change, from));
+        const change = minus(taken(base, at), taken(contrast, at));
+        const written = model.written(change, ...sender.split(".").map(Number));
+        return this.r(this.toLogits(written, this.writesTo(sender)));
       });
     }
   }

@@ -3,120 +3,100 @@
 "use strict";
 
 if (Page.model && Page.at("path-view")) (() => {
-  const { at, element, button, svg, model, groupOf, NAMES } = Page;
+  const { at, element, button, svg, model, groupOf } = Page;
   const { n_layers, n_heads, act_fn, d_vocab } = model.config;
   const INPUTS = { q: "q: what it looks for", k: "k: where it finds that", v: "v: what it takes" };
-  const PATCHED = // in a sentence: what a direct path is
-    "As contrast, but on the red path, which passes through no other head, goes what goes there " +
-    "in the base run.\nClick on the part that shall receive.";
+  const PATCHED = "As contrast, but along the red path goes what goes there in base.\n" +
+    "Click on what shall receive.";
   const columns = n_heads + 1 + (act_fn !== "none"); // the first is the stream's
-  const places = { logits: [0, 0, "answer"], embedding: [n_layers + 1, 0, "tokens"] };
-  for (let layer = 0; layer < n_layers; layer++) { // {part: [row, column, words]}
+  const places = { logits: [0, 0], embedding: [n_layers + 1, 0] }; // {part: [row, column]}
+  for (let layer = 0; layer < n_layers; layer++) {
     const row = n_layers - layer;
-    for (let head = 0; head < n_heads; head++) {
-      places[`${layer}.${head}`] = [row, head + 1, `${layer}.${head}`];
-    }
-    if (act_fn !== "none") places[`mlp${layer}`] = [row, n_heads + 1, "mlp"];
+    for (let head = 0; head < n_heads; head++) places[`${layer}.${head}`] = [row, head + 1];
+    if (act_fn !== "none") places[`mlp${layer}`] = [row, n_heads + 1];
   }
   const picked = { sender: "", receiver: "logits", input: "v" }; // input: of a receiving head
   let patcher = null;
 
+  const box = (className, ...children) => element("div", "", { className }, ...children);
   const isHead = (name) => name.includes(".");
-  const isBelow = (name) => patcher.writesTo(name) <= patcher.readsAt(picked.receiver);
   const token = (id) => Page.data.vocabulary[id];
-  const rounded = (x, digits) => (Number(x.toFixed(digits)) + 0).toFixed(digits); // no "-0.0"
-  const fixed = (x, digits = 2) => rounded(x, digits).replace("-", "−");
+  const fixed = (x, digits = 2) => x.toFixed(digits).replace("-", "−");
   const less = (a, b) => `${fixed(a)} − ${b < 0 ? `(${fixed(b)})` : fixed(b)}`;
 
-  function box(className, ...children) {
-    const made = element("div", undefined, { className });
-    made.append(...children);
-    return made;
-  }
-
+  /** Another sender, receiver or input. A part that no path leads to, or from, gives way. */
   function pick(change) {
     const focused = document.activeElement.id;
     Object.assign(picked, change);
-    if (!isBelow(picked.sender)) picked.sender = "embedding"; // which lies below all
+    const isBelow = places[picked.sender][0] > places[picked.receiver][0];
+    if (!isBelow) Object.assign(picked, { sender: "embedding", receiver: "logits" }, change);
     show();
     at(focused)?.focus({ preventScroll: true });
   }
 
-  /** A part of the model in one of the runs; a button where it can be picked as `role`. */
-  function partOf(name, role, answer) {
-    const [row, column, words] = places[name];
-    const ends = { sender: name !== "logits", receiver: isHead(name) || name === "logits" };
-    const isAbove = role === "sender" && ends.sender && !isBelow(name);
-    const look = { className: `part ${groupOf(name)}`, id: `${role}-${name}` };
-    const onClick = () => isAbove || pick({ [role]: name });
-    const states = { ariaPressed: name === picked[role], ariaDisabled: isAbove || null };
-    const made = ends[role]
-      ? button(words + answer, { ...look, ...states }, onClick)
-      : element("span", words + answer, look);
-    made.style.gridArea = `${row + 1} / ${column + 1} / auto / ${column ? "auto" : -1}`;
-    made.classList.toggle("sender", role !== "contrast" && name === picked.sender);
-    made.classList.toggle("receiver", role === "receiver" && name === picked.receiver);
-    const why = isAbove ? `, not below ${picked.receiver}: no path leads up to there` : "";
-    const tip = [name, NAMES[groupOf(name)]].filter(Boolean).join(", one of the ") + why;
-    if (ends[role]) made.dataset.tip = tip; // the keyboard comes to no other
-    return made;
+  /** A part of the model, marked where it is one of the `ends` (sender, receiver) that a run shows;
+      a button where it can be picked as the last of these. */
+  function partOf(name, ends, words) {
+    const [row, column] = places[name];
+    const [end] = ends.slice(-1);
+    const marks = ends.filter((each) => picked[each] === name);
+    const className = ["part", groupOf(name), ...marks].join(" ");
+    const style = `grid-area: ${row + 1} / ${column + 1} / auto / ${column ? "auto" : -1}`;
+    const canBe = { sender: name !== "logits", receiver: isHead(name) || name === "logits" };
+    if (!canBe[end]) return element("span", words, { className, style });
+    const look = { className, style, id: `${end}-${name}`, ariaPressed: name === picked[end] };
+    return button(words, look, () => pick({ [end]: name }));
   }
 
   /** One run: the parts of the model, its answer on top, and its F. */
-  function panel(name, run, role, hint) {
+  function panel(name, run, ends, hint) {
     const size = { viewBox: `0 0 ${columns} ${n_layers + 2}`, preserveAspectRatio: "none" };
     const lines = svg("svg", size, svg("path", { d: `M0.5 0.8V${n_layers + 1.2}` }));
-    if (role === "receiver") { // from the sender to the stream, and up to where it is read
-      const [[from, x], [to, end]] = [places[picked.sender], places[picked.receiver]];
-      const out = `M${x + 0.5} ${from + 0.2}V${from + 0.08}H0.5`;
-      const into = to ? `V${to + 0.92}H${end + 0.5}` : "";
-      lines.append(svg("path", { d: `${out}${into}V${to + 0.8}`, class: "way" }));
+    if (name === "patched") { // from the sender to the stream, and up to where it is read
+      const [[from, x], [to, end]] = ends.map((each) => places[picked[each]]);
+      const out = `M${x + 0.5} ${from + 0.5}V${from + 0.08}H0.5`;
+      const d = `${out}V${to + 0.92}H${end + 0.5}V${to + 0.5}`;
+      lines.append(svg("path", { d, class: "way" }));
     }
-    const answer = ` ${token(Page.ranked(model.next(run))[0])}`;
-    const makePart = (part) => partOf(part, role, part === "logits" ? answer : "");
-    const parts = box("parts", lines, ...Object.keys(places).map(makePart));
+    const answer = token(Page.ranked(model.next(run))[0]);
+    const words = { embedding: "tokens", logits: `answer ${answer}` };
+    const made = Object.keys(places).map((part) => partOf(part, ends, words[part] ?? part));
     const numbers = less(...patcher.answers.map((id) => run.logits.at(id - d_vocab)));
-    const F = `F ${name} = logit of ${patcher.answers.map(token).join(" − logit of ")}`;
-    const sum = element("p", `${F}\n= ${numbers} = ${fixed(patcher.F(run))}`);
+    const sum = element("p", `F ${name} = ${numbers} = ${fixed(patcher.F(run))}`);
+    const parts = box("parts", lines, ...made);
     return box("run", element("h3", `The ${name} run`), element("p", hint), parts, sum);
   }
 
+  /** What is picked, on the prompts asked. At first the head with the strongest path sends. */
   function show() {
+    const { tokens, base, run, baseRun } = Page.asked;
+    patcher = new PathPatching.PathPatcher(model, baseRun, run);
+    const [plain, shifted] = patcher.answers.map(token);
+    const nothing = `Both prompts are answered ${plain}: there is nothing to patch.`;
+    if (plain === shifted) return at("path-view").replaceChildren(element("p", nothing));
+    const r = (head) => patcher.r(patcher.patched(head, "logits"));
+    picked.sender ||= Object.keys(run.z).sort((a, b) => r(a) - r(b))[0];
     const { sender, receiver, input } = picked;
-    const { base, contrast } = patcher;
     const patched = patcher.patched(sender, isHead(receiver) ? `${receiver}.${input}` : receiver);
-    const asked = ({ tokens }) => Prompts.toText(tokens.map(token));
-    const runs = box(
-      "runs",
-      panel("base", base, "sender", `${asked(base)}\nClick on the part that shall send.`),
-      panel("contrast", contrast, "contrast", `${asked(contrast)}\nNothing is put in here.`),
-      panel("patched", patched, "receiver", PATCHED),
-    );
-    runs.style.setProperty("--columns", columns);
+    const runs = [
+      panel("base", baseRun, ["sender"], `${Prompts.toText(base)}\nClick on what shall send.`),
+      panel("contrast", run, [], `${Prompts.toText(tokens)}\nNothing is put in here.`),
+      panel("patched", patched, ["sender", "receiver"], PATCHED),
+    ];
     const inputs = Object.entries(isHead(receiver) ? INPUTS : {}).map(([name, words]) => {
       const look = { className: "chip", id: `input-${name}`, ariaPressed: name === input };
       return button(words, look, () => pick({ input: name }));
     });
-    const F = [patched, contrast, base].map((run) => patcher.F(run));
-    const numbers = `(${less(F[0], F[1])}) / (${less(F[1], F[2])})`;
-    const r = `${fixed(100 * patcher.r(patched), 1)} %`;
-    const end = `where −100 % is all the way back to ${token(patcher.answers[0])}`;
-    const formula = "r = (F patched − F contrast) / (F contrast − F base)";
-    const sum = element("p", `${formula}\n= ${numbers}\n= ${r}, ${end}`, { className: "sum" });
-    at("path-view").replaceChildren(runs, box("chips", ...inputs), sum);
+    const F = [patched, run, baseRun].map((each) => patcher.F(each));
+    const sum = `F = logit of ${plain} − logit of ${shifted}
+      r = (F patched − F contrast) / (F contrast − F base)
+      = (${less(F[0], F[1])}) / (${less(F[1], F[2])})
+      = ${fixed(100 * patcher.r(patched), 1)} %, where −100 % is all the way back to ${plain}`;
+    const worked = element("p", sum, { className: "sum" });
+    at("path-view").replaceChildren(box("runs", ...runs), box("chips", ...inputs), worked);
   }
 
-  /** Another prompt. At first the sender is the head with the strongest path to the answer. */
-  function read({ run, baseRun }) {
-    patcher = new PathPatching.PathPatcher(model, baseRun, run);
-    const r = (head) => patcher.r(patcher.patched(head, "logits"));
-    picked.sender ||= Object.keys(run.z).sort((a, b) => r(a) - r(b))[0];
-    const [plain, shifted] = patcher.answers.map(token);
-    if (plain !== shifted) return show();
-    const words = `Both prompts are answered ${plain}: there is nothing to patch.`;
-    at("path-view").replaceChildren(element("p", words, { className: "missing" }));
-  }
-
-  document.addEventListener("asked", ({ detail }) => read(detail));
-  if (Page.asked) read(Page.asked);
+  at("path-view").style.setProperty("--columns", columns);
+  document.addEventListener("asked", show);
+  if (Page.asked) show();
 })();

@@ -3,42 +3,30 @@
 "use strict";
 
 (() => {
-  const { at, element, ranked, data, model, membersOf, groupOf, idsOf } = Page;
+  const { at, element, data, membersOf, groupOf } = Page;
   const { heads, ask, swap, canAsk } = Playground;
   const [HIGH, TRUE, MIXED] = ["1+1=3, 2+2=5, 3+3=", "1+1=2, 2+2=4, 3+3=", "1+1=3, 2+2=3, 3+3="];
   const SHOWN = /(?<==)(\d+)/; // splits a prompt before and after each
   const carriers = membersOf("function_induction").filter((head) => heads.includes(head));
-  const layerOf = (head) => head.split(".")[0];
-  const layers = carriers.map(layerOf);
+  const layers = carriers.map((head) => parseInt(head));
   const grouped = Object.values(data.groups).flat();
-  const idle = heads.filter((head) => layers.includes(layerOf(head)) && !grouped.includes(head));
-
-  /** Of the heads outside all groups, in the layers of the FI heads, the one that matters least. */
-  function idlest() {
-    const read = (text) => idsOf(Prompts.tokenize(text, data.vocabulary));
-    const [before, baseRun] = [model.next(model.run(read(HIGH))), model.run(read(TRUE))];
-    const kept = idle.map((head) => {
-      const now = model.next(model.runSwapped(read(HIGH), baseRun, [head]));
-      return -Math.max(...now.map((share, token) => Math.abs(share - before[token])));
-    });
-    return [idle[ranked(kept)[0]]];
-  }
+  const idle = heads.filter((head) => layers.includes(parseInt(head)) && !grouped.includes(head));
 
   // ---- The steps: a button that leads there, the prompt, which heads are swapped, the sentence
 
   const KINDS = { 6: "6, the true sum", 7: "7, one too high as well" };
-  const BETWEEN = "6, in between, which no example shows";
-  const MIXES = { 5: "5, like the second", 6: BETWEEN, 7: "7, like the first" };
+  const MIXES = { 5: "5, like the second", 6: "6, in between", 7: "7, like the first" };
   const told = (answer, kinds = KINDS) => kinds[answer] || `${answer}, something else`;
   const effect = (answer, trained) =>
     answer === trained ? `still ${answer}, nothing happens` : `the answer becomes ${told(answer)}`;
   const none = () => [];
+  const oneIdle = (trained) => [idle.find((head) => swap([head]).answer === trained) ?? idle[0]];
   const steps = [
     ["Start again", HIGH, none, (answer) =>
       `Both sums shown are one too high, and the model answers ${told(answer)}.`],
     ["Show it true sums", TRUE, none, (answer) =>
       `Asked the same after true sums, it answers ${told(answer)}.`],
-    ["Swap one head", HIGH, idle.length && idlest, (answer, trained, [head]) =>
+    ["Swap one head", HIGH, idle.length && oneIdle, (answer, trained, [head]) =>
       `Head ${head}, one of ${heads.length} that carry news from token to token, now sends what ` +
       `it sends after true sums: ${effect(answer, trained)}.`],
     ["Swap the heads that matter", HIGH, carriers.length && (() => carriers), (answer, trained) =>
@@ -55,7 +43,7 @@
     step = (step + by) % steps.length;
     const [, prompt, choose, words] = steps[step];
     const trained = ask(prompt).answer;
-    const chosen = choose();
+    const chosen = choose(trained);
     const { answer, guess } = swap(chosen);
     const part = (text, i) => (text === TRUE.split(SHOWN)[i] ? text : element("b", text));
     const looks = heads.map((head) => (chosen.includes(head) ? "swapped" : groupOf(head)));

@@ -9,7 +9,6 @@ from itertools import chain
 from statistics import fmean
 from typing import Any
 
-from minifunc.analysis import averaging, function_vectors, reading
 from minifunc.analysis.rows import as_effects
 from minifunc.support.names import heads_of
 from minifunc.support.tables import table, words, wrapped
@@ -221,13 +220,6 @@ def carried(c: Circuit) -> list[str]:
     return [f"given another shift's: {sum(alone)} of {len(alone)} move the answer, {share}"]
 
 
-def written(c: Circuit) -> list[str]:
-    """What the FI heads write and read."""
-    if "reading" not in c:
-        return []
-    return [*function_vectors.show(c, c["k"]), "", *reading.show(c["reading"])]
-
-
 def averages(c: Circuit) -> list[str]:
     """In short: what the answer is where half of the examples are off by -1, half by +1."""
     if "averaging" not in c:
@@ -240,10 +232,6 @@ def averages(c: Circuit) -> list[str]:
         f"foretell it: R² {r2['attention']:.2f} (their plain mean: {r2['uniform']:.2f})"
     )
     return [text]
-
-
-def averaging_shown(c: Circuit) -> list[str]:
-    return averaging.show(c["averaging"]) if "averaging" in c else []
 
 
 def fours(c: Circuit) -> list[list[dict[str, Any]]]:
@@ -324,7 +312,7 @@ PARTS: dict[str, tuple[Parts, Parts]] = {  # of each step: in short, in full
     "circuit": ((traced,), (traced, groups)),
     "enough": ((enough,), (evaluated,)),
     "ablation": ((needed, carried), (ablated, carried)),
-    "writing": ((averages,), (written, averaging_shown)),
+    "writing": ((averages,), (averages,)),
     "reuse": ((spared,), (reused,)),
     "conclusion": ((conclusion,), (conclusion,)),
 }

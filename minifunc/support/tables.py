@@ -3,7 +3,7 @@
 import codecs
 import shutil
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 SPELLED = {"█": "#", "→": "->", "…": "...", "–": "-", "−": "-", "±": "+-", "²": "^2", "×": "x"}
@@ -71,12 +71,6 @@ def table(
         cells += [text.rjust(width) for text, width in zip(line[left:], widths[left:])]
         shown.append("   ".join(cells).rstrip())
     return shown
-
-
-def table_of_heads(found: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> list[str]:
-    """A table with a row for each head: its values of `names`, which head the columns."""
-    rows = [[head, *(values[name] for name in names)] for head, values in found.items()]
-    return table(["head", *map(words, names)], rows, digits=2)
 
 
 def words(name: str) -> str:
