@@ -116,8 +116,7 @@ def graph(f: Findings) -> Content:
         "Layers rise from the tokens; follow a shown answer along its line, through heads that add "
         "what its operands make one expect, to the FI heads over the last = and the answer. "
         "Amber and red lines are as wide as their effect on this very prompt: |r| when this alone "
-        "is swapped for the other prompt’s (under 1 % amber is left out); green ones as attention. "
-        "The arcs show where heads look."
+        "is swapped for the other prompt’s (under 1 % amber is left out); green ones as attention."
     )
     return [
         figure(f, [colour_key(colours), view(f, "circuit-view")], caption, "circuit.json (groups)")
