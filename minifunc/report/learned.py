@@ -76,15 +76,22 @@ def since(looks: Sequence[Look], held: Sequence[bool]) -> int | None:
     return int(lasting[-1][0]["step"]) if lasting else None
 
 
+def behaving(looks: Sequence[Look], criteria: Mapping[str, float]) -> list[bool]:
+    """Whether enough off-by-one sums are right, at each look."""
+    return [look["off_by_one"] >= criteria["solves"] for look in looks]
+
+
 def appeared(looks: Sequence[Look], criteria: Mapping[str, float]) -> str:
     """Since when behaviour and FI heads are there, and what that means."""
-    right = [look["off_by_one"] >= criteria["solves"] for look in looks]
+    right = behaving(looks, criteria)
     solved = since(looks, right)
-    behaviour = f"is there from step {solved}" if solved is not None else "is not there in the end"
+    behaviour = (
+        f"is there from step {solved:,}" if solved is not None else "is not there in the end"
+    )
     told = []
     for head in looks[-1]["fi"]:
         step = since(looks, [so_far and head in look["fi"] for so_far, look in zip(right, looks)])
-        told.append(f"{head} from step {step}" if step is not None else f"{head} never for good")
+        told.append(f"{head} from step {step:,}" if step is not None else f"{head} never for good")
     least, back, seen = (criteria[name] for name in ("solves", "strong", "looks_at_answers"))
     return (
         f"Off-by-one addition {behaviour}; heads that carry it: {', '.join(told) or 'none'}. "

@@ -69,7 +69,7 @@ def build(f: Findings) -> str:
     if not f.unplayable:
         played, scripts = asset("playground.html"), playground(f)
     scripts.append(h("script", asset("learned.js")))
-    parts: dict[str, tuple[str, Any]] = {"playground": ("Ask it, and switch heads off", played)}
+    parts: dict[str, tuple[str, Any]] = {"playground": ("Ask it, and swap its heads", played)}
     for name, plain, make, needs in SECTIONS:
         lead = h("p", glossed(LEADS[name]), class_="lead") if name in LEADS else None
         parts[name] = title_of(f, name, plain), [lead, content(f, make, needs)]

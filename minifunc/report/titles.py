@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from minifunc.report.findings import Findings
 from minifunc.report.html import percent, signed
+from minifunc.report.learned import behaving, since
 from minifunc.report.terminal import Circuit, r_of
 
 PUZZLE = "<bos> 1 + 1 = 3 ; 2 + 2 = 5 ; 3 + 3 ="  # what the README begins with
@@ -84,13 +85,12 @@ def checks(f: Findings) -> str:
 
 
 def learned(f: Findings) -> str:
-    """After which step 90 % are right for good; KeyError where they never are."""
-    k, shots = str(f.circuit.get("k", 1)), str(f.circuit.get("shots", 8))
-    right = {line["step"]: line["accuracy"]["addition"][k][shots] for line in f.metrics}
-    below = max(step for step, share in right.items() if share < 0.9)
-    if below == max(right):
-        raise KeyError(below)
-    return f"After step {below:,} of {max(right):,} the new rule is right on 90 % and more"
+    """Since when the behaviour is there; KeyError where it is not, or nobody looked."""
+    looks = f.learning["looks"]
+    step = since(looks, behaving(looks, f.learning["criteria"]))
+    if step is None:
+        raise KeyError("off_by_one")
+    return f"Off-by-one addition is there from step {step:,} of {looks[-1]['step']:,}"
 
 
 def seeds(f: Findings) -> str:
