@@ -20,7 +20,7 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from minifunc.ablation import Ablator, CircuitScores
+from minifunc.ablation import Ablator, CircuitScores, Score
 from minifunc.analysis.ablations import random_group
 from minifunc.analysis.activations import Examples
 from minifunc.analysis.averaging import Asker, account, with_differences
@@ -45,7 +45,6 @@ K, SHOTS, ALL_SHOTS = 1, 8, (1, 2, 4, 8, 16)
 ANSWERS = {"base": 0, "contrast": K}  # an answer, or the prompts that show it: how far off
 SOURCES = ("base", "mean", "unrelated")
 N_RANDOM, N_LISTED = 20, 10  # random groups beside the FI heads; heads in the printed list
-ENDS = torch.tensor([0.025, 0.975])  # of 95 %
 SHOWN = {"plain": (0,), "+1": (1,), "-1": (-1,), "-1 and +1, mixed": (-1, 1)}
 MISSING = {
     "other groups": "only heads that write the answer are looked for",
@@ -159,38 +158,26 @@ class Judged:
         sources = {"base": base, "unrelated": base.roll(1, 0)}
         self.ablator = Ablator(model, contrast, sources, means={"mean": base})
         self.on_base, self.n_heads = self.ablator.on(base), model.cfg.n_heads
-        self.answers = torch.stack([prompts.answers(d) for d in ANSWERS.values()], dim=1)
-        self.about = {"shots": prompts.shots, "n_prompts": len(base)}
-        nothing = (each.logits([[]], "base")[0] for each in (self.on_base, self.ablator))
-        F_base, self.F_contrast = map(self.F, nothing)
-        self.shift = self.F_contrast - F_base
+        self.about = {"n_draws": 1, "shots": prompts.shots, "n_prompts": len(base)}
+        answers = (prompts.answers(d) for d in ANSWERS.values())
+        self.scores = CircuitScores(self.ablator, "base", *answers)
+        self.F_contrast = self.scores.full.F_of_each  # [n_prompts]
+        self.shift = self.F_contrast - self.score(self.on_base, [], "base").F_of_each
 
-    def F(self, logits: Tensor) -> Tensor:
-        """logit(plain answer) - logit(shifted answer), [n_prompts] float64."""
-        base, contrast = logits.cpu().double().gather(1, self.answers).unbind(1)
-        return base - contrast
+    def score(self, ablator: Ablator, heads: Heads, how: str) -> Score:
+        return self.scores.score(ablator.logits([heads], how)[0])
 
     def row(self, label: str, heads: Heads, how: str) -> Found:
         """One group replaced. undone: the share of F_contrast - F_base that is gone, undone_ci its
         95 % interval over prompts; plain_kept: right answers to plain prompts, the same put in."""
-        logits, on_base = (
-            each.logits([heads], how)[0].cpu() for each in (self.ablator, self.on_base)
-        )
-        back = (self.F_contrast - self.F(logits))[None]
-        base_acc, contrast_acc = (accuracy(logits, answers) for answers in self.answers.T)
-        return {
-            "ablated": label,
-            "heads": list(heads),
-            "how": how,
-            "n_draws": 1,
-            **self.about,
-            "base_acc": base_acc,
-            "contrast_acc": contrast_acc,
-            "ci": wilson(contrast_acc, len(logits)),
-            "undone": (back.mean() / self.shift.mean()).item(),
-            "undone_ci": bootstrap(back, self.shift)[0],
-            "plain_kept": accuracy(on_base, self.answers[:, 0]),
-        }
+        replaced = self.score(self.ablator, heads, how)
+        back = self.F_contrast - replaced.F_of_each
+        row: Found = {"ablated": label, "heads": list(heads), "how": how, **self.about}
+        row |= {"base_acc": replaced.base_acc, "contrast_acc": replaced.contrast_acc}
+        row["ci"] = wilson(replaced.contrast_acc, len(back))
+        row["undone"] = (back.mean() / self.shift.mean()).item()
+        row["undone_ci"] = bootstrap(back[None], self.shift)[0]
+        return row | {"plain_kept": self.score(self.on_base, heads, how).base_acc}
 
     def random(self, heads: Heads, how: str, generator: Generator) -> Found:
         """As many other heads of the same layers, drawn N_RANDOM times: means, and undone_ci from
@@ -201,7 +188,8 @@ class Judged:
         for name in ("undone", "base_acc", "contrast_acc", "plain_kept"):
             found[name] = fmean(row[name] for row in rows)
         undone = torch.tensor([row["undone"] for row in rows])
-        return found | {"ci": None, "undone_ci": undone.quantile(ENDS).tolist()}
+        ends = undone.quantile(torch.tensor([0.025, 0.975])).tolist()
+        return found | {"ci": None, "undone_ci": ends}
 
 
 def judged(model: Transformer, tokenizer: Tokenizer, amount: Amount, fi: Heads) -> Found:
@@ -214,8 +202,7 @@ def judged(model: Transformer, tokenizer: Tokenizer, amount: Amount, fi: Heads) 
             rows.append({"draw": number} | fresh.row("function_induction", fi, how))
             if how in amount.random_sources:
                 rows.append({"draw": number} | fresh.random(fi, how, generator))
-        alone = CircuitScores(fresh.ablator, "base", *fresh.answers.T)
-        faithfulness += alone.faithfulness([fi]) if shots == SHOTS else []
+        faithfulness += fresh.scores.faithfulness([fi]) if shots == SHOTS else []
     return {"circuit": list(fi), "faithfulness": fmean(faithfulness), "ablation": rows}
 
 
@@ -231,8 +218,8 @@ def averaging(model: Transformer, prompts: Prompts, weights: dict[str, float]) -
         chances = last_logits(model, examples.tokens).log_softmax(-1).cpu()
         row: Found = {"shown": shown, "offsets": list(offsets), "log_probability": {}}
         for d in (-1, 0, 1):
-            chance = chances.gather(1, prompts.answers(d)[:, None]).mean().item()
-            row["log_probability"][f"{d:+d}"] = chance
+            chance = chances.gather(1, prompts.answers(d)[:, None])
+            row["log_probability"][f"{d:+d}"] = chance.mean().item()
         row |= account(asker, examples, query)
         unseen = [share for k, share in row["answered"].items() if int(k) not in offsets]
         rows.append(row | {"unseen_offset_share": sum(unseen)})
@@ -247,12 +234,7 @@ class Trace:
     as soon as it is known."""
 
     def __init__(
-        self,
-        model: Transformer,
-        tokenizer: Tokenizer,
-        amount: Amount,
-        folder: Path,
-        memory: float | None,
+        self, model: Transformer, tokenizer: Tokenizer, amount: Amount, folder: Path
     ) -> None:
         self.model, self.tokenizer, self.amount = model, tokenizer, amount
         prompts = draw(tokenizer, amount.n_found, SHOTS, seed=0)
@@ -263,11 +245,13 @@ class Trace:
         for contrast, base in bases.items():
             tokens = base, self.contrast_tokens
             kept = folder / "sweeps" / f"{contrast}_{amount.n_found}"
-            self.sweeps[contrast] = LongSweeps(model, tokens, answers, kept, memory)
+            self.sweeps[contrast] = LongSweeps(model, tokens, answers, kept)
+        self.effects: dict[str, Found] = {contrast: {} for contrast in bases}
         self.circuit: Found = {"task": "addition", "k": K, "asked": f"off by {K:+d}"}
         self.circuit |= {"shots": SHOTS, "n_prompts": amount.n_found, "contrast": "answers"}
         self.circuit |= {"device": str(model.device), "criteria": vars(Criteria())}
-        self.circuit |= {"effects": {}, "operands_changed": {"effects": {}}, "missing": MISSING}
+        self.circuit |= {"effects": self.effects["answers"], "missing": MISSING}
+        self.circuit |= {"operands_changed": {"effects": self.effects["operands"]}}
         self.circuit |= {"evaluation": None, "averaging": None}
 
     def tell(self, found: Found, lines: Iterable[str]) -> None:
@@ -282,7 +266,11 @@ class Trace:
             if row["shots"] == SHOTS
         }
         found = {"accuracy": accuracy, "accuracy_by_shots": by_shots}
-        self.tell(found, solving_table(by_shots))
+        columns = ["shares of answers", "shots", "plain", f"off by {K:+d}"]
+        lines = [
+            [row["prompt"] + " prompts", row["shots"], *map(row.get, ANSWERS)] for row in by_shots
+        ]
+        self.tell(found, table(columns, lines))
         weights = self.find_heads()
         fi = list(weights)
         if not fi:
@@ -293,11 +281,9 @@ class Trace:
         fresh = draw(self.tokenizer, self.amount.n_found, SHOTS, seed=2)
         mixed = averaging(self.model, fresh, weights)
         self.tell({"averaging": mixed}, averaging_table(mixed["mixtures"]))
-        for which, head in product(
-            self.amount.inputs, fi if len(self.amount.inputs) > 1 else fi[:1]
-        ):
+        fed = fi if len(self.amount.inputs) > 1 else fi[:1]
+        for which, head in product(self.amount.inputs, fed):
             self.feed(HeadInput(*parse(head), which))
-        self.tell({}, [conclusion(self.circuit)])
         return self.circuit
 
     def find_heads(self) -> dict[str, float]:
@@ -306,7 +292,7 @@ class Trace:
         for name, each in swept.items():
             ends = {"base": each.F_base, "contrast": each.F_contrast}
             F[name] = {run: values.mean().item() for run, values in ends.items()}
-            self.effects(name)["logits"] = as_lists(each.effects)
+            self.effects[name]["logits"] = as_lists(each.effects)
         self.circuit["operands_changed"]["F"] = rounded(F["operands"], 5)
         effects, intervals = swept["answers"].effects, swept["answers"].intervals()
         attention = attention_shares(self.model, self.contrast_tokens, self.places)
@@ -326,28 +312,17 @@ class Trace:
         self.tell(found, [says, *table(columns, lines, digits=1)])
         return fi
 
-    def effects(self, contrast: str) -> Found:
-        """Where the effects under a contrast stand."""
-        part = self.circuit if contrast == "answers" else self.circuit["operands_changed"]
-        found: Found = part["effects"]
-        return found
-
     def feed(self, receiver: HeadInput) -> None:
         """What reaches an input, under both contrasts."""
         for contrast, sweeps in self.sweeps.items():
             effects = sweeps.sweep(receiver, self.amount.n_inputs).effects
-            self.effects(contrast)[str(receiver)] = as_lists(effects)
+            self.effects[contrast][str(receiver)] = as_lists(effects)
             strongest = list(effects.named(strongest_first=True).items())[:6]
             fed = ", ".join(f"{name} {100 * r:+.1f}" for name, r in strongest)
             self.tell({}, [f"heads → {receiver}, {contrast} changed (r in %): {fed}"])
 
 
 # ---------------------------------------------------------------- what is told
-
-
-def solving_table(rows: Sequence[Found]) -> list[str]:
-    lines = [[f"{row['prompt']} prompts", row["shots"], *map(row.get, ANSWERS)] for row in rows]
-    return table(["shares of answers", "shots", "plain", f"off by {K:+d}"], lines)
 
 
 def ablation_table(rows: Sequence[Found]) -> list[str]:
@@ -375,20 +350,6 @@ def averaging_table(rows: Sequence[Found]) -> list[str]:
         f"the forecast by these heads' attention {mixed['r2']['attention']:.2f}, by the plain mean "
         f"{mixed['r2']['uniform']:.2f}",
     ]
-
-
-def conclusion(circuit: Found) -> str:
-    """How weak the behaviour is, and how clear the circuit."""
-    plain, shifted = circuit["accuracy"]["base_prompt"], circuit["accuracy"]["contrast_prompt"]
-    fi, rows = circuit["evaluation"]["circuit"], circuit["evaluation"]["ablation"]
-    undone = [row["undone"] for row in rows if row["heads"]]
-    by_chance = [row["undone"] for row in rows if not row["heads"]]
-    return (
-        f"Shown sums off by {K:+d}, it answers so on {shifted['contrast']:.0%} of prompts (plain "
-        f"ones: {plain['base']:.0%} right). {len(fi)} of {len(circuit['attention'])} heads, "
-        f"{', '.join(fi)}, undo {min(undone):.0%} to {max(undone):.0%} of the shift in F; as many "
-        f"random heads of these layers {min(by_chance):.0%} to {max(by_chance):.0%} (means)."
-    )
 
 
 def summary(circuit: Found) -> Found:
@@ -419,7 +380,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--out", type=Path, default=Path("out/smollm"), help="default: %(default)s")
     add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
-    add("--max-memory", type=float, metavar="GIB", help="that a sweep may use beside the weights")
     hours = "16 shots too, 200 prompts, three draws, q and k too: hours; the same command goes on"
     add("--full", action="store_true", help=hours)
     add("--quick", action="store_true", help="few prompts, to see that it runs; no summary")
@@ -432,7 +392,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_writable(path)
     model, tokenizer = load_pretrained(packaged(), device=device)
     print(f"{FILE} (Apache-2.0) on {device}")
-    circuit = Trace(model, tokenizer, amount, flags.out, flags.max_memory).run()
+    circuit = Trace(model, tokenizer, amount, flags.out).run()
     circuit |= {"model": FILE, "full": flags.full} | {"versions": versions()}
     circuit |= {"weights": weights_hash(model.state_dict())}
     circuit |= {"seconds": round(time.perf_counter() - started, 1)}

@@ -98,8 +98,6 @@ def compare(sweep: Sweep, device: torch.device, repeats: int) -> list[Row]:
     found |= {"receivers": len(sweep.receivers), "peak_gib": peak_memory(sweep, device)}
     found |= sweep.error(model) if sweep.n_checked else {}
     sides = bench_loops.sides(model, pairs)
-    if not sides:
-        return []  # the library is not installed
     effects = {}  # by receiver
     works = {"ours": lambda: effects.update(sweep.run(model, pairs))}
     for other, side in sides.items():
@@ -138,10 +136,7 @@ def timed_rows(device: torch.device, repeats: int, quick: bool) -> list[Row]:
             tqdm.write(skipped, file=sys.stderr)
     torch.set_float32_matmul_precision("highest")
     step = bench_train.compare_steps(model, cfg, device, 5 * repeats)
-    named, other = (
-        shape_of(model) | {"name": "default"},
-        "plain eager step scoring every position",
-    )
+    named, other = shape_of(model) | {"name": "default"}, "plain eager step scoring every position"
     return [*rows, make_row("training step", named, other, *step)]
 
 
@@ -154,15 +149,6 @@ def memory_rows(device: torch.device) -> list[Row]:
             peak = peak_memory(replace(sweep, max_memory=budget), device)
             rows.append(about | {"budget_gib": budget, "peak_gib": peak})
     return rows
-
-
-def about(device: torch.device) -> Row:
-    """The machine, and the libraries that took part."""
-    made = made_on(device)
-    made["versions"] |= {
-        "transformer_lens": metadata.version("transformer-lens") if bench_loops.lens else None,
-    }
-    return made
 
 
 def rounded(result: Row) -> Row:
@@ -203,7 +189,10 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--repeats must be at least 1")
     rows = timed_rows(device, flags.repeats, flags.quick)
     memory = [] if flags.quick else memory_rows(device)
-    result = rounded(about(device) | {"rows": rows, "memory": memory})
+    made = made_on(device)
+    lens_version = metadata.version("transformer-lens") if bench_loops.lens else None
+    made["versions"]["transformer_lens"] = lens_version
+    result = rounded(made | {"rows": rows, "memory": memory})
     if flags.json or not flags.quick:
         name = "bench_cuda.json" if device.type == "cuda" else "bench.json"
         path = flags.json or RESULTS / name

@@ -1,5 +1,6 @@
 """Our side of the benchmark: a sweep on random weights, its seconds and its memory."""
 
+import copy
 import multiprocessing
 import statistics
 import time
@@ -17,7 +18,6 @@ from minifunc.ablation import all_heads
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import Effects, HeadInput, Logits, PathPatcher, Receiver
 from minifunc.support.names import parse
-from minifunc.support.precision import effects_error
 from minifunc.support.settings import shape_of
 
 SweepPath = tuple[str, Receiver]  # from a head, by name
@@ -76,21 +76,21 @@ class Sweep:
         generator = torch.Generator().manual_seed(0)
         return tasks.evaluation_pairs("addition", 1, self.shots, self.n_prompts, generator)
 
-    def patcher(self, model: Transformer, pairs: tasks.Pairs) -> PathPatcher:
-        prompts = (pairs.base, pairs.contrast, pairs.base_answers, pairs.contrast_answers)
-        return PathPatcher(model, *prompts, max_memory=self.max_memory)
-
     def run(self, model: Transformer, pairs: tasks.Pairs) -> dict[Receiver, Effects]:
         """What is timed. The rows of each Effects are in the order of `all_heads`."""
-        found = self.patcher(model, pairs).sweep_each(self.receivers, all_heads(self.cfg))
+        prompts = (pairs.base, pairs.contrast, pairs.base_answers, pairs.contrast_answers)
+        patcher = PathPatcher(model, *prompts, max_memory=self.max_memory)
+        found = patcher.sweep_each(self.receivers, all_heads(self.cfg))
         return dict(zip(self.receivers, found))
 
     def error(self, model: Transformer) -> dict[str, float]:
         """The largest error of an effect, in logits, and as a share of the largest effect: against
         the same weights in float64, on `n_checked` prompts."""
-        few = replace(self, n_prompts=self.n_checked)
-        patcher, heads = few.patcher(model, few.pairs()), all_heads(self.cfg)
-        error, largest = effects_error(patcher, self.receivers, heads, self.n_checked)
+        few, effects = replace(self, n_prompts=self.n_checked), []
+        for each in (model, copy.deepcopy(model).double()):
+            swept = few.run(each, few.pairs()).values()
+            effects.append(torch.stack([found.per_prompt.mean(1) for found in swept]))
+        error, largest = (effects[0] - effects[1]).abs().max().item(), effects[1].abs().max().item()
         return {"max_error": error, "error_share": error / largest}
 
 

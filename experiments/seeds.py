@@ -12,7 +12,7 @@ from typing import Any
 
 import patch
 from experiments.experiment import Experiment, main
-from experiments.measure import CRITERIA, FEW
+from experiments.measure import CRITERIA, FEW, GROUPS
 from experiments.runs import Row, Run, default_run, provenance
 from experiments.summary import Rows, by, in_words
 from minifunc.analysis.rows import as_effects
@@ -21,7 +21,6 @@ from minifunc.support import tables
 from minifunc.support.files import load_json, save_json
 from minifunc.support.runs import weights_hash
 
-GROUPS = ("function_induction", "previous_token", "consolidation")
 UNDER = ("base_values", "other_operands")  # what the heads outside a circuit send
 
 
@@ -50,7 +49,8 @@ JUDGED = (
 
 def circuit_of(circuit: Row) -> Row:
     """What a row of seeds.json holds; without a circuit, what judges it is None."""
-    effects, fi = as_effects(circuit["effects"]["logits"]).named(), _fi(circuit)
+    effects = as_effects(circuit["effects"]["logits"]).named()
+    fi = circuit["groups"]["function_induction"]
     kept = {name: circuit[name] for name in ("accuracy", "F", "F_ci", "groups", "reuse")}
     kept |= {"fi_r": {head: effects[head] for head in fi}}
     kept |= {"fi_r_ci": {head: circuit["r_ci"][head] for head in fi}}
@@ -61,11 +61,6 @@ def circuit_of(circuit: Row) -> Row:
         for name, row in zip(UNDER, evaluation["circuits"]):  # the first are all groups together
             kept[name] = {each: row[each] for each in JUDGED}
     return kept
-
-
-def _fi(circuit: Row) -> list[str]:
-    heads: list[str] = circuit["groups"]["function_induction"]
-    return heads
 
 
 def averaging_of(circuit: Row) -> Row:
@@ -87,10 +82,10 @@ def averaging_rows(run: Run, measured: Row) -> Rows:
 def seeds_table(rows: Rows) -> list[str]:
     lines = []
     for row in [row for row in rows if not row["diverged"]]:
-        groups = [", ".join(row["groups"][group]) or "–" for group in GROUPS]
+        groups = [", ".join(row["groups"][group]) or "–" for group in GROUPS.values()]
         shares = [row[name]["faithfulness"] if row[name] else "–" for name in UNDER]
         lines.append([row["seed"], *groups, *shares])
-    columns = ["seed", *map(tables.words, GROUPS), *map(tables.words, UNDER)]
+    columns = ["seed", *map(tables.words, GROUPS.values()), *map(tables.words, UNDER)]
     return [
         "the circuit of off by one, 8 shots; how faithful all groups alone are, by what others "
         "send",

@@ -1,6 +1,7 @@
 """The benchmark, in small: it runs and agrees; its plain side is what it says."""
 
 import contextlib
+import copy
 import io
 import json
 from dataclasses import replace
@@ -61,16 +62,20 @@ def test_large_shapes_are_timed_and_held_against_float64_in_each_arithmetic(quic
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_the_error_is_that_of_the_effects_of_all_heads_on_a_few_prompts(monkeypatch):
-    sweep = bench.shapes([(2, 2, 16)])[0]
-
-    def measured(patcher, receivers, senders, n):
-        assert len(patcher.base_tokens) == n == sweep.n_checked == 4
-        assert receivers == sweep.receivers and senders == all_heads(sweep.cfg)
-        return 0.5, 2.0
-
-    monkeypatch.setattr(bench_sweep, "effects_error", measured)
-    assert sweep.error(sweep.model(CPU)) == {"max_error": 0.5, "error_share": 0.25}
+def test_the_error_is_that_of_the_effects_of_all_heads_on_a_few_prompts():
+    sweep = next(each for each in bench.shapes([(2, 2, 16)]) if each.dtype == "bfloat16")
+    assert sweep.n_checked == 4 < sweep.n_prompts
+    model, few = sweep.model(CPU), replace(sweep, n_prompts=4).pairs()
+    prompts = (few.base, few.contrast, few.base_answers, few.contrast_answers)
+    found = []
+    for each in (model, copy.deepcopy(model).double()):
+        (swept,) = PathPatcher(each, *prompts).sweep_each(sweep.receivers, all_heads(sweep.cfg))
+        found.append(swept.per_prompt.mean(1))
+    error, largest = (found[0] - found[1]).abs().max().item(), found[1].abs().max().item()
+    assert sweep.error(model) == pytest.approx(
+        {"max_error": error, "error_share": error / largest}, rel=1e-3
+    )
+    assert error > 0 and model.dtype == torch.bfloat16  # left as it was
 
 
 def test_a_shape_that_does_not_fit_is_one_line_and_the_others_are_timed(monkeypatch, capsys):

@@ -4,7 +4,6 @@ from torch.testing import assert_close
 
 from minifunc.analysis import activations, function_vectors
 from minifunc.analysis.function_vectors import (
-    Numbers,
     cells,
     last_z,
     logits_with,
@@ -15,7 +14,7 @@ from minifunc.model import ModelConfig, Transformer
 
 # tokens 0..5 are the numbers -1..4, tokens 6..8 the markers of k = -1, 0, 1
 N_NUMBERS, FIRST, SHIFTS = 6, -1, (-1, 0, 1)
-NUMBERS = Numbers(torch.arange(N_NUMBERS), FIRST)
+NUMBERS = {FIRST + token: token for token in range(N_NUMBERS)}
 D = N_NUMBERS + len(SHIFTS)
 HEADS = ["0.0", "0.1"]
 

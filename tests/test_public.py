@@ -50,7 +50,6 @@ from minifunc.support import (
     hooks,
     memory,
     pairs,
-    precision,
     processes,
     runs,
     shared_streams,
@@ -101,8 +100,7 @@ class World:
         self.examples = dataclasses.replace(examples, tokens=stored(examples.tokens))
         self.offs = examples.difference
         self.naive = stored(study.naive_prompts(tasks, 3))
-        numbers = torch.tensor([tasks.TOKEN[str(number)] for number in tasks.NUMBERS])
-        self.numbers = function_vectors.Numbers(stored(numbers), tasks.NUMBERS[0])
+        self.numbers = {number: tasks.TOKEN[str(number)] for number in tasks.NUMBERS}
         self.asking = {}
         for k in (-1, 0, 1):
             asked = tasks.evaluation_pairs("addition", k, SHOTS, 30, drawing())
@@ -354,11 +352,6 @@ CASES = {
         **dict.fromkeys(("Receiver", "Logits", "HeadInput", "MLPInput", "Resid"), rewired),
         "KVInput": of_groups,
     },
-    "minifunc.support.precision": {
-        "effects_error": lambda w: torch.tensor(
-            precision.effects_error(w.patcher(), [Logits()]), dtype=torch.float64, device="cpu"
-        ),
-    },
     "minifunc.support.pairs": {
         "CachedRuns": lambda w: [each.stream(1) for each in w.patcher().cached_runs()],
         "PairedRuns": lambda w: pairs.PairedRuns(w.model, w.prompts, w.answers, None).F_base,
@@ -456,7 +449,6 @@ CASES = {
         "copy_induction_score": repeated_scores,
     },
     "minifunc.analysis.function_vectors": {
-        "Numbers": in_parts,
         "last_z": lambda w: function_vectors.last_z(w.model, w.tokens),
         "logits_with": z_put_in,
         "cells": lambda w: function_vectors.cells(w.maps[0], 1, 1),

@@ -21,7 +21,6 @@ from minifunc.analysis import (
 )
 from minifunc.analysis import rows as rows_of_circuit
 from minifunc.analysis.activations import Examples
-from minifunc.analysis.function_vectors import Numbers
 from minifunc.analysis.rows import Prompts
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support.effects import Effects
@@ -353,7 +352,7 @@ def test_F_stands_by_contrast():
 # ---------------------------------------------------------------- function vectors
 
 SHIFTS, N_INPUTS = (-1, 0, 1), 3
-NUMBERS = Numbers(torch.arange(1, 8), first=-2)  # token 3 is the number 0
+NUMBERS = {token - 3: token for token in range(1, 8)}
 
 
 def test_function_vectors_are_those_of_a_plain_loop():
@@ -387,14 +386,14 @@ def test_function_vectors_are_those_of_a_plain_loop():
         right = []
         for x, rows in enumerate(naive):
             answered = run(rows, vector, some).argmax(1)
-            right += (answered == NUMBERS.tokens[zero + x + k]).tolist()
+            right += (answered == NUMBERS[x + k]).tolist()
         return fmean(right)
 
     def map_of(vector, some):
         before = [model(rows)[:, -1] for rows in naive]
         after = [run(rows, vector, some) for rows in naive]
         rose = [(new - old).mean(0) for new, old in zip(after, before)]  # over demos
-        return torch.stack(rose)[:, NUMBERS.tokens]
+        return torch.stack(rose)[:, list(NUMBERS.values())]
 
     def moved(change, k):
         cells = [change[x, zero + x + k] - change[x, zero + x] for x in range(N_INPUTS)]

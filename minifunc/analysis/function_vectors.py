@@ -12,7 +12,6 @@ A map is the picture of arXiv 2507.09875: cells say how much logit(y) (columns) 
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,14 +26,6 @@ from minifunc.support.names import Found, Heads, parse
 from minifunc.support.tables import rounded
 
 Parts = dict[str, Tensor]  # logits [n_rows, d_vocab] by what was changed: a head, or "all"
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """Token ids of consecutive numbers: tokens[i] is the number first + i."""
-
-    tokens: Tensor  # [n_numbers] int64
-    first: int
 
 
 def hook_points(model: Transformer, heads: Iterable[str], *kinds: str) -> list[str]:
@@ -85,11 +76,13 @@ def moves(change: Tensor, zero: int, k: int) -> float:
 
 class Naive:
     """Naive prompts [n_inputs, n_demos, pos] that vectors are tried on; row x is to be answered x.
-    All n_rows = n_inputs * n_demos run together."""
+    All n_rows = n_inputs * n_demos run together. tokens: of consecutive numbers, 0 among them."""
 
-    def __init__(self, model: Transformer, prompts: Tensor, numbers: Numbers, heads: Heads) -> None:
-        self.model, self.heads, self.zero = model, heads, -numbers.first
-        self.numbers = numbers.tokens.to(model.device)
+    def __init__(
+        self, model: Transformer, prompts: Tensor, tokens: Mapping[int, int], heads: Heads
+    ) -> None:
+        self.model, self.heads, self.zero = model, heads, list(tokens).index(0)
+        self.numbers = torch.tensor([*tokens.values()], device=model.device)  # [n_numbers]
         self.n_inputs, n_demos, _ = prompts.shape
         self.tokens = prompts.flatten(0, 1)  # [n_rows, pos]
         self.inputs = torch.arange(self.n_inputs, device=model.device).repeat_interleave(n_demos)
@@ -120,14 +113,14 @@ def study(
     prompts: Mapping[int, Tensor],
     naive_prompts: Tensor,
     heads: Heads,
-    numbers: Numbers,
+    tokens: Mapping[int, int],
     k: int = 1,
 ) -> Found:
     """Function vectors of `heads`, ready for circuit.json.
 
     prompts {k: tokens [n_prompts, pos]}: contrast prompts off by several k, 0 (plain) among them.
-    naive_prompts: see `Naive`. function_vectors: {head: map, "all": map} of this k, columns 0 to
-    n_inputs - 1. In function_vector_scores are
+    naive_prompts, tokens {number: token}: see `Naive`. function_vectors: {head: map, "all": map}
+    of this k, columns 0 to n_inputs - 1. In function_vector_scores are
         naive_accuracy  share of naive prompts that are answered x, as they are
         parts[k][part]  with FV(k) added: moves, and hits, the share that is then answered x + k;
                         plain_moves: moves with FV(0) added instead, the control
@@ -135,7 +128,7 @@ def study(
     """
     if not k or not {0, k} <= prompts.keys() or len(set(heads)) < max(1, len(heads)):
         raise ValueError("function vectors need different heads, and prompts for k and for k = 0")
-    naive = Naive(model, naive_prompts, numbers, heads)
+    naive = Naive(model, naive_prompts, tokens, heads)
     columns = slice(naive.zero, naive.zero + naive.n_inputs)
     logits = {shift: naive.parts(last_z(model, some).mean(0)) for shift, some in prompts.items()}
     plain = {part: naive.map(after) for part, after in logits[0].items()}

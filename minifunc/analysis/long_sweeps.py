@@ -9,7 +9,6 @@ effect is a mean over prompts, and so is the range of F that it is measured by.
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,13 +67,19 @@ class LongSweeps:
         where the folder keeps effects of other weights, prompts or positions."""
         path, n_all = self.folder / f"{receiver}.pt", len(self.prompts[0])
         wanted = n_all if n_prompts is None else min(counted("n_prompts", n_prompts), n_all)
-        kept = self._kept(path, f"{self.about} {receiver.positions}".removesuffix(" None"))
+        about = f"{self.about} {receiver.positions}".removesuffix(" None")
+        kept: Found = {"about": about, "change": [], "F": []}
+        if path.exists():
+            kept = load_tensors(path)
+        if kept.get("about") != about:
+            raise UserError(f"{path} is of other weights, prompts or positions: remove it")
         n_done = sum(part.shape[1] for part in kept["change"])
         bar = tqdm(total=wanted, initial=n_done, desc=f"→ {receiver}", unit="prompt", disable=None)
         with bar:
             while n_done < wanted:
                 some = slice(n_done, min(n_done + TOGETHER, wanted))
-                patcher = self._patcher(some)
+                x, y, a, b = (each[some] for each in self.prompts)  # tokens, their answers
+                patcher = PathPatcher(self.model, x, y, a, b, max_memory=self.max_memory)
                 kept["change"].append(patcher.sweep(receiver).per_prompt)
                 kept["F"].append(torch.stack([patcher.F_base, patcher.F_contrast]).cpu())
                 save_tensors(path, kept)
@@ -86,16 +91,3 @@ class LongSweeps:
         alone = [(sender,) for sender in range(len(order.names))]
         r = change.mean(1) / (F_contrast - F_base).mean()
         return Swept(order.names, order.effects(alone, change, r), F_base, F_contrast)
-
-    def _patcher(self, some: slice) -> PathPatcher:
-        base, contrast, base_answers, contrast_answers = (each[some] for each in self.prompts)
-        tokens, answers = (base, contrast), (base_answers, contrast_answers)
-        return PathPatcher(self.model, *tokens, *answers, max_memory=self.max_memory)
-
-    def _kept(self, path: Path, about: str) -> dict[str, Any]:
-        if not path.exists():
-            return {"about": about, "change": [], "F": []}
-        kept: Found = load_tensors(path)
-        if kept.get("about") != about:
-            raise UserError(f"{path} is of other weights, prompts or positions: remove it")
-        return kept

@@ -22,15 +22,13 @@ NOTHING_FOUND = {"evaluation": {"ablation": []}, "reuse": []}
 # Heads that were also swept together: name → edges to the logits.
 TOGETHER = {"function_induction": 1, "shown_answer": 2, "expected_answer": 2}
 
-Answers = tuple[Tensor, Tensor]  # of base and contrast prompts, [n_prompts] int64 each
-
 
 @dataclass(frozen=True)
 class Prompts:
     """Prompts on which heads can be replaced, with their base and contrast answers."""
 
     ablator: Ablator
-    answers: Answers
+    answers: tuple[Tensor, Tensor]  # of base and contrast prompts, [n_prompts] int64 each
 
     def scores(self, how: str) -> CircuitScores:
         return CircuitScores(self.ablator, how, *self.answers)

@@ -136,8 +136,7 @@ def writings(
     if study.task not in language.ON_NUMBERS:
         return {}
     n = study.prompts
-    ids = [language.TOKEN[str(number)] for number in language.NUMBERS]
-    numbers = function_vectors.Numbers(torch.tensor(ids, device="cpu"), language.NUMBERS[0])
+    numbers = {number: language.TOKEN[str(number)] for number in language.NUMBERS}
     contrast = {}
     for shift in language.SHIFTS:
         contrast[shift] = replace(study, k=shift).pairs(3 * n, generator).contrast
