@@ -45,7 +45,6 @@ const Circuit = (() => {
     const shown = shownIn(tokens);
     const last = tokens.length - 1;
     const { t: x } = places[last];
-    const tops = {}; // {at: how high the stream rises}
     const nodes = {};
     const paths = [];
     const bands = [];
@@ -56,7 +55,6 @@ const Circuit = (() => {
     function put(kind, head, at, l, half, tall) {
       const id = `${head} ${at}`;
       nodes[id] = { kind, t: places[at].t, l, half, tall, head, at };
-      tops[at] = l;
       return id;
     }
 
@@ -83,7 +81,6 @@ const Circuit = (() => {
         const width = into[head][i];
         if (!width) continue;
         const middle = used + (width + SPACE) / 2;
-        tops[shown[i]] = lowest + middle;
         const start = [places[shown[i]].t, lowest + middle];
         const end = [x - NODE, entry + middle];
         add({ kind: "into", to, head, i, width }, start, x - NODE - 8 - middle, end);
@@ -96,16 +93,12 @@ const Circuit = (() => {
     for (const layer of layers) {
       [lowest, used] = [l + 6, 0];
       l += lanes(layer) + 12;
-      const ends = [[readers, putReader], [fi, putFI]].map(([heads, draw]) => {
-        let level = l;
-        for (const head of within(heads, layer)) {
-          draw(head, level + tall(head) + 1.5);
-          level += 2 * tall(head) + 3;
-        }
-        return level;
-      });
-      bands.push({ layer, from: l, to: Math.max(...ends) });
-      l = Math.max(...ends);
+      bands.push({ layer, from: l });
+      for (const head of within([...readers, ...fi], layer)) {
+        (fi.includes(head) ? putFI : putReader)(head, l + tall(head) + 1.5);
+        l += 2 * tall(head) + 3;
+      }
+      bands.at(-1).to = l;
     }
     const reaching = sum(fi.map((head) => out[head] + SPACE)) / 2;
     const tallest = Math.max(ANSWER, reaching);
@@ -122,8 +115,7 @@ const Circuit = (() => {
     }
     for (const at of [...shown, last]) {
       const { t } = places[at];
-      const kind = at === last ? "last" : "stream";
-      add({ kind, at, width: 2.2 }, [t, 2], t, [t, tops[at] ?? 2]);
+      add({ kind: at === last ? "last" : "stream", at, width: 2.2 }, [t, 2], t, [t, l + 12]);
     }
     const down = 16 - Math.min(...Object.values(nodes).map((node) => node.l));
     const along = x + ANSWER + used + 12;
@@ -153,7 +145,7 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
   const view = Page.at("circuit-view");
   const TITLES = ["The prompt you asked", "Its base prompt"];
   const HINT = "Point at a head to see what it does on this prompt; click to keep it.";
-  const SAME = "Both prompts get one answer: lanes are as wide as attention, not effects.";
+  const SAME = "Both prompts get one answer, so that there is no effect to draw.";
   const { layout, effects, shownIn, byHead } = Circuit;
   const heads = [...Playground.heads].sort((a, b) => a - b); // layer by layer
   const fi = heads.filter((head) => membersOf("function_induction").includes(head));
@@ -173,16 +165,17 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
     const { tokens, effects, to } = panels[side];
     const shares = looks(panels[side], head, at);
     const [best] = ranked(shares);
-    const example = Math.ceil(best / 6);
-    const where = 6 * example < tokens.length ? `example ${example}` : "the question";
-    const target = best ? `“${tokens[best]}” in ${where}` : "the start";
+    const end = 6 * Math.ceil(best / 6);
+    const around = tokens.slice(end - 5, end).join("");
+    const target = best ? `“${tokens[best]}” in “${around}”` : "the start";
     const most = `from “${tokens[at]}” it looks most at ${target} (${percent(shares[best])})`;
     const first = `Head ${head}, one of the ${NAMES[groupOf(head)]}: ${most}.`;
     const r = effects?.out[head];
     if (r === undefined) return first;
-    const [size, sign] = [percent(Math.abs(r)), r < 0 ? "−" : "+"];
-    const way = `${size} ${r < 0 ? "of the way to" : "further away from"} ${to} (r = ${sign}${size})`;
-    return `${first} What it sends on the other prompt, put in here, moves the answer ${way}.`;
+    const size = percent(Math.abs(r));
+    const way = r < 0 ? `of the way to ${to} (r = −` : `further away from ${to} (r = +`;
+    const swapped = "What it sends on the other prompt, put in here, moves the answer";
+    return `${first} ${swapped} ${size} ${way}${size}).`;
   }
 
   /** Where everything stands in a panel; px: how wide a line of r = 1 is. */
@@ -191,16 +184,11 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
     const shown = shownIn(tokens);
     const wide = (x) => (Math.abs(x) < 0.01 ? 0 : Math.max(0.8, Math.abs(x) * px));
 
-    function reads(head) {
-      const shares = (at) => looks(panel, head, at);
-      return shown.map((at) => 0.6 + 2.6 * (shares(at)[at - 4] + shares(at)[at - 2]));
-    }
-
-    function into(head) {
-      const shares = looks(panel, head, tokens.length - 1);
-      return (effects?.into[head] ?? shown.map((at) => shares[at])).map(wide);
-    }
-
+    const reads = (head) => shown.map((at) => {
+      const shares = looks(panel, head, at);
+      return 0.6 + 2.6 * (shares[at - 4] + shares[at - 2]);
+    });
+    const into = (head) => (effects?.into[head] ?? []).map(wide);
     const out = (head) => Math.max(0.8, wide(effects?.out[head] ?? 0));
     const widths = { reads: byHead(readers, reads), into: byHead(fi, into), out: byHead(fi, out) };
     const column = Math.min(180, (view.clientWidth / 2 - 240) / (shown.length || 1));
@@ -249,8 +237,7 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
   /** Lets a head be pointed at, moved to, and kept in view. */
   function listen(spot, chosen) {
     const { head } = chosen;
-    const tip = [head, NAMES[groupOf(head)]].join(", one of the ");
-    Object.assign(spot.dataset, { head, tip });
+    Object.assign(spot.dataset, { head, tip: `${head}, one of the ${NAMES[groupOf(head)]}` });
     const pin = () => {
       const isPinned = pinned?.head === head && pinned.at === chosen.at;
       pinned = isPinned ? null : chosen;
