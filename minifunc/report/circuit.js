@@ -45,9 +45,7 @@ const Circuit = (() => {
     const shown = shownIn(tokens);
     const last = tokens.length - 1;
     const { t: x } = places[last];
-    const nodes = {};
-    const paths = [];
-    const bands = [];
+    const [nodes, paths, bands] = [{}, [], []];
     places.forEach((place, at) => {
       nodes[`token ${at}`] = { kind: at % 6 === 5 ? "shown" : "word", ...place, at };
     });
@@ -118,8 +116,7 @@ const Circuit = (() => {
       add({ kind: at === last ? "last" : "stream", at, width: 2.2 }, [t, 2], t, [t, l + 12]);
     }
     const down = 16 - Math.min(...Object.values(nodes).map((node) => node.l));
-    const along = x + ANSWER + used + 12;
-    return { nodes, paths, bands, along, up: l + 2 * tallest + 16, down };
+    return { nodes, paths, bands, along: x + ANSWER + used + 12, up: l + 2 * tallest + 16, down };
   }
 
   /** What putting values of the run `other` into a run does to its answer: r of each FI head, `out`
@@ -239,8 +236,7 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
     const { head } = chosen;
     Object.assign(spot.dataset, { head, tip: `${head}, one of the ${NAMES[groupOf(head)]}` });
     const pin = () => {
-      const isPinned = pinned?.head === head && pinned.at === chosen.at;
-      pinned = isPinned ? null : chosen;
+      pinned = pinned?.head === head && pinned.at === chosen.at ? null : chosen;
       show(pinned ?? chosen);
     };
     spot.addEventListener("click", pin);
