@@ -45,8 +45,8 @@ def pictures():
         for vertical in (False, True):
             yield {
                 "tokens": ["<bos>", *example * shots, *example[:4]],
-                "readers": sorted(readers),
-                "fi": sorted(fi),
+                "readers": sorted(readers, key=float),
+                "fi": sorted(fi, key=float),
                 "reads": {head: [draw.uniform(0.6, 3.2) for _ in range(shots)] for head in readers},
                 "into": lanes,
                 "out": {head: draw.uniform(0.8, 18) for head in fi},

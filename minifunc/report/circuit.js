@@ -8,6 +8,8 @@ const Circuit = (() => {
   const [NODE, ANSWER, SPACE, LETTER] = [10, 21, 1.5, 7.9]; // px: half of a box, a box, apart, wide
   const sum = (values) => values.reduce((a, b) => a + b, 0);
   const layerOf = (head) => parseInt(head, 10);
+  const shownIn = (tokens) => [...tokens.keys()].filter((at) => at % 6 === 5); // answers
+  const byHead = (heads, measure) => Object.fromEntries(heads.map((head) => [head, measure(head)]));
 
   /** Where each token stands: {t, l} in px, `t` along the examples, `l` up the layers.
       column: the least width of an example; space: what the lines to FI heads need. */
@@ -29,7 +31,7 @@ const Circuit = (() => {
   }
 
   /** The picture's nodes {id: {kind, t, l, half, tall, head, at}}, its paths [{kind, points, width,
-      from, to, head, at, i}] and the layers' bands. readers, fi: heads; at: the token below.
+      from, to, head, at, i}] and the layers' bands. readers, fi: heads, layer by layer.
       Widths in px: reads[head][i], from example i's operands to a reader; into[head][i], from its
       answer to an FI head, 0: none; out[head], from that to the answer. */
   function layout({ tokens, readers, fi, reads, into, out, vertical = false, column = 0 }) {
@@ -40,12 +42,10 @@ const Circuit = (() => {
     const tall = (head) => Math.max(NODE, flow(head) / 2, (out[head] ?? 0) / 2 + 1);
     const space = Math.max(0, ...layers.map(lanes)) + 10;
     const places = placeTokens(tokens, vertical, column, space);
-    const shown = [...tokens.keys()].filter((at) => at % 6 === 5);
+    const shown = shownIn(tokens);
     const last = tokens.length - 1;
-    const tops = {}; // {at: how high the stream rises}
-    const nodes = {};
-    const paths = [];
-    const bands = [];
+    const { t: x } = places[last];
+    const [nodes, paths, bands] = [{}, [], []];
     places.forEach((place, at) => {
       nodes[`token ${at}`] = { kind: at % 6 === 5 ? "shown" : "word", ...place, at };
     });
@@ -53,7 +53,6 @@ const Circuit = (() => {
     function put(kind, head, at, l, half, tall) {
       const id = `${head} ${at}`;
       nodes[id] = { kind, t: places[at].t, l, half, tall, head, at };
-      tops[at] = l;
       return id;
     }
 
@@ -72,59 +71,52 @@ const Circuit = (() => {
       });
     }
 
-    /** An FI head and its lanes; the example nearest to it has the lowest, from `corner` on. */
-    function putFI(head, level, corner) {
+    /** An FI head and its lanes; the example nearest to it has the lowest. */
+    function putFI(head, level) {
       const to = put("spot", head, last, level, NODE, tall(head));
-      let entry = level - flow(head) / 2;
+      const entry = level - flow(head) / 2 - used;
       for (const i of [...shown.keys()].reverse()) {
         const width = into[head][i];
         if (!width) continue;
-        const half = (width + SPACE) / 2;
-        const start = [places[shown[i]].t, corner.l + half];
-        const end = [places[last].t - NODE, entry + half];
-        add({ kind: "into", to, head, i, width }, start, corner.t - half, end);
-        tops[shown[i]] = start[1];
-        Object.assign(corner, { l: corner.l + 2 * half, t: corner.t - 2 * half });
-        entry += 2 * half;
+        const middle = used + (width + SPACE) / 2;
+        const start = [places[shown[i]].t, lowest + middle];
+        const end = [x - NODE, entry + middle];
+        add({ kind: "into", to, head, i, width }, start, x - NODE - 8 - middle, end);
+        used += width + SPACE;
       }
     }
 
     let l = 0; // below, all is full
+    let [lowest, used] = [0, 0]; // where a layer's lanes begin, and how much of them is drawn
     for (const layer of layers) {
-      const corner = { l: l + 6, t: places[last].t - NODE - 8 }; // of the lowest lane
+      [lowest, used] = [l + 6, 0];
       l += lanes(layer) + 12;
-      const ends = [[readers, putReader], [fi, putFI]].map(([heads, draw]) => {
-        let level = l;
-        for (const head of within(heads, layer)) {
-          draw(head, level + tall(head) + 1.5, corner);
-          level += 2 * tall(head) + 3;
-        }
-        return level;
-      });
-      bands.push({ layer, from: l, to: Math.max(...ends) });
-      l = Math.max(...ends);
+      bands.push({ layer, from: l });
+      for (const head of within([...readers, ...fi], layer)) {
+        (fi.includes(head) ? putFI : putReader)(head, l + tall(head) + 1.5);
+        l += 2 * tall(head) + 3;
+      }
+      bands.at(-1).to = l;
     }
     const reaching = sum(fi.map((head) => out[head] + SPACE)) / 2;
     const tallest = Math.max(ANSWER, reaching);
     const to = put("answer", "answer", last, l + 12 + tallest, ANSWER, tallest);
-    let right = places[last].t + ANSWER + 8;
-    let entry = nodes[to].l - reaching;
-    const rising = layers.flatMap((layer) => within(fi, layer));
-    for (const head of rising.reverse()) { // the highest goes up nearest to the stream
+    const entry = nodes[to].l - reaching;
+    used = 0;
+    for (const head of [...fi].reverse()) { // the highest goes up nearest to the stream
       const from = `${head} ${last}`;
-      const half = (out[head] + SPACE) / 2;
-      const start = [places[last].t + NODE, nodes[from].l];
-      const end = [places[last].t + ANSWER, entry + half];
-      add({ kind: "out", from, to, head, i: 0, width: out[head] }, start, right + half, end);
-      [right, entry] = [right + 2 * half, entry + 2 * half];
+      const middle = used + (out[head] + SPACE) / 2;
+      const [start, end] = [[x + NODE, nodes[from].l], [x + ANSWER, entry + middle]];
+      const path = { kind: "out", from, to, head, i: 0, width: out[head] };
+      add(path, start, x + ANSWER + 8 + middle, end);
+      used += out[head] + SPACE;
     }
     for (const at of [...shown, last]) {
       const { t } = places[at];
-      const kind = at === last ? "last" : "stream";
-      add({ kind, at, width: 2.2 }, [t, 2], t, [t, tops[at] ?? 2]);
+      add({ kind: at === last ? "last" : "stream", at, width: 2.2 }, [t, 2], t, [t, l + 12]);
     }
     const down = 16 - Math.min(...Object.values(nodes).map((node) => node.l));
-    return { nodes, paths, bands, along: right + 4, up: l + 2 * tallest + 16, down };
+    return { nodes, paths, bands, along: x + ANSWER + used + 12, up: l + 2 * tallest + 16, down };
   }
 
   /** What putting values of the run `other` into a run does to its answer: r of each FI head, `out`
@@ -133,15 +125,14 @@ const Circuit = (() => {
   function effects(model, run, other, heads) {
     const patcher = new PathPatching.PathPatcher(model, other, run);
     if (patcher.answers[0] === patcher.answers[1]) return null;
-    const shown = [...run.tokens.keys()].filter((at) => at % 6 === 5);
-    const of = (measure) => Object.fromEntries(heads.map((head) => [head, measure(head)]));
+    const shown = shownIn(run.tokens);
     return {
-      into: of((head) => patcher.effectsByPosition(head, shown)),
-      out: of((head) => patcher.r(patcher.patched(head, "logits"))),
+      into: byHead(heads, (head) => patcher.effectsByPosition(head, shown)),
+      out: byHead(heads, (head) => patcher.r(patcher.patched(head, "logits"))),
     };
   }
 
-  return { layout, effects };
+  return { layout, effects, shownIn, byHead };
 })();
 
 if (typeof module !== "undefined") module.exports = Circuit;
@@ -149,19 +140,18 @@ if (typeof module !== "undefined") module.exports = Circuit;
 if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) (() => {
   const { element, svg, percent, ranked, model, membersOf, groupOf, NAMES } = Page;
   const view = Page.at("circuit-view");
+  const TITLES = ["The prompt you asked", "Its base prompt"];
   const HINT = "Point at a head to see what it does on this prompt; click to keep it.";
-  const NO_HEADS = "No function-induction head is known here, so there is no circuit to draw.";
-  const SAME = "Both prompts get one answer: lanes are as wide as attention, not effects.";
-  const isThere = (head) => `blocks.${parseInt(head, 10)}.attn.W_Q` in model.weights;
-  const heads = (...groups) => [...new Set(groups.flatMap(membersOf))].filter(isThere).sort();
-  const fi = heads("function_induction");
-  const readers = heads("expected_answer", "shown_answer").filter((head) => !fi.includes(head));
+  const SAME = "Both prompts get one answer, so that there is no effect to draw.";
+  const { layout, effects, shownIn, byHead } = Circuit;
+  const heads = [...Playground.heads].sort((a, b) => a - b); // layer by layer
+  const fi = heads.filter((head) => membersOf("function_induction").includes(head));
+  const reading = [...membersOf("expected_answer"), ...membersOf("shown_answer")];
+  const readers = heads.filter((head) => reading.includes(head) && !fi.includes(head));
   const narrow = matchMedia("(max-width: 600px)");
   const words = element("p", "", { className: "hint", ariaLive: "polite" });
   let panels = [];
   let pinned = null; // { side: a panel's number, head, at: the token below }
-
-  const signed = (r) => `${r < 0 ? "−" : "+"}${Math.abs(100 * r).toFixed(1)} %`;
 
   /** A head's attention from a token. */
   const looks = ({ run, tokens }, head, at) =>
@@ -169,66 +159,59 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
 
   /** What a head does on a prompt, in sentences. */
   function said({ side, head, at }) {
-    const { tokens, run, effects, to } = panels[side];
+    const { tokens, effects, to } = panels[side];
     const shares = looks(panels[side], head, at);
     const [best] = ranked(shares);
-    const example = Math.ceil(best / 6);
-    const where = 6 * example < tokens.length ? `example ${example}` : "the question";
-    const target = best ? `“${tokens[best]}” in ${where}` : "the start";
+    const end = 6 * Math.ceil(best / 6);
+    const around = tokens.slice(end - 5, end).join("");
+    const target = best ? `“${tokens[best]}” in “${around}”` : "the start";
     const most = `from “${tokens[at]}” it looks most at ${target} (${percent(shares[best])})`;
     const first = `Head ${head}, one of the ${NAMES[groupOf(head)]}: ${most}.`;
     const r = effects?.out[head];
     if (r === undefined) return first;
-    const way = `${percent(Math.abs(r))} ${r < 0 ? "of the way to" : "further away from"} ${to}`;
+    const size = percent(Math.abs(r));
+    const way = r < 0 ? `of the way to ${to} (r = −` : `further away from ${to} (r = +`;
     const swapped = "What it sends on the other prompt, put in here, moves the answer";
-    return `${first} ${swapped} ${way} (r = ${signed(r)}).`;
+    return `${first} ${swapped} ${size} ${way}${size}).`;
   }
 
   /** Where everything stands in a panel; px: how wide a line of r = 1 is. */
   function planOf(panel, px) {
     const { tokens, effects } = panel;
-    const shown = [...tokens.keys()].filter((at) => at % 6 === 5);
-    const of = (names, measure) => Object.fromEntries(names.map((head) => [head, measure(head)]));
+    const shown = shownIn(tokens);
     const wide = (x) => (Math.abs(x) < 0.01 ? 0 : Math.max(0.8, Math.abs(x) * px));
-    const taken = (head) => effects?.into[head] ??
-      shown.map((at) => looks(panel, head, tokens.length - 1)[at]);
-    const read = (head) => shown.map((at) => {
+
+    const reads = (head) => shown.map((at) => {
       const shares = looks(panel, head, at);
       return 0.6 + 2.6 * (shares[at - 4] + shares[at - 2]);
     });
-    return Circuit.layout({
-      tokens,
-      readers,
-      fi,
-      reads: of(readers, read),
-      into: of(fi, (head) => taken(head).map(wide)),
-      out: of(fi, (head) => Math.max(0.8, wide(effects?.out[head] ?? 0))),
-      vertical: narrow.matches,
-      column: Math.min(180, (view.clientWidth / 2 - 240) / (shown.length || 1)),
-    });
+    const into = (head) => (effects?.into[head] ?? []).map(wide);
+    const out = (head) => Math.max(0.8, wide(effects?.out[head] ?? 0));
+    const widths = { reads: byHead(readers, reads), into: byHead(fi, into), out: byHead(fi, out) };
+    const column = Math.min(180, (view.clientWidth / 2 - 240) / (shown.length || 1));
+    return layout({ tokens, readers, fi, ...widths, vertical: narrow.matches, column });
   }
 
-  /** A panel's picture, `up` px above the tokens, and `down` below. */
-  function picture(panel, { nodes, paths, bands, along }, up, down) {
+  /** A panel's picture, `up` px above the tokens. */
+  function picture(panel, { nodes, paths, bands, along, down }, up) {
     const vertical = narrow.matches;
     const xy = ([t, l]) => (vertical ? [l, t] : [t, -l]);
     const parts = [];
 
-    function text(place, words) {
-      const [x, y] = xy(place);
-      return svg("text", { x, y }, words);
-    }
-
-    function box(place, half, tall, rx) {
+    /** Words in the middle of a box, if that has a size. */
+    function put(kind, place, half, tall, words) {
       const [[x, y], [w, h]] = [xy(place), vertical ? [tall, half] : [half, tall]];
-      return svg("rect", { x: x - w, y: y - h, width: 2 * w, height: 2 * h, rx });
+      const box = svg("rect", { x: x - w, y: y - h, width: 2 * w, height: 2 * h, rx: 8 });
+      const made = svg("g", { class: kind }, box, svg("text", { x, y }, words));
+      parts.push(made);
+      return made;
     }
 
     for (const { layer, from, to } of bands) {
       const middle = (from + to) / 2;
-      const band = box([along / 2, middle], along / 2, (to - from) / 2, 0);
-      const name = vertical ? text([12, middle], layer) : text([25, middle], `layer ${layer}`);
-      parts.push(svg("g", { class: "layer" }, band, name));
+      const [t, words] = vertical ? [12, layer] : [25, `layer ${layer}`];
+      put("layer", [along / 2, middle], along / 2, (to - from) / 2, "");
+      put("layer", [t, middle], 0, 0, words);
     }
     for (const { kind, points, width, head, i } of paths) {
       const r = [panel.effects?.[kind]?.[head]].flat()[i];
@@ -237,28 +220,23 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
       if (head) line.dataset.head = head;
       parts.push(line);
     }
-    for (const { kind, t, l, half, tall, head, at } of Object.values(nodes)) {
-      const name = { spot: head, answer: panel.answer }[kind] ?? panel.tokens[at];
-      const node = svg("g", { class: `${kind} ${groupOf(head)}` }, text([t, l], name));
-      if (half) node.prepend(box([t, l], half, tall, 8));
-      parts.push(node);
-      if (kind !== "spot") continue;
-      const r = panel.effects?.out[head];
-      const tip = `head ${head}${r === undefined ? "" : `, r = ${signed(r)}`}`;
-      Object.assign(node.dataset, { head, tip });
-      listen(node, { side: panel.side, head, at });
+    for (const { kind, t, l, half = 0, tall = 0, head, at } of Object.values(nodes)) {
+      const words = { spot: head, answer: panel.answer }[kind] ?? panel.tokens[at];
+      const node = put(`${kind} ${groupOf(head)}`, [t, l], half, tall, words);
+      if (kind === "spot") listen(node, { side: panel.side, head, at });
     }
     const [width, height] = vertical ? [up + down, along] : [along, up + down];
     const viewBox = `${xy([0, vertical ? -down : up])} ${width} ${height}`;
-    const look = { viewBox, width, height, class: "circuit", "aria-label": panel.title };
+    const look = { viewBox, width, height, class: "circuit", "aria-label": TITLES[panel.side] };
     return svg("svg", look, ...parts);
   }
 
   /** Lets a head be pointed at, moved to, and kept in view. */
   function listen(spot, chosen) {
+    const { head } = chosen;
+    Object.assign(spot.dataset, { head, tip: `${head}, one of the ${NAMES[groupOf(head)]}` });
     const pin = () => {
-      const isPinned = pinned?.head === chosen.head && pinned.at === chosen.at;
-      pinned = isPinned ? null : chosen;
+      pinned = pinned?.head === head && pinned.at === chosen.at ? null : chosen;
       show(pinned ?? chosen);
     };
     spot.addEventListener("click", pin);
@@ -273,40 +251,32 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
     for (const part of view.querySelectorAll("[data-head]")) {
       part.classList.toggle("lit", part.dataset.head === chosen?.head);
     }
-    const nothing = fi.length ? `${panels[0].effects ? "" : SAME} ${HINT}` : NO_HEADS;
-    words.textContent = chosen ? said(chosen) : nothing;
-  }
-
-  function makePanel(side, title, tokens, run, other) {
-    const answerOf = (some) => Page.data.vocabulary[ranked(model.next(some))[0]];
-    const effects = Circuit.effects(model, run, other, fi);
-    return { side, title, tokens, run, effects, answer: answerOf(run), to: answerOf(other) };
+    words.textContent = chosen ? said(chosen) : `${panels[0].effects ? "" : SAME} ${HINT}`;
   }
 
   function draw() {
     const { tokens, base, run, baseRun } = Page.asked;
-    panels = [
-      makePanel(0, "The prompt you asked", tokens, run, baseRun),
-      makePanel(1, "Its base prompt", base, baseRun, run),
-    ];
+    const answerOf = (some) => Page.data.vocabulary[ranked(model.next(some))[0]];
+    panels = [[tokens, run, baseRun], [base, baseRun, run]].map(([tokens, run, other], side) => {
+      const [answer, to] = [answerOf(run), answerOf(other)];
+      return { side, tokens, run, answer, to, effects: effects(model, run, other, fi) };
+    });
     if (fi.includes(pinned?.head)) pinned = { ...pinned, at: tokens.length - 1 };
     if (pinned?.at >= tokens.length) pinned = null;
     const outs = panels.flatMap(({ effects }) => Object.values(effects?.out ?? {}));
     const most = Math.max(0.3, ...outs.map(Math.abs));
     const plans = panels.map((panel) => planOf(panel, 15 / most));
     const up = Math.max(...plans.map((plan) => plan.up));
-    const down = Math.max(...plans.map((plan) => plan.down));
     const row = element("div", undefined, { className: "panels" });
-    panels.forEach((panel, side) => {
-      const box = element("div", undefined, { className: "scroll" });
-      box.append(element("h3", panel.title), picture(panel, plans[side], up, down));
-      row.append(box);
-    });
     view.replaceChildren(row, words);
-    show(pinned);
-    for (const drawn of view.querySelectorAll(".circuit")) {
+    for (const panel of panels) {
+      const box = element("div", undefined, { className: "scroll" });
+      const drawn = picture(panel, plans[panel.side], up);
+      box.append(element("h3", TITLES[panel.side]), drawn);
+      row.append(box);
       drawn.dispatchEvent(new CustomEvent("drawn", { bubbles: true }));
     }
+    show(pinned);
   }
 
   document.addEventListener("asked", draw);
