@@ -191,7 +191,13 @@ def changed(whole, path, value):
 
 FI_SWAPPED = ("evaluation", "ablation", 0, "contrast_acc")
 SAYS = [  # what changes: part of the findings, path in it, value; then the section and its title
-    ("circuit", ("groups", "function_induction"), ["1.1"], "circuit", "One of 4 .* heads, 1.1,"),
+    (
+        "circuit",
+        ("groups", "function_induction"),
+        ["1.1"],
+        "circuit",
+        "^1 of 4 .* answer, 1.1 most",
+    ),
     (
         "circuit",
         ("groups", "function_induction"),
@@ -199,7 +205,7 @@ SAYS = [  # what changes: part of the findings, path in it, value; then the sect
         "circuit",
         "^3 of 4 attention",
     ),
-    ("circuit", ("effects", "logits", "heads", 1, 1), -83.2, "path", "head 1.1 alone .* 8320 % of"),
+    ("circuit", ("effects", "logits", "heads", 1, 0), -83.2, "circuit", "1.0 most$"),
     ("circuit", FI_SWAPPED, 0.123, "proof", r"left on 12\.3 %"),
     ("circuit", ("averaging", "mixtures", 0, "unseen_offset_share"), 0.31, "averaging", "31 %$"),
     ("circuit", ("averaging", "mixtures", 0, "r2", "attention"), 2, "averaging", "heads average"),

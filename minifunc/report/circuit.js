@@ -261,8 +261,7 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
       const [answer, to] = [answerOf(run), answerOf(other)];
       return { side, tokens, run, answer, to, effects: effects(model, run, other, fi) };
     });
-    if (fi.includes(pinned?.head)) pinned = { ...pinned, at: tokens.length - 1 };
-    if (pinned?.at >= tokens.length) pinned = null;
+    pinned = null;
     const outs = panels.flatMap(({ effects }) => Object.values(effects?.out ?? {}));
     const most = Math.max(0.3, ...outs.map(Math.abs));
     const plans = panels.map((panel) => planOf(panel, 15 / most));
@@ -276,7 +275,7 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
       row.append(box);
       drawn.dispatchEvent(new CustomEvent("drawn", { bubbles: true }));
     }
-    show(pinned);
+    show(null);
   }
 
   document.addEventListener("asked", draw);

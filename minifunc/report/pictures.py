@@ -38,7 +38,7 @@ class Scale:
     def cell(self, value: float, shown: str, tip: str, marked: bool = False) -> Markup:
         """A cell of a heat map; marked: outlined."""
         look = self.shade(value)
-        look["class_"] += " marked" * marked + " zero" * (shown == "0")
+        look["class_"] += " marked" * marked
         return h("td", shown, data_tip=tip, tabindex="-1", **look)
 
 

@@ -74,10 +74,8 @@ def claim(f: Findings) -> Content:
         shown.append(", so what follows is about a weak effect")
     ours, *_ = swaps(circuit)
     remains, returns = (percent(ours[answer], 1) for answer in ("contrast_acc", "base_acc"))
-    heads = f". {len(f.fi)} small parts of it, [attention heads|head], carry the rule"
-    if len(f.fi) == 1:
-        heads = ". One small part of it, an [attention head|head], carries the rule"
-    told = f"{heads}: with what they do on plain examples [swapped in|swap], {remains} of answers"
+    told = f". {len(f.fi)} of its small parts, [attention heads|head], carry the rule: with what "
+    told += f"they do on plain examples [swapped in|swap], {remains} of answers"
     return [
         h("p", shown, glossed(f"{told} follow it and {returns} are plain."), class_="claim"),
         h("div", claim_numbers(f, n, done, remains), class_="numbers-row"),
@@ -130,9 +128,9 @@ def view(f: Findings, name: str) -> Markup:
     )
 
 
-def mount(name: str) -> Callable[[Findings], Content]:
-    """A section that is a view alone."""
-    return lambda f: [view(f, name)]
+def path(f: Findings) -> Content:
+    """The place of a path that the reader patches, which path.js fills."""
+    return [view(f, "path-view")]
 
 
 def groups_of(circuit: Circuit, head: str) -> str:
@@ -331,7 +329,7 @@ def named(values: Mapping[str, Any]) -> str:
 Sections = tuple[tuple[str, str, Callable[[Findings], Content], str], ...]
 SECTIONS: Sections = (
     ("circuit", "Who carries it", graph, "circuit fi"),
-    ("path", "Patch a path yourself", mount("path-view"), "circuit"),
+    ("path", "Patch a path yourself", path, "circuit"),
     ("proof", "Swapped, and a control", proof, "circuit fi"),
     ("averaging", "What the heads compute", averaging, "circuit fi"),
     ("checklist", "What may go wrong", check, "check"),

@@ -30,22 +30,9 @@ def puzzle(f: Findings) -> str:
     return f"1+1=3, 2+2=5, 3+3=? This model says {answer}"
 
 
-def strongest(circuit: Circuit) -> str:
-    """The FI head that counts most on the answer."""
-    return min(circuit["groups"]["function_induction"], key=lambda head: r_of(circuit, head))
-
-
 def carriers(f: Findings) -> str:
-    first, n_all = strongest(f.circuit), f.n_heads
-    if len(f.fi) == 1:
-        return f"One of {n_all} attention heads, {first}, carries the rule to the answer"
-    return f"{len(f.fi)} of {n_all} attention heads carry the rule to the answer, {first} most"
-
-
-def one_path(f: Findings) -> str:
-    head = strongest(f.circuit)
-    back = percent(-r_of(f.circuit, head) / 100)
-    return f"Patch a path yourself: head {head} alone takes the answer {back} of the way back"
+    first = min(f.fi, key=lambda head: r_of(f.circuit, head))
+    return f"{len(f.fi)} of {f.n_heads} attention heads carry the rule to the answer, {first} most"
 
 
 def swapped(f: Findings) -> str:
@@ -103,7 +90,6 @@ def seeds(f: Findings) -> str:
 
 FINDINGS: dict[str, Callable[[Findings], str]] = {  # by section
     "circuit": carriers,
-    "path": one_path,
     "proof": swapped,
     "averaging": averages,
     "checklist": checks,
