@@ -9,14 +9,12 @@
   const button = document.getElementById("theme");
 
   function showTheme(name) {
-    const other = name === "dark" ? "light" : "dark";
     root.dataset.theme = name;
-    button.textContent = other;
-    button.ariaLabel = `switch to the ${other} theme`;
+    button.textContent = name === "dark" ? "light theme" : "dark theme";
   }
 
   showTheme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-  button.addEventListener("click", () => showTheme(button.textContent));
+  button.addEventListener("click", () => showTheme(button.textContent.split(" ")[0]));
 
   // ---- Numbers and the meanings of terms: whatever has a data-tip shows it.
 

@@ -139,7 +139,6 @@ const Playground = (() => {
   const numbers = vocabulary.filter((word) => /^-?\d+$/.test(word)).map(Number);
   at("signs").textContent = vocabulary.filter((word) => /^([+-]|[a-z]{2,})$/.test(word)).join(" ");
   at("numbers").textContent = `${Math.min(...numbers)} to ${Math.max(...numbers)}`;
-  at("most").textContent = Math.floor((config.n_ctx - 5) / 6);
 
   let waiting;
   at("play").addEventListener("input", ({ target }) => {

@@ -116,9 +116,8 @@ def graph(f: Findings) -> Content:
         "Amber and red lines are as wide as their effect on this very prompt: |r| when this alone "
         "is swapped for the other prompt’s (under 1 % amber is left out); green ones as attention."
     )
-    return [
-        figure(f, [colour_key(colours), view(f, "circuit-view")], caption, "circuit.json (groups)")
-    ]
+    picture = [colour_key(colours), view(f, "circuit-view")]
+    return [figure(f, picture, caption, "circuit.json (groups)")]
 
 
 def view(f: Findings, name: str) -> Markup:
