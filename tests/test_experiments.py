@@ -414,7 +414,7 @@ def test_ctrl_c_reaches_all_of_a_terminal_and_is_one_line_while_processes_start(
         found = tasks_of.glob  # two workers, and what multiprocessing keeps beside them
         wait_until(lambda: sum(len(x.read_text().split()) for x in found("*/children")) >= 3)
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(300) == 130
+        assert process.wait(120) == 130
         assert process.stderr.read() == b"stopped: the same command goes on\n"
     finally:
         process.kill()
