@@ -909,17 +909,47 @@ def test_the_real_model_does_not_average_as_ours():
     assert f"(R² {r2[0]}; the plain mean {r2[1]})" in text
 
 
-UNSEEN = {"all of ±1 to ±4": "all"} | {f"all but {k}": f"all_but_{k}" for k in ("+1", "-1", "+2")}
+UNSEEN = {"all of ±1 to ±4": "all", "odd": "odd", "even": "even", "negative": "negative"}
+UNSEEN |= {f"all but {k:+d}": f"all_but_{k:+d}" for k in (1, -1, 2, -3, 4)}
+UNSEEN |= {"±1": "small", "±3, ±4": "large", "+1": "plus_one"}
+UNSEEN_KS = (-4, -3, -2, -1, 1, 2, 3, 4)
+
+
+def of_kind(kind, task):
+    return [row for row in results("unseen_shifts") if (row["kind"], row["task"]) == (kind, task)]
+
+
+def where_it_lies(k, shown):
+    if k in shown:
+        return "shown"
+    return "between" if min(*shown, 0) < k < max(*shown, 0) else "beyond"
+
+
+def short(share):
+    return f"{share:.2f}".removeprefix("0")
 
 
 def test_shifts_that_nobody_showed():
-    shown = table("docs/results.md", "Shifts that nobody showed", "shown on other functions")
-    rows = {(row["kind"], row["task"]): row for row in results("unseen_shifts")}
-    assert len(rows) == len(results("unseen_shifts")) == 2 * (len(shown) - 1)
+    section = "Shifts that nobody showed"
+    by_k = table("docs/results.md", section, "shown on other functions | runs")
+    by_place = table("docs/results.md", section, "shown on other functions | `+`: k")
+    n_runs = len(results("unseen_shifts")) // 2
+    text = (ROOT / "docs/results.md").read_text()
+    assert f"first {n_runs} of 60 runs" in " ".join(text.split())
     for name, kind in UNSEEN.items():
-        accuracy = rows[kind, "addition"]["accuracy"]
-        cells = [accuracy[str(k)] for k in (-4, -3, -2, -1, 1, 2, 3, 4)]
-        assert shown[name] == [f"{cell:.2f}".removeprefix("0") for cell in cells]
-        if kind != "all":
-            left_out = str(int(kind.removeprefix("all_but_")))
-            assert f"{rows[kind, 'first']['accuracy'][left_out]:.2f}" == "1.00"
+        some = of_kind(kind, "addition")
+        means = [statistics.fmean(row["accuracy"][str(k)] for row in some) for k in UNSEEN_KS]
+        assert by_k[name.replace("-", "−")] == [str(len(some)), *map(short, means)]
+        cells = []
+        for task in ("addition", "first"):
+            for where in ("shown", "between", "beyond"):
+                shares = [
+                    row["accuracy"][str(k)]
+                    for row in of_kind(kind, task)
+                    for k in UNSEEN_KS
+                    if where_it_lies(k, row["shifts"]) == where
+                ]
+                cells.append(
+                    f"{short(statistics.fmean(shares))} ({short(min(shares))})" if shares else "–"
+                )
+        assert by_place[name.replace("-", "−")] == cells
