@@ -90,7 +90,9 @@ def draw_unseen_shifts(rows: Rows) -> Any:
         "never, and beyond them": ("neg", shares_at("beyond")),
     }
     kinds = by(known, lambda row: row["kind"].replace("_", " "))
-    return dots("A shift between shown ones is answered, though nobody showed it", kinds, series)
+    return dots(
+        "A shift between shown ones is mostly answered, though nobody showed it", kinds, series
+    )
 
 
 DRAW = {"diets": draw_diets, "unseen_shifts": draw_unseen_shifts}

@@ -939,7 +939,7 @@ def test_shifts_that_nobody_showed():
     for name, kind in UNSEEN.items():
         some = of_kind(kind, "addition")
         means = [statistics.fmean(row["accuracy"][str(k)] for row in some) for k in UNSEEN_KS]
-        assert by_k[name.replace("-", "−")] == [str(len(some)), *map(short, means)]
+        assert by_k[plain(name)] == [str(len(some)), *map(short, means)]
         cells = []
         for task in ("addition", "first"):
             for where in ("shown", "between", "beyond"):
@@ -952,4 +952,4 @@ def test_shifts_that_nobody_showed():
                 cells.append(
                     f"{short(statistics.fmean(shares))} ({short(min(shares))})" if shares else "–"
                 )
-        assert by_place[name.replace("-", "−")] == cells
+        assert by_place[plain(name)] == cells

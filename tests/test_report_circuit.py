@@ -220,6 +220,6 @@ def test_a_head_says_what_it_does_on_the_prompt_that_was_asked(headline, tmp_pat
     for part in ("Head 0.0, one of the FI heads", "it looks most at", "of the way to 6 (r = −"):
         assert part in said[5]
     assert said[7] is True  # pinned: it stays
-    assert said[8] is True and "Head 0.0" in said[9]
+    assert said[8] is False and "Point at a head" in said[9]  # until something else is asked
     assert said[10:12] == [2, True]  # one stop of the tab key for each picture
-    assert said[12][0] == said[12][1] and "Head 0.0" in said[13] and "r =" not in said[13]
+    assert said[12][0] == said[12][1] and "no effect to draw" in said[13]
