@@ -1,5 +1,6 @@
 """Many runs, on tiny models: what is finished is kept, the rest is picked up; rows and tables."""
 
+import contextlib
 import json
 import math
 import os
@@ -417,8 +418,7 @@ def test_ctrl_c_reaches_all_of_a_terminal_and_is_one_line_while_processes_start(
         assert process.wait(120) == 130
         assert process.stderr.read() == b"stopped: the same command goes on\n"
     finally:
-        process.kill()
-        process.communicate()
+        end(process)
 
 
 def start_script(tmp_path):
@@ -430,6 +430,13 @@ def start_script(tmp_path):
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+
+
+def end(process):
+    """Ends the process and its workers, which would hold its stderr open."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
 @pytest.mark.slow
@@ -450,8 +457,7 @@ def test_a_stop_of_the_parent_stops_the_workers_too(tmp_path, how):
         for path in checkpoints:
             assert 0 < torch.load(path, weights_only=True)["step"] < 100_000
     finally:
-        process.kill()
-        process.communicate()
+        end(process)
 
 
 def wait_until(true, seconds=90):
