@@ -210,8 +210,8 @@ def side_by_side(runs: Sequence[Run], study: Study, jobs: int) -> dict[Run, Row 
     threads = futures.ThreadPoolExecutor(jobs, initializer=let_ctrl_c_in, initargs=(False,))
     with bar, threads:
         rows: dict[Run, Row | None] = {}
-        left = {threads.submit(in_a_process, run): run for run in runs}
         try:
+            left = {threads.submit(in_a_process, run): run for run in runs}
             while left:
                 for future in futures.wait(left, 0.5, futures.FIRST_COMPLETED).done:
                     run = left.pop(future)

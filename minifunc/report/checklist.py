@@ -19,7 +19,8 @@ def failure(example: Row) -> str:
 def shown(rows: Sequence[Row], fi: Sequence[str]) -> list[Markup]:
     """The verdict, and every check. fi: the heads to watch."""
     told = [verdict(rows, fi)] if all("answer" in row for row in rows) else []
-    return [*told, h("div", [checked(row) for row in rows], class_="checks")]
+    passed_last = sorted(rows, key=lambda row: bool(row["verdict"] == "pass"))
+    return [*told, h("div", [checked(row) for row in passed_last], class_="checks")]
 
 
 def verdict(rows: Sequence[Row], fi: Sequence[str]) -> Markup:
@@ -47,7 +48,9 @@ def checked(row: Row) -> Markup:
     failures = [
         h("li", h("code", each["prompt"]), f" {failure(each)}") for each in row.get("examples", [])
     ]
-    account = {"Measured": row["measured"], "Wanted": row["wanted"], "What to do": row["advice"]}
+    account = {"Measured": row["measured"], "Wanted": row["wanted"]}
+    if said != "pass":
+        account["What to do"] = row["advice"]
     terms = [[h("dt", term), h("dd", told)] for term, told in account.items()]
     body = [h("p", row["means"]), h("dl", terms)]
     if failures:

@@ -17,7 +17,7 @@ GLOSSARY = {  # term → what it means
     " − F base). −100 %: all the way back to the plain answer. 0: not at all.",
     "direct path": "From a sender to a receiver, with no other head in between.",
     "swap": "A swap, or ablation, puts what a head sends on the base prompt in place of what it "
-    "sends here. If the answer falls back to the old rule, the head carried the new one.",
+    "sends here. If the answer falls back to the plain one, the other came through this head.",
     "FI head": "A function-induction head: at the last = it looks back at the shown answers, and "
     "its direct path moves the answer from the old rule to the new one.",
     "faithfulness": "How much of the model’s F these heads give alone, while all other heads send "

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-EMPTY = {"meta", "input", "br"}  # HTML elements that have no end tag
-SHAPES = {"rect", "line", "circle", "path", "polyline"}  # SVG elements without content
+EMPTY = {"meta", "input"}  # HTML elements that have no end tag
+SHAPES = {"rect", "line", "path"}  # SVG elements without content
 
 
 class Markup(str):

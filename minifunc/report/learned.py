@@ -63,7 +63,7 @@ def pictured(name: str, height: int, said: str) -> Markup:
 def of_heads(heads: Sequence[str], columns: int) -> list[Markup]:
     """Places for where heads look, and for what each adds: a cell per head, the last on top."""
     looks = "Where the last = looks, in %. Amber: the heads that are FI in the end; grey: others."
-    adds = "What each head adds to the shifted answer, in logits. Outlined: FI at this step."
+    adds = "Logits by which a head’s direct path moves F. Outlined: an FI head at this step."
     downwards = sorted(heads, key=lambda head: -parse(head)[0])
     cells = [h("span", head, h("b"), data_head=head) for head in downwards]
     grid = h("div", cells, id="learned-heads", style=f"--columns:{columns}")

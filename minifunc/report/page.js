@@ -1,5 +1,5 @@
 /* What the page does beside being read: light and dark, numbers and meanings on hover, focus and
-   touch, keys in pictures, and links into what is folded. */
+   touch, keys in pictures. */
 "use strict";
 
 (() => {
@@ -87,17 +87,8 @@
   document.querySelectorAll("table.heat, svg.bars").forEach(makeWalkable);
   document.addEventListener("drawn", ({ target }) => makeWalkable(target)); // by a script
 
-  // ---- A link into something folded opens it; on paper nothing is folded.
+  // ---- On paper nothing is folded.
 
-  function unfold() {
-    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-    const folded = target?.closest("details");
-    if (folded) folded.open = true;
-    target?.scrollIntoView();
-  }
-
-  addEventListener("hashchange", unfold);
-  unfold();
   addEventListener("beforeprint", () => {
     for (const folded of document.querySelectorAll("#details > details")) folded.open = true;
   });

@@ -3,6 +3,7 @@
 A KeyError says that a file lacks something: `content` makes a note of it.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,11 +23,11 @@ from minifunc.support.tables import words
 CONTRASTS = {"answers": "shown answers changed", "operands": "operands changed"}
 Content = list[Any]  # what `h` takes as children
 # file: the target of make; `patch` makes all others
-MADE_BY = {"check.json": "check", "model.pt": "report", "results/seeds.json": "dependability"}
+MADE_BY = {"check.json": "check", "results/seeds.json": "dependability"}
 
 
 def source(f: Findings, file: str) -> Markup:
-    """`from circuit.json (graph), made by make patch`."""
+    """`from circuit.json (effects), made by make patch`."""
     command = makes(f, MADE_BY.get(file, "patch"))
     return h("p", "from ", h("code", file), ", made by ", h("code", command), class_="source")
 
@@ -56,10 +57,6 @@ def colour_key(meanings: Mapping[str, str]) -> Markup:
     return h("p", spans, class_="key")
 
 
-def definitions(said: Mapping[str, Any]) -> Markup:
-    return h("dl", [[h("dt", term), h("dd", value)] for term, value in said.items()])
-
-
 def claim(f: Findings) -> Content:
     """One sentence with what was found, and four large numbers."""
     circuit = f.circuit
@@ -73,8 +70,8 @@ def claim(f: Findings) -> Content:
     if circuit["accuracy"]["contrast_prompt"]["contrast"] < circuit["criteria"]["solves"]:
         shown.append(", so what follows is about a weak effect")
     ours, *_ = swaps(circuit)
-    remains, returns = (percent(ours[answer], 1) for answer in ("contrast_acc", "base_acc"))
-    told = f". {len(f.fi)} of its small parts, [attention heads|head], carry the rule: with what "
+    remains, returns = percent(ours["contrast_acc"], 1), percent(ours["base_acc"], 1)
+    told = f". The answer comes through {len(f.fi)} small parts, [attention heads|head]: with what "
     told += f"they do on plain examples [swapped in|swap], {remains} of answers"
     return [
         h("p", shown, glossed(f"{told} follow it and {returns} are plain."), class_="claim"),
@@ -87,13 +84,13 @@ def claim_numbers(f: Findings, n: int, done: str, remains: str) -> list[Markup]:
     """The numbers in large print, each with what it counts. n: prompts."""
     found = f.circuit["evaluation"]
     alone, *_ = found.get("circuits", [found | {"heads": found["circuit"]}])
+    chance = (alone.get("random_circuits") or {}).get("mean", math.nan)
     shown = {
         f"of {n} prompts are answered {f.circuit['asked']}": done,
         f"of {f.n_heads} heads are [FI heads|FI head]: {', '.join(f.fi)}": len(f.fi),
         "still follow the rule when these heads are [swapped|swap]": remains,
-        f"[faithfulness] of the whole circuit, {len(alone['heads'])} heads, alone": (
-            f"{alone['faithfulness']:.2f}"
-        ),
+        f"[faithfulness] of all {len(alone['heads'])} heads that matter, alone; {chance:.2f} of as "
+        "many at random": f"{alone['faithfulness']:.2f}",
     }
     return [
         h("div", h("b", value), h("span", glossed(what)), class_="number")
@@ -114,7 +111,8 @@ def graph(f: Findings) -> Content:
         "Layers rise from the tokens; follow a shown answer along its line, through heads that add "
         "what its operands make one expect, to the FI heads over the last = and the answer. "
         "Amber and red lines are as wide as their effect on this very prompt: |r| when this alone "
-        "is swapped for the other prompt’s (under 1 % amber is left out); green ones as attention."
+        "is swapped for the other prompt’s (amber under 1 % is left out). Not drawn: MLPs, heads "
+        "that neither read operands nor look at answers."
     )
     picture = [colour_key(colours), view(f, "circuit-view")]
     return [figure(f, picture, caption, "circuit.json (groups)")]
@@ -122,9 +120,7 @@ def graph(f: Findings) -> Content:
 
 def view(f: Findings, name: str) -> Markup:
     """The place that a script of the page fills, if there is a model for it to run."""
-    return (
-        missing("the page holds no model.") if f.unplayable else h("div", id=name, class_="mount")
-    )
+    return missing("the page holds no model.") if f.unplayable else h("div", id=name)
 
 
 def path(f: Findings) -> Content:
@@ -143,7 +139,7 @@ def heads_table(f: Findings) -> Content:
     circuit, rows = f.circuit, list[list[Any]]()
     for head in members(circuit):
         looks = map(percent, circuit["attention"][head].values())
-        name, r = h("span", head, id=f"head-{head}", tabindex="-1"), signed(r_of(circuit, head), 1)
+        name, r = head, signed(r_of(circuit, head), 1)
         rows.append([name, groups_of(circuit, head), r, *looks])
     shares = map(words, next(iter(circuit["attention"].values())))
     columns = ["head", "group", "r on the logits, %", *shares]
@@ -230,8 +226,7 @@ def averaging(f: Findings) -> Content:
         for offset in offsets:
             share = row["answered"].get(str(offset), 0)
             tip = f"off by {signed(offset)}: {percent(share)} of {row['n_prompts']} answers"
-            pale = Scale(2.0).cell(share, percent(share), tip, offset in row["offsets"])
-            cells.append(pale)
+            cells.append(Scale(2.0).cell(share, percent(share), tip, offset in row["offsets"]))
         answered.append([" and ".join(map(signed, row["offsets"])), *cells])
     told = "How often the answer is off by so much"
     heat = pictures.heat_map(told, "shown", map(signed, offsets), answered)
@@ -246,10 +241,9 @@ def averaging(f: Findings) -> Content:
         "[R²]. What causes them is seen where [FI heads|FI head] are made to look elsewhere."
     )
     told = f"Shown {answered[0][0]}: what foretells the answer"
-    tables = [heat, numbers(["forecast", "R²", "rounded, is the answer (95 %)"], foretold, told)]
-    if "steered" in found:
-        tables.append(steering(found))
-    return [figure(f, tables, caption, "circuit.json (averaging)")]
+    table = numbers(["forecast", "R²", "rounded, is the answer (95 %)"], foretold, told)
+    steered = steering(found) if "steered" in found else None
+    return [figure(f, [heat, table, steered], caption, "circuit.json (averaging)")]
 
 
 def steering(found: Circuit) -> Markup:
@@ -257,9 +251,9 @@ def steering(found: Circuit) -> Markup:
     rows: list[list[Any]] = []
     for who, key in (("function-induction heads", "steered"), ("other heads", "control")):
         rows.append([who, *(signed(row["off_by"], 2) for row in found[key][::3])])
-    gains = [percent(row["gain"]) for row in found["steered"][::3]]  # none, half, all
-    told = "Attention moved to the examples off by +1: what the answer is off by, on average"
-    return numbers(["share moved", *gains], rows, told)
+    gains = [percent(row["gain"]) for row in found["steered"][::3]]  # 0, half, all
+    told = "Attention on examples shared out anew: what the answer is off by, on average"
+    return numbers(["share of those off by +1", *gains], rows, told)
 
 
 def seeds(f: Findings) -> Content:
@@ -267,8 +261,8 @@ def seeds(f: Findings) -> Content:
     having = Counter(kind for row in f.seeds for kind, heads in row["groups"].items() if heads)
     occurring = ", ".join(f"{words(kind)} in {having[kind]}" for kind in f.seeds[0]["groups"])
     caption = glossed(
-        "The same training from three random starts, seeds 0, 1 and 2, not picked. Number: an [FI "
-        "head]’s [r] in %. A role has one colour in all three, and other places in each: a head’s "
+        "The default training from three random starts, seeds 0 to 2, not picked. Number: an [FI "
+        "head]’s [r] in %. Colours mean the same in all three, in other places: a head’s "
         f"number means nothing in another model. Of {len(f.seeds)} models so many have some heads "
         f"of a role: {occurring}."
     )
@@ -311,7 +305,8 @@ def about(f: Findings) -> Content:
     weights = "" if f.unplayable else ", weights included"
     said = f". It holds all it needs{weights}, and asks nothing of any network."
     made = ["This page is made by ", h("code", f.folders.makes("report")), said]
-    return [definitions(known), h("p", made)]
+    told = [[h("dt", term), h("dd", value)] for term, value in known.items()]
+    return [h("dl", told), h("p", made)]
 
 
 def glossary(f: Findings) -> Content:
@@ -350,10 +345,9 @@ LEADS = {  # what a reader should know before the content
     "checklist": "Each check asks prompts of its own, a fresh draw. So a share may differ a little "
     "from that of the same question above.",
 }
-NO_FI = "no function-induction head was found in this model"
 WITHOUT = {  # what is missing: in words, and the target of make that makes it
     "circuit": ("the circuit has not been traced yet", "patch"),
-    "fi": (f"{NO_FI}, so there is no circuit to show: it may not do the task", "train"),
+    "fi": ("no function-induction head was found: the model may not do the task", "train"),
     "metrics": ("there is no metrics.jsonl, which training writes", "train"),
     "check": ("the checks have not been run on this model yet", "check"),
     "seeds": ("the study of ten seeds is in the repository, not in this package", "dependability"),

@@ -32,13 +32,14 @@ def puzzle(f: Findings) -> str:
 
 def carriers(f: Findings) -> str:
     first = min(f.fi, key=lambda head: r_of(f.circuit, head))
-    return f"{len(f.fi)} of {f.n_heads} attention heads carry the rule to the answer, {first} most"
+    return f"The answer by the rule comes through {len(f.fi)} of {f.n_heads} heads, {first} most"
 
 
 def swapped(f: Findings) -> str:
     ours, others = swaps(f.circuit)  # ValueError where there are no others
     left, kept = percent(ours["contrast_acc"], 1), percent(others["contrast_acc"], 1)
-    return f"Swap these heads, and the new rule is left on {left}; swap others, and {kept} stay"
+    kept += f" of {others['n_prompts']}"
+    return f"Swap these heads, and the new rule is left on {left}; swap others, and on {kept}"
 
 
 def swaps(circuit: Circuit) -> list[Circuit]:
@@ -60,7 +61,7 @@ def averages(f: Findings) -> str:
     between = percent(row["unseen_offset_share"])
     mixed = " and ".join(map(signed, row["offsets"]))
     said = f"shown {mixed} mixed, it answers in a way that no example showed on {between}"
-    averages = max(row["r2"], key=row["r2"].__getitem__) == "attention"
+    averages = row["r2"]["attention"] == max(0, *row["r2"].values())
     return f"The heads average: {said}" if averages else said.capitalize()
 
 

@@ -25,7 +25,7 @@ const Page = (() => {
   }
 
   function percent(share) {
-    const digits = share > 0.995 || share < 0.0005 ? 0 : 1;
+    const digits = share > 0.9995 || share < 0.0005 ? 0 : 1;
     return `${(100 * share).toFixed(digits)} %`;
   }
 
