@@ -6,7 +6,6 @@ import patch
 import tasks
 from minifunc.analysis import study
 from minifunc.model import ModelConfig, Transformer
-from minifunc.report import terminal
 
 
 def model():
@@ -63,5 +62,3 @@ def test_the_analyses_have_the_promised_layout_and_fit_into_circuit_json():
     assert reading["inputs"].keys() == parts
     assert reading["looks_for"].keys() == reading["hands_over"].keys() == {"0.1", "1.2"}
     assert reading["inputs"]["all"]["v"].keys() == {"base", "operands_changed"}
-    shown = "\n".join(terminal.written(found | {"k": 1}))
-    assert "function vectors" in shown and "W_V W_O" in shown

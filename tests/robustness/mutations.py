@@ -524,7 +524,7 @@ FAULTS = [
     ),
     Fault(
         "minifunc/support/runs.py",
-        old='if "weights" in circuit and',
+        old='if model and "weights" in circuit and',
         new="if False and",
         breaks="a circuit.json of other weights is accepted",
         tests="runs",
