@@ -513,12 +513,12 @@ def test_a_path_is_patched_by_two_clicks(headline, tmp_path):
 def test_the_guided_opening_tells_what_this_model_answers(headline, tmp_path):
     *steps, at, focus, hidden = said_on(headline, tmp_path, STORY)
     assert [one[0] for one in steps] == [f"{n} of 6" for n in range(1, 7)]
-    assert [one[1][-1] for one in steps] == ["7", "6", "7", "6", "5", "7"]
+    assert [one[1][-1] for one in steps] == ["7", "6", "7", "6", "8", "7"]
     assert [one[1][-1] for one in steps] == [one[5] for one in steps]  # as the playground has it
     assert [one[3] for one in steps] == [0, 0, 1, 1, 0, 0]
     assert [one[4] for one in steps] == ["story-next"] * 5 + ["prompt"]
     wanted = ["7, one too high", "6, the true sum", "Head 0.1, one of 2", "heads, 0.0, send"]
-    for (_, _, words, *_), part in zip(steps, [*wanted, "5, like the second", "Your turn"]):
+    for (_, _, words, *_), part in zip(steps, [*wanted, "8, like the second", "Your turn"]):
         assert part in words
     assert "still 7" in steps[2][2] and not any("guess" in one[2] for one in steps)
     assert [at, focus, hidden] == ["1 of 6", "story-next", False]
@@ -535,8 +535,8 @@ def test_the_guided_opening_leaves_out_what_a_model_lacks_and_makes_nothing_up(t
     assert "0.1, send" in steps[3][2] and "still 5, nothing happens" in steps[3][2]
     *steps, _, _, _ = said_on(report_of(unsure, tmp_path, {}), tmp_path, STORY)
     assert [one[0] for one in steps] == [f"{n} of 4" for n in range(1, 5)]
-    assert [one[1][-1] for one in steps] == ["5", "4", "3", "5"]
-    assert "5, something else" in steps[0][2] and "3, something else" in steps[2][2]
+    assert [one[1][-1] for one in steps] == ["5", "4", "6", "5"]
+    assert "5, something else" in steps[0][2] and "6, like the first" in steps[2][2]
     assert all("This is a guess: " in one[2] and "less than half" in one[2] for one in steps)
 
 
@@ -549,7 +549,7 @@ def test_the_guided_opening_of_the_reference_run(tmp_path):
     save_json(tmp_path / "circuit.json", {"groups": groups})
     assert page.main(["--run", str(tmp_path)]) == 0
     *steps, _, _, _ = said_on(tmp_path / "report.html", tmp_path, STORY)
-    assert [one[1][-1] for one in steps] == ["7", "6", "7", "6", "6", "7"]
+    assert [one[1][-1] for one in steps] == ["7", "6", "7", "6", "7", "7"]
     head = re.match(r"Head (\d\.\d),", steps[2][2])[1]
     assert head[0] in "23" and head not in sum(groups.values(), [])
     assert "nothing happens" in steps[2][2] and "in between" in steps[4][2]

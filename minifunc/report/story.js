@@ -5,7 +5,7 @@
 (() => {
   const { at, element, data, membersOf, groupOf } = Page;
   const { heads, ask, swap, canAsk } = Playground;
-  const [HIGH, TRUE, MIXED] = ["1+1=3, 2+2=5, 3+3=", "1+1=2, 2+2=4, 3+3=", "1+1=3, 2+2=3, 3+3="];
+  const [HIGH, TRUE, MIXED] = ["1+1=3, 2+2=5, 3+3=", "1+1=2, 2+2=4, 3+3=", "1+1=2, 2+2=6, 3+3="];
   const SHOWN = /(?<==)(\d+)/; // splits a prompt before and after each
   const carriers = membersOf("function_induction").filter((head) => heads.includes(head));
   const layers = carriers.map((head) => parseInt(head));
@@ -15,7 +15,7 @@
   // ---- The steps: a button that leads there, the prompt, which heads are swapped, the sentence
 
   const KINDS = { 6: "6, the true sum", 7: "7, one too high as well" };
-  const MIXES = { 5: "5, like the second", 6: "6, in between", 7: "7, like the first" };
+  const MIXES = { 6: "6, like the first", 7: "7, in between", 8: "8, like the second" };
   const told = (answer, kinds = KINDS) => kinds[answer] || `${answer}, something else`;
   const effect = (answer, trained) =>
     answer === trained ? `still ${answer}, nothing happens` : `the answer becomes ${told(answer)}`;
@@ -33,7 +33,7 @@
       `Now the function-induction heads, ${carriers.join(", ")}, send what they send after ` +
       `true sums: ${effect(answer, trained)}.`],
     ["Mix two rules", MIXED, none, (answer) =>
-      `One sum is one too high, the other one too low, and it answers ${told(answer, MIXES)}.`],
+      `The first sum is true, the second two too high, and it answers ${told(answer, MIXES)}.`],
     ["Your turn", HIGH, none, () => "Your turn: ask it something else, or click on its heads."],
   ].filter(([, prompt, choose]) => choose && canAsk(prompt));
   let step = 0;
