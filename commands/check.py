@@ -251,7 +251,7 @@ def not_shown(study: Study) -> Finding:
 Sums off by {k:+d} are shown, then a maximum, say, is asked. Nobody said it has the rule.
 at most 10 % | other questions get it on {} of prompts | apply a rule shown on sums elsewhere
 Keep a prompt to one kind of question, or train without documents that put several functions
-under one rule ({mixed} of this run's diet do, so it was taught to spread rules).""")
+under one rule (up to {mixed} of this run's do: it was taught to spread rules).""")
 def spreads(study: Study) -> Finding:
     spread, examples = [], []
     for task in tasks.ON_NUMBERS:

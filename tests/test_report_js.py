@@ -26,12 +26,11 @@ from minifunc.model import ModelConfig, Transformer
 from minifunc.report import page
 from minifunc.support.files import save_json, save_lines, save_tensors
 from minifunc.support.runs import load_run
+from tests.browser import CHROMIUM, QUIET
 from tests.handwired import headline_model
 
 SOURCES = page.files("minifunc.report")
 NODE = shutil.which("node")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 needs_node = pytest.mark.skipif(NODE is None, reason="node is not installed")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 SMALL = ModelConfig(
@@ -415,27 +414,14 @@ said.push(at("story-at").textContent, document.activeElement.id, at("story").hid
 done();
 """
 
-QUIET = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=500,900",
-    "--virtual-time-budget=3000",
-    "--enable-logging=stderr",
-    "--v=0",
-]
+LOGGED = ["--window-size=500,900", "--virtual-time-budget=3000", "--enable-logging=stderr", "--v=0"]
 
 
 def browse(page, folder):
     """What a browser makes of a page, and what it logs. Skips where the browser doesn't come up."""
     dom, log = folder / "dom.html", folder / "log.txt"  # helpers of a browser may hold on to pipes
     profile = f"--user-data-dir={folder / 'profile'}"
-    command = [CHROMIUM, *QUIET, profile, "--dump-dom", page.as_uri()]
+    command = [CHROMIUM, *QUIET, *LOGGED, profile, "--dump-dom", page.as_uri()]
     with (
         open(dom, "wb") as out,
         open(log, "wb") as err,
