@@ -239,6 +239,14 @@ def test_a_title_says_what_the_files_say(run, part, path, value, section, title)
     assert title_of(found, section, "plain") == "plain"
 
 
+def test_heads_average_where_attention_foretells_best_and_better_than_nothing(run):
+    found = found_in(run)
+    for attention, last, says in ((0.5, 0.3, True), (0.3, 0.5, False), (-0.1, -0.7, False)):
+        found.circuit["averaging"]["mixtures"][0]["r2"] = {"attention": attention, "last": last}
+        title = title_of(found, "averaging", "plain")
+        assert title.startswith("The heads average") == says and "mixed" in title
+
+
 @pytest.mark.parametrize(
     "answer, diet, heading",
     [
