@@ -2,10 +2,12 @@
 
     sweeps          all heads → logits, or v, q, k: against the published two-pass loop on
                     TransformerLens 2.18 and on our own model
-    training step   against a plain eager step that scores every position
+    training step   against an eager step of the same model that scores every position
     memory          peak of a sweep against its budget
     on CUDA         also models of GPT-2 small's size and of 1.2 billion weights, in float32,
                     bfloat16 and TF32, with the error of the effects against float64
+
+Each sweep also has its share of the rate at which the device multiplies two large matrices.
 
 All sides have the same weights and prompts, and their own two cached runs are counted. The loops
 are timed on paths spread over the model, and scaled to all: every path costs them the same. Sides
@@ -40,6 +42,7 @@ from minifunc.support.settings import shape_of
 from minifunc.support.tables import fitted, table
 
 TOLERANCE = 1e-4  # float32: logits of the patcher, loss and gradients of the training step
+ERROR_SHARE = 0.05  # of the largest effect: with larger errors a row is warned of
 DEFAULT = train.MODEL
 
 
@@ -107,6 +110,8 @@ def compare(sweep: Sweep, device: torch.device, repeats: int) -> list[Row]:
     per_prompt = [effects[receiver].per_prompt[heads.index(head)] for head, receiver in paths]
     ours = torch.stack(per_prompt)  # [path, n_prompts]
     found["largest_effect"] = ours.abs().max().item()
+    rate = sweep.operations(model) / times["ours"]
+    found["rate_share"] = rate / sweep.product_rate(device)
     rows = []
     for other, side in sides.items():
         seconds_a_path = times[other, "paths"] / len(paths)
@@ -136,7 +141,7 @@ def timed_rows(device: torch.device, repeats: int, quick: bool) -> list[Row]:
             tqdm.write(skipped, file=sys.stderr)
     torch.set_float32_matmul_precision("highest")
     step = bench_train.compare_steps(model, cfg, device, 5 * repeats)
-    named, other = shape_of(model) | {"name": "default"}, "plain eager step scoring every position"
+    named, other = shape_of(model) | {"name": "default"}, "eager step scoring every position"
     return [*rows, make_row("training step", named, other, *step)]
 
 
@@ -162,10 +167,23 @@ def show(result: Row) -> None:
     for row in result["rows"]:
         small = {key: f"{row[key]:.0e}" for key in ("max_abs_diff", "error_share") if key in row}
         compared.append(row | small | {"model": row["model"]["name"]})
-    columns = "model work dtype other ours_s other_s ratio max_abs_diff peak_gib error_share"
-    show_table(compared, columns.split(), left=4)
+    columns = "model work dtype other ours_s other_s ratio rate_share max_abs_diff peak_gib"
+    show_table(compared, [*columns.split(), "error_share"], left=4)
     if result["memory"]:
         show_table(result["memory"], ["work", "model", "budget_gib", "peak_gib"], left=2)
+    for about in dict.fromkeys(map(warning, result["rows"])):
+        if about:
+            print(about)
+
+
+def warning(row: Row) -> str:
+    """Of effects that are off by more than ERROR_SHARE; else empty."""
+    share = row.get("error_share", 0.0)
+    if share <= ERROR_SHARE:
+        return ""
+    what = f"{row['model']['name']}, {row['dtype']}, {row['work']}"
+    cause = "MLP(x + delta) - MLP(x) is a small difference of rounded numbers"
+    return f"warning: {what}: off by {share:.0%} of the largest effect. {cause}: use float32"
 
 
 def show_table(rows: list[Row], keys: list[str], left: int) -> None:

@@ -10,6 +10,7 @@ import minifunc.model as model_module
 from minifunc import patching
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import Batch, HeadInput, KVInput, Logits, MLPInput, PathPatcher, Resid
+from minifunc.support import memory
 
 SMALL = dict(n_layers=3, n_heads=2, d_model=12, d_head=6, d_mlp=16, d_vocab=11, n_ctx=9)
 VARIANTS = {
@@ -362,6 +363,37 @@ def test_the_memory_budget_changes_nothing(only_logits):
     assert whole._kept and not small._kept
     for a, b in zip(whole.sweep_each(groups), small.sweep_each(groups)):
         assert a.per_prompt.abs().max() > 0.01
+        torch.testing.assert_close(a.per_prompt, b.per_prompt, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("freeze_mlps", [False, True], ids=["live", "frozen"])
+@pytest.mark.parametrize("changes", [dict(act_fn="relu"), LLAMA], ids=["relu", "llama"])
+def test_both_prompts_stacked_into_one_run_equal_the_oracle(changes, freeze_mlps, monkeypatch):
+    """As on CUDA. The budget counts what is held, and cuts prompts into chunks of it."""
+    two_runs = PathPatcher(*make(**changes))
+    monkeypatch.setattr(memory, "STACKED", ("cpu",))
+    groups = [("logits",), ("1.0.q",), ("2.1.v",), ("mlp1", "2.0.k"), ("resid2",)]
+    assert worst_difference(make(**changes), groups, freeze_mlps) < 1e-10
+    runs_made = []
+    whole_run = Transformer.run_with_cache
+
+    def noted(model, tokens, *more):
+        runs_made.append(len(tokens))
+        return whole_run(model, tokens, *more)
+
+    monkeypatch.setattr(Transformer, "run_with_cache", noted)
+    patcher = PathPatcher(*make(**changes))
+    assert runs_made == [6]  # three base prompts, three contrast prompts
+    torch.testing.assert_close(patcher.F_base, two_runs.F_base, rtol=0, atol=1e-12)
+    torch.testing.assert_close(patcher.F_contrast, two_runs.F_contrast, rtol=0, atol=1e-12)
+    (runs,) = patcher.cached_runs()
+    tensors = (*runs.contrast.values(), *runs.base.values())
+    held = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+    held_by_one = sum(held.values()) / 3
+    assert held_by_one <= patcher.budget.cache_bytes() < 1.3 * held_by_one
+    small = PathPatcher(*make(**changes), max_memory=1e-4)
+    assert len(list(small.cached_runs())) == 3
+    for a, b in zip(small.sweep_each([Logits()]), two_runs.sweep_each([Logits()])):
         torch.testing.assert_close(a.per_prompt, b.per_prompt, rtol=0, atol=1e-12)
 
 

@@ -11,6 +11,9 @@ from minifunc.model import Transformer
 
 GIB = 2**30
 CPU_ROWS = 2**27  # bytes of rows that a CPU takes at once
+# Where both prompts go through the model as one batch: there to launch a kernel costs more than
+# its work. The base run then keeps as much as the contrast run, half as much again in all.
+STACKED = ("cuda",)
 
 
 class MemoryBudget:
@@ -22,6 +25,7 @@ class MemoryBudget:
 
     def __init__(self, model: Transformer, n_pos: int, gib: float | None = None) -> None:
         self.model, self.n_pos = model, n_pos
+        self.stacked = model.device.type in STACKED
         self.itemsize = max(4, model.dtype.itemsize)  # of the stream, bytes of a number
         if gib is None:
             on_cuda = model.device.type == "cuda"
@@ -29,7 +33,7 @@ class MemoryBudget:
         if not 0 < gib < 2**20:
             raise ValueError(f"max_memory must be a positive number of GiB, not {gib}")
         self.half = self.for_rows = gib * GIB / 2
-        needed = self.row_bytes(n_pos) + self.cache_bytes()
+        needed = (1 + self.stacked) * self.row_bytes(n_pos) + self.cache_bytes()
         if gib * GIB < needed:
             small = f"max_memory of {gib:.3g} GiB is too small for one row, which needs"
             advice = "ask for more, or use shorter prompts"
@@ -43,6 +47,9 @@ class MemoryBudget:
         cfg = self.model.cfg
         streams = (4 * cfg.n_layers + 3) * cfg.d_model
         heads = (3 + 2 / cfg.n_sharing) * cfg.n_layers * cfg.n_heads * cfg.d_head
+        if self.stacked:
+            streams = (6 * cfg.n_layers + 4) * cfg.d_model
+            heads = (4 + 4 / cfg.n_sharing) * cfg.n_layers * cfg.n_heads * cfg.d_head
         numbers = self.n_pos * (streams + int(heads)) + 2 * cfg.d_vocab
         return numbers * self.itemsize
 
@@ -64,7 +71,8 @@ class MemoryBudget:
         in_cache = int(self.half // self.cache_bytes())
         if not self.keeps(len(prompts)):
             in_cache //= 2  # while a chunk is made anew, the one before it is still there
-        size = max(1, min(len(prompts), in_cache, self._rows(self.n_pos)))
+        in_a_run = self._rows(self.n_pos) // (1 + self.stacked)
+        size = max(1, min(len(prompts), in_cache, in_a_run))
         return [slice(i, min(i + size, prompts.stop)) for i in prompts[::size]]
 
     def row_ranges(self, n_senders: int, n_prompts: int, n_pos: int) -> list[slice]:

@@ -87,8 +87,15 @@ class PairedRuns:
             needed += [f"blocks.{layer}.attn.hook_{name}" for name in ("rot_q", "rot_k", "v")]
         needed += [f"blocks.{self.cfg.n_layers - 1}.hook_resid_post"]
         for prompts in self.budget.prompt_ranges(own_range(self.n_prompts)):
-            base_logits, base = self._run(self.base_tokens[prompts], self.sent)
-            contrast_logits, contrast = self._run(self.contrast_tokens[prompts], needed)
+            pair = self.base_tokens[prompts], self.contrast_tokens[prompts]
+            if self.budget.stacked:
+                logits, cache = self._run(torch.cat(pair), needed)
+                base_logits, contrast_logits = logits.chunk(2)
+                base = {name: cache[name].chunk(2)[0] for name in self.sent}
+                contrast = {name: x.chunk(2)[1] for name, x in cache.items()}
+            else:
+                base_logits, base = self._run(pair[0], self.sent)
+                contrast_logits, contrast = self._run(pair[1], needed)
             self.F_base[prompts] = self.score(base_logits, prompts)
             self.F_contrast[prompts] = self.score(contrast_logits, prompts)
             yield CachedRuns(prompts, contrast, base)
