@@ -19,12 +19,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
     os.environ.pop(name, None)
 os.environ.pop("TORCHELASTIC_RUN_ID", None)
+# Where two processes note which files are taken; not for the tests that a test runs.
+TAKEN = os.environ.pop("MINIFUNC_TESTS_TAKEN", None)
 
 
 def pytest_runtest_protocol(item, nextitem):
     """Leaves out the tests of a file that another process has taken (tests/__main__.py)."""
-    folder = os.environ.get("MINIFUNC_TESTS_TAKEN")
-    if not folder or taken(Path(folder) / item.nodeid.split("::")[0].replace("/", ".")):
+    if not TAKEN or taken(Path(TAKEN) / item.nodeid.split("::")[0].replace("/", ".")):
         return None
     item.session._setupstate.teardown_exact(nextitem)  # as if it had run
     return True
@@ -50,8 +51,9 @@ def taken(file):
 
 
 def pytest_collection_modifyitems(items):
-    """The longest file comes first, so that no process is left with it at the end."""
-    items.sort(key=lambda item: "test_walkthrough" not in item.nodeid)
+    """The longest files come first, so that no process is left with one at the end."""
+    longest = ("test_surroundings", "test_hostile", "test_page", "test_walkthrough")
+    items.sort(key=lambda item: not any(file in item.nodeid for file in longest))
 
 
 @pytest.fixture(scope="session")
