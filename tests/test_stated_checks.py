@@ -191,7 +191,9 @@ def test_tokens_are_those_of_the_vocabulary_in_two_axes():
 
 
 def test_tokens_off_the_cpu_are_not_looked_at():
-    checks.check_ids("tokens", torch.empty(2, dtype=torch.int64, device="meta"), 9)
+    there = torch.empty(2, dtype=torch.int64, device="meta")
+    checks.check_ids("tokens", there, 9)
+    assert checks.ascending(there, 9).device.type == "meta"
     with pytest.raises(ValueError, match="int64"):
         checks.check_ids("tokens", torch.empty(2, device="meta"), 9)
 
@@ -296,7 +298,8 @@ def test_positions_that_must_ascend_are_all_if_none_are_named():
 def test_answers_leave_room_for_the_operands_before_them():
     tokens = torch.zeros(2, 9, dtype=torch.int64)
     assert checks.answers_seen(tokens, [4, 8], (4, 2)).tolist() == [4, 8]
-    assert checks.answers_seen(tokens, [8, 1], ()).tolist() == [8, 1]
+    for answers in ([8, 1], range(1, 9)):
+        assert checks.answers_seen(tokens, answers, ()).tolist() == list(answers)
     assert checks.answers_seen(tokens, [2], (2, 1)).tolist() == [2]
     for answers, operands, far in (
         ([3, 8], (4, 2), 4),
@@ -357,7 +360,9 @@ def test_a_name_that_is_no_hook_point_is_told_with_the_three_nearest():
 def test_a_group_holds_known_heads_alone():
     known = ["0.0", "0.1", "1.0"]
     assert checks.checked_heads(iter(["1.0", "0.0", "1.0"]), known) == {"0.0", "1.0"}
-    holds(lambda group: checks.checked_heads(group, known), [[], known], ["0.0", ["0.0", "1.1"]])
+    holds(lambda group: checks.checked_heads(group, known), [[], known], [["0.0", "1.1"]])
+    with pytest.raises(ValueError, match="^a group is a list of heads like ..3.1..., not '0.0'$"):
+        checks.checked_heads("0.0", known)
     with pytest.raises(ValueError, match="^no head '9.9' here; there is 0.0, 0.1, 1.0$"):
         checks.checked_heads(["9.9"], known)
 
@@ -371,6 +376,7 @@ NO_RECEIVERS = (
     [HeadInput(3, 0, "q"), HeadInput(0, 4, "q"), HeadInput(-1, 0, "q"), HeadInput(0, 0, "z")]
     + [MLPInput(3), MLPInput(-1), Resid(4), Resid(-1), Resid(3, [1]), KVInput(0, 0, "v")]
     + [HeadInput(0, 0, "q", [5]), MLPInput(0, [-1]), MLPInput(0.0), MLPInput(True)]
+    + [HeadInput, Logits, "logits", None, 3, SimpleNamespace(layer=0)]
 )
 
 
@@ -425,6 +431,26 @@ def test_a_hook_returns_what_fits_in_its_place():
     refused = [torch.zeros(3, 2), x.double(), x.to("meta"), None, 0.0]
     says = "^the hook at here must return "
     holds(lambda y: checks.check_returned("here", y, x), [torch.ones(2, 3)], refused, says=says)
+
+
+def test_a_place_is_at_a_hook_point_of_the_model():
+    places = [SimpleNamespace(hook="b"), SimpleNamespace(hook="a")]
+    assert checks.checked_places(iter(places), ["a", "b", "c"]) == places
+    with pytest.raises(ValueError, match="^no hook point 'b'; close ones: |^no hook point 'b'$"):
+        checks.checked_places(places, ["a", "c"])
+    with pytest.raises(ValueError, match="^no hook point"):
+        checks.checked_places([3], ["a", "c"])
+
+
+def test_weights_are_known_by_where_they_lie_and_by_their_versions():
+    model = Transformer(SMALL).requires_grad_(False)
+    known = checks.weights_of(model)
+    assert checks.weights_of(model, known) == known and len(known) == len([*model.parameters()])
+    model.unembed.W_U.mul_(1)
+    with pytest.raises(ValueError, match="^the model's weights have changed since its runs were"):
+        checks.weights_of(model, known)
+    with torch.inference_mode():
+        assert {version for _, version in checks.weights_of(Transformer(SMALL))} == {0}
 
 
 # ---------------------------------------------------------------- diets, prompts
