@@ -361,7 +361,7 @@ def test_a_group_holds_known_heads_alone():
     known = ["0.0", "0.1", "1.0"]
     assert checks.checked_heads(iter(["1.0", "0.0", "1.0"]), known) == {"0.0", "1.0"}
     holds(lambda group: checks.checked_heads(group, known), [[], known], [["0.0", "1.1"]])
-    with pytest.raises(ValueError, match="^a group is a list of heads like ..3.1..., not '0.0'$"):
+    with pytest.raises(ValueError, match="^a group is a list of heads like .*, not '0.0'$"):
         checks.checked_heads("0.0", known)
     with pytest.raises(ValueError, match="^no head '9.9' here; there is 0.0, 0.1, 1.0$"):
         checks.checked_heads(["9.9"], known)
@@ -376,7 +376,7 @@ NO_RECEIVERS = (
     [HeadInput(3, 0, "q"), HeadInput(0, 4, "q"), HeadInput(-1, 0, "q"), HeadInput(0, 0, "z")]
     + [MLPInput(3), MLPInput(-1), Resid(4), Resid(-1), Resid(3, [1]), KVInput(0, 0, "v")]
     + [HeadInput(0, 0, "q", [5]), MLPInput(0, [-1]), MLPInput(0.0), MLPInput(True)]
-    + [HeadInput, Logits, "logits", None, 3, SimpleNamespace(layer=0)]
+    + [HeadInput, Logits, "logits", None, 3, object()]
 )
 
 

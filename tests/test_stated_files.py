@@ -1,4 +1,4 @@
-"""What is stated of a run's files, checkpoints, errors and processes, each held where it is made."""
+"""What is stated of a run's files, checkpoints, errors and processes, held where it is made."""
 
 import errno
 import io
@@ -53,6 +53,11 @@ def started(out, **changes):
 @pytest.fixture
 def run(tmp_path):
     return started(tmp_path)
+
+
+def entered(manager):
+    with manager:
+        pass
 
 
 def contents(folder):
@@ -379,12 +384,10 @@ def test_a_folder_is_claimed_while_a_run_trains_there(run, tmp_path):
     with claimed(out, run.config, False, CPU) as device:
         assert device == CPU and out.is_dir()
         with pytest.raises(UserError, match=f"^{out} is in use: another process trains there$"):
-            with claimed(out, run.config, False, CPU):
-                pass
+            entered(claimed(out, run.config, False, CPU))
         files.save_text(out / "model.pt", "")
     with pytest.raises(UserError, match="already holds model.pt"):
-        with claimed(out, run.config, False, CPU):
-            pass
+        entered(claimed(out, run.config, False, CPU))
     with claimed(out, run.config, True, CPU):  # goes on with it
         pass
     assert (out / "lock").exists()
@@ -399,8 +402,7 @@ def test_a_run_that_another_process_began_while_this_one_waited_is_kept(run, tmp
 
     monkeypatch.setattr(files, "make_folder", begin)
     with pytest.raises(UserError, match="already holds model.pt"):
-        with claimed(out, run.config, False, CPU):
-            pass
+        entered(claimed(out, run.config, False, CPU))
 
 
 @pytest.mark.parametrize(
@@ -411,11 +413,10 @@ def test_a_run_that_another_process_began_while_this_one_waited_is_kept(run, tmp
     ],
 )
 def test_after_ctrl_c_it_is_said_how_to_go_on(run, words, told):
-    with pytest.raises(KeyboardInterrupt, match=f"^{told}$"):
-        with claimed(run.out, run.config, True, CPU):
-            raise KeyboardInterrupt(words)
-    with files.locked(run.out):
-        pass
+    says = pytest.raises(KeyboardInterrupt, match=f"^{told}$")
+    with says, claimed(run.out, run.config, True, CPU):
+        raise KeyboardInterrupt(words)
+    entered(files.locked(run.out))
 
 
 def test_all_processes_meet_before_the_folder_is_made(run, tmp_path, monkeypatch):
@@ -506,15 +507,13 @@ def test_a_lock_is_no_link_and_stays_and_is_closed(tmp_path):
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "lock").symlink_to(tmp_path / "precious")
     with pytest.raises(UserError, match=f"^cannot write {tmp_path}/lock: "):
-        with files.locked(tmp_path):
-            pass
+        entered(files.locked(tmp_path))
     (tmp_path / "lock").unlink()
     opened = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
     for _ in range(2):
-        with files.locked(tmp_path):
-            with pytest.raises(UserError, match=f"^{tmp_path} is in use: another process trains"):
-                with files.locked(tmp_path):
-                    pass
+        says = pytest.raises(UserError, match=f"^{tmp_path} is in use: another process trains")
+        with files.locked(tmp_path), says:
+            entered(files.locked(tmp_path))
     assert (tmp_path / "lock").read_bytes() == b""
     if opened:
         assert len(os.listdir("/proc/self/fd")) == opened
