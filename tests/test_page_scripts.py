@@ -1,7 +1,9 @@
 """What the scripts of a report show, held against what is known by hand. No browser: node runs
 them on as much of a document as they use (page_in_node.js)."""
 
+import copy
 import json
+import re
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,9 +11,11 @@ from pathlib import Path
 import pytest
 
 import tasks
+from minifunc import definition
 from minifunc.report import page
 from minifunc.support.files import save_json, save_tensors
 from tests.handwired import empty_model, headline_model
+from tests.test_report_circuit import answer_alone
 from tests.test_report_js import NODE, needs_node, scaled_model
 
 RUNNER = Path(__file__).with_name("page_in_node.js")
@@ -82,11 +86,11 @@ def drawn(tmp_path_factory):
 WORDS = ["<bos>", "=", ";", "_", "+", *map(str, range(1, 28))]
 
 
-def by_hand(folder, groups, more=2, size=1.0):
-    """The page of a model with two layers of four heads, of which 0.0 alone says: the last shown
+def by_hand(folder, groups, more=2, size=1.0, n_layers=1):
+    """The page of a model with layers of four heads, of which 0.0 alone says: the last shown
     answer, and `more`. It knows numbers to 27, and nothing but +."""
     small = headline_model(len(WORDS), more)
-    shape = {"n_layers": 2, "n_heads": 4, "d_vocab": len(WORDS), "n_ctx": 32}
+    shape = {"n_layers": n_layers, "n_heads": 4, "d_vocab": len(WORDS), "n_ctx": 32}
     model = empty_model(**shape, d_model=small.cfg.d_model, d_head=len(WORDS))
     for name, weight in small.state_dict().items():
         model.state_dict()[name][: len(weight)] = weight
@@ -326,7 +330,7 @@ HIGH, TRUE, MIXED = "1+1=3, 2+2=5, 3+3=", "1+1=2, 2+2=4, 3+3=", "1+1=2, 2+2=6, 3
 def test_the_guided_opening_tells_what_a_model_known_by_hand_answers(tmp_path):
     """Head 0.0 carries the answer; here 0.3 passes for the head that does, and is found out."""
     groups = {"function_induction": ["0.3"], "shown_answer": ["0.1"]}
-    *steps, again = said_by(by_hand(tmp_path, groups), STORY)
+    *steps, again = said_by(by_hand(tmp_path, groups, n_layers=2), STORY)
     asked = [(HIGH, "7"), (TRUE, "6"), (HIGH, "7"), (HIGH, "7"), (MIXED, "8"), (HIGH, "7")]
     assert [one["prompt"] for one in steps] == ["".join(pair) for pair in asked]
     assert [one["bold"] for one in steps] == [["3", "5"], [], ["3", "5"], ["3", "5"], ["6"]] + [
@@ -373,3 +377,261 @@ def test_the_guided_opening_makes_nothing_up(tmp_path, more, told):
     assert [one["changed"] for one in steps] == [False] * 3 + [True] + [False] * 2
     unsure = ["This is a guess: " in one["words"] for one in steps]
     assert unsure == [more == 1] * 6  # with small logits nothing is sure
+
+
+# ---------------------------------------------------------------- a path, patched by hand
+
+PATH = """
+const view = at("path-view");
+const parts = (run) => run.querySelector(".parts").children.filter((one) => one.tagName !== "svg");
+const place = (one) => one.attributes.style.match(/\\d+/g).slice(0, 2).map(Number);
+const look = (run) => ({
+    title: run.querySelector("h3").textContent,
+    hint: run.querySelector("p").textContent,
+    F: run.children.at(-1).textContent,
+    parts: Object.fromEntries(parts(run).map((one) => [one.textContent, place(one)])),
+    buttons: words(parts(run).filter((one) => one.tagName === "button")),
+    marks: parts(run).map((one) => [one.textContent, one.className]).filter(([, looks]) =>
+        / (sender|receiver)/.test(looks)),
+    answer: parts(run)[0].textContent,
+    way: run.querySelector(".way")?.attributes.d ?? null,
+});
+const state = () => ({
+    runs: view.querySelectorAll(".run").map(look), sum: view.querySelector(".sum").textContent,
+    chips: view.querySelectorAll(".chip").map((one) => [one.textContent, one.ariaPressed]),
+});
+const words = (elements) => elements.map((one) => one.textContent);
+Playground.ask(data.asked);
+const results = [state()];
+for (const ids of data.clicks) {
+    ids.forEach((id) => at(id).click());
+    results.push(state());
+}
+return results;
+"""
+SENDERS = [
+    "embedding",
+    "mlp0",
+    "mlp1",
+    "mlp2",
+    *(f"{layer}.{i}" for layer in range(3) for i in (0, 1)),
+]
+
+
+def two_runs(model, *texts):
+    """float64: (tokens [1, pos], the cache, the last logits [1, d_vocab]) of each text."""
+    for text in texts or (ASKED, PLAIN):
+        tokens = tasks.encode(text)[None]
+        logits, cache = model.run_with_cache(tokens)
+        yield tokens, cache, logits[:, -1]
+
+
+def patched_logits(model, sender, receiver, *texts):
+    (contrast, _, _), (_, sent, _) = two_runs(model, *texts)
+    ends = definition.sender(sender), definition.receiver(receiver, model.cfg)
+    return definition.path_patch(model, contrast, sent, ends[:1], ends[1:])
+
+
+def numbers_in(text):
+    return [float(x.replace("−", "-")) for x in re.findall(r"(?<!\d)[-−]?\d+\.\d+", text)]
+
+
+@needs_node
+def test_a_path_patched_by_clicks_shows_the_runs_and_r_that_the_definition_gives(drawn):
+    report, model = drawn[0], drawn[1]
+    picks = [("mlp0", "2.1", "v"), ("0.1", "2.0", "q"), ("embedding", "1.0", "k")]
+    clicks = [[f"sender-{a}", f"receiver-{b}", f"input-{c}"] for a, b, c in picks]
+    clicks += [["receiver-logits", "sender-1.1"], ["sender-2.0"], ["receiver-2.0"]]
+    data = json.dumps({"asked": ASKED, "clicks": clicks})
+    states = said_by(report, f"const data = {data};" + PATH)
+    model = copy.deepcopy(model).double()
+    (_, _, now), (_, _, base) = two_runs(model, HIGH, TRUE)
+    first = [int(logits.argmax()) for logits in (base, now)]
+    heads = SENDERS[4:]
+    moved = {head: patched_logits(model, head, "logits", HIGH, TRUE)[0] for head in heads}
+    way_back = {head: logits[first[0]] - logits[first[1]] for head, logits in moved.items()}
+    strongest = max(way_back, key=way_back.get)  # the plain answer is above in the base run alone
+
+    (_, _, F_now), (_, _, F_base) = two_runs(model)
+    ids = [int(logits.argmax()) for logits in (F_base, F_now)]
+    plain, shifted = (tasks.VOCABULARY[token] for token in ids)
+
+    def F(logits):
+        return [float(logits[0, ids[0]]), float(logits[0, ids[1]])]
+
+    def of(logits):
+        return F(logits)[0] - F(logits)[1]
+
+    def r(logits):
+        return (of(logits) - of(F_now)) / (of(F_now) - of(F_base))
+
+    wanted = [(strongest, "logits"), *((a, f"{b}.{c}") for a, b, c in picks)]
+    wanted += [
+        ("1.1", "logits"),
+        ("2.0", "logits"),
+        ("embedding", "2.0.k"),
+    ]  # nothing in 2.0 is below
+    for state, (sender, receiver) in zip(states, wanted, strict=True):
+        logits = patched_logits(model, sender, receiver)
+        runs, target = state["runs"], receiver.rpartition(".")[0] or "logits"
+        assert [run["title"] for run in runs] == [
+            f"The {x} run" for x in ("base", "contrast", "patched")
+        ]
+        assert runs[0]["hint"].startswith(PLAIN) and runs[1]["hint"].startswith(ASKED)
+        for run, its in zip(runs, (F_base, F_now, logits)):
+            assert run["answer"] == f"answer {tasks.VOCABULARY[its.argmax()]}"
+            assert numbers_in(run["F"]) == pytest.approx([*F(its), of(its)], abs=0.006)
+            assert list(run["parts"].values())[0] == [1, 1]  # the answer on top, the tokens below
+            assert run["parts"]["tokens"] == [5, 1] and run["parts"]["mlp0"] == [4, 4]
+            assert run["parts"]["0.1"] == [4, 3] and run["parts"]["2.0"] == [2, 2]
+        assert [set(run["buttons"]) for run in runs] == [
+            {"tokens", *SENDERS[1:]},
+            set(),
+            {runs[2]["answer"], *heads},
+        ]
+        sends = {"embedding": "tokens"}.get(sender, sender)
+        reads = {"logits": runs[2]["answer"]}.get(target, target)
+        marks = [{name: looks.split()[-1] for name, looks in run["marks"]} for run in runs]
+        assert marks == [{sends: "sender"}, {}, {sends: "sender", reads: "receiver"}]
+        (y, x), (top, end) = (runs[2]["parts"][name] for name in (sends, reads))
+        assert runs[0]["way"] is None and runs[1]["way"] is None
+        way = f"M{x - 0.5} {y - 0.5}v-0.42H0.5V{top - 0.08}H{end - 0.5}v-0.42"
+        assert runs[2]["way"] == way.replace(".0 ", " ").replace(".0v", "v")
+        first, answers, given, share = state["sum"].split(chr(10))
+        assert first == f"F = logit of {plain} − logit of {shifted}"
+        assert answers.strip() == "r = (F patched − F contrast) / (F contrast − F base)"
+        four = [of(logits), of(F_now), of(F_now), of(F_base)]
+        assert numbers_in(given) == pytest.approx(four, abs=0.006)
+        assert numbers_in(share)[0] == pytest.approx(100 * r(logits), abs=0.06)
+        assert share.endswith(f"where −100 % is all the way back to {plain}")
+        chips = [[name[0], pressed] for name, pressed in state["chips"]]
+        which = receiver[-1]
+        assert chips == [[x, str(x == which).lower()] for x in "qkv" if target != "logits"]
+
+
+# ---------------------------------------------------------------- the circuit over a prompt
+
+# Of the two heads one takes the answer to the other prompt's, the other further away from it.
+BOTH_WAYS = ("2+1=6, 1+4=8, 3+2=", "2+1=3, 1+4=5, 3+2=")
+CIRCUIT = """
+const view = at("circuit-view");
+const lineOf = (one) => ({
+    kind: one.className.split(" ")[1], head: one.dataset.head,
+    against: one.classList.contains("against"), width: Number(one.attributes["stroke-width"]),
+});
+const isToken = (group) => /^(word|shown) /.test(group.className);
+const panel = (one) => ({
+    title: one.querySelector("h3").textContent,
+    answer: one.querySelector(".answer text").textContent,
+    words: one.querySelectorAll("g").filter(isToken).map((g) => g.textContent),
+    spots: one.querySelectorAll(".spot").map((spot) => [spot.textContent, spot.className]),
+    lines: one.querySelectorAll(".line").map(lineOf),
+});
+Playground.ask(data.asked);
+const panels = view.querySelector(".panels").children.map(panel);
+const hint = () => view.querySelector(".hint").textContent;
+const said = view.querySelectorAll(".spot").map((spot) => {
+    spot.focus();
+    return [spot.textContent, hint(), view.querySelectorAll(".lit").map((one) => one.dataset.head)];
+});
+const chosen = () => view.classList.contains("chosen");
+document.activeElement.blur();
+const [spot, other] = view.querySelectorAll(".spot");
+const pins = [[chosen(), hint()]];
+const [pin, point, leave] = [() => spot.click(), () => other.focus(), () => other.blur()];
+for (const act of [pin, point, leave, pin]) {
+    act();
+    pins.push([chosen(), hint()]);
+}
+Playground.ask("3+3=");
+return { panels, said, pins, alone: hint() };
+"""
+
+
+@needs_node
+def test_the_circuit_shows_each_effect_and_says_what_a_head_does(drawn):
+    report, model = drawn[0], copy.deepcopy(drawn[1]).double()
+    said = said_by(report, f"const data = {json.dumps({'asked': BOTH_WAYS[0]})};" + CIRCUIT)
+    sides = [(tokens, cache, logits[0]) for tokens, cache, logits in two_runs(model, *BOTH_WAYS)]
+    names = [tasks.VOCABULARY[int(logits.argmax())] for _, _, logits in sides]
+    answers = [int(sides[1][2].argmax()), int(sides[0][2].argmax())]
+    fi, readers, effects = ["1.1", "2.0"], ["0.0", "0.1"], []
+
+    def F(logits):
+        return float(logits[answers[0]] - logits[answers[1]])
+
+    for own, other in (sides, sides[::-1]):
+        gap = F(own[2]) - F(other[2])
+        into, out = {}, {}
+        for head in fi:
+            alone = [answer_alone(model, *own[:2], other[1], head, at) for at in (5, 11)]
+            into[head] = [(F(logits) - F(own[2])) / gap for logits in alone]
+            ends = definition.sender(head), definition.receiver("logits", model.cfg)
+            patched = definition.path_patch(model, own[0], other[1], ends[:1], ends[1:])
+            out[head] = (F(patched[0]) - F(own[2])) / gap
+        effects.append((into, out))
+    unit = 15 / max(0.3, *(abs(r) for _, out in effects for r in out.values()))  # px of r = 1
+
+    def pattern(cache, head):
+        layer, index = head.split(".")
+        return cache[f"blocks.{layer}.attn.hook_pattern"][0, int(index)]
+
+    titles = ["The prompt you asked", "Its base prompt"]
+    for side, (panel, (_, cache, _), (into, out)) in enumerate(zip(said["panels"], sides, effects)):
+        assert [panel["title"], panel["answer"]] == [titles[side], names[side]]
+        assert "".join(panel["words"]) == BOTH_WAYS[side].replace(", ", "")
+        found = {}
+        for line in panel["lines"]:
+            found.setdefault((line["kind"], line.get("head")), []).append(line)
+        for head in fi:
+            [one] = found["out", head]
+            assert one["width"] == pytest.approx(max(0.8, abs(out[head]) * unit), abs=1e-3)
+            assert one["against"] == (out[head] > 0)
+            drawn_r = [r for r in into[head] if abs(r) >= 0.01][::-1]  # the nearest example first
+            lanes = found.get(("into", head), [])
+            widths = [max(0.8, abs(r) * unit) for r in drawn_r]
+            assert [one["width"] for one in lanes] == pytest.approx(widths, abs=1e-3)
+            assert [one["against"] for one in lanes] == [r > 0 for r in drawn_r]
+        for head in readers:
+            shares = [pattern(cache, head)[at, [at - 4, at - 2]].sum() for at in (5, 11)]
+            widths = [0.6 + 2.6 * float(share) for share in shares]
+            assert [one["width"] for one in found["reads", head]] == pytest.approx(widths, abs=1e-3)
+            assert not any(one["against"] for one in found["reads", head])
+        assert sorted(name for name, _ in panel["spots"]) == sorted(2 * readers + fi)
+        looks = dict(panel["spots"])
+        assert looks["1.1"].endswith("function_induction") and "shown_answer" in looks["0.0"]
+    signs = {r > 0 for _, out in effects for r in out.values()}
+    assert signs == {True, False}  # both ways were drawn
+
+    spots = [(side, *spot) for side in (0, 1) for spot in said["panels"][side]["spots"]]
+    seen_at = {}
+    for (side, head, _), (name, words, lit) in zip(spots, said["said"], strict=True):
+        tokens, cache = sides[side][0][0].tolist(), sides[side][1]
+        seen_at[side, head] = seen_at.get((side, head), -1) + 1
+        last = head in fi
+        at = len(tokens) - 1 if last else (5, 11)[seen_at[side, head]]
+        shares = pattern(cache, head)[at]
+        best = int(shares.argmax())
+        assert name == head and set(lit) == {head}
+        assert words.startswith(f"Head {head}, one of the ")
+        assert f"from “{tasks.VOCABULARY[tokens[at]]}” it looks most at " in words
+        if best:
+            place = (best - 1) // 6 * 6
+            around = "".join(tasks.VOCABULARY[token] for token in tokens[place + 1 : place + 6])
+            assert f"“{tasks.VOCABULARY[tokens[best]]}” in “{around}”" in words
+        else:
+            assert "most at the start" in words
+        r = effects[side][1].get(head)
+        shown = [float(share) for share in re.findall(r"([\d.]+) %", words)]
+        assert shown[0] == pytest.approx(100 * float(shares[best]), abs=0.06)
+        assert ("of the way to" in words) == (r is not None and r < 0)
+        assert ("further away from" in words) == (r is not None and r > 0)
+        if r is not None:
+            assert shown[1] == pytest.approx(100 * abs(r), abs=0.06)
+            assert f"{'of the way to' if r < 0 else 'away from'} {names[1 - side]} (r = " in words
+            assert ("r = −" in words) == (r < 0) and ("r = +" in words) == (r > 0)
+    (quiet, point), (on, first), (_, second), (kept, again), (off, _) = said["pins"]
+    assert not quiet and "Point at a head" in point and on and first != second
+    assert kept and again == first and first.startswith("Head 0.0")
+    assert off  # the pointer is still there, so that it stays lit
+    assert "no effect to draw" in said["alone"]
