@@ -13,7 +13,7 @@ import pytest
 import tasks
 from minifunc import definition
 from minifunc.report import page
-from minifunc.support.files import save_json, save_tensors
+from minifunc.support.files import save_json, save_lines, save_tensors
 from tests.handwired import empty_model, headline_model
 from tests.test_report_circuit import answer_alone
 from tests.test_report_js import NODE, needs_node, scaled_model
@@ -635,3 +635,140 @@ def test_the_circuit_shows_each_effect_and_says_what_a_head_does(drawn):
     assert kept and again == first and first.startswith("Head 0.0")
     assert off  # the pointer is still there, so that it stays lit
     assert "no effect to draw" in said["alone"]
+
+
+# ---------------------------------------------------------------- while it learned
+
+SLIDE = """
+const numbers = (text) => text.match(/-?[\\d.]+/g).map(Number);
+const curve = (name) => at("learned-curves").querySelector(`.${name} polyline`).attributes.points;
+const arcs = (kind) => at("learned-attention").querySelectorAll(`path.${kind}`).map((one) =>
+    [numbers(one.attributes.d), Number(one.attributes["stroke-width"])]);
+const look = () => ({
+    now: at("learned-now").textContent, said: at("learned-step").ariaValueText,
+    answer: at("learned-answer").textContent,
+    answers: at("learned-answers").children.map((one) => [one.textContent,
+        ...numbers(one.querySelector(".bar").attributes.style.replaceAll("--", ""))]),
+    curves: ["plain", "off_by_one"].map((name) => curve(name).split(" ").map(numbers)),
+    mark: numbers(at("learned-curves").children[0].attributes.d),
+    shares: at("learned-curves").querySelectorAll("g text").map((one) => one.textContent),
+    axes: at("learned-curves").children.filter((one) => one.tagName === "text").map((one) =>
+        [one.textContent, ...["x", "y"].map((name) => Number(one.attributes[name]))]),
+    arcs: { fi: arcs("function_induction"), others: arcs("others") },
+    written: at("learned-attention").querySelectorAll("text").map((one) =>
+        [one.textContent, Number(one.attributes.x)]),
+    cells: at("learned-heads").children.map((cell) =>
+        [cell.dataset.head, cell.lastChild.textContent, cell.dataset.fi,
+         numbers(cell.attributes.style.replace("--v", ""))[0]]),
+});
+said.push(look());
+for (const value of data.values) {
+    at("learned-step").value = value;
+    at("learned-step").dispatchEvent(new Event("input"));
+    said.push(look());
+}
+return said;
+"""
+
+
+def looks_of(step, plain, shifted, r, fi, answers, attention):
+    parts = {"step": step, "plain": plain, "off_by_one": shifted, "F_range": -4.0, "r": [r]}
+    return parts | {"fi": fi, "answers": answers, "attention": [attention]}
+
+
+@needs_node
+def test_the_slider_shows_each_step_as_it_was_kept(tmp_path):
+    even, first, last = [0.5, 0.25, 0.25], [1.0, 0.0, 0.0], [0.0, 0.04, 0.96]
+    early = [["3", 0.4], ["4", 0.35]], [even, even, even, first]
+    looks = [looks_of(0, 0.1, 0.0, [0.0, 0.01, -0.02, 0.3], [], *early)]
+    middle = [["6", 0.9]], [first, even, last, last]
+    looks += [looks_of(3, 0.5, 0.25, [-0.25, 0.0, -0.5, 0.125], ["0.0", "0.2"], *middle)]
+    late = [["7", 1.0], ["6", 0.0]], [first, even, even, last]
+    looks += [looks_of(12, 1.0, 0.75, [0.0, 0.5, -1.0, -0.1], ["0.2"], *late)]
+    criteria = {"solves": 0.5, "strong": 0.05, "looks_at_answers": 0.3}
+    save_json(
+        tmp_path / "learning.json", {"prompt": "<bos> 1 =", "looks": looks, "criteria": criteria}
+    )
+    metrics = [{"step": 9, "accuracy": {"addition": {k: {"8": 1.0} for k in "01"}}}]
+    save_lines(tmp_path / "metrics.jsonl", metrics)
+    report = by_hand(tmp_path, {"function_induction": ["0.2"]})
+    opened, *said, end = said_by(report, "const data = {values: [0, 1, 2]};" + SLIDE)
+    assert opened == end  # the page opens on the last step
+    x = [44, 44 + 355 / 4, 399]  # px of steps 0, 3, 12
+    for index, got in enumerate([*said, end]):
+        look = looks[index]
+        assert got["now"] == str(look["step"]) and got["said"] == f"step {look['step']}"
+        assert got["answer"] == look["answers"][0][0]
+        for (written, now, before), (token, share) in zip(got["answers"], look["answers"]):
+            assert written.startswith(token) and (now, before) == (100 * share, 0)
+        for curve, key in zip(got["curves"], ("plain", "off_by_one")):
+            wanted = [(place, 175 - 160 * each[key]) for place, each in zip(x, looks)]
+            assert [n for point in curve for n in point] == pytest.approx(sum(wanted, ()))
+        assert got["mark"] == pytest.approx([x[index], 175, 15])  # from 0 % to 100 %
+        told = [re.sub(r"[\d.]+ %", "", words) for words in got["shares"]]
+        assert told == ["plain: ", "off by one: "]
+        shares = [float(re.search(r"[\d.]+", words)[0]) for words in got["shares"]]
+        assert shares == [100 * look["plain"], 100 * look["off_by_one"]]
+        axes = [["0 %", 20, 179], ["step 0", 44, 193], ["50 %", 20, 99], ["step 6", 221.5, 193]]
+        assert got["axes"] == [*axes, ["100 %", 20, 19], ["step 12", 399, 193]]
+        of_fi = look["attention"][0][2]  # the head that is FI in the end, whatever it is now
+        rest = [sum(look["attention"][0][head][at] for head in (0, 1, 3)) / 3 for at in range(3)]
+        for kind, shares, width in (("fi", of_fi, 16), ("others", rest, 5)):
+            for (path, stroke), share, end in zip(got["arcs"][kind], shares, (18, 220, 422)):
+                assert stroke == pytest.approx(width * share, abs=0.01)
+                assert (path[0], path[-2]) == (422, end)  # from the last token to each
+        words = [["bos", 18], ["1", 220], ["=", 422], *[["", 18], ["", 220], ["", 422]]]
+        noted = [str(round(100 * share)) if share > 0.1 else "" for share in of_fi]
+        wanted = [*words[:3], *([word, at] for word, at in zip(noted, (18, 220, 422)) if word)]
+        assert [pair for pair in got["written"] if pair[0]] == wanted
+        for head, shown, is_fi, filled in got["cells"]:
+            added = -4.0 * look["r"][0][int(head[2])]
+            assert filled == pytest.approx(20 * added) and is_fi == str(head in look["fi"]).lower()
+            assert float(shown.replace("−", "-") or 0) == pytest.approx(added, abs=0.05)
+            assert (shown == "") == (abs(added) < 0.05)
+
+
+# ---------------------------------------------------------------- theme, tips, keys
+
+MOVES = """
+const root = document.documentElement;
+const themes = [[root.dataset.theme, at("theme").textContent]];
+for (const _ of [1, 2]) {
+    at("theme").click();
+    themes.push([root.dataset.theme, at("theme").textContent]);
+}
+const tipped = document.querySelector("#heads [data-tip]");
+const tip = () => [at("tip").classList.contains("shown"), at("tip").textContent];
+const move = (target) => target.dispatchEvent(new Event("pointermove", { bubbles: true }));
+move(tipped);
+const tips = [tip()];
+document.dispatchEvent(new Event("keydown", { key: "a" }));
+tips.push(tip());
+document.dispatchEvent(new Event("keydown", { key: "Escape" }));
+tips.push(tip());
+move(tipped);
+move(at("prompt"));
+tips.push(tip());
+const spots = at("circuit-view").querySelectorAll(".panels svg")[0].querySelectorAll(".spot");
+spots[0].focus();
+const press = (key) => {
+    document.activeElement.dispatchEvent(new Event("keydown", { key, bubbles: true }));
+    return [spots.indexOf(document.activeElement), spots.map((spot) => spot.tabIndex).join(" ")];
+};
+const stops = spots.map((spot) => spot.tabIndex).join(" ");
+const keys = ["ArrowRight", "ArrowDown", "ArrowLeft", "x", "ArrowUp", "ArrowUp"].map(press);
+return { themes, tips, tip: tipped.dataset.tip, stops, keys };
+"""
+
+
+@needs_node
+def test_a_page_has_two_themes_tips_that_go_and_one_stop_of_the_tab_key_per_picture(drawn):
+    said = said_by(drawn[0], MOVES)
+    light, dark = ["light", "dark theme"], ["dark", "light theme"]  # the button says the other
+    assert said["themes"] == [light, dark, light]
+    shown = [True, said["tip"]]
+    assert said["tips"] == [shown, shown, [False, said["tip"]], [False, said["tip"]]]
+    n_spots = len(said["stops"].split())
+    stop = [" ".join(["-1"] * at + ["0"] + ["-1"] * (n_spots - 1 - at)) for at in range(n_spots)]
+    assert said["stops"] == stop[0] and n_spots == 6
+    assert said["keys"] == [[at, stop[at]] for at in (1, 2, 1, 1, 0, 0)]
