@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -360,15 +361,71 @@ def test_a_report_is_made_of_a_run_alone_and_says_how_to_make_the_rest(run):
     assert text.count("Not here:") == len(lacking) + 2 > 9 and "playground" in text
 
 
-def test_every_key_of_circuit_json_may_be_missing(run):
-    whole = json.loads((run / "circuit.json").read_text())
+def keys_of(found, path=()):
+    """The path to each key of a list or dictionary that a file holds; of a list, in the first."""
+    parts = found.items() if isinstance(found, dict) else enumerate(found[:1])
+    for key, part in parts:
+        if isinstance(part, (dict, list)):
+            yield (*path, key)
+            yield from keys_of(part, (*path, key))
+
+
+def without(found, path, empty):
+    """A copy of what a file holds, with one of its lists or dictionaries empty, or gone."""
+    at = found = copy.deepcopy(found)
+    for key in path[:-1]:
+        at = at[key]
+    if empty:
+        at[path[-1]] = type(at[path[-1]])()
+    elif isinstance(at, dict):
+        del at[path[-1]]
+    return found
+
+
+LEARNING = {"prompt": "<bos> =", "criteria": {"solves": 0.5, "strong": 0.1, "looks_at_answers": 0}}
+SECTIONS_OF = {  # file: the sections that may be lost with a key of it
+    "circuit": {"claim", "circuit", "proof", "averaging", "all-heads", "effects", "checklist"},
+    "check": {"checklist"},
+    "learning": {"learned"},
+    "seeds": {"seeds"},
+}
+
+
+@pytest.mark.parametrize("part", SECTIONS_OF)
+def test_what_is_empty_or_missing_in_a_file_costs_its_own_sections_alone(run, part):
     found = found_in(run)
-    for key in whole:
-        found.circuit = {name: value for name, value in whole.items() if name != key}
-        for name, _, make, needs in (("claim", "", sections.claim, "circuit"), *ALL_SECTIONS):
-            assert sections.content(found, make, needs), (key, name)
-    found.circuit = {}
-    assert page.build(found).count("Not here:") >= 5
+    found.learning = {**LEARNING, "looks": looks()}
+    whole, lost = getattr(found, part), set()
+    for path in keys_of(whole):
+        for empty in (True, False):
+            setattr(found, part, findings.filled(without(whole, path, empty)))
+            for name, plain, make, needs in (
+                ("claim", "", sections.claim, "circuit"),
+                *ALL_SECTIONS,
+            ):
+                text = sections.content(found, make, needs)
+                title_of(found, name, plain) if name in titles.FINDINGS else None
+                if "Not here:" in text:
+                    lost.add(name)
+                    assert re.search("<code>make .*|was not measured", text), (path, text)
+    assert {"claim"} & SECTIONS_OF[part] <= lost <= SECTIONS_OF[part]
+    assert len(lost) > len(SECTIONS_OF[part]) / 2
+
+
+def test_a_page_is_made_with_an_empty_part_and_names_it(run):
+    rewrite(run, lambda circuit: circuit["averaging"].update(mixtures=[], rules=[]))
+    text = made(run)
+    assert "circuit.json lacks “mixtures”, or has it empty" in section(text, "averaging")
+    assert text.count("Not here:") == 2  # and the note for those without JavaScript
+
+
+def test_a_head_that_the_model_lacks_is_named_where_heads_are_told_of(run):
+    rewrite(run, lambda circuit: circuit["groups"]["shown_answer"].append("7.7"))
+    text = made(run)
+    for name in ("claim", "circuit", "proof", "averaging", "all-heads", "effects", "checklist"):
+        assert "`groups` names '7.7', which is no head of this model" in section(text, name)
+    assert "Does a rule shown on sums stay with sums?" in section(text, "checklist")
+    assert "7.7" not in re.search('id="model-data">(.*?)<', text)[1]
 
 
 def test_a_model_without_a_circuit_is_told_so(run):
@@ -524,7 +581,7 @@ def test_whatever_is_not_markup_is_escaped():
     assert signed(-0.04, 1) == "0.0" and signed(-0.4, 1) == "−0.4"
 
 
-ODD_STEP = '{"step": "a", "accuracy": {"addition": {"0": {"8": 1}}}, "loss": 1, "seconds": 1}\n'
+ODD_STEP = '{"step": [], "accuracy": {"addition": {"0": {"8": 1}}}, "loss": 1, "seconds": 1}\n'
 FI_ONLY = '{"groups": {"function_induction": ["1.1"]}, "accuracy": 3}'
 
 
@@ -768,20 +825,29 @@ def test_the_checklist_begins_with_answers_and_a_verdict_on_them_all(run):
 
     rewrite(run, failing, "check.json")
     text = section(made(run), "checklist")
-    heads = ", ".join(
-        json.loads((run / "circuit.json").read_text())["groups"]["function_induction"]
-    )
-    verdict = "This model follows the rule that examples show: 1 %. It may apply a rule shown on "
-    assert f"{verdict}sums elsewhere. Heads to watch: {heads}." in text
+    groups = json.loads((run / "circuit.json").read_text())["groups"]
+    heads = ", ".join(groups["function_induction"])
+    for said in (
+        "This model follows the rule that examples show: 1 %. It may apply a rule shown on sums "
+        "elsewhere. What to watch, on prompts of your own: 1 % (wanted: at most 10 %). Act when ",
+        f"or give heads {heads} what they send on plain prompts: of the new rule, 1 %.",
+    ):
+        assert said in text
     assert "No: 1 % (wanted: at most 10 %)✗ failDoes a rule shown on sums stay with sums?" in text
     assert "Yes: 1 % (wanted: at least 90 % on each)✓ pass" in text
 
 
+def judged(row, fi):
+    told = checklist.verdict(SimpleNamespace(check={"checks": [row]}, fi=fi))
+    return re.sub("<[^>]*>", "", "".join(told))
+
+
 def test_a_checklist_without_failures_or_heads_says_so():
-    row = {"name": "new_rule", "verdict": "pass", "short": "1 %", "risk": "x"}
-    told = re.sub("<[^>]*>", "", checklist.verdict([row], []))
-    assert "Nothing that was checked went wrong" in told and "none is known" in told
-    told = checklist.verdict([row | {"verdict": "fail"}], [])
+    row = {"name": "new_rule", "verdict": "pass", "short": "1 %", "risk": "x", "wanted": "9 %"}
+    told = judged(row, [])
+    assert "Nothing that was checked went wrong. What to watch" in told
+    assert "1 % (wanted: 9 %). Act" in told and "no head is known" in told
+    told = judged(row | {"verdict": "fail"}, [])
     assert "does not follow" in told and "It may x." in told
 
 
@@ -793,4 +859,4 @@ def test_a_check_json_of_an_older_version_is_shown_without_answers(run):
 
     rewrite(run, older, "check.json")
     text = section(made(run), "checklist")
-    assert "from 2 (wanted: at least 95 %)" in text and "Heads to watch" not in text
+    assert "from 2 (wanted: at least 95 %)" in text and "What to watch" not in text

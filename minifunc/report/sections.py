@@ -14,8 +14,9 @@ from minifunc.report.glossary import GLOSSARY, PLACES, glossed
 from minifunc.report.html import Markup, details, h, inside, percent, scrolling, signed, table
 from minifunc.report.learned import learned
 from minifunc.report.pictures import Scale
-from minifunc.report.terminal import Circuit, asked_in, fours, members, r_of, title
+from minifunc.report.terminal import Circuit, asked_in, fours, listed, members, r_of, title
 from minifunc.report.titles import mixed_rules, swaps, unseen
+from minifunc.support.errors import first_line
 from minifunc.support.evaluation import wilson
 from minifunc.support.names import parse
 from minifunc.support.tables import words
@@ -24,6 +25,9 @@ CONTRASTS = {"answers": "shown answers changed", "operands": "operands changed"}
 Content = list[Any]  # what `h` takes as children
 # file: the target of make; `patch` makes all others
 MADE_BY = {"check.json": "check", "results/seeds.json": "dependability"}
+MADE_BY |= {"metrics.jsonl": "train", "learning.json": "reference"}
+# the part of the findings that a section needs first: its file; all others are in circuit.json
+FILES = {"check": "check.json", "seeds": "results/seeds.json", "metrics": "metrics.jsonl"}
 
 
 def source(f: Findings, file: str) -> Markup:
@@ -36,7 +40,8 @@ def makes(f: Findings, target: str) -> str:
     """A command; one that is about no run of ours has no OUT."""
     if target == "patch" and "model" in f.circuit:
         target = "smollm"
-    return f"make {target}" if target in ("dependability", "smollm") else f.folders.makes(target)
+    ours = target in ("dependability", "smollm", "reference")
+    return f"make {target}" if ours else f.folders.makes(target)
 
 
 def figure(f: Findings, picture: Any, caption: Any, file: str) -> Markup:
@@ -130,8 +135,7 @@ def path(f: Findings) -> Content:
 
 def groups_of(circuit: Circuit, head: str) -> str:
     """The groups of a head, in words."""
-    groups = circuit["groups"].items()
-    return ", ".join(words(group) for group, heads in groups if head in heads)
+    return ", ".join(words(group) for group, heads in circuit["groups"].items() if head in heads)
 
 
 def heads_table(f: Findings) -> Content:
@@ -139,8 +143,7 @@ def heads_table(f: Findings) -> Content:
     circuit, rows = f.circuit, list[list[Any]]()
     for head in members(circuit):
         looks = map(percent, circuit["attention"][head].values())
-        name, r = head, signed(r_of(circuit, head), 1)
-        rows.append([name, groups_of(circuit, head), r, *looks])
+        rows.append([head, groups_of(circuit, head), signed(r_of(circuit, head), 1), *looks])
     shares = map(words, next(iter(circuit["attention"].values())))
     columns = ["head", "group", "r on the logits, %", *shares]
     return [numbers(columns, rows, "The heads of the circuit, and the shares of their attention")]
@@ -196,12 +199,15 @@ def proof(f: Findings) -> Content:
 
 def reused(f: Findings) -> Content:
     """The same heads on tasks that were not traced, in a table."""
-    traced, rows = (f.circuit["task"], f.circuit["k"]), list[list[Any]]()
-    for four in fours(f.circuit):
-        if (four[0]["task"], four[0]["k"]) != traced:
-            rows.append([asked_in(four), *map(both_answers, four)])
+    traced = (f.circuit["task"], f.circuit["k"])
+    named = {asked_in(x): x for x in fours(f.circuit) if (x[0]["task"], x[0]["k"]) != traced}
+    rows = [[name, *map(both_answers, four)] for name, four in named.items()]
     others = numbers(["task", *pictures.BARS], rows, "Plain / shifted answers, 100 prompts or so")
-    return [details(f"The same heads on {len(rows)} other tasks", others)]
+    worst = max(named, key=lambda x: named[x][1]["contrast_acc"] - named[x][3]["contrast_acc"])
+    had, left = (percent(named[worst][at]["contrast_acc"]) for at in (1, 3))
+    told = f"The control is weakest for {worst}: with other heads swapped, the new rule "
+    told += f"is left on {left} of prompts; with none swapped, it is followed on {had}."
+    return [h("p", told), details(f"The same heads on {len(rows)} other tasks", others)]
 
 
 def both_answers(row: Mapping[str, Any]) -> str:
@@ -219,7 +225,7 @@ FORECASTS = {  # of what the answer is off by
 
 def averaging(f: Findings) -> Content:
     """What is answered where examples disagree, what foretells it, and what steers it."""
-    found, mixtures, offsets = f.circuit["averaging"], mixed_rules(f.circuit), range(-3, 4)
+    mixtures, offsets = mixed_rules(f.circuit), range(-3, 4)
     answered: list[list[Any]] = []
     for row in mixtures:
         cells = []
@@ -242,18 +248,29 @@ def averaging(f: Findings) -> Content:
     )
     told = f"Shown {answered[0][0]}: what foretells the answer"
     table = numbers(["forecast", "R²", "rounded, is the answer (95 %)"], foretold, told)
-    steered = steering(found) if "steered" in found else None
-    return [figure(f, [heat, table, steered], caption, "circuit.json (averaging)")]
+    parts = [heat, table, content(f, nearer, ""), content(f, steering, "")]
+    return [figure(f, parts, caption, "circuit.json (averaging)")]
 
 
-def steering(found: Circuit) -> Markup:
+def nearer(f: Findings) -> Content:
+    """For which rules that are no fixed amount the most similar example foretells better."""
+    rules = {row["rule"]: row["r2"] for row in f.circuit["averaging"]["rules"]}
+    better = []
+    for rule, r2 in rules.items():
+        if r2["nearest"] > r2["attention"]:
+            better.append(f"{rule} (R² {r2['nearest']:.2f} against {r2['attention']:.2f})")
+    told = f"Of {len(rules)} rules that add no fixed amount, {len(better)} are foretold better by "
+    return [h("p", f"{told}the most similar example than by such a mean: {listed(better)}.")]
+
+
+def steering(f: Findings) -> Content:
     """What the answer is off by, once heads are made to look at some examples more."""
-    rows: list[list[Any]] = []
+    found, rows = f.circuit["averaging"], list[list[Any]]()
     for who, key in (("function-induction heads", "steered"), ("other heads", "control")):
         rows.append([who, *(signed(row["off_by"], 2) for row in found[key][::3])])
     gains = [percent(row["gain"]) for row in found["steered"][::3]]  # 0, half, all
     told = "Attention on examples shared out anew: what the answer is off by, on average"
-    return numbers(["share of those off by +1", *gains], rows, told)
+    return [numbers(["share of those off by +1", *gains], rows, told)]
 
 
 def seeds(f: Findings) -> Content:
@@ -289,8 +306,10 @@ def roles_map(row: Circuit, n_layers: int, n_heads: int) -> Markup:
 
 
 def check(f: Findings) -> Content:
-    """The checklist."""
-    return [checklist.shown(f.check["checks"], f.fi), source(f, "check.json")]
+    """The checklist: a verdict, and every check, those that passed last."""
+    rows = sorted(f.check["checks"], key=lambda row: bool(row["verdict"] == "pass"))
+    checks = h("div", list(map(checklist.checked, rows)), class_="checks")
+    return [content(f, checklist.verdict, "check"), checks, source(f, "check.json")]
 
 
 def about(f: Findings) -> Content:
@@ -361,13 +380,18 @@ def content(f: Findings, make: Callable[[Findings], Content], needs: str) -> Mar
         if not lacking:
             return inside(make(f))
         what, target = WITHOUT[lacking[0]]
-    except KeyError as error:
-        lacked = str(error.args[0])[:60]
+    except (LookupError, ValueError, ArithmeticError) as error:
+        lacked = first_line(error).strip("'")
         for parts, reason in f.circuit.get("missing", {}).items():
             if lacked in parts.split(", "):
                 return missing(f"“{lacked}” was not measured: {reason}.")
-        what = f"a file of this run lacks “{lacked}”; an older version may have written it"
-        target = "check" if make is check else "patch"
+        file = FILES.get(needs, "circuit.json")
+        if make is learned and f.learning:
+            file = "learning.json"
+        what = f"{file} holds something empty or odd here: {lacked}"
+        if isinstance(error, KeyError):
+            what = f"{file} lacks “{lacked}”, or has it empty; an older version may have made it"
+        target = MADE_BY.get(file, "patch")
     if f.model is None and target in ("train", "check"):
         return missing(f"{what}. That takes a run that make train made.")
     return missing(f"{what}. ", h("code", makes(f, target)), " makes it.")

@@ -101,5 +101,5 @@ def title_of(f: Findings, section: str, plain: str) -> str:
     """What a section found; the plain title where its files don't say."""
     try:
         return FINDINGS[section](f)
-    except (KeyError, ValueError):
+    except (LookupError, ValueError, ArithmeticError):
         return plain
