@@ -16,7 +16,7 @@ from minifunc.support.flags import Parser
 from minifunc.support.runs import DEFAULT_RUN, RunFolders, add_run_flag, chosen_run, traced_alone
 
 # Each sees those before it.
-MODEL_SCRIPTS = "model patcher prompts ui playground circuit path story".split()
+MODEL_SCRIPTS = ["model", "patcher", "prompts", "ui", "playground", "circuit", "path", "story"]
 # Nothing is fetched from anywhere.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 ODD_LAYOUT = (TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError)
