@@ -113,11 +113,12 @@ def graph(f: Findings) -> Content:
         "against": "the other way, r > 0",
     }
     caption = (
-        "Layers rise from the tokens; follow a shown answer along its line, through heads that add "
-        "what its operands make one expect, to the FI heads over the last = and the answer. "
-        "Amber and red lines are as wide as their effect on this very prompt: |r| when this alone "
-        "is swapped for the other prompt’s (amber under 1 % is left out). Not drawn: MLPs, heads "
-        "that neither read operands nor look at answers."
+        "The first picture is of the prompt you asked, the second of its base prompt. Start at a "
+        "shown answer among the tokens and go along its purple line: amber lines take it from "
+        "there to the FI heads, and red ones from these to the answer. The wider such a line, the "
+        "more the answer moves when this alone is swapped for that of the other prompt (under 1 %: "
+        "no line). Click on a head: the rest fades, and a sentence says what it does. Not drawn: "
+        "MLPs, and heads that neither read operands nor look at answers."
     )
     picture = [colour_key(colours), view(f, "circuit-view")]
     return [figure(f, picture, caption, "circuit.json (groups)")]
@@ -359,8 +360,9 @@ LEADS = {  # what a reader should know before the content
     "circuit": "The model is a stack of layers with small parts, [heads|head], that hand on what "
     "they find at other tokens. The [FI heads|FI head] are those that move the answer. [r] is how "
     "far: −100 % is all the way from the new rule back to the plain answer.",
-    "path": "Of the run on the [base] prompt one [direct path] is put into the run on the "
-    "[contrast] prompt. How far the answer goes back, counted in [F], is [r].",
+    "path": "Three runs: on the [base] prompt, on the [contrast] prompt, and that again with one "
+    "[direct path], in red, as in the base run. Click on a sender in the first, on a receiver in "
+    "the third. Below stands [r], counted in [F]: how far this path alone takes the answer back.",
     "checklist": "Each check asks prompts of its own, a fresh draw. So a share may differ a little "
     "from that of the same question above.",
 }
