@@ -820,8 +820,9 @@ def test_the_checklist_begins_with_answers_and_a_verdict_on_them_all(run):
     heads = ", ".join(groups["function_induction"])
     for said in (
         "This model follows the rule that examples show: 1 %. It may apply a rule shown on sums "
-        "elsewhere. What to watch, on prompts of your own: 1 % (wanted: at most 10 %). Act when ",
-        f"or give heads {heads} what they send on plain prompts: of the new rule, 1 %.",
+        "elsewhere. What to watch, on prompts of your own: Does a rule shown on sums stay with "
+        "sums? (1 %; wanted: at most 10 %) Act when such a share misses what is wanted: ",
+        f"or give heads {heads} what they send on plain prompts (the new rule: 1 %).",
     ):
         assert said in text
     assert "No: 1 % (wanted: at most 10 %)✗ failDoes a rule shown on sums stay with sums?" in text
@@ -834,10 +835,10 @@ def judged(row, fi):
 
 
 def test_a_checklist_without_failures_or_heads_says_so():
-    row = {"name": "new_rule", "verdict": "pass", "short": "1 %", "risk": "x", "wanted": "9 %"}
+    row = dict(name="new_rule", verdict="pass", short="1 %", risk="x", wanted="9 %", question="y?")
     told = judged(row, [])
     assert "Nothing that was checked went wrong. What to watch" in told
-    assert "1 % (wanted: 9 %). Act" in told and "no head is known" in told
+    assert "y? (1 %; wanted: 9 %) Act" in told and "no head is known" in told
     told = judged(row | {"verdict": "fail"}, [])
     assert "does not follow" in told and "It may x." in told
 

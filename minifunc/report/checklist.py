@@ -24,13 +24,14 @@ def verdict(f: Findings) -> list[Markup]:
     does = f"This model {FOLLOWS.get(rule['verdict'], 'may follow')} the rule that examples show: "
     may = f"It may {', or '.join(row['risk'] for row in failed)}. "
     told = h("b", may if failed else "Nothing that was checked went wrong. ")
-    watched = [f"{row['short']} (wanted: {row['wanted']})" for row in failed or [rule]]
-    watch = f"What to watch, on prompts of your own: {'; '.join(watched)}. Act when such a share "
-    watch += "misses what is wanted: keep these prompts away, or give "
+    watch = "What to watch, on prompts of your own: "
+    for row in failed or [rule]:
+        watch += f"{row['question']} ({row['short']}; wanted: {row['wanted']}) "
+    watch += "Act when such a share misses what is wanted: keep these prompts away, or give "
     act = "the model more training: no head is known to carry the rule."
     if f.fi:
-        act = f"heads {', '.join(f.fi)} what they send on plain prompts: of the new rule, "
-        act += f"{rows['carriers']['short']}."
+        act = f"heads {', '.join(f.fi)} what they send on plain prompts (the new rule: "
+        act += f"{rows['carriers']['short']})."
     return [h("p", does, rule["short"], ". ", told, watch, act, class_="judgement")]
 
 

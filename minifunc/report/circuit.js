@@ -33,11 +33,9 @@ const Circuit = (() => {
   /** The picture's nodes {id: {kind, t, l, half, tall, head, at}}, its paths [{kind, points, width,
       from, to, head, at, i}] and the layers' bands. readers, fi: heads, layer by layer.
       Widths in px: reads[head][i], from example i's operands to a reader; into[head][i], from its
-      answer to an FI head, 0: none; out[head], from that to the answer. room: what to leave room
-      for, of tokens, into and out. */
-  function layout(drawn) {
-    const { tokens, readers, fi, reads, into, out, room = drawn } = drawn;
-    const { vertical = false, column = 0 } = drawn;
+      answer to an FI head, 0: none; out[head], from that to the answer. room: the tokens, into and
+      out that there must be room for. */
+  function layout({ tokens, readers, fi, reads, into, out, vertical, column, room }) {
     const layers = [...new Set([...readers, ...fi].map(layerOf))].sort((a, b) => a - b);
     const within = (heads, layer) => heads.filter((head) => layerOf(head) === layer);
     const flow = (head) => sum((room.into[head] ?? []).map((width) => width && width + SPACE));
@@ -130,7 +128,7 @@ const Circuit = (() => {
       into: byHead(fi, (head) => into[head].map((_, i) => most((one) => one.into[head][i]))),
       out: byHead(fi, (head) => most((one) => one.out[head])),
     };
-    return all.map((one) => layout({ ...one, room }));
+    return all.map((drawn) => layout({ ...drawn, room }));
   }
 
   /** What putting values of the run `other` into a run does to its answer: r of each FI head, `out`
@@ -146,7 +144,7 @@ const Circuit = (() => {
     };
   }
 
-  return { layout, layouts, effects, shownIn, byHead };
+  return { layouts, effects, shownIn, byHead };
 })();
 
 if (typeof module !== "undefined") module.exports = Circuit;
@@ -199,7 +197,7 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
       return 0.6 + 2.6 * (shares[at - 4] + shares[at - 2]);
     });
     const into = (head) => (effects?.into[head] ?? []).map(wide);
-    const out = (head) => Math.max(0.8, wide(effects?.out[head] ?? 0));
+    const out = (head) => (effects ? Math.max(0.8, wide(effects.out[head])) : 0);
     const widths = { reads: byHead(readers, reads), into: byHead(fi, into), out: byHead(fi, out) };
     const column = Math.min(180, (view.clientWidth / 2 - 240) / (shown.length || 1));
     return { tokens, readers, fi, ...widths, vertical: narrow.matches, column };
@@ -263,8 +261,7 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
     for (const part of view.querySelectorAll("[data-head]")) {
       part.classList.toggle("lit", part.dataset.head === chosen?.head);
     }
-    const [{ effects, answer }] = panels;
-    words.textContent = chosen ? said(chosen) : effects ? HINT : nothing(answer);
+    words.textContent = chosen ? said(chosen) : HINT;
   }
 
   function draw() {
@@ -279,12 +276,14 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
     const most = Math.max(0.3, ...outs.map(Math.abs));
     const plans = layouts(panels.map((panel) => drawnIn(panel, 15 / most)));
     const row = element("div", undefined, { className: "panels" });
-    view.replaceChildren(words, row);
+    view.replaceChildren(element("p", panels[0].effects ? "" : nothing(panels[0].answer)));
+    view.append(row, words);
     for (const panel of panels) {
       const box = element("div", undefined, { className: "scroll" });
       const drawn = picture(panel, plans[panel.side]);
       box.append(element("h3", TITLES[panel.side]), drawn);
       row.append(box);
+      box.scrollLeft = box.scrollWidth; // to the answer
       drawn.dispatchEvent(new CustomEvent("drawn", { bubbles: true }));
     }
     show(null);

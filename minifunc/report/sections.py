@@ -113,12 +113,10 @@ def graph(f: Findings) -> Content:
         "against": "the other way, r > 0",
     }
     caption = (
-        "The first picture is of the prompt you asked, the second of its base prompt. Start at a "
-        "shown answer among the tokens and go along its purple line: amber lines take it from "
-        "there to the FI heads, and red ones from these to the answer. The wider such a line, the "
-        "more the answer moves when this alone is swapped for that of the other prompt (under 1 %: "
-        "no line). Click on a head: the rest fades, and a sentence says what it does. Not drawn: "
-        "MLPs, and heads that neither read operands nor look at answers."
+        "Two pictures of the same model: on the prompt you asked, and on its base prompt. Follow a "
+        "shown answer up its purple line; amber lines bring it to the FI heads, red ones go from "
+        "these to the answer, and the wider a line, the more the answer moves when that alone is "
+        "as on the other prompt (under 1 %: no line). MLPs and all other heads are not drawn."
     )
     picture = [colour_key(colours), view(f, "circuit-view")]
     return [figure(f, picture, caption, "circuit.json (groups)")]
@@ -206,8 +204,8 @@ def reused(f: Findings) -> Content:
     others = numbers(["task", *pictures.BARS], rows, "Plain / shifted answers, 100 prompts or so")
     worst = max(named, key=lambda x: named[x][1]["contrast_acc"] - named[x][3]["contrast_acc"])
     had, left = (percent(named[worst][at]["contrast_acc"]) for at in (1, 3))
-    told = f"The control is weakest for {worst}: with other heads swapped, the new rule "
-    told += f"is left on {left} of prompts; with none swapped, it is followed on {had}."
+    told = f"The control is weakest for {worst.replace('-', '−')}: with other heads "
+    told += f"swapped, the new rule is left on {left} of prompts; with none swapped, on {had}."
     return [h("p", told), details(f"The same heads on {len(rows)} other tasks", others)]
 
 
@@ -261,7 +259,8 @@ def nearer(f: Findings) -> Content:
         if r2["nearest"] > r2["attention"]:
             better.append(f"{rule} (R² {r2['nearest']:.2f} against {r2['attention']:.2f})")
     told = f"Of {len(rules)} rules that add no fixed amount, {len(better)} are foretold better by "
-    return [h("p", f"{told}the most similar example than by such a mean: {listed(better)}.")]
+    told += "the most similar example than by the mean that attention weights"
+    return [h("p", f"{told}: {listed(better)}.")]
 
 
 def steering(f: Findings) -> Content:

@@ -38,9 +38,8 @@ const Page = (() => {
 
   /** Why nothing can be swapped between two prompts, and what to ask instead. */
   const nothing = (answer) =>
-    `Both prompts are answered ${answer}, so no swap can move the answer: there is nothing to ` +
-    "draw. The shown examples are plain, or the model does not follow them. Ask others, such as " +
-    "1+1=3, 2+2=5, 3+3= (in the playground).";
+    `Both prompts are answered ${answer}, so no swap can move the answer: no effect is drawn. The
+    examples are plain, or not followed. Ask others in the playground, like 1+1=3, 2+2=5, 3+3=`;
 
   /** The places of the values, the largest first. */
   const ranked = (values) => [...values.keys()].sort((a, b) => values[b] - values[a]);
