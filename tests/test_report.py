@@ -318,6 +318,30 @@ def test_averaging_shows_how_often_each_amount_is_answered_and_its_control(run):
     assert "lacks “averaging”" in lacking and f"make patch OUT={run}" in lacking
 
 
+def test_rules_that_the_nearest_example_foretells_better_are_named(run):
+    found = found_in(run)
+    for row, near in zip(found.circuit["averaging"]["rules"], (0.9, 0.3, 0.6)):
+        row["r2"] = {"attention": 0.5, "nearest": near}
+    found.circuit["averaging"]["rules"][3:] = []
+    names = [row["rule"] for row in found.circuit["averaging"]["rules"]]
+    drawn = sections.content(found, sections.averaging, "circuit fi")
+    assert "Of 3 rules that add no fixed amount, 2 are foretold better by" in drawn
+    named = f"{names[0]} (R² 0.90 against 0.50), {names[2]} (R² 0.60 against 0.50)."
+    assert named in drawn and names[1] not in drawn
+
+
+def test_the_control_says_in_the_open_where_it_is_weakest(run):
+    found = found_in(run)
+    rows = found.circuit["reuse"]
+    for four, kept in enumerate([0.1, 0.9, 0.3, 0.8]):  # the first is of what was traced
+        rows[4 * four + 1]["contrast_acc"], rows[4 * four + 3]["contrast_acc"] = 0.95, kept
+    told = sections.content(found, sections.proof, "circuit fi").split("<details>")[0]
+    assert (
+        "weakest for base 8, carry: with other heads swapped, the new rule is left on 30 %" in told
+    )
+    assert "with none swapped, on 95 %." in told
+
+
 def test_seeds_side_by_side_and_a_package_without_results_says_so(run, monkeypatch, tmp_path):
     found = found_in(run)
     drawn = sections.content(found, sections.seeds, "seeds")
