@@ -313,6 +313,9 @@ def test_averaging_shows_how_often_each_amount_is_answered_and_its_control(run):
     assert re.search('class="pos marked" style="--v:8%">16 %', drawn)
     assert "84 % (78 % to 88 %)" in drawn  # Wilson, 200 prompts
     assert re.search("other heads</th><td>−0.17", drawn)
+    found.circuit["averaging"]["control"] = []
+    drawn = sections.content(found, sections.averaging, "circuit fi")
+    assert "other heads" not in drawn and "function-induction heads</th><td>" in drawn
     del found.circuit["averaging"]
     lacking = sections.content(found, sections.averaging, "circuit fi")
     assert "lacks “averaging”" in lacking and f"make patch OUT={run}" in lacking
@@ -325,8 +328,8 @@ def test_rules_that_the_nearest_example_foretells_better_are_named(run):
     found.circuit["averaging"]["rules"][3:] = []
     names = [row["rule"] for row in found.circuit["averaging"]["rules"]]
     drawn = sections.content(found, sections.averaging, "circuit fi")
-    assert "Of 3 rules that add no fixed amount, 2 are foretold better by" in drawn
-    named = f"{names[0]} (R² 0.90 against 0.50), {names[2]} (R² 0.60 against 0.50)."
+    assert "Of 3 rules that add no fixed amount, the most similar example foretells 2" in drawn
+    named = f"{names[0]} (R² +0.90, +0.50), {names[2]} (R² +0.60, +0.50)."
     assert named in drawn and names[1] not in drawn
 
 
@@ -340,6 +343,16 @@ def test_the_control_says_in_the_open_where_it_is_weakest(run):
         "weakest for base 8, carry: with other heads swapped, the new rule is left on 30 %" in told
     )
     assert "with none swapped, on 95 %." in told
+
+
+def test_where_no_random_circuits_were_tried_none_are_told_of(run):
+    found = found_in(run)
+    (alone, *_) = found.circuit["evaluation"]["circuits"]
+    alone["random_circuits"] = {"mean": 0.123}
+    assert "alone; 0.12 of as many at random" in sections.content(found, sections.claim, "")
+    del alone["random_circuits"]
+    drawn = sections.content(found, sections.claim, "")
+    assert "at random" not in drawn and "nan" not in drawn and "matter, alone<" in drawn
 
 
 def test_seeds_side_by_side_and_a_package_without_results_says_so(run, monkeypatch, tmp_path):

@@ -3,7 +3,6 @@
 A KeyError says that a file lacks something: `content` makes a note of it.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,10 +22,9 @@ from minifunc.support.tables import words
 
 CONTRASTS = {"answers": "shown answers changed", "operands": "operands changed"}
 Content = list[Any]  # what `h` takes as children
-# file: the target of make; `patch` makes all others
+# {file: the target of make}, `patch` makes all others; {what a section needs first: its file}
 MADE_BY = {"check.json": "check", "results/seeds.json": "dependability"}
 MADE_BY |= {"metrics.jsonl": "train", "learning.json": "reference"}
-# the part of the findings that a section needs first: its file; all others are in circuit.json
 FILES = {"check": "check.json", "seeds": "results/seeds.json", "metrics": "metrics.jsonl"}
 
 
@@ -89,13 +87,14 @@ def claim_numbers(f: Findings, n: int, done: str, remains: str) -> list[Markup]:
     """The numbers in large print, each with what it counts. n: prompts."""
     found = f.circuit["evaluation"]
     alone, *_ = found.get("circuits", [found | {"heads": found["circuit"]}])
-    chance = (alone.get("random_circuits") or {}).get("mean", math.nan)
+    chance = (alone.get("random_circuits") or {}).get("mean")
+    alone_of = f"[faithfulness] of all {len(alone['heads'])} heads that matter, alone"
+    alone_of += "" if chance is None else f"; {chance:.2f} of as many at random"
     shown = {
         f"of {n} prompts are answered {f.circuit['asked']}": done,
         f"of {f.n_heads} heads are [FI heads|FI head]: {', '.join(f.fi)}": len(f.fi),
         "still follow the rule when these heads are [swapped|swap]": remains,
-        f"[faithfulness] of all {len(alone['heads'])} heads that matter, alone; {chance:.2f} of as "
-        "many at random": f"{alone['faithfulness']:.2f}",
+        alone_of: f"{alone['faithfulness']:.2f}",
     }
     return [
         h("div", h("b", value), h("span", glossed(what)), class_="number")
@@ -257,17 +256,18 @@ def nearer(f: Findings) -> Content:
     better = []
     for rule, r2 in rules.items():
         if r2["nearest"] > r2["attention"]:
-            better.append(f"{rule} (R² {r2['nearest']:.2f} against {r2['attention']:.2f})")
-    told = f"Of {len(rules)} rules that add no fixed amount, {len(better)} are foretold better by "
-    told += "the most similar example than by the mean that attention weights"
-    return [h("p", f"{told}: {listed(better)}.")]
+            better.append(f"{rule} (R² {signed(r2['nearest'], 2)}, {signed(r2['attention'], 2)})")
+    told = f"Of {len(rules)} rules that add no fixed amount, the most similar example foretells "
+    told += f"{len(better)} better than the mean that attention weights: {listed(better)}."
+    return [h("p", told)]
 
 
 def steering(f: Findings) -> Content:
     """What the answer is off by, once heads are made to look at some examples more."""
     found, rows = f.circuit["averaging"], list[list[Any]]()
     for who, key in (("function-induction heads", "steered"), ("other heads", "control")):
-        rows.append([who, *(signed(row["off_by"], 2) for row in found[key][::3])])
+        if found[key]:  # there may be no others
+            rows.append([who, *(signed(row["off_by"], 2) for row in found[key][::3])])
     gains = [percent(row["gain"]) for row in found["steered"][::3]]  # 0, half, all
     told = "Attention on examples shared out anew: what the answer is off by, on average"
     return [numbers(["share of those off by +1", *gains], rows, told)]
