@@ -453,6 +453,7 @@ def test_a_head_that_the_model_lacks_is_named_where_heads_are_told_of(run):
     for name in ("claim", "circuit", "proof", "averaging", "all-heads", "effects", "checklist"):
         assert "`groups` names '7.7', which is no head of this model" in section(text, name)
     assert "Does a rule shown on sums stay with sums?" in section(text, "checklist")
+    assert "Not here: circuit.json" in section(text, "checklist")
     assert "7.7" not in re.search('id="model-data">(.*?)<', text)[1]
 
 
@@ -888,4 +889,5 @@ def test_a_check_json_of_an_older_version_is_shown_without_answers(run):
 
     rewrite(run, older, "check.json")
     text = section(made(run), "checklist")
+    assert "Not here: check.json lacks “risk”" in text
     assert "from 2 (wanted: at least 95 %)" in text and "What to watch" not in text

@@ -15,7 +15,6 @@ from minifunc.report.learned import learned
 from minifunc.report.pictures import Scale
 from minifunc.report.terminal import Circuit, asked_in, fours, listed, members, r_of, title
 from minifunc.report.titles import mixed_rules, swaps, unseen
-from minifunc.support.errors import first_line
 from minifunc.support.evaluation import wilson
 from minifunc.support.names import parse
 from minifunc.support.tables import words
@@ -258,8 +257,7 @@ def nearer(f: Findings) -> Content:
         if r2["nearest"] > r2["attention"]:
             better.append(f"{rule} (R² {signed(r2['nearest'], 2)}, {signed(r2['attention'], 2)})")
     told = f"Of {len(rules)} rules that add no fixed amount, the most similar example foretells "
-    told += f"{len(better)} better than the mean that attention weights: {listed(better)}."
-    return [h("p", told)]
+    return [h("p", f"{told}{len(better)} better than the mean by attention: {listed(better)}.")]
 
 
 def steering(f: Findings) -> Content:
@@ -309,7 +307,9 @@ def check(f: Findings) -> Content:
     """The checklist: a verdict, and every check, those that passed last."""
     rows = sorted(f.check["checks"], key=lambda row: bool(row["verdict"] == "pass"))
     checks = h("div", list(map(checklist.checked, rows)), class_="checks")
-    return [content(f, checklist.verdict, "check"), checks, source(f, "check.json")]
+    whole = all("risk" in row for row in rows)  # then it is the heads that may not be known
+    verdict = content(f, checklist.verdict, "" if whole else "check")
+    return [verdict, checks, source(f, "check.json")]
 
 
 def about(f: Findings) -> Content:
@@ -382,7 +382,7 @@ def content(f: Findings, make: Callable[[Findings], Content], needs: str) -> Mar
             return inside(make(f))
         what, target = WITHOUT[lacking[0]]
     except (LookupError, ValueError, ArithmeticError) as error:
-        lacked = first_line(error).strip("'")
+        lacked = str(*error.args[:1]).split("\n")[0][:160]
         for parts, reason in f.circuit.get("missing", {}).items():
             if lacked in parts.split(", "):
                 return missing(f"“{lacked}” was not measured: {reason}.")
