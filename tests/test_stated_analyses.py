@@ -199,6 +199,61 @@ def test_elimination_stays_faithful_under_every_contrast():
     assert completeness.eliminate([one, other], 0.9) == ["0.a", "0.b"]
 
 
+def test_what_stays_just_as_faithful_as_asked_may_go_and_nothing_else():
+    halves = sums(a=1.0, b=1.0)  # without one of them .5 is left
+    assert completeness.eliminate([halves], 0.5) == ["0.b"]
+    assert completeness.eliminate([halves], 0.51) == ["0.a", "0.b"]
+    assert completeness.eliminate([sums(a=1.0, b=0.0)], 1.0) == ["0.a"]  # level 1: entirely
+    for level in (0.0, -0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="level"):
+            completeness.eliminate([halves], level)
+    with pytest.raises(ValueError, match="one score at least"):
+        completeness.eliminate([], 0.9)
+
+
+def test_the_weakest_head_is_the_one_that_no_score_misses_much():
+    """Not both may go. At their worst a counts .2, b .15; at their best a counts less."""
+    one, other = sums(a=0.2, b=0.1, c=0.7), sums(a=0.0, b=0.15, c=0.85)
+    assert completeness.eliminate([one, other], 0.75) == ["0.a", "0.c"]
+
+
+def test_greedy_subsets_go_up_to_ten_heads():
+    scores = sums(**dict.fromkeys("abcdefghijkl", 1.0) | {"z": 1.0})
+    found = completeness.greedy_subsets(scores, [f"0.{head}" for head in "abcdefghijkl"])
+    assert [len(K) for K in found] == list(range(1, 11))
+
+
+def test_groups_count_by_their_heads_in_the_circuit_and_those_without_any_not_at_all():
+    """d does what a and b do together: without these two, and only then, is F the same."""
+
+    def F(heads):
+        return 3.0 * ("a" in heads or "d" in heads) + ("b" in heads) + 2.0 * ("c" in heads)
+
+    scores, circuit = Known(F, "abcd", name="mean"), ["0.a", "0.b", "0.c"]
+    groups = {"one": ["0.a", "0.d"], "two": ["0.b", "0.c"], "none": ["0.d"], "empty": []}
+    search = Known(F, "abcd")
+    search.ablator = SimpleNamespace(n_prompts=3)
+    found = completeness.evaluate(scores, circuit, groups, search, generator())
+    measured = found["completeness_gaps"]
+    assert measured["groups"] == {"one": 0.5, "two": 0.0}
+    assert (measured["n_greedy"], measured["n_random"]) == (3, 10)
+    assert (measured["n_search_prompts"], found["n_prompts"]) == (3, 7)
+    assert found["replaced_by"] == "mean" and found["circuit"] == circuit
+    # Alone each moves its own share of 6; so it does where the rest of its group is out.
+    assert found["minimality"] == pytest.approx(
+        {"0.a": 3 / 6, "0.b": 1 / 6, "0.c": 2 / 6}, abs=1e-4
+    )
+
+
+def test_the_rest_of_a_group_is_out_where_a_head_is_tried_for_minimality():
+    """a and b do the same: either alone is not missed, but by the other's side."""
+    scores = Known(lambda heads: float(bool(heads & {"a", "b"})) + ("c" in heads), "abc")
+    circuit = ["0.a", "0.b", "0.c"]
+    for groups, stated in (({}, 0.0), ({"same": ["0.a", "0.b"]}, 0.5), ({"all": circuit}, 0.5)):
+        found = completeness.minimality(scores, circuit, groups)
+        assert found == {"0.a": stated, "0.b": stated, "0.c": 0.5}
+
+
 def test_minimality_is_the_largest_move_of_either_sign():
     scores = sums(a=-3.0, b=1.0, c=6.0)
     found = completeness.minimality(scores, ["0.a", "0.b", "0.c"], {"one": ["0.a", "0.b"]})

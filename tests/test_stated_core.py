@@ -1,6 +1,7 @@
 """What docstrings of the core state, held by what is known of it beforehand."""
 
 from itertools import permutations
+from statistics import fmean, pstdev
 from types import SimpleNamespace
 
 import pytest
@@ -12,10 +13,11 @@ import tasks
 import train
 from minifunc import circuit
 from minifunc.ablation import CircuitScores
-from minifunc.analysis.rows import discovered
+from minifunc.analysis.rows import Prompts, ablation_row, control_row, discovered
 from minifunc.circuit import Criteria, discover, feeding
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import Effects
+from minifunc.support.evaluation import wilson
 from train import TrainConfig
 
 SMALL = ModelConfig(
@@ -155,3 +157,50 @@ def test_shares_of_right_answers_stand_by_prompt_and_by_answer(monkeypatch):
         "base_prompt": {"base": 0.75, "contrast": 0.25},
         "contrast_prompt": {"base": 0.0, "contrast": 0.5},
     }
+
+
+# ---------------------------------------------------------------- rows of ablations
+
+GIVEN = {  # by group: what is answered to four prompts, as "b"ase, "c"ontrast or neither
+    ("0.0",): "bbc.",
+    ("0.1", "1.0"): "bccc",
+    ("1.1",): "....",
+    (): "cccb",
+}
+
+
+class Answering:
+    """Stands in for an `Ablator` of four prompts."""
+
+    n_prompts = 4
+
+    def logits(self, groups, how):
+        assert how == "mean"
+        tokens = [["bc.".index(answer) for answer in GIVEN[tuple(group)]] for group in groups]
+        return torch.nn.functional.one_hot(torch.tensor(tokens), 3).float()
+
+
+def test_rows_tell_base_and_contrast_answers_apart_and_which_of_them_each_figure_is_of():
+    answers = torch.full((4,), 0), torch.full((4,), 1)
+    prompts = Prompts(Answering(), answers)
+    row = ablation_row(prompts, "it", ["0.1", "1.0"], "mean")
+    assert (row["base_acc"], row["contrast_acc"]) == (0.25, 0.75)
+    assert (row["base_ci"], row["ci"]) == (wilson(0.25, 4), wilson(0.75, 4))
+
+    draws = [["0.0"], ["0.1", "1.0"], ["0.1", "1.0"], ["1.1"], ["0.1", "1.0"]]
+    row = control_row(prompts, "random", draws, "mean")
+    contrast = [0.25, 0.75, 0.75, 0.0, 0.75]
+    assert row["base_acc"] == 0.25 and row["contrast_acc"] == fmean(contrast)
+    assert row["sd"] == round(pstdev(contrast), 4)
+    assert row["ci"] == [0.025, 0.75]  # a tenth of the way from the lowest to the next
+    assert row["worst"] == {"heads": ["1.1"], "contrast_acc": 0.0}
+    assert (row["n_draws"], row["n_groups"], row["n_heads"], row["n_prompts"]) == (5, 3, 1.6, 4)
+
+    row = control_row(prompts, "random", [["0.0"], ["0.0"]], "mean")
+    assert row["ci"] == wilson(0.25, 4) and row["sd"] == 0
+
+
+def test_the_worst_group_is_that_of_the_fewest_contrast_answers():
+    prompts = Prompts(Answering(), (torch.full((4,), 0), torch.full((4,), 1)))
+    row = control_row(prompts, "random", [["0.1", "1.0"], ["0.0"]], "mean")
+    assert row["worst"] == {"heads": ["0.0"], "contrast_acc": 0.25}  # its base answers are the most
