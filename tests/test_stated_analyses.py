@@ -219,8 +219,11 @@ def test_the_weakest_head_is_the_one_that_no_score_misses_much():
 
 def test_greedy_subsets_go_up_to_ten_heads():
     scores = sums(**dict.fromkeys("abcdefghijkl", 1.0) | {"z": 1.0})
-    found = completeness.greedy_subsets(scores, [f"0.{head}" for head in "abcdefghijkl"])
+    circuit = [f"0.{head}" for head in "abcdefghijkl"]
+    found = completeness.greedy_subsets(scores, circuit)
     assert [len(K) for K in found] == list(range(1, 11))
+    told = completeness.evaluate(scores, circuit, {}, scores, generator())
+    assert told["completeness_gaps"]["n_greedy"] == 10
 
 
 def test_groups_count_by_their_heads_in_the_circuit_and_those_without_any_not_at_all():
@@ -334,6 +337,14 @@ def test_the_interval_of_a_gap_is_that_of_the_worst_subset_and_its_gap_lies_abov
     scores = Known(F, "abc")
     found = completeness.evaluate(scores, ["0.a", "0.b"], {}, scores, generator())
     assert found["completeness"] == 0.5 and found["completeness_ci"] == [0.5, 0.5]
+
+
+def test_the_interval_of_a_gap_is_between_circuit_and_model_both_without_the_worst_subset():
+    """c, outside, does half of what a does, where a is out: (1 + 1) - 1 of 3 is missed."""
+    scores = Known(lambda heads: ("b" in heads) + (2.0 if "a" in heads else "c" in heads), "abc")
+    found = completeness.evaluate(scores, ["0.a", "0.b"], {}, scores, generator())
+    assert found["completeness"] == 0.3333 and found["completeness_gaps"]["worst"] == ["0.a"]
+    assert found["completeness_ci"] == [0.33333, 0.33333]
 
 
 def test_circuits_are_looked_for_on_some_prompts_and_judged_on_others(monkeypatch):
