@@ -255,6 +255,8 @@ def test_the_rest_of_a_group_is_out_where_a_head_is_tried_for_minimality():
     for groups, stated in (({}, 0.0), ({"same": ["0.a", "0.b"]}, 0.5), ({"all": circuit}, 0.5)):
         found = completeness.minimality(scores, circuit, groups)
         assert found == {"0.a": stated, "0.b": stated, "0.c": 0.5}
+        told = completeness.evaluate(scores, circuit, groups, scores, generator())
+        assert told["minimality"] == found
 
 
 def test_minimality_is_the_largest_move_of_either_sign():
@@ -340,11 +342,16 @@ def test_the_interval_of_a_gap_is_that_of_the_worst_subset_and_its_gap_lies_abov
 
 
 def test_the_interval_of_a_gap_is_between_circuit_and_model_both_without_the_worst_subset():
-    """c, outside, does half of what a does, where a is out: (1 + 1) - 1 of 3 is missed."""
-    scores = Known(lambda heads: ("b" in heads) + (2.0 if "a" in heads else "c" in heads), "abc")
+    """c, outside, does half of what a does, where a is out: (1 + 1) - 1 of 3 is missed. None of
+    the heads does what is there without them all."""
+
+    def F(heads):
+        return 5.0 + ("b" in heads) + (2.0 if "a" in heads else "c" in heads)
+
+    scores = Known(F, "abc")
     found = completeness.evaluate(scores, ["0.a", "0.b"], {}, scores, generator())
     assert found["completeness"] == 0.3333 and found["completeness_gaps"]["worst"] == ["0.a"]
-    assert found["completeness_ci"] == [0.33333, 0.33333]
+    assert found["completeness_ci"] == [0.3333, 0.3333]
 
 
 def test_circuits_are_looked_for_on_some_prompts_and_judged_on_others(monkeypatch):
