@@ -413,7 +413,7 @@ def test_F_stands_by_contrast():
     answers = patcher([1.0, 2.0], [-4.0, 0.0], effects(0.123456, 0.2, 0.3))
     operands = patcher([5.0, 5.0], [-4.0, 0.0], effects(0.0, 0.0, 0.0))
     found = rows_of_circuit.direct({"answers": answers, "operands": operands})
-    assert found["F"] == {"base": 1.5, "contrast": -2.0}
+    assert found["F"] == {"base": 1.5, "contrast": -2.0} and found["contrast"] == "answers"
     assert found["F_ci"] == {"base": [1, 2], "contrast": [-4, 0]}
     assert found["operands_changed"].pop("F_ci") == {"base": [5, 5], "contrast": [-4, 0]}
     # F goes from 1 to -4, and from 2 to 0: both heads and F are of the same prompts in each draw.

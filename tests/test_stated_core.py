@@ -17,6 +17,7 @@ from minifunc.analysis.rows import Prompts, ablation_row, control_row, discovere
 from minifunc.circuit import Criteria, discover, feeding
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import Effects
+from minifunc.support.errors import UserError
 from minifunc.support.evaluation import wilson
 from train import TrainConfig
 
@@ -204,3 +205,38 @@ def test_the_worst_group_is_that_of_the_fewest_contrast_answers():
     prompts = Prompts(Answering(), (torch.full((4,), 0), torch.full((4,), 1)))
     row = control_row(prompts, "random", [["0.1", "1.0"], ["0.0"]], "mean")
     assert row["worst"] == {"heads": ["0.0"], "contrast_acc": 0.25}  # its base answers are the most
+
+
+def test_both_contrasts_are_patched_as_the_study_says(monkeypatch):
+    """MLPs and memory; the paper's contrast is that of other shown answers."""
+    made = []
+    monkeypatch.setattr(patch, "PathPatcher", lambda *given: made.append(given) or len(made))
+    pairs = tasks.evaluation_pairs("addition", 2, 2, 3, torch.Generator().manual_seed(0))
+    study = patch.Study(k=2, shots=2, prompts=3, freeze_mlps=True, max_memory=0.25)
+    assert study.patchers("model", pairs) == {"answers": 1, "operands": 2}
+    both = "model", pairs.base_answers, pairs.contrast_answers, True, 0.25
+    for (model, base, contrast, *more), own in zip(made, (pairs.base, pairs.operands_changed)):
+        assert (model, *more) == both and torch.equal(base, own)
+        assert torch.equal(contrast, pairs.contrast)
+    assert patch.Study().freeze_mlps is False
+
+
+def test_a_study_in_base_k_draws_queries_that_carry_and_another_any():
+    generator = torch.Generator().manual_seed(0)
+    of = patch.Study(task="base_addition", k=6, shots=2)
+    assert of.pairs(200, generator).carry.all()
+    assert not tasks.evaluation_pairs("base_addition", 6, 2, 200, generator).carry.all()
+
+
+@pytest.mark.parametrize("float64", [True, False])
+def test_patching_asks_for_a_device_that_has_float64(monkeypatch, float64):
+    asked = []
+
+    def pick(name, float64=False):
+        asked.append((name, float64))
+        raise UserError("enough")
+
+    monkeypatch.setattr(patch if float64 else train, "pick_device", pick)
+    main = patch.main if float64 else train.main
+    assert main(["--device", "cpu"]) == 2
+    assert asked == [("cpu", float64)]
