@@ -355,7 +355,7 @@ def test_the_interval_of_a_gap_is_between_circuit_and_model_both_without_the_wor
 
 
 def test_circuits_are_looked_for_on_some_prompts_and_judged_on_others(monkeypatch):
-    looked, judged, rows = [], [], []
+    looked, judged, rows, put_in = [], [], [], []
 
     def eliminate(criteria, faithful):
         looked.append([scores.name for scores in criteria])
@@ -368,6 +368,7 @@ def test_circuits_are_looked_for_on_some_prompts_and_judged_on_others(monkeypatc
     def row(scores, name, heads, drawn, lower):
         rows.append((scores.name, name, heads, drawn))
         assert all({*heads} & {"2.0", "2.1"} == {*each} & {"2.0", "2.1"} for each in lower)
+        put_in.extend(head for each in lower for head in each if head[0] < "2")
 
     for name, function in (("eliminate", eliminate), ("evaluate", evaluate), ("circuit_row", row)):
         monkeypatch.setattr(completeness, name, function)
@@ -396,6 +397,7 @@ def test_circuits_are_looked_for_on_some_prompts_and_judged_on_others(monkeypatc
     ]
     by_chance = {head for *_, drawn in rows[:3] for group in drawn for head in group}
     assert by_chance & set(union)  # random circuits may hold its heads
+    assert len(set(put_in)) > 4  # other lower heads: of layers below that of the FI heads
 
 
 # ---------------------------------------------------------------- rows of circuit.json
@@ -486,6 +488,14 @@ def test_function_vectors_are_those_of_a_plain_loop():
     nothing = torch.zeros(2, 2, 4, dtype=torch.float64)
     assert scores["naive_accuracy"] == pytest.approx(hits(nothing, 0, heads), abs=1e-4)
     assert len({row["hits"] for row in scores["parts"]["1"].values()}) > 1  # the parts differ
+
+
+@pytest.mark.parametrize("heads, k", [([], 1), (["0.1", "0.1"], 1), (["0.1"], 0), (["0.1"], 2)])
+def test_function_vectors_are_of_different_heads_one_at_least_and_of_a_k_that_was_shown(heads, k):
+    tokens = {shift: torch.zeros(2, 5, dtype=torch.int64) for shift in SHIFTS}
+    with pytest.raises(ValueError, match="different heads, and prompts for k"):
+        naive = torch.zeros(N_INPUTS, 2, 5, dtype=torch.int64)
+        function_vectors.study(random_model(), tokens, naive, heads, NUMBERS, k)
 
 
 # ---------------------------------------------------------------- q, k and v apart
