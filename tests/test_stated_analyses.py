@@ -103,6 +103,15 @@ def test_random_groups_are_of_the_same_layers_or_of_any_and_many_run_on_fewer_pr
                 assert {head[0] for head in heads} == {"0", "1", "2"}
 
 
+def test_a_random_group_of_any_layer_has_as_many_other_heads_or_all_there_are():
+    every = [f"{layer}.{head}" for layer in range(3) for head in range(4)]
+    for n_heads in range(1, 13):
+        heads = every[::-1][:n_heads]
+        drawn = ablations.random_group_anywhere(heads, CFG, generator(n_heads))
+        assert len(set(drawn)) == len(drawn) == min(n_heads, 12 - n_heads)
+        assert drawn == [head for head in every if head in drawn] and not {*drawn} & {*heads}
+
+
 def test_reuse_is_of_base_prompts_and_of_contrast_prompts_with_and_without_heads():
     names = ("base", "contrast", "base_answers", "contrast_answers")
     pairs = SimpleNamespace(**dict(zip(names, prompts())))

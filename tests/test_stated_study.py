@@ -126,6 +126,28 @@ def test_rows_of_reuse_run_base_and_contrast_prompts_with_values_of_the_base_run
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(sent["base"], values))
 
 
+def test_what_is_put_in_is_of_six_kinds_and_answers_stay_with_their_prompts(model):
+    """Of the last block the last position is enough."""
+    pairs = tasks.evaluation_pairs("addition", 1, 2, 12, generator())
+    prompts = study.replacements(tasks, model, pairs)
+    assert torch.equal(prompts.ablator.tokens, pairs.contrast)
+    assert [*map(id, prompts.answers)] == [id(pairs.base_answers), id(pairs.contrast_answers)]
+    others = [11, *range(11)]  # each gets what the prompt before it sends
+    sources = {"base": pairs.base, "operands_changed": pairs.operands_changed}
+    sources |= {"unrelated": pairs.base[others], "same_k": pairs.contrast[others]}
+    sources["same_answer"] = study.donors(tasks, pairs)
+    assert prompts.ablator.sent.keys() == {*sources, "mean"}
+    for how, tokens in sources.items():
+        first, last = Ablator(model, tokens, {"it": tokens}).sent["it"]
+        ours = prompts.ablator.sent[how]
+        assert torch.allclose(ours[0], first, atol=1e-6)
+        assert torch.allclose(ours[1], last, atol=1e-6)
+        if how == "base":
+            mean = prompts.ablator.sent["mean"]
+            assert torch.allclose(mean[0], first.mean(0, keepdim=True), atol=1e-6)
+            assert torch.allclose(mean[1], last.mean(0, keepdim=True), atol=1e-6)
+
+
 # ---------------------------------------------------------------- averaging, writings
 
 
