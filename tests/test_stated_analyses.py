@@ -103,6 +103,21 @@ def test_random_groups_are_of_the_same_layers_or_of_any_and_many_run_on_fewer_pr
                 assert {head[0] for head in heads} == {"0", "1", "2"}
 
 
+def test_a_random_group_is_in_the_order_of_the_model_whatever_the_order_of_the_heads():
+    """So that the same heads drawn twice are seen to be one group."""
+    for seed in range(20):
+        group = ablations.random_group(["9.1", "10.0", "2.3", "2.0", "9.3"], 7, generator(seed))
+        places = [tuple(map(int, head.split("."))) for head in group]
+        assert places == sorted(places) and [layer for layer, _ in places] == [2, 2, 9, 9, 10]
+
+
+@pytest.mark.parametrize("head", ["1.4", "1.5", "0.40"])
+def test_a_random_group_beside_a_head_that_no_layer_has_is_refused(head):
+    assert ablations.random_group(["1.3"], 4, generator())[0] in ("1.0", "1.1", "1.2")
+    with pytest.raises(ValueError, match="below 4"):
+        ablations.random_group(["1.3", head], 4, generator())
+
+
 def test_a_random_group_of_any_layer_has_as_many_other_heads_or_all_there_are():
     every = [f"{layer}.{head}" for layer in range(3) for head in range(4)]
     for n_heads in range(1, 13):
@@ -579,6 +594,15 @@ def test_scores_are_split_among_the_answers_of_one_prompt():
     at_answers = pattern[:, answers]
     means = [at_answers[nearness.abs() == apart].mean().item() for apart in range(4)]
     assert found["by_distance"] == pytest.approx(means, abs=1e-4)
+
+
+def test_attention_at_a_distance_that_no_answer_has_is_null():
+    tokens = torch.randint(9, (4, 11), generator=generator())
+    expected = torch.tensor([[5, 8], [5, 2], [8, 2], [2, 2]])  # 0 or 3 away from 5
+    examples = Examples(tokens, torch.tensor([3, 7]), expected, expected)
+    found = reading.looks_for(random_model(), examples, torch.full((4,), 5), ["0.0"])["0.0"]
+    seen = found["by_distance"]
+    assert len(seen) == 4 and seen[1:3] == [None, None] and min(seen[0], seen[3]) > 0
 
 
 # ---------------------------------------------------------------- more prompts
