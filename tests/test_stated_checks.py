@@ -168,7 +168,12 @@ def test_prompts_that_a_model_tells_apart_differ_by_more_than_a_millionth(F_rang
 
 
 def test_tokens_are_those_of_the_vocabulary_in_two_axes():
-    fit = [ids([0, 8]), ids([8, 0], dtype=torch.int32), ids([0, 0, 0, 0, 0], [8, 8, 8, 8, 8])]
+    fit = [
+        ids([0, 8]),
+        ids([3]),
+        ids([8, 0], dtype=torch.int32),
+        ids([0, 0, 0, 0, 0], [8, 8, 8, 8, 8]),
+    ]
     refused = {
         "must be tokens, from 0 to 8, not from 0 to 9": ids([0, 9]),
         "must be tokens, from 0 to 8, not from -1 to 3": ids([3, -1]),
@@ -291,6 +296,7 @@ def test_positions_that_must_ascend_are_all_if_none_are_named():
     assert checks.ascending(None, 3).tolist() == [0, 1, 2]
     assert checks.ascending((0, 2), 3).tolist() == [0, 2]
     assert checks.ascending(ids(1, dtype=torch.int32), 3).dtype == torch.int64
+    assert checks.ascending([], 3).dtype == torch.int64
     refused = [[1, 0], [0, 0], [0, 3], [-1, 0]]
     holds(lambda at: checks.ascending(at, 3), [[0, 1, 2]], refused, says="position")
 
