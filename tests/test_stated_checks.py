@@ -511,6 +511,18 @@ def test_a_diet_leaves_a_function_to_be_met_under_each_wrapper_that_it_shows():
         replace(plus, bases=())
 
 
+def test_a_function_without_a_weight_is_not_met_nor_one_that_is_never_shown():
+    diet = replace(tasks.DIETS["strict"], functions=("+", "max", "min"), never=(("base", "min"),))
+    met = {wrapper: checks.met_under(diet, wrapper) for wrapper in ("shift", "base")}
+    assert met == {"shift": ["+", "max", "min"], "base": ["+", "max"]}
+    light = replace(diet, addition=0)
+    assert checks.met_under(light, "shift") == ["max", "min"]
+    assert checks.met_under(replace(diet, shift=0), "shift") == []
+    alone = {"functions": ("+", "max"), "never": (("shift", "max"),)}
+    with pytest.raises(ValueError, match="met under shift$"):
+        replace(light, **alone)
+
+
 def test_prompts_are_asked_of_a_task_a_k_and_at_least_one_of_each():
     def check(given):
         checks.check_request(tasks.TASKS, *given)
