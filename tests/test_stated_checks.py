@@ -317,8 +317,11 @@ def test_answers_leave_room_for_the_operands_before_them():
             checks.answers_seen(tokens, answers, operands)
     with pytest.raises(ValueError, match="not 0 and"):
         checks.answers_seen(tokens[:0], [4], (4,))
-    for given in ((tokens, [9], (4,)), (tokens[0], [4], (4,)), (tokens, [4], (0,))):
+    for given in ((tokens, [9], (4,)), (tokens, [4], (0,))):
         holds(lambda given: checks.answers_seen(*given), [], [given])
+    for shape in ([9], [2, 9, 1], []):
+        with pytest.raises(ValueError, match="^tokens must be of shape "):
+            checks.answers_seen(torch.zeros(shape, dtype=torch.int64), [4], (4,))
 
 
 # ---------------------------------------------------------------- names

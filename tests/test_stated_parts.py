@@ -1,10 +1,12 @@
 """What is stated of runs, senders, receivers, rows, memory, text and models of others: by hand."""
 
+import io
 import json
 import math
 import weakref
 from dataclasses import FrozenInstanceError, replace
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -1008,6 +1010,171 @@ def test_a_gguf_file_that_contradicts_itself_is_refused(monkeypatch, tmp_path, c
     path, _ = gguf_with(monkeypatch, tmp_path, **changes)
     with pytest.raises(UserError, match=f"^{path} holds no model of ours: .*({says})"):
         pretrained.read_config(path)
+
+
+class Opened:
+    """A file of tensors, as the package safetensors opens it."""
+
+    def __init__(self, path, kind):
+        assert kind == "pt"
+        self.held = torch.load(io.BytesIO(Path(path).read_bytes()))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def keys(self):
+        return list(self.held)
+
+    def get_slice(self, name):
+        return SimpleNamespace(get_shape=lambda: list(self.held[name].shape))
+
+    def get_tensor(self, name):
+        return self.held[name]
+
+
+def folder_with(monkeypatch, tmp_path, parts=1, left_out=(), **more):
+    """A folder as transformers writes it: each weight [out, in], rotary pairs in halves."""
+    model = Transformer(pretrained.model_config(LLAMA), drawing(4))
+    source, state = SimpleNamespace(column=0, halves=True), {}
+    for name, view in pretrained.views(model, source).items():
+        rows = 1 if name.endswith("norm.weight") else view.shape[-1]
+        flat = view.detach().reshape(-1, rows).squeeze(1) if rows == 1 else view.reshape(-1, rows)
+        state[name] = flat.detach().clone()
+    state = {name: x for name, x in state.items() if name not in left_out} | more
+    state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(3)
+    files.save_json(tmp_path / "config.json", LLAMA)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    if parts == 1:
+        files.save_tensors(tmp_path / "model.safetensors", state)
+    else:
+        places = {name: f"{at % 2}.safetensors" for at, name in enumerate(state)}
+        files.save_json(tmp_path / "model.safetensors.index.json", {"weight_map": places})
+        for file in ("0.safetensors", "1.safetensors"):
+            own = {name: x for name, x in state.items() if places[name] == file}
+            files.save_tensors(tmp_path / file, own)
+    calls = []
+    inner = SimpleNamespace(
+        no_truncation=lambda: calls.append("whole"), no_padding=lambda: calls.append("plain")
+    )
+    read = SimpleNamespace(from_file=lambda path: calls.append(path) or inner)
+    packages = {"safetensors": SimpleNamespace(safe_open=Opened)}
+    packages["tokenizers"] = SimpleNamespace(Tokenizer=read)
+    monkeypatch.setattr(pretrained, "optional_package", packages.__getitem__)
+    return model, calls
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_folder_gives_each_weight_its_place_in_one_file_or_several(monkeypatch, tmp_path, parts):
+    wanted, calls = folder_with(monkeypatch, tmp_path, parts)
+    model, tokenizer = pretrained.load_pretrained(str(tmp_path))
+    for name, weight in wanted.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+    assert calls == [str(tmp_path / "tokenizer.json"), "whole", "plain"]
+    assert tokenizer.first == () and pretrained.read_config(tmp_path) == wanted.cfg
+
+
+def test_a_weight_of_a_folder_is_out_by_in_with_rotary_pairs_in_halves(monkeypatch, tmp_path):
+    model, _ = folder_with(monkeypatch, tmp_path)
+    state, attn = Opened(tmp_path / "model.safetensors", "pt").held, model.blocks[1].attn
+    query = state["model.layers.1.self_attn.q_proj.weight"].view(4, 2, 8)  # [head, half, in]
+    assert torch.equal(query, attn.W_Q.mT)
+    wide = pretrained.views(
+        Transformer(replace(pretrained.model_config(LLAMA), d_head=6)),
+        SimpleNamespace(column=0, halves=True),
+    )["model.layers.0.self_attn.k_proj.weight"]
+    assert wide.shape == (4, 2, 3, 8)  # head, half, pair, in
+    value = state["model.layers.1.self_attn.v_proj.weight"]
+    assert torch.equal(value.view(4, 2, 8), attn.W_V.mT)
+    assert torch.equal(state["model.layers.1.self_attn.o_proj.weight"], attn.W_O.flatten(0, 1).T)
+    assert torch.equal(state["lm_head.weight"], model.unembed.W_U.T)
+    assert torch.equal(state["model.embed_tokens.weight"], model.embed.W_E)
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"left_out": ["model.norm.weight"]}, "the tensor model.norm.weight is missing"),
+        ({"more": torch.ones(1)}, "our model has no part for the tensor more"),
+        (
+            {"lm_head.weight": torch.ones(8, 9)},
+            r"lm_head.weight must be of shape \[9, 8\], not \[8, 9\]",
+        ),
+        (
+            {"model.norm.weight": torch.ones(8, 1)},
+            r"model.norm.weight must be of shape \[8\], not \[8, 1\]",
+        ),
+    ],
+    ids=["missing", "too many", "another shape", "no norm"],
+)
+def test_a_folder_that_does_not_fit_is_refused_by_name(monkeypatch, tmp_path, changes, says):
+    folder_with(monkeypatch, tmp_path, **changes)
+    with pytest.raises(UserError, match=f"^{tmp_path}/config.json holds no model of ours: {says}$"):
+        pretrained.load_pretrained(tmp_path)
+
+
+def test_a_part_of_a_folder_that_is_missing_or_elsewhere_is_named(monkeypatch, tmp_path):
+    folder_with(monkeypatch, tmp_path, 2)
+    (tmp_path / "1.safetensors").unlink()
+    with pytest.raises(UserError, match=f"^{tmp_path}/1.safetensors is missing$"):
+        pretrained.read_config(tmp_path)
+    (tmp_path / "sub").mkdir()
+    files.save_tensors(tmp_path / "sub" / "1.safetensors", {})
+    places = {"weight_map": {"a": "sub/1.safetensors"}}
+    files.save_json(tmp_path / "model.safetensors.index.json", places)
+    with pytest.raises(UserError, match="sub/1.safetensors is missing$"):
+        pretrained.read_config(tmp_path)
+
+
+GGUF = {
+    "model": "gpt2",
+    "pre": "gpt-2",
+    "tokens": ["a", "b", "ab", "<s>", "<u>"],
+    "token_type": [1, 1, 1, 3, 4],
+    "merges": ["a b"],
+    "bos_token_id": 3,
+}
+
+
+@pytest.mark.parametrize("kind", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+@pytest.mark.parametrize("first", [None, True, False])
+def test_a_gguf_tokenizer_is_made_of_what_the_file_says(monkeypatch, kind, first):
+    made = {}
+
+    def bpe(vocabulary, merges, ignore_merges):
+        made["bpe"] = vocabulary, merges, ignore_merges
+
+    cut = SimpleNamespace(
+        Split=lambda words, how: (words, how),
+        ByteLevel=lambda **how: how,
+        Sequence=lambda steps: steps,
+    )
+    package = SimpleNamespace(
+        pre_tokenizers=cut,
+        models=SimpleNamespace(BPE=bpe),
+        decoders=SimpleNamespace(ByteLevel=lambda: "bytes"),
+        Regex=str,
+        Tokenizer=lambda model: SimpleNamespace(
+            add_special_tokens=lambda tokens: made.update(special=tokens)
+        ),
+    )
+    monkeypatch.setattr(pretrained, "optional_package", lambda name: package)
+    more = {} if first is None else {"add_bos_token": first}
+    given = {f"tokenizer.ggml.{name}": x for name, x in (GGUF | {"pre": kind} | more).items()}
+    found = pretrained.gguf_tokenizer(given)
+    ids = {"a": 0, "b": 1, "ab": 2, "<s>": 3, "<u>": 4}
+    assert made["bpe"] == (ids, [("a", "b")], kind == "llama-bpe")
+    assert made["special"] == ["<s>", "<u>"] and found.first == ((3,) if first else ())
+    *splits, last = found.inner.pre_tokenizer
+    assert splits == [(words, "isolated") for words in pretrained.WORDS[kind]]
+    assert last == {"add_prefix_space": False, "use_regex": False}
+    assert found.inner.decoder == "bytes"
+    for wrong in ({"model": "llama"}, {"pre": "other"}):
+        odd = given | {f"tokenizer.ggml.{name}": x for name, x in wrong.items()}
+        with pytest.raises(ValueError, match="^its tokenizer, .* is none of gpt2 gpt-2, smollm"):
+            pretrained.gguf_tokenizer(odd)
 
 
 def test_a_missing_package_or_file_is_one_line(tmp_path):
