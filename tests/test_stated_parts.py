@@ -864,7 +864,7 @@ def test_the_parts_that_a_model_lacks_are_not_said():
 
 # ---------------------------------------------------------------- models of others
 
-LLAMA = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 2}
 LLAMA |= {"hidden_size": 8, "intermediate_size": 6, "vocab_size": 9, "rms_norm_eps": 1e-5}
 LLAMA |= {"max_position_embeddings": 16}
 
@@ -872,10 +872,10 @@ LLAMA |= {"max_position_embeddings": 16}
 def test_a_config_of_others_becomes_ours_field_by_field():
     ours = ModelConfig(
         n_layers=2,
-        n_heads=4,
-        n_kv_heads=4,
+        n_heads=2,
+        n_kv_heads=2,
         d_model=8,
-        d_head=2,
+        d_head=4,
         d_mlp=6,
         d_vocab=9,
         n_ctx=16,
@@ -885,10 +885,10 @@ def test_a_config_of_others_becomes_ours_field_by_field():
         gated_mlp=True,
     )
     assert pretrained.model_config(LLAMA) == ours
-    more = {"num_key_value_heads": 2, "head_dim": 6, "tie_word_embeddings": True}
+    more = {"num_key_value_heads": 1, "head_dim": 6, "tie_word_embeddings": True}
     more |= {"rope_scaling": {"rope_theta": 500.0}, "rope_parameters": None, "hidden_act": "silu"}
     found = pretrained.model_config(LLAMA | more)
-    changes = {"n_kv_heads": 2, "d_head": 6, "tied_embeddings": True, "rotary_base": 500.0}
+    changes = {"n_kv_heads": 1, "d_head": 6, "tied_embeddings": True, "rotary_base": 500.0}
     assert found == replace(ours, **changes)
     assert pretrained.model_config(LLAMA | {"model_type": "qwen2"}) == replace(ours, qkv_bias=True)
     assert pretrained.model_config(LLAMA | {"model_type": "mistral"}) == ours
@@ -943,31 +943,35 @@ def test_a_tokenizer_puts_its_first_tokens_before_a_text():
         tokenizer.first = ()
 
 
-def gguf_with(monkeypatch, tmp_path, **changes):
-    """A file as the package gguf would read it: its values, and one float32 for each weight."""
-    cfg = pretrained.model_config(LLAMA)
-    values = {
-        "general.architecture": "llama",
-        "llama.block_count": 2,
-        "llama.attention.head_count": 4,
-        "llama.attention.head_count_kv": 4,
-        "llama.embedding_length": 8,
-        "llama.attention.key_length": 2,
-        "llama.attention.value_length": 2,
-        "llama.rope.dimension_count": 2,
-        "llama.feed_forward_length": 6,
-        "llama.context_length": 16,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5,
-        "tokenizer.ggml.model": "x",
-    } | changes
-    model = Transformer(cfg, drawing(4))
-    source = SimpleNamespace(column=1, halves=False)
+def as_theirs(name, view):
+    """A weight as it stands in their files: [out, in], or one axis for norms and biases."""
+    one_axis = name.endswith(("norm.weight", "bias"))
+    return view.detach().reshape([-1] if one_axis else [-1, view.shape[-1]]).clone()
+
+
+def gguf_with(monkeypatch, tmp_path, family="llama", **changes):
+    """A file as the package gguf would read it: its values, and float32 numbers of each weight."""
+    model = Transformer(pretrained.model_config(LLAMA | {"model_type": family}), drawing(4))
+    own = {
+        "block_count": 2,
+        "attention.head_count": 2,
+        "attention.head_count_kv": 2,
+        "embedding_length": 8,
+        "attention.key_length": 4,
+        "attention.value_length": 4,
+        "rope.dimension_count": 4,
+        "feed_forward_length": 6,
+        "context_length": 16,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+    }
+    values = {"general.architecture": family, "tokenizer.ggml.model": "x"}
+    values |= {f"{family}.{name}": x for name, x in own.items()} | changes
+    source = SimpleNamespace(column=1, halves=family == "qwen2")
     views, path, tensors, at = pretrained.views(model, source), tmp_path / "m.gguf", [], 32
     with open(path, "wb") as file:
         file.write(b"\0" * 32)
         for name, view in views.items():
-            norm = name.endswith("norm.weight")
-            flat = view.detach().flatten(0, -1 if norm else -2).contiguous().numpy()
+            flat = as_theirs(name, view).numpy()
             file.write(flat.tobytes())
             shape = np.array(flat.shape[::-1])
             there = {"name": name, "shape": shape, "data": flat, "data_offset": at}
@@ -983,8 +987,9 @@ def gguf_with(monkeypatch, tmp_path, **changes):
     return path, model
 
 
-def test_a_gguf_file_gives_each_weight_its_place(monkeypatch, tmp_path):
-    path, wanted = gguf_with(monkeypatch, tmp_path)
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_gguf_file_gives_each_weight_its_place(monkeypatch, tmp_path, family):
+    path, wanted = gguf_with(monkeypatch, tmp_path, family)
     model, _ = pretrained.load_pretrained(path)
     assert model.cfg == wanted.cfg and not model.training
     for name, weight in wanted.state_dict().items():
@@ -996,8 +1001,8 @@ def test_a_gguf_file_gives_each_weight_its_place(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "changes, says",
     [
-        ({"llama.rope.dimension_count": 4}, "llama.* is 2, where head_dim is 4|is 4, where head_"),
-        ({"llama.attention.value_length": 4}, "llama.attention.value_length is 4, where head_dim"),
+        ({"llama.rope.dimension_count": 2}, "rope.dimension_count is 2, where head_dim is 4"),
+        ({"llama.attention.value_length": 2}, "llama.attention.value_length is 2, where head_dim"),
         ({"llama.rope.scaling.factor": 2.0}, "rope.scaling.factor"),
         ({"general.architecture": "gpt2"}, "KeyError|'gpt2'|num_attention_heads"),
         ({"llama.feed_forward_length": 7}, "ffn_.*must be of shape"),
@@ -1040,9 +1045,7 @@ def folder_with(monkeypatch, tmp_path, parts=1, left_out=(), **more):
     model = Transformer(pretrained.model_config(LLAMA), drawing(4))
     source, state = SimpleNamespace(column=0, halves=True), {}
     for name, view in pretrained.views(model, source).items():
-        rows = 1 if name.endswith("norm.weight") else view.shape[-1]
-        flat = view.detach().reshape(-1, rows).squeeze(1) if rows == 1 else view.reshape(-1, rows)
-        state[name] = flat.detach().clone()
+        state[name] = as_theirs(name, view)
     state = {name: x for name, x in state.items() if name not in left_out} | more
     state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(3)
     files.save_json(tmp_path / "config.json", LLAMA)
@@ -1079,15 +1082,12 @@ def test_a_folder_gives_each_weight_its_place_in_one_file_or_several(monkeypatch
 def test_a_weight_of_a_folder_is_out_by_in_with_rotary_pairs_in_halves(monkeypatch, tmp_path):
     model, _ = folder_with(monkeypatch, tmp_path)
     state, attn = Opened(tmp_path / "model.safetensors", "pt").held, model.blocks[1].attn
-    query = state["model.layers.1.self_attn.q_proj.weight"].view(4, 2, 8)  # [head, half, in]
-    assert torch.equal(query, attn.W_Q.mT)
-    wide = pretrained.views(
-        Transformer(replace(pretrained.model_config(LLAMA), d_head=6)),
-        SimpleNamespace(column=0, halves=True),
-    )["model.layers.0.self_attn.k_proj.weight"]
-    assert wide.shape == (4, 2, 3, 8)  # head, half, pair, in
+    for name, ours in (("q", attn.W_Q), ("k", attn.W_K)):
+        rows = state[f"model.layers.1.self_attn.{name}_proj.weight"]
+        for head, pair, half in product(range(2), range(2), range(2)):
+            assert torch.equal(rows[4 * head + 2 * half + pair], ours[head, :, 2 * pair + half])
     value = state["model.layers.1.self_attn.v_proj.weight"]
-    assert torch.equal(value.view(4, 2, 8), attn.W_V.mT)
+    assert torch.equal(value.view(2, 4, 8), attn.W_V.mT)
     assert torch.equal(state["model.layers.1.self_attn.o_proj.weight"], attn.W_O.flatten(0, 1).T)
     assert torch.equal(state["lm_head.weight"], model.unembed.W_U.T)
     assert torch.equal(state["model.embed_tokens.weight"], model.embed.W_E)
