@@ -88,6 +88,7 @@ def test_runs_are_those_of_the_model_and_F_is_base_less_contrast_answer(model, g
     chunks = list(runs.cached_runs())
     assert (len(chunks) == 1) == (gib is None) == bool(runs._kept)
     assert sum(chunk.n_prompts for chunk in chunks) == N
+    assert all(chunk is kept for chunk, kept in zip(chunks, runs._kept))
     assert runs.sent == ["hook_embed", "blocks.0.attn.hook_z", "blocks.0.hook_mlp_out"] + [
         "blocks.1.attn.hook_z",
         "blocks.1.hook_mlp_out",
@@ -118,9 +119,9 @@ def test_several_processes_run_each_their_prompts_and_sum_up_F(model, monkeypatc
         assert [runs.prompts for runs in parts[-1].cached_runs()] == [slice(own.start, own.stop)]
     assert_close(noted[0][0] + noted[1][0], whole.F_base, rtol=0, atol=1e-5)
     assert_close(noted[0][1] + noted[1][1], whole.F_contrast, rtol=0, atol=1e-5)
-    for part in parts:  # a mean is over the prompts of all
-        for name, x in part._mean_of_base.items():
-            assert_close(x, whole._mean_of_base[name], rtol=0, atol=1e-5)
+    for name, x in parts[0]._mean_of_base.items():  # over the prompts of all, in float64
+        of_base = whole._kept[0].base[name].double().sum(0, keepdim=True) / N
+        assert torch.equal(x, of_base.float()), name
     monkeypatch.setattr(pairs, "all_sum", lambda *F: [x.fill_(i) for i, x in enumerate(F)])
     assert paired(model).F_range == 1.0  # of the sums, not of its own part
 
@@ -475,6 +476,8 @@ def test_on_cuda_a_quarter_of_what_is_free_is_used_and_both_runs_are_stacked():
     assert plain.cache_bytes() == 4 * (POS * ((4 * 2 + 3) * 8 + 5 * 2 * 3 * 4) + 2 * 9)
     rows, one = GIB // budget.row_bytes(POS), budget.cache_bytes()
     assert budget.prompt_ranges(range(10**6))[0].stop == min(rows // 2, GIB // one // 2)
+    whole = budget.prompt_ranges(range(GIB // one))  # of which all runs are kept
+    assert whole[0].stop == rows // 2 < GIB // one
     least = 2 * budget.row_bytes(POS) + budget.cache_bytes()
     on_cuda(least / GIB)
     with pytest.raises(ValueError, match="too small for one row"):
