@@ -758,7 +758,8 @@ def test_floats_are_rounded_wherever_they_stand_and_nothing_else():
     given = {"a": [1.23456, {"b": -0.00006}], "n": 123456, "s": "1.23456", "t": None, "f": True}
     wanted = {"a": [1.2346, {"b": -0.0001}], "n": 123456, "s": "1.23456", "t": None, "f": True}
     assert tables.rounded(given) == wanted and tables.rounded(1.005, 1) == 1.0
-    assert given["a"][0] == 1.23456
+    assert given["a"][0] == 1.23456 and tables.rounded([True, 7]) == [True, 7]
+    assert tables.rounded(True) is True and type(tables.rounded(7)) is int
 
 
 def test_a_line_is_wrapped_four_columns_further_in(monkeypatch):
