@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +14,6 @@ from experiments import (
     dependability,
     diets,
     emergence,
-    experiment,
     measure,
     precursor,
     runs,
@@ -435,7 +433,7 @@ def test_the_table_of_unseen_shifts_sorts_k_by_where_they_lie():
     first = [0.0, 0.1, 0.2, 1.0, 0.6, 0.8, 0.3, 0.4]  # of k = -4 … 4 without 0
     second = [0.2, 0.1, 0.2, 1.0, 0.4, 0.6, 0.3, 0.4]
     rows = [of("addition", 0, first), of("addition", 1, second), of("first", 0, None)]
-    head, columns, added, missing, _, _, places, means, none = cells(unseen_shifts.table(rows))
+    _, columns, added, missing, _, _, places, means, none = cells(unseen_shifts.table(rows))
     assert columns == ["shown", "task", "runs", *(f"{k:+}" for k in EVERY_K)]
     assert added[:3] == ["odd", "addition", "2"]
     assert [float(x.split()[0]) for x in added[3:]] == [0.1, 0.1, 0.2, 1.0, 0.5, 0.7, 0.3, 0.4]
@@ -530,3 +528,231 @@ def test_the_table_of_emergence_orders_events_by_their_median_step():
     assert {line[0] for line in lines[-3:]} == {*never, "copy-induction score of the best head"}
     known = [float(line[1]) for line in lines[:-3]]
     assert known == sorted(known) and last == ["seed 5: no longer finite"]
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+def test_kinds_of_wrong_answers_are_told_apart(monkeypatch):
+    """The plain answer is 5; 2 and 9 are shown; by the rule it is 6."""
+    contrast = torch.zeros(6, 1 + tasks.EXAMPLE * 8 + 4, dtype=torch.int64)
+    contrast[:, tasks.answer_positions(8)] = tasks.ZERO + 2
+    contrast[:, tasks.answer_positions(8)[-1]] = tasks.ZERO + 9
+    five = torch.full((6,), tasks.ZERO + 5)
+    pairs = SimpleNamespace(
+        contrast=contrast, base_answers=five, contrast_answers=five + 1, shots=8
+    )
+    for answers, kinds, failure in (
+        ([6, 6, 6, 5, 5, 2], {"right": 3, "plain": 2, "shown": 1}, "none"),
+        ([6, 6, 9, 9, 2, 5], {"right": 2, "shown": 3, "plain": 1}, "a shown answer"),
+        ([6, 1, 3, 8, 10, 10], {"right": 1, "other_k": 3, "other": 2}, "off by another k"),
+        ([6, 0, 15, 11, 8, 5], {"right": 1, "other": 3, "other_k": 1, "plain": 1}, "anything"),
+        ([6, 5, 5, 5, 2, 2], {"right": 1, "plain": 3, "shown": 2}, "the plain answer"),
+    ):
+        given = torch.tensor(answers) + tasks.ZERO
+        logits = torch.nn.functional.one_hot(given, TINY.d_vocab).float()
+        monkeypatch.setattr(measure, "last_logits", lambda *_, logits=logits: logits)
+        row = measure.answers_given(None, pairs)
+        assert row["failure"] == failure
+        met = {kind: share for kind, share in row["answers"].items() if share}
+        assert met == {kind: round(n / 6, 4) for kind, n in kinds.items()}
+
+
+def test_addition_is_told_at_8_shots_and_by_shots(monkeypatch):
+    table = {k: {"2": 0.1, "8": 0.5 + int(k) / 10} for k in map(str, range(-4, 5))}
+    asked = []
+
+    def evaluate(model, n_prompts, every_task):
+        asked.append((n_prompts, every_task))
+        return {"addition": table}
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    row = measure.addition(None, 77)
+    assert asked == [(77, False)] and row["n_prompts"] == 77 and row["by_shots"] == table
+    assert row["plain_8"] == 0.5 and row["off_by_one_8"] == 0.6
+    assert row["off_by_k_8"] == {str(k): 0.5 + k / 10 for k in EVERY_K}
+
+
+def test_few_prompts_are_asked_only_where_it_is_to_be_quick(monkeypatch):
+    assert measure.how_many(500, quick=True) == measure.FEW < 100
+    assert measure.how_many(500, quick=False) == 500
+    asked = []
+    monkeypatch.setattr(measure, "addition", lambda model, n: asked.append(n) or {"a": 1})
+    monkeypatch.setattr(measure, "circuit", lambda model, quick: {"c": quick})
+    monkeypatch.setattr(dependability, "addition", lambda model, n: asked.append(n) or {"a": 1})
+    assert measure.addition_and_circuit(None, None, None, False) == {"a": 1, "c": False}
+    assert measure.addition_and_circuit(None, None, None, True) == {"a": 1, "c": True}
+    dependability.measure(None, None, None, False)
+    monkeypatch.setattr(precursor, "silenced", lambda folder: {"1.0": 20})
+    monkeypatch.setattr(precursor, "from_step", lambda folder: 60)
+    row = precursor.measure_run(None, None, None, False)
+    assert row == {"silenced": {"1.0": 20}, "from_step": 60, "a": 1, "c": False}
+    assert asked == [200, measure.FEW, 500, 500]
+
+
+def test_a_row_of_a_run_that_diverged_has_every_key():
+    run = runs.default_run("x", 3, 7)
+    row = measure.result_row(run, {"diverged": True, "message": "m"}, {"kind": "k"})
+    nothing = ["plain_8", "off_by_one_8", "off_by_k_8", "fi_heads", "pt_heads", "top_fi_r"]
+    assert all(row[key] is None for key in [*nothing, "consolidation_heads", "faithfulness"])
+    assert (row["failure"], row["kind"], row["seed"], row["steps"]) == ("diverged", "k", 3, 7)
+    short = measure.result_row(run, {"plain_8": 1.0}, {}, circuit=False)
+    assert "failure" not in short and "fi_heads" not in short and short["plain_8"] == 1.0
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return Transformer(TINY, generator(1)).requires_grad_(False)
+
+
+def test_a_circuit_is_measured_by_the_heads_that_were_found(monkeypatch, tiny):
+    monkeypatch.setattr(measure, "FEW", 6)
+    monkeypatch.setattr(measure, "CRITERIA", SimpleNamespace(solves=0.0))
+    groups = {"function_induction": ["1.0", "1.1"], "previous_token": ["0.1"], "consolidation": []}
+    to_logits = torch.tensor([[0.5, -0.9], [-0.2, -0.4]])
+    effects = {"answers": {"logits": SimpleNamespace(heads=to_logits)}}
+    found = SimpleNamespace(effects=effects, groups=groups)
+    monkeypatch.setattr(measure, "discover", lambda *_: found)
+    row = measure.circuit(tiny, quick=True)
+    assert row["groups"] == groups and row["top_fi_r"] == -0.4  # of the FI heads, the strongest
+    assert row["fi_heads"] == ["1.0", "1.1"] and row["pt_heads"] == ["0.1"]
+    assert row["circuit_heads"] == ["0.1", "1.0", "1.1"] and row["consolidation_heads"] == []
+    drawn = measure.generator()
+    measure.off_by_one(6, drawn)  # those on which the answers are counted come before
+    pairs = measure.off_by_one(6, drawn)
+    ablator = Ablator(tiny, pairs.contrast, {"base": pairs.base})
+    judge = CircuitScores(ablator, "base", pairs.base_answers, pairs.contrast_answers)
+    assert row["faithfulness"] == pytest.approx(
+        judge.faithfulness([row["circuit_heads"]])[0], abs=1e-3
+    )
+    [alone] = judge.scores([row["circuit_heads"]])
+    assert row["circuit_accuracy"] == pytest.approx(alone.contrast_acc, abs=1e-3)
+    monkeypatch.setattr(measure, "CRITERIA", SimpleNamespace(solves=1.1))
+    row = measure.circuit(tiny, quick=True)  # it does not do the task
+    assert row["groups"] == {} and row["fi_heads"] == row["pt_heads"] == row["circuit_heads"] == []
+    assert [row[key] for key in ("top_fi_r", "faithfulness", "circuit_accuracy")] == [None] * 3
+
+
+def test_scores_of_a_snapshot_are_of_the_best_head_and_of_the_final_heads(tiny):
+    pairs = measure.off_by_one(5, generator())
+    places = tasks.answer_positions(8)
+    groups = {"previous_token": ["0.1", "1.0"], "function_induction": []}
+    row = emergence.head_scores(tiny, pairs.contrast, groups)
+    repeated, period, queries, copied = measure.repeated_documents(5)
+    kinds = {"pt": scores.previous_token_score(tiny, pairs.contrast, places)}
+    kinds["fi"] = scores.function_induction_score(tiny, pairs.contrast, places)
+    kinds["copy_induction"] = scores.copy_induction_score(tiny, repeated, period, queries)
+    for name, score in kinds.items():
+        best = score.max()
+        assert row[f"{name}_score"] == pytest.approx(best.item(), abs=6e-5)
+        assert score[parse(row[f"{name}_head"])] == best
+    mean = (kinds["pt"][0, 1] + kinds["pt"][1, 0]).item() / 2
+    assert row["pt_score_of_final_heads"] == pytest.approx(mean, abs=6e-5)
+    assert "fi_score_of_final_heads" not in row and "copy_induction_score_of_final_heads" not in row
+    right = tiny(repeated)[:, queries].argmax(-1) == repeated[:, copied]
+    assert row["copy_accuracy"] == pytest.approx(right.float().mean().item(), abs=6e-5)
+
+
+def test_every_task_is_asked_plainly_and_with_every_k(monkeypatch):
+    asked, shares = [], iter(range(99))
+
+    def pairs(name, k, shots, n, drawn):
+        asked.append((name, k, shots, n))
+        return SimpleNamespace(contrast=torch.full((n, 1), k), contrast_answers=torch.full((n,), k))
+
+    def share_right(model, prompts, answers):
+        assert torch.equal(prompts[:, 0], answers)  # each prompt with its own answer
+        return next(shares)
+
+    monkeypatch.setattr(tasks, "evaluation_pairs", pairs)
+    monkeypatch.setattr(measure, "share_right", share_right)
+    table = emergence.every_task(None, 24)
+    assert set(table) == set(tasks.TASKS)
+    assert table["addition"] == {"plain": 0, "shift": 1}
+    assert set(table["base_addition"]) == {"base"}
+    every = [0, *EVERY_K]  # plain: 24 prompts; 3 of each of 8 k, 6 of each of 4 bases
+    assert asked[:9] == [("addition", k, 8, 3 if k else 24) for k in every]
+    assert asked[-4:] == [("base_addition", k, 8, 6) for k in (6, 7, 8, 9)]
+
+
+# ---------------------------------------------------------------- traced seeds
+
+
+def traced_circuit(fi):
+    heads = [[-0.1, -0.2], [-0.7, 0.4]]
+    effects = {"embedding": 0.0, "heads": heads, "mlps": [0.0, 0.0]}
+    circuit = {"accuracy": "a", "F": "f", "F_ci": "c", "reuse": "u", "effects": {"logits": effects}}
+    circuit |= {"groups": {"function_induction": fi}, "r_ci": {"1.0": [-0.8, -0.6], "0.0": [0, 1]}}
+    judged = [{name: f"{name} {which}" for name in seeds.JUDGED} for which in (0, 1)]
+    both = [row | {"heads": ["1.0"]} for row in judged]
+    evaluation = {"ablation": "x", "shift_swap": "y", "completeness": "z", "circuits": both}
+    return circuit | {"evaluation": evaluation, "averaging": {"mixtures": [1]}}
+
+
+def test_a_row_of_a_seed_holds_its_circuit_and_what_judges_it():
+    row = seeds.circuit_of(traced_circuit(["1.0"]))
+    assert row["fi_r"] == {"1.0": -0.7} and row["fi_r_ci"] == {"1.0": [-0.8, -0.6]}
+    assert row["base_values"] == {name: f"{name} 0" for name in seeds.JUDGED}
+    assert row["other_operands"] == {name: f"{name} 1" for name in seeds.JUDGED}
+    assert [row[key] for key in ("ablation", "shift_swap", "completeness")] == ["x", "y", "z"]
+    empty = seeds.circuit_of(traced_circuit([]))
+    assert empty["fi_r"] == {} and empty["base_values"] is empty["ablation"] is None
+    run = runs.default_run("default", 4, 7)
+    [row] = seeds.seed_rows(run, {"diverged": False, "groups": 1})
+    assert row["seed"] == 4 and row["steps"] == 7 and row["groups"] == 1
+
+
+def test_rows_of_averaging_are_one_for_each_mixture_and_one_for_the_rest():
+    run = runs.default_run("default", 4, 7)
+    found = {"mixtures": [{"offsets": [0, 1]}, {"offsets": [-1, 2]}], "rules": [5]}
+    rows = seeds.averaging_rows(run, {"averaging": found, "diverged": False})
+    assert [row["offsets"] for row in rows] == [[0, 1], [-1, 2], None]
+    assert rows[2]["rules"] == [5] and "rules" not in rows[0]
+    assert all(row["seed"] == 4 and row["steps"] == 7 and not row["diverged"] for row in rows)
+    assert "mixtures" in found  # left as it was
+    [row] = seeds.averaging_rows(run, {"diverged": True})
+    assert row["offsets"] is None and row["diverged"]
+
+
+def test_a_circuit_is_traced_once_for_its_weights_and_apart_where_it_is_quick(
+    monkeypatch, tmp_path
+):
+    traced = []
+    model = Transformer(replace(TINY, n_layers=1), generator())
+    weights = seeds.weights_hash(model.state_dict())
+
+    def trace(model, study, criteria, tell):
+        traced.append(study.prompts)
+        return {"weights": weights, "n": len(traced)}
+
+    monkeypatch.setattr(seeds.patch, "trace", trace)
+    usual = seeds.patch.Study().prompts
+    found = [
+        seeds.traced(lambda circuit: circuit["n"], model, None, tmp_path, quick)
+        for quick in (False, False, True, True)
+    ]
+    assert found == [1, 1, 2, 2] and traced == [usual, measure.FEW]
+    (tmp_path / "circuit.json").write_text('{"weights": "other", "n": 0}')
+    assert seeds.traced(lambda circuit: circuit["n"], model, None, tmp_path, False) == 3
+
+
+def test_the_tables_of_seeds_and_averaging():
+    groups = {"function_induction": ["2.1", "2.3"], "previous_token": [], "consolidation": ["3.0"]}
+    row = {"seed": 0, "diverged": False, "groups": groups, "other_operands": None}
+    row |= {"base_values": {"faithfulness": 0.875}}
+    _, columns, line = cells(seeds.seeds_table([row, {"diverged": True, "seed": 1}]))
+    assert columns == ["seed", "function induction", "previous token", "consolidation"] + [
+        "base values",
+        "other operands",
+    ]
+    assert line == ["0", "2.1, 2.3", "–", "3.0", "0.875", "–"]
+    rows = []
+    for offsets, best in (([0, 1], 0.9), ([0, 1], 0.7), ([-1, 2], 0.2)):
+        r2 = {"attention": best, "uniform": 0.5}
+        rows.append({"offsets": offsets, "r2": r2, "unseen_offset_share": 0.25})
+    _, columns, *lines, last = cells(seeds.averaging_table([*rows, {"offsets": None}]))
+    assert columns == ["off by", "seeds", "attention", "uniform", "unseen"]
+    assert lines[0][:2] == ["0, 1", "2"] and lines[0][2].startswith("0.80 ±")
+    assert lines[1] == ["-1, 2", "1", "0.20", "0.50", "0.25"]
+    assert last == ["attention is ahead of all other forecasts in 2 of 3 rows"]
+    assert seeds.averaging_table([{"offsets": None}]) == ["no run has a circuit"]
