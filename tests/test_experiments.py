@@ -870,6 +870,9 @@ def drawn_dots(figure):
     return dots, ends
 
 
+EVERY_K = ("-4", "-3", "-2", "-1", "1", "2", "3", "4")
+
+
 def test_figures_show_each_run_and_intervals_from_three_on():
     pytest.importorskip("matplotlib")
     from experiments import figures
@@ -895,7 +898,7 @@ def test_figures_show_each_run_and_intervals_from_three_on():
     assert labels == ["plain addition", "off by one, never shown"]
     figures.plt.close(figure)
 
-    shares = dict(zip(["-4", "-3", "-2", "-1", "1", "2", "3", "4"], [0.0, 0.1, 0.2, 1.0, 0.6, 0.8, 0.3, 0.4]))
+    shares = dict(zip(EVERY_K, [0.0, 0.1, 0.2, 1.0, 0.6, 0.8, 0.3, 0.4]))
     row = {"task": "addition", "kind": "all_but_+1", "shifts": [-1, 2], "accuracy": shares}
     others = [{"task": "first", "accuracy": shares, "kind": "x"}]
     others.append({"task": "addition", "accuracy": None, "kind": "y"})

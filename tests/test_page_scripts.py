@@ -9,14 +9,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
 import tasks
+from commands import ask
 from minifunc import definition
 from minifunc.report import page
 from minifunc.support.files import save_json, save_lines, save_tensors
 from tests.handwired import empty_model, headline_model
 from tests.test_report_circuit import answer_alone
-from tests.test_report_js import NODE, needs_node, scaled_model
+from tests.test_report_js import NODE, needs_node, node, scaled_model
 
 RUNNER = Path(__file__).with_name("page_in_node.js")
 EMPTY = {"meta", "input", "br"}
@@ -772,3 +774,61 @@ def test_a_page_has_two_themes_tips_that_go_and_one_stop_of_the_tab_key_per_pict
     stop = [" ".join(["-1"] * at + ["0"] + ["-1"] * (n_spots - 1 - at)) for at in range(n_spots)]
     assert said["stops"] == stop[0] and n_spots == 6
     assert said["keys"] == [[at, stop[at]] for at in (1, 2, 1, 1, 0, 0)]
+
+
+# ---------------------------------------------------------------- prompts as text
+
+ONE, FEW_RIGHT = "no example shows by which rule to answer", "the model gives it less than half"
+LITTLE, MIXED_UP = "one example is little to go by", "the examples are off by different amounts"
+DOUBTED = [  # a prompt, the probability of its answer, and why that is a guess
+    ("3+3=", 0.9, [ONE]),
+    ("3+3=", 0.2, [ONE, FEW_RIGHT]),
+    ("1+1=3, 3+3=", 0.5, []),
+    ("1+1=3, 3+3=", 0.49, [LITTLE, FEW_RIGHT]),
+    ("1+1=3, 2+2=5, 3+3=", 0.49, [FEW_RIGHT]),
+    ("1+1=3, 5-2=4, 3+3=", 0.4, [FEW_RIGHT]),
+    ("1+1=3, 2+2=4, 3+3=", 0.4, [MIXED_UP, FEW_RIGHT]),
+    ("1+1=3, 2+2=4, 3+3=", 0.5, []),
+    ("1+1=1, 2 max 5=4, 6 min 3=2, 4 first 7=3, 4 second 7=6, 2 same _=1, 3+3=", 0.1, [FEW_RIGHT]),
+]
+READ = """
+const asTyped = (strings) => P.toText(strings.split(" "));
+const read = (text) => P.tokenize(text, data.words);
+const refused = (text) => {
+    try {
+        return read(text).join(" ");
+    } catch (error) {
+        return error.message;
+    }
+};
+return {
+    typed: data.drawn.map(asTyped),
+    again: data.drawn.map((strings) => read(asTyped(strings)).join(" ")),
+    bases: data.drawn.map((text) => P.baseTokens(text.split(" "), data.words).join(" ")),
+    why: data.doubted.map(([text, share]) => P.doubts(read(text), share)),
+    refused: data.refused.map(refused),
+};
+"""
+
+
+@needs_node
+def test_prompts_of_every_kind_are_typed_and_read_back_and_made_plain_as_ask_does_it():
+    drawn = []
+    for name, task in tasks.TASKS.items():
+        for k in task.ks[:2]:
+            pairs = tasks.evaluation_pairs(name, k, 3, 3, torch.Generator().manual_seed(k + 9))
+            drawn += pairs.contrast
+    drawn.append(tasks.encode("30+30=1, 0-20=1, 2+2="))  # 60 and -20 are no tokens: these stay
+    strings = [tasks.decode(tokens) for tokens in drawn]
+    odd = ["1 a 2=3, 2+2=", "1+1=3, 2+2=5", "1+1=, 2+2=", "1+31=", "1+1 2+2="]
+    data = {"drawn": strings, "doubted": DOUBTED, "refused": odd, "words": tasks.VOCABULARY}
+    said = node(READ, **data)
+    assert said["again"] == strings
+    assert said["bases"] == [tasks.decode(ask.base_prompt(tokens)) for tokens in drawn]
+    assert said["typed"][-1] == "30+30=1, 0-20=1, 2+2="
+    assert said["why"] == [why for *_, why in DOUBTED]
+    unread, opened, twice, unknown, joined = said["refused"]
+    assert "cannot read “1 a 2=3”" in unread and opened.startswith("leave the last answer open")
+    assert "cannot read “2+2=”" in twice and "cannot read “1+1 2+2=”" in joined
+    assert "31 is not known" in unknown
+    assert all("1+1=3, 2+2=5, 3+3=" in told for told in said["refused"])

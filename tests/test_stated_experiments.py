@@ -395,7 +395,7 @@ def test_the_table_of_diets_tells_what_each_shows_and_gets_right_of_what_it_does
     rows += [of("copied", 0.8, "none", shifts_of_plus_shown=list(EVERY_K), held_out=[])]
     table = cells(diets.table(rows))
     empty = table.index([])
-    (head, columns, strict, copied), second = table[:empty], table[empty + 1 :]
+    (_, columns, strict, copied), second = table[:empty], table[empty + 1 :]
     assert columns[3:-2] == [f"{n} shots" for n in train.SHOTS] and columns[-2] == "unseen k"
     assert strict[:3] == ["strict", "2", "0.90 ± 0.00"]
     by_shots = [float(cell.split()[0]) for cell in strict[3 : 3 + len(train.SHOTS)]]
@@ -460,7 +460,7 @@ def test_the_table_of_precursor_tells_each_kind_and_the_verdict():
 
     rows = [of("no_copy_induction", seed, 0.3, {"1.0": 20, "1.1": 40}, 900) for seed in range(3)]
     rows += [of("random_heads", seed, 0.9 + 0.01 * seed, {"1.0": 20}, 500) for seed in range(3)]
-    head, columns, copying, random, verdict = cells(precursor.table(rows))
+    _, columns, copying, random, verdict = cells(precursor.table(rows))
     wanted = ["kept away", "runs", "plain", "off by one", "lowest", "FI heads", "top FI r", "from"]
     assert columns == [*wanted, "silenced"]
     assert [x.split()[0] for x in random] == [
