@@ -111,6 +111,7 @@ return {
     row: [row.textContent, ...style.match(/[\\d.]+(?=%)/g)],
     names: Playground.heads.map((head) => [head, Page.groupOf(head)]),
     ids: Page.idsOf(["<bos>", "1", "="]),
+    sets: at("sets").children.map((one) => [one.id, one.textContent]),
 };
 """
 
@@ -121,6 +122,14 @@ def test_the_tools_of_a_page_write_shares_and_groups_as_stated(drawn):
     assert said["percent"] == ["0 %", "0 %", "0.1 %", "5.0 %", "50.0 %", "99.9 %", *["100 %"] * 2]
     assert said["ranked"] == [1, 3, 0, 2]
     assert said["row"] == ["x25.0 %", "25", "50"]  # a bar as long as the share, a mark before
+    bring = "all heads that bring the"
+    assert said["sets"] == [
+        ["set-function_induction", "all FI heads"],
+        ["set-expected_answer", f"{bring} expected answer"],
+        ["set-shown_answer", f"{bring} shown answer"],
+        ["set-consolidation", "all consolidation heads"],  # a group without heads has none
+        ["reset", "as trained"],
+    ]
     fi, expected, shown, other = list(GROUPS)[:3] + ["consolidation"]
     wanted = [["2.0", fi], ["2.1", other], ["1.0", ""], ["1.1", fi], ["0.0", shown]]
     assert said["names"] == [*wanted, ["0.1", expected]]  # the last layer on top
@@ -151,7 +160,6 @@ const type = (id, text) => {
 };
 const shown = {
     heads: words(heads), tips: heads.map((one) => one.dataset.tip),
-    sets: words(at("sets").children),
     presets: words(at("presets").children),
     signs: at("signs").textContent, numbers: at("numbers").textContent, first: state(),
 };
@@ -211,8 +219,6 @@ def test_the_playground_shows_what_pytorch_answers_as_it_is_and_with_heads_swapp
     assert shown["numbers"] == f"{min(numbers)} to {max(numbers)}"
     signs = [word for word in tasks.VOCABULARY if word in "+-" or word.isalpha() and len(word) > 1]
     assert shown["signs"].split() == signs
-    assert shown["sets"][0] == "all FI heads" and shown["sets"][-1] == "as trained"
-    assert len(shown["sets"]) == 5  # a group without heads has none
     assert len(shown["presets"]) == 6 and shown["first"]["prompt"] == "1+1=3, 2+2=5, 3+3="
 
 
