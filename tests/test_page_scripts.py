@@ -387,6 +387,27 @@ def test_the_guided_opening_makes_nothing_up(tmp_path, more, told):
     assert unsure == [more == 1] * 6  # with small logits nothing is sure
 
 
+@needs_node
+@pytest.mark.parametrize(
+    "groups, left",
+    [
+        ({"function_induction": ["0.0"], "shown_answer": ["0.1", "0.2", "0.3"]}, [1, 2, 4, 5, 6]),
+        ({"shown_answer": ["0.0"]}, [1, 2, 5, 6]),
+    ],
+    ids=["no other head", "no head that carries"],
+)
+def test_the_guided_opening_leaves_out_a_step_that_has_no_heads(tmp_path, groups, left):
+    script = """
+        const next = () => at("story-next").click() ?? at("story-next").textContent;
+        return [at("story-at").textContent, ...[1, 2, 3].map(next)];
+    """
+    first, *titles = said_by(by_hand(tmp_path, groups), script)
+    names = {3: "Swap one head", 4: "Swap the heads that matter", 5: "Mix two rules"}
+    names |= {1: "Start again", 2: "Show it true sums", 6: "Your turn"}
+    assert first == f"1 of {len(left)}"
+    assert titles == [names[step] for step in [*left, *left][2:5]]
+
+
 # ---------------------------------------------------------------- a path, patched by hand
 
 PATH = """

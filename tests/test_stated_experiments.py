@@ -501,6 +501,14 @@ def test_the_step_from_which_half_is_right_is_the_first_one(monkeypatch, tmp_pat
         assert precursor.from_step(tmp_path) == first
 
 
+def test_half_way_is_enough_for_an_event():
+    rows = [{"step": step, "x": x} for step, x in ((1, 0.2), (2, 0.6), (4, 0.5), (8, 1.0))]
+    assert emergence.event_step(rows, lambda row: row["x"]) == 8  # half-way is 0.6
+    assert emergence.event_step(rows[1:], lambda row: row["x"]) == 8
+    rows[2]["x"] = 0.6
+    assert emergence.event_step(rows, lambda row: row["x"]) == 2
+
+
 def test_the_table_of_emergence_orders_events_by_their_median_step():
     def curve(seed, at):
         rows = []
