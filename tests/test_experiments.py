@@ -28,6 +28,7 @@ from experiments import (
     measure,
     precursor,
     runs,
+    seeds,
     universality,
     unseen_shifts,
 )
@@ -196,7 +197,27 @@ def test_results_of_several_devices_say_so():
     assert experiment.mixed(rows[:1]) == []
 
 
-@pytest.mark.parametrize("free, cores, n", [(80, 16, 8), (80, 2, 2), (5, 16, 2), (1, 16, 1)])
+def test_the_sweeps_of_runs_that_share_a_card_take_no_quarter_of_it_each(tmp_path, monkeypatch):
+    asked = []
+
+    def patchers(study, *_):
+        asked.append(study.max_memory)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(patch.Study, "patchers", patchers)
+    monkeypatch.setattr(measure, "answers_given", lambda *_: {"answers": {"right": 1.0}})
+    model = Transformer(train.MODEL)
+    for sweeps in (
+        lambda: measure.circuit(model, True),
+        lambda: emergence.effects(model, {}, 2),
+        lambda: seeds.traced(dict, model, tiny(), tmp_path, True),
+    ):
+        with pytest.raises(ZeroDivisionError):
+            sweeps()
+    assert asked == [2.0] * 3 and runs.GIB_EACH >= 2 * max(asked)
+
+
+@pytest.mark.parametrize("free, cores, n", [(80, 16, 8), (80, 2, 2), (9, 16, 2), (1, 16, 1)])
 def test_a_card_is_shared_as_far_as_its_memory_and_the_cores_go(monkeypatch, free, cores, n):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * 2**30, 80 * 2**30))

@@ -215,7 +215,7 @@ def test_every_part_of_the_text_is_shown_for_a_circuit_and_none_of_it_without(ru
         "circuits alone",
         "misses at most",
         "ablation:",
-        "on other tasks",
+        "the same heads on",
     ):
         assert title in out
     assert (

@@ -80,7 +80,7 @@ def test_each_group_is_replaced_in_every_way_beside_what_never_shows_its_answer(
     assert {(row["on"], row["floor"]) for row in rows} == {("contrast", "contrast_acc base")}
 
 
-@pytest.mark.parametrize("n_draws", [1, 40])
+@pytest.mark.parametrize("n_draws", [1, 5, 6, 40])
 def test_random_groups_are_of_the_same_layers_or_of_any_and_many_run_on_fewer_prompts(
     replaced, n_draws
 ):
@@ -337,7 +337,7 @@ def test_F_stands_by_contrast():
         F = {"F_base": torch.tensor(base), "F_contrast": torch.tensor(contrast)}
         return SimpleNamespace(**F, sweep=lambda receiver: exact, senders=["0.0", "0.1"])
 
-    answers = patcher([1.0, 2.0], [-4.0, 0.0], effects(0.1, 0.2, 0.3))
+    answers = patcher([1.0, 2.0], [-4.0, 0.0], effects(0.123456, 0.2, 0.3))
     operands = patcher([5.0, 5.0], [-4.0, 0.0], effects(0.0, 0.0, 0.0))
     found = rows_of_circuit.direct({"answers": answers, "operands": operands})
     assert found["F"] == {"base": 1.5, "contrast": -2.0}
@@ -346,7 +346,7 @@ def test_F_stands_by_contrast():
     # F goes from 1 to -4, and from 2 to 0: both heads and F are of the same prompts in each draw.
     assert found["r_ci"] == {"0.0": [1, 1], "0.1": [0, 1.75]}
     assert found["operands_changed"] == {"F": {"base": 5.0, "contrast": -2.0}}
-    assert found["effects"]["logits"]["heads"] == [[0.1, 0.2, 0.3]]
+    assert found["effects"]["logits"]["heads"] == [[0.12346, 0.2, 0.3]]  # thousandths of a %
 
 
 # ---------------------------------------------------------------- function vectors

@@ -262,21 +262,6 @@ def asked_in(four: list[dict[str, Any]]) -> str:
     return f"{task} {k:+d}" if items == "all" else f"base {k}, {items}"
 
 
-def reused(c: Circuit) -> list[str]:
-    """The four accuracies of each task: plain / shifted answers."""
-    rows = []
-    for four in fours(c):
-        shares = [f"{row['base_acc']:.2f} / {row['contrast_acc']:.2f}" for row in four]
-        rows.append([asked_in(four), *shares, between(four[2]["ci"]), four[2]["n_prompts"]])
-    columns = ["task", "base prompt", "contrast prompt", "without FI", "without random"]
-    columns += ["without FI, 95 %", "prompts"]
-    return [
-        "the same heads on other tasks: shares of plain / shifted answers (random: as many heads "
-        "of the same layers, or all others where they are fewer)",
-        *table(columns, rows),
-    ]
-
-
 # ---------------------------------------------------------------- the conclusion
 
 
@@ -313,6 +298,6 @@ PARTS: dict[str, tuple[Parts, Parts]] = {  # of each step: in short, in full
     "enough": ((enough,), (evaluated,)),
     "ablation": ((needed, carried), (ablated, carried)),
     "writing": ((averages,), (averages,)),
-    "reuse": ((spared,), (reused,)),
+    "reuse": ((spared,), (spared,)),
     "conclusion": ((conclusion,), (conclusion,)),
 }

@@ -91,7 +91,7 @@ def check_layer(layer: int, n_layers: int) -> int:
 def token_list(tokens: Tensor, d_vocab: int) -> list[int]:
     """Token ids [pos] as a list. Raises ValueError unless they are tokens of the vocabulary."""
     check_ids("tokens", tokens, d_vocab)
-    check_shape("tokens", tokens, tokens.shape[:1])
+    check_shape("tokens", tokens, [tokens.numel()])
     return [int(token) for token in tokens]
 
 
@@ -275,7 +275,7 @@ def _has_receiver(cfg: Any, hooks: Collection[str], receiver: Any) -> bool:
 def answers_seen(tokens: Tensor, answers: Positions, operands: Sequence[int]) -> Tensor:
     """Positions of answers [n_shots] int64. Raises ValueError for none, for one that tokens
     [n_prompts, pos] do not have, and where an operand, so far before, would lie outside."""
-    check_shape("tokens", tokens, of_type(Tensor, "tokens", tokens).shape[:2])
+    check_shape("tokens", tokens, [*of_type(Tensor, "tokens", tokens).shape, 1, 1][:2])
     chosen = checked_positions(answers, tokens.shape[1])
     far = max([1, *(counted("operands", back) for back in operands)])
     if not len(tokens) or not chosen or min(chosen) < far or len(set(chosen)) < len(chosen):
