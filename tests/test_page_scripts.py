@@ -510,6 +510,7 @@ def test_a_path_patched_by_clicks_shows_the_runs_and_r_that_the_definition_gives
         for run, its in zip(runs, (F_base, F_now, logits)):
             assert run["answer"] == f"answer {tasks.VOCABULARY[its.argmax()]}"
             assert numbers_in(run["F"]) == pytest.approx([*F(its), of(its)], abs=0.006)
+            assert ("− (−" in run["F"]) == (F(its)[1] < 0) and "− −" not in run["F"]
             assert list(run["parts"].values())[0] == [1, 1]  # the answer on top, the tokens below
             assert run["parts"]["tokens"] == [5, 1] and run["parts"]["mlp0"] == [4, 4]
             assert run["parts"]["0.1"] == [4, 3] and run["parts"]["2.0"] == [2, 2]
@@ -573,7 +574,7 @@ for (const act of [pin, point, leave, pin]) {
     pins.push([chosen(), hint()]);
 }
 Playground.ask("3+3=");
-return { panels, said, pins, alone: hint() };
+return { panels, said, pins, alone: view.children[0].textContent };
 """
 
 
@@ -663,7 +664,7 @@ def test_the_circuit_shows_each_effect_and_says_what_a_head_does(drawn):
     assert not quiet and "Point at a head" in point and on and first != second
     assert kept and again == first and first.startswith("Head 0.0")
     assert off  # the pointer is still there, so that it stays lit
-    assert "no effect to draw" in said["alone"]
+    assert said["alone"].startswith("Both prompts ")  # are answered alike
 
 
 # ---------------------------------------------------------------- while it learned

@@ -21,7 +21,10 @@ SHOTS = 3
 FI = {"1.0": 2.0, "2.1": 0.5}
 OTHERS = {"1.1": 1.0, "1.2": 1.0, "2.0": 1.0, "2.2": 1.0}  # of the same layers, none of layer 0
 MODEL = SimpleNamespace(cfg=ModelConfig(n_layers=3, n_heads=3))
-LOOKS = {"fi": [0.4571, 0.3313, 0.2116], "others": [0.1, 0.2, 0.7]}  # shares of the attention, by answer
+LOOKS = {
+    "fi": [0.4571, 0.3313, 0.2116],
+    "others": [0.1, 0.2, 0.7],
+}  # shares of the attention, by answer
 
 
 def generator(seed=0):

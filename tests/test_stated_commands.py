@@ -14,6 +14,7 @@ from minifunc.model import ModelConfig, Transformer
 from minifunc.support.effects import Effects
 from minifunc.support.errors import UserError
 from minifunc.support.evaluation import wilson
+from minifunc.support.files import save_json, save_tensors
 
 N_TOKENS = len(tasks.VOCABULARY)
 CFG = ModelConfig(n_layers=2, n_heads=4, d_model=8, d_head=4, d_mlp=8, d_vocab=N_TOKENS)
@@ -345,6 +346,41 @@ def test_what_a_row_says_follows_from_what_was_found(study, monkeypatch):
     assert shown.count("what to do: a 80 %") == 3 and shown.count("measured: measured") == 3
     marks = [line.split()[0] for line in shown.splitlines() if "(wanted: at least 90 %)" in line]
     assert marks == ["pass", "FAIL", "?", "FAIL"]
+
+
+def test_swapped_heads_send_what_they_send_on_the_plain_prompt(study):
+    one = study()
+    for weight in one.model.parameters():
+        weight.data *= 3  # heads matter
+    base, contrast = one.pairs.base, one.pairs.contrast
+    _, cache = one.model.run_with_cache(base)
+
+    def send(z, name):
+        if name == "blocks.1.attn.hook_z":
+            z[:, :, 2] = cache[name][:, :, 2]
+        return z
+
+    hooks = {f"blocks.{layer}.attn.hook_z": send for layer in (0, 1)}
+    wanted = one.model.run_with_hooks(contrast, hooks)[:, -1].argmax(-1)
+    assert torch.equal(one.ask_swapped([["1.2"], []])[0], wanted)
+    untouched = one.model(contrast)[:, -1].argmax(-1)
+    assert torch.equal(one.ask_swapped([[]])[0], untouched) and (wanted != untouched).any()
+
+
+@pytest.mark.parametrize("verdicts", [("pass",), ("fail",), ("could not tell",), ("pass", "fail")])
+def test_one_failed_check_is_exit_code_1(monkeypatch, tmp_path, capsys, verdicts):
+    rows = [{"verdict": verdict} for verdict in verdicts]
+    monkeypatch.setattr(check, "checked", lambda study: rows)
+    monkeypatch.setattr(check, "show", lambda rows: "")
+    cfg = replace(CFG, n_layers=1)
+    save_tensors(tmp_path / "model.pt", Transformer(cfg).state_dict())
+    save_json(tmp_path / "config.json", {"model": vars(cfg), "vocabulary": tasks.VOCABULARY})
+    failed = "fail" in verdicts
+    assert check.main(["--run", str(tmp_path), "--device", "cpu", "--k", "-3"]) == failed
+    assert ("exit code 1: 1 check failed, listed above" in capsys.readouterr().out) == failed
+    written = json.loads((tmp_path / "check.json").read_text())
+    assert (written["k"], written["shots"], written["seed"]) == (-3, 8, 0)
+    assert written["checks"] == rows
 
 
 # ---------------------------------------------------------------- ask
