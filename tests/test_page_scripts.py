@@ -136,6 +136,18 @@ def test_the_tools_of_a_page_write_shares_and_groups_as_stated(drawn):
     assert said["ids"] == [0, tasks.VOCABULARY.index("1"), tasks.VOCABULARY.index("=")]
 
 
+def test_a_page_fits_narrow_screens_and_may_fetch_nothing(drawn):
+    text = drawn[0].read_text()
+    tree = Tree(text)
+    assert tree.root[0] == "html" and tree.root[1] == {"lang": "en"}
+    metas = [one[1] for one in tree.root[2][0][2] if one[0] == "meta"]
+    assert {"charset": "utf-8"} in metas
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in metas
+    [policy] = [meta["content"] for meta in metas if "http-equiv" in meta]
+    assert policy.startswith("default-src 'none';")
+    assert len(tree.scripts) == 10 and text.startswith("<!doctype html>")
+
+
 # ---------------------------------------------------------------- the playground
 
 PLAY = """

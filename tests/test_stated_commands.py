@@ -410,11 +410,20 @@ def asked_with(monkeypatch, r, n_layers=2, n_heads=6):
 
 
 def test_the_eight_strongest_heads_are_listed_and_the_strong_ones_swapped(monkeypatch):
-    r = {"0.0": -0.4, "0.1": -0.05, "0.2": -0.049, "0.3": 0.3, "0.4": -0.0009, "0.5": -0.001}
+    r = {"0.0": -0.4, "0.1": -0.05, "0.2": -0.049, "0.3": 0.3, "0.4": -0.004, "0.5": -0.002}
     r |= {"1.0": -0.01, "1.1": -0.02, "1.2": -0.03, "1.3": -0.035}
     lines, swapped, plain = asked_with(monkeypatch, r)
     rows = [line.split() for line in lines if line.startswith("   ")]
-    wanted = ["0.0", "0.1", "0.2", "1.3", "1.2", "1.1", "1.0", "0.5"]  # back to plain comes first
+    wanted = [
+        "0.0",
+        "0.1",
+        "0.2",
+        "1.3",
+        "1.2",
+        "1.1",
+        "1.0",
+        "0.4",
+    ]  # eight of the nine  # back to plain comes first
     assert [row[0] for row in rows] == wanted
     assert [float(row[1]) for row in rows] == [round(100 * r[head], 1) for head in wanted]
     assert rows[0][2] == "█" * 12 and rows[1][2] == "█" * 2  # 30 for all of the way
@@ -425,10 +434,16 @@ def test_the_eight_strongest_heads_are_listed_and_the_strong_ones_swapped(monkey
     assert f"logit({plain}) - logit(9)" in " ".join(lines)
     assert lines[0].endswith("<bos> 1 + 1 = 2 ; 3 + 3 =")
     assert lines[1].startswith(f"It is answered {plain} (")
-    lines, swapped, _ = asked_with(monkeypatch, {"0.0": -0.04, "1.0": 0.0005, "1.1": 0.5}, 2, 3)
+    lines, swapped, _ = asked_with(
+        monkeypatch, {"0.0": -0.04, "0.2": -0.001, "1.0": 0.0009, "1.1": 0.5}, 2, 3
+    )
     assert lines[-1] == "No head alone has r of -5 % or less." and not swapped
     rows = [line.split() for line in lines if line.startswith("   ")]
-    assert rows == [["0.0", "-4.0", "█"], ["1.1", "50.0"]]  # none for what goes the other way
+    assert rows == [
+        ["0.0", "-4.0", "█"],
+        ["0.2", "-0.1"],
+        ["1.1", "50.0"],
+    ]  # none for what goes the other way
 
 
 def test_the_five_likeliest_answers_are_told_with_their_shares(monkeypatch):

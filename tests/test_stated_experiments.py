@@ -566,6 +566,33 @@ def test_kinds_of_wrong_answers_are_told_apart(monkeypatch):
         assert met == {kind: round(n / 6, 4) for kind, n in kinds.items()}
 
 
+def test_documents_of_the_grid_count_where_the_answer_is_determined_and_not_shown(monkeypatch):
+    asked = []
+    monkeypatch.setattr(measure, "share_right", lambda model, *what: asked.append(what) or 0.5)
+    table = measure.grid(None, 16)
+    shares = {(w, f): share for w, row in table.items() for f, share in row.items()}
+    assert set(shares) == {(w, f) for w in tasks.WRAPPERS for f in tasks.FUNCTIONS}
+    counted = iter(asked)
+    for (wrapper, function), share in shares.items():
+        if share is None:
+            continue
+        prompts, answers = next(counted)
+        drawn = measure.cell_documents(wrapper, function, 16)
+        wanted = []
+        for tokens, determined in zip(drawn.tokens, drawn.determined[:, -1]):
+            shown, answer = (
+                tokens[tasks.answer_positions(9)[:-1]],
+                tokens[tasks.answer_positions(9)[-1]],
+            )
+            known = wrapper not in ("relabel", "copy") and (shown == answer).any()
+            if determined and not known:
+                wanted.append(int(answer))
+        assert answers.tolist() == wanted and len(prompts) == len(wanted) > 0
+        assert (prompts[:, -1] == tasks.EQUALS).all()
+    assert next(counted, None) is None and sum(share is None for share in shares.values()) < 12
+    assert table["base"]["copy"] is table["base"]["choice"] is None
+
+
 def test_addition_is_told_at_8_shots_and_by_shots(monkeypatch):
     table = {k: {"2": 0.1, "8": 0.5 + int(k) / 10} for k in map(str, range(-4, 5))}
     asked = []
@@ -681,6 +708,33 @@ def test_every_task_is_asked_plainly_and_with_every_k(monkeypatch):
     every = [0, *EVERY_K]  # plain: 24 prompts; 3 of each of 8 k, 6 of each of 4 bases
     assert asked[:9] == [("addition", k, 8, 3 if k else 24) for k in every]
     assert asked[-4:] == [("base_addition", k, 8, 6) for k in (6, 7, 8, 9)]
+
+
+def test_a_snapshot_is_measured_on_as_many_prompts_as_stated(monkeypatch, tiny):
+    sizes, seen = [], {}
+    monkeypatch.setattr(measure, "how_many", lambda n, quick: sizes.append(n) or 6)
+    monkeypatch.setattr(train, "loss_on_answers", lambda model, *documents: torch.tensor(1.234567))
+    monkeypatch.setattr(emergence, "every_task", lambda model, n: {"addition": {"plain": 0.75}})
+    monkeypatch.setattr(emergence, "effects", lambda model, groups, n: {"r": groups})
+
+    def head_scores(model, prompts, groups):
+        seen["prompts"] = prompts
+        return {"pt_score": 0.5}
+
+    monkeypatch.setattr(emergence, "head_scores", head_scores)
+    row = emergence.at_one_step(tiny, runs.default_run("x", 0, 7), {"g": ["0.0"]}, False)
+    assert sizes == [256, 100, 96, 200, 50]  # documents; prompts of scores, tasks, +1, effects
+    pairs = measure.off_by_one(6, measure.generator())
+    assert torch.equal(seen["prompts"], pairs.contrast)
+    right = measure.share_right(tiny, pairs.contrast, pairs.contrast_answers)
+    assert row == {
+        "loss": 1.23457,
+        "accuracy": {"addition": {"plain": 0.75}},
+        "plain_8": 0.75,
+        "off_by_one_8": right,
+        "pt_score": 0.5,
+        "r": {"g": ["0.0"]},
+    }
 
 
 # ---------------------------------------------------------------- traced seeds

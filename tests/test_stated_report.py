@@ -334,6 +334,18 @@ def test_a_colour_is_as_strong_as_its_value(most, root, value, sign, size):
     assert shade == {"class_": sign, "style": f"--v:{size}%"}
 
 
+def test_a_legend_runs_from_one_end_of_the_scale_to_the_other():
+    made = pictures.Scale(100, root=True).legend("r in %", "back", "on")
+    swatches = re.findall(r'<span class="(neg|pos)" style="--v:(\d+)%">(.*?)</span>', made)
+    values = ["−100", "−50", "−25", "−5", "0", "+5", "+25", "+50", "+100"]
+    assert [shown for *_, shown in swatches] == values
+    assert [kind for kind, *_ in swatches] == ["neg"] * 4 + ["pos"] * 5
+    assert [int(size) for _, size, _ in swatches] == [100, 71, 50, 22, 0, 22, 50, 71, 100]
+    assert re.sub(r"<.*?>", " ", made).split()[0] == "back" and made.endswith(
+        "r in %, on</span></p>"
+    )
+
+
 def tips(markup):
     return [html.unescape(tip) for tip in re.findall(r'data-tip="(.*?)"', markup)]
 
