@@ -203,7 +203,7 @@ function built([tag, attributes, children]) {
 }
 
 let focused = null;
-const waiting = new Map();
+let waiting = [];
 const root = built(given.page);
 const document = Object.assign(new Target(), {
   documentElement: root,
@@ -230,12 +230,12 @@ Object.assign(globalThis, {
     const matches = query.includes("max-width") && Boolean(given.narrow);
     return Object.assign(new Target(), { matches });
   },
-  setTimeout: (work) => waiting.set(work, work) && work,
-  clearTimeout: (work) => waiting.delete(work),
+  setTimeout: (work) => waiting.push(work),
+  clearTimeout: (number) => delete waiting[number - 1],
   /** Lets time pass: does what waits. Returns how much that was. */
   settle: () => {
-    const all = [...waiting.keys()];
-    waiting.clear();
+    const all = waiting.filter(Boolean);
+    waiting = [];
     all.forEach((work) => work());
     return all.length;
   },

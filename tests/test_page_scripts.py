@@ -9,14 +9,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
 import tasks
+from commands import ask
 from minifunc import definition
 from minifunc.report import page
 from minifunc.support.files import save_json, save_lines, save_tensors
 from tests.handwired import empty_model, headline_model
 from tests.test_report_circuit import answer_alone
-from tests.test_report_js import NODE, needs_node, scaled_model
+from tests.test_report_js import NODE, needs_node, node, scaled_model
 
 RUNNER = Path(__file__).with_name("page_in_node.js")
 EMPTY = {"meta", "input", "br"}
@@ -109,6 +111,7 @@ return {
     row: [row.textContent, ...style.match(/[\\d.]+(?=%)/g)],
     names: Playground.heads.map((head) => [head, Page.groupOf(head)]),
     ids: Page.idsOf(["<bos>", "1", "="]),
+    sets: at("sets").children.map((one) => [one.id, one.textContent]),
 };
 """
 
@@ -119,10 +122,30 @@ def test_the_tools_of_a_page_write_shares_and_groups_as_stated(drawn):
     assert said["percent"] == ["0 %", "0 %", "0.1 %", "5.0 %", "50.0 %", "99.9 %", *["100 %"] * 2]
     assert said["ranked"] == [1, 3, 0, 2]
     assert said["row"] == ["x25.0 %", "25", "50"]  # a bar as long as the share, a mark before
+    bring = "all heads that bring the"
+    assert said["sets"] == [
+        ["set-function_induction", "all FI heads"],
+        ["set-expected_answer", f"{bring} expected answer"],
+        ["set-shown_answer", f"{bring} shown answer"],
+        ["set-consolidation", "all consolidation heads"],  # a group without heads has none
+        ["reset", "as trained"],
+    ]
     fi, expected, shown, other = list(GROUPS)[:3] + ["consolidation"]
     wanted = [["2.0", fi], ["2.1", other], ["1.0", ""], ["1.1", fi], ["0.0", shown]]
     assert said["names"] == [*wanted, ["0.1", expected]]  # the last layer on top
     assert said["ids"] == [0, tasks.VOCABULARY.index("1"), tasks.VOCABULARY.index("=")]
+
+
+def test_a_page_fits_narrow_screens_and_may_fetch_nothing(drawn):
+    text = drawn[0].read_text()
+    tree = Tree(text)
+    assert tree.root[0] == "html" and tree.root[1] == {"lang": "en"}
+    metas = [one[1] for one in tree.root[2][0][2] if one[0] == "meta"]
+    assert {"charset": "utf-8"} in metas
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in metas
+    [policy] = [meta["content"] for meta in metas if "http-equiv" in meta]
+    assert policy.startswith("default-src 'none';")
+    assert len(tree.scripts) == 10 and text.startswith("<!doctype html>")
 
 
 # ---------------------------------------------------------------- the playground
@@ -149,7 +172,6 @@ const type = (id, text) => {
 };
 const shown = {
     heads: words(heads), tips: heads.map((one) => one.dataset.tip),
-    sets: words(at("sets").children),
     presets: words(at("presets").children),
     signs: at("signs").textContent, numbers: at("numbers").textContent, first: state(),
 };
@@ -209,8 +231,6 @@ def test_the_playground_shows_what_pytorch_answers_as_it_is_and_with_heads_swapp
     assert shown["numbers"] == f"{min(numbers)} to {max(numbers)}"
     signs = [word for word in tasks.VOCABULARY if word in "+-" or word.isalpha() and len(word) > 1]
     assert shown["signs"].split() == signs
-    assert shown["sets"][0] == "all FI heads" and shown["sets"][-1] == "as trained"
-    assert len(shown["sets"]) == 5  # a group without heads has none
     assert len(shown["presets"]) == 6 and shown["first"]["prompt"] == "1+1=3, 2+2=5, 3+3="
 
 
@@ -379,6 +399,27 @@ def test_the_guided_opening_makes_nothing_up(tmp_path, more, told):
     assert unsure == [more == 1] * 6  # with small logits nothing is sure
 
 
+@needs_node
+@pytest.mark.parametrize(
+    "groups, left",
+    [
+        ({"function_induction": ["0.0"], "shown_answer": ["0.1", "0.2", "0.3"]}, [1, 2, 4, 5, 6]),
+        ({"shown_answer": ["0.0"]}, [1, 2, 5, 6]),
+    ],
+    ids=["no other head", "no head that carries"],
+)
+def test_the_guided_opening_leaves_out_a_step_that_has_no_heads(tmp_path, groups, left):
+    script = """
+        const next = () => at("story-next").click() ?? at("story-next").textContent;
+        return [at("story-at").textContent, ...[1, 2, 3].map(next)];
+    """
+    first, *titles = said_by(by_hand(tmp_path, groups), script)
+    names = {3: "Swap one head", 4: "Swap the heads that matter", 5: "Mix two rules"}
+    names |= {1: "Start again", 2: "Show it true sums", 6: "Your turn"}
+    assert first == f"1 of {len(left)}"
+    assert titles == [names[step] for step in [*left, *left][2:5]]
+
+
 # ---------------------------------------------------------------- a path, patched by hand
 
 PATH = """
@@ -481,6 +522,7 @@ def test_a_path_patched_by_clicks_shows_the_runs_and_r_that_the_definition_gives
         for run, its in zip(runs, (F_base, F_now, logits)):
             assert run["answer"] == f"answer {tasks.VOCABULARY[its.argmax()]}"
             assert numbers_in(run["F"]) == pytest.approx([*F(its), of(its)], abs=0.006)
+            assert ("− (−" in run["F"]) == (F(its)[1] < 0) and "− −" not in run["F"]
             assert list(run["parts"].values())[0] == [1, 1]  # the answer on top, the tokens below
             assert run["parts"]["tokens"] == [5, 1] and run["parts"]["mlp0"] == [4, 4]
             assert run["parts"]["0.1"] == [4, 3] and run["parts"]["2.0"] == [2, 2]
@@ -544,7 +586,7 @@ for (const act of [pin, point, leave, pin]) {
     pins.push([chosen(), hint()]);
 }
 Playground.ask("3+3=");
-return { panels, said, pins, alone: hint() };
+return { panels, said, pins, alone: view.children[0].textContent };
 """
 
 
@@ -634,7 +676,7 @@ def test_the_circuit_shows_each_effect_and_says_what_a_head_does(drawn):
     assert not quiet and "Point at a head" in point and on and first != second
     assert kept and again == first and first.startswith("Head 0.0")
     assert off  # the pointer is still there, so that it stays lit
-    assert "no effect to draw" in said["alone"]
+    assert said["alone"].startswith("Both prompts ")  # are answered alike
 
 
 # ---------------------------------------------------------------- while it learned
@@ -772,3 +814,61 @@ def test_a_page_has_two_themes_tips_that_go_and_one_stop_of_the_tab_key_per_pict
     stop = [" ".join(["-1"] * at + ["0"] + ["-1"] * (n_spots - 1 - at)) for at in range(n_spots)]
     assert said["stops"] == stop[0] and n_spots == 6
     assert said["keys"] == [[at, stop[at]] for at in (1, 2, 1, 1, 0, 0)]
+
+
+# ---------------------------------------------------------------- prompts as text
+
+ONE, FEW_RIGHT = "no example shows by which rule to answer", "the model gives it less than half"
+LITTLE, MIXED_UP = "one example is little to go by", "the examples are off by different amounts"
+DOUBTED = [  # a prompt, the probability of its answer, and why that is a guess
+    ("3+3=", 0.9, [ONE]),
+    ("3+3=", 0.2, [ONE, FEW_RIGHT]),
+    ("1+1=3, 3+3=", 0.5, []),
+    ("1+1=3, 3+3=", 0.49, [LITTLE, FEW_RIGHT]),
+    ("1+1=3, 2+2=5, 3+3=", 0.49, [FEW_RIGHT]),
+    ("1+1=3, 5-2=4, 3+3=", 0.4, [FEW_RIGHT]),
+    ("1+1=3, 2+2=4, 3+3=", 0.4, [MIXED_UP, FEW_RIGHT]),
+    ("1+1=3, 2+2=4, 3+3=", 0.5, []),
+    ("1+1=1, 2 max 5=4, 6 min 3=2, 4 first 7=3, 4 second 7=6, 2 same _=1, 3+3=", 0.1, [FEW_RIGHT]),
+]
+READ = """
+const asTyped = (strings) => P.toText(strings.split(" "));
+const read = (text) => P.tokenize(text, data.words);
+const refused = (text) => {
+    try {
+        return read(text).join(" ");
+    } catch (error) {
+        return error.message;
+    }
+};
+return {
+    typed: data.drawn.map(asTyped),
+    again: data.drawn.map((strings) => read(asTyped(strings)).join(" ")),
+    bases: data.drawn.map((text) => P.baseTokens(text.split(" "), data.words).join(" ")),
+    why: data.doubted.map(([text, share]) => P.doubts(read(text), share)),
+    refused: data.refused.map(refused),
+};
+"""
+
+
+@needs_node
+def test_prompts_of_every_kind_are_typed_and_read_back_and_made_plain_as_ask_does_it():
+    drawn = []
+    for name, task in tasks.TASKS.items():
+        for k in task.ks[:2]:
+            pairs = tasks.evaluation_pairs(name, k, 3, 3, torch.Generator().manual_seed(k + 9))
+            drawn += pairs.contrast
+    drawn.append(tasks.encode("30+30=1, 0-20=1, 2+2="))  # 60 and -20 are no tokens: these stay
+    strings = [tasks.decode(tokens) for tokens in drawn]
+    odd = ["1 a 2=3, 2+2=", "1+1=3, 2+2=5", "1+1=, 2+2=", "1+31=", "1+1 2+2="]
+    data = {"drawn": strings, "doubted": DOUBTED, "refused": odd, "words": tasks.VOCABULARY}
+    said = node(READ, **data)
+    assert said["again"] == strings
+    assert said["bases"] == [tasks.decode(ask.base_prompt(tokens)) for tokens in drawn]
+    assert said["typed"][-1] == "30+30=1, 0-20=1, 2+2="
+    assert said["why"] == [why for *_, why in DOUBTED]
+    unread, opened, twice, unknown, joined = said["refused"]
+    assert "cannot read “1 a 2=3”" in unread and opened.startswith("leave the last answer open")
+    assert "cannot read “2+2=”" in twice and "cannot read “1+1 2+2=”" in joined
+    assert "31 is not known" in unknown
+    assert all("1+1=3, 2+2=5, 3+3=" in told for told in said["refused"])
