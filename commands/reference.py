@@ -71,6 +71,7 @@ def learning(run: Path, looks: dict[int, dict[str, Any]]) -> dict[str, Any]:
     return {
         "weights": weights_hash(model.state_dict()),
         "prompt": tasks.decode(PROMPT),
+        "n_prompts": patch.Study().prompts,
         "criteria": vars(Criteria()),
         "looks": [{"step": step} | seen for step, seen in looks.items()],
     }

@@ -49,6 +49,7 @@ def playground(f: Findings) -> list[Markup]:
         "vocabulary": f.names,
         "layout": [[name, array.size] for name, array in arrays.items()],
         "groups": {name: [x for x in every if x in heads] for name, heads in groups.items()},
+        "r": f.circuit.get("effects", {}).get("logits", {}).get("heads", []),
         "prompt": PUZZLE,
     }
     values = b"".join(array.astype("<f4").tobytes() for array in arrays.values())
@@ -70,10 +71,8 @@ def build(f: Findings) -> str:
     for name, plain, make, needs in SECTIONS:
         lead = h("p", glossed(LEADS[name]), class_="lead") if name in LEADS else None
         parts[name] = title_of(f, name, plain), [lead, content(f, make, needs)]
-    parts["details"] = (
-        "Details",
-        [details(title, content(f, make, needs), id=name) for name, title, make, needs in DETAILS],
-    )
+    folded = [details(plain, content(f, make, needs), id=x) for x, plain, make, needs in DETAILS]
+    parts["details"] = "Details", folded
     heading = h("h1", puzzle(f))
     main = [h("section", heading, content(f, claim, "circuit"), id="claim", aria_label="The claim")]
     for name, (title, inner) in parts.items():

@@ -92,11 +92,15 @@ def four_bars(title: str, four: Sequence[Mapping[str, Any]]) -> Markup:
         names.append(text(BARS_LEFT - 8, y + 14, name, at="end"))
         bars.append(bar(y + 2, where, "plain", row["base_acc"], row["n_prompts"]))
         bars.append(bar(y + 11, where, "shifted", row["contrast_acc"], row["n_prompts"]))
-        shares = f"{percent(row['base_acc'], 1)} / {percent(row['contrast_acc'], 1)}"
-        names.append(text(BARS_LEFT + BARS_WIDTH + 8, y + 14, shares))
+        names.append(text(BARS_LEFT + BARS_WIDTH + 8, y + 14, both(row)))
     parts = [text(0, 12, title, "title"), grid, names, bars]
     size, label = f"0 0 376 {bottom + 16}", f"{title}: shares of plain and shifted answers"
     return h("svg", parts, viewBox=size, role="img", aria_label=label, class_="bars")
+
+
+def both(row: Mapping[str, Any]) -> str:
+    """The shares of plain and shifted answers, in words."""
+    return f"{percent(row['base_acc'], 1)} / {percent(row['contrast_acc'], 1)}"
 
 
 def bar(y: float, where: str, answer: str, share: float, n: int) -> Markup:

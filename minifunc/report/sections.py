@@ -5,6 +5,7 @@ A KeyError says that a file lacks something: `content` makes a note of it.
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
 from minifunc.report import checklist, pictures
@@ -14,7 +15,7 @@ from minifunc.report.html import Markup, details, h, inside, percent, scrolling,
 from minifunc.report.learned import learned
 from minifunc.report.pictures import Scale
 from minifunc.report.terminal import Circuit, asked_in, fours, listed, members, r_of, title
-from minifunc.report.titles import mixed_rules, swaps, unseen
+from minifunc.report.titles import mixed_rules, swaps, title_of, unseen
 from minifunc.support.evaluation import wilson
 from minifunc.support.names import parse
 from minifunc.support.tables import words
@@ -64,7 +65,9 @@ def claim(f: Findings) -> Content:
     circuit = f.circuit
     done = percent(circuit["accuracy"]["contrast_prompt"]["contrast"], 1)
     n = circuit["accuracy_prompts"]
-    never = ", which training never showed it," if unseen(f, circuit["task"], circuit["k"]) else ""
+    never = f", though training held no {title(circuit)}," * unseen(
+        f, circuit["task"], circuit["k"]
+    )
     shown = [f"Shown {circuit['shots']} ", *glossed("[examples|shot]"), f" of {title(circuit)}"]
     shown.append(f"{never} this model goes on by that rule on {done} of {n} prompts")
     if not f.fi:
@@ -73,10 +76,13 @@ def claim(f: Findings) -> Content:
         shown.append(", so what follows is about a weak effect")
     ours, *_ = swaps(circuit)
     remains, returns = percent(ours["contrast_acc"], 1), percent(ours["base_acc"], 1)
-    told = f". The answer comes through {len(f.fi)} small parts, [attention heads|head]: with what "
-    told += f"they do on plain examples [swapped in|swap], {remains} of answers"
+    plain = "true sums" if circuit["task"] == "addition" else "plain answers"
+    told = (
+        f". Its answer comes through {len(f.fi)} of its small parts, [attention heads|head]. [Make "
+    )
+    told += f"these send|swap] what they send after {plain}, and {remains} of answers still follow "
     return [
-        h("p", shown, glossed(f"{told} follow it and {returns} are plain."), class_="claim"),
+        h("p", shown, glossed(f"{told}the rule; {returns} are {plain}."), class_="claim"),
         h("div", claim_numbers(f, n, done, remains), class_="numbers-row"),
         source(f, "circuit.json"),
     ]
@@ -86,14 +92,13 @@ def claim_numbers(f: Findings, n: int, done: str, remains: str) -> list[Markup]:
     """The numbers in large print, each with what it counts. n: prompts."""
     found = f.circuit["evaluation"]
     alone, *_ = found.get("circuits", [found | {"heads": found["circuit"]}])
-    chance = (alone.get("random_circuits") or {}).get("mean")
-    alone_of = f"[faithfulness] of all {len(alone['heads'])} heads that matter, alone"
-    alone_of += "" if chance is None else f"; {chance:.2f} of as many at random"
+    stays = f"{alone['faithfulness']:.2f}"
+    kept, others = len(alone["heads"]), f.n_heads - len(alone["heads"])
     shown = {
         f"of {n} prompts are answered {f.circuit['asked']}": done,
         f"of {f.n_heads} heads are [FI heads|FI head]: {', '.join(f.fi)}": len(f.fi),
         "still follow the rule when these heads are [swapped|swap]": remains,
-        alone_of: f"{alone['faithfulness']:.2f}",
+        f"of the effect stays with {kept} heads kept and {others} [swapped|faithfulness]": stays,
     }
     return [
         h("div", h("b", value), h("span", glossed(what)), class_="number")
@@ -107,14 +112,16 @@ def graph(f: Findings) -> Content:
         "stream": "a shown answer, and the model’s state above it",
         "reads": "its operands: what was to be expected",
         "into": "what FI heads take from there",
-        "out": "to the answer, r < 0",
-        "against": "the other way, r > 0",
+        "out": "brings this prompt’s answer",
+        "against": "works against it",
     }
     caption = (
         "Two pictures of the same model: on the prompt you asked, and on its base prompt. Follow a "
         "shown answer up its purple line; amber lines bring it to the FI heads, red ones go from "
-        "these to the answer, and the wider a line, the more the answer moves when that alone is "
-        "as on the other prompt (under 1 %: no line). MLPs and all other heads are not drawn."
+        "these to the answer. Width: how far the answer moves if only this line carries what it "
+        "carries on the other prompt (under 1 %: no line, but an FI head keeps a thin one). Other "
+        "heads are not drawn, nor are MLPs: a line leads through all MLPs after its sender. Their "
+        "own effect may be large, but at the last = they know of the examples what heads brought."
     )
     picture = [colour_key(colours), view(f, "circuit-view")]
     return [figure(f, picture, caption, "circuit.json (groups)")]
@@ -143,7 +150,16 @@ def heads_table(f: Findings) -> Content:
         rows.append([head, groups_of(circuit, head), signed(r_of(circuit, head), 1), *looks])
     shares = map(words, next(iter(circuit["attention"].values())))
     columns = ["head", "group", "r on the logits, %", *shares]
-    return [numbers(columns, rows, "The heads of the circuit, and the shares of their attention")]
+    told = (
+        "The heads of the circuit, and shares of their attention: from the last =, or from a shown "
+    )
+    inner = numbers(columns, rows, f"{told}answer. Bos: the start of the prompt.")
+    alone, *_ = circuit.get("evaluation", {}).get("circuits", [{}])
+    if not (chance := alone.get("random_circuits")):
+        return [inner]
+    told = "As many heads of the same layers, drawn at random, keep "
+    told += f"{chance['mean']:.2f} of the effect; on average {percent(chance['overlap'])} of the "
+    return [inner, h("p", told, "circuit’s heads are among them.")]
 
 
 def effects(f: Findings) -> Content:
@@ -156,8 +172,8 @@ def effects(f: Findings) -> Content:
     content = [effects_on(f, {"logits": "heads → logits"}, [*caption, scale])]
     if f.fi:
         caption = (
-            "What reaches function-induction heads, all overwritten together where that was "
-            "traced. v: what is handed over; k: what is found; q: what is looked for."
+            "What reaches function-induction heads. v: what is handed over; k: what is found; q: "
+            "what is looked for. “Function induction”: a path into all of these heads at once."
         )
         swept = f.circuit["effects"]
         together = [to for to in swept if to.startswith("function_induction.")]
@@ -183,8 +199,9 @@ def proof(f: Findings) -> Content:
     colours = {"plain-answer": "plain answer", "shifted-answer": "answer by the new rule"}
     caption = glossed(
         "Shares of prompts that are answered plainly, and by the new rule; lines are 95 % intervals"
-        " over prompts. In the third row the [FI heads|FI head] are [swapped|swap]. The fourth is "
-        "the control: as many random heads of the same layers are, or all others if fewer."
+        " over prompts. In the third row the [FI heads|FI head] are [swapped|swap]. In the fourth, "
+        "the control, as many other heads of the same layers, drawn at random (all of them if "
+        "there are fewer), are."
     )
     n = {"n_prompts": circuit["accuracy_prompts"]}
     shares = circuit["accuracy"].values()
@@ -196,19 +213,26 @@ def proof(f: Findings) -> Content:
 
 def reused(f: Findings) -> Content:
     """The same heads on tasks that were not traced, in a table."""
+    rows = [[name, *map(pictures.both, four)] for name, four in other_tasks(f).items()]
+    told = "Plain / shifted answers; all others are neither. Without a carry both rules give one."
+    others = numbers(["task", *pictures.BARS], rows, told)
+    return [*weakest(f), details(f"The same heads on {len(rows)} other tasks", others)]
+
+
+def other_tasks(f: Findings) -> dict[str, list[Circuit]]:
+    """The rows of `reuse` for each task that was not traced, by its name."""
     traced = (f.circuit["task"], f.circuit["k"])
-    named = {asked_in(x): x for x in fours(f.circuit) if (x[0]["task"], x[0]["k"]) != traced}
-    rows = [[name, *map(both_answers, four)] for name, four in named.items()]
-    others = numbers(["task", *pictures.BARS], rows, "Plain / shifted answers, 100 prompts or so")
+    return {asked_in(x): x for x in fours(f.circuit) if (x[0]["task"], x[0]["k"]) != traced}
+
+
+def weakest(f: Findings) -> Content:
+    """Where the control keeps least of the new rule."""
+    named = other_tasks(f)
     worst = max(named, key=lambda x: named[x][1]["contrast_acc"] - named[x][3]["contrast_acc"])
     had, left = (percent(named[worst][at]["contrast_acc"]) for at in (1, 3))
     told = f"The control is weakest for {worst.replace('-', '−')}: with other heads "
     told += f"swapped, the new rule is left on {left} of prompts; with none swapped, on {had}."
-    return [h("p", told), details(f"The same heads on {len(rows)} other tasks", others)]
-
-
-def both_answers(row: Mapping[str, Any]) -> str:
-    return f"{percent(row['base_acc'], 1)} / {percent(row['contrast_acc'], 1)}"
+    return [h("p", told)]
 
 
 FORECASTS = {  # of what the answer is off by
@@ -231,7 +255,7 @@ def averaging(f: Findings) -> Content:
             tip = f"off by {signed(offset)}: {percent(share)} of {row['n_prompts']} answers"
             cells.append(Scale(2.0).cell(share, percent(share), tip, offset in row["offsets"]))
         answered.append([" and ".join(map(signed, row["offsets"])), *cells])
-    told = "How often the answer is off by so much"
+    told = f"How often the answer is off by so much, of {mixtures[0]['n_prompts']} prompts a row"
     heat = pictures.heat_map(told, "shown", map(signed, offsets), answered)
     first, foretold = mixtures[0], []
     for name, r2 in first["r2"].items():
@@ -240,8 +264,8 @@ def averaging(f: Findings) -> Content:
         foretold.append([FORECASTS[name], signed(r2, 2), hits])
     caption = glossed(
         "Each [shot] of a prompt is off by one of two amounts (outlined), at random. Copying the "
-        "rule of one shot would give outlined answers alone. What does foretell them is told by "
-        "[R²]. What causes them is seen where [FI heads|FI head] are made to look elsewhere."
+        "rule of one shot would give outlined answers alone. [R²] says which forecast fits best. "
+        "The last table forces the [FI heads|FI head]’ attention and shows that the answer follows."
     )
     told = f"Shown {answered[0][0]}: what foretells the answer"
     table = numbers(["forecast", "R²", "rounded, is the answer (95 %)"], foretold, told)
@@ -255,7 +279,9 @@ def nearer(f: Findings) -> Content:
     better = []
     for rule, r2 in rules.items():
         if r2["nearest"] > r2["attention"]:
-            better.append(f"{rule} (R² {signed(r2['nearest'], 2)}, {signed(r2['attention'], 2)})")
+            better.append(
+                f"{rule} (R² {signed(r2['nearest'], 2)}, not {signed(r2['attention'], 2)})"
+            )
     told = f"Of {len(rules)} rules that add no fixed amount, the most similar example foretells "
     return [h("p", f"{told}{len(better)} better than the mean by attention: {listed(better)}.")]
 
@@ -267,24 +293,26 @@ def steering(f: Findings) -> Content:
         if found[key]:  # there may be no others
             rows.append([who, *(signed(row["off_by"], 2) for row in found[key][::3])])
     gains = [percent(row["gain"]) for row in found["steered"][::3]]  # 0, half, all
-    told = "Attention on examples shared out anew: what the answer is off by, on average"
+    told = f"Attention on examples shared out anew, {found['steered'][0]['n_prompts']} prompts: "
+    told += "what the answer is off by, on average"
     return [numbers(["share of those off by +1", *gains], rows, told)]
 
 
 def seeds(f: Findings) -> Content:
     """Three models that differ by their seed alone, as grids of heads with their roles."""
-    having = Counter(kind for row in f.seeds for kind, heads in row["groups"].items() if heads)
-    occurring = ", ".join(f"{words(kind)} in {having[kind]}" for kind in f.seeds[0]["groups"])
+    roles = [[kind for kind, heads in row["groups"].items() if heads] for row in f.seeds]
+    occurring = ", ".join(f"{words(kind)} in {n}" for kind, n in Counter(chain(*roles)).items())
     caption = glossed(
         "The default training from three random starts, seeds 0 to 2, not picked. Number: an [FI "
-        "head]’s [r] in %. Colours mean the same in all three, in other places: a head’s "
-        f"number means nothing in another model. Of {len(f.seeds)} models so many have some heads "
-        f"of a role: {occurring}."
+        "head]’s [r] in %. Same colours, other places: head 2.3 of one model is not 2.3 of another."
+        " Other direct heads move the answer as well; shown and expected answer heads bring these "
+        "to FI heads, and upstream heads feed them. Dots: all roles of a head that has several. Of "
+        f"{len(f.seeds)} models so many have heads of a role: {occurring}."
     )
     ends = [parse(head) for row in f.seeds for heads in row["groups"].values() for head in heads]
     n_layers, n_heads = (max(end) + 1 for end in zip(*ends))  # of models of one shape
     grids = h("div", [roles_map(row, n_layers, n_heads) for row in f.seeds[:3]], class_="maps")
-    colours = {kind: words(kind) for kind in having}
+    colours = {kind: words(kind) for kind in dict.fromkeys(chain(*roles[:3]))}
     return [figure(f, [colour_key(colours), grids], caption, "results/seeds.json")]
 
 
@@ -297,19 +325,50 @@ def roles_map(row: Circuit, n_layers: int, n_heads: int) -> Markup:
             roles = [kind for kind, heads in row["groups"].items() if head in heads]
             shown = signed(100 * row["fi_r"][head]) if head in row["fi_r"] else ""
             tip = f"head {head}: {groups_of(row, head) or 'no part of the circuit'}"
-            cells.append(h("td", shown, data_tip=tip, class_=" ".join(["role", *roles])))
+            dots = [h("i", class_=role) for role in roles] if len(roles) > 1 else None
+            cells.append(h("td", shown, dots, data_tip=tip, class_=" ".join(["role", *roles])))
         rows.append([str(layer), *cells])
     columns = [f"h{index}" for index in range(n_heads)]
     return pictures.heat_map(f"Seed {row['seed']}", "layer", columns, rows)
 
 
 def check(f: Findings) -> Content:
-    """The checklist: a verdict, and every check, those that passed last."""
+    """The checklist; before it is made, what the page itself shows of what may go wrong."""
+    limits = content(f, shown_limits, "") if f.circuit and f.fi and not f.check else None
+    return [limits, content(f, all_checks, "check")]
+
+
+def shown_limits(f: Findings) -> Content:
+    """What to watch and when to act, by the intervals of this run, and what is known to fail."""
+    (ours, *_), n = swaps(f.circuit), f.circuit["accuracy_prompts"]
+    done, left = f.circuit["accuracy"]["contrast_prompt"]["contrast"], ours["contrast_acc"]
+    low, high = wilson(done, n)[0], wilson(left, ours["n_prompts"])[1]
+    heads = ", ".join(f.fi)
+    watch = (
+        f"Watch, on prompts of your own: the share that follows the rule (here {percent(done, 1)}"
+    )
+    watch += (
+        f"), and the share that still does with heads {heads} swapped ({percent(left, 1)}). Act "
+    )
+    watch += (
+        f"when the first is below {percent(low, 1)} or the second above {percent(high, 1)}, the "
+    )
+    watch += "ends of their 95 % intervals: keep such prompts away, or trace the heads anew."
+    alone = f"The numbers of heads, {heads}, hold for this model alone."
+    mixed = title_of(f, "averaging", "Prompts that mix two rules were not asked") + "."
+    told = [h("p", watch, class_="judgement"), content(f, weakest, "")]
+    return [*told, h("p", mixed), h("p", alone)]
+
+
+def all_checks(f: Findings) -> Content:
+    """A verdict, and every check, those that passed last."""
     rows = sorted(f.check["checks"], key=lambda row: bool(row["verdict"] == "pass"))
     checks = h("div", list(map(checklist.checked, rows)), class_="checks")
     whole = all("risk" in row for row in rows)  # then it is the heads that may not be known
     verdict = content(f, checklist.verdict, "" if whole else "check")
-    return [verdict, checks, source(f, "check.json")]
+    drawn = "Each check asks prompts of its own, a fresh draw. So a share may differ a little from "
+    told = h("p", drawn, "that of the same question above.", class_="lead")
+    return [told, verdict, checks, source(f, "check.json")]
 
 
 def about(f: Findings) -> Content:
@@ -319,7 +378,12 @@ def about(f: Findings) -> Content:
     known = {"run": f.folders.name, "model": model, "diet": diet}
     known["versions"] = named((f.config or f.circuit).get("versions", {}))
     if "criteria" in f.circuit:
-        known["criteria"] = named(f.circuit["criteria"])
+        known["criteria"] = (
+            named(f.circuit["criteria"]) + " (least shares: solves, of prompts right"
+        )
+        known["criteria"] += (
+            "; strong and feeds, r on the answer and on a head; looks, of attention)"
+        )
     known["after"] = h("a", "arXiv 2507.09875", href="https://arxiv.org/abs/2507.09875")
     weights = "" if f.unplayable else ", weights included"
     said = f". It holds all it needs{weights}, and asks nothing of any network."
@@ -345,7 +409,7 @@ SECTIONS: Sections = (
     ("path", "Patch a path yourself", path, "circuit"),
     ("proof", "Swapped, and a control", proof, "circuit fi"),
     ("averaging", "What the heads compute", averaging, "circuit fi"),
-    ("checklist", "What may go wrong", check, "check"),
+    ("checklist", "What may go wrong", check, ""),
     ("learned", "While it learned", learned, "metrics"),
     ("seeds", "Other seeds", seeds, "seeds"),
 )
@@ -361,15 +425,14 @@ LEADS = {  # what a reader should know before the content
     "far: −100 % is all the way from the new rule back to the plain answer.",
     "path": "Three runs: on the [base] prompt, on the [contrast] prompt, and that again with one "
     "[direct path], in red, as in the base run. Click on a sender in the first, on a receiver in "
-    "the third. Below stands [r], counted in [F]: how far this path alone takes the answer back.",
-    "checklist": "Each check asks prompts of its own, a fresh draw. So a share may differ a little "
-    "from that of the same question above.",
+    "the third. [F] is the score of the plain answer minus that of the new one. [r] says how far "
+    "this path alone moves the answer.",
 }
 WITHOUT = {  # what is missing: in words, and the target of make that makes it
     "circuit": ("the circuit has not been traced yet", "patch"),
     "fi": ("no function-induction head was found: the model may not do the task", "train"),
     "metrics": ("there is no metrics.jsonl, which training writes", "train"),
-    "check": ("the checks have not been run on this model yet", "check"),
+    "check": ("what the checks, which have not been run on this model yet, add to this", "check"),
     "seeds": ("the study of ten seeds is in the repository, not in this package", "dependability"),
 }
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from minifunc.report.findings import Findings
 from minifunc.report.html import percent, signed
-from minifunc.report.learned import behaving, since
+from minifunc.report.learned import accuracies, behaving, since
 from minifunc.report.terminal import Circuit, r_of
 
 PUZZLE = "<bos> 1 + 1 = 3 ; 2 + 2 = 5 ; 3 + 3 ="  # what the README begins with
@@ -37,8 +37,7 @@ def carriers(f: Findings) -> str:
 
 def swapped(f: Findings) -> str:
     ours, others = swaps(f.circuit)  # ValueError where there are no others
-    left, kept = percent(ours["contrast_acc"], 1), percent(others["contrast_acc"], 1)
-    kept += f" of {others['n_prompts']} prompts"
+    left, kept = (f"{percent(x['contrast_acc'], 1)} of {x['n_prompts']}" for x in (ours, others))
     return f"Swap these heads, and the new rule is left on {left}; swap others, and on {kept}"
 
 
@@ -58,7 +57,7 @@ def mixed_rules(circuit: Circuit) -> list[Circuit]:
 
 def averages(f: Findings) -> str:
     row, *_ = mixed_rules(f.circuit)
-    between = percent(row["unseen_offset_share"])
+    between = f"{percent(row['unseen_offset_share'])} of {row['n_prompts']} prompts"
     mixed = " and ".join(map(signed, row["offsets"]))
     said = f"shown {mixed} mixed, it answers in a way that no example showed on {between}"
     averages = row["r2"]["attention"] == max(0, *row["r2"].values())
@@ -71,12 +70,14 @@ def checks(f: Findings) -> str:
 
 
 def learned(f: Findings) -> str:
-    """Since when the behaviour is there; KeyError where it is not, or nobody looked."""
-    looks = f.learning["looks"]
-    step = since(looks, behaving(looks, f.learning["criteria"]))
+    """Since when the behaviour is there; KeyError where it is not."""
+    looks = f.learning.get("looks") or list(map(accuracies, f.metrics))
+    criteria = (f.learning or f.circuit)["criteria"]
+    step = since(looks, behaving(looks, criteria))
     if step is None:
         raise KeyError("off_by_one")
-    return f"Off-by-one addition is there from step {step:,} of {looks[-1]['step']:,}"
+    share, end = percent(criteria["solves"]), looks[-1]["step"]
+    return f"From step {step:,} of {end:,} on, at least {share} of off-by-one sums are right"
 
 
 def seeds(f: Findings) -> str:
