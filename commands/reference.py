@@ -116,9 +116,7 @@ def renew(folder: Path, flags: list[str]) -> int:
     finally:
         settle(folder, old)
         shutil.rmtree(new, ignore_errors=True)
-    print(
-        f"swapped in: the run is in {folder}", "next: make test, which holds docs to it", sep="\n"
-    )
+    print(f"swapped in: the run is in {folder}", "next: make test holds docs to it", sep="\n")
     return 0
 
 

@@ -45,9 +45,7 @@ def random_group_anywhere(heads: Heads, cfg: ModelConfig, generator: Generator) 
 
 
 def group_ablations(
-    prompts: tuple[Prompts, Prompts, Prompts],
-    groups: Groups,
-    draws: tuple[int, Generator],
+    prompts: tuple[Prompts, Prompts, Prompts], groups: Groups, draws: tuple[int, Generator]
 ) -> list[Found]:
     """Rows of `evaluation.ablation`: the groups of HOWS, controls beside them.
 

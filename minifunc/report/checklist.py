@@ -36,12 +36,9 @@ def verdict(f: Findings) -> list[Markup]:
 
 
 def checked(row: Row) -> Markup:
-    """One check: its answer and question, and folded below, unless it failed, what was measured
-    and is advised. A check.json of an older version holds no answer, but a share."""
+    """One check: its answer and question; folded, unless it failed, what was measured and why."""
     said = str(row["verdict"])
-    answer = [row["short"], f" (wanted: {row['wanted']})"]
-    if "answer" in row:
-        answer = [h("b", row["answer"]), ": ", *answer]
+    answer = [h("b", row["answer"]), ": ", row["short"], f" (wanted: {row['wanted']})"]
     summary = [
         h("span", answer, class_="answered"),
         h("span", VERDICTS.get(said, said), class_=f"verdict {said.split()[0]}"),

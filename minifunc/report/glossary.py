@@ -22,8 +22,7 @@ GLOSSARY = {  # term → what it means
     "its direct path moves the answer from the old rule to the new one.",
     "faithfulness": "How much of the model’s F these heads give alone, while all other heads send "
     "what they send on the base prompt. 1: all of it. 0: nothing.",
-    "R²": "How well a forecast meets the answers. 1: exactly. 0: as well as always guessing their "
-    "mean. Below 0: worse than that.",
+    "R²": "1: the forecast fits exactly. 0: as well as always guessing the mean. Below 0: worse.",
 }
 PLACES = {name: f"means-{name.replace(' ', '-')}" for name in GLOSSARY}  # ids in the list of terms
 

@@ -14,17 +14,15 @@ Look = Mapping[str, Any]  # what is known of one step
 
 
 def learned(f: Findings) -> list[Markup]:
-    """The slider, places for what it shows, and the data: the looks that `make reference` took
-    (commands/reference.py), or else the accuracy alone."""
+    """The slider, places and data: the looks of commands/reference.py, or else the accuracy."""
     heads, prompt, looks = all_heads(f.model.cfg), "", list(map(accuracies, f.metrics))
-    parts = [pictured("curves", 200, "Share of sums that are right")]
-    drawn = "Asked of fewer prompts than at the top of the page, so that shares differ a little. "
+    parts = [
+        pictured("curves", 200, f"Right, of a sample of {f.learning.get('n_prompts', 'few')} sums")
+    ]
     below = "Of this run the accuracy alone was kept; make reference keeps answers and heads too."
     if f.learning:
         prompt = f.learning["prompt"].replace("<bos>", "bos")
         looks = [at_a_step(look, f.learning["looks"][-1], heads) for look in f.learning["looks"]]
-        if n := f.learning.get("n_prompts"):
-            drawn = drawn.replace("fewer prompts than", f"{n} prompts, fewer than")
         below = appeared(looks, f.learning["criteria"])
         asked = h("p", "Answer to ", h("code", prompt.replace("bos ", "")), class_="label")
         best = h("p", id="learned-answer", class_="big")
@@ -35,7 +33,7 @@ def learned(f: Findings) -> list[Markup]:
     slider = h("input", type="range", id="learned-step", **look)
     step, shown = h("label", "Training step ", now, slider), h("div", parts, class_="learned")
     data = script_data("learning-data", {"looks": looks, "prompt": prompt.split()})
-    return [h("div", step, shown, h("p", drawn, below), id="learned-view"), data]
+    return [h("div", step, shown, h("p", below), id="learned-view"), data]
 
 
 def accuracies(line: Look) -> Look:

@@ -63,12 +63,7 @@ def effects_map(title: str, effects: Any, receiver: str, marked: Sequence[str] =
     return heat_map(title, "layer", [*columns, "mlp"], rows)
 
 
-# ---------------------------------------------------------------- SVG
-
-
-def text(
-    x: float, y: float, shown: str, class_: str | None = None, at: str | None = None
-) -> Markup:
+def text(x: float, y: float, shown: str, class_: Any = None, at: Any = None) -> Markup:
     """Words on a baseline that has (x, y) at its start, or `at` its middle or end."""
     return h("text", shown, x=x, y=y, class_=class_, text_anchor=at)
 

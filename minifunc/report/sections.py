@@ -5,7 +5,6 @@ A KeyError says that a file lacks something: `content` makes a note of it.
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from itertools import chain
 from typing import Any
 
 from minifunc.report import checklist, pictures
@@ -65,9 +64,8 @@ def claim(f: Findings) -> Content:
     circuit = f.circuit
     done = percent(circuit["accuracy"]["contrast_prompt"]["contrast"], 1)
     n = circuit["accuracy_prompts"]
-    never = f", though training held no {title(circuit)}," * unseen(
-        f, circuit["task"], circuit["k"]
-    )
+    is_new = unseen(f, circuit["task"], circuit["k"])
+    never = f", though training held no {title(circuit)}," if is_new else ""
     shown = [f"Shown {circuit['shots']} ", *glossed("[examples|shot]"), f" of {title(circuit)}"]
     shown.append(f"{never} this model goes on by that rule on {done} of {n} prompts")
     if not f.fi:
@@ -77,10 +75,8 @@ def claim(f: Findings) -> Content:
     ours, *_ = swaps(circuit)
     remains, returns = percent(ours["contrast_acc"], 1), percent(ours["base_acc"], 1)
     plain = "true sums" if circuit["task"] == "addition" else "plain answers"
-    told = (
-        f". Its answer comes through {len(f.fi)} of its small parts, [attention heads|head]. [Make "
-    )
-    told += f"these send|swap] what they send after {plain}, and {remains} of answers still follow "
+    told = f". The answer comes through {len(f.fi)} small parts, [attention heads|head]. Make them "
+    told += f"[send|swap] what they send after {plain}, and {remains} of answers still follow "
     return [
         h("p", shown, glossed(f"{told}the rule; {returns} are {plain}."), class_="claim"),
         h("div", claim_numbers(f, n, done, remains), class_="numbers-row"),
@@ -92,13 +88,15 @@ def claim_numbers(f: Findings, n: int, done: str, remains: str) -> list[Markup]:
     """The numbers in large print, each with what it counts. n: prompts."""
     found = f.circuit["evaluation"]
     alone, *_ = found.get("circuits", [found | {"heads": found["circuit"]}])
-    stays = f"{alone['faithfulness']:.2f}"
-    kept, others = len(alone["heads"]), f.n_heads - len(alone["heads"])
+    kept = len(alone["heads"])
+    stays = f"of the effect stays with {kept} heads kept, {f.n_heads - kept} [swapped|faithfulness]"
+    if lot := alone.get("random_circuits"):
+        stays += f"; {kept} at random: {lot['mean']:.2f} ({percent(lot['overlap'])} of them these)"
     shown = {
         f"of {n} prompts are answered {f.circuit['asked']}": done,
         f"of {f.n_heads} heads are [FI heads|FI head]: {', '.join(f.fi)}": len(f.fi),
         "still follow the rule when these heads are [swapped|swap]": remains,
-        f"of the effect stays with {kept} heads kept and {others} [swapped|faithfulness]": stays,
+        stays: f"{alone['faithfulness']:.2f}",
     }
     return [
         h("div", h("b", value), h("span", glossed(what)), class_="number")
@@ -119,9 +117,9 @@ def graph(f: Findings) -> Content:
         "Two pictures of the same model: on the prompt you asked, and on its base prompt. Follow a "
         "shown answer up its purple line; amber lines bring it to the FI heads, red ones go from "
         "these to the answer. Width: how far the answer moves if only this line carries what it "
-        "carries on the other prompt (under 1 %: no line, but an FI head keeps a thin one). Other "
-        "heads are not drawn, nor are MLPs: a line leads through all MLPs after its sender. Their "
-        "own effect may be large, but at the last = they know of the examples what heads brought."
+        "carries on the other prompt (under 1 %: no line, but FI heads keep a thin one). Not drawn:"
+        " other heads, and MLPs; a line leads through those above its sender. What MLPs do at the "
+        "last = may be much, but differs between prompts only by what heads brought there."
     )
     picture = [colour_key(colours), view(f, "circuit-view")]
     return [figure(f, picture, caption, "circuit.json (groups)")]
@@ -150,16 +148,8 @@ def heads_table(f: Findings) -> Content:
         rows.append([head, groups_of(circuit, head), signed(r_of(circuit, head), 1), *looks])
     shares = map(words, next(iter(circuit["attention"].values())))
     columns = ["head", "group", "r on the logits, %", *shares]
-    told = (
-        "The heads of the circuit, and shares of their attention: from the last =, or from a shown "
-    )
-    inner = numbers(columns, rows, f"{told}answer. Bos: the start of the prompt.")
-    alone, *_ = circuit.get("evaluation", {}).get("circuits", [{}])
-    if not (chance := alone.get("random_circuits")):
-        return [inner]
-    told = "As many heads of the same layers, drawn at random, keep "
-    told += f"{chance['mean']:.2f} of the effect; on average {percent(chance['overlap'])} of the "
-    return [inner, h("p", told, "circuit’s heads are among them.")]
+    told = "The heads of the circuit, and the shares of their attention: last, from the last ="
+    return [numbers(columns, rows, told)]
 
 
 def effects(f: Findings) -> Content:
@@ -172,9 +162,9 @@ def effects(f: Findings) -> Content:
     content = [effects_on(f, {"logits": "heads → logits"}, [*caption, scale])]
     if f.fi:
         caption = (
-            "What reaches function-induction heads. v: what is handed over; k: what is found; q: "
-            "what is looked for. “Function induction”: a path into all of these heads at once."
+            "What reaches FI heads. v: what is handed over; k: what is found; q: what is looked "
         )
+        caption += "for. “Function induction”: a path into all of these heads at once."
         swept = f.circuit["effects"]
         together = [to for to in swept if to.startswith("function_induction.")]
         into = together or [to for to in swept if to[:-2] in f.fi]
@@ -199,9 +189,8 @@ def proof(f: Findings) -> Content:
     colours = {"plain-answer": "plain answer", "shifted-answer": "answer by the new rule"}
     caption = glossed(
         "Shares of prompts that are answered plainly, and by the new rule; lines are 95 % intervals"
-        " over prompts. In the third row the [FI heads|FI head] are [swapped|swap]. In the fourth, "
-        "the control, as many other heads of the same layers, drawn at random (all of them if "
-        "there are fewer), are."
+        " over prompts. Third row: the [FI heads|FI head] are [swapped|swap]. Fourth, the control: "
+        "as many other heads of the same layers, drawn at random (all of them if there are fewer)."
     )
     n = {"n_prompts": circuit["accuracy_prompts"]}
     shares = circuit["accuracy"].values()
@@ -212,27 +201,17 @@ def proof(f: Findings) -> Content:
 
 
 def reused(f: Findings) -> Content:
-    """The same heads on tasks that were not traced, in a table."""
-    rows = [[name, *map(pictures.both, four)] for name, four in other_tasks(f).items()]
-    told = "Plain / shifted answers; all others are neither. Without a carry both rules give one."
-    others = numbers(["task", *pictures.BARS], rows, told)
-    return [*weakest(f), details(f"The same heads on {len(rows)} other tasks", others)]
-
-
-def other_tasks(f: Findings) -> dict[str, list[Circuit]]:
-    """The rows of `reuse` for each task that was not traced, by its name."""
+    """The same heads on tasks that were not traced: where the control is weakest, and a table."""
     traced = (f.circuit["task"], f.circuit["k"])
-    return {asked_in(x): x for x in fours(f.circuit) if (x[0]["task"], x[0]["k"]) != traced}
-
-
-def weakest(f: Findings) -> Content:
-    """Where the control keeps least of the new rule."""
-    named = other_tasks(f)
+    named = {asked_in(x): x for x in fours(f.circuit) if (x[0]["task"], x[0]["k"]) != traced}
+    rows = [[name, *map(pictures.both, four)] for name, four in named.items()]
+    caption = "Plain / shifted answers; the rest are neither. Without a carry both rules give one."
+    others = numbers(["task", *pictures.BARS], rows, caption)
     worst = max(named, key=lambda x: named[x][1]["contrast_acc"] - named[x][3]["contrast_acc"])
     had, left = (percent(named[worst][at]["contrast_acc"]) for at in (1, 3))
     told = f"The control is weakest for {worst.replace('-', '−')}: with other heads "
     told += f"swapped, the new rule is left on {left} of prompts; with none swapped, on {had}."
-    return [h("p", told)]
+    return [h("p", told), details(f"The same heads on {len(rows)} other tasks", others)]
 
 
 FORECASTS = {  # of what the answer is off by
@@ -279,9 +258,8 @@ def nearer(f: Findings) -> Content:
     better = []
     for rule, r2 in rules.items():
         if r2["nearest"] > r2["attention"]:
-            better.append(
-                f"{rule} (R² {signed(r2['nearest'], 2)}, not {signed(r2['attention'], 2)})"
-            )
+            near, mean = (signed(r2[name], 2) for name in ("nearest", "attention"))
+            better.append(f"{rule} (R² {near}, by attention {mean})")
     told = f"Of {len(rules)} rules that add no fixed amount, the most similar example foretells "
     return [h("p", f"{told}{len(better)} better than the mean by attention: {listed(better)}.")]
 
@@ -293,26 +271,24 @@ def steering(f: Findings) -> Content:
         if found[key]:  # there may be no others
             rows.append([who, *(signed(row["off_by"], 2) for row in found[key][::3])])
     gains = [percent(row["gain"]) for row in found["steered"][::3]]  # 0, half, all
-    told = f"Attention on examples shared out anew, {found['steered'][0]['n_prompts']} prompts: "
-    told += "what the answer is off by, on average"
+    told = f"Attention forced: what {found['steered'][0]['n_prompts']} answers are off by (mean)"
     return [numbers(["share of those off by +1", *gains], rows, told)]
 
 
 def seeds(f: Findings) -> Content:
     """Three models that differ by their seed alone, as grids of heads with their roles."""
     roles = [[kind for kind, heads in row["groups"].items() if heads] for row in f.seeds]
-    occurring = ", ".join(f"{words(kind)} in {n}" for kind, n in Counter(chain(*roles)).items())
+    occurring = ", ".join(f"{words(kind)} in {n}" for kind, n in Counter(sum(roles, [])).items())
     caption = glossed(
         "The default training from three random starts, seeds 0 to 2, not picked. Number: an [FI "
         "head]’s [r] in %. Same colours, other places: head 2.3 of one model is not 2.3 of another."
-        " Other direct heads move the answer as well; shown and expected answer heads bring these "
-        "to FI heads, and upstream heads feed them. Dots: all roles of a head that has several. Of "
-        f"{len(f.seeds)} models so many have heads of a role: {occurring}."
+        " Dots: a head’s roles. Other direct heads move the answer too; upstream ones feed all; "
+        f"others bring FI heads what they name. Of {len(f.seeds)} models so many have {occurring}."
     )
     ends = [parse(head) for row in f.seeds for heads in row["groups"].values() for head in heads]
     n_layers, n_heads = (max(end) + 1 for end in zip(*ends))  # of models of one shape
     grids = h("div", [roles_map(row, n_layers, n_heads) for row in f.seeds[:3]], class_="maps")
-    colours = {kind: words(kind) for kind in dict.fromkeys(chain(*roles[:3]))}
+    colours = {kind: words(kind) for kind in sum(roles[:3], [])}
     return [figure(f, [colour_key(colours), grids], caption, "results/seeds.json")]
 
 
@@ -333,42 +309,28 @@ def roles_map(row: Circuit, n_layers: int, n_heads: int) -> Markup:
 
 
 def check(f: Findings) -> Content:
-    """The checklist; before it is made, what the page itself shows of what may go wrong."""
-    limits = content(f, shown_limits, "") if f.circuit and f.fi and not f.check else None
-    return [limits, content(f, all_checks, "check")]
-
-
-def shown_limits(f: Findings) -> Content:
-    """What to watch and when to act, by the intervals of this run, and what is known to fail."""
-    (ours, *_), n = swaps(f.circuit), f.circuit["accuracy_prompts"]
-    done, left = f.circuit["accuracy"]["contrast_prompt"]["contrast"], ours["contrast_acc"]
-    low, high = wilson(done, n)[0], wilson(left, ours["n_prompts"])[1]
-    heads = ", ".join(f.fi)
-    watch = (
-        f"Watch, on prompts of your own: the share that follows the rule (here {percent(done, 1)}"
-    )
-    watch += (
-        f"), and the share that still does with heads {heads} swapped ({percent(left, 1)}). Act "
-    )
-    watch += (
-        f"when the first is below {percent(low, 1)} or the second above {percent(high, 1)}, the "
-    )
-    watch += "ends of their 95 % intervals: keep such prompts away, or trace the heads anew."
-    alone = f"The numbers of heads, {heads}, hold for this model alone."
-    mixed = title_of(f, "averaging", "Prompts that mix two rules were not asked") + "."
-    told = [h("p", watch, class_="judgement"), content(f, weakest, "")]
-    return [*told, h("p", mixed), h("p", alone)]
-
-
-def all_checks(f: Findings) -> Content:
-    """A verdict, and every check, those that passed last."""
+    """The checklist: a verdict, and every check, those that passed last; or `limits` alone."""
+    if not f.check:
+        return [content(f, limits, "circuit fi"), content(f, check, "check")]
     rows = sorted(f.check["checks"], key=lambda row: bool(row["verdict"] == "pass"))
     checks = h("div", list(map(checklist.checked, rows)), class_="checks")
-    whole = all("risk" in row for row in rows)  # then it is the heads that may not be known
-    verdict = content(f, checklist.verdict, "" if whole else "check")
-    drawn = "Each check asks prompts of its own, a fresh draw. So a share may differ a little from "
-    told = h("p", drawn, "that of the same question above.", class_="lead")
-    return [told, verdict, checks, source(f, "check.json")]
+    told = "Each check asks prompts of its own: a share may differ a little from that above."
+    verdict = content(f, checklist.verdict, "")
+    return [h("p", told, class_="lead"), verdict, checks, source(f, "check.json")]
+
+
+def limits(f: Findings) -> Content:
+    """What this page shows of what may go wrong, what to watch, and when to act."""
+    swapped, right = swaps(f.circuit)[0], f.circuit["accuracy"]["contrast_prompt"]["contrast"]
+    least, most = wilson(right, f.circuit["accuracy_prompts"])[0], swapped["ci"][1]
+    done, left, low, high = (percent(x, 1) for x in (right, swapped["contrast_acc"], least, most))
+    heads = f"heads {', '.join(f.fi)}"
+    watch = f"Watch, on prompts of your own: the share that follows the rule (here {done}; "
+    watch += f"with {heads} swapped, {left}). Act when it falls below {low}, or with these swapped "
+    watch += f"rises above {high}, the ends of the 95 % intervals here: keep such prompts away, or "
+    watch += f"trace the model anew. That {heads} matter holds for this model alone."
+    mixed = h("p", title_of(f, "averaging", "How it mixes two rules was not asked"), ".")
+    return [h("p", watch, class_="judgement"), content(f, lambda f: reused(f)[:1], ""), mixed]
 
 
 def about(f: Findings) -> Content:
@@ -377,13 +339,6 @@ def about(f: Findings) -> Content:
     diet = f.config.get("diet", {}).get("name", "?")
     known = {"run": f.folders.name, "model": model, "diet": diet}
     known["versions"] = named((f.config or f.circuit).get("versions", {}))
-    if "criteria" in f.circuit:
-        known["criteria"] = (
-            named(f.circuit["criteria"]) + " (least shares: solves, of prompts right"
-        )
-        known["criteria"] += (
-            "; strong and feeds, r on the answer and on a head; looks, of attention)"
-        )
     known["after"] = h("a", "arXiv 2507.09875", href="https://arxiv.org/abs/2507.09875")
     weights = "" if f.unplayable else ", weights included"
     said = f". It holds all it needs{weights}, and asks nothing of any network."
@@ -425,8 +380,7 @@ LEADS = {  # what a reader should know before the content
     "far: −100 % is all the way from the new rule back to the plain answer.",
     "path": "Three runs: on the [base] prompt, on the [contrast] prompt, and that again with one "
     "[direct path], in red, as in the base run. Click on a sender in the first, on a receiver in "
-    "the third. [F] is the score of the plain answer minus that of the new one. [r] says how far "
-    "this path alone moves the answer.",
+    "the third. [F]: the plain answer’s score minus the new one’s; [r]: how far the path moves it.",
 }
 WITHOUT = {  # what is missing: in words, and the target of make that makes it
     "circuit": ("the circuit has not been traced yet", "patch"),
@@ -449,7 +403,7 @@ def content(f: Findings, make: Callable[[Findings], Content], needs: str) -> Mar
         for parts, reason in f.circuit.get("missing", {}).items():
             if lacked in parts.split(", "):
                 return missing(f"“{lacked}” was not measured: {reason}.")
-        file = FILES.get(needs, "circuit.json")
+        file = FILES.get(needs or make.__name__, "circuit.json")
         if make is learned and f.learning:
             file = "learning.json"
         what = f"{file} holds something empty or odd here: {lacked}"

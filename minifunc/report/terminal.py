@@ -23,9 +23,6 @@ def told(step: str, circuit: Circuit, full: bool) -> list[str]:
     return ["", *lines] if lines and set_off else lines
 
 
-# ---------------------------------------------------------------- words
-
-
 def listed(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
 
@@ -67,9 +64,6 @@ def direct_writers(c: Circuit) -> tuple[dict[str, float], dict[str, float]]:
 def between(interval: list[float], scale: float = 1) -> str:
     """An interval of 95 %: `0.96 to 0.99`."""
     return " to ".join(f"{scale * end:.2f}" for end in interval)
-
-
-# ---------------------------------------------------------------- step by step
 
 
 def solved(c: Circuit) -> list[str]:
@@ -257,9 +251,6 @@ def asked_in(four: list[dict[str, Any]]) -> str:
     """What is asked in four rows of `reuse`: `caesar +1`."""
     task, k, items = (four[0][key] for key in ("task", "k", "items"))
     return f"{task} {k:+d}" if items == "all" else f"base {k}, {items}"
-
-
-# ---------------------------------------------------------------- the conclusion
 
 
 def not_found(c: Circuit) -> list[str]:
