@@ -58,9 +58,8 @@ const Circuit = (() => {
     }
 
     /** Adds a path [t, l] to [t, l] that goes up or down at `bend` only. */
-    function add(path, start, bend, end) {
+    const add = (path, start, bend, end) =>
       paths.push({ ...path, points: [start, [bend, start[1]], [bend, end[1]], end] });
-    }
 
     function putReader(head, level) {
       shown.forEach((at, i) => {
@@ -153,7 +152,7 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
   const { element, svg, percent, ranked, model, membersOf, groupOf, NAMES, nothing } = Page;
   const view = Page.at("circuit-view");
   const TITLES = ["The prompt you asked", "Its base prompt"];
-  const HINT = "Point at a head to see what it does on this prompt; click to keep it.";
+  const HINT = "Point at or tap a head to see what it does on this prompt; click to keep it.";
   const { layouts, effects, shownIn, byHead } = Circuit;
   const heads = [...Playground.heads].sort((a, b) => a - b); // layer by layer
   const fi = heads.filter((head) => membersOf("function_induction").includes(head));
@@ -180,10 +179,13 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
     const first = `Head ${head}, one of the ${NAMES[groupOf(head)]}: ${most}.`;
     const r = effects?.out[head];
     if (r === undefined) return first;
-    const size = percent(Math.abs(r));
-    const way = r < 0 ? `of the way to ${to} (r = −` : `further away from ${to} (r = +`;
+    const [layer, index] = head.split(".");
+    const signed = (x) => `${x < 0 ? "−" : "+"}${percent(Math.abs(x))}`;
+    const mean = side ? undefined : Page.data.r[layer]?.[index]; // of the traced prompts
+    const average = mean === undefined ? "" : ` on this prompt; ${signed(mean)} on average`;
+    const way = r < 0 ? "of the way to" : "further away from";
     const swapped = "What it sends on the other prompt, put in here, moves the answer";
-    return `${first} ${swapped} ${size} ${way}${size}).`;
+    return `${first} ${swapped} ${percent(Math.abs(r))} ${way} ${to} (r = ${signed(r)}${average}).`;
   }
 
   /** What a panel's layout is of; px: how wide a line of r = 1 is. */

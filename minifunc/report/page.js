@@ -35,9 +35,8 @@
     tip.style.top = `${fitsBelow ? y + 18 : y - height - 12}px`;
   }
 
-  function followPointer(event) {
-    showTip(event.target.closest?.("[data-tip]"), event.clientX, event.clientY);
-  }
+  const followPointer = ({ target, clientX, clientY }) =>
+    showTip(target.closest?.("[data-tip]"), clientX, clientY);
 
   /** Of what the keyboard has reached; reaching it may scroll the page. */
   function followFocus() {
@@ -87,9 +86,7 @@
   document.querySelectorAll("table.heat, svg.bars").forEach(makeWalkable);
   document.addEventListener("drawn", ({ target }) => makeWalkable(target)); // by a script
 
-  // ---- On paper nothing is folded.
-
-  addEventListener("beforeprint", () => {
+  addEventListener("beforeprint", () => { // on paper nothing is folded
     for (const folded of document.querySelectorAll("#details > details")) folded.open = true;
   });
 })();

@@ -14,7 +14,7 @@ if (Page.model && Page.at("path-view")) (() => {
     for (let head = 0; head < n_heads; head++) places[`${layer}.${head}`] = [row, head + 1];
     if (act_fn !== "none") places[`mlp${layer}`] = [row, n_heads + 1];
   }
-  const picked = { sender: "", receiver: "logits", input: "v" }; // input: of a receiving head
+  const picked = { sender: "", receiver: "logits", input: "v", note: "" }; // input: of a head
   let patcher = null;
 
   const box = (className, ...children) => element("div", "", { className }, ...children);
@@ -26,8 +26,9 @@ if (Page.model && Page.at("path-view")) (() => {
   /** Another sender, receiver or input. A part that no path leads to, or from, gives way. */
   function pick(change) {
     const focused = document.activeElement.id;
-    Object.assign(picked, change);
-    const isBelow = places[picked.sender][0] > places[picked.receiver][0];
+    const { sender, receiver } = Object.assign(picked, change);
+    const isBelow = places[sender][0] > places[receiver][0];
+    picked.note = isBelow ? "" : `${sender} is not before ${receiver}, so it cannot send to it.\n`;
     if (!isBelow) Object.assign(picked, { sender: "embedding", receiver: "logits" }, change);
     show();
     at(focused)?.focus({ preventScroll: true });
@@ -85,10 +86,11 @@ if (Page.model && Page.at("path-view")) (() => {
       return button(words, look, () => pick({ input: name }));
     });
     const F = [patched, run, baseRun].map((each) => patcher.F(each));
-    const sum = `F = logit of ${plain} − logit of ${shifted}
+    const sum = `${picked.note}F = score (logit) of ${plain} − score of ${shifted}
       r = (F patched − F contrast) / (F contrast − F base)
       = (${less(F[0], F[1])}) / (${less(F[1], F[2])})
-      = ${fixed(100 * patcher.r(patched), 1)} %, where −100 % is all the way back to ${plain}`;
+      = ${fixed(100 * patcher.r(patched), 1)} %, where −100 % is all the way back to ${plain}
+      and above 0 further away from it`;
     const worked = element("p", sum, { className: "sum" });
     at("path-view").replaceChildren(box("runs", ...runs), box("chips", ...inputs), worked);
   }

@@ -2,7 +2,7 @@
 "use strict";
 
 const Playground = (() => {
-  const { at, element, button, ranked, answerRow, model, membersOf, groupOf, idsOf, NAMES } = Page;
+  const { at, element, button, ranked, answerRow, model, membersOf, groupsOf, idsOf, NAMES } = Page;
   const { model: config, vocabulary, prompt: FIRST } = Page.data;
 
   const PRESETS = {
@@ -18,8 +18,6 @@ const Playground = (() => {
   const heads = [...Array(config.n_layers).keys()].reverse().flatMap(headsOf); // as on the page
 
   let swapped = []; // heads that send what they send on the base prompt
-
-  // ---- Reading, running, showing
 
   /** Text → tokens. Throws an Error, in words, for what the model cannot be asked. */
   function read(text) {
@@ -97,8 +95,6 @@ const Playground = (() => {
     return { answer: vocabulary[best], guess };
   }
 
-  // ---- What the user does, and what other scripts do
-
   /** Asks something, with the base prompt that belongs to it. Returns what `update` does. */
   function ask(text, names = []) {
     at("prompt").value = text;
@@ -122,14 +118,17 @@ const Playground = (() => {
   at("heads").style.setProperty("--columns", config.n_heads);
   for (const name of heads) {
     const made = button(name, { id: `switch-${name}` }, () => toggle([name]));
-    made.className = `head ${groupOf(name)}`;
-    made.dataset.tip = [`head ${name}`, NAMES[groupOf(name)]].filter(Boolean).join(", ");
+    const [first = "", ...others] = groupsOf(name);
+    made.className = `head ${first}`;
+    made.dataset.tip = [`head ${name}`, ...groupsOf(name).map((role) => NAMES[role])].join(", ");
+    made.append(...others.map((className) => element("i", "", { className })));
     at("heads").append(made);
   }
   for (const [group, name] of Object.entries(NAMES)) {
     const members = membersOf(group).filter((head) => heads.includes(head));
     const look = { id: `set-${group}`, className: `chip ${group}` };
-    if (members.length) at("sets").append(button(`all ${name}`, look, () => toggle(members)));
+    const words = `all ${name} (${members.length})`;
+    if (members.length) at("sets").append(button(words, look, () => toggle(members)));
   }
   at("sets").append(button("as trained", { id: "reset", className: "chip" }, () => swap([])));
 

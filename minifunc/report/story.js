@@ -8,7 +8,7 @@
   const [HIGH, TRUE, MIXED] = ["1+1=3, 2+2=5, 3+3=", "1+1=2, 2+2=4, 3+3=", "1+1=2, 2+2=6, 3+3="];
   const SHOWN = /(?<==)(\d+)/; // splits a prompt before and after each
   const carriers = membersOf("function_induction").filter((head) => heads.includes(head));
-  const layers = carriers.map((head) => parseInt(head));
+  const [n, layers] = [carriers.length, carriers.map((head) => parseInt(head))];
   const grouped = Object.values(data.groups).flat();
   const idle = heads.filter((head) => layers.includes(parseInt(head)) && !grouped.includes(head));
 
@@ -29,7 +29,7 @@
     ["Swap one head", HIGH, idle.length && oneIdle, (answer, trained, [head]) =>
       `Head ${head}, one of ${heads.length} that carry news from token to token, now sends what ` +
       `it sends after true sums: ${effect(answer, trained)}.`],
-    ["Swap the heads that matter", HIGH, carriers.length && (() => carriers), (answer, trained) =>
+    [`Swap the ${n} FI head${n > 1 ? "s" : ""}`, HIGH, n && (() => carriers), (answer, trained) =>
       `Now the function-induction heads, ${carriers.join(", ")}, send what they send after ` +
       `true sums: ${effect(answer, trained)}.`],
     ["Mix two rules", MIXED, none, (answer) =>

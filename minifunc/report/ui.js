@@ -24,10 +24,7 @@ const Page = (() => {
     return made;
   }
 
-  function percent(share) {
-    const digits = share > 0.9995 || share < 0.0005 ? 0 : 1;
-    return `${(100 * share).toFixed(digits)} %`;
-  }
+  const percent = (x) => `${(100 * x).toFixed(x > 0.9995 || x < 0.0005 ? 0 : 1)} %`;
 
   /** An answer, its probability, and a bar: how far that is, with a mark at what it was before. */
   function answerRow(token, share, before = 0) {
@@ -59,9 +56,10 @@ const Page = (() => {
     upstream: "heads further upstream",
   };
   const membersOf = (group) => data.groups[group] || [];
-  const groupOf = (head) => Object.keys(NAMES).find((name) => membersOf(name).includes(head)) || "";
+  const groupsOf = (head) => Object.keys(NAMES).filter((name) => membersOf(name).includes(head));
+  const groupOf = (head) => groupsOf(head)[0] || "";
   const idsOf = (strings) => strings.map((string) => data.vocabulary.indexOf(string));
 
   const tools = { at, element, button, svg, percent, ranked, answerRow, nothing };
-  return { ...tools, data, model, NAMES, membersOf, groupOf, idsOf, asked: null };
+  return { ...tools, data, model, NAMES, membersOf, groupsOf, groupOf, idsOf, asked: null };
 })();
