@@ -57,7 +57,9 @@ def report_of(model, folder, groups, words=tasks.VOCABULARY):
     """The page of a model of which no more is known than its groups of heads."""
     save_tensors(folder / "model.pt", model.state_dict())
     save_json(folder / "config.json", {"model": vars(model.cfg), "vocabulary": words})
-    save_json(folder / "circuit.json", {"groups": groups})
+    r = [[-0.053, 0.25]] * model.cfg.n_layers
+    effects = {"logits": {"embedding": 0.0, "heads": r, "mlps": [0.0] * len(r)}}
+    save_json(folder / "circuit.json", {"groups": groups, "effects": effects})
     assert page.main(["--run", str(folder)]) == 0
     return folder / "report.html"
 
@@ -110,6 +112,9 @@ return {
     ranked: Page.ranked([0.1, 0.7, -0.3, 0.2]),
     row: [row.textContent, ...style.match(/[\\d.]+(?=%)/g)],
     names: Playground.heads.map((head) => [head, Page.groupOf(head)]),
+    dots: at("heads").children.flatMap((head) =>
+        head.querySelectorAll("i").map((dot) => [head.id, dot.className])),
+    tip: at("switch-1.1").dataset.tip,
     ids: Page.idsOf(["<bos>", "1", "="]),
     sets: at("sets").children.map((one) => [one.id, one.textContent]),
 };
@@ -124,15 +129,17 @@ def test_the_tools_of_a_page_write_shares_and_groups_as_stated(drawn):
     assert said["row"] == ["x25.0 %", "25", "50"]  # a bar as long as the share, a mark before
     bring = "all heads that bring the"
     assert said["sets"] == [
-        ["set-function_induction", "all FI heads"],
-        ["set-expected_answer", f"{bring} expected answer"],
-        ["set-shown_answer", f"{bring} shown answer"],
-        ["set-consolidation", "all consolidation heads"],  # a group without heads has none
+        ["set-function_induction", "all FI heads (2)"],
+        ["set-expected_answer", f"{bring} expected answer (1)"],
+        ["set-shown_answer", f"{bring} shown answer (2)"],
+        ["set-consolidation", "all consolidation heads (1)"],  # a group without heads has none
         ["reset", "as trained"],
     ]
     fi, expected, shown, other = list(GROUPS)[:3] + ["consolidation"]
     wanted = [["2.0", fi], ["2.1", other], ["1.0", ""], ["1.1", fi], ["0.0", shown]]
     assert said["names"] == [*wanted, ["0.1", expected]]  # the last layer on top
+    assert said["dots"] == [["switch-1.1", shown]]  # the role that the ring doesn't show
+    assert said["tip"] == "head 1.1, FI heads, heads that bring the shown answer"
     assert said["ids"] == [0, tasks.VOCABULARY.index("1"), tasks.VOCABULARY.index("=")]
 
 
@@ -359,7 +366,7 @@ def test_the_guided_opening_tells_what_a_model_known_by_hand_answers(tmp_path):
     assert [one["at"] for one in steps] == [f"{n} of 6" for n in range(1, 7)]
     assert [round(one["done"]) for one in steps] == [17, 33, 50, 67, 83, 100]
     assert [one["back"] for one in steps] == [False] + [True] * 5
-    titles = ["Show it true sums", "Swap one head", "Swap the heads that matter", "Mix two rules"]
+    titles = ["Show it true sums", "Swap one head", "Swap the 1 FI head", "Mix two rules"]
     assert [one["next"] for one in steps] == [*titles, "Your turn", "Start again"]
     wanted = ["answers 7, one too high as well", "answers 6, the true sum"]
     wanted += ["Head 0.2, one of 8 that", "heads, 0.3, send", "answers 8, like the second"]
@@ -414,7 +421,7 @@ def test_the_guided_opening_leaves_out_a_step_that_has_no_heads(tmp_path, groups
         return [at("story-at").textContent, ...[1, 2, 3].map(next)];
     """
     first, *titles = said_by(by_hand(tmp_path, groups), script)
-    names = {3: "Swap one head", 4: "Swap the heads that matter", 5: "Mix two rules"}
+    names = {3: "Swap one head", 4: "Swap the 1 FI head", 5: "Mix two rules"}
     names |= {1: "Start again", 2: "Show it true sums", 6: "Your turn"}
     assert first == f"1 of {len(left)}"
     assert titles == [names[step] for step in [*left, *left][2:5]]
@@ -539,13 +546,19 @@ def test_a_path_patched_by_clicks_shows_the_runs_and_r_that_the_definition_gives
         assert runs[0]["way"] is None and runs[1]["way"] is None
         way = f"M{x - 0.5} {y - 0.5}v-0.42H0.5V{top - 0.08}H{end - 0.5}v-0.42"
         assert runs[2]["way"] == way.replace(".0 ", " ").replace(".0v", "v")
-        first, answers, given, share = state["sum"].split(chr(10))
-        assert first == f"F = logit of {plain} − logit of {shifted}"
+        *note, first, answers, given, share, above = state["sum"].split(chr(10))
+        gives_way = (sender, receiver) == (
+            "embedding",
+            "2.0.k",
+        )  # 1.1, which sent, is not asked for
+        assert note == (["2.0 is not before 2.0, so it cannot send to it."] if gives_way else [])
+        assert first == f"F = score (logit) of {plain} − score of {shifted}"
         assert answers.strip() == "r = (F patched − F contrast) / (F contrast − F base)"
         four = [of(logits), of(F_now), of(F_now), of(F_base)]
         assert numbers_in(given) == pytest.approx(four, abs=0.006)
         assert numbers_in(share)[0] == pytest.approx(100 * r(logits), abs=0.06)
         assert share.endswith(f"where −100 % is all the way back to {plain}")
+        assert above.strip() == "and above 0 further away from it"
         chips = [[name[0], pressed] for name, pressed in state["chips"]]
         which = receiver[-1]
         assert chips == [[x, str(x == which).lower()] for x in "qkv" if target != "logits"]
@@ -672,8 +685,11 @@ def test_the_circuit_shows_each_effect_and_says_what_a_head_does(drawn):
             assert shown[1] == pytest.approx(100 * abs(r), abs=0.06)
             assert f"{'of the way to' if r < 0 else 'away from'} {names[1 - side]} (r = " in words
             assert ("r = −" in words) == (r < 0) and ("r = +" in words) == (r > 0)
+            average = {"1.1": "+25.0", "2.0": "−5.3"}[head]  # of circuit.json, on contrast prompts
+            told = f" % on this prompt; {average} % on average)."
+            assert words.endswith(told) if side == 0 else "average" not in words
     (quiet, point), (on, first), (_, second), (kept, again), (off, _) = said["pins"]
-    assert not quiet and "Point at a head" in point and on and first != second
+    assert not quiet and "Point at or tap a head" in point and on and first != second
     assert kept and again == first and first.startswith("Head 0.0")
     assert off  # the pointer is still there, so that it stays lit
     assert said["alone"].startswith("Both prompts ")  # are answered alike

@@ -210,7 +210,7 @@ SAYS = [  # what changes: part of the findings, path in it, value; then the sect
     ),
     ("circuit", ("effects", "logits", "heads", 1, 0), -83.2, "circuit", "1.0 most$"),
     ("circuit", FI_SWAPPED, 0.123, "proof", r"left on 12\.3 %"),
-    ("circuit", ("averaging", "mixtures", 0, "unseen_offset_share"), 0.31, "averaging", "31 %$"),
+    ("circuit", ("averaging", "mixtures", 0, "unseen_offset_share"), 0.31, "averaging", "31 % of "),
     ("circuit", ("averaging", "mixtures", 0, "r2", "attention"), 2, "averaging", "heads average"),
     (
         "circuit",
@@ -220,7 +220,7 @@ SAYS = [  # what changes: part of the findings, path in it, value; then the sect
         "^Shown −1 and",
     ),
     ("check", ("checks", 0, "verdict"), "pass", "checklist", " 2 of 14 checks pass"),
-    ("learning", ("looks", 2, "off_by_one"), 0.2, "learned", "there from step 9 of 9$"),
+    ("learning", ("looks", 2, "off_by_one"), 0.2, "learned", "^From step 9 on, 50 % or more"),
     ("seeds", (0, "groups", "function_induction"), [], "seeds", "^9 of 10 models"),
     ("seeds", (1, "groups", "function_induction"), ["1.1"], "seeds", "heads, 1 to 5 each"),
 ]
@@ -239,6 +239,7 @@ def test_a_title_says_what_the_files_say(run, part, path, value, section, title)
     after = title_of(found, section, "plain")
     assert re.search(title, after) and after != before
     setattr(found, part, {} if isinstance(getattr(found, part), dict) else [])
+    found.metrics = []
     assert title_of(found, section, "plain") == "plain"
 
 
@@ -329,7 +330,7 @@ def test_rules_that_the_nearest_example_foretells_better_are_named(run):
     names = [row["rule"] for row in found.circuit["averaging"]["rules"]]
     drawn = sections.content(found, sections.averaging, "circuit fi")
     assert "Of 3 rules that add no fixed amount, the most similar example foretells 2" in drawn
-    named = f"{names[0]} (R² +0.90, +0.50), {names[2]} (R² +0.60, +0.50)."
+    named = f"{names[0]} (R² +0.90, by attention +0.50), {names[2]} (R² +0.60, by attention +0.50)."
     assert named in drawn and names[1] not in drawn
 
 
@@ -348,11 +349,16 @@ def test_the_control_says_in_the_open_where_it_is_weakest(run):
 def test_where_no_random_circuits_were_tried_none_are_told_of(run):
     found = found_in(run)
     (alone, *_) = found.circuit["evaluation"]["circuits"]
-    alone["random_circuits"] = {"mean": 0.123}
-    assert "alone; 0.12 of as many at random" in sections.content(found, sections.claim, "")
+    alone["random_circuits"], alone["heads"] = (
+        {"mean": 0.123, "overlap": 0.69},
+        ["0.0", "1.0", "1.1"],
+    )
+    drawn = section(sections.content(found, sections.claim, ""), None)
+    told = "of the effect stays with 3 heads kept, 1 swapped"
+    assert f"{told}; 3 at random, 69 % of them these: 0.12" in drawn
     del alone["random_circuits"]
-    drawn = sections.content(found, sections.claim, "")
-    assert "at random" not in drawn and "nan" not in drawn and "matter, alone<" in drawn
+    drawn = section(sections.content(found, sections.claim, ""), None)
+    assert told in drawn and "at random" not in drawn and "nan" not in drawn
 
 
 def test_seeds_side_by_side_and_a_package_without_results_says_so(run, monkeypatch, tmp_path):
@@ -362,7 +368,16 @@ def test_seeds_side_by_side_and_a_package_without_results_says_so(run, monkeypat
     assert drawn.count("<table") == 3 and drawn.count("<td data-tip") == 3 * 4 * 6
     for head, r in first["fi_r"].items():
         assert re.search(f'head {head}: function induction.*?">{signed(100 * r)}<', drawn)
-    assert "function induction in 10, consolidation in 0" in drawn
+    assert "function induction in 10, other direct in 8" in drawn and "consolidation" not in drawn
+    swatches = re.findall('class="swatch (.*?)"', drawn)  # of the three models, pink in none
+    assert len(swatches) == 5 and all(
+        f'<i class="{role}">' in drawn or f' {role}"' in drawn for role in swatches
+    )
+    roles = [sum(head in heads for heads in first["groups"].values()) for head in ("2.1", "3.2")]
+    for head, dots in zip(("2.1", "3.2"), roles):  # a head of one role has no dot
+        cell = re.search(f'<td data-tip="head {head}:.*?</td>', drawn)[0]
+        assert cell.count("<i ") == (dots if dots > 1 else 0)
+    assert roles[0] > 1 == roles[1]
     monkeypatch.setattr("minifunc.report.findings.RESULTS", tmp_path)
     lacking = sections.content(found_in(run), sections.seeds, "seeds")
     assert "in the repository" in lacking and "<code>make dependability</code>" in lacking
@@ -397,7 +412,8 @@ def test_a_report_is_made_of_a_run_alone_and_says_how_to_make_the_rest(run):
         assert f"{command} OUT={run}" in text
     lacking = [name for name, _, _, needs in ALL_SECTIONS if needs not in ("", "seeds")]
     # these, the claim, and the note for those without JavaScript
-    assert text.count("Not here:") == len(lacking) + 2 > 9 and "playground" in text
+    # and, for the checklist, that there are neither checks nor a circuit
+    assert text.count("Not here:") == len(lacking) + 4 > 9 and "playground" in text
 
 
 def keys_of(found, path=()):
@@ -745,8 +761,8 @@ def test_a_folder_whose_name_is_no_utf_8_has_a_report(run, capsys):
 
 def section(text, name):
     """What stands in a section of a page, as text."""
-    inner = re.search(f'<(section|details) id="{name}".*?</\\1>', text, re.DOTALL)
-    return html.unescape(re.sub("<[^>]*>", "", inner[0]))
+    inner = re.search(f'<(section|details) id="{name}".*?</\\1>|$', text, re.DOTALL)
+    return html.unescape(re.sub("<[^>]*>", "", inner[0] if name else text))
 
 
 def found_elsewhere(circuit):
@@ -881,7 +897,7 @@ def test_a_checklist_without_failures_or_heads_says_so():
     assert "does not follow" in told and "It may x." in told
 
 
-def test_a_check_json_of_an_older_version_is_shown_without_answers(run):
+def test_a_check_json_of_an_older_version_is_said_to_lack_answers(run):
     def older(check):
         for row in check["checks"]:
             del row["answer"], row["risk"]
@@ -889,5 +905,44 @@ def test_a_check_json_of_an_older_version_is_shown_without_answers(run):
 
     rewrite(run, older, "check.json")
     text = section(made(run), "checklist")
-    assert "Not here: check.json lacks “risk”" in text
-    assert "from 2 (wanted: at least 95 %)" in text and "What to watch" not in text
+    assert "Not here: check.json lacks “answer”" in text and "make check OUT=" in text
+
+
+def test_before_the_checks_are_run_the_page_says_what_it_shows_itself_of_what_may_go_wrong(run):
+    def change(circuit):
+        circuit["accuracy"]["contrast_prompt"]["contrast"], circuit["accuracy_prompts"] = 0.9, 100
+        circuit["evaluation"]["ablation"][0] |= {"contrast_acc": 0.02, "ci": [0.0, 0.07]}
+        circuit["groups"]["function_induction"] = ["1.0", "1.1"]
+        for four, kept in enumerate([0.1, 0.9, 0.3, 0.8]):
+            circuit["reuse"][4 * four + 1]["contrast_acc"] = 0.95
+            circuit["reuse"][4 * four + 3]["contrast_acc"] = kept
+        circuit["averaging"]["mixtures"][0]["unseen_offset_share"] = 0.37
+
+    rewrite(run, change)
+    whole = section(made(run), "checklist")
+    assert "Watch, on prompts of your own: the share" not in whole  # the checks say more
+    (run / "check.json").unlink()
+    text = section(made(run), "checklist")
+    for said in (
+        "the share that follows the rule (here 90.0 %; with heads 1.0, 1.1 swapped, 2.0 %).",
+        "Act when it falls below 82.6 %, or with these swapped rises above 7.0 %",  # Wilson
+        "That heads 1.0, 1.1 matter holds for this model alone.",
+        "The control is weakest for base 8, carry: with other heads swapped, the new rule is left",
+        "it answers in a way that no example showed on 37 % of ",
+        "Not here: what the checks, which have not been run on this model yet, add to this. make ch",
+    ):
+        assert said in text
+    rewrite(run, lambda circuit: circuit.update(reuse=[]))
+    text = section(made(run), "checklist")
+    assert "37 %" in text and "circuit.json lacks “reuse”" in text
+
+
+def test_a_run_that_was_not_looked_at_has_a_heading_from_its_accuracy(run):
+    found = found_in(run)
+    found.learning, found.circuit["criteria"]["solves"] = {}, 0.5
+    assert (
+        title_of(found, "learned", "")
+        == "From step 4 on, 50 % or more of off-by-one sums are right"
+    )
+    found.circuit["criteria"]["solves"] = 0.9  # it never is
+    assert title_of(found, "learned", "plain") == "plain"

@@ -242,12 +242,12 @@ USE = """
 @pytest.mark.slow
 def test_a_head_says_what_it_does_on_the_prompt_that_was_asked(headline, tmp_path):  # noqa: F811
     said = said_on(headline, tmp_path, USE)
-    assert said[:3] == [["7", "6"], 2, False] and "Point at a head" in said[3]
+    assert said[:3] == [["7", "6"], 2, False] and "Point at or tap a head" in said[3]
     assert said[4] and said[6]
     for part in ("Head 0.0, one of the FI heads", "it looks most at", "of the way to 6 (r = −"):
         assert part in said[5]
     assert said[7] is True  # pinned: it stays
-    assert said[8] is False and "Point at a head" in said[9]  # until something else is asked
+    assert said[8] is False and "Point at or tap a head" in said[9]  # until something else is asked
     assert said[10:12] == [2, True]  # one stop of the tab key for each picture
     assert said[12][0] == said[12][1]
     for part in (f"Both prompts are answered {said[12][0]}, so no swap can move", "like 1+1=3"):

@@ -70,7 +70,9 @@ def circuit():
         {"offsets": [0], "unseen_offset_share": 0.9, "r2": {"attention": 0.1, "uniform": 0}}
     ]
     r2 = {"attention": 0.91, "uniform": 0.62}
-    mixtures.insert(0, {"offsets": [-1, 1], "unseen_offset_share": 0.25, "r2": r2})
+    mixtures.insert(
+        0, {"offsets": [-1, 1], "unseen_offset_share": 0.25, "r2": r2, "n_prompts": 200}
+    )
     return c | {"averaging": {"mixtures": mixtures}}
 
 
@@ -207,12 +209,12 @@ def test_titles_say_how_many_which_and_on_what():
         "The answer by the rule comes through 2 of 6 heads, 1.0 most"
     )
     assert titles.title_of(f, "proof", "") == (
-        "Swap these heads, and the new rule is left on 4.0 %; swap others, and on 88.0 % of 100 "
-        "prompts"
+        "Swap these heads, and the new rule is left on 4.0 % of 100; swap others, and on 88.0 % of "
+        "100"
     )
     assert titles.title_of(f, "averaging", "") == (
         "The heads average: shown −1 and +1 mixed, it answers in a way that no example showed "
-        "on 25 %"
+        "on 25 % of 200 prompts"
     )
     rows = [{"verdict": "pass"}] * 3 + [{"verdict": "fail"}, {"verdict": "could not tell"}]
     f.check = {"checks": rows}
@@ -220,7 +222,7 @@ def test_titles_say_how_many_which_and_on_what():
     f.learning = {"criteria": {"solves": 0.5}}
     looks = [(0, 0.6), (10, 0.4), (1200, 0.5), (3500, 0.9)]
     f.learning["looks"] = [{"step": step, "off_by_one": share} for step, share in looks]
-    said = "Off-by-one addition is there from step 1,200 of 3,500"
+    said = "From step 1,200 on, 50 % or more of off-by-one sums are right"
     assert titles.title_of(f, "learned", "") == said
     sets = (["1.0"], ["2.0", "2.1", "1.1"], [], ["1.0"])
     f.seeds = [{"groups": {"function_induction": heads}} for heads in sets]

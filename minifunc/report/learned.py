@@ -17,7 +17,7 @@ def learned(f: Findings) -> list[Markup]:
     """The slider, places and data: the looks of commands/reference.py, or else the accuracy."""
     heads, prompt, looks = all_heads(f.model.cfg), "", list(map(accuracies, f.metrics))
     parts = [
-        pictured("curves", 200, f"Right, of a sample of {f.learning.get('n_prompts', 'few')} sums")
+        pictured("curves", 200, f"Share right, of only {f.learning.get('n_prompts', 'few')} sums")
     ]
     below = "Of this run the accuracy alone was kept; make reference keeps answers and heads too."
     if f.learning:

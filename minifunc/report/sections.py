@@ -91,7 +91,7 @@ def claim_numbers(f: Findings, n: int, done: str, remains: str) -> list[Markup]:
     kept = len(alone["heads"])
     stays = f"of the effect stays with {kept} heads kept, {f.n_heads - kept} [swapped|faithfulness]"
     if lot := alone.get("random_circuits"):
-        stays += f"; {kept} at random: {lot['mean']:.2f} ({percent(lot['overlap'])} of them these)"
+        stays += f"; {kept} at random, {percent(lot['overlap'])} of them these: {lot['mean']:.2f}"
     shown = {
         f"of {n} prompts are answered {f.circuit['asked']}": done,
         f"of {f.n_heads} heads are [FI heads|FI head]: {', '.join(f.fi)}": len(f.fi),
