@@ -929,7 +929,7 @@ def test_before_the_checks_are_run_the_page_says_what_it_shows_itself_of_what_ma
         "That heads 1.0, 1.1 matter holds for this model alone.",
         "The control is weakest for base 8, carry: with other heads swapped, the new rule is left",
         "it answers in a way that no example showed on 37 % of ",
-        "Not here: what the checks, which have not been run on this model yet, add to this. make ch",
+        "Not here: what the checks, which have not been run on this model yet, add to this. make c",
     ):
         assert said in text
     rewrite(run, lambda circuit: circuit.update(reuse=[]))

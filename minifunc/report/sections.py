@@ -148,7 +148,7 @@ def heads_table(f: Findings) -> Content:
         rows.append([head, groups_of(circuit, head), signed(r_of(circuit, head), 1), *looks])
     shares = map(words, next(iter(circuit["attention"].values())))
     columns = ["head", "group", "r on the logits, %", *shares]
-    told = "The heads of the circuit, and the shares of their attention: last, from the last ="
+    told = "The heads of the circuit, and shares of attention; last: from the last =; bos: the start"
     return [numbers(columns, rows, told)]
 
 
@@ -283,7 +283,7 @@ def seeds(f: Findings) -> Content:
         "The default training from three random starts, seeds 0 to 2, not picked. Number: an [FI "
         "head]’s [r] in %. Same colours, other places: head 2.3 of one model is not 2.3 of another."
         " Dots: a head’s roles. Other direct heads move the answer too; upstream ones feed all; "
-        f"others bring FI heads what they name. Of {len(f.seeds)} models so many have {occurring}."
+        f"others bring FI heads what they name. Roles of {len(f.seeds)} models: {occurring}."
     )
     ends = [parse(head) for row in f.seeds for heads in row["groups"].values() for head in heads]
     n_layers, n_heads = (max(end) + 1 for end in zip(*ends))  # of models of one shape
