@@ -148,7 +148,7 @@ def heads_table(f: Findings) -> Content:
         rows.append([head, groups_of(circuit, head), signed(r_of(circuit, head), 1), *looks])
     shares = map(words, next(iter(circuit["attention"].values())))
     columns = ["head", "group", "r on the logits, %", *shares]
-    told = "The heads of the circuit, and shares of attention; last: from the last =; bos: the start"
+    told = "The heads of the circuit, and shares of attention; last: of the last =; bos: the start"
     return [numbers(columns, rows, told)]
 
 
