@@ -400,8 +400,25 @@ def test_each_role_of_a_head_has_a_colour_of_its_own(seen):
     colour = "getComputedStyle(swatch).backgroundColor.match(/\\d+/g).map(Number)"
     swatches = f"[...document.querySelectorAll('#seeds .swatch')].map((swatch) => {colour})"
     colours = seen.evaluate(swatches)
-    assert len(colours) == 6
+    assert len(colours) == 5  # previous-token heads are in none of the three models that are drawn
     assert min(itertools.starmap(math.dist, itertools.combinations(colours, 2))) > 50
+
+
+AGAINST = """
+(() => {
+  const [against] = document.querySelectorAll("#circuit .key span:has(.against)");
+  const lines = [...document.querySelectorAll("#circuit .line.out")];
+  return [true, false].map((is) => {
+    lines.forEach((line) => line.classList.toggle("against", is));
+    return against.checkVisibility();
+  });
+})()
+"""
+
+
+@BY_SIZE
+def test_what_is_in_no_picture_is_not_in_its_key(seen):
+    assert seen.evaluate(AGAINST) == [True, False]
 
 
 LONG = ", ".join(["12+5=18", "6+12=19", "13+4=18"] * 5) + ", 3+3="

@@ -727,9 +727,10 @@ def test_of_any_run_the_accuracy_is_shown_by_step(run):
 
 def test_of_a_run_that_was_looked_at_heads_and_answers_are_shown_by_step(run):
     criteria = {"solves": 0.5, "strong": 0.05, "looks_at_answers": 0.3}
-    learning = {"prompt": "<bos> =", "looks": looks(), "criteria": criteria}
+    learning = {"prompt": "<bos> =", "looks": looks(), "criteria": criteria, "n_prompts": 37}
     save_json(run / "learning.json", learning)
     data, words = shown_while_it_learned(made(run))
+    assert "of only 37 sums" in words
     assert [look["step"] for look in data["looks"]] == [0, 2, 5, 9]
     first = data["looks"][0]
     # The heads that are FI in the end, and the others, at a step at which none is:
