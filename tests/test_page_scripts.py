@@ -592,6 +592,12 @@ for (const act of [pin, point, leave, pin]) {
     act();
     pins.push([chosen(), hint()]);
 }
+spot.click();
+Playground.ask("1+1=3, 2+5=8, 3+3=");
+const another = view.querySelector(".spot");
+another.focus();
+another.blur(); // what was kept is of the old prompt
+pins.push([chosen(), hint()]);
 Playground.ask("3+3=");
 return { panels, said, pins, alone: view.children[0].textContent };
 """
@@ -656,7 +662,7 @@ def test_the_circuit_shows_each_effect_and_says_what_a_head_does(drawn):
     assert {True, False, (False, 0), (True, 1)} <= signs  # both ways were drawn, of examples too
 
     spots = [(side, *spot) for side in (0, 1) for spot in said["panels"][side]["spots"]]
-    seen_at = {}
+    seen_at, role = {}, {"0.0": "shown", "0.1": "expected"}
     for (side, head, _), (name, words, lit) in zip(spots, said["said"], strict=True):
         tokens, cache = sides[side][0][0].tolist(), sides[side][1]
         seen_at[side, head] = seen_at.get((side, head), -1) + 1
@@ -665,7 +671,8 @@ def test_the_circuit_shows_each_effect_and_says_what_a_head_does(drawn):
         shares = pattern(cache, head)[at]
         best = int(shares.argmax())
         assert name == head and set(lit) == {head}
-        assert words.startswith(f"Head {head}, one of the ")
+        group = "FI heads" if last else f"heads that bring the {role[head]} answer"
+        assert words.startswith(f"Head {head}, one of the {group}: ")
         assert f"from “{tasks.VOCABULARY[tokens[at]]}” it looks most at " in words
         if best:
             place = (best - 1) // 6 * 6
@@ -682,10 +689,11 @@ def test_the_circuit_shows_each_effect_and_says_what_a_head_does(drawn):
             assert shown[1] == pytest.approx(100 * abs(r), abs=0.06)
             assert f"{'of the way to' if r < 0 else 'away from'} {names[1 - side]} (r = " in words
             assert ("r = −" in words) == (r < 0) and ("r = +" in words) == (r > 0)
-    (quiet, point), (on, first), (_, second), (kept, again), (off, _) = said["pins"]
+    (quiet, point), (on, first), (_, second), (kept, again), (off, _), asked_anew = said["pins"]
     assert not quiet and "Point at a head" in point and on and first != second
     assert kept and again == first and first.startswith("Head 0.0")
     assert off  # the pointer is still there, so that it stays lit
+    assert asked_anew == [quiet, point]
     assert said["alone"].startswith("Both prompts ")  # are answered alike
 
 
