@@ -50,6 +50,7 @@ MISSING = {
     "other groups": "only heads that write the answer are looked for",
     "completeness, minimality": "thousands of runs of a model of 270 heads",
     "function_vectors, reuse": "the model was not trained on the tasks that they need",
+    "rules, steered": "only single amounts and a mixture of two are asked of this model",
 }
 
 

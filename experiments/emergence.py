@@ -20,7 +20,7 @@ import train
 from experiments import measure
 from experiments.catalogue import DIETS
 from experiments.experiment import Experiment, main
-from experiments.runs import Row, Run, default_run, provenance
+from experiments.runs import SWEEP_GIB, Row, Run, default_run, provenance
 from experiments.summary import Rows, by
 from minifunc.ablation import all_heads
 from minifunc.analysis import scores
@@ -107,7 +107,7 @@ def effects(model: Transformer, groups: Groups, n_prompts: int) -> Row:
     in logits.
     """
     pairs = measure.off_by_one(n_prompts, measure.generator(1))
-    patcher = patch.Study().patchers(model, pairs)["answers"]
+    patcher = patch.Study(max_memory=SWEEP_GIB).patchers(model, pairs)["answers"]
     F_range = round(patcher.F_range, 4)
     r: dict[str, float | None] = dict.fromkeys(heads_of(chain(*groups.values())))
     if r and abs(F_range) > 1e-3:

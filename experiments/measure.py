@@ -9,7 +9,7 @@ from torch import Tensor
 import patch
 import tasks
 import train
-from experiments.runs import Row, Run, provenance
+from experiments.runs import SWEEP_GIB, Row, Run, provenance
 from minifunc.ablation import Ablator, CircuitScores
 from minifunc.circuit import Criteria, discover
 from minifunc.model import Transformer
@@ -144,7 +144,8 @@ def circuit(model: Transformer, quick: bool) -> Row:
     row |= dict.fromkeys(("top_fi_r", "faithfulness", "circuit_accuracy"))
     if row["answers"]["right"] < CRITERIA.solves:
         return row
-    found = discover(patch.Study().patchers(model, pairs), tasks.answer_positions(SHOTS), CRITERIA)
+    patchers = patch.Study(max_memory=SWEEP_GIB).patchers(model, pairs)
+    found = discover(patchers, tasks.answer_positions(SHOTS), CRITERIA)
     to_logits = found.effects["answers"]["logits"].heads  # [n_layers, n_heads]
     row["groups"] = groups = found.groups
     row |= {key: groups[group] for key, group in GROUPS.items()}

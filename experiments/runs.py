@@ -43,7 +43,8 @@ Measure = Callable[[Transformer, "Run", Path, bool], Row]
 
 N_SNAPSHOTS = 48  # weights kept on the way
 CPU = torch.device("cpu")
-ON_A_CARD, GIB_EACH = 8, 2  # runs at once on CUDA, and what each needs to be free: GiB
+ON_A_CARD, GIB_EACH = 8, 4  # runs at once on CUDA, and what each needs to be free: GiB
+SWEEP_GIB = 2.0  # of it, for a sweep: by itself each run would take a quarter of the card
 # What results/ of diets, universality and interventions were made with; the default may go on.
 SHORT = replace(TrainConfig(), documents=64, long_every=3, lr=1e-2, weight_decay=0.2)
 

@@ -13,7 +13,7 @@ from typing import Any
 import patch
 from experiments.experiment import Experiment, main
 from experiments.measure import CRITERIA, FEW, GROUPS
-from experiments.runs import Row, Run, default_run, provenance
+from experiments.runs import SWEEP_GIB, Row, Run, default_run, provenance
 from experiments.summary import Rows, by, in_words
 from minifunc.analysis.rows import as_effects
 from minifunc.model import Transformer
@@ -31,7 +31,7 @@ def traced(
     path = folder / f"circuit{'_quick' * quick}.json"
     circuit = load_json(path) if path.exists() else {}
     if circuit.get("weights") != weights_hash(model.state_dict()):
-        study = patch.Study(prompts=FEW) if quick else patch.Study()
+        study = patch.Study(prompts=FEW if quick else patch.Study.prompts, max_memory=SWEEP_GIB)
         circuit = patch.trace(model, study, CRITERIA, lambda *_: None)
         save_json(path, circuit)
     return part(circuit)

@@ -96,8 +96,16 @@ def test_the_operations_of_a_sweep_are_those_of_its_matrix_products():
 
 
 def test_a_product_of_large_matrices_is_the_rate(monkeypatch):
-    monkeypatch.setattr(bench_sweep, "medians_in_turn", lambda *_, **__: {"product": 0.5})
+    """Of random numbers: a card multiplies equal ones faster."""
+    made = []
+
+    def timed(works, *_, **__):
+        made.append(works["product"]())
+        return {"product": 0.5}
+
+    monkeypatch.setattr(bench_sweep, "medians_in_turn", timed)
     assert Sweep(bench.TINY).product_rate(CPU) == 2 * 1024**3 / 0.5
+    assert 30 < made[0].std() < 34  # sqrt(1024)
 
 
 def test_effects_that_are_far_off_are_warned_of_and_what_helps_is_said(capsys):

@@ -28,6 +28,7 @@ from experiments import (
     measure,
     precursor,
     runs,
+    seeds,
     universality,
     unseen_shifts,
 )
@@ -196,7 +197,27 @@ def test_results_of_several_devices_say_so():
     assert experiment.mixed(rows[:1]) == []
 
 
-@pytest.mark.parametrize("free, cores, n", [(80, 16, 8), (80, 2, 2), (5, 16, 2), (1, 16, 1)])
+def test_the_sweeps_of_runs_that_share_a_card_take_no_quarter_of_it_each(tmp_path, monkeypatch):
+    asked = []
+
+    def patchers(study, *_):
+        asked.append(study.max_memory)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(patch.Study, "patchers", patchers)
+    monkeypatch.setattr(measure, "answers_given", lambda *_: {"answers": {"right": 1.0}})
+    model = Transformer(train.MODEL)
+    for sweeps in (
+        lambda: measure.circuit(model, True),
+        lambda: emergence.effects(model, {}, 2),
+        lambda: seeds.traced(dict, model, tiny(), tmp_path, True),
+    ):
+        with pytest.raises(ZeroDivisionError):
+            sweeps()
+    assert asked == [2.0] * 3 and runs.GIB_EACH >= 2 * max(asked)
+
+
+@pytest.mark.parametrize("free, cores, n", [(80, 16, 8), (80, 2, 2), (9, 16, 2), (1, 16, 1)])
 def test_a_card_is_shared_as_far_as_its_memory_and_the_cores_go(monkeypatch, free, cores, n):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * 2**30, 80 * 2**30))
@@ -857,3 +878,60 @@ def test_the_committed_figures_are_those_that_are_drawn():
 
     drawn = {path.stem for path in Path(figures.ROOT, "docs/figures").glob("*.png")}
     assert drawn == {*figures.DRAW, "report"}
+
+
+def drawn_dots(figure):
+    """{(row, colour): shares} of the dots, and the ends of intervals, of a figure."""
+    dots, ends = {}, {}
+    for line in figure.axes[0].lines:
+        x, y = line.get_xdata(), line.get_ydata()
+        if len(x):
+            kind = ends if line.get_marker() == "|" else dots
+            kind[round(float(y[0])), line.get_color()] = [float(value) for value in x]
+    return dots, ends
+
+
+EVERY_K = ("-4", "-3", "-2", "-1", "1", "2", "3", "4")
+
+
+def test_figures_show_each_run_and_intervals_from_three_on():
+    pytest.importorskip("matplotlib")
+    from experiments import figures
+
+    rows = []
+    for name, shares in (("strict", (0.7, 0.8, 0.99)), ("addition", (0.1, 0.2)), ("even", (0.5,))):
+        for seed, share in enumerate(shares):
+            row = {"diet": name, "seed": seed, "diverged": False, "off_by_one_8": share}
+            rows.append(row | {"plain_8": 1 - share / 10})
+    figure = figures.draw_diets(rows)
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [
+        "… and reflected ones: all of these",
+        "plain sums alone",
+    ]  # no one asked for `even`
+    dots, ends = drawn_dots(figure)
+    pos, other = figures.COLOURS["pos"], figures.COLOURS["other"]
+    assert dots[0, pos] == [0.7, 0.8, 0.99] and dots[1, pos] == [0.1, 0.2]
+    assert dots[1, other] == pytest.approx([0.99, 0.98])
+    mean, half = mean_ci([0.7, 0.8, 0.99])
+    assert ends[0, pos] == pytest.approx([mean - half, 1.0])  # a share is at most 1
+    assert {row for row, _ in ends} == {0}  # two runs have no interval
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["plain addition", "off by one, never shown"]
+    figures.plt.close(figure)
+
+    shares = dict(zip(EVERY_K, [0.0, 0.1, 0.2, 1.0, 0.6, 0.8, 0.3, 0.4]))
+    row = {"task": "addition", "kind": "all_but_+1", "shifts": [-1, 2], "accuracy": shares}
+    others = [{"task": "first", "accuracy": shares, "kind": "x"}]
+    others.append({"task": "addition", "accuracy": None, "kind": "y"})
+    figure = figures.draw_unseen_shifts([row, *others])
+    dots, _ = drawn_dots(figure)
+    wanted = {"other": 0.9, "pos": 0.6, "neg": 0.2}  # shown -1, 2; between: 1; beyond: the rest
+    assert len(dots) == 3
+    for name, share in wanted.items():
+        assert dots[0, figures.COLOURS[name]] == pytest.approx([share])
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["all but +1"]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["k was shown", "never, but between shown ones", "never, and beyond them"]
+    low, high = figure.axes[0].get_xlim()
+    assert low < 0 and high > 1  # the dots at 0 and 1 are whole
+    figures.plt.close(figure)

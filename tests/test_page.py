@@ -4,6 +4,8 @@ The report is that of the run in `reference/`, looked at wide and narrow, light 
 paper, from disk and without a network.
 """
 
+import itertools
+import math
 import shutil
 
 import pytest
@@ -392,6 +394,31 @@ def test_all_text_can_be_read_while_the_page_is_used_too_and_nothing_is_complain
         seen.evaluate(PAUSE)
         assert seen.evaluate(f"Eye.faint({LEAST})") == [], step
     assert complaints(seen) == []
+
+
+def test_each_role_of_a_head_has_a_colour_of_its_own(seen):
+    colour = "getComputedStyle(swatch).backgroundColor.match(/\\d+/g).map(Number)"
+    swatches = f"[...document.querySelectorAll('#seeds .swatch')].map((swatch) => {colour})"
+    colours = seen.evaluate(swatches)
+    assert len(colours) == 6
+    assert min(itertools.starmap(math.dist, itertools.combinations(colours, 2))) > 50
+
+
+LONG = ", ".join(["12+5=18", "6+12=19", "13+4=18"] * 5) + ", 3+3="
+FIELDS = """
+(Playground.ask("%s"), ["prompt", "base"].map((id) => {
+  const { scrollTop, clientHeight, scrollHeight } = document.getElementById(id);
+  return [clientHeight, scrollHeight - clientHeight, scrollHeight - clientHeight - scrollTop];
+}))
+"""
+
+
+@BY_SIZE
+def test_a_long_prompt_is_small_and_shows_its_end(seen):
+    for tall, hidden, below in seen.evaluate(FIELDS % LONG):
+        assert tall < 80 and hidden > 0 and below < 2
+    for _, hidden, _ in seen.evaluate(FIELDS % "1+1=3, 2+2=5, 3+3="):
+        assert hidden == 0
 
 
 @BY_SIZE

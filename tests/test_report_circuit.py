@@ -77,11 +77,20 @@ def overlap(a, b):
     return not (apart or a[1] >= b[3] - 1e-6 or b[1] >= a[3] - 1e-6)
 
 
+def other(picture, draw):
+    """The same heads on a prompt of other answers and effects, to be drawn beside it."""
+    tokens = [{"31": "7", "b": "17"}.get(token, token) for token in picture["tokens"]]
+    into = {head: [draw.choice([0, 0.8, 9]) for _ in i] for head, i in picture["into"].items()}
+    out = {head: draw.uniform(0.8, 18) for head in picture["fi"]}
+    return {**picture, "tokens": tokens, "into": into, "out": out}
+
+
 @pytest.fixture(scope="module")
 def laid_out():
-    """(picture, layout) of each of `pictures`."""
-    wanted = list(pictures())
-    return list(zip(wanted, node(LOAD + "return data.all.map(Circuit.layout);", all=wanted)))
+    """(picture, layout) of each of `pictures`, and after it of what is drawn beside it."""
+    wanted = [(one, other(one, random.Random(1))) for one in pictures()]
+    layouts = node(LOAD + "return data.all.map(Circuit.layouts);", all=wanted)
+    return [pair for both, drawn in zip(wanted, layouts) for pair in zip(both, drawn)]
 
 
 @needs_node
@@ -136,6 +145,22 @@ def test_each_line_ends_at_its_node_and_is_as_wide_as_its_effect(laid_out):
         layers = [(n["l"], n["head"]) for n in layout["nodes"].values() if n["kind"] == "spot"]
         by_height = [int(head.split(".")[0]) for _, head in sorted(layers)]
         assert by_height == sorted(by_height)
+
+
+@needs_node
+def test_two_prompts_are_drawn_alike(laid_out):
+    n_lanes = 0
+    for (_, one), (_, other) in zip(laid_out[::2], laid_out[1::2]):
+        assert one["nodes"] == other["nodes"] and one["bands"] == other["bands"]
+        assert all(one[size] == other[size] for size in ("along", "up", "down"))
+        lanes = [
+            {(path["head"], path["i"]): path["points"] for path in drawn["paths"] if "i" in path}
+            for drawn in (one, other)
+        ]
+        for lane in lanes[0].keys() & lanes[1].keys():
+            n_lanes += 1
+            assert lanes[0][lane] == lanes[1][lane]
+    assert n_lanes > 100
 
 
 # ---------------------------------------------------------------- widths
@@ -206,7 +231,9 @@ USE = """
     said.push(view.querySelectorAll("[tabindex='0']").length);
     said.push(spots().every((spot) => spot.getAttribute("aria-label")));
     Playground.ask("3+3=");
-    said.push(answers(), words());
+    said.push(answers(), view.querySelector("p").textContent);
+    const outs = [...view.querySelectorAll(".out, .into")];
+    said.push(Math.max(...outs.map((line) => line.getAttribute("stroke-width"))));
     done();
 """
 
@@ -222,4 +249,7 @@ def test_a_head_says_what_it_does_on_the_prompt_that_was_asked(headline, tmp_pat
     assert said[7] is True  # pinned: it stays
     assert said[8] is False and "Point at a head" in said[9]  # until something else is asked
     assert said[10:12] == [2, True]  # one stop of the tab key for each picture
-    assert said[12][0] == said[12][1] and "no effect to draw" in said[13]
+    assert said[12][0] == said[12][1]
+    for part in (f"Both prompts are answered {said[12][0]}, so no swap can move", "like 1+1=3"):
+        assert part in said[13]
+    assert said[14] == 0  # no line of an effect

@@ -10,6 +10,7 @@ import tasks
 from minifunc.ablation import Ablator, all_heads
 from minifunc.analysis import shift_swap
 from minifunc.model import ModelConfig, Transformer
+from minifunc.support.evaluation import bootstrap
 from minifunc.support.runs import load_run
 
 ASKED = SimpleNamespace(task="addition", k=1, shots=2, seed=0)
@@ -126,3 +127,87 @@ def test_a_head_passes_that_moves_the_answer_under_both(monkeypatch, lows, passe
 def test_a_function_that_is_not_on_numbers_has_none():
     asked = SimpleNamespace(**vars(ASKED) | {"task": "caesar"})
     assert shift_swap.study(tasks, None, ["0.0"], asked) == {}
+
+
+# ---------------------------------------------------------------- its rows, worked out again
+
+
+def asked_for(**changes):
+    return SimpleNamespace(**vars(ASKED) | changes)
+
+
+def random_model(seed=4):
+    """It answers sums from 5 to 14 alone, so that some of its answers are right."""
+    cfg = ModelConfig(d_vocab=len(tasks.VOCABULARY), n_layers=3, n_heads=4, d_model=16, d_head=4)
+    model = Transformer(cfg, torch.Generator().manual_seed(seed)).requires_grad_(False)
+    model.unembed.W_U.data[:, : tasks.ZERO + 5] = model.unembed.W_U.data[:, tasks.ZERO + 15 :] = 0
+    return model
+
+
+@pytest.fixture(scope="module")
+def known():
+    """What is found of a random model by seed 5 and k = 2, and the prompts and donors behind it."""
+    made = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shift_swap, "N_PROMPTS", 80)
+        patched.setattr(shift_swap, "Ablator", lambda *given: made.append(given) or Ablator(*given))
+        asked = asked_for(k=2, seed=5, shots=3)
+        found = shift_swap.study(tasks, random_model(), ["1.0", "1.3", "2.2"], asked)
+    ((_, prompts, donors),) = made
+    return found["shift_swap"], prompts, donors
+
+
+def test_there_is_a_row_for_all_fi_heads_for_each_for_random_groups_and_for_each_other_head(known):
+    rows = known[0]["rows"]
+    by_kind = {}
+    for row in rows:
+        by_kind.setdefault(row["swapped"], []).append(row["heads"])
+    assert by_kind.pop("function_induction") == [["1.0", "1.3", "2.2"]]
+    assert by_kind.pop("one_fi_head") == [["1.0"], ["1.3"], ["2.2"]]
+    assert by_kind.pop("one_other_head") == [["1.1"], ["1.2"], ["2.0"], ["2.1"], ["2.3"]]
+    random = by_kind.pop("random_same_layers")
+    assert not by_kind and len(random) == 5 and len(set(map(tuple, random))) > 1
+    for group in random:
+        assert group[:2] == ["1.1", "1.2"] and len(group) == 3
+        assert group[2] in ("2.0", "2.1", "2.3")
+    assert known[0]["least"] == 0.02 and known[0]["shifts"] == [-4, -3, -2, -1, 1, 3, 4]
+
+
+def test_pairs_are_those_of_the_studys_seed_and_all_that_ask_for_a_sum_twice_in_a_row(known):
+    found, prompts, donors = known
+    generator = torch.Generator().manual_seed(5)
+    pairs = tasks.evaluation_pairs("addition", 2, 3, 80, generator)
+    order = sorted(range(80), key=lambda i: int(pairs.base_answers[i]))
+    alike = [(i, j) for i, j in zip(order, order[1:]) if not pairs.base_answers[[i, j]].diff()]
+    mine, others = map(list, zip(*alike))
+    assert torch.equal(prompts, pairs.contrast[mine]) and found["n_prompts"] == len(mine)
+    assert torch.equal(donors["same"], pairs.contrast[others])
+    assert torch.equal(donors["operands"], pairs.operands_changed[others])
+
+
+def test_each_row_is_that_of_plain_runs_prompt_by_prompt(known):
+    """Its share and its interval, and how often each answer is given."""
+    found, prompts, donors = known
+    model, n = random_model(), len(prompts)
+    ablator, last, each = Ablator(model, prompts, donors), [prompts.shape[1] - 1], torch.arange(n)
+    plain = (prompts[:, [-4, -2]] - tasks.ZERO).sum(1)
+    shifts = torch.tensor([-4, -3, -2, -1, 1, 3, 4] * n)[:n]
+    for how, other in (("answers", plain + shifts), ("operands", plain)):
+
+        def moved(run, how=how, other=other):
+            change = (run(how) - run("same")).double()
+            return change[each, tasks.ZERO + other] - change[each, tasks.ZERO + plain + 2]
+
+        whole = moved(lambda how: model(donors[how])[:, -1]).abs()
+        for row in (found["rows"][0], found["rows"][-1]):
+            runs = {x: ablator.logits_plainly(row["heads"], x, last) for x in ("same", how)}
+            answers = runs[how].argmax(-1) - tasks.ZERO
+            stated = {"base_acc": plain, "contrast_acc": plain + 2, "other_acc": other}
+            for name, wanted in stated.items():
+                right = (answers == wanted).double().mean().item()
+                assert row[how][name] == pytest.approx(right, abs=1e-4)
+            assert row[how]["base_acc"] != row[how]["contrast_acc"]
+            change = moved(runs.get)
+            share = (change.mean() / whole.mean()).item()
+            assert row[how]["moved"] == pytest.approx(share, abs=1e-4)
+            assert row[how]["ci"] == pytest.approx(bootstrap(change[None], whole)[0], abs=2e-4)

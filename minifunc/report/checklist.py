@@ -1,8 +1,9 @@
 """The checklist: each check's answer, for the terminal and the page, and a verdict on them all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from minifunc.report.findings import Findings
 from minifunc.report.html import Markup, h
 
 Row = Mapping[str, Any]  # of `checks` in check.json
@@ -16,21 +17,22 @@ def failure(example: Row) -> str:
     return f"{told}; {example['pattern']}" if example.get("pattern") else told
 
 
-def shown(rows: Sequence[Row], fi: Sequence[str]) -> list[Markup]:
-    """The verdict, and every check. fi: the heads to watch."""
-    told = [verdict(rows, fi)] if all("answer" in row for row in rows) else []
-    passed_last = sorted(rows, key=lambda row: bool(row["verdict"] == "pass"))
-    return [*told, h("div", [checked(row) for row in passed_last], class_="checks")]
-
-
-def verdict(rows: Sequence[Row], fi: Sequence[str]) -> Markup:
-    """What the model does, what it may do wrongly, and which heads to watch."""
-    rule = {row["name"]: row for row in rows}["new_rule"]
+def verdict(f: Findings) -> list[Markup]:
+    """What the model does, what it may do wrongly, what to watch, when to act, on which heads."""
+    rows = {row["name"]: row for row in f.check["checks"]}
+    rule, failed = rows["new_rule"], [row for row in rows.values() if row["verdict"] == "fail"]
     does = f"This model {FOLLOWS.get(rule['verdict'], 'may follow')} the rule that examples show: "
-    risks = [row["risk"] for row in rows if row["verdict"] == "fail"]
-    may = f"It may {', or '.join(risks)}. " if risks else "Nothing that was checked went wrong. "
-    watch = f"Heads to watch: {', '.join(fi) or 'none is known to carry the rule'}."
-    return h("p", does, rule["short"], ". ", h("b", may), watch, class_="judgement")
+    may = f"It may {', or '.join(row['risk'] for row in failed)}. "
+    told = h("b", may if failed else "Nothing that was checked went wrong. ")
+    watch = "What to watch, on prompts of your own: "
+    for row in failed or [rule]:
+        watch += f"{row['question']} ({row['short']}; wanted: {row['wanted']}) "
+    watch += "Act when such a share misses what is wanted: keep these prompts away, or give "
+    act = "the model more training: no head is known to carry the rule."
+    if f.fi:
+        act = f"heads {', '.join(f.fi)} what they send on plain prompts (the new rule: "
+        act += f"{rows['carriers']['short']})."
+    return [h("p", does, rule["short"], ". ", told, watch, act, class_="judgement")]
 
 
 def checked(row: Row) -> Markup:

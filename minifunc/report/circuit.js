@@ -33,15 +33,16 @@ const Circuit = (() => {
   /** The picture's nodes {id: {kind, t, l, half, tall, head, at}}, its paths [{kind, points, width,
       from, to, head, at, i}] and the layers' bands. readers, fi: heads, layer by layer.
       Widths in px: reads[head][i], from example i's operands to a reader; into[head][i], from its
-      answer to an FI head, 0: none; out[head], from that to the answer. */
-  function layout({ tokens, readers, fi, reads, into, out, vertical = false, column = 0 }) {
+      answer to an FI head, 0: none; out[head], from that to the answer. room: the tokens, into and
+      out that there must be room for. */
+  function layout({ tokens, readers, fi, reads, into, out, vertical, column, room }) {
     const layers = [...new Set([...readers, ...fi].map(layerOf))].sort((a, b) => a - b);
     const within = (heads, layer) => heads.filter((head) => layerOf(head) === layer);
-    const flow = (head) => sum((into[head] ?? []).map((width) => width && width + SPACE));
+    const flow = (head) => sum((room.into[head] ?? []).map((width) => width && width + SPACE));
     const lanes = (layer) => sum(within(fi, layer).map(flow));
-    const tall = (head) => Math.max(NODE, flow(head) / 2, (out[head] ?? 0) / 2 + 1);
+    const tall = (head) => Math.max(NODE, flow(head) / 2, (room.out[head] ?? 0) / 2 + 1);
     const space = Math.max(0, ...layers.map(lanes)) + 10;
-    const places = placeTokens(tokens, vertical, column, space);
+    const places = placeTokens(room.tokens, vertical, column, space);
     const shown = shownIn(tokens);
     const last = tokens.length - 1;
     const { t: x } = places[last];
@@ -76,13 +77,12 @@ const Circuit = (() => {
       const to = put("spot", head, last, level, NODE, tall(head));
       const entry = level - flow(head) / 2 - used;
       for (const i of [...shown.keys()].reverse()) {
-        const width = into[head][i];
-        if (!width) continue;
-        const middle = used + (width + SPACE) / 2;
+        const [width, spare] = [into[head][i], room.into[head][i]];
+        const middle = used + (spare + SPACE) / 2;
         const start = [places[shown[i]].t, lowest + middle];
         const end = [x - NODE, entry + middle];
-        add({ kind: "into", to, head, i, width }, start, x - NODE - 8 - middle, end);
-        used += width + SPACE;
+        if (width) add({ kind: "into", to, head, i, width }, start, x - NODE - 8 - middle, end);
+        used += spare && spare + SPACE;
       }
     }
 
@@ -98,18 +98,18 @@ const Circuit = (() => {
       }
       bands.at(-1).to = l;
     }
-    const reaching = sum(fi.map((head) => out[head] + SPACE)) / 2;
+    const reaching = sum(fi.map((head) => room.out[head] + SPACE)) / 2;
     const tallest = Math.max(ANSWER, reaching);
     const to = put("answer", "answer", last, l + 12 + tallest, ANSWER, tallest);
     const entry = nodes[to].l - reaching;
     used = 0;
     for (const head of [...fi].reverse()) { // the highest goes up nearest to the stream
       const from = `${head} ${last}`;
-      const middle = used + (out[head] + SPACE) / 2;
+      const middle = used + (room.out[head] + SPACE) / 2;
       const [start, end] = [[x + NODE, nodes[from].l], [x + ANSWER, entry + middle]];
       const path = { kind: "out", from, to, head, i: 0, width: out[head] };
       add(path, start, x + ANSWER + 8 + middle, end);
-      used += out[head] + SPACE;
+      used += room.out[head] + SPACE;
     }
     for (const at of [...shown, last]) {
       const { t } = places[at];
@@ -117,6 +117,18 @@ const Circuit = (() => {
     }
     const down = 16 - Math.min(...Object.values(nodes).map((node) => node.l));
     return { nodes, paths, bands, along: x + ANSWER + used + 12, up: l + 2 * tallest + 16, down };
+  }
+
+  /** Layouts of prompts that are drawn alike: each leaves room for the widest of all. */
+  function layouts(all) {
+    const most = (of) => Math.max(...all.map(of));
+    const [{ tokens, fi, into }] = all;
+    const room = {
+      tokens: tokens.map((_, at) => "x".repeat(most((one) => one.tokens[at].length))),
+      into: byHead(fi, (head) => into[head].map((_, i) => most((one) => one.into[head][i]))),
+      out: byHead(fi, (head) => most((one) => one.out[head])),
+    };
+    return all.map((drawn) => layout({ ...drawn, room }));
   }
 
   /** What putting values of the run `other` into a run does to its answer: r of each FI head, `out`
@@ -132,18 +144,17 @@ const Circuit = (() => {
     };
   }
 
-  return { layout, effects, shownIn, byHead };
+  return { layouts, effects, shownIn, byHead };
 })();
 
 if (typeof module !== "undefined") module.exports = Circuit;
 
 if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) (() => {
-  const { element, svg, percent, ranked, model, membersOf, groupOf, NAMES } = Page;
+  const { element, svg, percent, ranked, model, membersOf, groupOf, NAMES, nothing } = Page;
   const view = Page.at("circuit-view");
   const TITLES = ["The prompt you asked", "Its base prompt"];
   const HINT = "Point at a head to see what it does on this prompt; click to keep it.";
-  const SAME = "Both prompts get one answer, so that there is no effect to draw.";
-  const { layout, effects, shownIn, byHead } = Circuit;
+  const { layouts, effects, shownIn, byHead } = Circuit;
   const heads = [...Playground.heads].sort((a, b) => a - b); // layer by layer
   const fi = heads.filter((head) => membersOf("function_induction").includes(head));
   const reading = [...membersOf("expected_answer"), ...membersOf("shown_answer")];
@@ -175,8 +186,8 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
     return `${first} ${swapped} ${size} ${way}${size}).`;
   }
 
-  /** Where everything stands in a panel; px: how wide a line of r = 1 is. */
-  function planOf(panel, px) {
+  /** What a panel's layout is of; px: how wide a line of r = 1 is. */
+  function drawnIn(panel, px) {
     const { tokens, effects } = panel;
     const shown = shownIn(tokens);
     const wide = (x) => (Math.abs(x) < 0.01 ? 0 : Math.max(0.8, Math.abs(x) * px));
@@ -186,14 +197,13 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
       return 0.6 + 2.6 * (shares[at - 4] + shares[at - 2]);
     });
     const into = (head) => (effects?.into[head] ?? []).map(wide);
-    const out = (head) => Math.max(0.8, wide(effects?.out[head] ?? 0));
+    const out = (head) => (effects ? Math.max(0.8, wide(effects.out[head])) : 0);
     const widths = { reads: byHead(readers, reads), into: byHead(fi, into), out: byHead(fi, out) };
     const column = Math.min(180, (view.clientWidth / 2 - 240) / (shown.length || 1));
-    return layout({ tokens, readers, fi, ...widths, vertical: narrow.matches, column });
+    return { tokens, readers, fi, ...widths, vertical: narrow.matches, column };
   }
 
-  /** A panel's picture, `up` px above the tokens. */
-  function picture(panel, { nodes, paths, bands, along, down }, up) {
+  function picture(panel, { nodes, paths, bands, along, up, down }) {
     const vertical = narrow.matches;
     const xy = ([t, l]) => (vertical ? [l, t] : [t, -l]);
     const parts = [];
@@ -251,7 +261,7 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
     for (const part of view.querySelectorAll("[data-head]")) {
       part.classList.toggle("lit", part.dataset.head === chosen?.head);
     }
-    words.textContent = chosen ? said(chosen) : `${panels[0].effects ? "" : SAME} ${HINT}`;
+    words.textContent = chosen ? said(chosen) : HINT;
   }
 
   function draw() {
@@ -264,15 +274,16 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
     pinned = null;
     const outs = panels.flatMap(({ effects }) => Object.values(effects?.out ?? {}));
     const most = Math.max(0.3, ...outs.map(Math.abs));
-    const plans = panels.map((panel) => planOf(panel, 15 / most));
-    const up = Math.max(...plans.map((plan) => plan.up));
+    const plans = layouts(panels.map((panel) => drawnIn(panel, 15 / most)));
     const row = element("div", undefined, { className: "panels" });
-    view.replaceChildren(row, words);
+    view.replaceChildren(element("p", panels[0].effects ? "" : nothing(panels[0].answer)));
+    view.append(row, words);
     for (const panel of panels) {
       const box = element("div", undefined, { className: "scroll" });
-      const drawn = picture(panel, plans[panel.side], up);
+      const drawn = picture(panel, plans[panel.side]);
       box.append(element("h3", TITLES[panel.side]), drawn);
       row.append(box);
+      box.scrollLeft = box.scrollWidth; // to the answer
       drawn.dispatchEvent(new CustomEvent("drawn", { bubbles: true }));
     }
     show(null);

@@ -4,16 +4,19 @@ A missing file is no fault: the report says which command makes it. A broken one
 """
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 
+from minifunc.ablation import all_heads
 from minifunc.support.errors import UserError
 from minifunc.support.files import load_json, load_lines
 from minifunc.support.runs import RESULTS, RunFolders, load_circuit, load_run, traced_alone
 from minifunc.support.settings import added_parts
 from minifunc.support.vocabulary import token_name
 
+MAY_BE_EMPTY = ("groups", "fi", "fi_r", "control")  # under other keys what is empty is missing
 MOST_WEIGHTS = 4_000_000  # 21 MB of the page; a model with more is not played with
 
 
@@ -32,8 +35,12 @@ class Findings:
 
     @property
     def fi(self) -> list[str]:
-        """The function-induction heads."""
-        return self.circuit["groups"]["function_induction"] if self.circuit else []
+        """The function-induction heads. Raises ValueError for a head that is none of the model."""
+        groups = self.circuit["groups"] if self.circuit else {"function_induction": list[str]()}
+        for head in chain(*groups.values()):
+            if self.model and head not in all_heads(self.model.cfg):
+                raise ValueError(f"`groups` names {head!r:.20}, which is no head of this model")
+        return groups["function_induction"]
 
     @property
     def n_heads(self) -> int:
@@ -67,9 +74,19 @@ class Findings:
         return self.names[int(self.model(tokens)[0, -1].argmax())]
 
 
+def filled(found: Any) -> Any:
+    """What a JSON file holds, without keys of what is null or empty."""
+    if isinstance(found, list):
+        return [filled(part) for part in found]
+    if not isinstance(found, dict):
+        return found
+    parts = {key: x if key in MAY_BE_EMPTY else filled(x) for key, x in found.items()}
+    return {key: x for key, x in parts.items() if key in MAY_BE_EMPTY or x not in (None, [], {})}
+
+
 def read(folders: RunFolders) -> Findings:
-    """All that is known of a run; nulls of circuit.json are left out. Raises UserError for no sound
-    run, a broken file, or a circuit.json of other weights."""
+    """All that is known of a run; see `filled`. Raises UserError for no sound run, a broken file,
+    or a circuit.json of other weights."""
     run, results = folders.run, folders.results
     model, config = (None, {}) if traced_alone(run) else load_run(run)
     if not all(isinstance(string, str) for string in config.get("vocabulary", ())):
@@ -79,9 +96,9 @@ def read(folders: RunFolders) -> Findings:
     metrics, check, seeds = run / "metrics.jsonl", results / "check.json", RESULTS / "seeds.json"
     return Findings(
         *(folders, model, config),
-        circuit={name: part for name, part in (counted | circuit).items() if part is not None},
+        circuit=filled(counted | circuit),
         metrics=load_lines(metrics) if metrics.exists() else [],
-        check=load_json(check) if check.exists() else {},
-        seeds=load_json(seeds) if seeds.exists() else [],
-        learning=load_circuit(run / "learning.json", model, "reference") or {},
+        check=filled(load_json(check)) if check.exists() else {},
+        seeds=filled(load_json(seeds)) if seeds.exists() else [],
+        learning=filled(load_circuit(run / "learning.json", model, "reference") or {}),
     )

@@ -85,9 +85,7 @@ def appeared(looks: Sequence[Look], criteria: Mapping[str, float]) -> str:
     """Since when behaviour and FI heads are there, and what that means."""
     right = behaving(looks, criteria)
     solved = since(looks, right)
-    behaviour = (
-        f"is there from step {solved:,}" if solved is not None else "is not there in the end"
-    )
+    behaviour = "is not there in the end" if solved is None else f"is there from step {solved:,}"
     told = []
     for head in looks[-1]["fi"]:
         step = since(looks, [so_far and head in look["fi"] for so_far, look in zip(right, looks)])

@@ -4,6 +4,7 @@ import base64
 from importlib.resources import files
 from typing import Any
 
+from minifunc.ablation import all_heads
 from minifunc.report.findings import Findings, read
 from minifunc.report.glossary import glossed
 from minifunc.report.html import Markup, details, h, inside, script_data
@@ -12,14 +13,10 @@ from minifunc.report.titles import PUZZLE, puzzle, title_of
 from minifunc.support.errors import UserError, first_line, run_main
 from minifunc.support.files import save_text
 from minifunc.support.flags import Parser
-from minifunc.support.names import heads_of
 from minifunc.support.runs import DEFAULT_RUN, RunFolders, add_run_flag, chosen_run, traced_alone
 
 # Each sees those before it.
-MODEL_SCRIPTS = (
-    *("model.js", "patcher.js", "prompts.js", "ui.js"),
-    *("playground.js", "circuit.js", "path.js", "story.js"),
-)
+MODEL_SCRIPTS = ["model", "patcher", "prompts", "ui", "playground", "circuit", "path", "story"]
 # Nothing is fetched from anywhere.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 ODD_LAYOUT = (TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError)
@@ -46,12 +43,12 @@ def playground(f: Findings) -> list[Markup]:
     """The scripts in which the model runs, and what they read: its shape and its weights."""
     state = f.model.state_dict()
     arrays = {name: weight.detach().float().cpu().numpy() for name, weight in state.items()}
-    groups = f.circuit.get("groups", {})
+    groups, every = f.circuit.get("groups", {}), all_heads(f.model.cfg)
     data = {
         "model": f.config["model"] | vars(f.model.cfg),
         "vocabulary": f.names,
         "layout": [[name, array.size] for name, array in arrays.items()],
-        "groups": {name: heads_of(heads) for name, heads in groups.items()},
+        "groups": {name: [x for x in every if x in heads] for name, heads in groups.items()},
         "prompt": PUZZLE,
     }
     values = b"".join(array.astype("<f4").tobytes() for array in arrays.values())
@@ -59,7 +56,7 @@ def playground(f: Findings) -> list[Markup]:
     return [
         script_data("model-data", data),
         h("script", weights, type="text/plain", id="weights"),
-        *(h("script", asset(name)) for name in MODEL_SCRIPTS),
+        *(h("script", asset(f"{name}.js")) for name in MODEL_SCRIPTS),
     ]
 
 
@@ -96,9 +93,8 @@ def build(f: Findings) -> str:
 
 def write(folders: RunFolders) -> None:
     """Reads a run, and writes and names its report."""
-    found = read(folders)
-    path = folders.to_write("report.html")
     try:
+        found, path = read(folders), folders.to_write("report.html")
         text = build(found)
     except ODD_LAYOUT as error:
         fault = f"a file of another layout than ours: {type(error).__name__}: {first_line(error)}"

@@ -3,10 +3,10 @@
 "use strict";
 
 if (Page.model && Page.at("path-view")) (() => {
-  const { at, element, button, svg, model, groupOf } = Page;
+  const { at, element, button, svg, model, groupOf, nothing } = Page;
   const { n_layers, n_heads, act_fn, d_vocab } = model.config;
   const INPUTS = { q: "q: what it looks for", k: "k: where it finds that", v: "v: what it takes" };
-  const PATCHED = "As contrast, but the red path is as in base.\nClick on what shall receive.";
+  const PATCHED = "As contrast, but for the red path.\nClick here on what shall receive.";
   const columns = n_heads + 1 + (act_fn !== "none"); // the first is the stream's
   const places = { logits: [0, 0], embedding: [n_layers + 1, 0] }; // {part: [row, column]}
   for (let layer = 0; layer < n_layers; layer++) {
@@ -70,15 +70,14 @@ if (Page.model && Page.at("path-view")) (() => {
     const { tokens, base, run, baseRun } = Page.asked;
     patcher = new PathPatching.PathPatcher(model, baseRun, run);
     const [plain, shifted] = patcher.answers.map(token);
-    const nothing = `Both prompts are answered ${plain}: there is nothing to patch.`;
-    if (plain === shifted) return at("path-view").replaceChildren(element("p", nothing));
+    if (plain === shifted) return at("path-view").replaceChildren(element("p", nothing(plain)));
     const r = (head) => patcher.r(patcher.patched(head, "logits"));
     picked.sender ||= Object.keys(run.z).sort((a, b) => r(a) - r(b))[0];
     const { sender, receiver, input } = picked;
     const patched = patcher.patched(sender, isHead(receiver) ? `${receiver}.${input}` : receiver);
     const runs = [
-      panel("base", baseRun, ["sender"], `${Prompts.toText(base)}\nClick on what shall send.`),
-      panel("contrast", run, [], `${Prompts.toText(tokens)}\nNothing is put in here.`),
+      panel("base", baseRun, ["sender"], `${Prompts.toText(base)}\nClick here on what shall send.`),
+      panel("contrast", run, [], `${Prompts.toText(tokens)}\nTo compare with: nothing is put in.`),
       panel("patched", patched, ["sender", "receiver"], PATCHED),
     ];
     const inputs = Object.entries(isHead(receiver) ? INPUTS : {}).map(([name, words]) => {

@@ -66,26 +66,11 @@ def effects_map(title: str, effects: Any, receiver: str, marked: Sequence[str] =
 # ---------------------------------------------------------------- SVG
 
 
-def svg(width: float, height: float, label: str, parts: Any, **look: Any) -> Markup:
-    """A picture of this size in px. label: what a screen reader says of it."""
-    size = {"viewBox": f"0 0 {width:g} {height:g}", "width": width, "height": height}
-    return h("svg", parts, **(size | {"role": "img", "aria_label": label} | look))
-
-
 def text(
     x: float, y: float, shown: str, class_: str | None = None, at: str | None = None
 ) -> Markup:
     """Words on a baseline that has (x, y) at its start, or `at` its middle or end."""
     return h("text", shown, x=x, y=y, class_=class_, text_anchor=at)
-
-
-def rect(x: float, y: float, width: float, height: float, **look: Any) -> Markup:
-    """A filled box whose upper left corner is (x, y)."""
-    return h("rect", x=x, y=y, width=width, height=height, **look)
-
-
-def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
-    return h("line", x1=x1, x2=x2, y1=y1, y2=y2, class_=class_)
 
 
 # The settings of `fours` of `terminal.py`.
@@ -100,7 +85,7 @@ def four_bars(title: str, four: Sequence[Mapping[str, Any]]) -> Markup:
     grid, names, bars = [], [], []
     for share in (0, 0.5, 1):
         x = BARS_LEFT + BARS_WIDTH * share
-        grid.append(line(x, top - 4, x, bottom - 4, "grid"))
+        grid.append(h("path", d=f"M{x} {top - 4}V{bottom - 4}", class_="grid"))
         grid.append(text(x, bottom + 9, percent(share), "tick", "middle"))
     for index, (name, row) in enumerate(zip(BARS, four)):
         y, where = top + index * step, f"{title}, {name}"
@@ -110,8 +95,8 @@ def four_bars(title: str, four: Sequence[Mapping[str, Any]]) -> Markup:
         shares = f"{percent(row['base_acc'], 1)} / {percent(row['contrast_acc'], 1)}"
         names.append(text(BARS_LEFT + BARS_WIDTH + 8, y + 14, shares))
     parts = [text(0, 12, title, "title"), grid, names, bars]
-    label = f"{title}: shares of plain and shifted answers"
-    return svg(BARS_LEFT + BARS_WIDTH + 104, bottom + 16, label, parts, class_="bars")
+    size, label = f"0 0 376 {bottom + 16}", f"{title}: shares of plain and shifted answers"
+    return h("svg", parts, viewBox=size, role="img", aria_label=label, class_="bars")
 
 
 def bar(y: float, where: str, answer: str, share: float, n: int) -> Markup:
@@ -120,9 +105,10 @@ def bar(y: float, where: str, answer: str, share: float, n: int) -> Markup:
     start, end = (f"{BARS_LEFT + BARS_WIDTH * limit:.1f}" for limit in (low, high))
     interval = f"95 % interval {percent(low)} to {percent(high)}"
     tip = f"{where}: {answer} answer on {percent(share, 1)} of {n} prompts ({interval})"
+    box = {"x": BARS_LEFT, "y": y, "width": BARS_WIDTH, "height": 8}
     parts = [
-        rect(BARS_LEFT, y, round(max(BARS_WIDTH * share, 1), 1), 8),
+        h("rect", **box | {"width": round(max(BARS_WIDTH * share, 1), 1)}),
         h("path", d=f"M{start} {y + 4}H{end}"),
-        rect(BARS_LEFT, y, BARS_WIDTH, 8, class_="hit"),  # all of the row answers to the pointer
+        h("rect", **box, class_="hit"),  # all of the row answers to the pointer
     ]
     return h("g", parts, class_=f"{answer}-answer", data_tip=tip)

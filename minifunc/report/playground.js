@@ -14,10 +14,8 @@ const Playground = (() => {
     "base 8": "5+6=13, 4+7=13, 2+3=5, 7+7=16, 6+6=",
   };
 
-  const heads = []; // the last layer first, as they stand on the page
-  for (let layer = config.n_layers - 1; layer >= 0; layer--) {
-    for (let head = 0; head < config.n_heads; head++) heads.push(`${layer}.${head}`);
-  }
+  const headsOf = (layer) => [...Array(config.n_heads).keys()].map((head) => `${layer}.${head}`);
+  const heads = [...Array(config.n_layers).keys()].reverse().flatMap(headsOf); // as on the page
 
   let swapped = []; // heads that send what they send on the base prompt
 
@@ -50,8 +48,7 @@ const Playground = (() => {
   /** Reads both prompts, runs the model with heads swapped, and shows what it answers.
       Returns the answer, or nothing where a prompt cannot be read. */
   function update() {
-    let answer;
-    let problem = "";
+    let [answer, problem] = ["", ""];
     try {
       const tokens = read(at("prompt").value);
       askModel(tokens, readBase(tokens));
@@ -62,6 +59,10 @@ const Playground = (() => {
     at("problem").textContent = problem;
     at("answer").classList.toggle("stale", !answer);
     for (const name of heads) at(`switch-${name}`).ariaPressed = swapped.includes(name);
+    for (const field of [at("prompt"), at("base")]) {
+      field.classList.toggle("long", field.value.length > 80);
+      if (field !== document.activeElement) field.scrollTop = field.scrollHeight; // to its end
+    }
     return answer;
   }
 
@@ -133,9 +134,8 @@ const Playground = (() => {
   at("sets").append(button("as trained", { id: "reset", className: "chip" }, () => swap([])));
 
   const presets = Object.entries(PRESETS).filter(([, text]) => canAsk(text));
-  for (const [name, text] of presets) {
-    at("presets").append(button(name, { className: "chip" }, () => ask(text, swapped)));
-  }
+  const chip = ([name, text]) => button(name, { className: "chip" }, () => ask(text, swapped));
+  at("presets").append(...presets.map(chip));
   const numbers = vocabulary.filter((word) => /^-?\d+$/.test(word)).map(Number);
   at("signs").textContent = vocabulary.filter((word) => /^([+-]|[a-z]{2,})$/.test(word)).join(" ");
   at("numbers").textContent = `${Math.min(...numbers)} to ${Math.max(...numbers)}`;

@@ -3,7 +3,6 @@
 A KeyError says that a file lacks something: `content` makes a note of it.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from minifunc.report.glossary import GLOSSARY, PLACES, glossed
 from minifunc.report.html import Markup, details, h, inside, percent, scrolling, signed, table
 from minifunc.report.learned import learned
 from minifunc.report.pictures import Scale
-from minifunc.report.terminal import Circuit, asked_in, fours, members, r_of, title
+from minifunc.report.terminal import Circuit, asked_in, fours, listed, members, r_of, title
 from minifunc.report.titles import mixed_rules, swaps, unseen
 from minifunc.support.evaluation import wilson
 from minifunc.support.names import parse
@@ -22,8 +21,10 @@ from minifunc.support.tables import words
 
 CONTRASTS = {"answers": "shown answers changed", "operands": "operands changed"}
 Content = list[Any]  # what `h` takes as children
-# file: the target of make; `patch` makes all others
+# {file: the target of make}, `patch` makes all others; {what a section needs first: its file}
 MADE_BY = {"check.json": "check", "results/seeds.json": "dependability"}
+MADE_BY |= {"metrics.jsonl": "train", "learning.json": "reference"}
+FILES = {"check": "check.json", "seeds": "results/seeds.json", "metrics": "metrics.jsonl"}
 
 
 def source(f: Findings, file: str) -> Markup:
@@ -36,7 +37,8 @@ def makes(f: Findings, target: str) -> str:
     """A command; one that is about no run of ours has no OUT."""
     if target == "patch" and "model" in f.circuit:
         target = "smollm"
-    return f"make {target}" if target in ("dependability", "smollm") else f.folders.makes(target)
+    ours = target in ("dependability", "smollm", "reference")
+    return f"make {target}" if ours else f.folders.makes(target)
 
 
 def figure(f: Findings, picture: Any, caption: Any, file: str) -> Markup:
@@ -84,13 +86,14 @@ def claim_numbers(f: Findings, n: int, done: str, remains: str) -> list[Markup]:
     """The numbers in large print, each with what it counts. n: prompts."""
     found = f.circuit["evaluation"]
     alone, *_ = found.get("circuits", [found | {"heads": found["circuit"]}])
-    chance = (alone.get("random_circuits") or {}).get("mean", math.nan)
+    chance = (alone.get("random_circuits") or {}).get("mean")
+    alone_of = f"[faithfulness] of all {len(alone['heads'])} heads that matter, alone"
+    alone_of += "" if chance is None else f"; {chance:.2f} of as many at random"
     shown = {
         f"of {n} prompts are answered {f.circuit['asked']}": done,
         f"of {f.n_heads} heads are [FI heads|FI head]: {', '.join(f.fi)}": len(f.fi),
         "still follow the rule when these heads are [swapped|swap]": remains,
-        f"[faithfulness] of all {len(alone['heads'])} heads that matter, alone; {chance:.2f} of as "
-        "many at random": f"{alone['faithfulness']:.2f}",
+        alone_of: f"{alone['faithfulness']:.2f}",
     }
     return [
         h("div", h("b", value), h("span", glossed(what)), class_="number")
@@ -108,11 +111,10 @@ def graph(f: Findings) -> Content:
         "against": "the other way, r > 0",
     }
     caption = (
-        "Layers rise from the tokens; follow a shown answer along its line, through heads that add "
-        "what its operands make one expect, to the FI heads over the last = and the answer. "
-        "Amber and red lines are as wide as their effect on this very prompt: |r| when this alone "
-        "is swapped for the other prompt’s (amber under 1 % is left out). Not drawn: MLPs, heads "
-        "that neither read operands nor look at answers."
+        "Two pictures of the same model: on the prompt you asked, and on its base prompt. Follow a "
+        "shown answer up its purple line; amber lines bring it to the FI heads, red ones go from "
+        "these to the answer, and the wider a line, the more the answer moves when that alone is "
+        "as on the other prompt (under 1 %: no line). MLPs and all other heads are not drawn."
     )
     picture = [colour_key(colours), view(f, "circuit-view")]
     return [figure(f, picture, caption, "circuit.json (groups)")]
@@ -130,8 +132,7 @@ def path(f: Findings) -> Content:
 
 def groups_of(circuit: Circuit, head: str) -> str:
     """The groups of a head, in words."""
-    groups = circuit["groups"].items()
-    return ", ".join(words(group) for group, heads in groups if head in heads)
+    return ", ".join(words(group) for group, heads in circuit["groups"].items() if head in heads)
 
 
 def heads_table(f: Findings) -> Content:
@@ -139,8 +140,7 @@ def heads_table(f: Findings) -> Content:
     circuit, rows = f.circuit, list[list[Any]]()
     for head in members(circuit):
         looks = map(percent, circuit["attention"][head].values())
-        name, r = head, signed(r_of(circuit, head), 1)
-        rows.append([name, groups_of(circuit, head), r, *looks])
+        rows.append([head, groups_of(circuit, head), signed(r_of(circuit, head), 1), *looks])
     shares = map(words, next(iter(circuit["attention"].values())))
     columns = ["head", "group", "r on the logits, %", *shares]
     return [numbers(columns, rows, "The heads of the circuit, and the shares of their attention")]
@@ -196,12 +196,15 @@ def proof(f: Findings) -> Content:
 
 def reused(f: Findings) -> Content:
     """The same heads on tasks that were not traced, in a table."""
-    traced, rows = (f.circuit["task"], f.circuit["k"]), list[list[Any]]()
-    for four in fours(f.circuit):
-        if (four[0]["task"], four[0]["k"]) != traced:
-            rows.append([asked_in(four), *map(both_answers, four)])
+    traced = (f.circuit["task"], f.circuit["k"])
+    named = {asked_in(x): x for x in fours(f.circuit) if (x[0]["task"], x[0]["k"]) != traced}
+    rows = [[name, *map(both_answers, four)] for name, four in named.items()]
     others = numbers(["task", *pictures.BARS], rows, "Plain / shifted answers, 100 prompts or so")
-    return [details(f"The same heads on {len(rows)} other tasks", others)]
+    worst = max(named, key=lambda x: named[x][1]["contrast_acc"] - named[x][3]["contrast_acc"])
+    had, left = (percent(named[worst][at]["contrast_acc"]) for at in (1, 3))
+    told = f"The control is weakest for {worst.replace('-', '−')}: with other heads "
+    told += f"swapped, the new rule is left on {left} of prompts; with none swapped, on {had}."
+    return [h("p", told), details(f"The same heads on {len(rows)} other tasks", others)]
 
 
 def both_answers(row: Mapping[str, Any]) -> str:
@@ -219,7 +222,7 @@ FORECASTS = {  # of what the answer is off by
 
 def averaging(f: Findings) -> Content:
     """What is answered where examples disagree, what foretells it, and what steers it."""
-    found, mixtures, offsets = f.circuit["averaging"], mixed_rules(f.circuit), range(-3, 4)
+    mixtures, offsets = mixed_rules(f.circuit), range(-3, 4)
     answered: list[list[Any]] = []
     for row in mixtures:
         cells = []
@@ -242,18 +245,30 @@ def averaging(f: Findings) -> Content:
     )
     told = f"Shown {answered[0][0]}: what foretells the answer"
     table = numbers(["forecast", "R²", "rounded, is the answer (95 %)"], foretold, told)
-    steered = steering(found) if "steered" in found else None
-    return [figure(f, [heat, table, steered], caption, "circuit.json (averaging)")]
+    parts = [heat, table, content(f, nearer, ""), content(f, steering, "")]
+    return [figure(f, parts, caption, "circuit.json (averaging)")]
 
 
-def steering(found: Circuit) -> Markup:
+def nearer(f: Findings) -> Content:
+    """For which rules that are no fixed amount the most similar example foretells better."""
+    rules = {row["rule"]: row["r2"] for row in f.circuit["averaging"]["rules"]}
+    better = []
+    for rule, r2 in rules.items():
+        if r2["nearest"] > r2["attention"]:
+            better.append(f"{rule} (R² {signed(r2['nearest'], 2)}, {signed(r2['attention'], 2)})")
+    told = f"Of {len(rules)} rules that add no fixed amount, the most similar example foretells "
+    return [h("p", f"{told}{len(better)} better than the mean by attention: {listed(better)}.")]
+
+
+def steering(f: Findings) -> Content:
     """What the answer is off by, once heads are made to look at some examples more."""
-    rows: list[list[Any]] = []
+    found, rows = f.circuit["averaging"], list[list[Any]]()
     for who, key in (("function-induction heads", "steered"), ("other heads", "control")):
-        rows.append([who, *(signed(row["off_by"], 2) for row in found[key][::3])])
+        if found[key]:  # there may be no others
+            rows.append([who, *(signed(row["off_by"], 2) for row in found[key][::3])])
     gains = [percent(row["gain"]) for row in found["steered"][::3]]  # 0, half, all
     told = "Attention on examples shared out anew: what the answer is off by, on average"
-    return numbers(["share of those off by +1", *gains], rows, told)
+    return [numbers(["share of those off by +1", *gains], rows, told)]
 
 
 def seeds(f: Findings) -> Content:
@@ -289,8 +304,12 @@ def roles_map(row: Circuit, n_layers: int, n_heads: int) -> Markup:
 
 
 def check(f: Findings) -> Content:
-    """The checklist."""
-    return [checklist.shown(f.check["checks"], f.fi), source(f, "check.json")]
+    """The checklist: a verdict, and every check, those that passed last."""
+    rows = sorted(f.check["checks"], key=lambda row: bool(row["verdict"] == "pass"))
+    checks = h("div", list(map(checklist.checked, rows)), class_="checks")
+    whole = all("risk" in row for row in rows)  # then it is the heads that may not be known
+    verdict = content(f, checklist.verdict, "" if whole else "check")
+    return [verdict, checks, source(f, "check.json")]
 
 
 def about(f: Findings) -> Content:
@@ -340,8 +359,9 @@ LEADS = {  # what a reader should know before the content
     "circuit": "The model is a stack of layers with small parts, [heads|head], that hand on what "
     "they find at other tokens. The [FI heads|FI head] are those that move the answer. [r] is how "
     "far: −100 % is all the way from the new rule back to the plain answer.",
-    "path": "Of the run on the [base] prompt one [direct path] is put into the run on the "
-    "[contrast] prompt. How far the answer goes back, counted in [F], is [r].",
+    "path": "Three runs: on the [base] prompt, on the [contrast] prompt, and that again with one "
+    "[direct path], in red, as in the base run. Click on a sender in the first, on a receiver in "
+    "the third. Below stands [r], counted in [F]: how far this path alone takes the answer back.",
     "checklist": "Each check asks prompts of its own, a fresh draw. So a share may differ a little "
     "from that of the same question above.",
 }
@@ -361,13 +381,18 @@ def content(f: Findings, make: Callable[[Findings], Content], needs: str) -> Mar
         if not lacking:
             return inside(make(f))
         what, target = WITHOUT[lacking[0]]
-    except KeyError as error:
-        lacked = str(error.args[0])[:60]
+    except (LookupError, ValueError, ArithmeticError) as error:
+        lacked = str(*error.args[:1]).split("\n")[0][:160]
         for parts, reason in f.circuit.get("missing", {}).items():
             if lacked in parts.split(", "):
                 return missing(f"“{lacked}” was not measured: {reason}.")
-        what = f"a file of this run lacks “{lacked}”; an older version may have written it"
-        target = "check" if make is check else "patch"
+        file = FILES.get(needs, "circuit.json")
+        if make is learned and f.learning:
+            file = "learning.json"
+        what = f"{file} holds something empty or odd here: {lacked}"
+        if isinstance(error, KeyError):
+            what = f"{file} lacks “{lacked}”, or has it empty; an older version may have made it"
+        target = MADE_BY.get(file, "patch")
     if f.model is None and target in ("train", "check"):
         return missing(f"{what}. That takes a run that make train made.")
     return missing(f"{what}. ", h("code", makes(f, target)), " makes it.")

@@ -129,15 +129,12 @@ def enough(c: Circuit) -> list[str]:
     for row in e["circuits"][:3]:  # of the union of groups
         faithful = f"{row['faithfulness']:.2f} ({between(row['faithfulness_ci'])})"
         alone = [faithful, row["circuit_accuracy"], row["base_acc"]]
-        by_chance = (row["random_circuits"] or {}).get("mean")
-        rows.append(
-            [words(row["replaced_by"]), *alone, row["others_alone"]["faithfulness"], by_chance]
-        )
+        controls = [row["others_alone"]["faithfulness"], (row["random_circuits"] or {}).get("mean")]
+        rows.append([words(row["replaced_by"]), *alone, *controls])
+    columns = ["all else sends", "faithfulness", c["asked"], "plain", "others", "random"]
     return [
         f"is it enough? Its {len(e['circuit'])} heads alone, {e['n_prompts']} other prompts",
-        *table(
-            ["all else sends", "faithfulness", c["asked"], "plain", "others", "random"], rows, 1, 2
-        ),
+        *table(columns, rows, 1, 2),
         f"  others: all but these; random: as many. It misses at most {e['completeness']:.0%} of F",
     ]
 
@@ -262,21 +259,6 @@ def asked_in(four: list[dict[str, Any]]) -> str:
     return f"{task} {k:+d}" if items == "all" else f"base {k}, {items}"
 
 
-def reused(c: Circuit) -> list[str]:
-    """The four accuracies of each task: plain / shifted answers."""
-    rows = []
-    for four in fours(c):
-        shares = [f"{row['base_acc']:.2f} / {row['contrast_acc']:.2f}" for row in four]
-        rows.append([asked_in(four), *shares, between(four[2]["ci"]), four[2]["n_prompts"]])
-    columns = ["task", "base prompt", "contrast prompt", "without FI", "without random"]
-    columns += ["without FI, 95 %", "prompts"]
-    return [
-        "the same heads on other tasks: shares of plain / shifted answers (random: as many heads "
-        "of the same layers, or all others where they are fewer)",
-        *table(columns, rows),
-    ]
-
-
 # ---------------------------------------------------------------- the conclusion
 
 
@@ -313,6 +295,6 @@ PARTS: dict[str, tuple[Parts, Parts]] = {  # of each step: in short, in full
     "enough": ((enough,), (evaluated,)),
     "ablation": ((needed, carried), (ablated, carried)),
     "writing": ((averages,), (averages,)),
-    "reuse": ((spared,), (reused,)),
+    "reuse": ((spared,), (spared,)),
     "conclusion": ((conclusion,), (conclusion,)),
 }

@@ -38,7 +38,7 @@ def carriers(f: Findings) -> str:
 def swapped(f: Findings) -> str:
     ours, others = swaps(f.circuit)  # ValueError where there are no others
     left, kept = percent(ours["contrast_acc"], 1), percent(others["contrast_acc"], 1)
-    kept += f" of {others['n_prompts']}"
+    kept += f" of {others['n_prompts']} prompts"
     return f"Swap these heads, and the new rule is left on {left}; swap others, and on {kept}"
 
 
@@ -101,5 +101,5 @@ def title_of(f: Findings, section: str, plain: str) -> str:
     """What a section found; the plain title where its files don't say."""
     try:
         return FINDINGS[section](f)
-    except (KeyError, ValueError):
+    except (LookupError, ValueError, ArithmeticError):
         return plain

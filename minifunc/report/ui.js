@@ -36,6 +36,11 @@ const Page = (() => {
     return element("li", "", {}, element("b", token), bar, element("span", percent(share)));
   }
 
+  /** Why nothing can be swapped between two prompts, and what to ask instead. */
+  const nothing = (answer) =>
+    `Both prompts are answered ${answer}, so no swap can move the answer: no effect is drawn. The
+    examples are plain, or not followed. Ask others in the playground, like 1+1=3, 2+2=5, 3+3=`;
+
   /** The places of the values, the largest first. */
   const ranked = (values) => [...values.keys()].sort((a, b) => values[b] - values[a]);
 
@@ -50,11 +55,13 @@ const Page = (() => {
     shown_answer: "heads that bring the shown answer",
     previous_token: "previous-token heads",
     consolidation: "consolidation heads",
+    other_direct: "other heads that write the answer",
+    upstream: "heads further upstream",
   };
   const membersOf = (group) => data.groups[group] || [];
   const groupOf = (head) => Object.keys(NAMES).find((name) => membersOf(name).includes(head)) || "";
   const idsOf = (strings) => strings.map((string) => data.vocabulary.indexOf(string));
 
-  const tools = { at, element, button, svg, percent, ranked, answerRow };
+  const tools = { at, element, button, svg, percent, ranked, answerRow, nothing };
   return { ...tools, data, model, NAMES, membersOf, groupOf, idsOf, asked: null };
 })();

@@ -21,6 +21,8 @@ from minifunc.support.errors import first_line
 from minifunc.support.processes import world_size
 
 Outputs = tuple[Tensor, ...]
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+os.environ.setdefault(WORKSPACE, ":4096:8")  # torch reads it once, at a process's first product
 
 
 class Graphed:
@@ -100,13 +102,13 @@ def undone(optimizer: Optimizer) -> Iterator[None]:
 def deterministic(device: torch.device) -> Iterator[None]:
     """On CUDA sums have a fixed order inside, or else a line says why not."""
     mode, memory = torch.get_deterministic_debug_mode(), vars(torch.utils)["deterministic"]
-    fills, name = memory.fill_uninitialized_memory, "CUBLAS_WORKSPACE_CONFIG"
+    fills, workspace = memory.fill_uninitialized_memory, os.environ.get(WORKSPACE)
     if device.type == "cuda":
-        if os.environ.setdefault(name, ":4096:8") in (":4096:8", ":16:8"):
+        if workspace in (":4096:8", ":16:8"):
             torch.set_deterministic_debug_mode("error")
             memory.fill_uninitialized_memory = False  # it would only cost launches
         else:
-            why = f"{name} is {os.environ[name]!r}, not :4096:8 or :16:8"
+            why = f"{WORKSPACE} is {workspace!r}, not :4096:8 or :16:8"
             print(f"{why}: one seed may give other weights each time", file=sys.stderr)
     try:
         yield
