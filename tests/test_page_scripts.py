@@ -553,8 +553,8 @@ def test_a_path_patched_by_clicks_shows_the_runs_and_r_that_the_definition_gives
 
 # ---------------------------------------------------------------- the circuit over a prompt
 
-# Of the two heads one takes the answer to the other prompt's, the other further away from it.
-BOTH_WAYS = ("2+1=6, 1+4=8, 3+2=", "2+1=3, 1+4=5, 3+2=")
+# One head takes the answer to the other prompt's, the other further away; so do shown answers.
+BOTH_WAYS = ("2+3=4, 6+1=6, 3+4=", "2+3=5, 6+1=7, 3+4=")
 CIRCUIT = """
 const view = at("circuit-view");
 const lineOf = (one) => ({
@@ -643,7 +643,8 @@ def test_the_circuit_shows_each_effect_and_says_what_a_head_does(drawn):
         looks = dict(panel["spots"])
         assert looks["1.1"].endswith("function_induction") and "shown_answer" in looks["0.0"]
     signs = {r > 0 for _, out in effects for r in out.values()}
-    assert signs == {True, False}  # both ways were drawn
+    signs |= {(r > 0, at) for into, _ in effects for rs in into.values() for at, r in enumerate(rs)}
+    assert {True, False, (False, 0), (True, 1)} <= signs  # both ways were drawn, of examples too
 
     spots = [(side, *spot) for side in (0, 1) for spot in said["panels"][side]["spots"]]
     seen_at = {}

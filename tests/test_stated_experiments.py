@@ -423,6 +423,9 @@ def test_what_a_diet_shows_is_told_as_its_documents_do():
     assert ["shift", "+"] not in half["held_out"]
     assert diets.about(catalogue.DIETS["addition"])["plus_share"] == 1.0
     assert 0.1 < strict["plus_share"] < 0.4
+    [row] = diets.rows(diets.make("strict", 5, 90), {"diverged": False, "plain_8": 0.5})
+    assert row["diet"] == "strict" and row["plain_8"] == 0.5 and row["seed"] == 5
+    assert {key: row[key] for key in strict} == strict
 
 
 def test_the_table_of_unseen_shifts_sorts_k_by_where_they_lie():
@@ -668,7 +671,9 @@ def test_a_circuit_is_measured_by_the_heads_that_were_found(monkeypatch, tiny):
     assert [row[key] for key in ("top_fi_r", "faithfulness", "circuit_accuracy")] == [None] * 3
 
 
-def test_scores_of_a_snapshot_are_of_the_best_head_and_of_the_final_heads(tiny):
+def test_scores_of_a_snapshot_are_of_the_best_head_and_of_the_final_heads(tiny, monkeypatch):
+    asked = []
+    monkeypatch.setattr(emergence.evaluation, "accuracy", lambda *x: asked.append(x) or 0.125)
     pairs = measure.off_by_one(5, generator())
     places = tasks.answer_positions(8)
     groups = {"previous_token": ["0.1", "1.0"], "function_induction": []}
@@ -684,8 +689,9 @@ def test_scores_of_a_snapshot_are_of_the_best_head_and_of_the_final_heads(tiny):
     mean = (kinds["pt"][0, 1] + kinds["pt"][1, 0]).item() / 2
     assert row["pt_score_of_final_heads"] == pytest.approx(mean, abs=6e-5)
     assert "fi_score_of_final_heads" not in row and "copy_induction_score_of_final_heads" not in row
-    right = tiny(repeated)[:, queries].argmax(-1) == repeated[:, copied]
-    assert row["copy_accuracy"] == pytest.approx(right.float().mean().item(), abs=6e-5)
+    [(logits, answers)] = asked
+    torch.testing.assert_close(logits, tiny(repeated)[:, queries].flatten(0, 1))
+    assert torch.equal(answers, repeated[:, copied].flatten()) and row["copy_accuracy"] == 0.125
 
 
 def test_every_task_is_asked_plainly_and_with_every_k(monkeypatch):
