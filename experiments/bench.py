@@ -6,8 +6,7 @@
     memory          peak of a sweep against its budget
     on CUDA         also models of GPT-2 small's size and of 1.2 billion weights, in float32,
                     bfloat16 and TF32, with the error of the effects against float64
-
-Each sweep also has its share of the rate at which the device multiplies two large matrices.
+    rate share      of a sweep: its operations a second beside those of one large product
 
 All sides have the same weights and prompts, and their own two cached runs are counted. The loops
 are timed on paths spread over the model, and scaled to all: every path costs them the same. Sides
@@ -171,9 +170,8 @@ def show(result: Row) -> None:
     show_table(compared, [*columns.split(), "error_share"], left=4)
     if result["memory"]:
         show_table(result["memory"], ["work", "model", "budget_gib", "peak_gib"], left=2)
-    for about in dict.fromkeys(map(warning, result["rows"])):
-        if about:
-            print(about)
+    for about in filter(None, dict.fromkeys(map(warning, result["rows"]))):
+        print(about)
 
 
 def warning(row: Row) -> str:

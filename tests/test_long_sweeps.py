@@ -1,5 +1,6 @@
 """Sweeps that are kept on disk: of which prompts, by what they are measured, whose they are."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -64,6 +65,24 @@ def test_no_more_prompts_are_swept_than_were_asked_for(tmp_path, monkeypatch):
     sweeps.sweep(Logits(), 3)
     sweeps.sweep(Logits(), 11)
     assert sizes == [4, 2, 4, 1]
+
+
+def test_the_bar_counts_prompts_from_those_that_are_kept_to_those_wanted(tmp_path, monkeypatch):
+    bars = []
+
+    class Bar(nullcontext):
+        def __init__(self, total, initial, **_):
+            bars.append([total, initial])
+            self.enter_result = None
+
+        def update(self, n):
+            bars[-1].append(n)
+
+    monkeypatch.setattr(long_sweeps, "tqdm", Bar)
+    sweeps = LongSweeps(made(), *drawn(), tmp_path)
+    sweeps.sweep(Logits(), 12)
+    sweeps.sweep(Logits())
+    assert bars == [[12, 0, 10, 2], [23, 12, 10, 1]]
 
 
 def test_of_one_prompt_many_times_the_interval_of_each_sender_is_its_r(tmp_path):

@@ -366,28 +366,66 @@ def test_each_step_of_a_study_gets_the_prompts_and_positions_that_it_states(monk
 
         return call
 
-    steps = ("evaluate_circuits", "group_ablations", "writings", "reuse")
-    for name in steps:
+    steps = ("solving", "asked", "discover", "evaluate_circuits", "group_ablations", "averaged")
+    for name in (*steps, "writings", "reuse"):
         monkeypatch.setattr(patch, name, noted(name, getattr(patch, name)))
-    drawn = []
+    monkeypatch.setattr(shift_swap, "study", noted("shift_swap", shift_swap.study))
+    drawn, asked = [], patch.Study(prompts=6, shots=3, seed=4)
     monkeypatch.setattr(patch.Study, "pairs", keeping(drawn, patch.Study.pairs))
     low = dict.fromkeys(("solves", "strong", "feeds", "looks_at_answers"), 1e-9)
+    criteria = Criteria(**low, faithful=0.8)
     cfg = dataclasses.replace(train.MODEL, n_layers=2, n_heads=2, d_model=16, d_head=8, d_mlp=16)
     model = Transformer(cfg).requires_grad_(False)
-    patch.trace(model, patch.Study(prompts=6, shots=3), Criteria(**low), lambda *_: None)
+    circuit = patch.trace(model, asked, criteria, lambda *_: None)
 
     traced, counted, *_ = drawn
-    assert len(traced.base) == 6 and len(counted.base) == patch.N_COUNTED
-    search, judged, *_ = given["evaluate_circuits"]
+    generator = torch.Generator().manual_seed(4)
+    for pairs, n in ((traced, 6), (counted, patch.N_COUNTED)):
+        stated = tasks.evaluation_pairs("addition", 1, 3, n, generator)
+        assert torch.equal(pairs.base, stated.base)
+        assert torch.equal(pairs.contrast, stated.contrast)
+    assert given["solving"][1] is counted and given["asked"][3] is traced
+    assert circuit["accuracy_prompts"] == patch.N_COUNTED and circuit["n_prompts"] == 6
+    assert circuit["criteria"] == vars(criteria)
+    patchers, answers, by, solves = given["discover"]
+    assert (answers.tolist(), by, solves) == ([5, 11, 17], criteria, True)
+    for contrast, base in (("answers", traced.base), ("operands", traced.operands_changed)):
+        assert torch.equal(patchers[contrast].base_tokens, base)
+        assert torch.equal(patchers[contrast].contrast_tokens, traced.contrast)
+        both = torch.stack([traced.base_answers, traced.contrast_answers], dim=1)
+        assert torch.equal(patchers[contrast].answers, both)
+    search, judged, found, faithful, _ = given["evaluate_circuits"]
     assert torch.equal(search.ablator.tokens, traced.contrast[: patch.N_SEARCH])
     assert torch.equal(judged.ablator.tokens, counted.contrast[: patch.N_EVALUATED])
-    (contrast, base, fewer), groups, _ = given["group_ablations"]
+    assert faithful == 0.8
+    (contrast, base, fewer), groups, (n_draws, _) = given["group_ablations"]
     assert torch.equal(contrast.ablator.tokens, counted.contrast)
     assert torch.equal(base.ablator.tokens, counted.base)
     assert torch.equal(fewer.ablator.tokens, counted.contrast[: patch.N_SEARCH])
-    _, _, fi, studied, _ = given["writings"]
-    assert fi is groups["function_induction"] and studied == patch.Study(prompts=6, shots=3)
+    assert n_draws == patch.N_DRAWS and found is groups
+    fi = groups["function_induction"]
+    assert given["shift_swap"][2:] == (fi, asked) and given["averaged"][3] is asked
+    assert given["writings"][2:4] == (fi, asked)
     assert given["reuse"][2:5] == (fi, patch.REUSED, 3)
+
+
+def test_answers_are_counted_on_as_many_prompts_as_are_traced_where_these_are_more(monkeypatch):
+    asked = []
+
+    def draw(study, n, generator):
+        asked.append(n)
+        return tasks.evaluation_pairs("addition", 1, 2, 2, generator)
+
+    def stop(*_):
+        raise StopIteration
+
+    monkeypatch.setattr(patch.Study, "pairs", draw)
+    monkeypatch.setattr(patch, "solving", stop)
+    model = Transformer(dataclasses.replace(train.MODEL, n_layers=1, d_mlp=8))
+    for prompts in (1, 499, 500, 501):
+        with pytest.raises(StopIteration):
+            patch.trace(model, patch.Study(prompts=prompts, shots=2), Criteria(), lambda *_: None)
+    assert asked == [1, 500, 499, 500, 500, 500, 501, 501]
 
 
 @pytest.mark.parametrize("prompt", ["base_prompt", "contrast_prompt"])

@@ -108,3 +108,14 @@ def test_keys_of_another_shape_are_refused():
     for keys in (torch.tensor([1, 2]), torch.tensor([[1]])):
         with pytest.raises(ValueError, match="keys must be"):
             attention_to(model, tokens, torch.tensor([3, 4]), keys)
+
+
+def test_a_query_may_look_at_itself_and_at_the_last_position():
+    model = Transformer(
+        ModelConfig(n_layers=1, n_heads=2, d_model=8, d_head=4, act_fn="none", d_vocab=9)
+    )
+    tokens = torch.arange(6)[None]
+    _, cache = model.run_with_cache(tokens)
+    pattern = cache["blocks.0.attn.hook_pattern"][0].double()  # [head, query, key]
+    found = attention_to(model, tokens, torch.tensor([0, 5]), torch.tensor([[0], [5]]))
+    torch.testing.assert_close(found[0], (pattern[:, 0, 0] + pattern[:, 5, 5]) / 2)

@@ -103,6 +103,30 @@ def test_random_groups_are_of_the_same_layers_or_of_any_and_many_run_on_fewer_pr
                 assert {head[0] for head in heads} == {"0", "1", "2"}
 
 
+def test_a_random_group_is_in_the_order_of_the_model_whatever_the_order_of_the_heads():
+    """So that the same heads drawn twice are seen to be one group."""
+    for seed in range(20):
+        group = ablations.random_group(["9.1", "10.0", "2.3", "2.0", "9.3"], 7, generator(seed))
+        places = [tuple(map(int, head.split("."))) for head in group]
+        assert places == sorted(places) and [layer for layer, _ in places] == [2, 2, 9, 9, 10]
+
+
+@pytest.mark.parametrize("head", ["1.4", "1.5", "0.40"])
+def test_a_random_group_beside_a_head_that_no_layer_has_is_refused(head):
+    assert ablations.random_group(["1.3"], 4, generator())[0] in ("1.0", "1.1", "1.2")
+    with pytest.raises(ValueError, match="below 4"):
+        ablations.random_group(["1.3", head], 4, generator())
+
+
+def test_a_random_group_of_any_layer_has_as_many_other_heads_or_all_there_are():
+    every = [f"{layer}.{head}" for layer in range(3) for head in range(4)]
+    for n_heads in range(1, 13):
+        heads = every[::-1][:n_heads]
+        drawn = ablations.random_group_anywhere(heads, CFG, generator(n_heads))
+        assert len(set(drawn)) == len(drawn) == min(n_heads, 12 - n_heads)
+        assert drawn == [head for head in every if head in drawn] and not {*drawn} & {*heads}
+
+
 def test_reuse_is_of_base_prompts_and_of_contrast_prompts_with_and_without_heads():
     names = ("base", "contrast", "base_answers", "contrast_answers")
     pairs = SimpleNamespace(**dict(zip(names, prompts())))
@@ -199,6 +223,66 @@ def test_elimination_stays_faithful_under_every_contrast():
     assert completeness.eliminate([one, other], 0.9) == ["0.a", "0.b"]
 
 
+def test_what_stays_just_as_faithful_as_asked_may_go_and_nothing_else():
+    halves = sums(a=1.0, b=1.0)  # without one of them .5 is left
+    assert completeness.eliminate([halves], 0.5) == ["0.b"]
+    assert completeness.eliminate([halves], 0.51) == ["0.a", "0.b"]
+    assert completeness.eliminate([sums(a=1.0, b=0.0)], 1.0) == ["0.a"]  # level 1: entirely
+    for level in (0.0, -0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="level"):
+            completeness.eliminate([halves], level)
+    with pytest.raises(ValueError, match="one score at least"):
+        completeness.eliminate([], 0.9)
+
+
+def test_the_weakest_head_is_the_one_that_no_score_misses_much():
+    """Not both may go. At their worst a counts .2, b .15; at their best a counts less."""
+    one, other = sums(a=0.2, b=0.1, c=0.7), sums(a=0.0, b=0.15, c=0.85)
+    assert completeness.eliminate([one, other], 0.75) == ["0.a", "0.c"]
+
+
+def test_greedy_subsets_go_up_to_ten_heads():
+    scores = sums(**dict.fromkeys("abcdefghijkl", 1.0) | {"z": 1.0})
+    circuit = [f"0.{head}" for head in "abcdefghijkl"]
+    found = completeness.greedy_subsets(scores, circuit)
+    assert [len(K) for K in found] == list(range(1, 11))
+    told = completeness.evaluate(scores, circuit, {}, scores, generator())
+    assert told["completeness_gaps"]["n_greedy"] == 10
+
+
+def test_groups_count_by_their_heads_in_the_circuit_and_those_without_any_not_at_all():
+    """d does what a and b do together: without these two, and only then, is F the same."""
+
+    def F(heads):
+        return 3.0 * ("a" in heads or "d" in heads) + ("b" in heads) + 2.0 * ("c" in heads)
+
+    scores, circuit = Known(F, "abcd", name="mean"), ["0.a", "0.b", "0.c"]
+    groups = {"one": ["0.a", "0.d"], "two": ["0.b", "0.c"], "none": ["0.d"], "empty": []}
+    search = Known(F, "abcd")
+    search.ablator = SimpleNamespace(n_prompts=3)
+    found = completeness.evaluate(scores, circuit, groups, search, generator())
+    measured = found["completeness_gaps"]
+    assert measured["groups"] == {"one": 0.5, "two": 0.0}
+    assert (measured["n_greedy"], measured["n_random"]) == (3, 10)
+    assert (measured["n_search_prompts"], found["n_prompts"]) == (3, 7)
+    assert found["replaced_by"] == "mean" and found["circuit"] == circuit
+    # Alone each moves its own share of 6; so it does where the rest of its group is out.
+    assert found["minimality"] == pytest.approx(
+        {"0.a": 3 / 6, "0.b": 1 / 6, "0.c": 2 / 6}, abs=1e-4
+    )
+
+
+def test_the_rest_of_a_group_is_out_where_a_head_is_tried_for_minimality():
+    """a and b do the same: either alone is not missed, but by the other's side."""
+    scores = Known(lambda heads: float(bool(heads & {"a", "b"})) + ("c" in heads), "abc")
+    circuit = ["0.a", "0.b", "0.c"]
+    for groups, stated in (({}, 0.0), ({"same": ["0.a", "0.b"]}, 0.5), ({"all": circuit}, 0.5)):
+        found = completeness.minimality(scores, circuit, groups)
+        assert found == {"0.a": stated, "0.b": stated, "0.c": 0.5}
+        told = completeness.evaluate(scores, circuit, groups, scores, generator())
+        assert told["minimality"] == found
+
+
 def test_minimality_is_the_largest_move_of_either_sign():
     scores = sums(a=-3.0, b=1.0, c=6.0)
     found = completeness.minimality(scores, ["0.a", "0.b", "0.c"], {"one": ["0.a", "0.b"]})
@@ -281,8 +365,21 @@ def test_the_interval_of_a_gap_is_that_of_the_worst_subset_and_its_gap_lies_abov
     assert found["completeness"] == 0.5 and found["completeness_ci"] == [0.5, 0.5]
 
 
+def test_the_interval_of_a_gap_is_between_circuit_and_model_both_without_the_worst_subset():
+    """c, outside, does half of what a does, where a is out: (1 + 1) - 1 of 3 is missed. None of
+    the heads does what is there without them all."""
+
+    def F(heads):
+        return 5.0 + ("b" in heads) + (2.0 if "a" in heads else "c" in heads)
+
+    scores = Known(F, "abc")
+    found = completeness.evaluate(scores, ["0.a", "0.b"], {}, scores, generator())
+    assert found["completeness"] == 0.3333 and found["completeness_gaps"]["worst"] == ["0.a"]
+    assert found["completeness_ci"] == [0.3333, 0.3333]
+
+
 def test_circuits_are_looked_for_on_some_prompts_and_judged_on_others(monkeypatch):
-    looked, judged, rows = [], [], []
+    looked, judged, rows, put_in = [], [], [], []
 
     def eliminate(criteria, faithful):
         looked.append([scores.name for scores in criteria])
@@ -295,6 +392,7 @@ def test_circuits_are_looked_for_on_some_prompts_and_judged_on_others(monkeypatc
     def row(scores, name, heads, drawn, lower):
         rows.append((scores.name, name, heads, drawn))
         assert all({*heads} & {"2.0", "2.1"} == {*each} & {"2.0", "2.1"} for each in lower)
+        put_in.extend(head for each in lower for head in each if head[0] < "2")
 
     for name, function in (("eliminate", eliminate), ("evaluate", evaluate), ("circuit_row", row)):
         monkeypatch.setattr(completeness, name, function)
@@ -323,6 +421,7 @@ def test_circuits_are_looked_for_on_some_prompts_and_judged_on_others(monkeypatc
     ]
     by_chance = {head for *_, drawn in rows[:3] for group in drawn for head in group}
     assert by_chance & set(union)  # random circuits may hold its heads
+    assert len(set(put_in)) > 4  # other lower heads: of layers below that of the FI heads
 
 
 # ---------------------------------------------------------------- rows of circuit.json
@@ -340,7 +439,7 @@ def test_F_stands_by_contrast():
     answers = patcher([1.0, 2.0], [-4.0, 0.0], effects(0.123456, 0.2, 0.3))
     operands = patcher([5.0, 5.0], [-4.0, 0.0], effects(0.0, 0.0, 0.0))
     found = rows_of_circuit.direct({"answers": answers, "operands": operands})
-    assert found["F"] == {"base": 1.5, "contrast": -2.0}
+    assert found["F"] == {"base": 1.5, "contrast": -2.0} and found["contrast"] == "answers"
     assert found["F_ci"] == {"base": [1, 2], "contrast": [-4, 0]}
     assert found["operands_changed"].pop("F_ci") == {"base": [5, 5], "contrast": [-4, 0]}
     # F goes from 1 to -4, and from 2 to 0: both heads and F are of the same prompts in each draw.
@@ -415,6 +514,14 @@ def test_function_vectors_are_those_of_a_plain_loop():
     assert len({row["hits"] for row in scores["parts"]["1"].values()}) > 1  # the parts differ
 
 
+@pytest.mark.parametrize("heads, k", [([], 1), (["0.1", "0.1"], 1), (["0.1"], 0), (["0.1"], 2)])
+def test_function_vectors_are_of_different_heads_one_at_least_and_of_a_k_that_was_shown(heads, k):
+    tokens = {shift: torch.zeros(2, 5, dtype=torch.int64) for shift in SHIFTS}
+    with pytest.raises(ValueError, match="different heads, and prompts for k"):
+        naive = torch.zeros(N_INPUTS, 2, 5, dtype=torch.int64)
+        function_vectors.study(random_model(), tokens, naive, heads, NUMBERS, k)
+
+
 # ---------------------------------------------------------------- q, k and v apart
 
 
@@ -487,6 +594,15 @@ def test_scores_are_split_among_the_answers_of_one_prompt():
     at_answers = pattern[:, answers]
     means = [at_answers[nearness.abs() == apart].mean().item() for apart in range(4)]
     assert found["by_distance"] == pytest.approx(means, abs=1e-4)
+
+
+def test_attention_at_a_distance_that_no_answer_has_is_null():
+    tokens = torch.randint(9, (4, 11), generator=generator())
+    expected = torch.tensor([[5, 8], [5, 2], [8, 2], [2, 2]])  # 0 or 3 away from 5
+    examples = Examples(tokens, torch.tensor([3, 7]), expected, expected)
+    found = reading.looks_for(random_model(), examples, torch.full((4,), 5), ["0.0"])["0.0"]
+    seen = found["by_distance"]
+    assert len(seen) == 4 and seen[1:3] == [None, None] and min(seen[0], seen[3]) > 0
 
 
 # ---------------------------------------------------------------- more prompts

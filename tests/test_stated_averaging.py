@@ -15,7 +15,7 @@ import torch
 
 import tasks
 from minifunc.analysis import averaging
-from minifunc.model import ModelConfig
+from minifunc.model import ModelConfig, Transformer
 
 SHOTS = 3
 FI = {"1.0": 2.0, "2.1": 0.5}
@@ -55,10 +55,20 @@ def read(tokens):
     return examples, asked
 
 
+def next_to(x):
+    """The other number that gets some probability."""
+    return x + 2 if x <= 10 else x - 2
+
+
+def mean_of(call):
+    """What the answers are off by on average, of each prompt."""
+    return [0.6 * x + 0.4 * next_to(x) for x in call.off_by]
+
+
 class Known(averaging.Asker):
     """Answers by the mean of what is shown, weighted by its attention and rounded up; and one less
-    where the asked sum cannot be divided by 2 (FI heads) or 3 (others). The next number gets a
-    quarter of the probability. Notes what it was asked."""
+    where the asked sum cannot be divided by 2 (FI heads) or 3 (others). Another number gets
+    the rest of the probability. Notes what it was asked."""
 
     calls = []
 
@@ -75,7 +85,7 @@ class Known(averaging.Asker):
             off_by.append(math.ceil(mean - 1e-9) - (total % {"fi": 2, "others": 3}[who] > 0))
         chance = torch.zeros(len(asked), 25).double()
         for row, x in zip(chance, off_by):
-            row[12 + x], row[13 + x if x < 12 else 11] = 0.75, 0.25
+            row[12 + x], row[12 + next_to(x)] = 0.6, 0.4
         call = SimpleNamespace(who=who, shown=shown, d=d, asked=asked, look=given, off_by=off_by)
         Known.calls.append(call)
         return chance, look
@@ -122,7 +132,7 @@ def assert_accounted(row, call):
     n, counts = len(call.d), Counter(call.off_by)
     assert row["n_prompts"] == n == 200
     assert row["answered"] == {str(k): round(counts[k] / n, 4) for k in sorted(counts)}
-    y = [x + (0.25 if x < 12 else -0.25) for x in call.off_by]  # the mean over probabilities
+    y = mean_of(call)
     variance = sum((value - fmean(y)) ** 2 for value in y)
     for name, forecast in told.items():
         left = sum((a - b) ** 2 for a, b in zip(forecast, y))
@@ -165,7 +175,7 @@ def test_attention_is_moved_on_prompts_of_the_first_mixture_that_show_both(studi
             share_of = {1: gain, -1: 1 - gain}
             stated = [share_of[at] * x / kinds[at] for x, at in zip(LOOKS[who], d)]
             assert given == pytest.approx(stated)
-        assert row["off_by"] == pytest.approx(fmean(call.off_by) + 0.25, abs=1e-4)
+        assert row["off_by"] == pytest.approx(fmean(mean_of(call)), abs=1e-4)
 
 
 def test_of_the_examples_none_one_and_so_on_to_all_are_off_by_one_at_random_places(studied):
@@ -225,3 +235,79 @@ def test_a_layer_of_fi_heads_alone_has_no_control(monkeypatch):
     monkeypatch.setitem(globals(), "FI", weights)
     found = averaging.study(tasks, model, weights, ("addition", SHOTS), generator())
     assert found["control"] == [] and found["flat"].keys() == {"fi"} and found["steered"]
+
+
+# ---------------------------------------------------------------- who is asked
+
+
+def asked_of(shown, query):
+    """One prompt for each (x, y) of the query, all with the same examples (x, y, answer)."""
+    text = ", ".join(f"{x}+{y}={c}" for x, y, c in shown)
+    tokens = torch.stack([tasks.encode(f"{text}, {x}+{y}=") for x, y in query])
+    expected, answers = (torch.tensor([x + y for x, y, *_ in some]) for some in (shown, query))
+    numbers = torch.tensor([c for *_, c in shown]).expand(len(query), -1)
+    places = tasks.answer_positions(len(shown))
+    return averaging.Examples(tokens, places, expected.expand_as(numbers), numbers), answers
+
+
+@pytest.fixture(scope="module")
+def asker():
+    """Of two heads in different layers of a random model that tells its prompts apart."""
+    shape = {"n_layers": 2, "n_heads": 2, "d_model": 16, "d_head": 8, "act_fn": "none"}
+    cfg = ModelConfig(**shape, d_vocab=len(tasks.VOCABULARY))
+    model = Transformer(cfg, generator(2)).requires_grad_(False)
+    for block in model.blocks:
+        block.attn.W_Q.data *= 3
+        block.attn.W_O.data *= 2
+    return averaging.Asker(model, {"0.1": 2.0, "1.0": 0.5}, tasks.ZERO, tasks.NUMBERS)
+
+
+SHOWN = [(1, 1, 3), (2, 5, 8), (4, 0, 6), (9, 3, 13)]  # off by 1, 1, 2, 1
+
+
+def test_all_numbers_up_to_12_away_that_have_tokens_may_be_answered_and_no_other(asker):
+    examples, query = asked_of(SHOWN, [(0, 0), (4, 5), (9, 8), (9, 9)])
+    chance, _ = asker.ask(examples, query)
+    for row, total in zip(chance, query.tolist()):
+        steps = [step - 12 for step in row.nonzero()[:, 0].tolist()]
+        assert steps == [step for step in range(-12, 13) if -4 <= total + step <= 30]
+        assert row.sum().item() == pytest.approx(1)
+
+
+def test_each_heads_attention_is_changed_from_its_own(asker):
+    """Shares that stay as they are change nothing, whosever they are; and `change` sees its own."""
+    examples, query = asked_of(SHOWN, [(3, 3), (7, 1)])
+    plain, look = asker.ask(examples, query)
+    seen = []
+
+    def same(own):
+        seen.append(own)
+        return own / own.sum(1, keepdim=True)
+
+    chance, again = asker.ask(examples, query, same)
+    torch.testing.assert_close(chance, plain, atol=1e-6, rtol=0)
+    torch.testing.assert_close(again, look, atol=1e-6, rtol=0)
+    _, cache = asker.model.run_with_cache(examples.tokens)
+    for own, (layer, head, weight) in zip(seen, [(0, 1, 2.0), (1, 0, 0.5)]):
+        pattern = cache[f"blocks.{layer}.attn.hook_pattern"][:, head, -1, examples.answers]
+        torch.testing.assert_close(own, weight * pattern.double(), atol=1e-6, rtol=0)
+    assert len(seen) == 2 and not torch.allclose(seen[0] / 4, seen[1], atol=1e-3)
+
+
+def test_answers_off_by_one_are_set_apart_from_all_others_also_from_those_off_by_more(monkeypatch):
+    monkeypatch.setattr(Known, "calls", [])
+    shown = [(1, 1, 3), (2, 5, 9), (4, 0, 4)]
+    for answers, up in (((3, 9, 4), [0]), ((4, 8, 3), [1]), ((3, 9, 5), [0, 2])):
+        some = [(x, y, c) for (x, y, _), c in zip(shown, answers)]
+        examples, query = asked_of(some, [(3, 3), (2, 4)])
+        Known.calls.clear()
+        averaging.steered(Known(None, FI, tasks.ZERO, tasks.NUMBERS), examples, query)
+        ends = [Known.calls[step].look[0].nonzero()[:, 0].tolist() for step in (0, -1)]
+        assert ends == [[shot for shot in range(3) if shot not in up], up]
+
+
+def test_where_all_or_none_of_the_examples_are_off_by_one_there_is_nothing_to_move():
+    for answers in ((3, 8, 5), (2, 9, 6)):
+        some = [(x, y, c) for (x, y), c in zip([(1, 1), (2, 5), (4, 0)], answers)]
+        asker = Known(None, FI, tasks.ZERO, tasks.NUMBERS)
+        assert averaging.steered(asker, *asked_of(some, [(3, 3)])) == []

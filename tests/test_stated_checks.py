@@ -168,7 +168,12 @@ def test_prompts_that_a_model_tells_apart_differ_by_more_than_a_millionth(F_rang
 
 
 def test_tokens_are_those_of_the_vocabulary_in_two_axes():
-    fit = [ids([0, 8]), ids([8, 0], dtype=torch.int32), ids([0, 0, 0, 0, 0], [8, 8, 8, 8, 8])]
+    fit = [
+        ids([0, 8]),
+        ids([3]),
+        ids([8, 0], dtype=torch.int32),
+        ids([0, 0, 0, 0, 0], [8, 8, 8, 8, 8]),
+    ]
     refused = {
         "must be tokens, from 0 to 8, not from 0 to 9": ids([0, 9]),
         "must be tokens, from 0 to 8, not from -1 to 3": ids([3, -1]),
@@ -291,6 +296,7 @@ def test_positions_that_must_ascend_are_all_if_none_are_named():
     assert checks.ascending(None, 3).tolist() == [0, 1, 2]
     assert checks.ascending((0, 2), 3).tolist() == [0, 2]
     assert checks.ascending(ids(1, dtype=torch.int32), 3).dtype == torch.int64
+    assert checks.ascending([], 3).dtype == torch.int64
     refused = [[1, 0], [0, 0], [0, 3], [-1, 0]]
     holds(lambda at: checks.ascending(at, 3), [[0, 1, 2]], refused, says="position")
 
@@ -311,8 +317,11 @@ def test_answers_leave_room_for_the_operands_before_them():
             checks.answers_seen(tokens, answers, operands)
     with pytest.raises(ValueError, match="not 0 and"):
         checks.answers_seen(tokens[:0], [4], (4,))
-    for given in ((tokens, [9], (4,)), (tokens[0], [4], (4,)), (tokens, [4], (0,))):
+    for given in ((tokens, [9], (4,)), (tokens, [4], (0,))):
         holds(lambda given: checks.answers_seen(*given), [], [given])
+    for shape in ([9], [2, 9, 1], []):
+        with pytest.raises(ValueError, match="^tokens must be of shape "):
+            checks.answers_seen(torch.zeros(shape, dtype=torch.int64), [4], (4,))
 
 
 # ---------------------------------------------------------------- names
@@ -505,6 +514,18 @@ def test_a_diet_leaves_a_function_to_be_met_under_each_wrapper_that_it_shows():
         replace(plus, bases=())
 
 
+def test_a_function_without_a_weight_is_not_met_nor_one_that_is_never_shown():
+    diet = replace(tasks.DIETS["strict"], functions=("+", "max", "min"), never=(("base", "min"),))
+    met = {wrapper: checks.met_under(diet, wrapper) for wrapper in ("shift", "base")}
+    assert met == {"shift": ["+", "max", "min"], "base": ["+", "max"]}
+    light = replace(diet, addition=0)
+    assert checks.met_under(light, "shift") == ["max", "min"]
+    assert checks.met_under(replace(diet, shift=0), "shift") == []
+    alone = {"functions": ("+", "max"), "never": (("shift", "max"),)}
+    with pytest.raises(ValueError, match="met under shift$"):
+        replace(light, **alone)
+
+
 def test_prompts_are_asked_of_a_task_a_k_and_at_least_one_of_each():
     def check(given):
         checks.check_request(tasks.TASKS, *given)
@@ -578,6 +599,24 @@ def test_the_flags_of_a_study_are_those_of_its_fields_and_criteria():
 
 
 # ---------------------------------------------------------------- settings
+
+
+def test_the_flags_of_training_are_bounded_and_told_with_the_defaults_that_hold():
+    defaults = {"train": TrainConfig(warmup=77), "model": SMALL, "diet": tasks.DEFAULT_DIET}
+
+    def read(*words):
+        return settings.run_arguments(list(words), "About.", defaults, tasks.DIETS)
+
+    plain = vars(read())
+    assert plain["out"] == "out/default" and plain["device"] == "auto" and not plain["resume"]
+    assert plain["table_prompts"] == 500 and plain["warmup"] is None and plain["diet"] is None
+    assert read("--n-ctx", "5", "--resume").n_ctx == 5
+    fit, refused = ["8", "100000"], ["7", "0", "100001"]
+    says = "^--table-prompts must be from 8 to 100000$"
+    holds(lambda n: read("--table-prompts", n), fit, refused, UserError, says)
+    parser = flags.Parser("x.py")
+    flags.add_flags(parser, "training", defaults["train"])
+    assert "default: 77" in parser.format_help()
 
 
 def named(**changes):

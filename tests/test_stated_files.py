@@ -12,6 +12,7 @@ import threading
 import zipfile
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,10 +41,11 @@ def started(out, **changes):
     cfg = replace(CFG, **changes)
     model = Transformer(SHAPE)
     optimizer = train.make_optimizer(model, cfg)
-    for _ in range(7):
-        for number, weight in enumerate(model.parameters()):
-            weight.grad = torch.full_like(weight, 0.1 * (number + 1))
-        optimizer.step()
+    for number, weight in enumerate(model.parameters()):
+        weight.grad = torch.full_like(weight, 0.1 * (number + 1))
+    optimizer.step()
+    for kept in optimizer.state.values():
+        kept["step"].fill_(7)
     config = described(SHAPE, cfg, tasks.DEFAULT_DIET, tasks.VOCABULARY)
     run = Progress(out, config, model, optimizer, torch.Generator().manual_seed(5))
     run.step, run.loss, run.stopping = 7, 0.123456, False
@@ -78,18 +80,16 @@ LOOKS = [  # step, look, stop asked; whether the values of the step are looked a
 ]
 
 
-@pytest.mark.parametrize("loss, norm", [(NAN, ONE), (ONE, NAN), (INFINITE, ONE), (ONE, INFINITE)])
-@pytest.mark.parametrize("step, look, asked, seen", LOOKS)
-def test_a_step_is_looked_at_when_asked_at_a_stop_and_each_20th(
-    run, step, look, asked, seen, loss, norm
-):
-    run.stop_asked = asked
-    with pytest.raises(Diverged, match=f"at step {step}: ") if seen else nullcontext():
-        run.made(step, loss, norm, look)
-    assert run.step == step and run.stopping == asked and "loss" not in run.shown
-    run.made(step, torch.tensor(0.1236), ONE, look)
-    assert run.shown == ({"loss": "0.124"} if seen else {})
-    assert run.loss == (torch.tensor(0.1236).item() if seen else 0.123456)
+def test_a_step_is_looked_at_when_asked_at_a_stop_and_each_20th(run):
+    broken = [(NAN, ONE), (ONE, NAN), (INFINITE, ONE), (ONE, INFINITE)]
+    for (step, look, asked, seen), (loss, norm) in product(LOOKS, broken):
+        run.stop_asked, run.shown, run.loss = asked, {}, 0.123456
+        with pytest.raises(Diverged, match=f"at step {step}: ") if seen else nullcontext():
+            run.made(step, loss, norm, look)
+        assert run.step == step and run.stopping == asked and "loss" not in run.shown
+        run.made(step, torch.tensor(0.1236), ONE, look)
+        assert run.shown == ({"loss": "0.124"} if seen else {})
+        assert run.loss == (torch.tensor(0.1236).item() if seen else 0.123456)
 
 
 def test_a_line_of_metrics_is_of_its_step_in_seconds_and_the_bar_shows_addition(run):
@@ -182,6 +182,7 @@ def test_a_checkpoint_is_taken_up_whole(run, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     other = started(tmp_path / "other", lr=0.5)
     other.step = 0
+    torch.rand(3, generator=other.data)
     for weight in other.model.parameters():
         weight.data.zero_()
     with other.going_on(load_checkpoint(tmp_path, run.config)):
@@ -231,6 +232,9 @@ def test_a_file_that_cannot_be_written_is_told_before_a_step(run, name):
 
 
 def test_a_new_run_writes_its_config_first(run):
+    new = Progress(run.out, run.config, run.model, run.optimizer, run.data)
+    assert (new.step, new.metrics, new.n_steps, new.stop_asked) == (0, [], 40, False)
+    assert 0 <= new.seconds < 5
     with run.going_on(None):
         assert files.load_json(run.out / "config.json") == run.config
         assert [path.name for path in run.out.iterdir()] == ["config.json"]
@@ -386,8 +390,10 @@ def test_a_folder_is_claimed_while_a_run_trains_there(run, tmp_path):
         with pytest.raises(UserError, match=f"^{out} is in use: another process trains there$"):
             entered(claimed(out, run.config, False, CPU))
         files.save_text(out / "model.pt", "")
+    (out / "lock").unlink()
     with pytest.raises(UserError, match="already holds model.pt"):
         entered(claimed(out, run.config, False, CPU))
+    assert not (out / "lock").exists()  # it did not even come to that
     with claimed(out, run.config, True, CPU):  # goes on with it
         pass
     assert (out / "lock").exists()
@@ -469,6 +475,13 @@ def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path):
     assert not (tmp_path / "file.tmp").exists()
 
 
+def test_json_is_written_for_people_too(tmp_path):
+    files.save_json(tmp_path / "file", {"a": [1]})
+    assert (tmp_path / "file").read_text() == '{\n "a": [\n  1\n ]\n}\n'
+    with pytest.raises(UserError, match=f"^cannot write {tmp_path}/file: some of its numbers are"):
+        files.save_json(tmp_path / "file", {"a": math.nan})
+
+
 def test_a_write_that_cannot_begin_says_why(tmp_path):
     (tmp_path / "file.tmp").mkdir()
     (tmp_path / "file.tmp" / "x").write_text("")
@@ -482,6 +495,11 @@ def test_a_place_can_be_written_or_is_refused_by_its_kind(tmp_path, monkeypatch)
     os.mkfifo(tmp_path / "pipe")
     for name in ("there", "new"):
         files.check_writable(tmp_path / name)
+    os.mkfifo(tmp_path / "lock")
+    reader = os.open(tmp_path / "lock", os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(UserError, match="lock: it is there already and is no plain file$"):
+        entered(files.locked(tmp_path))
+    os.close(reader)
     for name in ("folder", "pipe"):
         says = f"^cannot write {tmp_path}/{name}: it is there already and is no plain file$"
         with pytest.raises(UserError, match=says):

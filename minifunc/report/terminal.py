@@ -129,15 +129,12 @@ def enough(c: Circuit) -> list[str]:
     for row in e["circuits"][:3]:  # of the union of groups
         faithful = f"{row['faithfulness']:.2f} ({between(row['faithfulness_ci'])})"
         alone = [faithful, row["circuit_accuracy"], row["base_acc"]]
-        by_chance = (row["random_circuits"] or {}).get("mean")
-        rows.append(
-            [words(row["replaced_by"]), *alone, row["others_alone"]["faithfulness"], by_chance]
-        )
+        controls = [row["others_alone"]["faithfulness"], (row["random_circuits"] or {}).get("mean")]
+        rows.append([words(row["replaced_by"]), *alone, *controls])
+    columns = ["all else sends", "faithfulness", c["asked"], "plain", "others", "random"]
     return [
         f"is it enough? Its {len(e['circuit'])} heads alone, {e['n_prompts']} other prompts",
-        *table(
-            ["all else sends", "faithfulness", c["asked"], "plain", "others", "random"], rows, 1, 2
-        ),
+        *table(columns, rows, 1, 2),
         f"  others: all but these; random: as many. It misses at most {e['completeness']:.0%} of F",
     ]
 
