@@ -697,6 +697,72 @@ def test_the_circuit_shows_each_effect_and_says_what_a_head_does(drawn):
     assert said["alone"].startswith("Both prompts ")  # are answered alike
 
 
+WHERE = """
+const number = (one, name) => Number(one.attributes[name]);
+const box = (group) => {
+    const [rect, text] = group.children;
+    const [x, y, width, height] = ["x", "y", "width", "height"].map((name) => number(rect, name));
+    const middle = [number(text, "x"), number(text, "y")];
+    return { kind: group.className.split(" ")[0], text: group.textContent, middle,
+        box: [x, y, x + width, y + height] };
+};
+const drawn = at("circuit-view").querySelector(".panels svg");
+const line = (one) => [one.className.split(" ")[1], one.attributes.d.match(/[-\\d.]+/g).map(Number)];
+return {
+    boxes: drawn.querySelectorAll("g").map(box),
+    lines: drawn.querySelectorAll(".line").map(line),
+    frame: drawn.attributes.viewBox.match(/[-\\d.]+/g).map(Number),
+    size: ["width", "height"].map((name) => number(drawn, name)),
+};
+"""
+
+
+@needs_node
+@pytest.mark.parametrize("narrow", [False, True])
+def test_tokens_lie_along_one_side_and_layers_rise_from_them(drawn, narrow):
+    """Wide: tokens from left to right, layers upwards. Narrow: tokens down, layers to the right."""
+    said = said_by(drawn[0], WHERE, without=DRAWN[1:], narrow=narrow)
+    boxes, (x, y, width, height) = said["boxes"], said["frame"]
+    assert said["size"] == [width, height]
+    along, up = (1, 0) if narrow else (0, 1)
+    rise = 1 if narrow else -1  # upwards y falls
+
+    def of(*kinds):
+        return [one for one in boxes if one["kind"] in kinds]
+
+    tokens = of("word", "shown")
+    assert [one["text"] for one in tokens] == tasks.decode(tasks.encode(HIGH)).replace(
+        " ;", ""
+    ).split()[1:]
+    answers = [one["middle"][along] for one in of("shown")] + [tokens[-1]["middle"][along]]
+    assert answers == sorted(answers)
+    numbers = [one for one in boxes if one["kind"] == "layer" and one["text"]]
+    bands = [one for one in boxes if one["kind"] == "layer" and not one["text"]]
+    names = [one["text"] for one in numbers]
+    assert names == [str(n) if narrow else f"layer {n}" for n in (0, 1, 2)]
+    middles = [rise * one["middle"][up] for one in numbers]
+    assert middles == sorted(middles) and middles[0] > rise * tokens[0]["middle"][up]
+    for band, number in zip(bands, numbers, strict=True):
+        low, high = band["box"][up], band["box"][up + 2]
+        assert number["middle"][up] == pytest.approx((low + high) / 2)
+        layer = number["text"][-1]
+        inside = [one["text"] for one in of("spot") if low < one["middle"][up] < high]
+        assert inside and {head[0] for head in inside} == {layer}
+    [answer] = of("answer")
+    assert rise * answer["middle"][up] > middles[-1]  # above all layers
+    for one in boxes:
+        ends = [*one["box"][:2], *one["box"][2:]]
+        for a, b in (ends[:2], ends[2:]):
+            assert x <= a <= x + width and y <= b <= y + height
+        mean = [(one["box"][i] + one["box"][i + 2]) / 2 for i in (0, 1)]
+        assert one["middle"] == pytest.approx(mean)
+    rising = [points for kind, points in said["lines"] if kind in ("stream", "last")]
+    assert len(rising) == 3
+    for points, start in zip(rising, answers):
+        assert points[along] == points[-2 + along] == pytest.approx(start)
+        assert rise * points[-2 + up] > rise * points[up]
+
+
 # ---------------------------------------------------------------- while it learned
 
 SLIDE = """
