@@ -707,7 +707,8 @@ const box = (group) => {
         box: [x, y, x + width, y + height] };
 };
 const drawn = at("circuit-view").querySelector(".panels svg");
-const line = (one) => [one.className.split(" ")[1], one.attributes.d.match(/[-\\d.]+/g).map(Number)];
+const points = (one) => one.attributes.d.match(/[-\\d.]+/g).map(Number);
+const line = (one) => [one.className.split(" ")[1], points(one)];
 return {
     boxes: drawn.querySelectorAll("g").map(box),
     lines: drawn.querySelectorAll(".line").map(line),
