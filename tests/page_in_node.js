@@ -1,7 +1,8 @@
 /* A report's page without a browser: as much of a document as its scripts use.
 
-   Reads {page, scripts, script, narrow} from standard input: the page's elements as [tag, attributes,
-   children], what its scripts are, and a script that is run last; writes what that returns.
+   Reads {page, scripts, script, narrow, without} from standard input: the page's elements as [tag,
+   attributes, children], what its scripts are, a script that is run last, and ids of elements that
+   are to be missing; writes what the last script returns.
    Nothing has a size and nothing is painted: tests/test_page.py sees to that, in a browser. */
 "use strict";
 
@@ -214,6 +215,7 @@ const document = Object.assign(new Target(), {
   querySelector: (selectors) => root.querySelector(selectors),
   querySelectorAll: (selectors) => root.querySelectorAll(selectors),
 });
+for (const id of given.without ?? []) document.getElementById(id)?.setAttribute("id", "");
 Object.defineProperty(document, "activeElement", {
   get: () => (focused && root.find((one) => one === focused, 1)[0] || document.body),
 });

@@ -62,10 +62,14 @@ def report_of(model, folder, groups, words=tasks.VOCABULARY):
     return folder / "report.html"
 
 
+DRAWN = ("circuit-view", "path-view")  # drawn anew whenever something is asked, which takes long
+
+
 def said_by(report, script, **data):
-    """What a script returns that is run on a page once it is loaded."""
+    """What a script returns that is run on a page once it is loaded. data: without=DRAWN, if not
+    said otherwise."""
     tree = Tree(report.read_text())
-    given = {"page": tree.root, "scripts": tree.scripts, "script": script} | data
+    given = {"page": tree.root, "scripts": tree.scripts, "script": script, "without": DRAWN} | data
     done = subprocess.run(
         [NODE, str(RUNNER)], input=json.dumps(given), capture_output=True, text=True, timeout=60
     )
@@ -88,11 +92,11 @@ def drawn(tmp_path_factory):
 WORDS = ["<bos>", "=", ";", "_", "+", *map(str, range(1, 28))]
 
 
-def by_hand(folder, groups, more=2, size=1.0, n_layers=1):
-    """The page of a model with layers of four heads, of which 0.0 alone says: the last shown
-    answer, and `more`. It knows numbers to 27, and nothing but +."""
+def by_hand(folder, groups, more=2, size=1.0, n_layers=1, n_heads=4):
+    """The page of a model whose head 0.0 alone says something: the last shown answer, and `more`.
+    It knows numbers to 27, and nothing but +."""
     small = headline_model(len(WORDS), more)
-    shape = {"n_layers": n_layers, "n_heads": 4, "d_vocab": len(WORDS), "n_ctx": 32}
+    shape = {"n_layers": n_layers, "n_heads": n_heads, "d_vocab": len(WORDS), "n_ctx": 32}
     model = empty_model(**shape, d_model=small.cfg.d_model, d_head=len(WORDS))
     for name, weight in small.state_dict().items():
         model.state_dict()[name][: len(weight)] = weight
@@ -388,7 +392,8 @@ def test_the_guided_opening_tells_what_a_model_known_by_hand_answers(tmp_path):
     ],
 )
 def test_the_guided_opening_makes_nothing_up(tmp_path, more, told):
-    report = by_hand(tmp_path, {"function_induction": ["0.0"]}, more, size=0.01 if more else 1.0)
+    groups, size = {"function_induction": ["0.0"]}, 0.01 if more else 1.0
+    report = by_hand(tmp_path, groups, more, size, n_heads=2)
     *steps, _ = said_by(report, STORY)
     for step, words in zip((0, 1, 4), told):
         assert f"answers {words}." in steps[step]["words"]
@@ -403,7 +408,7 @@ def test_the_guided_opening_makes_nothing_up(tmp_path, more, told):
 @pytest.mark.parametrize(
     "groups, left",
     [
-        ({"function_induction": ["0.0"], "shown_answer": ["0.1", "0.2", "0.3"]}, [1, 2, 4, 5, 6]),
+        ({"function_induction": ["0.0"], "shown_answer": ["0.1"]}, [1, 2, 4, 5, 6]),
         ({"shown_answer": ["0.0"]}, [1, 2, 5, 6]),
     ],
     ids=["no other head", "no head that carries"],
@@ -413,7 +418,7 @@ def test_the_guided_opening_leaves_out_a_step_that_has_no_heads(tmp_path, groups
         const next = () => at("story-next").click() ?? at("story-next").textContent;
         return [at("story-at").textContent, ...[1, 2, 3].map(next)];
     """
-    first, *titles = said_by(by_hand(tmp_path, groups), script)
+    first, *titles = said_by(by_hand(tmp_path, groups, n_heads=2), script)
     names = {3: "Swap one head", 4: "Swap the heads that matter", 5: "Mix two rules"}
     names |= {1: "Start again", 2: "Show it true sums", 6: "Your turn"}
     assert first == f"1 of {len(left)}"
@@ -484,7 +489,7 @@ def test_a_path_patched_by_clicks_shows_the_runs_and_r_that_the_definition_gives
     clicks = [[f"sender-{a}", f"receiver-{b}", f"input-{c}"] for a, b, c in picks]
     clicks += [["receiver-logits", "sender-1.1"], ["sender-2.0"], ["receiver-2.0"]]
     data = json.dumps({"asked": ASKED, "clicks": clicks})
-    states = said_by(report, f"const data = {data};" + PATH)
+    states = said_by(report, f"const data = {data};" + PATH, without=DRAWN[:1])
     model = copy.deepcopy(model).double()
     (_, _, now), (_, _, base) = two_runs(model, HIGH, TRUE)
     first = [int(logits.argmax()) for logits in (base, now)]
@@ -522,7 +527,7 @@ def test_a_path_patched_by_clicks_shows_the_runs_and_r_that_the_definition_gives
         for run, its in zip(runs, (F_base, F_now, logits)):
             assert run["answer"] == f"answer {tasks.VOCABULARY[its.argmax()]}"
             assert numbers_in(run["F"]) == pytest.approx([*F(its), of(its)], abs=0.006)
-            assert ("− (−" in run["F"]) == (F(its)[1] < 0) and "− −" not in run["F"]
+            assert ("− (−" in run["F"]) == (F(its)[1] < 0)
             assert list(run["parts"].values())[0] == [1, 1]  # the answer on top, the tokens below
             assert run["parts"]["tokens"] == [5, 1] and run["parts"]["mlp0"] == [4, 4]
             assert run["parts"]["0.1"] == [4, 3] and run["parts"]["2.0"] == [2, 2]
@@ -542,6 +547,8 @@ def test_a_path_patched_by_clicks_shows_the_runs_and_r_that_the_definition_gives
         first, answers, given, share = state["sum"].split(chr(10))
         assert first == f"F = logit of {plain} − logit of {shifted}"
         assert answers.strip() == "r = (F patched − F contrast) / (F contrast − F base)"
+        for written in (given, *(run["F"] for run in runs)):  # brackets around what is below 0
+            assert not re.search(r"− −|− \(\d", written)
         four = [of(logits), of(F_now), of(F_now), of(F_base)]
         assert numbers_in(given) == pytest.approx(four, abs=0.006)
         assert numbers_in(share)[0] == pytest.approx(100 * r(logits), abs=0.06)
@@ -585,6 +592,12 @@ for (const act of [pin, point, leave, pin]) {
     act();
     pins.push([chosen(), hint()]);
 }
+spot.click();
+Playground.ask("1+1=3, 2+5=8, 3+3=");
+const another = view.querySelector(".spot");
+another.focus();
+another.blur(); // what was kept is of the old prompt
+pins.push([chosen(), hint()]);
 Playground.ask("3+3=");
 return { panels, said, pins, alone: view.children[0].textContent };
 """
@@ -593,7 +606,9 @@ return { panels, said, pins, alone: view.children[0].textContent };
 @needs_node
 def test_the_circuit_shows_each_effect_and_says_what_a_head_does(drawn):
     report, model = drawn[0], copy.deepcopy(drawn[1]).double()
-    said = said_by(report, f"const data = {json.dumps({'asked': BOTH_WAYS[0]})};" + CIRCUIT)
+    said = said_by(
+        report, f"const data = {json.dumps({'asked': BOTH_WAYS[0]})};" + CIRCUIT, without=DRAWN[1:]
+    )
     sides = [(tokens, cache, logits[0]) for tokens, cache, logits in two_runs(model, *BOTH_WAYS)]
     names = [tasks.VOCABULARY[int(logits.argmax())] for _, _, logits in sides]
     answers = [int(sides[1][2].argmax()), int(sides[0][2].argmax())]
@@ -647,7 +662,7 @@ def test_the_circuit_shows_each_effect_and_says_what_a_head_does(drawn):
     assert {True, False, (False, 0), (True, 1)} <= signs  # both ways were drawn, of examples too
 
     spots = [(side, *spot) for side in (0, 1) for spot in said["panels"][side]["spots"]]
-    seen_at = {}
+    seen_at, role = {}, {"0.0": "shown", "0.1": "expected"}
     for (side, head, _), (name, words, lit) in zip(spots, said["said"], strict=True):
         tokens, cache = sides[side][0][0].tolist(), sides[side][1]
         seen_at[side, head] = seen_at.get((side, head), -1) + 1
@@ -656,7 +671,8 @@ def test_the_circuit_shows_each_effect_and_says_what_a_head_does(drawn):
         shares = pattern(cache, head)[at]
         best = int(shares.argmax())
         assert name == head and set(lit) == {head}
-        assert words.startswith(f"Head {head}, one of the ")
+        group = "FI heads" if last else f"heads that bring the {role[head]} answer"
+        assert words.startswith(f"Head {head}, one of the {group}: ")
         assert f"from “{tasks.VOCABULARY[tokens[at]]}” it looks most at " in words
         if best:
             place = (best - 1) // 6 * 6
@@ -673,10 +689,11 @@ def test_the_circuit_shows_each_effect_and_says_what_a_head_does(drawn):
             assert shown[1] == pytest.approx(100 * abs(r), abs=0.06)
             assert f"{'of the way to' if r < 0 else 'away from'} {names[1 - side]} (r = " in words
             assert ("r = −" in words) == (r < 0) and ("r = +" in words) == (r > 0)
-    (quiet, point), (on, first), (_, second), (kept, again), (off, _) = said["pins"]
+    (quiet, point), (on, first), (_, second), (kept, again), (off, _), asked_anew = said["pins"]
     assert not quiet and "Point at a head" in point and on and first != second
     assert kept and again == first and first.startswith("Head 0.0")
     assert off  # the pointer is still there, so that it stays lit
+    assert asked_anew == [quiet, point]
     assert said["alone"].startswith("Both prompts ")  # are answered alike
 
 
@@ -806,7 +823,7 @@ return { themes, tips, tip: tipped.dataset.tip, stops, keys };
 
 @needs_node
 def test_a_page_has_two_themes_tips_that_go_and_one_stop_of_the_tab_key_per_picture(drawn):
-    said = said_by(drawn[0], MOVES)
+    said = said_by(drawn[0], MOVES, without=DRAWN[1:])
     light, dark = ["light", "dark theme"], ["dark", "light theme"]  # the button says the other
     assert said["themes"] == [light, dark, light]
     shown = [True, said["tip"]]

@@ -624,7 +624,7 @@ def test_the_fi_heads_of_a_real_model_are_listed_strongest_first(monkeypatch):
 
 
 def judged_without_a_model():
-    """F is 4 and 2 on contrast prompts, and 1 less once heads are replaced: of a shift of 2 half."""
+    """F is 4 and 2 on contrast prompts, and half of its shift less once heads are replaced."""
     one = object.__new__(smollm.Judged)
     one.ablator, one.on_base, one.n_heads = "contrast", "base", 4
     one.about = {"n_draws": 1, "shots": 8, "n_prompts": 40}

@@ -473,6 +473,11 @@ def test_the_table_of_heads_and_the_maps_of_effects_hold_what_was_traced():
         f"{together}, shown answers changed",
         f"{together}, operands changed",
     ]
+    del effects["function_induction.v"]
+    effects["1.1.v"] = effects["logits"]  # 1.1 is no FI head
+    f.circuit["operands_changed"]["effects"]["1.0.q"] = other
+    alone = inside(sections.effects(f))
+    assert re.findall(r"<caption>(.*?),", alone)[2:] == ["→ 1.0.q", "→ 1.0.q"]
     embedded = [tip for tip in tips(made) if tip.startswith("embedding")]
     assert [tip.split(" = ")[1] for tip in embedded] == ["−1.0 %", "+50.0 %"] * 2
 
@@ -480,6 +485,7 @@ def test_the_table_of_heads_and_the_maps_of_effects_hold_what_was_traced():
 def test_other_tasks_are_told_with_the_weakest_control():
     c = circuit()
     c["reuse"][7]["contrast_acc"] = 0.5  # base 8: others leave all of it
+    c["reuse"][10]["contrast_acc"] = 0.0  # addition: FI heads leave nothing
     c["reuse"] += four("addition", 1, [(0.9, 0.1), (0.0, 1.0), (0.9, 0.1), (0.0, 0.0)])
     f = page_of(circuit=c)
     said = text_of(sections.reused(f))
