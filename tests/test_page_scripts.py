@@ -1,5 +1,5 @@
 """What the scripts of a report show, held against what is known by hand. No browser: node runs
-them on as much of a document as they use (page_in_node.js)."""
+them on as much of a document as they use (page_in_node.cjs)."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ from tests.handwired import empty_model, headline_model
 from tests.test_report_circuit import answer_alone
 from tests.test_report_js import NODE, needs_node, node, scaled_model
 
-RUNNER = Path(__file__).with_name("page_in_node.js")
+RUNNER = Path(__file__).with_name("page_in_node.cjs")
 EMPTY = {"meta", "input", "br"}
 
 

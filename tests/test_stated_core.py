@@ -1,7 +1,9 @@
 """What docstrings of the core state, held by what is known of it beforehand."""
 
+import json
 from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 from statistics import fmean, pstdev
 from types import SimpleNamespace
 
@@ -282,3 +284,13 @@ def test_patching_asks_for_a_device_that_has_float64(monkeypatch, float64):
     main = patch.main if float64 else train.main
     assert main(["--device", "cpu"]) == 2
     assert asked == [("cpu", float64)]
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_one_of_several_processes_writes_the_findings(monkeypatch, tmp_path, is_main):
+    monkeypatch.setattr(patch, "trace", lambda *_: {"seconds": 1.0, "found": "it"})
+    monkeypatch.setattr(patch, "is_main", lambda: is_main)
+    path, reference = tmp_path / "c.json", str(Path(__file__).parents[1] / "reference")
+    assert patch.main(["--run", reference, "--device", "cpu", "--json", str(path)]) == 0
+    assert path.exists() == is_main
+    assert not is_main or json.loads(path.read_text())["found"] == "it"
