@@ -429,14 +429,15 @@ def test_the_guided_opening_leaves_out_a_step_that_has_no_heads(tmp_path, groups
 
 PATH = """
 const view = at("path-view");
-const parts = (run) => run.querySelector(".parts").children.filter((one) => one.tagName !== "svg");
+const isPart = (one) => one.localName !== "svg";
+const parts = (run) => run.querySelector(".parts").children.filter(isPart);
 const place = (one) => one.attributes.style.match(/\\d+/g).slice(0, 2).map(Number);
 const look = (run) => ({
     title: run.querySelector("h3").textContent,
     hint: run.querySelector("p").textContent,
     F: run.children.at(-1).textContent,
     parts: Object.fromEntries(parts(run).map((one) => [one.textContent, place(one)])),
-    buttons: words(parts(run).filter((one) => one.tagName === "button")),
+    buttons: words(parts(run).filter((one) => one.localName === "button")),
     marks: parts(run).map((one) => [one.textContent, one.className]).filter(([, looks]) =>
         / (sender|receiver)/.test(looks)),
     answer: parts(run)[0].textContent,
@@ -779,7 +780,7 @@ const look = () => ({
     curves: ["plain", "off_by_one"].map((name) => curve(name).split(" ").map(numbers)),
     mark: numbers(at("learned-curves").children[0].attributes.d),
     shares: at("learned-curves").querySelectorAll("g text").map((one) => one.textContent),
-    axes: at("learned-curves").children.filter((one) => one.tagName === "text").map((one) =>
+    axes: at("learned-curves").children.filter((one) => one.localName === "text").map((one) =>
         [one.textContent, ...["x", "y"].map((name) => Number(one.attributes[name]))]),
     arcs: { fi: arcs("function_induction"), others: arcs("others") },
     written: at("learned-attention").querySelectorAll("text").map((one) =>
@@ -884,7 +885,22 @@ const press = (key) => {
 };
 const stops = spots.map((spot) => spot.tabIndex).join(" ");
 const keys = ["ArrowRight", "ArrowDown", "ArrowLeft", "x", "ArrowUp", "ArrowUp"].map(press);
-return { themes, tips, tip: tipped.dataset.tip, stops, keys };
+const table = document.querySelector("table.heat");
+const cells = table.querySelectorAll("[data-tip]");
+cells[8].focus(); // the second row's third of six
+const walk = (key) => {
+    document.activeElement.dispatchEvent(new Event("keydown", { key, bubbles: true }));
+    return cells.indexOf(document.activeElement);
+};
+const sides = ["ArrowUp", "ArrowUp", "ArrowDown", "ArrowRight", "ArrowDown", "ArrowLeft"];
+const walked = sides.map(walk);
+const moved = [[300, 100], [900, 750], [-50, 100]].map(([clientX, clientY]) => {
+    const event = new Event("pointermove", { bubbles: true, clientX, clientY });
+    tipped.dispatchEvent(event);
+    return ["left", "top"].map((side) => parseFloat(at("tip").style[side]));
+});
+const stopped = cells.map((cell) => cell.tabIndex);
+return { themes, tips, tip: tipped.dataset.tip, stops, keys, walked, stopped, moved };
 """
 
 
@@ -899,6 +915,13 @@ def test_a_page_has_two_themes_tips_that_go_and_one_stop_of_the_tab_key_per_pict
     stop = [" ".join(["-1"] * at + ["0"] + ["-1"] * (n_spots - 1 - at)) for at in range(n_spots)]
     assert said["stops"] == stop[0] and n_spots == 6
     assert said["keys"] == [[at, stop[at]] for at in (1, 2, 1, 1, 0, 0)]
+    assert said["walked"] == [2, 2, 8, 9, 15, 14]  # rows of six; above the first is nothing
+    assert [at for at, index in enumerate(said["stopped"]) if index == "0"] == [0, 14]
+    # The tip is 200 x 40 px, the window 1000 x 800: right below the pointer, and inside.
+    below, above, left = said["moved"]
+    assert 300 < below[0] < 330 and 100 < below[1] < 130
+    assert above[0] + 200 <= 1000 and above[1] + 40 < 750 < above[1] + 90  # over it
+    assert left[0] >= 0
 
 
 # ---------------------------------------------------------------- prompts as text
