@@ -73,8 +73,10 @@ def words(tmp_path, target, *variables):
     python = tmp_path / "python"
     python.write_text(SHOWN.format(python=sys.executable))
     python.chmod(0o755)
-    ready = [f"--old-file={name}" for name in (".venv/ready", ".venv-parity/ready-bench")]
+    ready = [f"--old-file={name}" for name in (".venv/ready", ".venv-parity/ready")]
+    environments = sorted(ROOT.glob(".venv*"))
     made = make("--silent", *ready, f"PY={python}", f"PARITY={python}", target, *variables)
+    assert sorted(ROOT.glob(".venv*")) == environments  # none is set up, which takes long
     return json.loads(made.splitlines()[-1])
 
 

@@ -1,5 +1,5 @@
 """What the scripts of a report show, held against what is known by hand. No browser: node runs
-them on as much of a document as they use (page_in_node.js)."""
+them on as much of a document as they use (page_in_node.cjs)."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ from tests.handwired import empty_model, headline_model
 from tests.test_report_circuit import answer_alone
 from tests.test_report_js import NODE, needs_node, node, scaled_model
 
-RUNNER = Path(__file__).with_name("page_in_node.js")
+RUNNER = Path(__file__).with_name("page_in_node.cjs")
 EMPTY = {"meta", "input", "br"}
 
 
@@ -64,10 +64,14 @@ def report_of(model, folder, groups, words=tasks.VOCABULARY):
     return folder / "report.html"
 
 
+DRAWN = ("circuit-view", "path-view")  # drawn anew whenever something is asked, which takes long
+
+
 def said_by(report, script, **data):
-    """What a script returns that is run on a page once it is loaded."""
+    """What a script returns that is run on a page once it is loaded. data: without=DRAWN, if not
+    said otherwise."""
     tree = Tree(report.read_text())
-    given = {"page": tree.root, "scripts": tree.scripts, "script": script} | data
+    given = {"page": tree.root, "scripts": tree.scripts, "script": script, "without": DRAWN} | data
     done = subprocess.run(
         [NODE, str(RUNNER)], input=json.dumps(given), capture_output=True, text=True, timeout=60
     )
@@ -90,11 +94,11 @@ def drawn(tmp_path_factory):
 WORDS = ["<bos>", "=", ";", "_", "+", *map(str, range(1, 28))]
 
 
-def by_hand(folder, groups, more=2, size=1.0, n_layers=1):
-    """The page of a model with layers of four heads, of which 0.0 alone says: the last shown
-    answer, and `more`. It knows numbers to 27, and nothing but +."""
+def by_hand(folder, groups, more=2, size=1.0, n_layers=1, n_heads=4):
+    """The page of a model whose head 0.0 alone says something: the last shown answer, and `more`.
+    It knows numbers to 27, and nothing but +."""
     small = headline_model(len(WORDS), more)
-    shape = {"n_layers": n_layers, "n_heads": 4, "d_vocab": len(WORDS), "n_ctx": 32}
+    shape = {"n_layers": n_layers, "n_heads": n_heads, "d_vocab": len(WORDS), "n_ctx": 32}
     model = empty_model(**shape, d_model=small.cfg.d_model, d_head=len(WORDS))
     for name, weight in small.state_dict().items():
         model.state_dict()[name][: len(weight)] = weight
@@ -395,7 +399,8 @@ def test_the_guided_opening_tells_what_a_model_known_by_hand_answers(tmp_path):
     ],
 )
 def test_the_guided_opening_makes_nothing_up(tmp_path, more, told):
-    report = by_hand(tmp_path, {"function_induction": ["0.0"]}, more, size=0.01 if more else 1.0)
+    groups, size = {"function_induction": ["0.0"]}, 0.01 if more else 1.0
+    report = by_hand(tmp_path, groups, more, size, n_heads=2)
     *steps, _ = said_by(report, STORY)
     for step, words in zip((0, 1, 4), told):
         assert f"answers {words}." in steps[step]["words"]
@@ -410,7 +415,7 @@ def test_the_guided_opening_makes_nothing_up(tmp_path, more, told):
 @pytest.mark.parametrize(
     "groups, left",
     [
-        ({"function_induction": ["0.0"], "shown_answer": ["0.1", "0.2", "0.3"]}, [1, 2, 4, 5, 6]),
+        ({"function_induction": ["0.0"], "shown_answer": ["0.1"]}, [1, 2, 4, 5, 6]),
         ({"shown_answer": ["0.0"]}, [1, 2, 5, 6]),
     ],
     ids=["no other head", "no head that carries"],
@@ -420,7 +425,7 @@ def test_the_guided_opening_leaves_out_a_step_that_has_no_heads(tmp_path, groups
         const next = () => at("story-next").click() ?? at("story-next").textContent;
         return [at("story-at").textContent, ...[1, 2, 3].map(next)];
     """
-    first, *titles = said_by(by_hand(tmp_path, groups), script)
+    first, *titles = said_by(by_hand(tmp_path, groups, n_heads=2), script)
     names = {3: "Swap one head", 4: "Swap the 1 FI head", 5: "Mix two rules"}
     names |= {1: "Start again", 2: "Show it true sums", 6: "Your turn"}
     assert first == f"1 of {len(left)}"
@@ -431,14 +436,15 @@ def test_the_guided_opening_leaves_out_a_step_that_has_no_heads(tmp_path, groups
 
 PATH = """
 const view = at("path-view");
-const parts = (run) => run.querySelector(".parts").children.filter((one) => one.tagName !== "svg");
+const isPart = (one) => one.localName !== "svg";
+const parts = (run) => run.querySelector(".parts").children.filter(isPart);
 const place = (one) => one.attributes.style.match(/\\d+/g).slice(0, 2).map(Number);
 const look = (run) => ({
     title: run.querySelector("h3").textContent,
     hint: run.querySelector("p").textContent,
     F: run.children.at(-1).textContent,
     parts: Object.fromEntries(parts(run).map((one) => [one.textContent, place(one)])),
-    buttons: words(parts(run).filter((one) => one.tagName === "button")),
+    buttons: words(parts(run).filter((one) => one.localName === "button")),
     marks: parts(run).map((one) => [one.textContent, one.className]).filter(([, looks]) =>
         / (sender|receiver)/.test(looks)),
     answer: parts(run)[0].textContent,
@@ -491,7 +497,7 @@ def test_a_path_patched_by_clicks_shows_the_runs_and_r_that_the_definition_gives
     clicks = [[f"sender-{a}", f"receiver-{b}", f"input-{c}"] for a, b, c in picks]
     clicks += [["receiver-logits", "sender-1.1"], ["sender-2.0"], ["receiver-2.0"]]
     data = json.dumps({"asked": ASKED, "clicks": clicks})
-    states = said_by(report, f"const data = {data};" + PATH)
+    states = said_by(report, f"const data = {data};" + PATH, without=DRAWN[:1])
     model = copy.deepcopy(model).double()
     (_, _, now), (_, _, base) = two_runs(model, HIGH, TRUE)
     first = [int(logits.argmax()) for logits in (base, now)]
@@ -529,7 +535,7 @@ def test_a_path_patched_by_clicks_shows_the_runs_and_r_that_the_definition_gives
         for run, its in zip(runs, (F_base, F_now, logits)):
             assert run["answer"] == f"answer {tasks.VOCABULARY[its.argmax()]}"
             assert numbers_in(run["F"]) == pytest.approx([*F(its), of(its)], abs=0.006)
-            assert ("− (−" in run["F"]) == (F(its)[1] < 0) and "− −" not in run["F"]
+            assert ("− (−" in run["F"]) == (F(its)[1] < 0)
             assert list(run["parts"].values())[0] == [1, 1]  # the answer on top, the tokens below
             assert run["parts"]["tokens"] == [5, 1] and run["parts"]["mlp0"] == [4, 4]
             assert run["parts"]["0.1"] == [4, 3] and run["parts"]["2.0"] == [2, 2]
@@ -547,13 +553,12 @@ def test_a_path_patched_by_clicks_shows_the_runs_and_r_that_the_definition_gives
         way = f"M{x - 0.5} {y - 0.5}v-0.42H0.5V{top - 0.08}H{end - 0.5}v-0.42"
         assert runs[2]["way"] == way.replace(".0 ", " ").replace(".0v", "v")
         *note, first, answers, given, share, above = state["sum"].split(chr(10))
-        gives_way = (sender, receiver) == (
-            "embedding",
-            "2.0.k",
-        )  # 1.1, which sent, is not asked for
+        gives_way = receiver == "2.0.k"  # where 2.0 itself was the sender
         assert note == (["2.0 is not before 2.0, so it cannot send to it."] if gives_way else [])
         assert first == f"F = score (logit) of {plain} − score of {shifted}"
         assert answers.strip() == "r = (F patched − F contrast) / (F contrast − F base)"
+        for written in (given, *(run["F"] for run in runs)):  # brackets around what is below 0
+            assert not re.search(r"− −|− \(\d", written)
         four = [of(logits), of(F_now), of(F_now), of(F_base)]
         assert numbers_in(given) == pytest.approx(four, abs=0.006)
         assert numbers_in(share)[0] == pytest.approx(100 * r(logits), abs=0.06)
@@ -566,8 +571,8 @@ def test_a_path_patched_by_clicks_shows_the_runs_and_r_that_the_definition_gives
 
 # ---------------------------------------------------------------- the circuit over a prompt
 
-# Of the two heads one takes the answer to the other prompt's, the other further away from it.
-BOTH_WAYS = ("2+1=6, 1+4=8, 3+2=", "2+1=3, 1+4=5, 3+2=")
+# One head takes the answer to the other prompt's, the other further away; so do shown answers.
+BOTH_WAYS = ("2+3=4, 6+1=6, 3+4=", "2+3=5, 6+1=7, 3+4=")
 CIRCUIT = """
 const view = at("circuit-view");
 const lineOf = (one) => ({
@@ -598,6 +603,12 @@ for (const act of [pin, point, leave, pin]) {
     act();
     pins.push([chosen(), hint()]);
 }
+spot.click();
+Playground.ask("1+1=3, 2+5=8, 3+3=");
+const another = view.querySelector(".spot");
+another.focus();
+another.blur(); // what was kept is of the old prompt
+pins.push([chosen(), hint()]);
 Playground.ask("3+3=");
 return { panels, said, pins, alone: view.children[0].textContent };
 """
@@ -606,7 +617,9 @@ return { panels, said, pins, alone: view.children[0].textContent };
 @needs_node
 def test_the_circuit_shows_each_effect_and_says_what_a_head_does(drawn):
     report, model = drawn[0], copy.deepcopy(drawn[1]).double()
-    said = said_by(report, f"const data = {json.dumps({'asked': BOTH_WAYS[0]})};" + CIRCUIT)
+    said = said_by(
+        report, f"const data = {json.dumps({'asked': BOTH_WAYS[0]})};" + CIRCUIT, without=DRAWN[1:]
+    )
     sides = [(tokens, cache, logits[0]) for tokens, cache, logits in two_runs(model, *BOTH_WAYS)]
     names = [tasks.VOCABULARY[int(logits.argmax())] for _, _, logits in sides]
     answers = [int(sides[1][2].argmax()), int(sides[0][2].argmax())]
@@ -656,10 +669,11 @@ def test_the_circuit_shows_each_effect_and_says_what_a_head_does(drawn):
         looks = dict(panel["spots"])
         assert looks["1.1"].endswith("function_induction") and "shown_answer" in looks["0.0"]
     signs = {r > 0 for _, out in effects for r in out.values()}
-    assert signs == {True, False}  # both ways were drawn
+    signs |= {(r > 0, at) for into, _ in effects for rs in into.values() for at, r in enumerate(rs)}
+    assert {True, False, (False, 0), (True, 1)} <= signs  # both ways were drawn, of examples too
 
     spots = [(side, *spot) for side in (0, 1) for spot in said["panels"][side]["spots"]]
-    seen_at = {}
+    seen_at, role = {}, {"0.0": "shown", "0.1": "expected"}
     for (side, head, _), (name, words, lit) in zip(spots, said["said"], strict=True):
         tokens, cache = sides[side][0][0].tolist(), sides[side][1]
         seen_at[side, head] = seen_at.get((side, head), -1) + 1
@@ -668,7 +682,8 @@ def test_the_circuit_shows_each_effect_and_says_what_a_head_does(drawn):
         shares = pattern(cache, head)[at]
         best = int(shares.argmax())
         assert name == head and set(lit) == {head}
-        assert words.startswith(f"Head {head}, one of the ")
+        group = "FI heads" if last else f"heads that bring the {role[head]} answer"
+        assert words.startswith(f"Head {head}, one of the {group}: ")
         assert f"from “{tasks.VOCABULARY[tokens[at]]}” it looks most at " in words
         if best:
             place = (best - 1) // 6 * 6
@@ -688,11 +703,79 @@ def test_the_circuit_shows_each_effect_and_says_what_a_head_does(drawn):
             average = {"1.1": "+25.0", "2.0": "−5.3"}[head]  # of circuit.json, on contrast prompts
             told = f" % on this prompt; {average} % on average)."
             assert words.endswith(told) if side == 0 else "average" not in words
-    (quiet, point), (on, first), (_, second), (kept, again), (off, _) = said["pins"]
+    (quiet, point), (on, first), (_, second), (kept, again), (off, _), asked_anew = said["pins"]
     assert not quiet and "Point at or tap a head" in point and on and first != second
     assert kept and again == first and first.startswith("Head 0.0")
     assert off  # the pointer is still there, so that it stays lit
+    assert asked_anew == [quiet, point]
     assert said["alone"].startswith("Both prompts ")  # are answered alike
+
+
+WHERE = """
+const number = (one, name) => Number(one.attributes[name]);
+const box = (group) => {
+    const [rect, text] = group.children;
+    const [x, y, width, height] = ["x", "y", "width", "height"].map((name) => number(rect, name));
+    const middle = [number(text, "x"), number(text, "y")];
+    return { kind: group.className.split(" ")[0], text: group.textContent, middle,
+        box: [x, y, x + width, y + height] };
+};
+const drawn = at("circuit-view").querySelector(".panels svg");
+const points = (one) => one.attributes.d.match(/[-\\d.]+/g).map(Number);
+const line = (one) => [one.className.split(" ")[1], points(one)];
+return {
+    boxes: drawn.querySelectorAll("g").map(box),
+    lines: drawn.querySelectorAll(".line").map(line),
+    frame: drawn.attributes.viewBox.match(/[-\\d.]+/g).map(Number),
+    size: ["width", "height"].map((name) => number(drawn, name)),
+};
+"""
+
+
+@needs_node
+@pytest.mark.parametrize("narrow", [False, True])
+def test_tokens_lie_along_one_side_and_layers_rise_from_them(drawn, narrow):
+    """Wide: tokens from left to right, layers upwards. Narrow: tokens down, layers to the right."""
+    said = said_by(drawn[0], WHERE, without=DRAWN[1:], narrow=narrow)
+    boxes, (x, y, width, height) = said["boxes"], said["frame"]
+    assert said["size"] == [width, height]
+    along, up = (1, 0) if narrow else (0, 1)
+    rise = 1 if narrow else -1  # upwards y falls
+
+    def of(*kinds):
+        return [one for one in boxes if one["kind"] in kinds]
+
+    tokens = of("word", "shown")
+    assert [one["text"] for one in tokens] == tasks.decode(tasks.encode(HIGH)).replace(
+        " ;", ""
+    ).split()[1:]
+    answers = [one["middle"][along] for one in of("shown")] + [tokens[-1]["middle"][along]]
+    assert answers == sorted(answers)
+    numbers = [one for one in boxes if one["kind"] == "layer" and one["text"]]
+    bands = [one for one in boxes if one["kind"] == "layer" and not one["text"]]
+    names = [one["text"] for one in numbers]
+    assert names == [str(n) if narrow else f"layer {n}" for n in (0, 1, 2)]
+    middles = [rise * one["middle"][up] for one in numbers]
+    assert middles == sorted(middles) and middles[0] > rise * tokens[0]["middle"][up]
+    for band, number in zip(bands, numbers, strict=True):
+        low, high = band["box"][up], band["box"][up + 2]
+        assert number["middle"][up] == pytest.approx((low + high) / 2)
+        layer = number["text"][-1]
+        inside = [one["text"] for one in of("spot") if low < one["middle"][up] < high]
+        assert inside and {head[0] for head in inside} == {layer}
+    [answer] = of("answer")
+    assert rise * answer["middle"][up] > middles[-1]  # above all layers
+    for one in boxes:
+        ends = [*one["box"][:2], *one["box"][2:]]
+        for a, b in (ends[:2], ends[2:]):
+            assert x <= a <= x + width and y <= b <= y + height
+        mean = [(one["box"][i] + one["box"][i + 2]) / 2 for i in (0, 1)]
+        assert one["middle"] == pytest.approx(mean)
+    rising = [points for kind, points in said["lines"] if kind in ("stream", "last")]
+    assert len(rising) == 3
+    for points, start in zip(rising, answers):
+        assert points[along] == points[-2 + along] == pytest.approx(start)
+        assert rise * points[-2 + up] > rise * points[up]
 
 
 # ---------------------------------------------------------------- while it learned
@@ -710,7 +793,7 @@ const look = () => ({
     curves: ["plain", "off_by_one"].map((name) => curve(name).split(" ").map(numbers)),
     mark: numbers(at("learned-curves").children[0].attributes.d),
     shares: at("learned-curves").querySelectorAll("g text").map((one) => one.textContent),
-    axes: at("learned-curves").children.filter((one) => one.tagName === "text").map((one) =>
+    axes: at("learned-curves").children.filter((one) => one.localName === "text").map((one) =>
         [one.textContent, ...["x", "y"].map((name) => Number(one.attributes[name]))]),
     arcs: { fi: arcs("function_induction"), others: arcs("others") },
     written: at("learned-attention").querySelectorAll("text").map((one) =>
@@ -815,13 +898,28 @@ const press = (key) => {
 };
 const stops = spots.map((spot) => spot.tabIndex).join(" ");
 const keys = ["ArrowRight", "ArrowDown", "ArrowLeft", "x", "ArrowUp", "ArrowUp"].map(press);
-return { themes, tips, tip: tipped.dataset.tip, stops, keys };
+const table = document.querySelector("table.heat");
+const cells = table.querySelectorAll("[data-tip]");
+cells[8].focus(); // the second row's third of six
+const walk = (key) => {
+    document.activeElement.dispatchEvent(new Event("keydown", { key, bubbles: true }));
+    return cells.indexOf(document.activeElement);
+};
+const sides = ["ArrowUp", "ArrowUp", "ArrowDown", "ArrowRight", "ArrowDown", "ArrowLeft"];
+const walked = sides.map(walk);
+const moved = [[300, 100], [900, 750], [-50, 100]].map(([clientX, clientY]) => {
+    const event = new Event("pointermove", { bubbles: true, clientX, clientY });
+    tipped.dispatchEvent(event);
+    return ["left", "top"].map((side) => parseFloat(at("tip").style[side]));
+});
+const stopped = cells.map((cell) => cell.tabIndex);
+return { themes, tips, tip: tipped.dataset.tip, stops, keys, walked, stopped, moved };
 """
 
 
 @needs_node
 def test_a_page_has_two_themes_tips_that_go_and_one_stop_of_the_tab_key_per_picture(drawn):
-    said = said_by(drawn[0], MOVES)
+    said = said_by(drawn[0], MOVES, without=DRAWN[1:])
     light, dark = ["light", "dark theme"], ["dark", "light theme"]  # the button says the other
     assert said["themes"] == [light, dark, light]
     shown = [True, said["tip"]]
@@ -830,6 +928,13 @@ def test_a_page_has_two_themes_tips_that_go_and_one_stop_of_the_tab_key_per_pict
     stop = [" ".join(["-1"] * at + ["0"] + ["-1"] * (n_spots - 1 - at)) for at in range(n_spots)]
     assert said["stops"] == stop[0] and n_spots == 6
     assert said["keys"] == [[at, stop[at]] for at in (1, 2, 1, 1, 0, 0)]
+    assert said["walked"] == [2, 2, 8, 9, 15, 14]  # rows of six; above the first is nothing
+    assert [at for at, index in enumerate(said["stopped"]) if index == "0"] == [0, 14]
+    # The tip is 200 x 40 px, the window 1000 x 800: right below the pointer, and inside.
+    below, above, left = said["moved"]
+    assert 300 < below[0] < 330 and 100 < below[1] < 130
+    assert above[0] + 200 <= 1000 and above[1] + 40 < 750 < above[1] + 90  # over it
+    assert left[0] >= 0
 
 
 # ---------------------------------------------------------------- prompts as text

@@ -407,6 +407,8 @@ def test_each_step_of_a_study_gets_the_prompts_and_positions_that_it_states(monk
     assert given["shift_swap"][2:] == (fi, asked) and given["averaged"][3] is asked
     assert given["writings"][2:4] == (fi, asked)
     assert given["reuse"][2:5] == (fi, patch.REUSED, 3)
+    assert circuit["averaging"]["mixtures"] and circuit["evaluation"]["shift_swap"]["rows"]
+    assert circuit["function_vectors"] and circuit["reading"] and circuit["reuse"]
 
 
 def test_answers_are_counted_on_as_many_prompts_as_are_traced_where_these_are_more(monkeypatch):

@@ -163,6 +163,41 @@ def test_two_prompts_are_drawn_alike(laid_out):
     assert n_lanes > 100
 
 
+@needs_node
+def test_each_line_begins_at_its_token_and_each_layer_has_its_band(laid_out):
+    for picture, layout in laid_out:
+        tokens, nodes, last = picture["tokens"], layout["nodes"], len(picture["tokens"]) - 1
+        shown = [at - 1 for at, token in enumerate(tokens) if token == ";"]
+        places = {node["at"]: node for name, node in nodes.items() if name.startswith("token")}
+        answers = [at for at, node in places.items() if node["kind"] == "shown"]
+        assert answers == shown
+        axis = "l" if picture["vertical"] else "t"  # along which an example is written
+        for path in layout["paths"]:
+            (t, height), kind = path["points"][0], path["kind"]
+            if kind == "reads":  # between the operands of the answer above which it ends
+                at = nodes[path["to"]]["at"]
+                start = height if picture["vertical"] else t
+                x, op, y = (places[at - back][axis] for back in (4, 3, 2))
+                assert start == op and x < op < y and at in shown
+            elif kind == "into":
+                assert t == places[shown[path["i"]]]["t"]
+            elif kind in ("stream", "last"):
+                assert t == places[path["at"]]["t"] == path["points"][-1][0]
+        risen = [(p["kind"], p["at"]) for p in layout["paths"] if p["kind"] in ("stream", "last")]
+        assert risen == [*(("stream", at) for at in shown), ("last", last)]
+        spots = [node for node in nodes.values() if node["kind"] == "spot"]
+        layers = {int(head.split(".")[0]) for head in picture["readers"] + picture["fi"]}
+        assert [band["layer"] for band in layout["bands"]] == sorted(layers)
+        for band, spot in itertools.product(layout["bands"], spots):
+            is_inside = (
+                band["from"] < spot["l"] - spot["tall"] < spot["l"] + spot["tall"] < band["to"]
+            )
+            is_apart = (
+                spot["l"] + spot["tall"] < band["from"] or band["to"] < spot["l"] - spot["tall"]
+            )
+            assert is_inside == (int(spot["head"].split(".")[0]) == band["layer"]) != is_apart
+
+
 # ---------------------------------------------------------------- widths
 
 

@@ -601,6 +601,24 @@ def test_the_flags_of_a_study_are_those_of_its_fields_and_criteria():
 # ---------------------------------------------------------------- settings
 
 
+def test_the_flags_of_training_are_bounded_and_told_with_the_defaults_that_hold():
+    defaults = {"train": TrainConfig(warmup=77), "model": SMALL, "diet": tasks.DEFAULT_DIET}
+
+    def read(*words):
+        return settings.run_arguments(list(words), "About.", defaults, tasks.DIETS)
+
+    plain = vars(read())
+    assert plain["out"] == "out/default" and plain["device"] == "auto" and not plain["resume"]
+    assert plain["table_prompts"] == 500 and plain["warmup"] is None and plain["diet"] is None
+    assert read("--n-ctx", "5", "--resume").n_ctx == 5
+    fit, refused = ["8", "100000"], ["7", "0", "100001"]
+    says = "^--table-prompts must be from 8 to 100000$"
+    holds(lambda n: read("--table-prompts", n), fit, refused, UserError, says)
+    parser = flags.Parser("x.py")
+    flags.add_flags(parser, "training", defaults["train"])
+    assert "default: 77" in parser.format_help()
+
+
 def named(**changes):
     names = ("d_vocab", "n_ctx", "out", "resume")
     return Namespace(**(dict.fromkeys(names) | {"out": "a", "resume": False} | changes))

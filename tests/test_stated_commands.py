@@ -401,11 +401,15 @@ def asked_with(monkeypatch, r, n_layers=2, n_heads=6):
             return logits_of(torch.tensor([tasks.ZERO + 4]))[None]
 
     effects = dict.fromkeys(ask.all_heads(cfg), 0.0) | r
-    monkeypatch.setattr(ask.PathPatcher, "sweep", lambda *_: SimpleNamespace(named=lambda: effects))
+    swept = SimpleNamespace(sweep=lambda *_: SimpleNamespace(named=lambda: effects))
+    asked = []
+    monkeypatch.setattr(ask, "PathPatcher", lambda model, *prompts: asked.append(prompts) or swept)
     monkeypatch.setattr(ask, "Ablator", Fake)
     tokens, base = tasks.encode("1+1=3, 3+3="), tasks.encode("1+1=2, 3+3=")
     lines = ask.by_patching(model, tokens, base, torch.tensor(tasks.ZERO + 9))
     plain = int(ask.probabilities(model, base).argmax())
+    told = [part.flatten().tolist() for part in asked[0]]
+    assert told == [base.tolist(), tokens.tolist(), [plain], [tasks.ZERO + 9]]
     return lines, swapped, tasks.VOCABULARY[plain]
 
 
@@ -547,6 +551,32 @@ def test_the_flags_of_own_model(monkeypatch, tmp_path, capsys):
     assert len(asked) == 3
 
 
+def test_F_and_r_of_own_prompts_are_kept(monkeypatch, tmp_path):
+    pairs = [{"base": "ab", "contrast": "cd", "base_answer": "x", "contrast_answer": "y"}]
+    (tmp_path / "p.json").write_text(json.dumps(pairs))
+    heads = torch.arange(8.0).view(2, 4) / 10
+    effects = Effects(embedding=torch.tensor(0.5), heads=heads, mlps=torch.zeros(2))
+    F = torch.tensor([1.0, 2.0])
+    swept = SimpleNamespace(effects=effects, F_base=F, F_contrast=-2 * F)
+    swept.intervals = lambda: dict.fromkeys(effects.named(), [0.0, 1.0])
+    asked = []
+
+    def sweeps(model, tokens, answers, folder, memory):
+        asked.append((folder, memory))
+        return SimpleNamespace(sweep=lambda receiver: asked.append(str(receiver)) or swept)
+
+    monkeypatch.setattr(own_model, "LongSweeps", sweeps)
+    monkeypatch.setattr(own_model, "load_pretrained", lambda *_: (Transformer(CFG), Letters()))
+    flags = ["--model", "m", "--prompts", str(tmp_path / "p.json"), "--out", str(tmp_path)]
+    assert own_model.main([*flags, "--to", "1.2.q,0.3.v", "--max-memory", "2.5"]) == 0
+    assert asked == [(tmp_path / "sweeps", 2.5), "logits", "1.2.q", "0.3.v"]
+    kept = json.loads((tmp_path / "effects.json").read_text())
+    assert kept["F"] == {"base": 1.5, "contrast": -3.0} and kept["n_pairs"] == 1
+    assert list(kept["effects"]) == ["logits", "1.2.q", "0.3.v"]
+    assert kept["effects"]["logits"]["embedding"] == 0.5
+    assert own_model.main(flags) == 0 and asked[4:] == [(tmp_path / "sweeps", None), "logits"]
+
+
 # ---------------------------------------------------------------- a real model
 
 
@@ -591,6 +621,71 @@ def test_the_fi_heads_of_a_real_model_are_listed_strongest_first(monkeypatch):
         ("0.0", -10.0),
     ]
     assert {row[-1] for row in rows} == {"FI"} and "strongest of 4" in lines[0]
+
+
+def judged_without_a_model():
+    """F is 4 and 2 on contrast prompts, and half of its shift less once heads are replaced."""
+    one = object.__new__(smollm.Judged)
+    one.ablator, one.on_base, one.n_heads = "contrast", "base", 4
+    one.about = {"n_draws": 1, "shots": 8, "n_prompts": 40}
+    one.F_contrast, one.shift = torch.tensor([4.0, 2.0] * 20), torch.tensor([1.0, 3.0] * 20)
+
+    def score(ablator, heads, how):
+        F = one.F_contrast - torch.tensor([0.5, 1.5] * 20)
+        shares = (0.2, 0.6) if ablator == "contrast" else (0.9, 0.1)
+        return SimpleNamespace(F_of_each=F, base_acc=shares[0], contrast_acc=shares[1])
+
+    one.score = score
+    return one
+
+
+def test_what_is_left_of_heads_of_a_real_model_is_told_with_its_intervals():
+    row = judged_without_a_model().row("FI", ["1.0"], "mean")
+    assert (row["base_acc"], row["contrast_acc"], row["plain_kept"]) == (0.2, 0.6, 0.9)
+    assert row["ci"] == wilson(0.6, 40) and row["undone"] == pytest.approx(0.5)
+    assert (row["ablated"], row["heads"], row["how"], row["shots"]) == ("FI", ["1.0"], "mean", 8)
+    low, high = row["undone_ci"]
+    assert low == pytest.approx(0.5) == high  # of every prompt half of its shift is undone
+
+
+def test_random_heads_of_a_real_model_are_told_by_95_percent_of_the_draws(monkeypatch):
+    one, undone = judged_without_a_model(), iter(range(20))
+    keys = {"base_acc": 0.1, "contrast_acc": 0.2, "plain_kept": 0.3, "ci": [0, 1]}
+    one.row = lambda label, heads, how: {"ablated": label, "undone": float(next(undone)), **keys}
+    found = one.random(["1.0"], "base", torch.Generator().manual_seed(0))
+    assert found["undone_ci"] == pytest.approx([0.475, 18.525])  # 2.5 % and 97.5 % of 0 … 19
+    assert found["undone"] == 9.5 and found["n_draws"] == 20
+    assert found["ci"] is None and found["heads"] == []
+    assert found["ablated"] == "random_same_layers"
+
+
+def test_mixed_rules_of_a_real_model_are_told_by_answers_that_no_example_shows(monkeypatch):
+    class Digits:
+        first = (0,)
+
+        def encode(self, text):
+            return [0, *("0123456789+=\n".index(letter) + 1 for letter in text)]
+
+        def single_tokens(self, strings):
+            return [int(string) + 1 for string in strings]
+
+    prompts, asked = smollm.draw(Digits(), 12, 3, seed=0), []
+    logits = torch.randn(12, 16, generator=torch.Generator().manual_seed(0))
+    shares = {"-1": 0.25, "0": 0.5, "1": 0.125, "5": 0.0625}
+    monkeypatch.setattr(smollm, "last_logits", lambda _, tokens: asked.append(tokens) or logits)
+    monkeypatch.setattr(smollm, "Asker", lambda *_: None)
+    monkeypatch.setattr(smollm, "account", lambda *_: {"answered": shares})
+    rows = {row["shown"]: row for row in smollm.averaging(None, prompts, {})["mixtures"]}
+    assert list(rows) == ["plain", "+1", "-1", "-1 and +1, mixed"]
+    unseen = {shown: row["unseen_offset_share"] for shown, row in rows.items()}
+    assert unseen == {"plain": 0.4375, "+1": 0.8125, "-1": 0.6875, "-1 and +1, mixed": 0.5625}
+    total = prompts.x + prompts.y
+    for d in (-1, 0, 1):
+        chance = logits.log_softmax(-1)[torch.arange(12), total[:, -1] + d + 1].mean().item()
+        assert rows["plain"]["log_probability"][f"{d:+d}"] == pytest.approx(chance, abs=1e-6)
+    for tokens, offsets in zip(asked, ((0,), (1,), (-1,), (-1, 1))):
+        off = tokens[:, [5, 11, 17]] - 1 - total[:, :-1]
+        assert set(off.flatten().tolist()) == set(offsets)
 
 
 def test_the_tables_of_a_real_model():
@@ -650,3 +745,33 @@ def test_the_reference_run_is_looked_at_most_in_the_first_500_steps(monkeypatch,
     monkeypatch.setattr(reference.tempfile, "mkdtemp", lambda *_: str(real))
     assert reference.renew(tmp_path / "reference", []) == 2
     assert len(steps) == 20 + 4  # every 25th up to 500, every 125th from there on
+
+
+def test_a_look_at_the_reference_run_tells_what_the_prompts_of_patch_do(monkeypatch):
+    usual = reference.patch.Study()
+    monkeypatch.setattr(reference.patch, "Study", lambda: replace(usual, prompts=4))
+    right = {"base_prompt": {"base": 0.8, "contrast": 0.1}}
+    right |= {"contrast_prompt": {"base": 0.3, "contrast": 0.6}}
+    monkeypatch.setattr(reference.patch, "solving", lambda *_: right)
+    cfg = replace(CFG, n_heads=2, d_mlp=16, n_ctx=64)
+    model = Transformer(cfg, torch.Generator().manual_seed(1)).requires_grad_(False)
+    seen = reference.look(model)
+    assert (seen["plain"], seen["off_by_one"]) == (0.8, 0.6)
+    tokens = tasks.encode("1+1=3, 2+2=5, 3+3=")[None]
+    logits, cache = model.run_with_cache(tokens)
+    best = logits[0, -1].softmax(-1).sort(descending=True)
+    wanted = [tasks.VOCABULARY[token] for token in best.indices[:5]]
+    assert [token for token, _ in seen["answers"]] == wanted
+    assert [p for _, p in seen["answers"]] == pytest.approx(best.values[:5].tolist(), abs=6e-4)
+    for layer in (0, 1):
+        last = cache[f"blocks.{layer}.attn.hook_pattern"][0, :, -1]
+        assert torch.allclose(torch.tensor(seen["attention"][layer]), last, atol=6e-4)
+    pairs = usual.pairs(4, torch.Generator().manual_seed(usual.seed))
+    patcher = usual.patchers(model, pairs)["answers"]
+    assert seen["F_range"] == pytest.approx(patcher.F_range, abs=6e-4)
+    r = patcher.sweep(reference.Logits()).heads
+    assert torch.allclose(torch.tensor(seen["r"]), r.float(), atol=6e-4)
+    _, cache = model.run_with_cache(pairs.contrast)
+    places = tasks.answer_positions(usual.shots)
+    last = cache["blocks.1.attn.hook_pattern"][:, :, -1][:, :, places].sum(-1).mean(0)
+    assert seen["to_answers"][1] == pytest.approx(last.tolist(), abs=1e-3)

@@ -1,6 +1,9 @@
 """What docstrings of the core state, held by what is known of it beforehand."""
 
+import json
+from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 from statistics import fmean, pstdev
 from types import SimpleNamespace
 
@@ -129,6 +132,47 @@ def test_what_several_processes_found_is_summed_before_a_step(monkeypatch):
     assert sum(bool(x.any()) for x in after[0]) == len(after[0]) - 1
 
 
+def test_the_closing_table_is_of_every_task_on_as_many_prompts_and_marks_by_the_runs_diet(
+    monkeypatch, capsys
+):
+    asked = []
+    monkeypatch.setattr(train, "evaluate", lambda *given, **how: asked.append((given, how)) or "it")
+    monkeypatch.setattr(train, "accuracy_table", lambda *given: asked.append(given) or ["a", "b"])
+    diet = tasks.DIETS["strict"]
+    train.print_table("model", diet, 16)
+    assert asked[0] == (("model", 16), {"every_task": True})
+    assert asked[1] == ("it", tasks, diet, (1, 2, 4, 8, 16), 16)
+    assert capsys.readouterr().out == "a\nb\n"
+
+
+def test_train_py_trains_and_tells_of_what_its_flags_say(monkeypatch, tmp_path, capsys):
+    given = []
+    monkeypatch.setattr(train, "train", lambda *arguments: given.append(arguments) or "model")
+    monkeypatch.setattr(train, "print_table", lambda *arguments: given.append(arguments))
+    flags = ["--diet", "strict", "--table-prompts", "9", "--steps", "7", "--n-heads", "2"]
+    assert train.main(["--out", str(tmp_path / "run"), "--device", "cpu", *flags]) == 0
+    (out, model, cfg, diet, device, resume, after_step), table = given
+    assert (out, diet, device) == (tmp_path / "run", tasks.DIETS["strict"], torch.device("cpu"))
+    assert model == replace(train.MODEL, n_heads=2) and cfg == TrainConfig(steps=7)
+    assert (resume, after_step) == (False, None)
+    assert table == ("model", tasks.DIETS["strict"], 9)
+    assert capsys.readouterr().out.endswith(f"next: make patch OUT={tmp_path / 'run'}\n")
+
+
+@pytest.mark.parametrize("examples, long_every, needed", [(9, 2, 103), (9, 0, 55), (2, 1, 19)])
+def test_a_context_is_enough_that_holds_the_longest_document(
+    monkeypatch, tmp_path, capsys, examples, long_every, needed
+):
+    """One token, and six for each example: 17 where every so many-th batch is long."""
+    monkeypatch.setattr(train, "train", lambda *_: None)
+    monkeypatch.setattr(train, "print_table", lambda *_: None)
+    flags = [f"--examples={examples}", f"--long-every={long_every}", "--device=cpu"]
+    for n_ctx, code in ((needed, 0), (needed - 1, 2)):
+        out = f"--out={tmp_path / str(n_ctx)}"
+        assert train.main([out, f"--n-ctx={n_ctx}", *flags]) == code
+    assert f"n_ctx >= {needed}" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- a diet of some functions
 
 
@@ -240,3 +284,13 @@ def test_patching_asks_for_a_device_that_has_float64(monkeypatch, float64):
     main = patch.main if float64 else train.main
     assert main(["--device", "cpu"]) == 2
     assert asked == [("cpu", float64)]
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_one_of_several_processes_writes_the_findings(monkeypatch, tmp_path, is_main):
+    monkeypatch.setattr(patch, "trace", lambda *_: {"seconds": 1.0, "found": "it"})
+    monkeypatch.setattr(patch, "is_main", lambda: is_main)
+    path, reference = tmp_path / "c.json", str(Path(__file__).parents[1] / "reference")
+    assert patch.main(["--run", reference, "--device", "cpu", "--json", str(path)]) == 0
+    assert path.exists() == is_main
+    assert not is_main or json.loads(path.read_text())["found"] == "it"

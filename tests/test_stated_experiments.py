@@ -14,6 +14,7 @@ from experiments import (
     dependability,
     diets,
     emergence,
+    experiment,
     measure,
     precursor,
     runs,
@@ -423,6 +424,9 @@ def test_what_a_diet_shows_is_told_as_its_documents_do():
     assert ["shift", "+"] not in half["held_out"]
     assert diets.about(catalogue.DIETS["addition"])["plus_share"] == 1.0
     assert 0.1 < strict["plus_share"] < 0.4
+    [row] = diets.rows(diets.make("strict", 5, 90), {"diverged": False, "plain_8": 0.5})
+    assert row["diet"] == "strict" and row["plain_8"] == 0.5 and row["seed"] == 5
+    assert {key: row[key] for key in strict} == strict
 
 
 def test_the_table_of_unseen_shifts_sorts_k_by_where_they_lie():
@@ -642,7 +646,8 @@ def tiny():
 
 def test_a_circuit_is_measured_by_the_heads_that_were_found(monkeypatch, tiny):
     monkeypatch.setattr(measure, "FEW", 6)
-    monkeypatch.setattr(measure, "CRITERIA", SimpleNamespace(solves=0.0))
+    shares = {"right": 0.5, "plain": 0.1}  # from `solves` on
+    monkeypatch.setattr(measure, "answers_given", lambda *_: {"answers": shares})
     groups = {"function_induction": ["1.0", "1.1"], "previous_token": ["0.1"], "consolidation": []}
     to_logits = torch.tensor([[0.5, -0.9], [-0.2, -0.4]])
     effects = {"answers": {"logits": SimpleNamespace(heads=to_logits)}}
@@ -660,15 +665,19 @@ def test_a_circuit_is_measured_by_the_heads_that_were_found(monkeypatch, tiny):
     assert row["faithfulness"] == pytest.approx(
         judge.faithfulness([row["circuit_heads"]])[0], abs=1e-3
     )
-    [alone] = judge.scores([row["circuit_heads"]])
-    assert row["circuit_accuracy"] == pytest.approx(alone.contrast_acc, abs=1e-3)
-    monkeypatch.setattr(measure, "CRITERIA", SimpleNamespace(solves=1.1))
+    alone = SimpleNamespace(contrast_acc=0.75, base_acc=0.25)
+    found_alone = SimpleNamespace(scores=lambda _: [alone], faithfulness=lambda _: [0.5])
+    monkeypatch.setattr(measure, "CircuitScores", lambda *_: found_alone)
+    assert measure.circuit(tiny, quick=True)["circuit_accuracy"] == 0.75
+    shares |= {"right": 0.49, "plain": 0.51}
     row = measure.circuit(tiny, quick=True)  # it does not do the task
     assert row["groups"] == {} and row["fi_heads"] == row["pt_heads"] == row["circuit_heads"] == []
     assert [row[key] for key in ("top_fi_r", "faithfulness", "circuit_accuracy")] == [None] * 3
 
 
-def test_scores_of_a_snapshot_are_of_the_best_head_and_of_the_final_heads(tiny):
+def test_scores_of_a_snapshot_are_of_the_best_head_and_of_the_final_heads(tiny, monkeypatch):
+    asked = []
+    monkeypatch.setattr(emergence.evaluation, "accuracy", lambda *x: asked.append(x) or 0.125)
     pairs = measure.off_by_one(5, generator())
     places = tasks.answer_positions(8)
     groups = {"previous_token": ["0.1", "1.0"], "function_induction": []}
@@ -684,8 +693,95 @@ def test_scores_of_a_snapshot_are_of_the_best_head_and_of_the_final_heads(tiny):
     mean = (kinds["pt"][0, 1] + kinds["pt"][1, 0]).item() / 2
     assert row["pt_score_of_final_heads"] == pytest.approx(mean, abs=6e-5)
     assert "fi_score_of_final_heads" not in row and "copy_induction_score_of_final_heads" not in row
-    right = tiny(repeated)[:, queries].argmax(-1) == repeated[:, copied]
-    assert row["copy_accuracy"] == pytest.approx(right.float().mean().item(), abs=6e-5)
+    [(logits, answers)] = asked
+    torch.testing.assert_close(logits, tiny(repeated)[:, queries].flatten(0, 1))
+    assert torch.equal(answers, repeated[:, copied].flatten()) and row["copy_accuracy"] == 0.125
+
+
+def test_prompts_are_the_same_for_every_run_and_others_where_an_offset_is_given():
+    drawn = [torch.rand(4, generator=measure.generator(*at)).tolist() for at in ((), (), (1,))]
+    assert drawn[0] == drawn[1] != drawn[2]
+    tokens, _, _, answers = measure.repeated_documents(600)
+    every = range(tasks.ZERO - 4, len(tasks.VOCABULARY))  # any number or letter
+    assert tokens[:, answers].unique().tolist() == list(every)
+    assert (precursor.EVERY, precursor.N_LOOKED_AT, precursor.HARMLESS) == (20, 32, -0.1)
+
+
+def test_unseen_shifts_are_asked_of_both_functions_with_every_k(monkeypatch):
+    asked, sizes = [], []
+
+    def pairs(task, k, shots, n, drawn):
+        sizes.append((task, k, shots, n))
+        return SimpleNamespace(contrast="c", contrast_answers=(task, k), base="b", base_answers=0)
+
+    monkeypatch.setattr(tasks, "evaluation_pairs", pairs)
+    monkeypatch.setattr(
+        unseen_shifts, "share_right", lambda *what: asked.append(what) or len(asked) / 100
+    )
+    found = unseen_shifts.measure("model", None, None, False)
+    every = [(task, k) for task in ("addition", "first") for k in EVERY_K]
+    assert sizes == [(task, k, 8, 300) for task, k in every]
+    assert asked == [("model", "c", pair) for pair in every]
+    wanted = {task: {} for task in ("addition", "first")}
+    for at, (task, k) in enumerate(every, start=1):
+        wanted[task][str(k)] = at / 100
+    assert found == {"accuracy": wanted}
+    run = unseen_shifts.make("odd", 4, 90)
+    added, first = unseen_shifts.rows(run, found | {"diverged": False})
+    assert (added["task"], first["task"]) == ("addition", "first")
+    assert [row["accuracy"] for row in (added, first)] == list(wanted.values())
+    for row in (added, first):
+        assert (row["run"], row["kind"], row["seed"]) == ("unseen_odd", "odd", 4)
+        assert row["shifts"] == [-3, -1, 1, 3] and row["steps"] == 90 and not row["diverged"]
+    gone = unseen_shifts.rows(run, {"diverged": True})
+    assert [row["accuracy"] for row in gone] == [None, None]
+
+
+def test_a_run_taken_up_counts_all_of_its_steps(monkeypatch, tmp_path):
+    counted, saved = [], []
+
+    def train_two(folder, model, cfg, diet, device, resume, after_step):
+        for step in (5, 6):
+            after_step(step, Transformer(TINY))
+
+    monkeypatch.setattr(train, "train", train_two)
+    monkeypatch.setattr(runs, "count_steps", counted.append)
+    monkeypatch.setattr(runs, "save_tensors", lambda path, state: saved.append(path.name))
+    cfg = replace(train.TrainConfig(), steps=6)
+    run = runs.Run("x", model=TINY, train=cfg, snapshots=(1, 6))
+    runs.carry_out(run, runs.Study("s", lambda *_: {}, tmp_path))
+    assert counted == [1, 1, 4] and saved == ["00006.pt"]
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (["--quick"], "next: the same without --quick and --only"),
+        (["--only", "default"], "next: the same without --quick and --only"),
+        ([], "next: make figures"),
+    ],
+)
+def test_an_experiment_ends_with_what_is_next(monkeypatch, tmp_path, capsys, flags, told):
+    made = []
+
+    def run_all(some, study, jobs):
+        made.append((len(some), study.quick))
+        return [{"diverged": False} for _ in some]
+
+    monkeypatch.setattr(experiment, "run_all", run_all)
+    monkeypatch.setattr(experiment, "RESULTS", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    hardware = {"hardware": {"device": "cpu", "processor": "x"}}
+    small = replace(dependability.EXPERIMENT, rows=lambda *_: [hardware], table=lambda _: ["table"])
+    out = tmp_path / "out"
+    assert experiment.main(small, ["--device", "cpu", "--out", str(out), *flags]) == 0
+    *_, where, last = capsys.readouterr().out.splitlines()
+    assert last == told
+    quick = "--quick" in flags
+    assert made == [(1, True) if quick else (10, False)]
+    folder = tmp_path / "results" if not flags else out / ("quick" if quick else "")
+    assert where == f"the rows are in {folder / 'dependability.json'}"
+    assert (folder / "dependability.json").exists()
 
 
 def test_every_task_is_asked_plainly_and_with_every_k(monkeypatch):

@@ -345,6 +345,10 @@ def test_indices_are_drawn_so_that_each_value_is_as_likely():
     assert (share - wanted).abs().max() < 0.01
     ends = rows.evenly(torch.tensor([0.0, 1 - 1e-7, 0.9999999]), values)
     assert ends.tolist() == [0, 5, 5]
+    halves = rows.evenly(torch.tensor([0.0, 0.4999, 0.5]), torch.tensor([7, 2]))
+    assert halves.tolist() == [0, 0, 1]  # the lower end of a value's part is its own
+    last = torch.tensor([1 - 2.0**-53], dtype=torch.float64)
+    assert all(rows.evenly(last, torch.arange(n)).item() == n - 1 for n in range(1, 99))
 
 
 def test_every_row_is_permuted_by_one_of_all_permutations():

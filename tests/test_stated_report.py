@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 import tasks
-from minifunc.report import accuracy, learned, pictures, terminal, titles
-from minifunc.report.html import Markup, h, percent, signed
+from minifunc.report import accuracy, checklist, learned, pictures, sections, terminal, titles
+from minifunc.report.html import Markup, h, inside, percent, signed
 from minifunc.support.evaluation import wilson
 
 HEADS = [[0.04, -0.05], [-0.6, 0.3], [-0.2, 0.01]]
@@ -198,7 +198,7 @@ def test_in_short_only_the_conclusion_is_set_off():
 
 
 def findings(**parts):
-    c = circuit()
+    c = parts.get("circuit") or circuit()
     more = {"circuit": c, "fi": c["groups"]["function_induction"], "n_heads": 6, "config": {}}
     return SimpleNamespace(**more | parts)
 
@@ -407,3 +407,195 @@ def test_numbers_are_written_with_a_typographic_minus_and_zero_has_no_sign():
     assert h("input", data_tip='“q” & "r"', x=1.5, y=math.pi) == (
         '<input data-tip="“q” &amp; &quot;r&quot;" x="1.5" y="3.14159">'
     )
+
+
+# ---------------------------------------------------------------- sections of the page
+
+
+def text_of(markup):
+    return " ".join(html.unescape(re.sub(r"<.*?>", " ", inside(markup))).split()).replace(" ,", ",")
+
+
+def rows_of(markup):
+    """The rows of a table, cells as text."""
+    rows = re.findall(r"<tr>(.*?)</tr>", inside(markup))
+    return [[text_of(Markup(x)) for x in re.findall(r"<t[hd].*?</t[hd]>", row)] for row in rows]
+
+
+def page_of(**parts):
+    folders = SimpleNamespace(makes=lambda target: f"make {target} OUT=x", name="x")
+    return findings(folders=folders, unplayable="", model=None, **parts)
+
+
+def test_the_claim_counts_prompts_heads_and_what_is_left():
+    f = page_of(config={"diet": {"shifts": [2]}})
+    said = text_of(sections.claim(f))
+    assert "Shown 8 examples of addition off by +1, which training never showed it, this" in said
+    assert "goes on by that rule on 92.0 % of 500 prompts. The answer comes through 2" in said
+    assert re.search(r"swapped in, 4.0 % of answers follow it and 90.0 % are plain", said)
+    assert "weak effect" not in said and "make patch OUT=x" in said
+    numbers = re.findall(r"<b>(.*?)</b>\s*<span>(.*?)</span></div>", inside(sections.claim(f)))
+    shown = [(value, text_of(Markup(what))) for value, what in numbers]
+    assert shown[0] == ("92.0 %", "of 500 prompts are answered off by +1")
+    assert shown[1] == ("2", "of 6 heads are FI heads : 1.0, 2.0")
+    assert shown[2][0] == "4.0 %" and "still follow the rule" in shown[2][1]
+    assert (
+        shown[3][0] == "0.90" and "all 3 heads that matter, alone; 0.20 of as many" in shown[3][1]
+    )
+    weak = page_of(config={})
+    weak.circuit["accuracy"]["contrast_prompt"]["contrast"] = 0.49
+    said = text_of(sections.claim(weak))
+    assert "weak effect" in said and "never showed" not in said
+    weak.circuit["criteria"]["solves"] = 0.49
+    assert "weak effect" not in text_of(sections.claim(weak))
+    weak.fi = []
+    assert text_of(sections.claim(weak)).endswith("No head was found that carries the rule.")
+
+
+def test_the_table_of_heads_and_the_maps_of_effects_hold_what_was_traced():
+    f = page_of()
+    head, *rows = rows_of(sections.heads_table(f))
+    assert head == ["head", "group", "r on the logits, %", "last to answers", "previous"]
+    assert rows[0] == ["0.1", "expected answer", "−5.0", "50 %", "25 %"]
+    assert [row[:3] for row in rows[1:]] == [
+        ["1.0", "function induction", "−60.0"],
+        ["2.0", "function induction", "−20.0"],
+    ]
+    effects = f.circuit["effects"]
+    effects["function_induction.v"] = effects["1.0.q"] = effects["logits"]
+    other = {"embedding": 0.5, "heads": HEADS, "mlps": [0.0] * 3}
+    swept = {"logits": other, "function_induction.v": other}
+    f.circuit["operands_changed"] = {"effects": swept}
+    made = inside(sections.effects(f))
+    captions = re.findall(r"<caption>(.*?)</caption>", made)
+    together = "→ function induction.v"
+    assert captions == [
+        "heads → logits, shown answers changed",
+        "heads → logits, operands changed",
+        f"{together}, shown answers changed",
+        f"{together}, operands changed",
+    ]
+    del effects["function_induction.v"]
+    effects["1.1.v"] = effects["logits"]  # 1.1 is no FI head
+    f.circuit["operands_changed"]["effects"]["1.0.q"] = other
+    alone = inside(sections.effects(f))
+    assert re.findall(r"<caption>(.*?),", alone)[2:] == ["→ 1.0.q", "→ 1.0.q"]
+    embedded = [tip for tip in tips(made) if tip.startswith("embedding")]
+    assert [tip.split(" = ")[1] for tip in embedded] == ["−1.0 %", "+50.0 %"] * 2
+
+
+def test_other_tasks_are_told_with_the_weakest_control():
+    c = circuit()
+    c["reuse"][7]["contrast_acc"] = 0.5  # base 8: others leave all of it
+    c["reuse"][10]["contrast_acc"] = 0.0  # addition: FI heads leave nothing
+    c["reuse"] += four("addition", 1, [(0.9, 0.1), (0.0, 1.0), (0.9, 0.1), (0.0, 0.0)])
+    f = page_of(circuit=c)
+    said = text_of(sections.reused(f))
+    assert "weakest for caesar −1: with other heads swapped, the new rule is left on 60 %" in said
+    assert "with none swapped, on 80 %" in said
+    assert "The same heads on 3 other tasks" in said  # but for what was traced
+
+
+def test_averaging_shows_shares_forecasts_and_rules_by_hand():
+    c = circuit()
+    row = c["averaging"]["mixtures"][0]
+    row |= {"answered": {"0": 0.25, "1": 0.5, "-3": 0.05}, "n_prompts": 200}
+    row["r2"] = {"attention": 0.91, "last": -0.5}
+    row["hits"] = {"attention": 0.75, "last": 0.1}
+    r2 = [{"nearest": 0.5, "attention": 0.4}, {"nearest": 0.2, "attention": 0.3}]
+    c["averaging"]["rules"] = [{"rule": f"rule {i}", "r2": each} for i, each in enumerate(r2)]
+    steered = [{"off_by": i / 10, "gain": i / 6} for i in range(7)]
+    c["averaging"] |= {"steered": steered, "control": [{"off_by": -0.25, "gain": 0}] * 7}
+    f = page_of(circuit=c)
+    made = inside(sections.averaging(f))
+    wanted = [("−3", 5), ("−2", 0), ("−1", 0), ("0", 25), ("+1", 50), ("+2", 0), ("+3", 0)]
+    assert [tip for tip in tips(made) if "off by" in tip] == [
+        f"off by {k}: {share} % of 200 answers" for k, share in wanted
+    ]
+    outlined = re.findall(r'data-tip="off by (\S+):[^>]*marked', made)
+    outlined += re.findall(r'class="[^"]*marked[^>]*data-tip="off by (\S+):', made)
+    assert sorted(set(outlined)) == ["+1", "−1"]
+    low, high = (f"{100 * x:.0f} %" for x in wilson(0.75, 200))
+    rows = rows_of(Markup(made))
+    forecast = "mean of the shown, weighted by where the heads look"
+    assert [forecast, "+0.91", f"75 % ({low} to {high})"] in rows
+    assert "that of the last example" in [row[0] for row in rows] and "−0.50" in made
+    said = text_of(Markup(made))
+    assert "Of 2 rules that add no fixed amount" in said and "foretells 1 better" in said
+    assert "rule 0 (R² +0.50, +0.40)" in said and "rule 1" not in said
+    assert rows[-3] == ["share of those off by +1", "0 %", "50 %", "100 %"]
+    assert rows[-2] == ["function-induction heads", "0.00", "+0.30", "+0.60"]
+    assert rows[-1] == ["other heads", "−0.25", "−0.25", "−0.25"]
+
+
+def test_seeds_side_by_side_show_roles_and_r_of_each_model():
+    def seed(number, fi, shown):
+        groups = {"function_induction": list(fi), "shown_answer": shown}
+        return {"seed": number, "groups": groups, "fi_r": fi}
+
+    f = page_of()
+    f.seeds = [seed(0, {"1.1": -0.4}, ["0.0"]), seed(1, {"1.0": -0.255}, []), seed(2, {}, ["0.1"])]
+    f.seeds.append(seed(3, {"0.1": 0.1}, ["0.0"]))
+    made = inside(sections.seeds(f))
+    assert re.findall(r"<caption>(.*?)</caption>", made) == ["Seed 0", "Seed 1", "Seed 2"]
+    said = text_of(Markup(made))
+    assert "Of 4 models so many have" in said
+    assert "function induction in 3, shown answer in 3" in said
+    first = [tip for tip in tips(made) if tip.startswith("head ")][:4]
+    nothing = "no part of the circuit"
+    assert first == [f"head 1.0: {nothing}", "head 1.1: function induction"] + [
+        "head 0.0: shown answer",
+        f"head 0.1: {nothing}",
+    ]
+    cells = re.findall(r'<td data-tip="[^"]*" class="role ?([^"]*)">(.*?)</td>', made)
+    assert cells[:4] == [("", ""), ("function_induction", "−40"), ("shown_answer", ""), ("", "")]
+    assert cells[4] == ("function_induction", "−26")
+
+
+def checks_of(**verdicts):
+    texts = {
+        "question": "q?",
+        "means": "m",
+        "wanted": "at least 90 %",
+        "advice": "a",
+        "answer": "A",
+    }
+    rows = []
+    for name, verdict in verdicts.items():
+        row = texts | {"name": name, "verdict": verdict, "measured": f"measured {name}"}
+        rows.append(row | {"short": f"short {name}", "risk": f"risk {name}", "examples": []})
+    return {"checks": rows}
+
+
+@pytest.mark.parametrize(
+    "new_rule, does",
+    [("pass", "follows"), ("fail", "does not follow"), ("could not tell", "may follow")],
+)
+def test_the_verdict_on_all_checks_says_what_failed_and_nothing_else(new_rule, does):
+    verdicts = {"new_rule": new_rule, "old_rule": "pass", "carriers": "fail", "others": "?"}
+    f = page_of(check=checks_of(**verdicts))
+    said = text_of(checklist.verdict(f))
+    assert f"This model {does} the rule that examples show: short new_rule." in said
+    risks = (
+        "It may risk new_rule, or risk carriers." if new_rule == "fail" else "It may risk carriers."
+    )
+    assert risks in said and "heads 1.0, 2.0 what they send on plain prompts" in said
+    well = page_of(check=checks_of(new_rule="pass", carriers="could not tell"), fi=[])
+    well.fi = []
+    said = text_of(checklist.verdict(well))
+    assert "Nothing that was checked went wrong." in said and "risk" not in said
+    assert "no head is known to carry the rule" in said
+
+
+def test_a_check_is_open_where_it_failed_and_gives_advice_where_it_did_not_pass():
+    for verdict, is_open, advised in (("pass", 0, 0), ("fail", 1, 1), ("could not tell", 0, 1)):
+        [row] = checks_of(new_rule=verdict)["checks"]
+        row["examples"] = [{"prompt": "1+1=", "answered": "3", "right": "2", "pattern": "p"}]
+        made = checklist.checked(row)
+        assert ("<details open>" in made) == bool(is_open)
+        assert ("What to do" in made) == bool(advised)
+        said = text_of(made)
+        assert said.startswith("A : short new_rule (wanted: at least 90 %)")
+        assert "1+1= answered 3, right 2; p" in said and "measured new_rule" in said
+        sign = {"pass": "✓ pass", "fail": "✗ fail"}.get(verdict, "? could not tell")
+        assert sign in said

@@ -342,9 +342,8 @@ def about(f: Findings) -> Content:
     known["after"] = h("a", "arXiv 2507.09875", href="https://arxiv.org/abs/2507.09875")
     weights = "" if f.unplayable else ", weights included"
     said = f". It holds all it needs{weights}, and asks nothing of any network."
-    made = ["This page is made by ", h("code", f.folders.makes("report")), said]
-    told = [[h("dt", term), h("dd", value)] for term, value in known.items()]
-    return [h("dl", told), h("p", made)]
+    made = h("p", "This page is made by ", h("code", f.folders.makes("report")), said)
+    return [h("dl", [[h("dt", x), h("dd", value)] for x, value in known.items()]), made]
 
 
 def glossary(f: Findings) -> Content:

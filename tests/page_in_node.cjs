@@ -1,7 +1,8 @@
 /* A report's page without a browser: as much of a document as its scripts use.
 
-   Reads {page, scripts, script, narrow} from standard input: the page's elements as [tag, attributes,
-   children], what its scripts are, and a script that is run last; writes what that returns.
+   Reads {page, scripts, script, narrow, without} from standard input: the page's elements as [tag,
+   attributes, children], what its scripts are, a script that is run last, and ids of elements that
+   are to be missing; writes what the last script returns.
    Nothing has a size and nothing is painted: tests/test_page.py sees to that, in a browser. */
 "use strict";
 
@@ -46,11 +47,15 @@ class Element extends Target {
 
   constructor(tag) {
     super();
-    this.tagName = tag;
+    this.localName = tag;
     this.dataset = new Proxy({}, {
       get: (_, name) => this.attributes[`data-${dashed(name)}`],
       set: (_, name, value) => this.setAttribute(`data-${dashed(name)}`, value) ?? true,
     });
+  }
+
+  get tagName() {
+    return this.closest("svg") ? this.localName : this.localName.toUpperCase();
   }
 
   setAttribute(name, value) {
@@ -72,8 +77,10 @@ class Element extends Target {
     return { toggle, add, remove, contains: (name) => all().includes(name) };
   }
 
+  styles = { setProperty: (name, value) => (this.attributes.style = `${name}: ${value}`) };
+
   get style() {
-    return { setProperty: (name, value) => (this.attributes.style = `${name}: ${value}`) };
+    return this.styles;
   }
 
   set style(text) {
@@ -93,6 +100,10 @@ class Element extends Target {
     for (const node of this.childNodes) node.parent = null;
     this.childNodes = [];
     this.append(...nodes);
+  }
+
+  get parentElement() {
+    return this.parent;
   }
 
   get children() {
@@ -128,7 +139,7 @@ class Element extends Target {
     return parts.every((part) => {
       if (part[0] === "#") return this.id === part.slice(1);
       if (part[0] === ".") return this.classList.contains(part.slice(1));
-      if (part[0] !== "[") return part === "*" || this.tagName === part;
+      if (part[0] !== "[") return part === "*" || this.localName === part;
       const [name, value] = part.slice(1, -1).replaceAll(/['"]/g, "").split("=");
       return name in this.attributes && (value ?? this.attributes[name]) === this.attributes[name];
     });
@@ -174,7 +185,21 @@ class Element extends Target {
   }
 
   getBoundingClientRect() {
-    return { left: 0, right: 0, top: 0, bottom: 0, width: 0, height: 0 };
+    return { left: 0, right: 0, top: 0, bottom: 0, width: 200, height: 40 };
+  }
+
+  // ---- Tables
+
+  get rows() {
+    return this.find((one) => one.localName === "tr");
+  }
+
+  get rowIndex() {
+    return this.closest("table").rows.indexOf(this);
+  }
+
+  get cellIndex() {
+    return this.parent.children.indexOf(this);
   }
 
   clientWidth = 1000;
@@ -214,6 +239,7 @@ const document = Object.assign(new Target(), {
   querySelector: (selectors) => root.querySelector(selectors),
   querySelectorAll: (selectors) => root.querySelectorAll(selectors),
 });
+for (const id of given.without ?? []) document.getElementById(id)?.setAttribute("id", "");
 Object.defineProperty(document, "activeElement", {
   get: () => (focused && root.find((one) => one === focused, 1)[0] || document.body),
 });
