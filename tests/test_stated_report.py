@@ -430,22 +430,23 @@ def page_of(**parts):
 def test_the_claim_counts_prompts_heads_and_what_is_left():
     f = page_of(config={"diet": {"shifts": [2]}})
     said = text_of(sections.claim(f))
-    assert "Shown 8 examples of addition off by +1, which training never showed it, this" in said
+    held = "though training held no addition off by +1"
+    assert f"Shown 8 examples of addition off by +1, {held}, this model" in said
     assert "goes on by that rule on 92.0 % of 500 prompts. The answer comes through 2" in said
-    assert re.search(r"swapped in, 4.0 % of answers follow it and 90.0 % are plain", said)
+    assert "Make them send what they send after true sums, and 4.0 % of answers still" in said
+    assert "follow the rule; 90.0 % are true sums." in said
     assert "weak effect" not in said and "make patch OUT=x" in said
     numbers = re.findall(r"<b>(.*?)</b>\s*<span>(.*?)</span></div>", inside(sections.claim(f)))
     shown = [(value, text_of(Markup(what))) for value, what in numbers]
     assert shown[0] == ("92.0 %", "of 500 prompts are answered off by +1")
     assert shown[1] == ("2", "of 6 heads are FI heads : 1.0, 2.0")
     assert shown[2][0] == "4.0 %" and "still follow the rule" in shown[2][1]
-    assert (
-        shown[3][0] == "0.90" and "all 3 heads that matter, alone; 0.20 of as many" in shown[3][1]
-    )
+    kept = "of the effect stays with 3 heads kept, 3 swapped"
+    assert shown[3] == ("0.90", f"{kept} ; 3 at random, 33 % of them these: 0.20")
     weak = page_of(config={})
     weak.circuit["accuracy"]["contrast_prompt"]["contrast"] = 0.49
     said = text_of(sections.claim(weak))
-    assert "weak effect" in said and "never showed" not in said
+    assert "weak effect" in said and "training" not in said
     weak.circuit["criteria"]["solves"] = 0.49
     assert "weak effect" not in text_of(sections.claim(weak))
     weak.fi = []
@@ -504,7 +505,7 @@ def test_averaging_shows_shares_forecasts_and_rules_by_hand():
     row["hits"] = {"attention": 0.75, "last": 0.1}
     r2 = [{"nearest": 0.5, "attention": 0.4}, {"nearest": 0.2, "attention": 0.3}]
     c["averaging"]["rules"] = [{"rule": f"rule {i}", "r2": each} for i, each in enumerate(r2)]
-    steered = [{"off_by": i / 10, "gain": i / 6} for i in range(7)]
+    steered = [{"off_by": i / 10, "gain": i / 6, "n_prompts": 199} for i in range(7)]
     c["averaging"] |= {"steered": steered, "control": [{"off_by": -0.25, "gain": 0}] * 7}
     f = page_of(circuit=c)
     made = inside(sections.averaging(f))
@@ -522,7 +523,9 @@ def test_averaging_shows_shares_forecasts_and_rules_by_hand():
     assert "that of the last example" in [row[0] for row in rows] and "−0.50" in made
     said = text_of(Markup(made))
     assert "Of 2 rules that add no fixed amount" in said and "foretells 1 better" in said
-    assert "rule 0 (R² +0.50, +0.40)" in said and "rule 1" not in said
+    assert "rule 0 (R² +0.50, by attention +0.40)" in said and "rule 1" not in said
+    assert "Attention forced: what 199 answers are off by (mean)" in said
+    assert "How often the answer is off by so much, of 200 prompts a row" in said
     assert rows[-3] == ["share of those off by +1", "0 %", "50 %", "100 %"]
     assert rows[-2] == ["function-induction heads", "0.00", "+0.30", "+0.60"]
     assert rows[-1] == ["other heads", "−0.25", "−0.25", "−0.25"]
@@ -539,8 +542,7 @@ def test_seeds_side_by_side_show_roles_and_r_of_each_model():
     made = inside(sections.seeds(f))
     assert re.findall(r"<caption>(.*?)</caption>", made) == ["Seed 0", "Seed 1", "Seed 2"]
     said = text_of(Markup(made))
-    assert "Of 4 models so many have" in said
-    assert "function induction in 3, shown answer in 3" in said
+    assert "Roles of 4 models: function induction in 3, shown answer in 3." in said
     first = [tip for tip in tips(made) if tip.startswith("head ")][:4]
     nothing = "no part of the circuit"
     assert first == [f"head 1.0: {nothing}", "head 1.1: function induction"] + [
