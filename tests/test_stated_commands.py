@@ -49,6 +49,15 @@ def study(monkeypatch):
 # ---------------------------------------------------------------- check: thresholds
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2**62])
+def test_the_prompts_of_a_check_are_not_those_that_patch_draws_from_the_same_seed(seed):
+    drawn = torch.Generator().manual_seed(seed)
+    traced = tasks.evaluation_pairs("addition", 1, check.SHOTS, check.N_PROMPTS, drawn).contrast
+    checked = check.Study(Transformer(CFG), {}, [], 1, seed).pairs.contrast
+    same = (checked[:, None] == traced).all(-1).any(1)
+    assert same.double().mean() < 0.01
+
+
 def test_every_check_is_held_against_the_share_and_on_the_side_that_it_says(study, monkeypatch):
     judged, asked = check.judged, []
 
