@@ -24,7 +24,7 @@ from minifunc.model import Transformer
 from minifunc.report import page
 from minifunc.report.checklist import failure
 from minifunc.report.html import percent
-from minifunc.support.checks import checked_heads
+from minifunc.support.checks import MOST_SEED, checked_heads
 from minifunc.support.errors import UserError, command
 from minifunc.support.evaluation import finite, last_logits, wilson
 from minifunc.support.files import save_json
@@ -98,7 +98,7 @@ class Study:
     def __init__(self, model: Transformer, diet: Any, heads: list[str], k: int, seed: int) -> None:
         self.model, self.heads, self.k = model, heads, k
         self.mixed = diet.get("mixed", 0) if isinstance(diet, dict) else 0
-        self.generator = torch.Generator().manual_seed(seed + 2**40)  # not the prompts of patch.py
+        self.generator = torch.Generator().manual_seed(MOST_SEED - seed)  # not that of patch.py
         self.pairs = self.draw("addition", k, N_PROMPTS)
 
     def draw(self, task: str, k: int, n: int, shots: int = SHOTS) -> tasks.Pairs:
@@ -442,10 +442,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if k == 0 or k not in tasks.SHIFTS:
         allowed = f"it may be from {tasks.SHIFTS[0]} to {tasks.SHIFTS[-1]}, but not 0"
         raise UserError(f"--k {k} is no new rule: {allowed}")
-    check_flag(arguments, "seed", 0, 2**63 - 1)
+    check_flag(arguments, "seed", 0, MOST_SEED)
     if n_tokens > n_ctx:
-        told = f"the checks use prompts of {n_tokens} tokens; the model's context holds {n_ctx}"
-        raise UserError(told)
+        raise UserError(f"checks use prompts of {n_tokens} tokens; the context holds {n_ctx}")
     heads = carrying_heads(folders.results / "circuit.json", model)
     path, started = folders.to_write("check.json"), time.perf_counter()
     folders.announce()

@@ -79,7 +79,7 @@ def test_the_parts_of_a_model_that_exclude_each_other():
 
 
 TRAIN_FIELDS = {
-    "seed": ([0, 2**40], [-1, 2**40 + 1, 0.5, True]),
+    "seed": ([0, 2**32 - 1], [-1, 2**32, 0.5, True]),
     "steps": ([1, 2**40], [0, 2**40 + 1, 1.0]),
     "documents": ([1, 100_000], [0, 100_001]),
     "examples": ([2, 100_000], [1, 100_001]),
@@ -109,7 +109,7 @@ def test_a_bound_is_told_in_numbers():
         TrainConfig(steps=0)
     with pytest.raises(ValueError, match="documents must be a number from 1 to 100000, not 100001"):
         TrainConfig(documents=100_001)
-    with pytest.raises(ValueError, match="seed must be a number from 0 to 1099511627776, not -1"):
+    with pytest.raises(ValueError, match="seed must be a number from 0 to 4294967295, not -1"):
         TrainConfig(seed=-1)
     with pytest.raises(ValueError, match="n_heads must be a whole number from 1 to 1000, not 2000"):
         replace(SMALL, n_heads=2000)
@@ -552,12 +552,12 @@ def study(**changes):
 
 
 def test_a_study_fits_the_context_and_its_own_bounds():
-    fit = [{"k": -1}, {"seed": 2**63 - 1}, {"prompts": 100_000}, {"k": 4}]
-    refused = [{"k": 0}, {"seed": -1}, {"seed": 2**63}, {"prompts": 100_001}]
+    fit = [{"k": -1}, {"seed": 2**32 - 1}, {"prompts": 100_000}, {"k": 4}]
+    refused = [{"k": 0}, {"seed": -1}, {"seed": 2**32}, {"prompts": 100_001}]
     holds(lambda x: flags.check_study(study(**x), 17, 17), fit, refused, UserError)
     says = "^--shots 2 makes prompts of 17 tokens; the model's context holds 16$"
     holds(lambda n_ctx: flags.check_study(study(), 17, n_ctx), [17, 18], [16], UserError, says)
-    said = "--seed must be from 0 to 2.63 - 1, and --prompts at most 100000"
+    said = "--seed must be from 0 to 2.32 - 1, and --prompts at most 100000"
     holds(lambda x: flags.check_study(study(**x), 17, 17), [], [{"seed": -1}], UserError, said)
 
 

@@ -11,6 +11,7 @@ import torch
 import tasks
 from commands import ask, check, own_model, reference, smollm
 from minifunc.model import ModelConfig, Transformer
+from minifunc.support.checks import MOST_SEED
 from minifunc.support.effects import Effects
 from minifunc.support.errors import UserError
 from minifunc.support.evaluation import wilson
@@ -49,7 +50,14 @@ def study(monkeypatch):
 # ---------------------------------------------------------------- check: thresholds
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2**62])
+def test_every_seed_that_may_be_given_draws_numbers_of_its_own():
+    """The generator of a CPU takes 32 bits of a seed: 2^32 draws what 0 does."""
+    asked = [0, 1, 2**31 - 1, 2**31, 2**31 + 1, MOST_SEED - 1, MOST_SEED]
+    drawn = [torch.randint(2**40, (8,), generator=torch.Generator().manual_seed(s)) for s in asked]
+    assert len({tuple(numbers.tolist()) for numbers in drawn}) == len(asked)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31, MOST_SEED])
 def test_the_prompts_of_a_check_are_not_those_that_patch_draws_from_the_same_seed(seed):
     drawn = torch.Generator().manual_seed(seed)
     traced = tasks.evaluation_pairs("addition", 1, check.SHOTS, check.N_PROMPTS, drawn).contrast
@@ -69,6 +77,11 @@ def test_every_check_is_held_against_the_share_and_on_the_side_that_it_says(stud
     monkeypatch.setattr(check, "LEAST", 1)  # this model is right on few plain prompts
     one = study()
     one.ask_swapped = lambda groups: one.pairs.base_answers.expand(len(groups), -1)
+
+    def answered(ablator, groups, how):
+        return logits_of(sums(ablator.tokens)[0]).expand(len(groups), -1, -1)
+
+    monkeypatch.setattr(check.Ablator, "logits", answered)
     for each, texts in check.CHECKS:
         asked.clear()
         found = each(one)
@@ -173,7 +186,7 @@ def test_a_rule_leaks_where_plain_prompts_of_any_kind_get_it(study):
     )
     assert plain.all()  # what is shown is not off
     assert found.value >= of_sums > 0.1 and found.verdict == "fail"
-    assert check.not_shown(study()).value < 0.05
+    assert check.not_shown(study()).value < 0.8 * of_sums
 
 
 def test_a_rule_spreads_where_another_question_after_sums_gets_it(study):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 Positions = Iterable[int] | Tensor | None  # whole numbers from 0; None: everywhere
+MOST_SEED = 2**32 - 1  # a CPU's generator takes 32 bits: a larger seed would draw as another does
 
 KNOWN = {  # by field of a `ModelConfig`
     "positions": ("rotary", "learned", "none"),
@@ -334,7 +335,7 @@ def checked_group(entry: Any, model: Any, n_pos: int) -> tuple[Any, ...]:
 def check_train_config(cfg: Any) -> None:
     """Raises ValueError for a `TrainConfig` whose fields are no numbers, or not within bounds."""
     least = {"steps": 1, "documents": 1, "examples": 2, "eval_every": 1}
-    most = {"documents": 100_000, "examples": 100_000}
+    most = {"documents": 100_000, "examples": 100_000, "seed": MOST_SEED}
     for field in fields(cfg):
         value = getattr(cfg, field.name)
         low, high = least.get(field.name, 0), most.get(field.name, 2**40)

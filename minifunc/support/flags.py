@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from minifunc.support.checks import MOST_SEED
 from minifunc.support.errors import UserError
 
 Config = TypeVar("Config")
@@ -97,5 +98,5 @@ def check_study(study: Any, n_tokens: int, n_ctx: int) -> None:
     if study.k == 0:
         said = "--k 0 leaves nothing to trace"
         raise UserError(f"{said}: base and contrast prompts would be the same")
-    if not 0 <= study.seed < 2**63 or study.prompts > MOST_PROMPTS:
-        raise UserError(f"--seed must be from 0 to 2^63 - 1, and --prompts at most {MOST_PROMPTS}")
+    if not 0 <= study.seed <= MOST_SEED or study.prompts > MOST_PROMPTS:
+        raise UserError(f"--seed must be from 0 to 2^32 - 1, and --prompts at most {MOST_PROMPTS}")
