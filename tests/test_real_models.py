@@ -257,7 +257,7 @@ def test_the_study_of_a_real_model_holds_what_it_must(loaded, tmp_path, monkeypa
     criteria = smollm.Criteria(strong=0.001, looks_at_answers=0.001)
     monkeypatch.setattr(smollm, "Criteria", lambda: criteria)
     monkeypatch.setattr(smollm, "RESULTS", tmp_path)
-    monkeypatch.setattr(smollm, "Amount", lambda: smollm.FULL.__class__(6, 2, 4))
+    monkeypatch.setattr(smollm, "Amount", lambda: smollm.FULL.__class__(6, 2, 4, draws=2))
     draw, drawn = smollm.draw, []
 
     def noted(tokenizer, n, shots, seed):
@@ -274,8 +274,8 @@ def test_the_study_of_a_real_model_holds_what_it_must(loaded, tmp_path, monkeypa
     assert f"{strongest}.v" in circuit["operands_changed"]["effects"]
     assert len(set(drawn)) == len(drawn)  # what prompts found is judged by others
     hows = [row["how"] for row in circuit["evaluation"]["ablation"] if row["heads"]]
-    assert hows == ["base", "mean", "unrelated"]
-    assert len(circuit["evaluation"]["ablation"]) == 4  # and random heads, base values
+    assert hows == 2 * ["base", "mean", "unrelated"]  # of each draw
+    assert len(circuit["evaluation"]["ablation"]) == 8  # and random heads, base values
     assert circuit["averaging"]["mixtures"][-1]["r2"].keys() >= {"attention", "uniform"}
     summary = json.loads((tmp_path / "smollm.json").read_text())
     assert "effects" not in summary and summary["fi_r"].keys() == set(fi)

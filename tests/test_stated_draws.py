@@ -189,16 +189,21 @@ def test_what_looks_held_out_is_told_from_what_does_not(never, examples, looks):
     assert tasks.looks_held_out(diet, torch.tensor([problem]), answer).tolist() == [looks]
 
 
-UNSHOWN = [  # the first two examples, (x, y, answer) of `+`, where nothing is ever shifted by +1
-    ([(1, 1, 3), (2, 2, 5), (4, 0, 4)], True),
-    ([(1, 1, 3), (2, 2, 4), (4, 0, 4)], False),
-    ([(1, 1, 2), (2, 2, 5), (4, 0, 5)], False),
+UNSHOWN = [  # shifts never shown; the first two examples, (x, y, answer) of `+`
+    ({1}, [(1, 1, 3), (2, 2, 5), (4, 0, 4)], True),
+    ({1}, [(1, 1, 3), (2, 2, 4), (4, 0, 4)], False),
+    ({1}, [(1, 1, 2), (2, 2, 5), (4, 0, 5)], False),
+    ({1, 2}, [(1, 1, 4), (2, 2, 6), (4, 0, 4)], True),
+    ({1, 2}, [(1, 1, 3), (2, 2, 6), (4, 0, 6)], False),  # each by another of them
 ]
 
 
-@pytest.mark.parametrize("examples, looks", UNSHOWN)
-def test_a_shift_that_is_never_shown_is_told_by_both_of_the_first_two_examples(examples, looks):
-    diet = tasks.Diet("no +1", shifts=(-4, -3, -2, -1, 2, 3, 4), never=())
+@pytest.mark.parametrize("unshown, examples, looks", UNSHOWN)
+def test_a_shift_that_is_never_shown_is_told_by_both_of_the_first_two_examples(
+    unshown, examples, looks
+):
+    shown = tuple(k for k in (-4, -3, -2, -1, 1, 2, 3, 4) if k not in unshown)
+    diet = tasks.Diet("some shifts", shifts=shown, never=())
     pluses = (tasks.PROBLEMS.function == tasks.PLUS).nonzero()[:, 0]
     problem = torch.tensor([[pluses[10 * x + y] for x, y, _ in examples]])
     assert tasks.PROBLEMS.value[problem][0].tolist() == [x + y for x, y, _ in examples]
