@@ -615,6 +615,17 @@ return { panels, said, pins, alone: view.children[0].textContent };
 
 
 @needs_node
+def test_the_widest_line_to_the_answer_is_15_px_whichever_way_it_leads(drawn):
+    """Here it leads back: r of head 1.1 is -1.24, the largest r above zero is .71."""
+    asked = json.dumps({"asked": "9+1=11, 2+7=10, 5+3="})
+    said = said_by(drawn[0], f"const data = {asked};" + CIRCUIT, without=DRAWN[1:])
+    outs = [x for panel in said["panels"] for x in panel["lines"] if x["kind"] == "out"]
+    widest = max(outs, key=lambda line: line["width"])
+    assert widest["width"] == pytest.approx(15) and widest["head"] == "1.1"
+    assert not widest["against"]
+
+
+@needs_node
 def test_the_circuit_shows_each_effect_and_says_what_a_head_does(drawn):
     report, model = drawn[0], copy.deepcopy(drawn[1]).double()
     said = said_by(

@@ -914,3 +914,15 @@ def test_the_tables_of_seeds_and_averaging():
     assert lines[1] == ["-1, 2", "1", "0.20", "0.50", "0.25"]
     assert last == ["attention is ahead of all other forecasts in 2 of 3 rows"]
     assert seeds.averaging_table([{"offsets": None}]) == ["no run has a circuit"]
+
+
+def test_a_row_is_made_anew_where_anything_that_it_depends_on_is_another(monkeypatch, tmp_path):
+    run = runs.Run("some", tasks.DEFAULT_DIET.name, train=train.TrainConfig(steps=3))
+    study = runs.Study("some", print, tmp_path)
+    found = [study.settings(run), replace(study, quick=True).settings(run)]
+    shallow = replace(run.model, n_layers=1)
+    for change in ({"diet": "strict"}, {"train": train.TrainConfig(steps=4)}, {"model": shallow}):
+        found.append(study.settings(replace(run, **change)))
+    monkeypatch.setattr(runs, "Criteria", lambda: Criteria(strong=0.3))
+    found.append(study.settings(run))
+    assert all(one != other for at, one in enumerate(found) for other in found[:at])
