@@ -55,7 +55,7 @@ def looks_like(documents, wrapper, symbol):
 @pytest.mark.parametrize("name", catalogue.DIETS)
 def test_what_a_diet_holds_out_is_never_shown(name, n_examples):
     diet = catalogue.DIETS[name]
-    documents = draw(diet, 4000, n_examples)
+    documents = draw(diet, 2000, n_examples)
     met = {
         (tasks.WRAPPERS[index], NAMES[function])
         for index in documents.wrapper.unique()
