@@ -330,7 +330,9 @@ def test_rules_that_the_nearest_example_foretells_better_are_named(run):
     names = [row["rule"] for row in found.circuit["averaging"]["rules"]]
     drawn = sections.content(found, sections.averaging, "circuit fi")
     assert "Of 3 rules that add no fixed amount, the most similar example foretells 2" in drawn
-    named = f"{names[0]} (R² +0.90, by attention +0.50), {names[2]} (R² +0.60, by attention +0.50)."
+    named = (
+        f"{names[0]} (R² +0.900, by attention +0.500), {names[2]} (R² +0.600, by attention +0.500)."
+    )
     assert named in drawn and names[1] not in drawn
 
 

@@ -523,7 +523,7 @@ def test_averaging_shows_shares_forecasts_and_rules_by_hand():
     assert "that of the last example" in [row[0] for row in rows] and "−0.50" in made
     said = text_of(Markup(made))
     assert "Of 2 rules that add no fixed amount" in said and "foretells 1 better" in said
-    assert "rule 0 (R² +0.50, by attention +0.40)" in said and "rule 1" not in said
+    assert "rule 0 (R² +0.500, by attention +0.400)" in said and "rule 1" not in said
     assert "Attention forced: what 199 answers are off by (mean)" in said
     assert "How often the answer is off by so much, of 200 prompts a row" in said
     assert rows[-3] == ["share of those off by +1", "0 %", "50 %", "100 %"]

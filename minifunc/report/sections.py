@@ -258,7 +258,7 @@ def nearer(f: Findings) -> Content:
     better = []
     for rule, r2 in rules.items():
         if r2["nearest"] > r2["attention"]:
-            near, mean = (signed(r2[name], 2) for name in ("nearest", "attention"))
+            near, mean = (signed(r2[name], 3) for name in ("nearest", "attention"))
             better.append(f"{rule} (R² {near}, by attention {mean})")
     told = f"Of {len(rules)} rules that add no fixed amount, the most similar example foretells "
     return [h("p", f"{told}{len(better)} better than the mean by attention: {listed(better)}.")]
@@ -322,13 +322,13 @@ def check(f: Findings) -> Content:
 def limits(f: Findings) -> Content:
     """What this page shows of what may go wrong, what to watch, and when to act."""
     swapped, right = swaps(f.circuit)[0], f.circuit["accuracy"]["contrast_prompt"]["contrast"]
-    least, most = wilson(right, f.circuit["accuracy_prompts"])[0], swapped["ci"][1]
+    n, heads = f.circuit["accuracy_prompts"], f"heads {', '.join(f.fi)}"
+    least, most = wilson(right, n)[0], swapped["ci"][1]
     done, left, low, high = (percent(x, 1) for x in (right, swapped["contrast_acc"], least, most))
-    heads = f"heads {', '.join(f.fi)}"
-    watch = f"Watch, on prompts of your own: the share that follows the rule (here {done}; "
+    watch = f"Watch, on {n} prompts of your own, the share that follows the rule (here {done}; "
     watch += f"with {heads} swapped, {left}). Act when it falls below {low}, or with these swapped "
     watch += f"rises above {high}, the ends of the 95 % intervals here: keep such prompts away, or "
-    watch += f"trace the model anew. That {heads} matter holds for this model alone."
+    watch += f"run patch.py anew. That {heads} matter holds for this model alone."
     mixed = h("p", title_of(f, "averaging", "How it mixes two rules was not asked"), ".")
     return [h("p", watch, class_="judgement"), content(f, lambda f: reused(f)[:1], ""), mixed]
 
