@@ -448,6 +448,7 @@ def said_on(page, folder, script):
 
 
 @needs_browser
+@pytest.mark.slow
 def test_in_a_browser_a_click_takes_7_to_6_and_back_without_an_error(headline, tmp_path):
     said = said_on(headline, tmp_path, CLICKS)
     assert said[:5] == ["7", "6", "7", "6", "7"]
