@@ -35,6 +35,7 @@ def quick(tmp_path_factory):
     return code, json.loads(path.read_text()), " ".join(shown.getvalue().split())
 
 
+@pytest.mark.slow
 def test_the_quick_benchmark_runs_and_both_sides_agree(quick):
     code, result, shown = quick
     assert code == 0
@@ -48,6 +49,7 @@ def test_the_quick_benchmark_runs_and_both_sides_agree(quick):
     assert bench_loops.OWN in shown
 
 
+@pytest.mark.slow
 def test_large_shapes_are_timed_and_held_against_float64_in_each_arithmetic(quick):
     code, result, shown = quick
     assert code == 0  # whatever bfloat16 is off by

@@ -108,6 +108,7 @@ def contents(folder):
 # ---------------------------------------------------------------- one run
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_unfinished_and_goes_on_to_the_same_result(tmp_path, monkeypatch):
     whole = carry_out(tiny(), study(tmp_path / "whole"))
     killed = study(tmp_path / "killed")
@@ -681,16 +682,12 @@ def command(name, out):
     return main(MODULES[name].EXPERIMENT, ["--quick", "--out", str(out), *SOME[name]])
 
 
-SLOWER = dict.fromkeys(("diets", "precursor", "universality"), pytest.mark.slow)
-
-
 def rows_of(name, out):
     return json.loads((out / f"quick/{name}.json").read_text())
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=SLOWER.get(name, ())) for name in MODULES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODULES)
 def test_a_command_writes_whole_rows_and_a_table(tmp_path, capsys, small, name):
     assert command(name, tmp_path) == 0
     shown = capsys.readouterr().out
@@ -746,6 +743,7 @@ def test_where_no_results_can_be_written_nothing_is_trained(tmp_path, monkeypatc
     assert not list(tmp_path.rglob("*.pt"))
 
 
+@pytest.mark.slow
 def test_an_experiment_that_grows_goes_on_with_the_rows_that_are_there(
     tmp_path, monkeypatch, small
 ):
@@ -814,6 +812,7 @@ def test_each_kind_of_unseen_shifts_shows_its_shifts_alone_and_nothing_in_base_k
         assert not (documents.function[shifted] == tasks.PLUS).any()
 
 
+@pytest.mark.slow
 def test_a_part_of_the_list_never_replaces_the_results(tmp_path, monkeypatch, small):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()

@@ -57,6 +57,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("columns", [80, 50])
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

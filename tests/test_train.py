@@ -173,6 +173,7 @@ def write_fails(monkeypatch, number, fault):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [5, 6, 7])  # after config.json and the three files of step 3
 def test_a_second_ctrl_c_while_a_file_is_written_leaves_the_last_good_state(
     tmp_path, monkeypatch, capsys, no_table, whole, number
@@ -190,6 +191,7 @@ def test_a_second_ctrl_c_while_a_file_is_written_leaves_the_last_good_state(
     ) and metrics(tmp_path) == metrics(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [5, 6, 7])
 def test_a_full_disk_is_one_line_and_leaves_the_last_good_state(
     tmp_path, monkeypatch, capsys, no_table, whole, number

@@ -98,6 +98,7 @@ def run():
         os.chdir(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(len(BLOCKS)), ids=lambda i: f"line {BLOCKS[i].line}")
 def test_a_block_prints_what_the_page_shows(run, index):
     block, (printed, failed) = BLOCKS[index], run

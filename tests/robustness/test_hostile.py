@@ -494,6 +494,7 @@ def try_command_lines(sound, tmp_path, capsys, seed, n):
     return codes.count(2), faults
 
 
+@pytest.mark.slow
 def test_any_command_line_is_followed_or_refused_in_one_line(sound, quick, tmp_path, capsys):
     refused, faults = try_command_lines(sound, tmp_path, capsys, 0, 100)
     assert not faults, "\n".join(faults)
