@@ -99,7 +99,7 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
         solves = shares["contrast_prompt"]["contrast"] >= criteria.solves
         answers = tasks.answer_positions(study.shots)
         found = discover(patchers, answers, criteria, solves)
-        known(rows.discovered(found, criteria, circuit), "circuit")
+        known(rows.discovered(found, circuit), "circuit")
         groups, fi = found.groups, found.groups["function_induction"]
         if not fi:
             known(rows.NOTHING_FOUND, "conclusion")

@@ -1,4 +1,4 @@
-"""Discovery: from paired prompts to groups of heads and a graph of edges, by stated criteria.
+"""Discovery: from paired prompts to groups of heads, by stated criteria.
 
 Three groups as in arXiv 2507.09875, made explicit, the two routes that feed them, and what is left:
 
@@ -145,15 +145,13 @@ class Discovery:
 
     effects: by contrast, by name of receiver (`logits`, `2.1.v`, `mlp3`, or `function_induction.v`,
     all of these heads together). routes: by group shown_answer and expected_answer, the nodes that
-    feed the FI heads, each with its r of largest size. steps: by node that counts, how many edges
-    it is away from the logits.
+    feed the FI heads, each with its r of largest size.
     """
 
     effects: dict[str, dict[str, Effects]]
     attention: dict[str, dict[str, float]]
     groups: dict[str, list[str]]
     routes: dict[str, dict[str, float]]
-    steps: dict[str, int]
 
 
 def discover(
@@ -183,7 +181,7 @@ def discover(
     writers = strong_writers(effects, criteria) if solved else []
     fi = groups["function_induction"]
     traced = fi + groups["consolidation"]
-    steps = dict.fromkeys(writers, 1)  # of each node: edges to the logits
+    counted = set(writers)
     routes: dict[str, dict[str, float]] = {}
     for group, contrast in ROUTES.items():
         routes[group], groups[group] = {}, []
@@ -201,14 +199,13 @@ def discover(
         mlps = [mlp for mlp in mlps_of(below) if mlp not in writers]
         swept = sweep_inputs(patchers[contrast], heads, mlps, {group: groups[group]})
         effects[contrast] |= swept
-        for step, reached in ((2, below), (3, feeding(swept.values(), criteria))):
-            steps |= {node: min(step, steps.get(node, step)) for node in reached}
+        counted |= {*below, *feeding(swept.values(), criteria)}
     # 4. What is left over?
     named = {head for group in groups.values() for head in group}
-    groups["upstream"] = [head for head in heads_of(steps) if head not in named]
+    groups["upstream"] = [head for head in heads_of(counted) if head not in named]
     lower = groups["shown_answer"] + groups["expected_answer"] + groups["upstream"]
     groups["previous_token"] = previous_token(lower, attention, criteria)
-    return Discovery(effects, attention, groups, routes, steps)
+    return Discovery(effects, attention, groups, routes)
 
 
 def strong_writers(effects: Mapping[str, Mapping[str, Effects]], criteria: Criteria) -> list[str]:

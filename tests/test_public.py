@@ -470,8 +470,7 @@ CASES = {
             rows.as_lists(w.found.effects["answers"]["logits"])
         ),
         "direct": lambda w: rows.direct(w.patchers()),
-        "discovered": lambda w: rows.discovered(w.found, EASY, {"operands_changed": {}}),
-        "circuit_graph": lambda w: rows.circuit_graph(w.found, EASY),
+        "discovered": lambda w: rows.discovered(w.found, {"operands_changed": {}}),
         "answered": lambda w: rows.answered(w.logits, [w.labels, w.labels]),
         "ablation_row": lambda w: rows.ablation_row(w.for_ablation(), "x", GROUP, "base"),
         "control_row": lambda w: rows.control_row(

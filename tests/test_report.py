@@ -770,7 +770,7 @@ def section(text, name):
 
 def found_elsewhere(circuit):
     """Makes of a circuit.json what `make smollm` would write."""
-    for name in ("function_vectors", "accuracy_prompts", "example", "graph"):
+    for name in ("function_vectors", "accuracy_prompts", "example"):
         circuit.pop(name, None)
     circuit["reuse"] = None
     circuit["accuracy"]["contrast_prompt"]["contrast"] = 0.09

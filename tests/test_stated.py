@@ -9,13 +9,13 @@ from statistics import fmean
 
 import pytest
 import torch
+from test_discovery import edges
 from torch.testing import assert_close
 
 import tasks
 import train
 from minifunc import circuit
 from minifunc.ablation import CircuitScores
-from minifunc.analysis.rows import circuit_graph
 from minifunc.circuit import Criteria, attention_shares, discover
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import PathPatcher
@@ -431,13 +431,7 @@ def test_discovery_groups_the_nodes_of_known_effects_as_stated(found):
     assert found.routes["expected_answer"] == {"1.2": -0.25}
 
 
-def test_a_node_is_as_far_from_the_logits_as_its_shortest_way(found):
-    near = dict.fromkeys(["3.0", "3.1", "2.1", "mlp3", "2.0"], 1)
-    further = dict.fromkeys(["1.0", "1.1", "1.2", "0.1", "0.0", "mlp2"], 2)
-    assert found.steps == near | further | dict.fromkeys(["embedding", "mlp0", "mlp1", "2.2"], 3)
-
-
-def test_the_graph_has_the_edges_that_count_and_no_other(found):
+def test_the_effects_that_count_are_those_traced_and_no_others(found):
     stated = set()
     for contrast, known in TRACED.items():
         for receiver, senders in known.items():
@@ -448,24 +442,7 @@ def test_the_graph_has_the_edges_that_count_and_no_other(found):
                     stated.add((sender, name.get(receiver, receiver), contrast, r))
     # One head is a group of its own.
     stated.add(("mlp1", "expected_answer.v", "operands", -0.02))
-    edges = circuit_graph(found, Criteria())["edges"]
-    assert {(e["sender"], e["receiver"], e["contrast"], e["r"]) for e in edges} == stated
-
-
-def test_a_node_of_the_graph_tells_its_kind_its_steps_and_all_its_groups(found):
-    nodes = circuit_graph(found, Criteria())["nodes"]
-    known = {node["name"]: (node["kind"], node["steps"], node["groups"]) for node in nodes}
-    stated = {"logits": ("logits", 0, [])}
-    for name, step in found.steps.items():
-        groups = [group for group, heads in found.groups.items() if name in heads]
-        kind = "head" if "." in name else name[:3] if name.startswith("mlp") else name
-        stated[name] = (kind, step, groups)
-    for name, step in (("function_induction", 1), ("shown_answer", 2), ("expected_answer", 2)):
-        stated[name] = ("together", step, [name])
-    assert known == stated and len(nodes) == len(stated)
-    assert known["2.1"][2] == ["consolidation", "shown_answer"]
-    steps = [node["steps"] for node in nodes if node["kind"] != "together"]
-    assert steps == sorted(steps)
+    assert {(*edge, r) for edge, r in edges(found).items()} == stated
 
 
 def test_the_heads_reused_are_told_by_the_shifted_answers_of_tasks_that_show_a_shift():

@@ -163,7 +163,7 @@ def test_a_head_counts_in_averaging_by_minus_its_r_on_the_logits_under_changed_a
 
     effects = {"answers": logits([[0.1, -0.2, 0.3], [-0.5, 0.6, -0.7]])}
     effects["operands"] = logits([[0.0] * 3] * 2)
-    found = Discovery(effects, {}, {"function_induction": ["0.1", "1.2"]}, {}, {})
+    found = Discovery(effects, {}, {"function_induction": ["0.1", "1.2"]}, {})
     of = patch.Study(task="maximum", shots=5, seed=9)
     assert study.averaged(tasks, model, found, of) == {"averaging": "it"}
     ((language, who, fi, asked, draws),) = given

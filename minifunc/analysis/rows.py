@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minifunc.ablation import Ablator, CircuitScores
-from minifunc.circuit import Criteria, Discovery
+from minifunc.circuit import Discovery
 from minifunc.patching import Effects, Logits, PathPatcher
 from minifunc.support.evaluation import accuracy, bootstrap, wilson
 from minifunc.support.names import Found, Heads
@@ -18,9 +18,6 @@ from minifunc.support.tables import rounded
 
 # What circuit.json holds where there are no function-induction heads.
 NOTHING_FOUND = {"evaluation": {"ablation": []}, "reuse": []}
-
-# Heads that were also swept together: name → edges to the logits.
-TOGETHER = {"function_induction": 1, "shown_answer": 2, "expected_answer": 2}
 
 
 @dataclass(frozen=True)
@@ -67,8 +64,8 @@ def direct(patchers: Mapping[str, PathPatcher]) -> dict[str, Any]:
     }
 
 
-def discovered(found: Discovery, criteria: Criteria, circuit: Mapping[str, Any]) -> dict[str, Any]:
-    """What `discover` found by these criteria; circuit: what `direct` gave."""
+def discovered(found: Discovery, circuit: Mapping[str, Any]) -> dict[str, Any]:
+    """What `discover` found; circuit: what `direct` gave."""
     effects: dict[str, dict[str, Any]] = {}
     for contrast, each in found.effects.items():
         effects[contrast] = {receiver: as_lists(effect) for receiver, effect in each.items()}
@@ -77,31 +74,8 @@ def discovered(found: Discovery, criteria: Criteria, circuit: Mapping[str, Any])
         "operands_changed": circuit["operands_changed"] | {"effects": effects["operands"]},
         "groups": found.groups,
         "routes": rounded(found.routes, 5),
-        "graph": circuit_graph(found, criteria),
         "attention": found.attention,
     }
-
-
-def circuit_graph(found: Discovery, criteria: Criteria) -> dict[str, list[Found]]:
-    """{"nodes": [{name, kind, steps, groups}], "edges": [{sender, receiver, contrast, r}]}; edges
-    are all effects that count, of nodes that count."""
-    edges: list[Found] = []
-    for contrast, each in found.effects.items():
-        for receiver, effect in each.items():
-            least = criteria.strong if receiver == "logits" else criteria.feeds
-            for sender, r in effect.named().items():
-                if abs(r) >= least and sender in found.steps:
-                    ends = {"sender": sender, "receiver": receiver}
-                    edges.append(ends | {"contrast": contrast, "r": round(r, 5)})
-    nodes = [{"name": "logits", "kind": "logits", "steps": 0, "groups": list[str]()}]
-    for name, step in sorted(found.steps.items(), key=lambda pair: pair[1]):
-        kind = "head" if "." in name else name.rstrip("0123456789")
-        groups = [group for group, heads in found.groups.items() if name in heads]
-        nodes.append({"name": name, "kind": kind, "steps": step, "groups": groups})
-    for name, step in TOGETHER.items():
-        if any(edge["receiver"].startswith(name) for edge in edges):
-            nodes.append({"name": name, "kind": "together", "steps": step, "groups": [name]})
-    return {"nodes": nodes, "edges": edges}
 
 
 def answered(logits: Tensor, answers: Iterable[Tensor]) -> dict[str, float]:
