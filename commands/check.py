@@ -157,7 +157,7 @@ Check = Callable[[Study], Finding]
 # pass, fail: the answer to the question, by verdict; short: what was measured ({}), in a few words;
 # risk: what the model may do wrongly, and advice: what to do, where it does not pass.
 TEXTS = ("question", "pass", "fail", "means", "wanted", "short", "risk", "advice")
-# Every check, and its texts, which may hold {k}, {shots}, {fresh}, {mixed} and {heads}.
+# Every check, and its texts, which may hold {k}, {shots}, {mixed} and {heads}.
 CHECKS: list[tuple[Check, dict[str, str]]] = []
 
 
@@ -361,26 +361,12 @@ def rest_intact(study: Study) -> Finding:
     return judged(without[usual], 0.90, "{} that are answered rightly with the heads in place")
 
 
-# ---------------------------------------------------------------- how stable it is
-
-
-@asks("""Is the finding the same on other prompts? | Yes | No
-The new rule on five fresh draws of {fresh} prompts.
-at least 90 % on each | right on {} of the worst draw | do worse on other prompts
-Quote the lowest figure, not the mean.""")
-def over_prompts(study: Study) -> Finding:
-    shares = [share_of(study.followed(study.k, 2 * N_EACH)) for _ in range(5)]
-    lowest, verdict = min(shares), verdict_of(min(shares), max(shares), 0.90)
-    told = ", ".join(percent(share, 1) for share in shares)
-    return Finding(told, percent(lowest, 1), verdict, round(lowest, 4), threshold=0.90)
-
-
 # ---------------------------------------------------------------- the command
 
 
 def checked(study: Study) -> list[dict[str, Any]]:
     """All checks, done, as check.json holds them."""
-    values = {"k": study.k, "shots": SHOTS, "fresh": 2 * N_EACH, "mixed": percent(study.mixed)}
+    values = {"k": study.k, "shots": SHOTS, "mixed": percent(study.mixed)}
     values["heads"] = ", ".join(study.heads)
     rows = []
     for check, texts in CHECKS:

@@ -73,7 +73,6 @@ BEHAVIOUR = (
     "spreads",
     "confidence",
     "pattern",
-    "over_prompts",
 )
 
 
@@ -99,7 +98,6 @@ def test_a_model_that_only_adds_fails_what_asks_for_a_new_rule_and_nothing_else(
         "odd_among_new",
         "confidence",
         "pattern",
-        "over_prompts",
     }
 
 
@@ -170,18 +168,18 @@ def test_without_a_circuit_the_heads_cannot_be_told(run, monkeypatch):
 def test_the_command_writes_check_json_and_says_by_its_exit_code_whether_all_is_well(
     run, monkeypatch, capsys
 ):
-    for name in ("N_PROMPTS", "N_EACH"):
-        monkeypatch.setattr(check, name, 10)
+    for name, value in {"N_PROMPTS": 30, "N_EACH": 10}.items():
+        monkeypatch.setattr(check, name, value)
     assert check.main(["--run", str(run), "--device", "cpu"]) == 1  # an untrained model
     written = json.loads((run / "check.json").read_text())
     rows = written["checks"]
-    assert len(rows) == 14 and len({row["name"] for row in rows}) == 14
+    assert len(rows) == 13 and len({row["name"] for row in rows}) == 13
     assert {row["verdict"] for row in rows} <= set(check.MARKS)
     for row in rows:
         assert all(row[text] for text in check.TEXTS if text not in ("pass", "fail"))
         assert row["measured"] and row["answer"]
     told = capsys.readouterr().out
-    assert "FAIL" in told and "\nexit code 1: 2 checks failed, listed above\nnext: " in told
+    assert "FAIL" in told and "\nexit code 1: 6 checks failed, listed above\nnext: " in told
     (_, texts), *_ = check.CHECKS
     monkeypatch.setattr(check, "CHECKS", [(lambda study: check.NO_HEADS, texts)])
     assert check.main(["--run", str(run), "--device", "cpu"]) == 0

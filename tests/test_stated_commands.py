@@ -87,9 +87,8 @@ def test_every_check_is_held_against_the_share_and_on_the_side_that_it_says(stud
         found = each(one)
         side, share = re.match(r"at (least|most) (\d+) %", texts["wanted"]).groups()
         assert found.threshold == int(share) / 100, each.__name__
-        if each is not check.over_prompts:
-            assert asked == [(int(share) / 100, side == "least")], each.__name__
-    assert len(check.CHECKS) == 14
+        assert asked == [(int(share) / 100, side == "least")], each.__name__
+    assert len(check.CHECKS) == 13
 
 
 @pytest.mark.parametrize("threshold, side", [(0.95, True), (0.05, False), (0.5, True)])
@@ -328,30 +327,9 @@ def test_heads_off_for_good_are_judged_where_the_model_is_right_with_them(study,
     assert f"of {20 * len(check.SHIFTED)} prompts" in found.measured
 
 
-@pytest.mark.parametrize(
-    "shares, verdict",
-    [
-        ((0.9, 1.0, 1.0, 1.0, 1.0), "pass"),
-        ((0.8875, 1.0, 1.0, 1.0, 1.0), "could not tell"),
-        ((0.5, 0.6, 0.8875, 0.7, 0.8), "fail"),
-    ],
-)
-def test_the_lowest_of_five_draws_is_quoted(study, shares, verdict):
-    one, left, sizes = study(), list(shares), []
-
-    def followed(k, n):
-        sizes.append((k, n))
-        return torch.arange(n) < left.pop(0) * n
-
-    one.followed = followed
-    found = check.over_prompts(one)
-    assert found.verdict == verdict and sizes == [(1, 80)] * 5
-    assert found.value == round(min(shares), 4) and found.short == f"{100 * min(shares):.1f} %"
-
-
 def test_what_a_row_says_follows_from_what_was_found(study, monkeypatch):
     texts = dict(zip(check.TEXTS, ["q {k:+d}", "P {heads}", "F", "m {shots}", "at least 90 %"]))
-    texts |= {"short": "right on {}", "risk": "r {fresh}", "advice": "a {mixed}"}
+    texts |= {"short": "right on {}", "risk": "r {k}", "advice": "a {mixed}"}
 
     def one_check(study):
         return check.Finding("measured", "91 %", "pass", 0.91)
@@ -359,7 +337,7 @@ def test_what_a_row_says_follows_from_what_was_found(study, monkeypatch):
     monkeypatch.setattr(check, "CHECKS", [(one_check, texts)])
     [row] = check.checked(study(k=-2))
     assert (row["question"], row["answer"], row["short"]) == ("q -2", "P 0.1, 1.2", "right on 91 %")
-    assert (row["means"], row["risk"], row["advice"]) == ("m 8", "r 80", "a 80 %")
+    assert (row["means"], row["risk"], row["advice"]) == ("m 8", "r -2", "a 80 %")
     assert row["name"] == "one_check" and "pass" not in row and row["value"] == 0.91
     failing = row | {"verdict": "fail", "answer": "F", "examples": [], "question": "q"}
     unsure = failing | {"verdict": "could not tell"}
