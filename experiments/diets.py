@@ -82,12 +82,6 @@ def off_by_one(rows: Rows, shots: int) -> list[float | None]:
     return [0.0 if row["diverged"] else row["by_shots"]["1"].get(str(shots)) for row in rows]
 
 
-def failures(rows: Rows) -> str:
-    """What the runs do instead of the task, and how many of them do it."""
-    counts = Counter(row["failure"] for row in rows)
-    return ", ".join(f"{what} ({n})" for what, n in counts.items())
-
-
 def table(rows: Rows) -> list[str]:
     accuracy = ["diet", "runs", "plain", *(f"{n} shots" for n in train.SHOTS)]
     accuracy += ["unseen k", "does instead"]
@@ -97,7 +91,9 @@ def table(rows: Rows) -> list[str]:
     for name, some in by(rows, lambda row: row["diet"]).items():
         columns = [off_by_one(some, n) for n in train.SHOTS]
         shares = [*means(some, "plain_8"), *map(in_words, [*columns, mean_of_unseen_k(some)])]
-        accuracies.append([name, len(some), *shares, failures(some)])
+        instead = Counter(row["failure"] for row in some)
+        failures = ", ".join(f"{what} ({n})" for what, n in instead.items())
+        accuracies.append([name, len(some), *shares, failures])
         heads = means(some, "fi_heads", "pt_heads", digits=1)
         effects = means(some, "top_fi_r", "faithfulness")
         shown = [some[0][key] for key in ("plus_wrappers", "shifted_functions", "plus_share")]

@@ -155,14 +155,9 @@ def event_step(rows: Rows, value: Curve) -> int | None:
     return int(rows[last_below + 1]["step"])
 
 
-def by_seed(rows: Rows) -> dict[int, Rows]:
-    """The rows of each run that did not diverge."""
-    return by([row for row in rows if not row["diverged"]], lambda row: row["seed"])
-
-
 def table(rows: Rows) -> list[str]:
     """The events, in the order of their median step; those that never come stand last."""
-    seeds = by_seed(rows)
+    seeds = by([row for row in rows if not row["diverged"]], lambda row: row["seed"])
     events = []
     for name, value in EVENTS.items():
         steps = [event_step(curve, value) for curve in seeds.values()]

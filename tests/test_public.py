@@ -394,7 +394,6 @@ CASES = {
     "minifunc.support.files": dict.fromkeys(("save_tensors", "load_tensors"), written_and_read),
     "minifunc.support.runs": {
         "load_run": loaded,
-        "build_model": loaded,
         "fitting_model": loaded,
         "whole": loaded,
         "weights_hash": lambda w: runs.weights_hash(w.model.state_dict()),

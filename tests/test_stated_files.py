@@ -862,12 +862,14 @@ def test_the_hash_of_weights_is_of_names_dtypes_shapes_and_values():
 
 
 @pytest.mark.parametrize("n_tokens, fits", [(10, True), (11, False), (0, True)])
-def test_a_vocabulary_is_no_larger_than_the_embedding(n_tokens, fits):
+def test_a_vocabulary_is_no_larger_than_the_embedding(tmp_path, n_tokens, fits):
     cfg = replace(SHAPE, d_vocab=10)
     config = {"model": settings.shape_of(cfg), "vocabulary": ["x"] * n_tokens}
-    says = "^c: 11 tokens are more than d_vocab 10$"
+    files.save_json(tmp_path / "config.json", config)
+    files.save_tensors(tmp_path / "model.pt", Transformer(cfg).state_dict())
+    says = "config.json: 11 tokens are more than d_vocab 10$"
     with nullcontext() if fits else pytest.raises(UserError, match=says):
-        made = runs.build_model(config, Transformer(cfg).state_dict(), "c", "w")
+        made, _ = runs.load_run(tmp_path)
         assert made.cfg == cfg and not made.unembed.W_U.is_meta
 
 

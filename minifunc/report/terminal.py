@@ -217,12 +217,11 @@ def averages(c: Circuit) -> list[str]:
         return []
     row = c["averaging"]["mixtures"][0]
     r2 = row["r2"]
-    text = (
+    return [
         f"examples off by -1 and +1, mixed: {row['unseen_offset_share']:.0%} of answers are off by "
         f"what none shows. The shown differences, weighted by the attention of these heads, "
         f"foretell it: R² {r2['attention']:.2f} (their plain mean: {r2['uniform']:.2f})"
-    )
-    return [text]
+    ]
 
 
 def fours(c: Circuit) -> list[list[dict[str, Any]]]:
@@ -253,23 +252,17 @@ def asked_in(four: list[dict[str, Any]]) -> str:
     return f"{task} {k:+d}" if items == "all" else f"base {k}, {items}"
 
 
-def not_found(c: Circuit) -> list[str]:
-    """Says that there is no circuit, and why."""
-    done = c["accuracy"]["contrast_prompt"]["contrast"]
-    why = "no head moves the answer and looks at earlier answers as the criteria ask"
-    if done < c["criteria"]["solves"]:
-        why = "the model does not do the task"
-    asked = f"{title(c)} (right on {done:.1%} of prompts)"
-    return [f"No function-induction circuit was found for {asked}: {why}."]
-
-
 def conclusion(c: Circuit) -> list[str]:
-    """The finding in a few plain words."""
+    """The finding in a few plain words, or why there is none."""
+    done = c["accuracy"]["contrast_prompt"]["contrast"]
     if not c["groups"]["function_induction"]:
-        return not_found(c)
+        why = "no head moves the answer and looks at earlier answers as the criteria ask"
+        if done < c["criteria"]["solves"]:
+            why = "the model does not do the task"
+        asked = f"{title(c)} (right on {done:.1%} of prompts)"
+        return [f"No function-induction circuit was found for {asked}: {why}."]
     fi, _ = direct_writers(c)
     plain = {row["how"]: row["base_acc"] for row in c["evaluation"]["ablation"][:2]}
-    done = c["accuracy"]["contrast_prompt"]["contrast"]
     return [
         f"{title(c).capitalize()} (right on {done:.1%}) is carried to the answer by "
         f"{in_words(fi)}: heads that at the last `=` look back at the shown answers. With what "

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from minifunc.model import ModelConfig, Transformer
@@ -25,6 +26,8 @@ from minifunc.support.errors import UserError
 from minifunc.support.evaluation import Table
 from minifunc.support.processes import any_process, is_main, join
 from minifunc.support.runs import MADE_BY_TRAINING, fitting_model, whole
+
+Settings = dict[str, Any]  # what config.json holds
 
 
 class Diverged(UserError):
@@ -39,12 +42,7 @@ class Progress:
     """
 
     def __init__(
-        self,
-        out: Path,
-        config: dict[str, Any],
-        model: Transformer,
-        optimizer: torch.optim.Optimizer,
-        data: torch.Generator,
+        self, out: Path, config: Settings, model: Transformer, optimizer: Optimizer, data: Generator
     ) -> None:
         self.out, self.config = out, config
         self.model, self.optimizer, self.data = model, optimizer, data
@@ -162,7 +160,7 @@ class Progress:
         files.save_lines(self.out / "metrics.jsonl", self.metrics)
 
 
-def load_checkpoint(out: Path, config: dict[str, Any]) -> dict[str, Any]:
+def load_checkpoint(out: Path, config: Settings) -> dict[str, Any]:
     """The resume.pt of an interrupted run, checked whole before anything large is made. Raises
     UserError where it does not fit."""
     path = out / "resume.pt"
@@ -182,7 +180,7 @@ def load_checkpoint(out: Path, config: dict[str, Any]) -> dict[str, Any]:
         if not all(sound):
             raise ValueError
         json.dumps(metrics, allow_nan=False)
-        torch.Generator().set_state(state["data"])
+        Generator().set_state(state["data"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError):
         raise UserError(f"{path} is damaged or no checkpoint of ours") from None
     return state | {"metrics": metrics}
@@ -200,7 +198,7 @@ def _moments_fit(saved: dict[str, Any], weight: Tensor, step: int) -> bool:
 
 @contextlib.contextmanager
 def claimed(
-    out: Path, config: dict[str, Any], resume: bool, device: torch.device
+    out: Path, config: Settings, resume: bool, device: torch.device
 ) -> Iterator[torch.device]:
     """While this process trains: waits for the others, makes the folder and locks it.
 
@@ -222,7 +220,7 @@ def claimed(
         raise KeyboardInterrupt(str(stop) or at_once) from None
 
 
-def check_unused(out: Path, config: dict[str, Any]) -> None:
+def check_unused(out: Path, config: Settings) -> None:
     """Raises UserError where a new run would overwrite something. A config.json of ours, alone, is
     what a run leaves behind that ended before its first checkpoint: nothing is lost with it."""
     names = (*MADE_BY_TRAINING, "circuit.json")

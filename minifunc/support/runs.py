@@ -48,35 +48,28 @@ def load_run(
     of another `vocabulary`.
     """
     config_path, weights_path = Path(folder) / "config.json", Path(folder) / "model.pt"
-    config = load_json(config_path)
-    model = build_model(config, load_tensors(weights_path), str(config_path), str(weights_path))
+    config, state = load_json(config_path), load_tensors(weights_path)
+    if not isinstance(config, dict) or not isinstance(config.get("vocabulary"), list):
+        raise UserError(f"{config_path} is no config of ours: `model` or `vocabulary` is missing")
+    cfg = from_json(ModelConfig(), config.get("model"), f"{config_path}: `model`")
+    n_tokens = len(config["vocabulary"])
+    if n_tokens > cfg.d_vocab:
+        raise UserError(f"{config_path}: {n_tokens} tokens are more than d_vocab {cfg.d_vocab}")
+    model = fitting_model(cfg, state, weights_path)
+    model.load_state_dict(state, assign=True)
     if vocabulary and config["vocabulary"] != vocabulary:
         raise UserError(f"{folder} was trained on another vocabulary than this version has")
     return model.requires_grad_(False).to(device).eval(), config
 
 
-def build_model(config: Any, state: Any, config_name: str, weights_name: str) -> Transformer:
-    """The model of a run's config, with the weights `state`. Raises UserError, which gives the name
-    of what is not sound."""
-    if not isinstance(config, dict) or not isinstance(config.get("vocabulary"), list):
-        raise UserError(f"{config_name} is no config of ours: `model` or `vocabulary` is missing")
-    cfg = from_json(ModelConfig(), config.get("model"), f"{config_name}: `model`")
-    n_tokens = len(config["vocabulary"])
-    if n_tokens > cfg.d_vocab:
-        raise UserError(f"{config_name}: {n_tokens} tokens are more than d_vocab {cfg.d_vocab}")
-    model = fitting_model(cfg, state, weights_name)
-    model.load_state_dict(state, assign=True)
-    return model
-
-
-def fitting_model(cfg: ModelConfig, state: Any, name: object) -> Transformer:
+def fitting_model(cfg: ModelConfig, state: Any, path: Path) -> Transformer:
     """A model whose weights are shapes alone: nothing large is made before `state` is known to fit.
     Raises UserError where it does not."""
     with torch.device("meta"):
         model = Transformer(cfg)
     fault = _fault(model.state_dict(), state)
     if fault:
-        raise UserError(f"{name} does not fit config.json: {fault}")
+        raise UserError(f"{path} does not fit config.json: {fault}")
     return model
 
 
