@@ -74,10 +74,8 @@ def share_of(right: Tensor) -> float:
 def judged(
     right: Tensor, threshold: float, told: str = "{}", short: str = "", at_least: bool = True
 ) -> Finding:
-    """The share of prompts for which `right` is true, against a threshold.
-
-    told: what was measured; {} stands for the share. at_least: the good side is above it.
-    """
+    """The share of prompts for which `right` is true, against a threshold. told: what was measured;
+    {} stands for the share. at_least: the good side is above the threshold."""
     n, share = right.numel(), share_of(right)
     if n < LEAST:
         return Finding(f"only {n} prompts to judge by")
@@ -90,10 +88,8 @@ def judged(
 
 
 class Study:
-    """A model, and the prompts it is asked: drawn from one generator, in the order of CHECKS.
-
-    heads: those that carry the new rule, if they are known.
-    """
+    """A model, the heads known to carry the new rule, and the prompts that are asked: drawn from
+    one generator, in the order of CHECKS."""
 
     def __init__(self, model: Transformer, diet: Any, heads: list[str], k: int, seed: int) -> None:
         self.model, self.heads, self.k = model, heads, k
@@ -162,10 +158,8 @@ CHECKS: list[tuple[Check, dict[str, str]]] = []
 
 
 def asks(text: str) -> Callable[[Check], Check]:
-    """Puts the function below it into CHECKS. text: its TEXTS, in four lines; advice may have two.
-
-    question | pass | fail, means, wanted | short | risk, advice
-    """
+    """Puts the function below it into CHECKS. text: its TEXTS, in four lines: advice may have two.
+    They are question | pass | fail, means, wanted | short | risk, advice."""
     parts = text.replace("\n", " | ", 3).replace("\n", " ").split(" | ")
 
     def register(check: Check) -> Check:
@@ -381,8 +375,7 @@ def checked(study: Study) -> list[dict[str, Any]]:
 
 
 def show(rows: Sequence[dict[str, Any]]) -> str:
-    """The list as text: each check's answer and question, then what to do about those that did not
-    pass."""
+    """The list as text: answers and questions, then what to do about those that did not pass."""
     lines, details = [], []
     for row in rows:
         mark = f"{MARKS[row['verdict']]:5}"

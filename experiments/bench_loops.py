@@ -36,11 +36,8 @@ def sides(model: Transformer, pairs: tasks.Pairs) -> dict[str, "Loop"]:
 
 
 class Loop:
-    """The two-pass loop, MLPs live.
-
-    `start` makes the two cached runs, for all paths, and sets F_contrast [n_prompts]; after `ask`,
-    `changes` holds F_patched - F_contrast, [path, n_prompts].
-    """
+    """The two-pass loop, MLPs live: `start` makes the two cached runs, for all paths; after `ask`,
+    `changes` holds F_patched - F_contrast, [path, n_prompts]."""
 
     def __init__(self, model: Transformer, pairs: tasks.Pairs, run: Run) -> None:
         self.run, self.cfg = run, model.cfg

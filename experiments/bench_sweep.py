@@ -132,11 +132,8 @@ def every_input(cfg: ModelConfig) -> tuple[HeadInput, ...]:
 def medians_in_turn(
     works: Mapping[Hashable, Callable[[], object]], device: torch.device, repeats: int
 ) -> dict[Any, float]:
-    """Median wall time of each work, in seconds.
-
-    All works are run in turn, once to warm up and then `repeats` times, so that a slow moment of
-    the machine meets every side alike.
-    """
+    """Median wall time of each work, in seconds. All are run in turn, once to warm up and then
+    `repeats` times, so that a slow moment of the machine meets every side alike."""
     times: dict[Hashable, list[float]] = {name: [] for name in works}
     for _ in range(repeats + 1):
         for name, work in works.items():

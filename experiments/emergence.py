@@ -76,10 +76,8 @@ def every_task(model: Transformer, n_prompts: int) -> dict[str, dict[str, float]
 
 
 def head_scores(model: Transformer, prompts: Tensor, groups: Groups) -> Row:
-    """Each score of the best head, which one that is, and the mean over the final heads of a kind.
-
-    prompts [n_prompts, pos] are off-by-one addition; as many documents repeat themselves.
-    """
+    """Each score of the best head, which one that is, and the mean over the final heads of a kind,
+    on prompts [n_prompts, pos] of off-by-one addition, and as many documents that repeat."""
     answers = tasks.answer_positions(measure.SHOTS)
     repeated, period, queries, copied = measure.repeated_documents(len(prompts))
     kinds = {  # each [n_layers, n_heads]
@@ -100,12 +98,8 @@ def head_scores(model: Transformer, prompts: Tensor, groups: Groups) -> Row:
 
 
 def effects(model: Transformer, groups: Groups, n_prompts: int) -> Row:
-    """r on the logits, at this step, of the finished model's heads.
-
-    F_range: F_contrast - F_base, in logits; where it is about 0, r means nothing (and is None).
-    fi_effect: r * F_range of the strongest FI head, how far F goes back without that head's shift,
-    in logits.
-    """
+    """r on the logits, at this step, of the finished model's heads; None where F_range
+    (F_contrast - F_base) is about 0. fi_effect: r * F_range of the strongest FI head, in logits."""
     pairs = measure.off_by_one(n_prompts, measure.generator(1))
     patcher = patch.Study(max_memory=SWEEP_GIB).patchers(model, pairs)["answers"]
     F_range = round(patcher.F_range, 4)

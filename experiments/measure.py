@@ -71,10 +71,8 @@ def addition(model: Transformer, n_prompts: int) -> Row:
 
 
 def answers_given(model: Transformer, pairs: tasks.Pairs) -> Row:
-    """What a model answers on contrast prompts, as shares that add up to one.
-
-    failure: the most frequent kind of wrong answer, in words; "none" where at least half are right.
-    """
+    """What a model answers on contrast prompts, as shares that add up to one; failure: the most
+    frequent kind of wrong answer, in words, or "none" where at least half are right."""
     logits = last_logits(model, pairs.contrast).cpu()
     given = finite(logits).argmax(-1)  # [n_prompts]
     answers = pairs.contrast[:, tasks.answer_positions(pairs.shots)]  # [n_prompts, n_shots]
@@ -133,9 +131,8 @@ def cell_documents(wrapper: str, symbol: str, n: int) -> tasks.Documents:
 def circuit(model: Transformer, quick: bool) -> Row:
     """The circuit of off-by-one addition, by the criteria of patch.py on fewer prompts.
 
-    top_fi_r: of the strongest FI head. faithfulness, circuit_accuracy: of all groups together (the
-    others send what they send on base prompts). Where the model does not do the task, all groups
-    are empty and these three are None.
+    faithfulness, circuit_accuracy: of all groups together; the others send what they send on base
+    prompts. Where the model does not do the task, groups are empty, and these and top_fi_r None.
     """
     prompts = generator()
     row = answers_given(model, off_by_one(how_many(500, quick), prompts)) | {"groups": {}}
@@ -161,10 +158,7 @@ def circuit(model: Transformer, quick: bool) -> Row:
 
 def repeated_documents(n: int) -> tuple[Tensor, int, Tensor, Tensor]:
     """Sequences that repeat themselves: SHOTS / 2 random problems with random answers, twice.
-
-    Returns tokens [n, pos] int64, the period in positions, the positions of the `=` in the
-    repetition [SHOTS / 2], and those of the answers behind them [SHOTS / 2].
-    """
+    Tokens [n, pos] int64, the period, and the positions of `=` and of answers in the repetition."""
     half = SHOTS // 2
     drawn = generator()
     problem = torch.randint(len(tasks.PROBLEMS.value), (n, half), generator=drawn)

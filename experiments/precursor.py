@@ -51,11 +51,8 @@ Choose = Callable[[int, Transformer, Run, Path], set[str]]
 
 
 def silence(choose: Choose, step: int, model: Transformer, run: Run, folder: Path) -> None:
-    """Makes heads write nothing: their W_O is set to zero after this step and every later one.
-
-    silenced.json says since which step, so that a run taken up from an older checkpoint goes the
-    same way.
-    """
+    """Makes heads write nothing: their W_O is set to zero after this step and every later one. A
+    run that is taken up from an older checkpoint goes the same way, by silenced.json."""
     since = silenced(folder)
     if step % EVERY == 0:
         new = choose(step, model, run, folder) - since.keys()

@@ -53,10 +53,8 @@ def random_subsets(circuit: Heads, n: int, generator: Generator) -> list[list[st
 
 
 def minimality(scores: CircuitScores, circuit: Iterable[str], groups: Groups) -> dict[str, float]:
-    """By head v: the largest share of F that it moves, over the K that the module's text names.
-
-    K = the rest of its group shows a head whose work the others take over when it alone is missing.
-    """
+    """By head v: the largest share of F that it moves, over the K that the module's text names. K =
+    the rest of its group shows a head whose work the others do when it alone is missing."""
     known = [checked_heads(group, scores.heads) for group in groups.values()]
     whole, found = set(circuit), dict.fromkeys(heads_of(circuit), 0.0)
     for head in found:
@@ -98,10 +96,8 @@ def evaluate(
     search: CircuitScores,
     generator: Generator,
 ) -> Found:
-    """The keys of circuit.json's `evaluation` for one circuit of at least one head.
-
-    search: scores on (fewer) prompts, on which greedy subsets K are looked for.
-    """
+    """The keys of circuit.json's `evaluation` for one circuit of at least one head. search: scores
+    on (fewer) prompts, on which greedy subsets K are looked for."""
     circuit = heads_of(circuit)
     inside = {name: [head for head in group if head in circuit] for name, group in groups.items()}
     parts = {name: heads for name, heads in inside.items() if heads}
@@ -204,11 +200,8 @@ def circuit_row(
 def evaluate_circuits(
     search: Prompts, judged: Prompts, groups: Groups, faithful: float, generator: Generator
 ) -> Found:
-    """circuit.json's `evaluation` of all groups together, and of what elimination leaves.
-
-    search: the prompts on which circuits and subsets are looked for. judged: others, on which they
-    are judged. faithful: what elimination keeps.
-    """
+    """circuit.json's `evaluation` of all groups together, and of what elimination leaves. search:
+    the prompts on which these and subsets are looked for; judged: others. faithful: the level."""
     looking = {how: search.scores(how) for how in SOURCES}
     scores = {how: judged.scores(how) for how in SOURCES}
     union, n_heads = heads_of(chain(*groups.values())), judged.ablator.cfg.n_heads

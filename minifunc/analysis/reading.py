@@ -29,11 +29,8 @@ LABELS = ("nearness", "example", "shown")  # of an answer
 
 
 def explained(vectors: Tensor, *labels: Tensor) -> float:
-    """Share, 0 to 1, of the variance of vectors [..., width] that labels [...] tell.
-
-    By one label: R² of a table g(label), which is the mean of its vectors. By two: of a sum of
-    tables, g(first) + h(second), fitted by least squares.
-    """
+    """Share, 0 to 1, of the variance of vectors [..., width] that labels [...] tell: R² of a table
+    g(label), their mean, or for two of a sum, g(first) + h(second), by least squares."""
     x = vectors.cpu().double().flatten(0, -2)  # [n, width]
     x = x - x.mean(0)
     tables = []

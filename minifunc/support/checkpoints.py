@@ -35,11 +35,8 @@ class Diverged(UserError):
 
 
 class Progress:
-    """How far a run has come, and the checkpoints of it in the folder `out`.
-
-    step: the one at hand, or the last one done; seconds: what all took, over all interruptions;
-    metrics: one dictionary for each evaluation.
-    """
+    """How far a run has come, and its checkpoints in the folder `out`. step: the one at hand, or
+    the last one done; seconds: over all interruptions; metrics: one for each evaluation."""
 
     def __init__(
         self, out: Path, config: Settings, model: Transformer, optimizer: Optimizer, data: Generator
@@ -200,11 +197,8 @@ def _moments_fit(saved: dict[str, Any], weight: Tensor, step: int) -> bool:
 def claimed(
     out: Path, config: Settings, resume: bool, device: torch.device
 ) -> Iterator[torch.device]:
-    """While this process trains: waits for the others, makes the folder and locks it.
-
-    Gives the device of this process. Raises UserError where that cannot be, or where a new run
-    would overwrite something; says after Ctrl-C how to go on.
-    """
+    """While this process trains: waits for the others, makes and locks the folder. Gives a device.
+    Raises UserError where that cannot be, or where a new run would overwrite something."""
     if not checks.of_type(bool, "resume", resume):
         check_unused(out, config)
     device = join(device)

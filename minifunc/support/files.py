@@ -45,9 +45,8 @@ def make_folder(folder: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Keeps every other process from training into `folder`. Raises UserError where one does.
 
-    The kernel gives the lock back when the process ends, however it ends. The file stays: whoever
-    removed it could lock a new one while somebody else holds the old one. Without fcntl (Windows),
-    or where the file system has no locks, nothing is locked.
+    The kernel gives the lock back when the process ends. The file stays: were it removed, two could
+    hold locks, on the old and on a new one. Without fcntl (Windows), or locks, nothing is locked.
     """
     path = folder / "lock"
     check_writable(path)

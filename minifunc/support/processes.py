@@ -49,10 +49,7 @@ def own_range(n: int) -> range:
 
 def all_sum(*tensors: Tensor) -> None:
     """Replaces each tensor by its sum over all processes: one exchange, the same bits everywhere.
-
-    The tensors have one dtype and one device, and the same shapes in every process. Raises
-    UserError where another process is gone.
-    """
+    All have one dtype and device. Raises UserError where another process is gone."""
     if world_size() == 1 or not tensors:
         return
     flat = torch.cat([tensor.detach().flatten() for tensor in tensors])

@@ -43,10 +43,7 @@ def load_run(
     folder: str | Path, device: torch.device | str = "cpu", vocabulary: list[str] | None = None
 ) -> tuple[Transformer, dict[str, Any]]:
     """The trained model of a run's folder, on `device` and in evaluation mode, and its config.
-
-    Raises UserError, naming the file and the fault, for a folder that holds no sound run, or one
-    of another `vocabulary`.
-    """
+    Raises UserError, with file and fault, for no sound run, or one of another `vocabulary`."""
     config_path, weights_path = Path(folder) / "config.json", Path(folder) / "model.pt"
     config, state = load_json(config_path), load_tensors(weights_path)
     if not isinstance(config, dict) or not isinstance(config.get("vocabulary"), list):
@@ -176,11 +173,8 @@ def add_run_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_run(arguments: argparse.Namespace) -> RunFolders:
-    """The run that the flags name; the reference run where there is none and that is allowed.
-
-    The notice tells of the reference run, and of an unfinished one. A damaged run stays the chosen
-    one, for `load_run` to refuse. Raises UserError for a run without a checkpoint.
-    """
+    """The run that the flags name; the reference run where there is none and that is allowed. A
+    damaged one stays, for `load_run` to refuse. Raises UserError for a run without a checkpoint."""
     run = arguments.run or DEFAULT_RUN
     make = f"`{make_command('train', run)}`"
     found = [name for name in MADE_BY_TRAINING if os.path.lexists(run / name)]
