@@ -37,8 +37,7 @@ def measure(model: Transformer, run: Run, folder: object, quick: bool) -> Row:
         accuracy[task] = {}
         for k in KS:
             pairs = tasks.evaluation_pairs(task, k, SHOTS, how_many(300, quick), generator())
-            right = share_right(model, pairs.contrast, pairs.contrast_answers)
-            accuracy[task][str(k)] = right
+            accuracy[task][str(k)] = share_right(model, pairs.contrast, pairs.contrast_answers)
     return {"accuracy": accuracy}
 
 

@@ -185,10 +185,9 @@ def circuit_row(
     scores: CircuitScores, name: str, heads: Heads, drawn: Sequence[Heads], lower: Sequence[Heads]
 ) -> Found:
     """A circuit run alone; beside it all other heads, random circuits, other lower heads."""
-    F = {"circuit": scores.scores([heads])[0].F, "none": scores.none.F, "full": scores.full.F}
     found = {
         **alone(scores, heads),
-        "F": F,
+        "F": {"circuit": scores.scores([heads])[0].F, "none": scores.none.F, "full": scores.full.F},
         "n_prompts": scores.ablator.n_prompts,
         "others_alone": alone(scores, [head for head in scores.heads if head not in heads]),
         "random_circuits": by_chance(scores, heads, drawn),

@@ -197,7 +197,7 @@ def _moments_fit(saved: dict[str, Any], weight: Tensor, step: int) -> bool:
 def claimed(
     out: Path, config: Settings, resume: bool, device: torch.device
 ) -> Iterator[torch.device]:
-    """While this process trains: waits for the others, makes and locks the folder. Gives a device.
+    """While this process trains: waits for the others, makes and locks the folder → its device.
     Raises UserError where that cannot be, or where a new run would overwrite something."""
     if not checks.of_type(bool, "resume", resume):
         check_unused(out, config)
