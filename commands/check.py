@@ -3,8 +3,7 @@
 What one must know of a model before relying on it under a new rule. The *old rule* is plain
 addition; the *new rule* is addition off by k, which the examples of a prompt show. Every check has
 a threshold that was set before anything was measured. A share passes if its whole 95 % interval
-(Wilson) is on the good side, fails if the whole of it is on the bad one, and otherwise could not be
-told: then more prompts are needed.
+(Wilson) is on the good side, fails if all of it is on the bad one, and else could not be told.
 """
 
 import sys
@@ -45,8 +44,7 @@ MARKS = {"pass": "pass", "fail": "FAIL", "could not tell": "?"}  # by verdict
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found. value: the share held against the threshold, if there is one; measured
-    tells of it, short in a few words."""
+    """What a check found. value: the share held against the threshold; short: in a few words."""
 
     measured: str
     short: str = ""

@@ -1,8 +1,7 @@
 """The other side of the benchmark: path patching as people write it today, one path at a time.
 
-The published two-pass loop (arXiv 2507.09875): one full pass with every head frozen but the sender,
-which records what the receiver reads, and one with the receiver overwritten. On TransformerLens
-2.18, or on our own model.
+The published two-pass loop (arXiv 2507.09875), on TransformerLens 2.18 or on our own model: a pass
+with every head frozen but the sender, to see what the receiver reads, and one that overwrites it.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -28,9 +28,8 @@ from minifunc.model import Transformer
 from minifunc.patching import Logits
 from minifunc.support import evaluation, tables
 from minifunc.support.files import load_tensors
-from minifunc.support.names import heads_of, parse
+from minifunc.support.names import Groups, heads_of, parse
 
-Groups = dict[str, list[str]]  # of the finished model's circuit, heads by group
 FOLLOWED = {"pt": "previous_token", "fi": "function_induction"}  # score: group of its heads
 
 

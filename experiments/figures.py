@@ -1,7 +1,6 @@
 """Draws the figures of docs/figures/ from results/*.json (`make figures`).
 
-All are of many runs: what there is to see of one run is in its report, whose colours they have.
-Needs matplotlib, an optional extra.
+All are of many runs, in the colours of the report of one. Needs matplotlib, an optional extra.
 """
 
 import re

@@ -51,8 +51,7 @@ SHORT = replace(TrainConfig(), documents=64, long_every=3, lr=1e-2, weight_decay
 
 @dataclass(frozen=True)
 class Run:
-    """One training run. snapshots: the steps after which the weights are kept. after: the name of a
-    run that must have ended before."""
+    """One training run. snapshots: steps after which weights are kept. after: a run to await."""
 
     name: str  # of its folder
     diet: str = "strict"

@@ -1,8 +1,7 @@
 """Is it always the same circuit? The same training for other models (`make universality`).
 
 Other depths, heads, widths and positions, and no MLPs. Writes results/universality.json: whether
-off-by-one addition generalises, whether it is done by the same three groups of heads, and in which
-layers these are.
+off-by-one addition generalises, and whether it is done by the same three groups of heads.
 """
 
 import sys

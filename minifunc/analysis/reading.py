@@ -25,7 +25,6 @@ from minifunc.support.settled import settled
 from minifunc.support.tables import rounded
 
 INPUTS = ("q", "k", "v")
-LABELS = ("nearness", "example", "shown")  # of an answer
 
 
 def explained(vectors: Tensor, *labels: Tensor) -> float:
@@ -94,13 +93,12 @@ def looks_for(model: Transformer, examples: Examples, asked: Tensor, heads: Head
         among_answers   shares of the scores' variance among the answers of one prompt, each prompt
                         centred, by one label alone (they overlap): nearness (f(x, y) there minus
                         the asked one), example, shown c
-        by_distance     mean attention on an answer whose f(x, y) lies 0, 1, 2, … from the asked
-                        one; null if there is none
+        by_distance     mean attention on answers whose f(x, y) lies 0, 1, 2, … from the asked
     """
     checks.check_shape("asked", asked, examples.tokens.shape[:1])
     nearness = examples.expected - asked[:, None]  # [n_prompts, n_shots]
     example = examples.answers.expand_as(examples.shown)
-    labels = dict(zip(LABELS, (nearness, example, examples.shown)))
+    labels = {"nearness": nearness, "example": example, "shown": examples.shown}
     distance = nearness.abs()
     kinds = ("attn.hook_attn_scores", "attn.hook_pattern")
     names = hook_points(model, heads, *kinds)

@@ -1,7 +1,6 @@
 """What patch.py says of each step of its work, in short or in full, and what it concludes.
 
-Every part takes what circuit.json holds and returns lines; `told` puts them together, as wide as
-the terminal. In short they fit 80 columns.
+Every part takes what circuit.json holds and returns lines, which in short fit 80 columns.
 """
 
 from collections.abc import Callable, Iterable

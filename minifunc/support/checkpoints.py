@@ -158,8 +158,7 @@ class Progress:
 
 
 def load_checkpoint(out: Path, config: Settings) -> dict[str, Any]:
-    """The resume.pt of an interrupted run, checked whole before anything large is made. Raises
-    UserError where it does not fit."""
+    """The resume.pt of an interrupted run, checked. Raises UserError where it does not fit."""
     path = out / "resume.pt"
     state = files.load_tensors(path)
     try:

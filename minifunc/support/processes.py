@@ -4,8 +4,7 @@ Every process runs the whole script and draws the same documents and prompts. Ea
 `share` of the work, and `all_sum` puts the parts together. The first process (`is_main`) alone
 writes files; what the others print is dropped. Between GPUs, one for each process of a machine,
 nccl is used, otherwise gloo. Without torchrun there is one process, and nothing here does anything:
-a WORLD_SIZE that some cluster's shell has set is told of, and ignored. Machines must see the same
-files.
+a WORLD_SIZE that some cluster's shell has set is told of, and ignored. All see the same files.
 """
 
 import os

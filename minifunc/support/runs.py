@@ -89,8 +89,7 @@ def _fault(wanted: Mapping[str, torch.Tensor], state: Any) -> str:
 
 
 def whole(tensor: Any, shape: torch.Size) -> bool:
-    """Whether this is a plain tensor of that shape, with every value in memory: not one value that
-    is stretched over any shape."""
+    """Whether this is a plain tensor of that shape, with every value in memory: none stretched."""
     if not isinstance(tensor, torch.Tensor) or tensor.shape != shape:
         return False
     if tensor.layout != torch.strided or tensor.is_meta:
