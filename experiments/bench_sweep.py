@@ -34,10 +34,7 @@ ARITHMETIC = {  # by the name of Sweep.dtype: the weights' dtype, how float32 pr
 @dataclass(frozen=True)
 class Sweep:
     """The cached runs on pairs of prompts, then all heads as senders to each of the receivers.
-
-    name: of the model. dtype: of ARITHMETIC. n_timed: on how many of its paths the loops are timed.
-    n_checked: on how many prompts the effects are held against float64.
-    """
+    n_timed: paths on which the loops are timed. n_checked: prompts held against float64."""
 
     cfg: ModelConfig
     receivers: tuple[Receiver, ...] = (Logits(),)
@@ -45,9 +42,9 @@ class Sweep:
     shots: int = 8
     max_memory: float | None = None  # GiB
     work: str = LOGITS
-    name: str = "default"
+    name: str = "default"  # of the model
     n_timed: int = 12
-    dtype: str = "float32"
+    dtype: str = "float32"  # of ARITHMETIC
     n_checked: int = 0
 
     @property

@@ -101,11 +101,9 @@ def answers_given(model: Transformer, pairs: tasks.Pairs) -> Row:
 
 
 def grid(model: Transformer, n_documents: int) -> dict[str, dict[str, float | None]]:
-    """Accuracy by wrapper and function at the last example, {wrapper: {function: share}}.
-
-    Documents count where what stands before determines it and, under a wrapper that is a rule, does
-    not show it. None where no document is left, or where the cell makes no sense.
-    """
+    """Accuracy by wrapper and function at the last example, {wrapper: {function: share}}. Documents
+    count where what stands before determines it and, under a wrapper that is a rule, does not show
+    it. None where no document is left, or where the cell makes no sense."""
     table = {wrapper: dict.fromkeys(tasks.FUNCTIONS) for wrapper in tasks.WRAPPERS}
     place = tasks.answer_positions(SHOTS + 1)[-1]
     for wrapper, symbol in product(tasks.WRAPPERS, tasks.FUNCTIONS):

@@ -130,8 +130,7 @@ def check_returned(name: str, returned: Any, activation: Tensor) -> Tensor:
 
 
 def check_pairs(d_vocab: int, base: Tensor, contrast: Tensor, *answers: Tensor) -> None:
-    """Raises ValueError unless tokens are [n_prompts, pos] of one shape, and answers [n_prompts]
-    tokens of the vocabulary."""
+    """Raises ValueError unless tokens are [n_prompts, pos] of one shape, answers [n_prompts]."""
     for tokens in (base, contrast):
         check_ids("tokens", tokens, d_vocab)
     if base.shape != contrast.shape or base.ndim != 2 or 0 in base.shape:
@@ -234,8 +233,7 @@ def alike(given: Tensor, other: Tensor, name: str = "what is put in place of ano
 def check_sources(
     d_vocab: int, tokens: Tensor, sources: Mapping[str, Tensor], means: Mapping[str, Tensor]
 ) -> None:
-    """Raises ValueError unless sources have the shape of tokens [n_prompts, pos], and means the
-    same positions in at least one prompt."""
+    """Raises ValueError unless sources have the shape of tokens [n_prompts, pos], means its pos."""
     check_tokens(tokens, d_vocab)
     twice = sorted(sources.keys() & means.keys())
     if twice or not len(tokens):
@@ -315,8 +313,7 @@ def check_F_range(F_range: float) -> None:
 
 
 def checked_group(entry: Any, model: Any, n_pos: int) -> tuple[Any, ...]:
-    """A receiver, or the different ones of a list. Raises ValueError for receivers that the model
-    lacks, or that name one place twice."""
+    """A receiver, or those of a list. Raises ValueError for one there is not, or two alike."""
     group = tuple(dict.fromkeys(entry if isinstance(entry, list | tuple) else [entry]))
     cfg, hooks = model.cfg, model.hook_names()
     for receiver in group:

@@ -32,8 +32,7 @@ def as_json(value: Any) -> Any:
 
 
 def from_json(default: Config, values: Any, place: object) -> Config:
-    """`default`, a frozen dataclass, with the fields that a JSON object gives. Raises UserError,
-    which names the `place`, for what does not fit."""
+    """`default`, a frozen dataclass, with a JSON object's fields. Raises UserError, with place."""
     known: dict[str, Any] = asdict(default)  # type: ignore[call-overload]
     if not isinstance(values, dict) or not values.keys() <= known.keys():
         raise UserError(f"{place} must hold the fields {', '.join(known)} and no others")
