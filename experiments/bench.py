@@ -6,6 +6,7 @@
     memory          peak of a sweep against its budget
     on CUDA         also models of GPT-2 small's size and of 1.2 billion weights, in float32,
                     bfloat16 and TF32, with the error of the effects against float64
+    rate share      of a sweep: its operations a second beside those of one large product
 
 All sides have the same weights and prompts, and their own two cached runs are counted. The loops
 are timed on paths spread over the model, and scaled to all: every path costs them the same. Sides
@@ -108,6 +109,8 @@ def compare(sweep: Sweep, device: torch.device, repeats: int) -> list[Row]:
     per_prompt = [effects[receiver].per_prompt[heads.index(head)] for head, receiver in paths]
     ours = torch.stack(per_prompt)  # [path, n_prompts]
     found["largest_effect"] = ours.abs().max().item()
+    rate = sweep.operations(model) / times["ours"]
+    found["rate_share"] = rate / sweep.product_rate(device)
     rows = []
     for other, side in sides.items():
         seconds_a_path = times[other, "paths"] / len(paths)
@@ -163,7 +166,7 @@ def show(result: Row) -> None:
     for row in result["rows"]:
         small = {key: f"{row[key]:.0e}" for key in ("max_abs_diff", "error_share") if key in row}
         compared.append(row | small | {"model": row["model"]["name"]})
-    columns = "model work dtype other ours_s other_s ratio max_abs_diff peak_gib"
+    columns = "model work dtype other ours_s other_s ratio rate_share max_abs_diff peak_gib"
     show_table(compared, [*columns.split(), "error_share"], left=4)
     if result["memory"]:
         show_table(result["memory"], ["work", "model", "budget_gib", "peak_gib"], left=2)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import tasks
 from minifunc.ablation import all_heads
@@ -89,6 +90,24 @@ class Sweep:
             effects.append(torch.stack([found.per_prompt.mean(1) for found in swept]))
         error, largest = (effects[0] - effects[1]).abs().max().item(), effects[1].abs().max().item()
         return {"max_error": error, "error_share": error / largest}
+
+    def operations(self, model: Transformer) -> int:
+        """Multiplications and additions of all matrix products; each prompt takes as many. What
+        attention fuses is counted where torch counts it: on CUDA."""
+        one = replace(self, n_prompts=1)
+        with FlopCounterMode(display=False) as counter:
+            one.run(model, one.pairs())
+        return counter.get_total_flops() * self.n_prompts
+
+    def product_rate(self, device: torch.device) -> float:
+        """Operations a second of one large square product: what this device can do at best."""
+        dtype, products = ARITHMETIC[self.dtype]
+        torch.set_float32_matmul_precision(products)
+        side = 8192 if device.type == "cuda" else 1024
+        drawn = torch.Generator(device).manual_seed(0)  # a card is faster where all are alike
+        x = torch.randn(side, side, device=device, generator=drawn).to(dtype)
+        seconds = medians_in_turn({"product": lambda: x @ x}, device, repeats=5)["product"]
+        return 2 * side**3 / seconds
 
 
 def random_model(cfg: ModelConfig, device: torch.device) -> Transformer:

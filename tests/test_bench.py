@@ -61,6 +61,7 @@ def test_large_shapes_are_timed_and_held_against_float64_in_each_arithmetic(quic
         assert row["peak_gib"] is not None and 0 < row["max_error"] and 0 < row["error_share"]
         assert row["error_share"] < (1e-3 if row["dtype"] == "float32" else 0.05)
         assert f"{row['error_share']:.0e}" in shown
+        assert 0 < row["rate_share"] < 1
     assert torch.get_float32_matmul_precision() == "highest"
 
 
@@ -78,6 +79,35 @@ def test_the_error_is_that_of_the_effects_of_all_heads_on_a_few_prompts():
         {"max_error": error, "error_share": error / largest}, rel=1e-3
     )
     assert error > 0 and model.dtype == torch.bfloat16  # left as it was
+
+
+def test_the_operations_of_a_sweep_are_those_of_its_matrix_products():
+    """Counted by hand for a model without MLPs, whose only receiver is the answer."""
+    cfg = replace(bench.TINY, n_layers=1, act_fn="none")  # 2 heads of 8
+    sweep, n_pos, width, vocabulary = Sweep(cfg, n_prompts=3, shots=2), 17, 16, cfg.d_vocab
+    assert tasks.n_tokens(2) == n_pos
+    k_and_v, q, out = 2 * n_pos * width * width, width * width, width * width  # q at the last alone
+    of_a_run = k_and_v + q + out + width * vocabulary
+    attention = 2 * n_pos * width  # fused; not every torch counts it on a CPU
+    sent = 2 * 8 * width  # z of two heads into the stream
+    mixed = 2 * 2 * width  # which sender sends which head
+    patched = 2 * width * vocabulary
+    counted = [2 * (of_a_run + fused) + sent + mixed + patched for fused in (0, attention)]
+    found = sweep.operations(sweep.model(CPU))
+    assert found in [2 * 3 * products for products in counted]  # two operations each, 3 prompts
+
+
+def test_a_product_of_large_matrices_is_the_rate(monkeypatch):
+    """Of random numbers: a card multiplies equal ones faster."""
+    made = []
+
+    def timed(works, *_, **__):
+        made.append(works["product"]())
+        return {"product": 0.5}
+
+    monkeypatch.setattr(bench_sweep, "medians_in_turn", timed)
+    assert Sweep(bench.TINY).product_rate(CPU) == 2 * 1024**3 / 0.5
+    assert 30 < made[0].std() < 34  # sqrt(1024)
 
 
 def test_effects_that_are_far_off_are_warned_of_and_what_helps_is_said(capsys):
