@@ -14,7 +14,7 @@ import torch
 
 import tasks
 import train
-from experiments.catalogue import COMPARED, DIETS, LADDER, LESS_HELD_OUT, WITHOUT_ONE
+from experiments.catalogue import COMPARED, DIETS, LADDER, LESS_HELD_OUT, PLUS_PLAIN, WITHOUT_ONE
 from experiments.experiment import Experiment, main
 from experiments.measure import addition_and_circuit, grid, how_many, result_row
 from experiments.runs import SHORT, Row, Run
@@ -119,7 +119,7 @@ def held_out_cells(rows: Rows) -> str:
     return "   ".join(cells)
 
 
-CLAIMED = (*LADDER, *WITHOUT_ONE, *LESS_HELD_OUT, DIETS["plus_plain"])  # what the claims rest on
+CLAIMED = (*LADDER, *WITHOUT_ONE, *LESS_HELD_OUT, *PLUS_PLAIN)  # what claims rest on
 MORE = {diet.name: 3 for diet in CLAIMED}
 EXPERIMENT = Experiment(
     "diets", __doc__, COMPARED, make, measure, rows, table, seeds=2, steps=700, more=MORE

@@ -64,6 +64,7 @@ LADDER = {
     "held_out_cell": (ALL_WRAPPERS, True, PLUS_FREE | {"shift"}),
     "held_out_half": (ALL_WRAPPERS, True, PLUS_FREE | {"shift"}),
     "plus_plain": (ALL_WRAPPERS, True, {"plain"}),
+    "plus_plain_often": (ALL_WRAPPERS, True, {"plain"}),
     "plus_relabel": (ALL_WRAPPERS, True, {"plain", "relabel"}),
     "plus_reflect": (ALL_WRAPPERS, True, {"plain", "reflect"}),
     "shifted_1": (ALL_WRAPPERS, True, PLUS_FREE),
@@ -133,7 +134,7 @@ PLAN = {  # experiment: (kinds, runs, steps of most, whether a call goes on with
     unseen_shifts: (12, 60, 1500, True),
     precursor: (4, 48, 1700, True),
     universality: (16, 16 * 3 + 2, 700, False),
-    diets: (22, 22 * 2 + 14, 700, False),
+    diets: (23, 22 * 2 + 14, 700, False),
 }
 
 
