@@ -134,7 +134,7 @@ PLAN = {  # experiment: (kinds, runs, steps of most, whether a call goes on with
     unseen_shifts: (12, 60, 1500, True),
     precursor: (4, 48, 1700, True),
     universality: (16, 16 * 3 + 2, 700, False),
-    diets: (23, 22 * 2 + 14, 700, False),
+    diets: (23, 23 * 2 + 15, 700, False),
 }
 
 
