@@ -422,7 +422,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_flag(arguments, "seed", 0, MOST_SEED)
     if n_tokens > n_ctx:
         raise UserError(f"checks use prompts of {n_tokens} tokens; the context holds {n_ctx}")
-    heads = carrying_heads(folders.results / "circuit.json", model)
+    heads = carrying_heads(folders.found("circuit.json"), model)
     path, started = folders.to_write("check.json"), time.perf_counter()
     folders.announce()
     rows = checked(Study(model, config.get("diet"), heads, k, seed))

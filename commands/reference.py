@@ -2,7 +2,8 @@
 
 The default run is trained into a temporary folder beside reference/, and swapped in whole once it
 is done, so that an interruption leaves the old one. Flags of train.py go on to it. On the way the
-model is looked at, for the report to show how it learned: learning.json.
+model is looked at, for the report to show how it learned: learning.json. In the end it is traced,
+as by `make patch`: circuit.json.
 """
 
 import json
@@ -23,12 +24,12 @@ from minifunc.circuit import Criteria, attention_shares, direct_groups
 from minifunc.model import Transformer
 from minifunc.patching import Logits
 from minifunc.support.errors import UserError, command, first_line
-from minifunc.support.files import save_text
+from minifunc.support.files import save_json, save_text
 from minifunc.support.flags import Parser
 from minifunc.support.runs import REFERENCE, load_run, weights_hash
 from minifunc.support.tables import rounded
 
-FILES = ("config.json", "model.pt", "metrics.jsonl", "learning.json")
+FILES = ("config.json", "model.pt", "metrics.jsonl", "learning.json", "circuit.json")
 PROMPT = tasks.encode("1+1=3, 2+2=5, 3+3=")  # what the README begins with
 
 
@@ -101,6 +102,8 @@ def renew(folder: Path, flags: list[str]) -> int:
         if code != 0:
             return code
         save_text(new / "learning.json", json.dumps(learning(new, looks)) + "\n")
+        traced = patch.trace(load_run(new)[0], patch.Study(), Criteria(), lambda *_: None)
+        save_json(new / "circuit.json", traced)
         for path in new.iterdir():
             if path.name not in FILES:
                 path.unlink()

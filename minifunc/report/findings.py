@@ -91,7 +91,7 @@ def read(folders: RunFolders) -> Findings:
     model, config = (None, {}) if traced_alone(run) else load_run(run)
     if not all(isinstance(string, str) for string in config.get("vocabulary", ())):
         raise UserError(f"{run / 'config.json'}: `vocabulary` must hold strings and nothing else")
-    circuit = load_circuit(results / "circuit.json", model) or {}
+    circuit = load_circuit(folders.found("circuit.json"), model) or {}
     counted = {"accuracy_prompts": circuit.get("n_prompts")}  # where it doesn't say itself
     metrics, check, seeds = run / "metrics.jsonl", results / "check.json", RESULTS / "seeds.json"
     return Findings(

@@ -151,6 +151,11 @@ class RunFolders:
         """The command that makes a file of this run."""
         return make_command(target, self.asked or self.name)
 
+    def found(self, name: str) -> Path:
+        """The path of a result that may be there: for the reference run, else that it comes with."""
+        path = self.results / name
+        return path if path.exists() else self.run / name
+
     def to_write(self, name: str) -> Path:
         """The path of a result. Makes its folder; raises UserError where it cannot be written."""
         make_folder(self.results)
