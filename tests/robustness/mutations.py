@@ -281,10 +281,31 @@ FAULTS = [
     ),
     Fault(
         "minifunc/support/pretrained.py",
+        old="(1 - kept) / factor",
+        new="(1 - kept) * factor",
+        breaks="rarely turning pairs of Llama 3.1 turn too fast",
+        tests="pretrained",
+    ),
+    Fault(
+        "minifunc/model.py",
+        old="self.cfg.rotary_base, self.cfg.rotary_divisors",
+        new="self.cfg.rotary_base",
+        breaks="rotary frequencies are not divided",
+        tests="model",
+    ),
+    Fault(
+        "minifunc/support/tokenizer.py",
         old="if known is None and len(ids) != 1:",
         new="if known is None and not ids:",
         breaks="an answer of several tokens counts as its first",
         tests="pretrained",
+    ),
+    Fault(
+        "minifunc/support/tokenizer.py",
+        old="merges.sort(key=lambda merge: merge[:3], reverse=True)",
+        new="merges.sort(key=lambda merge: merge[1:3], reverse=True)",
+        breaks="pieces of text are merged by their lengths, whatever their scores",
+        tests="stated_parts",
     ),
     Fault(
         "minifunc/analysis/long_sweeps.py",
