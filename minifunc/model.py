@@ -204,9 +204,8 @@ class Attention(nn.Module):
 
     def with_position(self, x: Tensor, positions: Tensor) -> Tensor:
         """Queries or keys [..., pos, head, d_head] with their positions worked in, if rotary."""
-        if self.cfg.positions != "rotary":
-            return x
-        return rotate(x, positions, self.cfg.rotary_base, self.cfg.rotary_divisors)
+        turns = self.cfg.rotary_base, self.cfg.rotary_divisors
+        return rotate(x, positions, *turns) if self.cfg.positions == "rotary" else x
 
 
 class MLP(nn.Module):

@@ -154,7 +154,7 @@ def test_scaling_that_lacks_a_number_or_holds_none_is_refused(name):
     wrong = [0, -1.0, "8", None, True, math.inf, math.nan]
     wrong += [1.5] if name == "low_freq_factor" else [0.5] if name == "high_freq_factor" else []
     for value in wrong:
-        with pytest.raises(ValueError, match=f"rope.rope_type llama3 needs .*{name}': {value!r}"):
+        with pytest.raises(ValueError, match=f"rope_type llama3 needs .*{name}': {value!r}"):
             model_config(CONFIG | {"rope_scaling": LLAMA31 | {name: value}})
 
 

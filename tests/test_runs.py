@@ -83,7 +83,8 @@ def test_a_saved_run_comes_back_as_it_was(run, model):
 
 def test_parts_that_a_model_lacks_are_not_in_its_config_and_those_it_has_come_back(tmp_path):
     plain, llama = ModelConfig(), replace(CFG, n_heads=4, n_kv_heads=2, tied_embeddings=True)
-    llama = replace(llama, rotary_divisors=(1.0,) * (CFG.d_head // 2 - 1) + (8.0,))
+    divisors = (*[1.0] * (CFG.d_head // 2 - 1), 8.0)
+    llama = replace(llama, positions="rotary", rotary_divisors=divisors)
     said = shape_of(plain)
     parts = {"n_kv_heads", "gated_mlp", "tied_embeddings", "qkv_bias", "rotary_divisors"}
     assert not said.keys() & parts
@@ -92,7 +93,8 @@ def test_parts_that_a_model_lacks_are_not_in_its_config_and_those_it_has_come_ba
         ("n_heads", 4),
         ("n_kv_heads", 2),
         ("tied_embeddings", True),
-        ("rotary_divisors", llama.rotary_divisors),
+        ("positions", "rotary"),
+        ("rotary_divisors", divisors),
     }
     model = Transformer(llama)
     save_json(tmp_path / "config.json", {"model": shape_of(llama), "vocabulary": list("abc")})

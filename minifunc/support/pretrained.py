@@ -55,7 +55,6 @@ CHANGES = re.compile(
     "gguf|rope[.]|_act$|auto_map|bias|expert|factor|interl|norm$|original_max|quant|softcap"
 )
 UNCHANGED = (None, False, 0, 1, "none", "default", "silu")
-# How Llama 3.1 scales its rotary positions.
 LLAMA3 = ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "factor")
 
 
@@ -123,9 +122,8 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     given |= {"rope_theta": 10000.0, "tie_word_embeddings": False}
     given |= {name: value for name, value in config.items() if value is not None}
     rope = given.get("rope_scaling", {}) | given.get("rope_parameters", {})  # of old, new files
-    scaling = {}
-    if rope.get("rope_type", rope.get("type")) == "llama3":
-        scaling = {name: rope[name] for name in LLAMA3}
+    scaling = rope if rope.get("rope_type", rope.get("type")) == "llama3" else {}
+    if scaling:
         rope = {name: rope[name] for name in rope if name not in (*LLAMA3, "rope_type", "type")}
     given |= {name if name == "rope_theta" else f"rope.{name}": rope[name] for name in rope}
     for name, value in given.items():
@@ -136,27 +134,19 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     shape = {ours: given[theirs] for ours, (theirs, _) in SHAPE.items()}
     shape |= {"tied_embeddings": given["tie_word_embeddings"], "qkv_bias": family == "qwen2"}
     cfg = ModelConfig(**shape, act_fn="silu", gated_mlp=True)
-    return replace(cfg, rotary_divisors=llama3_divisors(cfg, *scaling.values())) if scaling else cfg
+    return replace(cfg, rotary_divisors=llama3_divisors(cfg, scaling)) if scaling else cfg
 
 
-def llama3_divisors(
-    cfg: ModelConfig, n_first: float, low: float, high: float, factor: float
-) -> tuple[float, ...]:
-    """Llama 3.1 was trained on n_first positions first, then on more. A pair that turns more than
-    `high` times in n_first keeps its frequency, one of less than `low` turns `factor` times slower,
-    and in between, the frequency is a mean of both. Raises ValueError for numbers that don't fit.
-    """
-    said = dict(zip(LLAMA3, (n_first, low, high, factor)))
-    if not all(type(x) in (int, float) and 0 < x < 1e300 for x in said.values()) or low >= high:
-        raise ValueError(
-            f"rope.rope_type llama3 needs positive numbers, low below high: {said!r:.200}"
-        )
-    divisors = []
-    for pair in range(cfg.d_head // 2):
-        n_turns = n_first / (2 * math.pi * cfg.rotary_base ** (2 * pair / cfg.d_head))
-        kept = min(max((n_turns - low) / (high - low), 0), 1)
-        divisors.append(1 / (kept + (1 - kept) / factor))
-    return tuple(divisors)
+def llama3_divisors(cfg: ModelConfig, rope: Mapping[str, Any]) -> tuple[float, ...]:
+    """Llama 3.1 was trained on n_first positions, then on more. A pair that turns more than `high`
+    times in n_first keeps its frequency f, one of less than `low` turns has f / factor, and between
+    them stand means of both. Raises ValueError for numbers that don't fit."""
+    n_first, low, high, factor = said = [rope[name] for name in LLAMA3]
+    if not all(type(x) in (int, float) and 0 < x < 1e300 for x in said) or low >= high:
+        raise ValueError(f"rope_type llama3 needs positive numbers, low < high, not {rope!r:.200}")
+    wavelength = 2 * math.pi * cfg.rotary_base ** (2 * np.arange(cfg.d_head // 2) / cfg.d_head)
+    kept = ((n_first / wavelength - low) / (high - low)).clip(0, 1)
+    return tuple((1 / (kept + (1 - kept) / factor)).tolist())
 
 
 def views(model: Transformer, source: Source) -> dict[str, Tensor]:

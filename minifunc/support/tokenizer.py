@@ -1,8 +1,5 @@
-"""Tokenizers of language models that others made, of the package tokenizers.
-
-A Hugging Face folder holds one ready made. A GGUF file holds its parts, of one of two kinds: pieces
-of bytes (GPT-2, Llama 3, Qwen2), or SentencePiece's pieces of text (Llama 1 and 2, Mistral).
-"""
+"""Tokenizers of language models that others made. A GGUF file holds the parts of one: of bytes
+(GPT-2, Llama 3, Qwen2), or of text, SentencePiece's (Llama 1 and 2, Mistral)."""
 
 import importlib
 from collections.abc import Iterable, Mapping
@@ -60,23 +57,22 @@ def gguf_tokenizer(values: Mapping[str, Any]) -> Tokenizer:
     Tokens of kinds 2 (unknown), 3 (control) and 4 (added by the file's maker) are kept whole. Where
     a file doesn't say whether a text begins with a token of its own, llama.cpp's defaults hold."""
     parts = {name.removeprefix("tokenizer.ggml."): value for name, value in values.items()}
-    scheme, words = parts.get("model"), parts.get("pre")
-    if scheme != "llama" and (scheme != "gpt2" or words not in WORDS):
+    scheme, cut = parts.get("model"), parts.get("pre")
+    if scheme != "llama" and (scheme != "gpt2" or cut not in WORDS):
         raise ValueError(
-            f"its tokenizer, {scheme} {words}, is none of llama, gpt2 {', '.join(WORDS)}"
+            f"its tokenizer, {scheme} {cut}, is none of llama, gpt2 {', '.join(WORDS)}"
         )
-    inner = of_text(parts) if scheme == "llama" else of_bytes(parts)
-    kinds = zip(parts["tokens"], parts["token_type"])
-    inner.add_special_tokens([string for string, kind in kinds if kind in (2, 3, 4)])
-    has_first = parts.get("add_bos_token", scheme == "llama" or words == "llama-bpe")
+    package, strings, kinds = optional_package("tokenizers"), parts["tokens"], parts["token_type"]
+    vocabulary = {string: token for token, string in enumerate(strings)}
+    inner = (of_text if scheme == "llama" else of_bytes)(package, vocabulary, parts)
+    inner.add_special_tokens([text for text, kind in zip(strings, kinds) if kind in (2, 3, 4)])
+    has_first = parts.get("add_bos_token", scheme == "llama" or cut == "llama-bpe")
     return Tokenizer(inner, (parts["bos_token_id"],) if has_first else ())
 
 
-def of_bytes(parts: Mapping[str, Any]) -> Any:
+def of_bytes(tokenizers: Any, vocabulary: dict[str, int], parts: Mapping[str, Any]) -> Any:
     """A text is cut into words, and the bytes of each are joined by a list of merges."""
-    tokenizers, kind = optional_package("tokenizers"), parts["pre"]
-    cut = tokenizers.pre_tokenizers
-    vocabulary = {string: token for token, string in enumerate(parts["tokens"])}
+    cut, kind = tokenizers.pre_tokenizers, parts["pre"]
     merges = [tuple(merge.split(" ")) for merge in parts["merges"]]
     model = tokenizers.models.BPE(vocabulary, merges, ignore_merges=kind == "llama-bpe")
     inner = tokenizers.Tokenizer(model)
@@ -86,25 +82,18 @@ def of_bytes(parts: Mapping[str, Any]) -> Any:
     return inner
 
 
-def of_text(parts: Mapping[str, Any]) -> Any:
+def of_text(tokenizers: Any, vocabulary: dict[str, int], parts: Mapping[str, Any]) -> Any:
     """SentencePiece (Kudo & Richardson 2018), as Llama has it: a space is "▁", and one more stands
     before a text. Of two neighbours that make a token, those that make the one of the highest score
     are joined first. A character without a token becomes its UTF-8 bytes."""
-    tokenizers, strings = optional_package("tokenizers"), parts["tokens"]
-    vocabulary = {string: token for token, string in enumerate(strings)}
-    merges = []
-    for string, score in zip(strings, parts["scores"]):
-        for at in range(1, len(string)):
-            left, right = string[:at], string[at:]
-            if left in vocabulary and right in vocabulary:
-                merges.append((score, at, len(string), left, right))
-    merges.sort(key=lambda merge: merge[:3], reverse=True)
-    pairs, unknown = [merge[3:] for merge in merges], strings[parts.get("unknown_token_id", 0)]
-    how = {"unk_token": unknown, "fuse_unk": True, "byte_fallback": True}
-    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, pairs, **how))
-    spaces, decode = tokenizers.normalizers, tokenizers.decoders
+    strings, merges = parts["tokens"], []
+    for _, string in sorted(zip(parts["scores"], strings), key=lambda scored: -scored[0]):
+        halves = [(string[:at], string[at:]) for at in range(len(string) - 1, 0, -1)]
+        merges += [pair for pair in halves if vocabulary.keys() >= {*pair}]
+    how = {"unk_token": strings[parts.get("unknown_token_id", 0)], "fuse_unk": True}
+    model = tokenizers.models.BPE(vocabulary, merges, byte_fallback=True, **how)
+    inner, spaces, back = tokenizers.Tokenizer(model), tokenizers.normalizers, tokenizers.decoders
     steps = [spaces.Prepend("▁")] if parts.get("add_space_prefix", True) else []
     inner.normalizer = spaces.Sequence([*steps, spaces.Replace(" ", "▁")])
-    joined = [decode.Replace("▁", " "), decode.ByteFallback(), decode.Fuse()]
-    inner.decoder = decode.Sequence(joined)
+    inner.decoder = back.Sequence([back.Replace("▁", " "), back.ByteFallback(), back.Fuse()])
     return inner
