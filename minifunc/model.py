@@ -43,9 +43,10 @@ class ModelConfig:
     positions: "rotary" (RoFormer, adjacent pairs), "learned" (added to the embedding), or "none".
     normalization: "RMS" (x / rms(x) * w) or "LN" (centred as well, weight only).
     act_fn: "gelu" (exact), "relu", "silu", or "none" (attention-only: the blocks have no MLP).
-    The last four are the Llama family's. n_kv_heads: heads that have a k and v; query heads share
+    The last five are the Llama family's. n_kv_heads: heads that have a k and v; query heads share
     them, the first few those of head 0, and so on (None: each has its own). gated_mlp: an MLP is
     act(x W_gate) * (x W_in) W_out, SwiGLU with "silu". tied_embeddings: W_E unembeds too.
+    rotary_divisors: each rotary pair's frequency is divided by its own (Llama 3.1; (): by none).
     """
 
     n_layers: int = 4
@@ -64,6 +65,7 @@ class ModelConfig:
     gated_mlp: bool = False
     tied_embeddings: bool = False
     qkv_bias: bool = False
+    rotary_divisors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         checks.check_model_config(self)
@@ -121,8 +123,9 @@ def at_positions(x: Tensor, positions: Tensor) -> Tensor:
     return x if len(positions) == x.shape[1] else x[:, positions]
 
 
-def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
-    """Rotary positions (Su et al. 2021): pair (2i, 2i + 1) turns by position / base^(2i/d_head).
+def rotate(x: Tensor, positions: Tensor, base: float, divisors: Sequence[float] = ()) -> Tensor:
+    """Rotary positions (Su et al. 2021): pair (2i, 2i + 1) turns by position / base^(2i/d_head),
+    divided by divisors[i] where these are given.
 
     x [..., pos, head, d_head], positions [pos] int64 → the same shape. The score of a turned query
     and a turned key depends on their positions through the distance alone. A pair is read as one
@@ -130,7 +133,10 @@ def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
     """
     n_pairs = x.shape[-1] // 2
     fraction = torch.arange(n_pairs, device=x.device, dtype=x.dtype) / n_pairs
-    angle = positions[:, None, None] * base**-fraction  # [pos, 1, pair]
+    frequency = base**-fraction  # [pair]
+    if divisors:
+        frequency = frequency / x.new_tensor(divisors)
+    angle = positions[:, None, None] * frequency  # [pos, 1, pair]
     turn = torch.polar(torch.ones_like(angle), angle)
     pairs = torch.view_as_complex(x.unflatten(-1, (n_pairs, 2)))  # [..., pos, head, pair]
     return torch.view_as_real(pairs * turn).flatten(-2)
@@ -198,7 +204,8 @@ class Attention(nn.Module):
 
     def with_position(self, x: Tensor, positions: Tensor) -> Tensor:
         """Queries or keys [..., pos, head, d_head] with their positions worked in, if rotary."""
-        return rotate(x, positions, self.cfg.rotary_base) if self.cfg.positions == "rotary" else x
+        turns = self.cfg.rotary_base, self.cfg.rotary_divisors
+        return rotate(x, positions, *turns) if self.cfg.positions == "rotary" else x
 
 
 class MLP(nn.Module):

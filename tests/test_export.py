@@ -15,7 +15,8 @@ CONFIGS = {
     "learned, LN": ModelConfig(n_layers=2, positions="learned", normalization="LN", d_vocab=11),
     "attention-only": ModelConfig(n_layers=1, act_fn="none", d_vocab=11),
 }
-ADDED = ("n_kv_heads", "gated_mlp", "tied_embeddings", "qkv_bias")  # no run of ours has them
+# No run of ours has them.
+ADDED = ("n_kv_heads", "gated_mlp", "tied_embeddings", "qkv_bias", "rotary_divisors")
 
 
 def in_transformer_lens(model):

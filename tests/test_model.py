@@ -40,13 +40,20 @@ LLAMA = dict(
     tied_embeddings=True,
     qkv_bias=True,
 )
-VARIANTS += [LLAMA, dict(n_kv_heads=1), dict(gated_mlp=True), dict(tied_embeddings=True)]
+VARIANTS += [
+    LLAMA,
+    dict(rotary_divisors=(1.0, 8.0)),
+    dict(n_kv_heads=1),
+    dict(gated_mlp=True),
+    dict(tied_embeddings=True),
+]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def named(variant):
     return "-".join(
-        f"{name}={value}" if name in LLAMA else value for name, value in variant.items()
+        value if type(value) is str and name not in LLAMA else f"{name}={value}"
+        for name, value in variant.items()
     )
 
 
@@ -73,14 +80,14 @@ def tokens():
     return torch.randint(SMALL["d_vocab"], (BATCH, POS), generator=torch.Generator().manual_seed(2))
 
 
-def turned(x, base):
+def turned(x, base, divisors=()):
     """Rotary positions by their definition, one pair and one position at a time.
 
     x [batch, head, pos, d_head] → the same shape
     """
     out = torch.empty_like(x)
     for pos, pair in itertools.product(range(x.shape[2]), range(x.shape[3] // 2)):
-        angle = pos / base ** (2 * pair / x.shape[3])
+        angle = pos / base ** (2 * pair / x.shape[3]) / (divisors[pair] if divisors else 1)
         a, b = x[:, :, pos, 2 * pair], x[:, :, pos, 2 * pair + 1]
         out[:, :, pos, 2 * pair] = a * math.cos(angle) - b * math.sin(angle)
         out[:, :, pos, 2 * pair + 1] = a * math.sin(angle) + b * math.cos(angle)
@@ -147,7 +154,8 @@ def by_hand(model, tokens):
                 read(normed, f"{block}.attn.W_{which}", head if which == "Q" else shared)
                 for which in "QKV"
             )
-            q, k = (turned(part[:, None], cfg.rotary_base)[:, 0] for part in (q, k))
+            how = cfg.rotary_base, cfg.rotary_divisors
+            q, k = (turned(part[:, None], *how)[:, 0] for part in (q, k))
             for pos in range(tokens.shape[1]):
                 score = (q[:, pos, None] * k[:, : pos + 1]).sum(-1) / math.sqrt(cfg.d_head)
                 z = (score.softmax(-1)[..., None] * v[:, : pos + 1]).sum(1)
@@ -175,6 +183,7 @@ def by_hand(model, tokens):
         dict(gated_mlp=True),
         dict(tied_embeddings=True),
         dict(qkv_bias=True),
+        dict(rotary_divisors=(1.0, 8.0)),
         LLAMA,
     ],
     ids=str,
@@ -246,6 +255,14 @@ def test_rotation_is_exact_in_float64():
     x = torch.randn(2, 100, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = turned(x.transpose(1, 2), 10000.0).transpose(1, 2)
     assert_close(rotate(x, torch.arange(100), 10000.0), expected, rtol=0, atol=1e-12)
+    divisors = (1.0, 1.5, 3.0, 8.0)
+    expected = turned(x.transpose(1, 2), 10000.0, divisors).transpose(1, 2)
+    assert_close(rotate(x, torch.arange(100), 10000.0, divisors), expected, rtol=0, atol=1e-12)
+    plain, ones = (
+        rotate(x, torch.arange(100), 10000.0),
+        rotate(x, torch.arange(100), 10000.0, [1] * 4),
+    )
+    assert torch.equal(plain, ones)
 
 
 def test_learned_positions_are_added_to_the_embedding(tokens):
@@ -601,6 +618,7 @@ def test_cuda_gives_the_logits_of_the_cpu(tokens, variant):
         ("act_fn", []),
     ]
     + [("n_kv_heads", value) for value in (0, 2, -3, 3.0, True, "3", 6)]
+    + [("rotary_divisors", x) for x in (None, [1.0, 2.0], (1.0,), (1.0, 0.0), (1.0, math.inf))]
     + [("gated_mlp", 1), ("tied_embeddings", None), ("qkv_bias", "yes")]
     + [("eps", 0.0), ("eps", math.nan), ("eps", math.inf), ("eps", "1e-5"), ("rotary_base", -1.0)],
 )

@@ -5,8 +5,12 @@ as llama.cpp writes them: q and k permuted where the architecture is llama.
 """
 
 import importlib.util
+import io
 import json
+import math
+import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,11 +23,11 @@ from minifunc.support.errors import UserError
 from minifunc.support.pretrained import (
     TENSORS,
     Source,
-    Tokenizer,
     load_pretrained,
     model_config,
     read_config,
 )
+from minifunc.support.tokenizer import Tokenizer, gguf_tokenizer
 
 SMALL = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "vocab_size": 37}
 SMALL |= {"num_attention_heads": 6, "max_position_embeddings": 32, "rms_norm_eps": 2.0**-17}
@@ -105,10 +109,62 @@ def test_what_our_model_does_not_compute_is_refused_by_name(name):
 
 
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
-@pytest.mark.parametrize("changed", [{"rope_type": "llama3"}, {"type": "linear"}, {"factor": 2.0}])
+@pytest.mark.parametrize("changed", [{"rope_type": "yarn"}, {"type": "linear"}, {"factor": 2.0}])
 def test_scaled_rotary_positions_are_refused(key, changed):
     with pytest.raises(ValueError, match=f"rope.{next(iter(changed))}"):
         model_config(CONFIG | {key: {"rope_theta": 1e4, **changed}})
+
+
+# As Llama 3.1 has it, but for a model that was trained on 10 turns of its first pair.
+LLAMA31 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 0.5, "high_freq_factor": 1.5}
+LLAMA31 |= {"original_max_position_embeddings": 20 * math.pi, "rope_theta": 1000.0}
+
+
+def test_llama_31_divides_the_frequencies_of_pairs_that_turn_rarely():
+    """d_head 6: the pairs turn 10 times, once, a tenth of a time. The first keeps its frequency f,
+    the last has f / 4, the middle one (f + f / 4) / 2."""
+    wide = CONFIG | {"head_dim": 6}
+    named = {name: LLAMA31[name] for name in LLAMA31 if name != "rope_type"} | {"type": "llama3"}
+    old = {name: LLAMA31[name] for name in LLAMA31 if name != "rope_theta"}
+    for changes in (
+        {"rope_parameters": LLAMA31},
+        {"rope_parameters": LLAMA31 | {"type": "llama3"}},
+        {"rope_scaling": named},
+        {"rope_scaling": old, "rope_theta": 1000.0},
+    ):
+        cfg = model_config(wide | changes)
+        assert cfg.rotary_divisors == pytest.approx((1.0, 1.6, 4.0), abs=1e-12)
+        assert cfg.rotary_base == 1000.0
+    assert model_config(wide).rotary_divisors == ()
+
+
+def test_the_frequencies_of_llama_31_itself():
+    """Of Llama-3.1-8B's config.json, as transformers computes them, in float32."""
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope |= {"original_max_position_embeddings": 8192, "rope_theta": 500000.0}
+    found = model_config(CONFIG | {"head_dim": 128, "rope_parameters": rope}).rotary_divisors
+    between = [1.207484, 1.553414, 2.026313, 2.69453, 3.684254, 5.257327]
+    assert found == pytest.approx([1.0] * 29 + between + [8.0] * 29, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(LLAMA31.keys() - {"rope_type", "rope_theta"}))
+def test_scaling_that_lacks_a_number_or_holds_none_is_refused(name):
+    with pytest.raises(KeyError, match=name):
+        model_config(CONFIG | {"rope_scaling": {x: LLAMA31[x] for x in LLAMA31 if x != name}})
+    wrong = [0, -1.0, "8", None, True, math.inf, math.nan]
+    wrong += [1.5] if name == "low_freq_factor" else [0.5] if name == "high_freq_factor" else []
+    for value in wrong:
+        with pytest.raises(ValueError, match=f"rope_type llama3 needs .*{name}': {value!r}"):
+            model_config(CONFIG | {"rope_scaling": LLAMA31 | {name: value}})
+
+
+def test_what_would_scale_otherwise_is_refused_by_name():
+    for change in ({"partial_rotary_factor": 0.5}, {"mscale_factor": 2.0}):
+        with pytest.raises(ValueError, match=f"rope.{next(iter(change))}"):
+            model_config(CONFIG | {"rope_parameters": LLAMA31 | change})
+    with pytest.raises(ValueError, match="original_max_position_embeddings says, 9"):
+        over = {"original_max_position_embeddings": 9}  # which transformers would follow
+        model_config(CONFIG | over | {"rope_parameters": LLAMA31})
 
 
 @pytest.mark.parametrize("name", [*SMALL, "model_type"])
@@ -151,19 +207,19 @@ def test_a_bias_goes_by_the_same_rotary_pairs_as_its_weight(column, halves):
 
 
 class Words:
-    """As a tokenizers.Tokenizer: tokens are letters, and ` the` is one."""
+    """As a tokenizers.Tokenizer: tokens are letters, ` the` is one, and so is SentencePiece's."""
 
     def encode(self, text, add_special_tokens=True):
         ids = [99] if text == " the" else [*map(ord, text)]
         return SimpleNamespace(ids=ids)
 
     def token_to_id(self, string):
-        return {"Ġthe": 99, "a": 97}.get(string)
+        return {"Ġthe": 99, "a": 97, "▁a": 98}.get(string)
 
 
 def test_a_string_of_several_tokens_is_refused_not_cut():
     tokenizer = Tokenizer(Words())
-    assert tokenizer.single_tokens([" the", "a", "b"]) == [99, 97, 98]
+    assert tokenizer.single_tokens([" the", "a", "b", " a"]) == [99, 97, 98, 98]
     for string in ("ab", " them", ""):
         with pytest.raises(UserError, match=f"no single token for {string!r}"):
             tokenizer.single_tokens(["a", string])
@@ -175,7 +231,7 @@ def test_what_a_gguf_file_calls_user_defined_is_one_token_too():
     strings, kinds = ["<s>", "a", "b", "<b>", "<", ">"], [3, 1, 1, 4, 1, 1]
     values = {"model": "gpt2", "pre": "gpt-2", "tokens": strings, "token_type": kinds, "merges": []}
     values = {f"tokenizer.ggml.{name}": value for name, value in values.items()}
-    assert pretrained.gguf_tokenizer(values).encode("a<b><s>b") == [1, 3, 0, 2]
+    assert gguf_tokenizer(values).encode("a<b><s>b") == [1, 3, 0, 2]
 
 
 # ---------------------------------------------------------------- models of transformers
@@ -183,11 +239,14 @@ def test_what_a_gguf_file_calls_user_defined_is_one_token_too():
 FULL = {"num_key_value_heads": 6, "tie_word_embeddings": False}
 GROUPED = {"num_key_value_heads": 2, "tie_word_embeddings": False}
 TIED = {"num_key_value_heads": 3, "tie_word_embeddings": True}
+# Scaled as in Llama 3.1, and run far beyond the 16 positions that it was trained on first.
+SCALED = GROUPED | {"head_dim": 16, "max_position_embeddings": 128}
+SCALED |= {"rope_parameters": LLAMA31 | {"original_max_position_embeddings": 16}}
 MODELS = {
     f"{family}, {kind}": (family, kind)
     for family in ("Llama", "Mistral", "Qwen2")
     for kind in ("FULL", "GROUPED", "TIED")
-}
+} | {"Llama, SCALED": ("Llama", "SCALED")}
 # Wide heads, as Mistral Nemo has them; another rotary base.
 MORE = {"Mistral": {"sliding_window": None, "head_dim": 8}, "Qwen2": {"rope_theta": 1e6}}
 
@@ -199,7 +258,7 @@ def theirs(name):
     pytest.importorskip("tokenizers")
     family, kind = MODELS[name]
     config = getattr(transformers, f"{family}Config")
-    config = config(**SMALL, **globals()[kind], **MORE.get(family, {}))
+    config = config(**SMALL | globals()[kind] | MORE.get(family, {}))
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -226,7 +285,8 @@ def save(model, folder, shard="1GB"):
 
 
 def assert_same_logits(model, other, atol=1e-4):
-    tokens = torch.randint(model.cfg.d_vocab, (3, 20), generator=torch.Generator().manual_seed(1))
+    shape, generator = (3, model.cfg.n_ctx), torch.Generator().manual_seed(1)
+    tokens = torch.randint(model.cfg.d_vocab, shape, generator=generator)
     with torch.no_grad():
         expected = other(tokens).logits
         torch.testing.assert_close(model(tokens), expected, rtol=0, atol=atol)
@@ -245,6 +305,17 @@ def test_a_folder_gives_the_logits_of_transformers(tmp_path, name, shard):
     assert_same_logits(model, other)
     assert tokenizer.single_tokens(["3", "+"]) == tokenizer.encode("3+")
     assert read_config(tmp_path) == model.cfg
+
+
+def test_the_scaling_of_rotary_positions_is_what_makes_them_agree(tmp_path):
+    folder = save(theirs("Llama, SCALED"), tmp_path)
+    model = load_pretrained(folder)[0]
+    edited(folder / "config.json", rope_parameters={"rope_theta": 1000.0})
+    plain = load_pretrained(folder)[0]
+    tokens = torch.randint(37, (3, 128), generator=torch.Generator().manual_seed(1))
+    far = (model(tokens) - plain(tokens)).abs().amax(-1)
+    assert model.cfg.rotary_divisors and not plain.cfg.rotary_divisors
+    assert (far[:, 16:].amax(-1) > 0.1).all()
 
 
 def test_bfloat16_weights_are_rounded_float32_ones(tmp_path):
@@ -287,6 +358,14 @@ def permuted(weight, heads):
     return halves.swapaxes(1, 2).reshape(weight.shape)
 
 
+def stored_divisors(cfg):
+    """What llama.cpp stores of Llama 3.1: by what transformers' frequencies are smaller."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    plain = cfg.rope_parameters["rope_theta"] ** -(torch.arange(0, 1, 2 / cfg.head_dim))
+    return (plain / ROPE_INIT_FUNCTIONS["llama3"](cfg, "cpu")[0]).numpy()
+
+
 def write_gguf(path, other, left_out=(), added=(), **changes):
     """The model of transformers as a GGUF file, by the names that the package gguf has."""
     gguf = pytest.importorskip("gguf")
@@ -302,6 +381,8 @@ def write_gguf(path, other, left_out=(), added=(), **changes):
     writer.add_layer_norm_rms_eps(cfg.rms_norm_eps)
     rope = getattr(cfg, "rope_parameters", None) or {"rope_theta": cfg.rope_theta}
     writer.add_rope_freq_base(rope["rope_theta"])
+    if rope.get("rope_type") == "llama3":
+        writer.add_tensor("rope_freqs.weight", stored_divisors(cfg))
     width = getattr(cfg, "head_dim", None) or cfg.hidden_size // cfg.num_attention_heads
     writer.add_rope_dimension_count(changes.pop("rotary", width))
     writer.add_key_length(width)
@@ -327,6 +408,8 @@ STRINGS = ["<s>", "<|im_start|>", *"0123456789+=,xit", "Ġ", "Ċ", "it", "23", "
 
 
 def add_tokenizer(writer, kind="gpt2", pre="smollm", bos=False, strings=STRINGS, **values):
+    if kind is PIECES:
+        return add_pieces(writer, **values)
     strings = [*strings, *(f"unused{i}" for i in range(37 - len(strings)))]
     writer.add_tokenizer_model(kind)
     writer.add_tokenizer_pre(pre)
@@ -344,7 +427,9 @@ def test_a_gguf_file_gives_the_logits_of_transformers(tmp_path, name):
     other = theirs(name)
     model, _ = load_pretrained(write_gguf(tmp_path / "model.gguf", other))
     assert_same_logits(model, other)
-    assert model.cfg == read_config(save(other, tmp_path / "folder"))
+    same = read_config(save(other, tmp_path / "folder"))
+    assert model.cfg.rotary_divisors == pytest.approx(same.rotary_divisors, rel=1e-6)
+    assert replace(model.cfg, rotary_divisors=same.rotary_divisors) == same
 
 
 def test_transformers_reads_our_gguf_files_as_we_do(tmp_path):
@@ -370,6 +455,165 @@ def test_a_gguf_files_tokenizer_cuts_digits_and_keeps_control_tokens(tmp_path):
     assert strings("23") == ["<s>", "23"]
     assert strings("xit") == ["<s>", "xit"]  # a whole word is taken before any merge
     assert tokenizer.single_tokens(["23", "3", "\n"]) == [21, 5, 19]
+
+
+# ---------------------------------------------------------------- SentencePiece in GGUF files
+
+# Pieces of text in the order of their merges, and the characters that they are made of.
+MERGED = ["▁t", "he", "▁the", "in", "ing", "▁1", "aa", "aaa", "ab", "ba", "aba", "bab", "▁▁"]
+MERGED += ["▁▁▁▁", "==", "===", "ß▁", "😀😀", "▁x", "12", "é▁", "the", "▁a"]
+PIECES = ["<unk>", "<s>", "</s>", "<b>", *(f"<0x{byte:02X}>" for byte in range(256)), *MERGED]
+PIECES += sorted(set("".join(MERGED)) | set("0123456789+=<>"))
+KINDS = [2, 3, 3, 4] + [6] * 256 + [1] * (len(PIECES) - 260)
+SCORES = [0.0] * 260 + [-float(at) for at in range(len(PIECES) - 260)]
+SAID = {"model": "llama", "tokens": PIECES, "scores": SCORES, "token_type": KINDS}
+SAID |= {"bos_token_id": 1, "unknown_token_id": 0}
+BITS = [
+    "1+1=3\n",
+    "12",
+    " ",
+    "  ",
+    "    ",
+    "\t",
+    "é",
+    "ß ",
+    "😀",
+    "😀😀",
+    "👩‍👧",
+    "日本",
+    "the",
+    " the",
+    " thing",
+]
+BITS += ["ababa", "aaaaa", "aba", "=====", " x", "▁", "<0x0A>", "٣", "ﬁ", "\u200b", " a", "<", "in"]
+
+
+def of_pieces(**changes):
+    parts = {name: value for name, value in (SAID | changes).items() if value is not None}
+    return gguf_tokenizer({f"tokenizer.ggml.{name}": value for name, value in parts.items()})
+
+
+def add_pieces(writer, **values):
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(PIECES)
+    writer.add_token_scores(SCORES)
+    writer.add_token_types(KINDS)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    for name, value in values.items():
+        writer.add_bool(f"tokenizer.ggml.{name}", value)
+
+
+def random_texts(n, bits=BITS):
+    draw = random.Random(0)
+    return ["".join(draw.choices(bits, k=draw.randint(0, 9))) for _ in range(n)]
+
+
+def by_definition(text, pieces=PIECES, scores=SCORES):
+    """Of all neighbours that make a piece, the best, leftmost ones are joined, until none do."""
+    score, parts = dict(zip(pieces, scores)), list(text and "▁" + text.replace(" ", "▁"))
+    while True:
+        pairs = [a + b for a, b in zip(parts, parts[1:])]
+        known = [at for at, pair in enumerate(pairs) if pair in score]
+        if not known:
+            break
+        best = max(known, key=lambda at: (score[pairs[at]], -at))
+        parts[best : best + 2] = [pairs[best]]
+    tokens = []
+    for part in parts:
+        own = [part] if part in score else [f"<0x{byte:02X}>" for byte in part.encode()]
+        tokens += [pieces.index(string) for string in own]
+    return tokens
+
+
+def test_pieces_of_text_are_joined_by_their_scores():
+    pytest.importorskip("tokenizers")
+    tokenizer, texts = of_pieces(), random_texts(1000)
+    found = [tokenizer.encode(text) for text in texts]
+    assert found == [[1, *by_definition(text)] for text in texts]
+    strings = [PIECES[token] for token in tokenizer.encode("12 the é日")]
+    assert strings[:6] == ["<s>", "▁1", "2", "▁the", "▁", "é"] and strings[6:] == [
+        "<0xE6>",
+        "<0x97>",
+        "<0xA5>",
+    ]
+    for text, tokens in zip(texts, found):
+        spaced = tokenizer.inner.decode(tokens, skip_special_tokens=True)
+        assert spaced == (text and " " + text.replace("▁", " "))
+    assert tokenizer.string(PIECES.index("▁the")) == " the"
+    wanted = [PIECES.index(string) for string in ("7", "▁the", "the", "=")]
+    assert tokenizer.single_tokens(["7", " the", "the", "="]) == wanted
+    with pytest.raises(UserError, match="no single token for ' 7'"):
+        tokenizer.single_tokens([" 7"])
+
+
+def test_what_a_file_says_of_the_beginning_of_a_text():
+    pytest.importorskip("tokenizers")
+    the, x = PIECES.index("the"), PIECES.index("▁x")
+    assert of_pieces().encode("the x") == [1, PIECES.index("▁the"), x]
+    assert of_pieces(add_bos_token=True).encode("the x") == [1, PIECES.index("▁the"), x]
+    assert of_pieces(add_bos_token=False, bos_token_id=None).encode("the x")[1:] == [x]
+    assert of_pieces(add_space_prefix=False).encode("the x") == [1, the, x]
+    assert of_pieces(add_space_prefix=True).encode("") == [1]
+    whole = of_pieces(unknown_token_id=None).encode("<b>x</s>x<unk> x")  # as llama.cpp cuts it
+    assert whole == [1, 3, x, 2, x, 0, PIECES.index("▁▁"), PIECES.index("x")]
+
+
+def test_bytes_that_a_vocabulary_lacks_are_one_unknown_token():
+    pytest.importorskip("tokenizers")
+    few = ["<unk>", "<s>", "▁", "a"]
+    more = {"tokens": few, "scores": [0.0] * 4, "token_type": [2, 3, 1, 1]}
+    assert of_pieces(**more).encode("a日本a") == [1, 2, 3, 0, 3]
+
+
+@pytest.mark.parametrize("lacking", ["tokens", "scores", "token_type", "bos_token_id"])
+def test_a_part_that_a_file_lacks_is_named(lacking):
+    pytest.importorskip("tokenizers")
+    with pytest.raises(KeyError, match=lacking):
+        of_pieces(**{lacking: None})
+
+
+def test_where_a_byte_level_file_says_nothing_llama_3_alone_has_a_first_token():
+    """As in llama.cpp; Llama 3's own files seldom say."""
+    pytest.importorskip("tokenizers")
+    values = {"model": "gpt2", "tokens": ["<s>", "a"], "token_type": [3, 1], "merges": []}
+    values |= {"bos_token_id": 0}
+    for pre, first in (("llama-bpe", [0]), ("gpt-2", []), ("smollm", []), ("qwen2", [])):
+        named = {f"tokenizer.ggml.{name}": x for name, x in (values | {"pre": pre}).items()}
+        assert gguf_tokenizer(named).encode("a") == [*first, 1]
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_texts_are_cut_as_sentencepiece_itself_cuts_them(prefix):
+    pytest.importorskip("tokenizers")
+    sentencepiece, model = pytest.importorskip("sentencepiece"), io.BytesIO()
+    text = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text().splitlines()
+    how = {"model_type": "bpe", "byte_fallback": True, "split_digits": True, "unk_id": 0}
+    how |= {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    how |= {"allow_whitespace_only_pieces": True, "add_dummy_prefix": prefix, "vocab_size": 900}
+    train = sentencepiece.SentencePieceTrainer.train
+    train(sentence_iterator=iter(text), model_writer=model, minloglevel=2, **how)
+    own = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    ids = range(own.get_piece_size())
+    kinds = {i: 2 if own.is_unknown(i) else 3 if own.is_control(i) else 1 for i in ids}
+    said = {"tokens": [own.id_to_piece(i) for i in ids], "token_type": [*kinds.values()]}
+    said |= {"scores": [own.get_score(i) for i in ids], "add_space_prefix": prefix}
+    tokenizer = of_pieces(**said)
+    texts = random_texts(2000, [*BITS, *" ".join(text).split(" ")])
+    assert [tokenizer.encode(each) for each in texts] == [[1, *own.encode(each)] for each in texts]
+
+
+def test_a_gguf_file_of_pieces_is_cut_as_transformers_cuts_it(tmp_path):
+    """But for a text that begins with a space, to which SentencePiece adds another."""
+    other, path = theirs("Llama, FULL"), tmp_path / "model.gguf"
+    tokenizer = load_pretrained(write_gguf(path, other, kind=PIECES))[1]
+    transformers = pytest.importorskip("transformers")
+    their = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
+    texts = [text for text in random_texts(500) if not text.startswith((" ", "▁"))]
+    assert [tokenizer.encode(text) for text in texts] == [their(text).input_ids for text in texts]
+    assert load_pretrained(write_gguf(path, other, kind=PIECES, add_bos_token=False))[1].first == ()
 
 
 # ---------------------------------------------------------------- bad input
@@ -457,13 +701,15 @@ def test_a_damaged_or_foreign_gguf_file_is_refused_in_one_line(tmp_path):
     for changes, word in (
         ({"arch": "gemma2"}, "gemma2"),
         ({"left_out": [k]}, "the tensor blk.0.attn_k.weight is missing"),
-        ({"added": {"rope_freqs.weight": torch.ones(2)}.items()}, "rope_freqs.weight"),
+        ({"added": {"rope_freqs.weight": torch.ones(3)}.items()}, "rotary_divisors"),
+        ({"added": {"rope_freqs.weight": torch.zeros(2)}.items()}, "rotary_divisors"),
+        ({"added": {"rope_freqs.weight": torch.ones(2, 2)}.items()}, "rotary_divisors"),
         ({"added": {q: torch.ones(24, 20)}.items()}, "blk.0.attn_q.weight must be of shape"),
         ({"rotary": 2}, "head_dim"),
         ({"llama.rope.scaling.factor": 4.0}, "rope.scaling.factor"),
         ({"llama.expert_count": 8.0}, "expert_count"),
         ({"llama.attention.scale": 0.5}, "attention.scale"),
-        ({"kind": "llama"}, "tokenizer, llama smollm,"),
+        ({"kind": "bert"}, "tokenizer, bert smollm,"),
         ({"pre": "deepseek"}, "tokenizer, gpt2 deepseek,"),
     ):
         assert word in refusal(write_gguf(path, other, **changes))

@@ -533,6 +533,7 @@ NO_TENSORS = {
     "minifunc.support.tables": "text",
     "minifunc.support.vocabulary": "text",
     "minifunc.support.pretrained": "others' files, optional packages: tests/test_pretrained.py",
+    "minifunc.support.tokenizer": "text, an optional package: tests/test_pretrained.py",
     "minifunc.support.files": "files; those that hold tensors are cases",
     "minifunc.support.processes": "processes; what touches tensors is a case",
     "minifunc.support.runs": "files and flags; what makes a model is a case",

@@ -83,13 +83,18 @@ def test_a_saved_run_comes_back_as_it_was(run, model):
 
 def test_parts_that_a_model_lacks_are_not_in_its_config_and_those_it_has_come_back(tmp_path):
     plain, llama = ModelConfig(), replace(CFG, n_heads=4, n_kv_heads=2, tied_embeddings=True)
+    divisors = (*[1.0] * (CFG.d_head // 2 - 1), 8.0)
+    llama = replace(llama, positions="rotary", rotary_divisors=divisors)
     said = shape_of(plain)
-    assert not said.keys() & {"n_kv_heads", "gated_mlp", "tied_embeddings", "qkv_bias"}
+    parts = {"n_kv_heads", "gated_mlp", "tied_embeddings", "qkv_bias", "rotary_divisors"}
+    assert not said.keys() & parts
     assert from_json(ModelConfig(), said, "here") == plain
     assert shape_of(llama).items() - shape_of(CFG).items() == {
         ("n_heads", 4),
         ("n_kv_heads", 2),
         ("tied_embeddings", True),
+        ("positions", "rotary"),
+        ("rotary_divisors", divisors),
     }
     model = Transformer(llama)
     save_json(tmp_path / "config.json", {"model": shape_of(llama), "vocabulary": list("abc")})
@@ -101,6 +106,10 @@ def test_parts_that_a_model_lacks_are_not_in_its_config_and_those_it_has_come_ba
         wrong = shape_of(llama) | {"n_kv_heads": value}
         save_json(tmp_path / "config.json", {"model": wrong, "vocabulary": list("abc")})
         assert "n_kv_heads" in refused(tmp_path / "config.json", load_run, tmp_path)
+    for value in (None, 2.0, [8.0] * 99, [0.0] * (CFG.d_head // 2)):
+        wrong = shape_of(llama) | {"rotary_divisors": value}
+        save_json(tmp_path / "config.json", {"model": wrong, "vocabulary": list("abc")})
+        assert "rotary_divisors" in refused(tmp_path / "config.json", load_run, tmp_path)
 
 
 def test_weights_file_is_a_bare_state_dict_that_plain_torch_reads(run, model):

@@ -58,6 +58,11 @@ MODEL_FIELDS = {  # field: the values at its bounds that fit, those that do not
     "gated_mlp": ([True, False], [0, 1, None]),
     "tied_embeddings": ([True, False], [0, 1, None]),
     "qkv_bias": ([True, False], [0, 1, None]),
+    "rotary_divisors": (
+        [(), (1, 1e299), (1e-300, 8.0)],
+        [None, [1.0, 2.0], (1.0,), (1, 2, 3), (1, 0), (1, 1e300), (1, True), (1, "2"), 2.0]
+        + [(1.0, x) for x in INFINITE],
+    ),
 }
 
 

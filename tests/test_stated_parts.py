@@ -31,6 +31,7 @@ from minifunc.support import (
     settings,
     shared_streams,
     tables,
+    tokenizer,
     vocabulary,
 )
 from minifunc.support.effects import Effects, Senders
@@ -862,10 +863,13 @@ def test_a_config_without_its_parts_cannot_go_on(tmp_path, config):
 
 def test_the_parts_that_a_model_lacks_are_not_said():
     plain = settings.shape_of(SHAPE)
-    assert not {"n_kv_heads", "gated_mlp", "tied_embeddings", "qkv_bias"} & plain.keys()
+    parts = {"n_kv_heads", "gated_mlp", "tied_embeddings", "qkv_bias", "rotary_divisors"}
+    assert not parts & plain.keys()
     more = replace(SHAPE, n_kv_heads=3, gated_mlp=True, act_fn="silu", qkv_bias=True)
     assert settings.shape_of(more).keys() - plain.keys() == {"n_kv_heads", "gated_mlp", "qkv_bias"}
     assert settings.added_parts(more) == ["n_kv_heads", "gated_mlp", "qkv_bias", "silu"]
+    scaled = replace(SHAPE, rotary_divisors=(1.0,) * (SHAPE.d_head // 2))
+    assert settings.added_parts(scaled) == ["rotary_divisors"]
     assert settings.added_parts(SHAPE) == []
     assert settings.as_json({"a": (1, (2,)), 3: None}) == {"a": [1, [2]], "3": None}
 
@@ -906,7 +910,8 @@ NOT_OURS = [
     {"attention_bias": True},
     {"mlp_bias": 1.5},
     {"hidden_act": "gelu"},
-    {"rope_scaling": {"rope_type": "llama3"}},
+    {"rope_scaling": {"rope_type": "yarn"}},
+    {"original_max_position_embeddings": 8},
     {"factor": 2.0},
     {"quantization_config": {"bits": 4}},
     {"num_local_experts": 8},
@@ -919,7 +924,7 @@ NOT_OURS = [
 @pytest.mark.parametrize("change", NOT_OURS, ids=str)
 def test_what_our_model_does_not_compute_is_refused_by_its_name(change):
     (name,) = change
-    says = {"rope_scaling": "rope.rope_type says, 'llama3'"}.get(name, name)
+    says = {"rope_scaling": "rope.rope_type says, 'yarn'"}.get(name, name)
     with pytest.raises(ValueError, match=says):
         pretrained.model_config(LLAMA | change)
 
@@ -929,6 +934,22 @@ def test_another_family_and_more_scaling_are_refused_too():
         pretrained.model_config(LLAMA | {"model_type": "gpt2"})
     with pytest.raises(ValueError, match="what rope.factor says, 2.0"):
         pretrained.model_config(LLAMA | {"rope_scaling": {"factor": 2.0}})
+
+
+def test_llama_31_divides_frequencies_from_one_up_to_its_factor():
+    """d_head 4, base 100: the pairs turn n_first / 2 pi times, and a tenth of that."""
+    names = ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "factor")
+    for n_turns, low, high, factor, wanted in (
+        (10, 1, 4, 8, (1.0, 8.0)),
+        (50, 1, 4, 8, (1.0, 1.0)),
+        (0.5, 1, 4, 8, (8.0, 8.0)),
+        (25, 1, 4, 2, (1.0, 1 / 0.75)),
+        (2, 0.1, 2.1, 4, (1 / (0.95 + 0.05 / 4), 1 / (0.05 + 0.95 / 4))),
+    ):
+        said = dict(zip(names, (2 * math.pi * n_turns, low, high, factor)))
+        rope = {"rope_type": "llama3", "rope_theta": 100.0} | said
+        found = pretrained.model_config(LLAMA | {"rope_parameters": rope}).rotary_divisors
+        assert found == pytest.approx(wanted, rel=1e-12)
 
 
 def test_what_changes_nothing_is_taken():
@@ -944,11 +965,11 @@ def test_a_tokenizer_puts_its_first_tokens_before_a_text():
         encode=lambda text: SimpleNamespace(ids=[len(text)]),
         decode=lambda ids, skip_special_tokens: f"{ids}{skip_special_tokens}",
     )
-    tokenizer = pretrained.Tokenizer(inner, (7, 8))
-    assert tokenizer.encode("abc") == [7, 8, 3] and tokenizer.string(5) == "[5]False"
-    assert pretrained.Tokenizer(inner).encode("abc") == [3]
+    two = tokenizer.Tokenizer(inner, (7, 8))
+    assert two.encode("abc") == [7, 8, 3] and two.string(5) == "[5]False"
+    assert tokenizer.Tokenizer(inner).encode("abc") == [3]
     with pytest.raises(FrozenInstanceError):
-        tokenizer.first = ()
+        two.first = ()
 
 
 def as_theirs(name, view):
@@ -957,7 +978,7 @@ def as_theirs(name, view):
     return view.detach().reshape([-1] if one_axis else [-1, view.shape[-1]]).clone()
 
 
-def gguf_with(monkeypatch, tmp_path, family="llama", **changes):
+def gguf_with(monkeypatch, tmp_path, family="llama", rope_freqs=None, **changes):
     """A file as the package gguf would read it: its values, and float32 numbers of each weight."""
     model = Transformer(pretrained.model_config(LLAMA | {"model_type": family}), drawing(4))
     own = {
@@ -985,6 +1006,11 @@ def gguf_with(monkeypatch, tmp_path, family="llama", **changes):
             there = {"name": name, "shape": shape, "data": flat, "data_offset": at}
             tensors.append(SimpleNamespace(**there, tensor_type=0))
             at += flat.nbytes
+        if rope_freqs is not None:
+            file.write(rope_freqs.tobytes())
+            there = {"name": "rope_freqs.weight", "shape": np.array(rope_freqs.shape)}
+            there |= {"data": rope_freqs, "data_offset": at}
+            tensors.append(SimpleNamespace(**there, tensor_type=0))
     fields = {name: SimpleNamespace(contents=lambda x=x: x) for name, x in values.items()}
     package = SimpleNamespace(
         GGUFReader=lambda path: SimpleNamespace(fields=fields, tensors=tensors),
@@ -1004,6 +1030,18 @@ def test_a_gguf_file_gives_each_weight_its_place(monkeypatch, tmp_path, family):
         assert torch.equal(model.state_dict()[name], weight), name
     assert not any(weight.requires_grad for weight in model.parameters())
     assert pretrained.load_pretrained(path, torch.bfloat16)[0].dtype == torch.bfloat16
+
+
+def test_a_gguf_files_rope_freqs_are_what_frequencies_are_divided_by(monkeypatch, tmp_path):
+    divisors = np.array([1.0, 2.5], "float32")
+    path, wanted = gguf_with(monkeypatch, tmp_path, rope_freqs=divisors)
+    model, _ = pretrained.load_pretrained(path)
+    assert model.cfg == replace(wanted.cfg, rotary_divisors=(1.0, 2.5))
+    assert_close(model.state_dict(), wanted.state_dict(), rtol=0, atol=0)
+    for wrong in (divisors[:1], divisors * 0, divisors * np.nan):
+        path, _ = gguf_with(monkeypatch, tmp_path, rope_freqs=wrong)
+        with pytest.raises(UserError, match=f"^{path} holds no model of ours: .*rotary_divisors"):
+            pretrained.read_config(path)
 
 
 @pytest.mark.parametrize(
@@ -1080,11 +1118,11 @@ def folder_with(monkeypatch, tmp_path, parts=1, left_out=(), **more):
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_folder_gives_each_weight_its_place_in_one_file_or_several(monkeypatch, tmp_path, parts):
     wanted, calls = folder_with(monkeypatch, tmp_path, parts)
-    model, tokenizer = pretrained.load_pretrained(str(tmp_path))
+    model, its_tokenizer = pretrained.load_pretrained(str(tmp_path))
     for name, weight in wanted.state_dict().items():
         assert torch.equal(model.state_dict()[name], weight), name
     assert calls == [str(tmp_path / "tokenizer.json"), "whole", "plain"]
-    assert tokenizer.first == () and pretrained.read_config(tmp_path) == wanted.cfg
+    assert its_tokenizer.first == () and pretrained.read_config(tmp_path) == wanted.cfg
 
 
 def test_a_weight_of_a_folder_is_out_by_in_with_rotary_pairs_in_halves(monkeypatch, tmp_path):
@@ -1168,21 +1206,68 @@ def test_a_gguf_tokenizer_is_made_of_what_the_file_says(monkeypatch, kind, first
             add_special_tokens=lambda tokens: made.update(special=tokens)
         ),
     )
-    monkeypatch.setattr(pretrained, "optional_package", lambda name: package)
+    monkeypatch.setattr(tokenizer, "optional_package", lambda name: package)
     more = {} if first is None else {"add_bos_token": first}
     given = {f"tokenizer.ggml.{name}": x for name, x in (GGUF | {"pre": kind} | more).items()}
-    found = pretrained.gguf_tokenizer(given)
+    found = tokenizer.gguf_tokenizer(given)
     ids = {"a": 0, "b": 1, "ab": 2, "<s>": 3, "<u>": 4}
+    is_first = kind == "llama-bpe" if first is None else first
     assert made["bpe"] == (ids, [("a", "b")], kind == "llama-bpe")
-    assert made["special"] == ["<s>", "<u>"] and found.first == ((3,) if first else ())
+    assert made["special"] == ["<s>", "<u>"] and found.first == ((3,) if is_first else ())
     *splits, last = found.inner.pre_tokenizer
-    assert splits == [(words, "isolated") for words in pretrained.WORDS[kind]]
+    assert splits == [(words, "isolated") for words in tokenizer.WORDS[kind]]
     assert last == {"add_prefix_space": False, "use_regex": False}
     assert found.inner.decoder == "bytes"
-    for wrong in ({"model": "llama"}, {"pre": "other"}):
+    for wrong in ({"model": "bert"}, {"pre": "other"}):
         odd = given | {f"tokenizer.ggml.{name}": x for name, x in wrong.items()}
-        with pytest.raises(ValueError, match="^its tokenizer, .* is none of gpt2 gpt-2, smollm"):
-            pretrained.gguf_tokenizer(odd)
+        with pytest.raises(ValueError, match="^its tokenizer, .* is none of llama, gpt2 gpt-2, s"):
+            tokenizer.gguf_tokenizer(odd)
+
+
+PIECES = {
+    "model": "llama",
+    "tokens": ["<unk>", "<s>", "<u>", "▁", "a", "b", "ab", "▁a", "▁ab", "aa"],
+    "scores": [0.0, 0.0, 0.0, -7.0, -8.0, -9.0, -3.0, -1.0, -2.0, -3.0],
+    "token_type": [2, 3, 4, 1, 1, 1, 1, 1, 1, 1],
+    "bos_token_id": 1,
+}
+
+
+@pytest.mark.parametrize("first", [None, True, False])
+@pytest.mark.parametrize("space", [None, True, False])
+@pytest.mark.parametrize("unknown", [None, 2])
+def test_pieces_of_text_are_merged_by_score(monkeypatch, first, space, unknown):
+    """Of one token's halves, those with the longer left one first."""
+    made = {}
+    kinds = SimpleNamespace(
+        Prepend=lambda text: ("before", text),
+        Replace=lambda old, new: (old, new),
+        Sequence=tuple,
+        ByteFallback=lambda: "bytes",
+        Fuse=lambda: "joined",
+    )
+    package = SimpleNamespace(
+        models=SimpleNamespace(BPE=lambda *what, **how: made.update(what=what, how=how)),
+        normalizers=kinds,
+        decoders=kinds,
+        Tokenizer=lambda model: SimpleNamespace(
+            add_special_tokens=lambda tokens: made.update(special=tokens)
+        ),
+    )
+    monkeypatch.setattr(tokenizer, "optional_package", lambda name: package)
+    more = {"add_bos_token": first, "add_space_prefix": space, "unknown_token_id": unknown}
+    more = {name: value for name, value in more.items() if value is not None}
+    given = {f"tokenizer.ggml.{name}": value for name, value in (PIECES | more).items()}
+    found = tokenizer.gguf_tokenizer(given)
+    vocabulary, merges = made["what"]
+    assert vocabulary == {string: token for token, string in enumerate(PIECES["tokens"])}
+    assert merges == [("▁", "a"), ("▁a", "b"), ("▁", "ab"), ("a", "b"), ("a", "a")]
+    says = {"unk_token": "<u>" if unknown else "<unk>", "fuse_unk": True, "byte_fallback": True}
+    assert made["how"] == says and made["special"] == ["<unk>", "<s>", "<u>"]
+    before = [] if space is False else [("before", "▁")]
+    assert found.inner.normalizer == (*before, (" ", "▁"))
+    assert found.inner.decoder == (("▁", " "), "bytes", "joined")
+    assert found.first == (() if first is False else (1,))
 
 
 def test_a_missing_package_or_file_is_one_line(tmp_path):

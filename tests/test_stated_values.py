@@ -33,7 +33,7 @@ TRAIN |= {"warmup": 100, "beta2": 0.95, "weight_decay": 0.2, "clip": 1.0, "eval_
 MODEL = {"n_layers": 4, "n_heads": 6, "d_model": 64, "d_head": 16, "d_mlp": 256, "d_vocab": 73}
 MODEL |= {"n_ctx": 128, "positions": "rotary", "normalization": "RMS", "act_fn": "relu"}
 MODEL |= {"eps": 1e-5, "rotary_base": 100.0, "n_kv_heads": None, "gated_mlp": False}
-MODEL |= {"tied_embeddings": False, "qkv_bias": False}
+MODEL |= {"tied_embeddings": False, "qkv_bias": False, "rotary_divisors": ()}
 OF_A_CLASS = {"n_heads": 4, "d_vocab": 64, "act_fn": "gelu", "rotary_base": 10000.0}
 
 FLAGS = {  # by module: what is used where a flag is not given

@@ -29,6 +29,11 @@ def check_model_config(cfg: Any) -> None:
         if name == "n_kv_heads":
             fits = value is None or (type(value) is int and 1 <= value and not cfg.n_heads % value)
             must = f"None or a whole number that divides n_heads = {cfg.n_heads}"
+        elif name == "rotary_divisors":
+            n_pairs = cfg.d_head // 2 if cfg.positions == "rotary" else 0
+            fits = type(value) is tuple and len(value) in (0, n_pairs)
+            fits = fits and all(type(x) in (int, float) and 0 < x < 1e300 for x in value)
+            must = f"() or a tuple of positive numbers, one for each of {n_pairs} rotary pairs"
         elif field.type is bool:
             fits, must = type(value) is bool, "a bool"
         elif field.type is int:

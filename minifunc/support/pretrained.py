@@ -5,10 +5,10 @@ these hold, and how it becomes ours. Nothing in a file is run; what our model wo
 refused by name. Needs the packages gguf, safetensors and tokenizers.
 """
 
-import importlib
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,7 @@ from minifunc.model import ModelConfig, Transformer
 from minifunc.support import files
 from minifunc.support.errors import UserError
 from minifunc.support.settled import settled
-
-
-def optional_package(name: str) -> Any:
-    """The module of an optional package. Raises UserError where it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise UserError(f"this needs the package {name}, which is not installed here") from None
-
+from minifunc.support.tokenizer import Tokenizer, gguf_tokenizer, optional_package
 
 # Our names; those in a Hugging Face folder (column 0) and in a GGUF file (column 1).
 SHAPE = {
@@ -59,46 +51,16 @@ TENSORS = {
     "out": ("mlp.down_proj", "ffn_down"),
 }
 # What may change the computation, by its name in a config; and values that leave it as it is.
-CHANGES = re.compile("gguf|rope[.]|_act$|auto_map|bias|expert|factor|interl|norm$|quant|softcap")
-UNCHANGED = (None, False, 0, 1, "none", "default", "silu")
-# By tokenizer.ggml.pre: what cuts a text into words, one pattern after the other.
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+CHANGES = re.compile(
+    "gguf|rope[.]|_act$|auto_map|bias|expert|factor|interl|norm$|original_max|quant|softcap"
 )
-QWEN2 = LLAMA3.replace("{1,3}", "")
-WORDS = {"gpt-2": [GPT2], "smollm": [r"\p{N}", GPT2], "llama-bpe": [LLAMA3], "qwen2": [QWEN2]}
-
-
-@dataclass(frozen=True)
-class Tokenizer:
-    """A model's own. inner: a tokenizers.Tokenizer; first: tokens that it lacks before a text."""
-
-    inner: Any
-    first: tuple[int, ...] = ()
-
-    def encode(self, text: str) -> list[int]:
-        return [*self.first, *self.inner.encode(text).ids]
-
-    def string(self, token: int) -> str:
-        return str(self.inner.decode([token], skip_special_tokens=False))
-
-    def single_tokens(self, strings: Iterable[str]) -> list[int]:
-        """The token of each string. Raises UserError for a string that is not one token."""
-        tokens = []
-        for string in strings:
-            known = self.inner.token_to_id(string)
-            ids = self.inner.encode(string, add_special_tokens=False).ids
-            if known is None and len(ids) != 1:
-                raise UserError(f"the model's vocabulary has no single token for {string!r:.40}")
-            tokens.append(ids[0] if known is None else known)
-        return tokens
+UNCHANGED = (None, False, 0, 1, "none", "default", "silu")
+LLAMA3 = ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "factor")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A folder or a file, opened: no tensor of it has been read."""
+    """A folder or a file, opened: no weight of it has been read."""
 
     cfg: ModelConfig
     column: int
@@ -160,6 +122,9 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     given |= {"rope_theta": 10000.0, "tie_word_embeddings": False}
     given |= {name: value for name, value in config.items() if value is not None}
     rope = given.get("rope_scaling", {}) | given.get("rope_parameters", {})  # of old, new files
+    scaling = rope if rope.get("rope_type", rope.get("type")) == "llama3" else {}
+    if scaling:
+        rope = {name: rope[name] for name in rope if name not in (*LLAMA3, "rope_type", "type")}
     given |= {name if name == "rope_theta" else f"rope.{name}": rope[name] for name in rope}
     for name, value in given.items():
         if CHANGES.search(name) and (value is True or value not in UNCHANGED):
@@ -168,7 +133,20 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
         raise ValueError(f"sliding_window is below max_position_embeddings, {n_ctx}")
     shape = {ours: given[theirs] for ours, (theirs, _) in SHAPE.items()}
     shape |= {"tied_embeddings": given["tie_word_embeddings"], "qkv_bias": family == "qwen2"}
-    return ModelConfig(**shape, act_fn="silu", gated_mlp=True)
+    cfg = ModelConfig(**shape, act_fn="silu", gated_mlp=True)
+    return replace(cfg, rotary_divisors=llama3_divisors(cfg, scaling)) if scaling else cfg
+
+
+def llama3_divisors(cfg: ModelConfig, rope: Mapping[str, Any]) -> tuple[float, ...]:
+    """Llama 3.1 was trained on n_first positions, then on more. A pair that turns more than `high`
+    times in n_first keeps its frequency f, one of less than `low` turns has f / factor, and between
+    them stand means of both. Raises ValueError for numbers that don't fit."""
+    n_first, low, high, factor = said = [rope[name] for name in LLAMA3]
+    if not all(type(x) in (int, float) and 0 < x < 1e300 for x in said) or low >= high:
+        raise ValueError(f"rope_type llama3 needs positive numbers, low < high, not {rope!r:.200}")
+    wavelength = 2 * math.pi * cfg.rotary_base ** (2 * np.arange(cfg.d_head // 2) / cfg.d_head)
+    kept = ((n_first / wavelength - low) / (high - low)).clip(0, 1)
+    return tuple((1 / (kept + (1 - kept) / factor)).tolist())
 
 
 def views(model: Transformer, source: Source) -> dict[str, Tensor]:
@@ -237,23 +215,7 @@ def open_gguf(path: Path) -> Source:
             mapped = np.memmap(path, data.dtype, "c", at, data.shape)  # anew: what was read goes
             return torch.from_numpy(gguf.dequantize(mapped, tensors[name].tensor_type))
 
-    return Source(model_config(config), 1, family == "qwen2", shapes, read, gguf_tokenizer(values))
-
-
-def gguf_tokenizer(values: Mapping[str, Any]) -> Tokenizer:
-    """The byte-level tokenizer that a GGUF file holds. Tokens of kinds 3 and 4 are kept whole."""
-    tokenizers, kind = optional_package("tokenizers"), values.get("tokenizer.ggml.pre")
-    cut, scheme = tokenizers.pre_tokenizers, values.get("tokenizer.ggml.model")
-    if scheme != "gpt2" or kind not in WORDS:
-        raise ValueError(f"its tokenizer, {scheme} {kind}, is none of gpt2 {', '.join(WORDS)}")
-    strings, kinds = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
-    merges = [tuple(merge.split(" ")) for merge in values["tokenizer.ggml.merges"]]
-    vocabulary = {string: token for token, string in enumerate(strings)}
-    model = tokenizers.models.BPE(vocabulary, merges, ignore_merges=kind == "llama-bpe")
-    inner = tokenizers.Tokenizer(model)
-    steps = [cut.Split(tokenizers.Regex(words), "isolated") for words in WORDS[kind]]
-    steps.append(cut.ByteLevel(add_prefix_space=False, use_regex=False))
-    inner.pre_tokenizer, inner.decoder = cut.Sequence(steps), tokenizers.decoders.ByteLevel()
-    inner.add_special_tokens([string for string, kind in zip(strings, kinds) if kind in (3, 4)])
-    has_first = values.get("tokenizer.ggml.add_bos_token", False)
-    return Tokenizer(inner, (values["tokenizer.ggml.bos_token_id"],) if has_first else ())
+    cfg = model_config(config)
+    if shapes.pop("rope_freqs.weight", None):  # Llama 3.1's rotary divisors, which llama.cpp stores
+        cfg = replace(cfg, rotary_divisors=tuple(read("rope_freqs.weight").tolist()))
+    return Source(cfg, 1, family == "qwen2", shapes, read, gguf_tokenizer(values))

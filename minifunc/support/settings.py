@@ -72,7 +72,7 @@ def described(model: Any, train: Any, diet: Any, vocabulary: list[str]) -> dict[
 def shape_of(model: Any) -> dict[str, Any]:
     """A `ModelConfig` by field, without the parts that the model lacks: the default's config.json
     is what it was before there were such parts."""
-    return {name: x for name, x in asdict(model).items() if x is not None and x is not False}
+    return {name: x for name, x in asdict(model).items() if x not in (None, False, ())}
 
 
 def added_parts(model: ModelConfig) -> list[str]:
