@@ -152,7 +152,7 @@ class RunFolders:
         return make_command(target, self.asked or self.name)
 
     def found(self, name: str) -> Path:
-        """The path of a result that may be there: for the reference run, else that it comes with."""
+        """The path of a result that may be there; for the reference run, else of that it has."""
         path = self.results / name
         return path if path.exists() else self.run / name
 
