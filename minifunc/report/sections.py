@@ -79,7 +79,7 @@ def claim(f: Findings) -> Content:
     told += f"[send|swap] what they send after {plain}, and {remains} of answers still follow "
     return [
         h("p", shown, glossed(f"{told}the rule; {returns} are {plain}."), class_="claim"),
-        h("div", claim_numbers(f, n, done, remains), class_="numbers-row"),
+        h("div", claim_numbers(f, n, done, remains), class_="tiles"),
         source(f, "circuit.json"),
     ]
 

@@ -42,7 +42,6 @@ const Page = (() => {
   const ranked = (values) => [...values.keys()].sort((a, b) => values[b] - values[a]);
 
   // ---- The model of this page, where it holds one; playground.js keeps in `asked` what was asked
-
   const data = at("model-data") && JSON.parse(at("model-data").textContent);
   const weights = data && MiniFunc.readWeights(at("weights").textContent.trim(), data.layout);
   const model = data && new MiniFunc.Transformer(data.model, weights);
