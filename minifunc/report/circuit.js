@@ -163,10 +163,6 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
   let panels = [];
   let pinned = null; // { side: a panel's number, head, at: the token below }
 
-  /** A head's attention from a token. */
-  const looks = ({ run, tokens }, head, at) =>
-    run.patterns[head].subarray(at * tokens.length, (at + 1) * tokens.length);
-
   /** What a head does on a prompt, in sentences. */
   function said({ side, head, at }) {
     const { effects, to } = panels[side];
@@ -190,8 +186,8 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
     const wide = (x) => (Math.abs(x) < 0.01 ? 0 : Math.max(0.8, Math.abs(x) * px));
 
     const reads = (head) => shown.map((at) => {
-      const shares = looks(panel, head, at);
-      return 0.6 + 2.6 * (shares[at - 4] + shares[at - 2]);
+      const share = (place) => panel.run.patterns[head][at * tokens.length + place];
+      return 0.6 + 2.6 * (share(at - 4) + share(at - 2));
     });
     const into = (head) => (effects?.into[head] ?? []).map(wide);
     const out = (head) => (effects ? Math.max(0.8, wide(effects.out[head])) : 0);

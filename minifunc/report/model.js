@@ -184,8 +184,7 @@ const MiniFunc = (() => {
   /** The weights of a report: a base64 text of float32 values, least byte first.
       layout: [[name, number of values], …]. */
   function readWeights(base64, layout) {
-    const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
-    const values = new Float32Array(bytes.buffer);
+    const values = new Float32Array(Uint8Array.from(atob(base64), (x) => x.charCodeAt(0)).buffer);
     let end = 0;
     return Object.fromEntries(
       layout.map(([name, size]) => [name, values.subarray(end, (end += size))]));

@@ -120,7 +120,7 @@ const Playground = (() => {
   /** From which token a head looks at which, and how much: at `to`, or at what it looks at most. */
   function told({ tokens, run }, head, from, to) {
     const shares = run.patterns[head].subarray(from * tokens.length, (from + 1) * tokens.length);
-    const [best] = to === undefined ? ranked(shares) : [to];
+    const best = to ?? ranked(shares)[0];
     const [start, end] = [from, best].map((place) => {
       const last = 6 * Math.ceil(place / 6); // of its example
       const around = tokens.slice(last - 5, last).join("");
@@ -134,14 +134,13 @@ const Playground = (() => {
   function square(head) {
     const { tokens: { length: n }, run } = Page.asked;
     const canvas = element("canvas", "", { width: n, height: n });
-    const image = new ImageData(n, n); // black, and opaque where much is looked at
+    const image = new ImageData(new Uint8ClampedArray(4 * n * n).fill(255), n, n); // see `canvas`
     run.patterns[head].forEach((share, i) => (image.data[4 * i + 3] = 255 * Math.sqrt(share)));
     canvas.getContext("2d").putImageData(image, 0, 0);
     const box = element("div", head, { className: `square ${groupOf(head)}` }, canvas);
-    const tell = (...places) =>
-      (box.dataset.tip = `Head ${head}: ${told(Page.asked, head, ...places)}`);
-    const place = (px) => Math.min(n - 1, Math.floor((n * px) / canvas.clientWidth));
-    canvas.addEventListener("pointermove", (e) => tell(place(e.offsetY), place(e.offsetX)));
+    const tell = (...to) => (box.dataset.tip = `Head ${head}: ${told(Page.asked, head, ...to)}`);
+    const place = (px) => Math.min(n - 1, Math.trunc((n * px) / canvas.clientWidth));
+    canvas.onpointermove = canvas.onpointerdown = (e) => tell(place(e.offsetY), place(e.offsetX));
     tell(n - 1);
     return box;
   }
@@ -149,10 +148,11 @@ const Playground = (() => {
   /** All squares, where they are unfolded, and how usual the attention of FI heads is here. */
   function drawAttention() {
     if (!at("attention").open) return;
-    const last = ({ tokens, run }, head) => run.patterns[head].subarray(-tokens.length);
-    const onAnswers = (head) => last(Page.asked, head).filter((_, place) => place % 6 === 5);
+    const { tokens, run } = Page.asked;
+    const fi = membersOf("function_induction");
     const mean = (of) => fi.reduce((sum, head) => sum + of(head) / fi.length, 0);
-    const here = mean((head) => onAnswers(head).reduce((sum, share) => sum + share, 0));
+    const last = (head) => run.patterns[head].subarray(-tokens.length);
+    const here = mean((head) => last(head).reduce((sum, x, i) => sum + x * (i % 6 === 5), 0));
     const usual = mean((head) => Page.data.attention[head]?.last_to_answers);
     const said = `From the last = the FI heads give shown answers ${percent(here)} of their
       attention; on the prompts that were traced, ${percent(usual)}.`;

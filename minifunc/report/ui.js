@@ -52,7 +52,7 @@ const Page = (() => {
     previous_token: "previous-token heads",
     consolidation: "consolidation heads",
     other_direct: "other heads that write the answer",
-    upstream: "heads further upstream",
+    upstream: "heads that act through MLPs or other heads",
   };
   const membersOf = (group) => data.groups[group] || [];
   const groupsOf = (head) => Object.keys(NAMES).filter((name) => membersOf(name).includes(head));
