@@ -854,7 +854,7 @@ def test_the_slider_shows_each_step_as_it_was_kept(tmp_path):
         assert got["now"] == str(look["step"]) and got["said"] == f"step {look['step']}"
         assert got["answer"] == look["answers"][0][0]
         for (written, now, before), (token, share) in zip(got["answers"], look["answers"]):
-            assert written.startswith(token) and (now, before) == (100 * share, 0)
+            assert written.startswith(token) and (now, before) == (100 * share, -100)
         for curve, key in zip(got["curves"], ("plain", "off_by_one")):
             wanted = [(place, 175 - 160 * each[key]) for place, each in zip(x, looks)]
             assert [n for point in curve for n in point] == pytest.approx(sum(wanted, ()))

@@ -203,7 +203,7 @@ def reused(f: Findings) -> Content:
     """The same heads on tasks that were not traced: where the control is weakest, and a table."""
     traced = (f.circuit["task"], f.circuit["k"])
     named = {asked_in(x): x for x in fours(f.circuit) if (x[0]["task"], x[0]["k"]) != traced}
-    rows = [[name, *map(pictures.both, four)] for name, four in named.items()]
+    rows = [[name.replace("-", "−"), *map(pictures.both, four)] for name, four in named.items()]
     caption = "Plain / shifted answers; the rest are neither. Without a carry both rules give one."
     others = numbers(["task", *pictures.BARS], rows, caption)
     worst = max(named, key=lambda x: named[x][1]["contrast_acc"] - named[x][3]["contrast_acc"])

@@ -27,7 +27,7 @@ const Page = (() => {
   const percent = (x) => `${(100 * x).toFixed(x > 0.9995 || x < 0.0005 ? 0 : 1)} %`;
 
   /** An answer, its probability, and a bar: how far that is, with a mark at what it was before. */
-  function answerRow(token, share, before = 0) {
+  function answerRow(token, share, before = -1) { // -1: no mark
     const style = `--now: ${100 * share}%; --before: ${100 * before}%`;
     const bar = element("span", "", { className: "bar", style });
     return element("li", "", {}, element("b", token), bar, element("span", percent(share)));
