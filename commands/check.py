@@ -56,6 +56,7 @@ class Finding:
 
 
 NO_HEADS = Finding("no heads are known to carry the rule: patch.py finds them")
+NO_OTHERS = Finding("all heads of these layers carry the rule: there are no others to swap")
 
 
 def verdict_of(low: float, high: float, threshold: float) -> str:
@@ -330,7 +331,7 @@ def others(study: Study) -> Finding:
     n_heads = study.model.cfg.n_heads
     groups = {tuple(random_group(study.heads, n_heads, study.generator)) for _ in range(5)} - {()}
     if not groups:
-        return NO_HEADS
+        return NO_OTHERS if study.heads else NO_HEADS
     right = study.ask_swapped(sorted(groups)) == study.pairs.contrast_answers
     told = f"{len(groups)} group{'s' * (len(groups) > 1)} of other heads; the worst leaves {{}}"
     return judged(min(right, key=share_of), 0.90, told)

@@ -165,6 +165,14 @@ def test_without_a_circuit_the_heads_cannot_be_told(run, monkeypatch):
         assert result.verdict == "could not tell" and "patch.py" in result.measured
 
 
+def test_where_all_heads_of_the_layers_carry_the_rule_there_are_no_others_to_compare(
+    run, monkeypatch
+):
+    study = study_of(run, monkeypatch, follows, fi=["0.0", "0.1"])
+    assert check.others(study).verdict == "could not tell"
+    assert check.others(study).measured.endswith("there are no others to swap")
+
+
 def test_the_command_writes_check_json_and_says_by_its_exit_code_whether_all_is_well(
     run, monkeypatch, capsys
 ):

@@ -5,15 +5,20 @@ paper, from disk and without a network.
 """
 
 import itertools
+import json
 import math
+import re
 import shutil
+from statistics import fmean
 
 import pytest
+import torch
 
 import patch
+import tasks
 from commands import check
 from minifunc.report import page
-from minifunc.support.runs import ROOT
+from minifunc.support.runs import ROOT, load_run
 from tests.browser import CHROMIUM, Browser
 from tests.test_report import FEW
 
@@ -436,6 +441,104 @@ def test_a_long_prompt_is_small_and_shows_its_end(seen):
         assert tall < 80 and hidden > 0 and below < 2
     for _, hidden, _ in seen.evaluate(FIELDS % "1+1=3, 2+2=5, 3+3="):
         assert hidden == 0
+
+
+# Of each square: how opaque its pixels are, and what it says at the left end of its last row.
+SQUARES = """
+(async () => {
+  %s
+  await new Promise((done) => setTimeout(done, 400));
+  return [...document.querySelectorAll("#squares .square")].map((square) => {
+    const [canvas, usual] = [square.lastChild, square.dataset.tip];
+    const { width, height } = canvas;
+    const pixels = canvas.getContext("2d").getImageData(0, 0, width, height).data;
+    const point = { offsetX: 1, offsetY: canvas.clientHeight - 1 };
+    canvas.onpointermove(point);
+    const opaque = [...pixels].filter((_, i) => i %% 4 === 3);
+    return { head: square.textContent, opaque, usual, label: square.ariaLabel,
+      pointed: square.dataset.tip };
+  });
+})()
+"""
+UNFOLD_ATTENTION = "document.querySelector('#attention summary').click();"
+
+
+@pytest.mark.parametrize("prompt", ["1+1=3, 2+2=5, 3+3=", "1+1=2, 2+2=6, 5+4=11, 3+3="])
+def test_attention_of_every_head_is_drawn_once_it_is_unfolded(browser, report, prompt):
+    browser.open(report)
+    assert browser.evaluate(SQUARES % "") == []
+    first = "Playground.ask('1+1=2, 3+3=');" + UNFOLD_ATTENTION  # asked anew, it is drawn anew
+    assert len(browser.evaluate(SQUARES % first)) == 24
+    squares = browser.evaluate(SQUARES % f"Playground.ask('{prompt}');")
+    model, _ = load_run(ROOT / "reference")
+    tokens = tasks.encode(prompt)
+    _, cache = model.run_with_cache(tokens[None])
+    assert [square["head"] for square in squares] == [
+        f"{layer}.{head}" for layer in (3, 2, 1, 0) for head in range(6)
+    ]
+    for square in squares:
+        layer, head = map(int, square["head"].split("."))
+        pattern = cache[f"blocks.{layer}.attn.hook_pattern"][0, head]
+        wanted = (255 * pattern.sqrt()).round().flatten()
+        assert (torch.tensor(square["opaque"]) - wanted).abs().max() <= 1
+        (share, best), start = pattern[-1].max(-1), pattern[-1, 0]
+        around = tasks.VOCABULARY[tokens[best]]
+        looks = f"Head {layer}.{head}: from “=” in “3+3=” it looks "
+        assert square["usual"].startswith(f"{looks}most at ") and square["label"] == square["usual"]
+        assert f"“{around}” in" in square["usual"] or best == 0
+        assert abs(float(square["usual"].split("(")[1].split(" ")[0]) - 100 * share) < 0.06
+        assert square["pointed"].startswith(f"{looks}at the start (")
+        assert abs(float(square["pointed"].split("(")[1].split(" ")[0]) - 100 * start) < 0.06
+
+
+def test_the_page_says_how_usual_the_attention_on_the_first_prompt_is(browser, report):
+    browser.open(report)
+    browser.evaluate(SQUARES % UNFOLD_ATTENTION)
+    said = browser.evaluate("document.getElementById('attention-mean').textContent")
+    circuit = json.loads((report.parent / "circuit.json").read_text())
+    model, _ = load_run(ROOT / "reference")
+    _, cache = model.run_with_cache(tasks.encode("1+1=3, 2+2=5, 3+3=")[None])
+    here, usual = [], []
+    for name in circuit["groups"]["function_induction"]:
+        layer, head = map(int, name.split("."))
+        here.append(cache[f"blocks.{layer}.attn.hook_pattern"][0, head, -1, [5, 11]].sum().item())
+        usual.append(circuit["attention"][name]["last_to_answers"])
+    told = [float(share) / 100 for share in re.findall(r"([\d.]+) %", said)]
+    assert told == pytest.approx([fmean(here), fmean(usual)], abs=0.0006)
+    assert abs(fmean(here) - fmean(usual)) < 0.1  # the prompt that the page begins with is usual
+
+
+# Of each box that scrolls: how far it does, and, at its start and its end, its mask.
+FADES = """
+(async () => {
+  const boxes = [...document.querySelectorAll(".scroll, nav")].filter((e) => e.checkVisibility());
+  const frame = () => new Promise((done) => setTimeout(done, 60));
+  return Promise.all(boxes.map(async (box) => {
+    const masks = [];
+    for (const end of [0, box.scrollWidth]) {
+      box.scrollLeft = end;
+      await frame();
+      const { maskImage, maskPosition, maskSize } = getComputedStyle(box);
+      const [px = 0] = maskPosition.match(/-?[\\d.]+(?=px)/) ?? [];
+      masks.push([maskImage !== "none", Number(px), maskSize]);
+    }
+    return [box.scrollWidth - box.clientWidth, ...masks];
+  }));
+})()
+"""
+
+
+def test_a_box_that_scrolls_fades_only_where_there_is_more(browser, report):
+    looked_at(browser, report, 390)
+    boxes = browser.evaluate(FADES)
+    hidden = [box for box in boxes if box[0] > 0]
+    assert len(hidden) >= 3 and len(hidden) < len(boxes)
+    for more, start, end in boxes:
+        if more:  # the mask is a fade wider than the box: beyond its left edge, then its right one
+            assert start == [True, -24, "calc(100% + 24px) auto"]
+            assert end == [True, 0, "calc(100% + 24px) auto"]
+        else:
+            assert not start[0] and not end[0]
 
 
 @BY_SIZE

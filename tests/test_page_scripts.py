@@ -552,7 +552,9 @@ def test_a_path_patched_by_clicks_shows_the_runs_and_r_that_the_definition_gives
         assert runs[0]["way"] is None and runs[1]["way"] is None
         way = f"M{x - 0.5} {y - 0.5}v-0.42H0.5V{top - 0.08}H{end - 0.5}v-0.42"
         assert runs[2]["way"] == way.replace(".0 ", " ").replace(".0v", "v")
-        *note, first, answers, given, share, above = state["sum"].split(chr(10))
+        told, read, more = state["sum"].partition("\nAn MLP reads what the heads below it wrote")
+        assert bool(read) == sender.startswith("mlp") and more.endswith("." if read else "")
+        *note, first, answers, given, share, above = told.split(chr(10))
         gives_way = receiver == "2.0.k"  # where 2.0 itself was the sender
         assert note == (["2.0 is not before 2.0, so it cannot send to it."] if gives_way else [])
         assert first == f"F = score (logit) of {plain} − score of {shifted}"
@@ -625,6 +627,12 @@ def test_the_widest_line_to_the_answer_is_15_px_whichever_way_it_leads(drawn):
     assert not widest["against"]
 
 
+def in_words(tokens, at):
+    """A token of a prompt, and the example it stands in."""
+    start, names = (at - 1) // 6 * 6 + 1, [tasks.VOCABULARY[token] for token in tokens]
+    return f"“{names[at]}” in “{''.join(names[start : start + 5])}”" if at else "the start"
+
+
 @needs_node
 def test_the_circuit_shows_each_effect_and_says_what_a_head_does(drawn):
     report, model = drawn[0], copy.deepcopy(drawn[1]).double()
@@ -695,13 +703,7 @@ def test_the_circuit_shows_each_effect_and_says_what_a_head_does(drawn):
         assert name == head and set(lit) == {head}
         group = "FI heads" if last else f"heads that bring the {role[head]} answer"
         assert words.startswith(f"Head {head}, one of the {group}: ")
-        assert f"from “{tasks.VOCABULARY[tokens[at]]}” it looks most at " in words
-        if best:
-            place = (best - 1) // 6 * 6
-            around = "".join(tasks.VOCABULARY[token] for token in tokens[place + 1 : place + 6])
-            assert f"“{tasks.VOCABULARY[tokens[best]]}” in “{around}”" in words
-        else:
-            assert "most at the start" in words
+        assert f"from {in_words(tokens, at)} it looks most at {in_words(tokens, best)} (" in words
         r = effects[side][1].get(head)
         shown = [float(share) for share in re.findall(r"([\d.]+) %", words)]
         assert shown[0] == pytest.approx(100 * float(shares[best]), abs=0.06)
@@ -852,7 +854,7 @@ def test_the_slider_shows_each_step_as_it_was_kept(tmp_path):
         assert got["now"] == str(look["step"]) and got["said"] == f"step {look['step']}"
         assert got["answer"] == look["answers"][0][0]
         for (written, now, before), (token, share) in zip(got["answers"], look["answers"]):
-            assert written.startswith(token) and (now, before) == (100 * share, 0)
+            assert written.startswith(token) and (now, before) == (100 * share, -100)
         for curve, key in zip(got["curves"], ("plain", "off_by_one")):
             wanted = [(place, 175 - 160 * each[key]) for place, each in zip(x, looks)]
             assert [n for point in curve for n in point] == pytest.approx(sum(wanted, ()))

@@ -346,6 +346,11 @@ def test_the_control_says_in_the_open_where_it_is_weakest(run):
         "weakest for base 8, carry: with other heads swapped, the new rule is left on 30 %" in told
     )
     assert "with none swapped, on 95 %." in told
+    fi, control = titles.swaps(found.circuit)
+    n = found.circuit["accuracy_prompts"]
+    assert f"Shares of {n} prompts (the control: {control['n_prompts']}) answered plainly" in told
+    found.circuit["evaluation"]["ablation"].remove(control)
+    assert f"Shares of {n} prompts answered" in sections.content(found, sections.proof, "")
 
 
 def test_where_no_random_circuits_were_tried_none_are_told_of(run):
@@ -356,8 +361,8 @@ def test_where_no_random_circuits_were_tried_none_are_told_of(run):
         ["0.0", "1.0", "1.1"],
     )
     drawn = section(sections.content(found, sections.claim, ""), None)
-    told = "of the effect stays with 3 heads kept, 1 swapped"
-    assert f"{told}; 3 at random, 69 % of them these: 0.12" in drawn
+    told = "of the effect stays if all but the circuit’s 3 heads are swapped"
+    assert f"{told}; 0.12 if all but 3 drawn at random (69 % of them these)" in drawn
     del alone["random_circuits"]
     drawn = section(sections.content(found, sections.claim, ""), None)
     assert told in drawn and "at random" not in drawn and "nan" not in drawn
@@ -878,7 +883,7 @@ def test_the_checklist_begins_with_answers_and_a_verdict_on_them_all(run):
     for said in (
         "This model follows the rule that examples show: 1 %. It may apply a rule shown on sums "
         "elsewhere. What to watch, on prompts of your own: Does a rule shown on sums stay with "
-        "sums? (1 %; wanted: at most 10 %) Act when such a share misses what is wanted: ",
+        "sums? (1 %; wanted: at most 10 %). Act when such a share misses what is wanted: ",
         f"or give heads {heads} what they send on plain prompts (the new rule: 1 %).",
     ):
         assert said in text
@@ -895,7 +900,7 @@ def test_a_checklist_without_failures_or_heads_says_so():
     row = dict(name="new_rule", verdict="pass", short="1 %", risk="x", wanted="9 %", question="y?")
     told = judged(row, [])
     assert "Nothing that was checked went wrong. What to watch" in told
-    assert "y? (1 %; wanted: 9 %) Act" in told and "no head is known" in told
+    assert "y? (1 %; wanted: 9 %). Act" in told and "no head is known" in told
     told = judged(row | {"verdict": "fail"}, [])
     assert "does not follow" in told and "It may x." in told
 

@@ -135,7 +135,8 @@ def test_a_swapped_head_sends_its_base_values():
     hooks = dict.fromkeys(["blocks.0.attn.hook_z", "blocks.1.attn.hook_z"], changed)
     wanted = model.run_with_hooks(tokens[None], hooks)[0, -1].softmax(-1)
     script = """
-        const run = model.runSwapped(data.tokens, model.run(data.base), ["0.0", "1.0"]);
+        const sent = model.run(data.base).z;
+        const run = model.run(data.tokens, { "0.0": sent["0.0"], "1.0": sent["1.0"] });
         return Array.from(model.next(run));
     """
     prompts = {"tokens": tokens.tolist(), "base": base.tolist()}
@@ -363,8 +364,9 @@ def test_with_its_fi_head_swapped_the_answer_falls_from_7_to_6(headline):
         const tokens = P.tokenize("1+1=3, 2+2=5, 3+3=", data.vocabulary);
         const base = P.baseTokens(tokens, data.vocabulary);
         const answer = (heads) => {
-            const run = model.runSwapped(ids(tokens), model.run(ids(base)), heads);
-            const found = model.next(run);
+            const { z } = model.run(ids(base));
+            const sent = Object.fromEntries(heads.map((head) => [head, z[head]]));
+            const found = model.next(model.run(ids(tokens), sent));
             return data.vocabulary[found.indexOf(Math.max(...found))];
         };
         return [answer([]), answer(["0.0"]), answer(["0.1"])];

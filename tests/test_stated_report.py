@@ -209,8 +209,7 @@ def test_titles_say_how_many_which_and_on_what():
         "The answer by the rule comes through 2 of 6 heads, 1.0 most"
     )
     assert titles.title_of(f, "proof", "") == (
-        "Swap these heads, and the new rule is left on 4.0 % of 100; swap others, and on 88.0 % of "
-        "100"
+        "Swap these heads: the new rule is left on 4.0 % of prompts; swap others: on 88.0 %"
     )
     assert titles.title_of(f, "averaging", "") == (
         "The heads average: shown −1 and +1 mixed, it answers in a way that no example showed "
@@ -441,8 +440,9 @@ def test_the_claim_counts_prompts_heads_and_what_is_left():
     assert shown[0] == ("92.0 %", "of 500 prompts are answered off by +1")
     assert shown[1] == ("2", "of 6 heads are FI heads : 1.0, 2.0")
     assert shown[2][0] == "4.0 %" and "still follow the rule" in shown[2][1]
-    kept = "of the effect stays with 3 heads kept, 3 swapped"
-    assert shown[3] == ("0.90", f"{kept} ; 3 at random, 33 % of them these: 0.20")
+    kept = "of the effect stays if all but the circuit’s 3 heads are swapped"
+    random = "0.20 if all but 3 drawn at random (33 % of them these)"
+    assert shown[3] == ("0.90", f"{kept} ; {random}")
     weak = page_of(config={})
     weak.circuit["accuracy"]["contrast_prompt"]["contrast"] = 0.49
     said = text_of(sections.claim(weak))
@@ -468,6 +468,7 @@ def test_the_table_of_heads_and_the_maps_of_effects_hold_what_was_traced():
     swept = {"logits": other, "function_induction.v": other}
     f.circuit["operands_changed"] = {"effects": swept}
     made = inside(sections.effects(f))
+    assert "MLP’s r may be large though heads carry the answer: it reads what the heads" in made
     captions = re.findall(r"<caption>(.*?)</caption>", made)
     together = "→ function induction.v"
     assert captions == [
@@ -539,18 +540,25 @@ def test_seeds_side_by_side_show_roles_and_r_of_each_model():
     f = page_of()
     f.seeds = [seed(0, {"1.1": -0.4}, ["0.0"]), seed(1, {"1.0": -0.255}, []), seed(2, {}, ["0.1"])]
     f.seeds.append(seed(3, {"0.1": 0.1}, ["0.0"]))
+    f.seeds[0]["groups"]["upstream"] = ["1.0"]  # in the last layer: it acts through an MLP
     made = inside(sections.seeds(f))
     assert re.findall(r"<caption>(.*?)</caption>", made) == ["Seed 0", "Seed 1", "Seed 2"]
     said = text_of(Markup(made))
-    assert "Roles of 4 models: function induction in 3, shown answer in 3." in said
+    assert "direct heads move the answer too; indirect ones through MLPs or heads" in said
+    assert "In 4 models: function induction in 3, shown answer in 3, indirect in 1." in said
     first = [tip for tip in tips(made) if tip.startswith("head ")][:4]
     nothing = "no part of the circuit"
-    assert first == [f"head 1.0: {nothing}", "head 1.1: function induction"] + [
+    assert first == ["head 1.0: indirect", "head 1.1: function induction"] + [
         "head 0.0: shown answer",
         f"head 0.1: {nothing}",
     ]
     cells = re.findall(r'<td data-tip="[^"]*" class="role ?([^"]*)">(.*?)</td>', made)
-    assert cells[:4] == [("", ""), ("function_induction", "−40"), ("shown_answer", ""), ("", "")]
+    assert cells[:4] == [
+        ("upstream", ""),
+        ("function_induction", "−40"),
+        ("shown_answer", ""),
+        ("", ""),
+    ]
     assert cells[4] == ("function_induction", "−26")
 
 

@@ -26,7 +26,7 @@ def verdict(f: Findings) -> list[Markup]:
     told = h("b", may if failed else "Nothing that was checked went wrong. ")
     watch = "What to watch, on prompts of your own: "
     for row in failed or [rule]:
-        watch += f"{row['question']} ({row['short']}; wanted: {row['wanted']}) "
+        watch += f"{row['question']} ({row['short']}; wanted: {row['wanted']}). "
     watch += "Act when such a share misses what is wanted: keep these prompts away, or give "
     act = "the model more training: no head is known to carry the rule."
     if f.fi:

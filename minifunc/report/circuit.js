@@ -163,20 +163,11 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
   let panels = [];
   let pinned = null; // { side: a panel's number, head, at: the token below }
 
-  /** A head's attention from a token. */
-  const looks = ({ run, tokens }, head, at) =>
-    run.patterns[head].subarray(at * tokens.length, (at + 1) * tokens.length);
-
   /** What a head does on a prompt, in sentences. */
   function said({ side, head, at }) {
-    const { tokens, effects, to } = panels[side];
-    const shares = looks(panels[side], head, at);
-    const [best] = ranked(shares);
-    const end = 6 * Math.ceil(best / 6);
-    const around = tokens.slice(end - 5, end).join("");
-    const target = best ? `“${tokens[best]}” in “${around}”` : "the start";
-    const most = `from “${tokens[at]}” it looks most at ${target} (${percent(shares[best])})`;
-    const first = `Head ${head}, one of the ${NAMES[groupOf(head)]}: ${most}.`;
+    const { effects, to } = panels[side];
+    const looks = Playground.told(panels[side], head, at);
+    const first = `Head ${head}, one of the ${NAMES[groupOf(head)]}: ${looks}.`;
     const r = effects?.out[head];
     if (r === undefined) return first;
     const [layer, index] = head.split(".");
@@ -195,8 +186,8 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
     const wide = (x) => (Math.abs(x) < 0.01 ? 0 : Math.max(0.8, Math.abs(x) * px));
 
     const reads = (head) => shown.map((at) => {
-      const shares = looks(panel, head, at);
-      return 0.6 + 2.6 * (shares[at - 4] + shares[at - 2]);
+      const share = (place) => panel.run.patterns[head][at * tokens.length + place];
+      return 0.6 + 2.6 * (share(at - 4) + share(at - 2));
     });
     const into = (head) => (effects?.into[head] ?? []).map(wide);
     const out = (head) => (effects ? Math.max(0.8, wide(effects.out[head])) : 0);
@@ -277,16 +268,15 @@ if (typeof document !== "undefined" && Page.model && Page.at("circuit-view")) ((
     const outs = panels.flatMap(({ effects }) => Object.values(effects?.out ?? {}));
     const most = Math.max(0.3, ...outs.map(Math.abs));
     const plans = layouts(panels.map((panel) => drawnIn(panel, 15 / most)));
-    const row = element("div", undefined, { className: "panels" });
-    view.replaceChildren(element("p", panels[0].effects ? "" : nothing(panels[0].answer)));
-    view.append(row, words);
-    for (const panel of panels) {
-      const box = element("div", undefined, { className: "scroll" });
-      const drawn = picture(panel, plans[panel.side]);
-      box.append(element("h3", TITLES[panel.side]), drawn);
-      row.append(box);
+    const boxes = panels.map((panel, side) => {
+      const parts = [element("h3", TITLES[side]), picture(panel, plans[side])];
+      return element("div", "", { className: "scroll" }, ...parts);
+    });
+    const why = element("p", panels[0].effects ? "" : nothing(panels[0].answer));
+    view.replaceChildren(why, element("div", "", { className: "panels" }, ...boxes), words);
+    for (const box of boxes) {
       box.scrollLeft = box.scrollWidth; // to the answer
-      drawn.dispatchEvent(new CustomEvent("drawn", { bubbles: true }));
+      box.lastChild.dispatchEvent(new CustomEvent("drawn", { bubbles: true }));
     }
     show(null);
   }

@@ -39,8 +39,7 @@ const MiniFunc = (() => {
       every term has the sign of x, so nothing cancels. */
   function erf(x) {
     if (Math.abs(x) > 6) return Math.sign(x);
-    let term = x;
-    let total = x;
+    let [term, total] = [x, x];
     for (let n = 1; Math.abs(term) > 1e-17 * Math.abs(total); n++) {
       term *= (2 * x * x) / (2 * n + 1);
       total += term;
@@ -59,8 +58,7 @@ const MiniFunc = (() => {
     const out = new Float64Array(x.length);
     for (let at = 0; at < x.length; at += 2) {
       const angle = Math.floor(at / d_head) * base ** (-(at % d_head) / d_head);
-      const cos = Math.cos(angle);
-      const sin = Math.sin(angle);
+      const [cos, sin] = [Math.cos(angle), Math.sin(angle)];
       out[at] = x[at] * cos - x[at + 1] * sin;
       out[at + 1] = x[at] * sin + x[at + 1] * cos;
     }
@@ -71,11 +69,9 @@ const MiniFunc = (() => {
   function attention(q, k, pos, d_head) {
     const pattern = new Float64Array(pos * pos);
     for (let query = 0; query < pos; query++) {
-      const scores = new Float64Array(query + 1); // a query sees no key behind it
-      for (let key = 0; key <= query; key++) {
-        scores[key] = dot(part(q, query, d_head), part(k, key, d_head)) / Math.sqrt(d_head);
-      }
-      pattern.set(softmax(scores), query * pos);
+      const keys = [...Array(query + 1).keys()]; // a query sees none behind it
+      const scores = keys.map((key) => dot(part(q, query, d_head), part(k, key, d_head)));
+      pattern.set(softmax(scores.map((x) => x / Math.sqrt(d_head))), query * pos);
     }
     return pattern;
   }
@@ -105,10 +101,8 @@ const MiniFunc = (() => {
     /** Token ids → the stream before the first layer [pos, d_model]. */
     embed(tokens) {
       const { d_model, positions } = this.config;
-      const resid = new Float64Array(tokens.length * d_model);
-      tokens.forEach((token, at) => {
-        resid.set(part(this.weights["embed.W_E"], token, d_model), at * d_model);
-      });
+      const rows = tokens.map((token) => [...part(this.weights["embed.W_E"], token, d_model)]);
+      const resid = Float64Array.from(rows.flat());
       return positions === "learned" ? add(resid, this.weights["pos_embed.W_pos"]) : resid;
     }
 
@@ -181,31 +175,19 @@ const MiniFunc = (() => {
       return { tokens, logits: this.unembed(resid), patterns, z, v, streams };
     }
 
-    /** The run in which some heads ("layer.head") send what they send in `baseRun`, on a prompt of
-        the same length. Returns what `run` does. */
-    runSwapped(tokens, baseRun, heads) {
-      return this.run(tokens, Object.fromEntries(heads.map((head) => [head, baseRun.z[head]])));
-    }
-
     /** The probabilities [d_vocab] of what comes after the prompt of a run. */
     next({ logits }) {
-      const { d_vocab } = this.config;
-      return softmax(part(logits, logits.length / d_vocab - 1, d_vocab));
+      return softmax(logits.subarray(-this.config.d_vocab));
     }
   }
 
   /** The weights of a report: a base64 text of float32 values, least byte first.
       layout: [[name, number of values], …]. */
   function readWeights(base64, layout) {
-    const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
-    const values = new Float32Array(bytes.buffer);
-    const weights = {};
-    let start = 0;
-    for (const [name, size] of layout) {
-      weights[name] = values.subarray(start, start + size);
-      start += size;
-    }
-    return weights;
+    const values = new Float32Array(Uint8Array.from(atob(base64), (x) => x.charCodeAt(0)).buffer);
+    let end = 0;
+    return Object.fromEntries(
+      layout.map(([name, size]) => [name, values.subarray(end, (end += size))]));
   }
 
   return { Transformer, readWeights, erf, add, minus, part };

@@ -4,7 +4,6 @@
 
 (() => {
   // ---- Light and dark: the system's choice, until the button is used.
-
   const root = document.documentElement;
   const button = document.getElementById("theme");
 
@@ -17,7 +16,6 @@
   button.addEventListener("click", () => showTheme(button.textContent.split(" ")[0]));
 
   // ---- Numbers and the meanings of terms: whatever has a data-tip shows it.
-
   const tip = document.createElement("div");
   tip.id = "tip";
   tip.role = "status";
@@ -52,14 +50,7 @@
   document.addEventListener("keydown", (event) => event.key === "Escape" && hideTip());
 
   // ---- One stop of the tab key for each heat map and picture; the arrow keys move inside.
-
   const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-
-  /** The cell beside one of a table. */
-  function neighbour(cell, [across, down]) {
-    const row = cell.closest("table").rows[cell.parentElement.rowIndex + down];
-    return row?.children[cell.cellIndex + across];
-  }
 
   function makeWalkable(map) {
     const isTable = map.tagName === "TABLE";
@@ -71,11 +62,13 @@
       if (!isTable || !item.textContent) item.ariaLabel = item.dataset.tip;
     });
     map.addEventListener("keydown", (event) => {
-      const step = STEPS[event.key];
+      const [across, down] = STEPS[event.key] ?? [];
       const index = items.indexOf(document.activeElement);
-      if (!step || index < 0) return;
+      if (!STEPS[event.key] || index < 0) return;
       event.preventDefault();
-      const next = isTable ? neighbour(items[index], step) : items[index + step[0] + step[1]];
+      const { cellIndex, parentElement } = items[index];
+      const next = isTable ? map.rows[parentElement.rowIndex + down]?.children[cellIndex + across]
+        : items[index + across + down];
       if (!next?.dataset.tip) return;
       items[index].tabIndex = -1;
       next.tabIndex = 0;

@@ -50,6 +50,7 @@ def playground(f: Findings) -> list[Markup]:
         "layout": [[name, array.size] for name, array in arrays.items()],
         "groups": {name: [x for x in every if x in heads] for name, heads in groups.items()},
         "r": f.circuit.get("effects", {}).get("logits", {}).get("heads", []),
+        "attention": f.circuit.get("attention", {}),
         "prompt": PUZZLE,
     }
     values = b"".join(array.astype("<f4").tobytes() for array in arrays.values())

@@ -7,6 +7,7 @@ if (Page.model && Page.at("path-view")) (() => {
   const { n_layers, n_heads, act_fn, d_vocab } = model.config;
   const INPUTS = { q: "q: what it looks for", k: "k: where it finds that", v: "v: what it takes" };
   const PATCHED = "As contrast, but for the red path.\nClick here on what shall receive.";
+  const READS = "\nAn MLP reads what the heads below it wrote: its r tells of theirs once more.";
   const columns = n_heads + 1 + (act_fn !== "none"); // the first is the stream's
   const places = { logits: [0, 0], embedding: [n_layers + 1, 0] }; // {part: [row, column]}
   for (let layer = 0; layer < n_layers; layer++) {
@@ -90,7 +91,7 @@ if (Page.model && Page.at("path-view")) (() => {
       r = (F patched − F contrast) / (F contrast − F base)
       = (${less(F[0], F[1])}) / (${less(F[1], F[2])})
       = ${fixed(100 * patcher.r(patched), 1)} %, where −100 % is all the way back to ${plain}
-      and above 0 further away from it`;
+      and above 0 further away from it${sender.startsWith("mlp") ? READS : ""}`;
     const worked = element("p", sum, { className: "sum" });
     at("path-view").replaceChildren(box("runs", ...runs), box("chips", ...inputs), worked);
   }

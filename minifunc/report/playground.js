@@ -1,8 +1,9 @@
-/* The playground: a prompt, the model's answer, and heads that can be swapped. */
+/* The playground: a prompt, the model's answer, heads that can be swapped, and where they look. */
 "use strict";
 
 const Playground = (() => {
-  const { at, element, button, ranked, answerRow, model, membersOf, groupsOf, idsOf, NAMES } = Page;
+  const { at, element, button, percent, ranked, answerRow, model, idsOf, NAMES } = Page;
+  const { membersOf, groupsOf, groupOf } = Page;
   const { model: config, vocabulary, prompt: FIRST } = Page.data;
 
   const PRESETS = {
@@ -75,7 +76,8 @@ const Playground = (() => {
 
   /** Shows the answer, and as trained, by their probabilities. Returns it and why it is a guess. */
   function showAnswer({ tokens, base, run, baseRun }) {
-    const now = model.next(swapped.length ? model.runSwapped(run.tokens, baseRun, swapped) : run);
+    const sent = Object.fromEntries(swapped.map((head) => [head, baseRun.z[head]]));
+    const now = model.next(swapped.length ? model.run(run.tokens, sent) : run);
     const before = model.next(run);
     const [best, first] = [now, before].map((probabilities) => ranked(probabilities)[0]);
     const shown = [...new Set([...ranked(now).slice(0, 5), first])];
@@ -115,6 +117,51 @@ const Playground = (() => {
     swap(back ? others : [...others, ...names]);
   }
 
+  /** From which token a head looks at which, and how much: at `to`, or at what it looks at most. */
+  function told({ tokens, run }, head, from, to) {
+    const shares = run.patterns[head].subarray(from * tokens.length, (from + 1) * tokens.length);
+    const best = to ?? ranked(shares)[0];
+    const [start, end] = [from, best].map((place) => {
+      const last = 6 * Math.ceil(place / 6); // of its example
+      const around = tokens.slice(last - 5, last).join("");
+      return place ? `“${tokens[place]}” in “${around}”` : "the start";
+    });
+    const most = to === undefined ? "most " : "";
+    return `from ${start} it looks ${most}at ${end} (${percent(shares[best])})`;
+  }
+
+  /** A head's attention [query, key] as a square, which says of each place what it means. */
+  function square(head) {
+    const { tokens: { length: n }, run } = Page.asked;
+    const canvas = element("canvas", "", { width: n, height: n });
+    const image = new ImageData(new Uint8ClampedArray(4 * n * n).fill(255), n, n); // see `canvas`
+    run.patterns[head].forEach((share, i) => (image.data[4 * i + 3] = 255 * Math.sqrt(share)));
+    canvas.getContext("2d").putImageData(image, 0, 0);
+    const box = element("div", head, { className: `square ${groupOf(head)}` }, canvas);
+    const tell = (...to) => (box.dataset.tip = `Head ${head}: ${told(Page.asked, head, ...to)}`);
+    const place = (px) => Math.min(n - 1, Math.trunc((n * px) / canvas.clientWidth));
+    canvas.onpointermove = canvas.onpointerdown = (e) => tell(place(e.offsetY), place(e.offsetX));
+    tell(n - 1);
+    return box;
+  }
+
+  /** All squares, where they are unfolded, and how usual the attention of FI heads is here. */
+  function drawAttention() {
+    if (!at("attention").open) return;
+    const { tokens, run } = Page.asked;
+    const fi = membersOf("function_induction");
+    const mean = (of) => fi.reduce((sum, head) => sum + of(head) / fi.length, 0);
+    const last = (head) => run.patterns[head].subarray(-tokens.length);
+    const here = mean((head) => last(head).reduce((sum, x, i) => sum + x * (i % 6 === 5), 0));
+    const usual = mean((head) => Page.data.attention[head]?.last_to_answers);
+    const said = `From the last = the FI heads give shown answers ${percent(here)} of their
+      attention; on the prompts that were traced, ${percent(usual)}.`;
+    at("attention-mean").textContent = usual ? said : "";
+    const squares = element("div", "", { className: "tiles" }, ...heads.map(square));
+    at("squares").replaceChildren(squares);
+    squares.dispatchEvent(new CustomEvent("drawn", { bubbles: true }));
+  }
+
   at("heads").style.setProperty("--columns", config.n_heads);
   for (const name of heads) {
     const made = button(name, { id: `switch-${name}` }, () => toggle([name]));
@@ -139,6 +186,8 @@ const Playground = (() => {
   at("signs").textContent = vocabulary.filter((word) => /^([+-]|[a-z]{2,})$/.test(word)).join(" ");
   at("numbers").textContent = `${Math.min(...numbers)} to ${Math.max(...numbers)}`;
 
+  at("attention").addEventListener("toggle", drawAttention);
+  document.addEventListener("asked", drawAttention);
   let waiting;
   at("play").addEventListener("input", ({ target }) => {
     if (target.id === "prompt") at("base").value = "";
@@ -148,5 +197,5 @@ const Playground = (() => {
   });
   if (presets.length) ask(presets[0][1]);
 
-  return { heads, ask, swap, canAsk };
+  return { heads, ask, swap, canAsk, told };
 })();

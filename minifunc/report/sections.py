@@ -43,8 +43,8 @@ def makes(f: Findings, target: str) -> str:
 
 def figure(f: Findings, picture: Any, caption: Any, file: str) -> Markup:
     """A caption, what it is about, and the file and command behind that."""
-    picture = h("div", picture, class_="picture")
-    return h("figure", h("figcaption", caption), picture, source(f, file))
+    told = h("figcaption", caption)
+    return h("figure", told, h("div", picture, class_="picture"), source(f, file))
 
 
 def numbers(columns: list[str], rows: list[list[Any]], caption: str) -> Markup:
@@ -79,7 +79,7 @@ def claim(f: Findings) -> Content:
     told += f"[send|swap] what they send after {plain}, and {remains} of answers still follow "
     return [
         h("p", shown, glossed(f"{told}the rule; {returns} are {plain}."), class_="claim"),
-        h("div", claim_numbers(f, n, done, remains), class_="numbers-row"),
+        h("div", claim_numbers(f, n, done, remains), class_="tiles"),
         source(f, "circuit.json"),
     ]
 
@@ -89,19 +89,18 @@ def claim_numbers(f: Findings, n: int, done: str, remains: str) -> list[Markup]:
     found = f.circuit["evaluation"]
     alone, *_ = found.get("circuits", [found | {"heads": found["circuit"]}])
     kept = len(alone["heads"])
-    stays = f"of the effect stays with {kept} heads kept, {f.n_heads - kept} [swapped|faithfulness]"
+    stays = f"of the effect stays if all but the circuit’s {kept} heads are [swapped|faithfulness]"
     if lot := alone.get("random_circuits"):
-        stays += f"; {kept} at random, {percent(lot['overlap'])} of them these: {lot['mean']:.2f}"
+        mean, those = f"{lot['mean']:.2f}", percent(lot["overlap"])
+        stays += f"; {mean} if all but {kept} drawn at random ({those} of them these)"
     shown = {
         f"of {n} prompts are answered {f.circuit['asked']}": done,
         f"of {f.n_heads} heads are [FI heads|FI head]: {', '.join(f.fi)}": len(f.fi),
         "still follow the rule when these heads are [swapped|swap]": remains,
         stays: f"{alone['faithfulness']:.2f}",
     }
-    return [
-        h("div", h("b", value), h("span", glossed(what)), class_="number")
-        for what, value in shown.items()
-    ]
+    told = [(h("b", value), h("span", glossed(what))) for what, value in shown.items()]
+    return [h("div", parts, class_="number") for parts in told]
 
 
 def graph(f: Findings) -> Content:
@@ -155,16 +154,15 @@ def heads_table(f: Findings) -> Content:
 def effects(f: Findings) -> Content:
     """Heat maps of r on the logits, and on the function-induction heads together."""
     caption: Any = glossed(
-        "Each cell patches one head’s [direct path] to the [logits|logit] and gives [r]. Outlined: "
-        "heads of the circuit. The colour goes with the square root, so that small effects show."
+        "Each cell patches one part’s [direct path] to the [logits|logit] and gives [r]. Outlined: "
+        "heads of the circuit. Colour: by the square root. An MLP’s r may be large though heads "
+        "carry the answer: it reads what the heads below it wrote."
     )
     scale = Scale(100, root=True).legend("r in %", "back to plain", "on to the shifted answer")
     content = [effects_on(f, {"logits": "heads → logits"}, [*caption, scale])]
     if f.fi:
-        caption = (
-            "What reaches FI heads. v: what is handed over; k: what is found; q: what is looked "
-        )
-        caption += "for. “Function induction”: a path into all of these heads at once."
+        caption = "What reaches FI heads. v: what is handed over; k: what is found; q: what is "
+        caption += "looked for. “Function induction”: a path into all of these heads at once."
         swept = f.circuit["effects"]
         together = [to for to in swept if to.startswith("function_induction.")]
         into = together or [to for to in swept if to[:-2] in f.fi]
@@ -187,12 +185,13 @@ def proof(f: Findings) -> Content:
     """Four bars for what was traced, the plain answer beside; other tasks in a table."""
     circuit = f.circuit
     colours = {"plain-answer": "plain answer", "shifted-answer": "answer by the new rule"}
-    caption = glossed(
-        "Shares of prompts that are answered plainly, and by the new rule; lines are 95 % intervals"
-        " over prompts. Third row: the [FI heads|FI head] are [swapped|swap]. Fourth, the control: "
-        "as many other heads of the same layers, drawn at random (all of them if there are fewer)."
-    )
     n = {"n_prompts": circuit["accuracy_prompts"]}
+    few = "".join(f" (the control: {row['n_prompts']})" for row in swaps(circuit)[1:])
+    caption = glossed(
+        f"Shares of {n['n_prompts']} prompts{few} answered plainly, and by the new rule; lines: "
+        "95 % intervals. Third row: the [FI heads|FI head] are [swapped|swap]. Fourth, the control:"
+        " as many other heads of the same layers, drawn at random (all of them if there are fewer)."
+    )
     shares = circuit["accuracy"].values()
     four = [{"base_acc": x["base"], "contrast_acc": x["contrast"]} | n for x in shares]
     picture = pictures.four_bars(title(circuit), four + swaps(circuit))
@@ -204,7 +203,7 @@ def reused(f: Findings) -> Content:
     """The same heads on tasks that were not traced: where the control is weakest, and a table."""
     traced = (f.circuit["task"], f.circuit["k"])
     named = {asked_in(x): x for x in fours(f.circuit) if (x[0]["task"], x[0]["k"]) != traced}
-    rows = [[name, *map(pictures.both, four)] for name, four in named.items()]
+    rows = [[name.replace("-", "−"), *map(pictures.both, four)] for name, four in named.items()]
     caption = "Plain / shifted answers; the rest are neither. Without a carry both rules give one."
     others = numbers(["task", *pictures.BARS], rows, caption)
     worst = max(named, key=lambda x: named[x][1]["contrast_acc"] - named[x][3]["contrast_acc"])
@@ -282,8 +281,8 @@ def seeds(f: Findings) -> Content:
     caption = glossed(
         "The default training from three random starts, seeds 0 to 2, not picked. Number: an [FI "
         "head]’s [r] in %. Same colours, other places: head 2.3 of one model is not 2.3 of another."
-        " Dots: a head’s roles. Other direct heads move the answer too; upstream ones feed all; "
-        f"others bring FI heads what they name. Roles of {len(f.seeds)} models: {occurring}."
+        " Dots: a head’s roles. Other direct heads move the answer too; indirect ones through MLPs "
+        f"or heads; others bring FI heads what they name. In {len(f.seeds)} models: {occurring}."
     )
     ends = [parse(head) for row in f.seeds for heads in row["groups"].values() for head in heads]
     n_layers, n_heads = (max(end) + 1 for end in zip(*ends))  # of models of one shape

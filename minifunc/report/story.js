@@ -13,7 +13,6 @@
   const idle = heads.filter((head) => layers.includes(parseInt(head)) && !grouped.includes(head));
 
   // ---- The steps: a button that leads there, the prompt, which heads are swapped, the sentence
-
   const KINDS = { 6: "6, the true sum", 7: "7, one too high as well" };
   const MIXES = { 6: "6, like the first", 7: "7, in between", 8: "8, like the second" };
   const told = (answer, kinds = KINDS) => kinds[answer] || `${answer}, something else`;

@@ -36,9 +36,8 @@ def carriers(f: Findings) -> str:
 
 
 def swapped(f: Findings) -> str:
-    ours, others = swaps(f.circuit)  # ValueError where there are no others
-    left, kept = (f"{percent(x['contrast_acc'], 1)} of {x['n_prompts']}" for x in (ours, others))
-    return f"Swap these heads, and the new rule is left on {left}; swap others, and on {kept}"
+    left, kept = (percent(row["contrast_acc"], 1) for row in swaps(f.circuit))  # or ValueError
+    return f"Swap these heads: the new rule is left on {left} of prompts; swap others: on {kept}"
 
 
 def swaps(circuit: Circuit) -> list[Circuit]:

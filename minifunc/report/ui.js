@@ -27,7 +27,7 @@ const Page = (() => {
   const percent = (x) => `${(100 * x).toFixed(x > 0.9995 || x < 0.0005 ? 0 : 1)} %`;
 
   /** An answer, its probability, and a bar: how far that is, with a mark at what it was before. */
-  function answerRow(token, share, before = 0) {
+  function answerRow(token, share, before = -1) { // -1: no mark
     const style = `--now: ${100 * share}%; --before: ${100 * before}%`;
     const bar = element("span", "", { className: "bar", style });
     return element("li", "", {}, element("b", token), bar, element("span", percent(share)));
@@ -42,7 +42,6 @@ const Page = (() => {
   const ranked = (values) => [...values.keys()].sort((a, b) => values[b] - values[a]);
 
   // ---- The model of this page, where it holds one; playground.js keeps in `asked` what was asked
-
   const data = at("model-data") && JSON.parse(at("model-data").textContent);
   const weights = data && MiniFunc.readWeights(at("weights").textContent.trim(), data.layout);
   const model = data && new MiniFunc.Transformer(data.model, weights);
@@ -53,7 +52,7 @@ const Page = (() => {
     previous_token: "previous-token heads",
     consolidation: "consolidation heads",
     other_direct: "other heads that write the answer",
-    upstream: "heads further upstream",
+    upstream: "heads that act through MLPs or other heads",
   };
   const membersOf = (group) => data.groups[group] || [];
   const groupsOf = (head) => Object.keys(NAMES).filter((name) => membersOf(name).includes(head));

@@ -74,8 +74,8 @@ def table(
 
 
 def words(name: str) -> str:
-    """A key of circuit.json for people: `function induction`."""
-    return name.replace("_", " ")
+    """A key of circuit.json for people; heads that are `upstream` of an MLP may be in any layer."""
+    return name.replace("_", " ").replace("upstream", "indirect")
 
 
 def _text(cell: object, digits: int) -> str:
