@@ -10,11 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Generator
+
 import patch
+import tasks
 from experiments.experiment import Experiment, main
-from experiments.measure import CRITERIA, FEW, GROUPS
-from experiments.runs import SWEEP_GIB, Row, Run, default_run, provenance
+from experiments.measure import CRITERIA, FEW, GROUPS, SHOTS
+from experiments.runs import SWEEP_GIB, Measure, Row, Run, default_run, provenance
 from experiments.summary import Rows, by, in_words
+from minifunc.ablation import all_heads
+from minifunc.analysis import shift_swap
 from minifunc.analysis.rows import as_effects
 from minifunc.model import Transformer
 from minifunc.support import tables
@@ -55,6 +60,25 @@ def circuit_of(circuit: Row) -> Row:
         for name, row in zip(UNDER, evaluation["circuits"]):  # the first are all groups together
             kept[name] = {each: row[each] for each in JUDGED}
     return kept
+
+
+def untrained(run: Run, quick: bool) -> Row:
+    """The null of `shift_swap`: each head of the model as it was drawn, before any training.
+
+    highest: of the lower ends of the heads' intervals (the lower of both contrasts), the highest.
+    """
+    model = Transformer(run.model, Generator().manual_seed(run.train.seed)).requires_grad_(False)
+    study, heads = patch.Study(shots=2 if quick else SHOTS), all_heads(run.model)
+    found = shift_swap.study(tasks, model.eval(), heads, study)["shift_swap"]
+    alone = [row for row in found["rows"] if row["swapped"] == "one_fi_head"]
+    lows = [min(row[how]["ci"][0] for how in ("answers", "operands")) for row in alone]
+    n_passing = sum(row["passes"] for row in alone)
+    return {"n_heads": len(alone), "n_passing": n_passing, "highest": max(lows)}
+
+
+def circuit_and_null(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
+    found = traced(circuit_of, model, run, folder, quick)
+    return found | {"untrained": untrained(run, quick)}
 
 
 def averaging_of(circuit: Row) -> Row:
@@ -107,13 +131,12 @@ def averaging_table(rows: Rows) -> list[str]:
     ]
 
 
-def experiment(name: str, part: Any, rows: Any, table: Any) -> Experiment:
-    measure = partial(traced, part)
+def experiment(name: str, measure: Measure, rows: Any, table: Any) -> Experiment:
     return Experiment(name, __doc__, ("default",), default_run, measure, rows, table, seeds=10)
 
 
-EXPERIMENT = experiment("seeds", circuit_of, seed_rows, seeds_table)
-AVERAGING = experiment("averaging", averaging_of, averaging_rows, averaging_table)
+EXPERIMENT = experiment("seeds", circuit_and_null, seed_rows, seeds_table)
+AVERAGING = experiment("averaging", partial(traced, averaging_of), averaging_rows, averaging_table)
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT) or main(AVERAGING))
