@@ -27,12 +27,17 @@ def section(page, heading):
     return re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", text, flags=re.M | re.S)[1]
 
 
-def table(page, heading, head):
-    """The rows of the table whose header row begins so: {first cell: the others}."""
+def table_rows(page, heading, head):
+    """The rows of the table whose header row begins so, that row first: lists of cells."""
     text = section(page, heading)
     lines = text[text.index(f"\n| {head}") + 1 :].split("\n\n")[0].splitlines()
     rows = [[plain(cell) for cell in line.strip("|").split("|")] for line in lines]
-    return {row[0]: row[1:] for row in (rows[0], *rows[2:])}
+    return [rows[0], *rows[2:]]
+
+
+def table(page, heading, head):
+    """The same table: {first cell: the others}."""
+    return {row[0]: row[1:] for row in table_rows(page, heading, head)}
 
 
 def plain(cell):
