@@ -322,6 +322,41 @@ def test_which_heads_ten_seeds_have():
     assert f"In seeds 2 and 9 more is missing {missing}" in text
 
 
+def test_how_weak_and_how_whole_in_ten_seeds():
+    rows, text = traced(), said("docs/results.md", "Ten seeds")
+    readme = said("README.md", "What we found")
+    smaller = []
+    for row in rows:
+        for one in swapped(row, "one_fi_head"):
+            smaller.append(min(one[key]["moved"] for key in ("answers", "operands")))
+    least, median, most = min(smaller), statistics.median(smaller), max(smaller)
+    least, median, most = (share(each, 2) for each in (least, median, most))
+    plain_acc = [ablated(row, "base")["base_acc"] for row in rows]
+    gaps = sorted((row["completeness"], row["seed"]) for row in rows)
+    rest = f"{share(gaps[0][0], 2)} to {share(gaps[-3][0], 2)}"
+    overlaps = [row[source]["random_lower"]["overlap"] for row in rows for source in UNDER]
+    shared = f"share {share(min(overlaps), 2)} to {share(max(overlaps), 2)} of the circuit's heads"
+    assert plain_acc.index(min(plain_acc)) == 7 and [seed for _, seed in gaps[-2:]] == [5, 9]
+    for sentence in (
+        f"two figures is {least} to {most}, and {median} in the median.",
+        f"Fewest are plain under base values in seed 7 ({share(min(plain_acc))}).",
+        f"is {share(gaps[-1][0])} of F's range in seed 9 and {share(gaps[-2][0])} in seed 5, "
+        f"{rest} in the others.",
+        f"they {shared}.",
+    ):
+        assert sentence in text
+    assert f"these {shared}" in said("docs/results.md", "Claims, figures, code")
+    assert f"reach {share(gaps[-1][0])}." in said("docs/results.md", "Is the circuit enough")
+    control = words([ablated(row, "base", "random_same_layers")["contrast_acc"] for row in rows])
+    overlap = share(statistics.mean(overlaps), 1)
+    for sentence in (
+        f"Worst seed: {share(min(plain_acc), 2)}. As many other heads leave {control} off by one",
+        f"The median does {median} of the way, the weakest {least}.",
+        f"random circuits share {overlap} of its heads.",
+    ):
+        assert sentence in readme
+
+
 def test_back_to_plain_under_means():
     plain = [ablated(row, "mean")["base_acc"] for row in traced()]
     bring = f"Over ten seeds means bring the plain sum on {words(plain)} alone"
@@ -373,6 +408,7 @@ def test_the_findings_of_the_readme():
         f"{told['base_values', 'lower']}.",
         f"other sums, {told['other_operands']} and {told['other_operands', 'lower']}.",
         f"the plain sum on {words([row['answered']['0'] for row in mixed])} of prompts",
+        f"0 and +2 give +1 on {words([row['answered']['1'] for row in averaged((0, 2))])}.",
         f"R² {forecast['attention']}, unweighted {forecast['uniform']}.",
         f"even attention just {words([row['flat']['fi'] for row in besides()])} stay right",
         f"{words([row['off_by_one_8'] for row in results('dependability')], 3)} of prompts",
@@ -610,6 +646,7 @@ def test_what_is_said_of_other_tasks():
         assert sentence in text
     claims = said("docs/results.md", "Claims, figures, code")
     assert f"shifted answers fall to {left} or less, means of ten seeds" in claims
+    assert f"as many others addition -4 falls as well, {falls['addition']}" in claims
 
 
 def test_other_bases_beside_the_paper():
@@ -828,6 +865,16 @@ def test_the_patcher_against_a_loop(work):
     assert max(lens["max_abs_diff"], own["max_abs_diff"]) < 2e-6
 
 
+def test_the_least_and_the_most_against_a_loop():
+    found = []
+    for name, model in WORK.values():
+        found += [
+            bench_rows(work=name, model=model, other=loop)[0]["ratio"] for loop in (LENS, OWN)
+        ]
+    text = (ROOT / "docs/performance.md").read_text()
+    assert f"{min(found):.1f} to {max(found):.0f} times as fast in the four cases" in text
+
+
 def test_memory():
     rows = results("bench")["memory"]
     assert all(row["peak_gib"] <= row["budget_gib"] for row in rows) and len(rows) == 12
@@ -901,6 +948,8 @@ def test_the_heads_of_the_real_model():
     F = found["F"]
     assert f"falls from {F['base']:.2f} to {F['contrast']:.2f}" in text
     assert f"faithfulness of {share(found['evaluation']['faithfulness'], 2)}" in text
+    others = [f"{head} {percents(*found['r_ci'][head])}" for head in ("23.2", "23.0", "29.1")]
+    assert f"{others[0]} %, {others[1]}, {others[2]}." in text
 
 
 def test_the_real_model_does_not_average_as_ours():

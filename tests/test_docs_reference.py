@@ -81,7 +81,10 @@ def test_it_is_the_run_that_the_pages_tell_of():
     assert found["accuracy_prompts"] == 500 and found["evaluation"]["n_prompts"] == 100
     assert found["groups"]["function_induction"] == FI
     last = (ROOT / "reference/metrics.jsonl").read_text().splitlines()[-1]
-    assert json.loads(last)["step"] == json.loads((ROOT / "results/seeds.json").read_text())[0]["steps"]
+    assert (
+        json.loads(last)["step"]
+        == json.loads((ROOT / "results/seeds.json").read_text())[0]["steps"]
+    )
 
 
 # ---------------------------------------------------------------- who writes the answer
@@ -181,7 +184,7 @@ def test_the_two_routes():
 
 
 def test_on_which_input_a_sender_is_strongest():
-    """Of all receivers that `route` reads, each node's r on v of the five is its largest but two."""
+    """Of all receivers that `route` reads, it is v of the five together, but for two senders."""
     found, together = circuit(), "function_induction.v"
     elsewhere = {}
     for contrast, route in (("answers", "shown_answer"), ("operands", "expected_answer")):
@@ -279,24 +282,26 @@ def test_what_is_said_of_other_values():
 def test_the_same_values_in_other_heads():
     shown = list(table(RESULTS, "Ablation", "other heads |").items())[1:]
     hows = ("base", "mean", "unrelated")
-    for (name, cells), label in zip(
-        shown, ("random_same_layers", "random_any_layer"), strict=True
-    ):
+    for (_, cells), label in zip(shown, ("random_same_layers", "random_any_layer"), strict=True):
         rows = [ablated(label, how) for how in hows]
         plains = ", ".join(share(row["base_acc"]) for row in rows)
         assert cells == [*(share(row["contrast_acc"]) for row in rows), plains]
         assert {(row["n_prompts"], row["n_heads"]) for row in rows} == {(50, 5)}
-    assert "two others of layer 2: {n_groups} groups, {n_prompts} prompts".format(
-        **ablated("random_same_layers", "base")
-    ) in shown[0][0]
-    assert "any layer, {n_draws} draws, {n_prompts} prompts".format(
-        **ablated("random_any_layer", "base")
-    ) in shown[1][0]
+    assert (
+        "two others of layer 2: {n_groups} groups, {n_prompts} prompts".format(
+            **ablated("random_same_layers", "base")
+        )
+        in shown[0][0]
+    )
+    assert (
+        "any layer, {n_draws} draws, {n_prompts} prompts".format(
+            **ablated("random_any_layer", "base")
+        )
+        in shown[1][0]
+    )
     lie = [ablated("random_any_layer", how)["ci"] for how in ("mean", "unrelated")]
     between = [" and ".join(map(two, interval)) for interval in lie]
-    holds(
-        "Ablation", f"between {between[0]} with means, and between {between[1]} with unrelated"
-    )
+    holds("Ablation", f"between {between[0]} with means, and between {between[1]} with unrelated")
 
 
 # ---------------------------------------------------------------- is the circuit enough
@@ -519,3 +524,106 @@ def test_function_vectors():
         f"-4 to -2 and +3, +4 by {large[0]:.1f} to {large[-1]:.1f} logits, and bring the answer "
         f"about on {most} at most.",
     )
+
+
+def test_the_column_of_this_run_beside_real_models():
+    found, heading = circuit(), "A real language model"
+    shown = {name: cells[-1] for name, *cells in table_rows(RESULTS, heading, "| the paper")}
+    own, F = found["accuracy"]["contrast_prompt"]["contrast"], found["F"]
+    r = min(found["effects"]["logits"]["heads"][2])
+    assert shown["off by one at 8 shots"] == share(own)
+    assert shown["heads"] == str(len(found["attention"]))
+    (fi,) = (cell for name, cell in shown.items() if name.startswith("FI heads (the paper"))
+    assert fi == f"{len(FI)}, {percent(r)} % of {F['base'] - F['contrast']:.0f}"
+    left = share(ablated("function_induction", "base")["contrast_acc"])
+    assert shown["FI heads with base-run values: off by one"] == f"{left} (of {share(own)})"
+
+
+# ---------------------------------------------------------------- what no file holds
+
+
+def test_how_many_documents_the_run_was_trained_on():
+    from train import TrainConfig
+
+    config = json.loads((ROOT / "reference/config.json").read_text())["train"]
+    cfg = TrainConfig(**config)
+    n_documents = sum(cfg.batch_at(step)[0] for step in range(1, cfg.steps + 1))
+    holds("What is never shown", f"the {n_documents:,} that the reference run was trained on")
+
+
+@pytest.fixture
+def closing_table(capsys):
+    """Name → (five shares, what stands beside them), as `make train` prints them."""
+    import tasks
+    import train
+    from minifunc import load_run
+
+    model, _ = load_run(ROOT / "reference")
+    train.print_table(model, tasks.DEFAULT_DIET, 500)
+    lines = re.findall(r"^(\w.*?) +((?: ?\d\.\d{3}){5})(.*)$", capsys.readouterr().out, re.M)
+    return {name: (shares.split(), beside.strip()) for name, shares, beside in lines}
+
+
+OTHER_TASKS = {
+    "Caesar's cipher": "caesar shifted",
+    "base 6 to 9, sums that carry": "base addition carry 6..9",
+    "base 6 to 9, sums that don't": "base addition no carry 6..9",
+}
+
+
+@pytest.mark.slow
+def test_the_closing_table(closing_table):
+    shown = table(RESULTS, "Accuracy", "task |")
+    shown.pop("task")
+    assert len(shown) == 14
+    for name, (*figures, _) in shown.items():
+        shares, _ = closing_table[OTHER_TASKS.get(name, name)]
+        assert figures == [share(float(each)) for each in shares]
+    text = section("README.md", "What you will see")
+    rows = re.findall(r"^(addition .*?) +((?: ?\d\.\d{3}){5})(.*)$", text, re.M)
+    assert len(rows) == 6
+    for name, shares, beside in rows:
+        assert closing_table[name] == (shares.split(), beside.strip())
+
+
+NUMBER = r"(\d+\.\d) %"
+
+
+@pytest.fixture
+def checked(tmp_path, monkeypatch):
+    """The checks of the reference run, by name, and the shares that each tells."""
+    from commands import check
+
+    monkeypatch.chdir(tmp_path)
+    assert check.main(["--run", str(ROOT / "reference"), "--device", "cpu"]) == 1
+    rows = json.loads((tmp_path / "out/reference/check.json").read_text())["checks"]
+    for row in rows:
+        row["shares"] = re.findall(NUMBER, row["measured"])
+        row["n"] = (re.findall(r"(\d+) prompts", row["measured"]) or [""])[0]
+    return {row["name"]: row for row in rows}
+
+
+@pytest.mark.slow
+def test_the_counts_of_make_check(checked):
+    verdicts = [row["verdict"] for row in checked.values()]
+    counted = [verdicts.count(verdict) for verdict in ("pass", "fail", "could not tell")]
+    names = ("spreads", "rest_intact", "odd_among_new", "others")
+    (spreads, low, high), intact, odd, others = (checked[name]["shares"] for name in names)
+    failing = {name for name in checked if checked[name]["verdict"] != "pass"}
+    assert (counted, failing) == ([9, 2, 2], set(names))
+    assert "3 groups" in checked["others"]["measured"]
+    threshold = percent(checked["rest_intact"]["threshold"])
+    assert percent(checked["others"]["threshold"]) == threshold
+    holds(
+        "Accuracy",
+        f"asks the run {len(verdicts)} plain questions. Nine pass, two fail, two cannot be told.",
+        f"shifts that too ({spreads} % of {checked['spreads']['n']} prompts, {low} to {high})",
+        f"{intact[0]} % of the plain answers of all tasks stay right "
+        f"({checked['rest_intact']['n']} prompts, {intact[1]} to {intact[2]}; {threshold} wanted).",
+        f"Two shares are at least {threshold} % as wanted",
+        f"{odd[0]} % of answers still follow the new rule "
+        f"({checked['odd_among_new']['n']} prompts, {odd[1]} to {odd[2]}).",
+        f"the worst of three groups of other heads of the same layers leaves {others[0]} % off by "
+        f"one ({others[1]} to {others[2]}).",
+    )
+    holds("Ablation", f"counts {intact[0]} % of the plain answers of all tasks still right")
