@@ -279,26 +279,24 @@ def test_what_is_said_of_other_values():
     )
 
 
+CONTROLS = ("random_same_layers", "random_any_layer")
+
+
 def test_the_same_values_in_other_heads():
     shown = list(table(RESULTS, "Ablation", "other heads |").items())[1:]
     hows = ("base", "mean", "unrelated")
-    for (_, cells), label in zip(shown, ("random_same_layers", "random_any_layer"), strict=True):
+    for (_, cells), label in zip(shown, CONTROLS, strict=True):
         rows = [ablated(label, how) for how in hows]
         plains = ", ".join(share(row["base_acc"]) for row in rows)
         assert cells == [*(share(row["contrast_acc"]) for row in rows), plains]
         assert {(row["n_prompts"], row["n_heads"]) for row in rows} == {(50, 5)}
-    assert (
-        "two others of layer 2: {n_groups} groups, {n_prompts} prompts".format(
-            **ablated("random_same_layers", "base")
-        )
-        in shown[0][0]
-    )
-    assert (
-        "any layer, {n_draws} draws, {n_prompts} prompts".format(
-            **ablated("random_any_layer", "base")
-        )
-        in shown[1][0]
-    )
+    layers, anywhere = (ablated(label, "base") for label in CONTROLS)
+    rest = sorted(head for head in circuit()["attention"] if head[0] == "3" and head not in FI)
+    assert [name for name, _ in shown] == [
+        f"{', '.join(rest)} and two others of layer 2: {layers['n_groups']} groups, "
+        f"{layers['n_prompts']} prompts",
+        f"five of any layer, {anywhere['n_draws']} draws, {anywhere['n_prompts']} prompts",
+    ]
     lie = [ablated("random_any_layer", how)["ci"] for how in ("mean", "unrelated")]
     between = [" and ".join(map(two, interval)) for interval in lie]
     holds("Ablation", f"between {between[0]} with means, and between {between[1]} with unrelated")
@@ -362,12 +360,14 @@ def test_which_heads_the_circuits_have():
     upper = {layer: sum(head[0] == layer for head in heads) for layer in "23"}
     seven = circuits()[SHOWN]["base"]["heads"]
     assert (len(heads), len(rest), len(lower), upper) == (15, 3, 8, {"2": 5, "3": 5})
-    assert set(seven) == {*FI, "3.0", "3.1"}
+    left = listed(sorted(set(seven) - set(FI)))
     holds(
         IS_ENOUGH,
         f"six more that bring the expected answer ({', '.join(bring)}), "
         f"{', '.join(groups['other_direct'])}, and three beside or below these "
         f"({', '.join(rest)}).",
+        f"The five FI heads with {left} reach",
+        f"(Seed 0, {circuit()['evaluation']['n_prompts']} prompts that",
     )
 
 
