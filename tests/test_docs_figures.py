@@ -282,6 +282,14 @@ def test_the_shift_is_carried_by_all_fi_heads_and_some_others():
     assert f"Of the {counts[3]} other heads in the layers of FI heads {counts[2]} carry" in limits
 
 
+def test_no_head_of_an_untrained_model_carries_the_shift():
+    drawn = [row["untrained"] for row in results("seeds")]
+    assert len(drawn) == 10 and sum(each["n_passing"] for each in drawn) == 0
+    n_heads, highest = sum(each["n_heads"] for each in drawn), max(x["highest"] for x in drawn)
+    said = f"of {n_heads} heads the highest lower end is {share(highest, 3)} (`untrained`"
+    assert said in " ".join(section("docs/results.md", "What the heads carry").split())
+
+
 def test_which_heads_ten_seeds_have():
     rows, text = traced(), said("docs/results.md", "Ten seeds")
     sizes = [len(set().union(*row["groups"].values())) for row in rows]
