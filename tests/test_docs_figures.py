@@ -790,7 +790,7 @@ KEPT = {
     "nothing": "none",
     "previous-token heads": "no_previous_token",
     "ordinary induction heads": "no_copy_induction",
-    "as many heads of the same layers, at random": "random_heads",
+    "seven heads of the same layers, at random": "random_heads",
     "block 0, left as it was drawn": "frozen_0",
     "block 1, left as it was drawn": "frozen_1",
 }
