@@ -178,8 +178,11 @@ def carry_out(run: Run, study: Study) -> Row:
 
 
 def run_all(runs: Sequence[Run], study: Study, jobs: int) -> list[Row]:
-    """One row for each run, in their order. Where one fails, the others go on. Raises UserError
-    then, KeyboardInterrupt after Ctrl-C; what was done until then is kept."""
+    """One row for each run, in their order, `jobs` of them at a time, each in its own process.
+
+    A run that fails is told in one line, and the others go on. Raises UserError where one failed or
+    cannot be made, KeyboardInterrupt after Ctrl-C. What was done until then is kept.
+    """
     rows = {run: finished(run, study) for run in runs}
     left = [run for run, row in rows.items() if row is None]
     if left:

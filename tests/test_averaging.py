@@ -67,6 +67,22 @@ def test_r2_worked_out_by_hand():
     assert averaging.r2(y, y) == 1.0 and averaging.r2(torch.full_like(y, 2.0), y) == 0.0
 
 
+def test_the_interval_of_r2_is_that_of_the_residual_over_the_variance():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(400, dtype=torch.float64, generator=generator)
+    forecast = y + 0.5 * torch.randn(400, dtype=torch.float64, generator=generator)
+    low, high = averaging.r2_interval(forecast, y)
+    draws = []  # the same, resampled here
+    for seed in range(400):
+        drawn = torch.Generator().manual_seed(seed)
+        some = torch.randint(400, (400,), generator=drawn)
+        draws.append(1 - averaging.r2(forecast[some], y[some]))
+    ends = 1 - torch.tensor(draws).quantile(torch.tensor([0.975, 0.025]))
+    assert [low, high] == pytest.approx(ends.tolist(), abs=0.01)
+    assert low < averaging.r2(forecast, y) < high and 0.05 < high - low < 0.2
+    assert averaging.r2_interval(y, y) == [1.0, 1.0]
+
+
 def test_shown_answers_are_off_by_what_was_asked_and_the_rest_of_the_prompt_stays(plain):
     examples, _ = plain
     d = torch.randint(-4, 9, examples.shown.shape, generator=generator())

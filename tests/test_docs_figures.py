@@ -287,6 +287,14 @@ def test_the_shift_is_carried_by_all_fi_heads_and_some_others():
     assert f"Of the {counts[3]} other heads in the layers of FI heads {counts[2]} carry" in limits
 
 
+def test_no_head_of_an_untrained_model_carries_the_shift():
+    drawn = [row["untrained"] for row in results("seeds")]
+    assert len(drawn) == 10 and sum(each["n_passing"] for each in drawn) == 0
+    n_heads, highest = sum(each["n_heads"] for each in drawn), max(x["highest"] for x in drawn)
+    said = f"of {n_heads} heads the highest lower end is {share(highest, 3)} (`untrained`"
+    assert said in " ".join(section("docs/results.md", "What the heads carry").split())
+
+
 def test_which_heads_ten_seeds_have():
     rows, text = traced(), said("docs/results.md", "Ten seeds")
     sizes = [len(set().union(*row["groups"].values())) for row in rows]
@@ -707,9 +715,13 @@ DIETS = {
     "… without mixed documents": "no_mixed",
     "… without copied documents": "no_copy",
     "+ met plain alone, the other functions under everything": "plus_plain",
+    "the same, + as often as in strict": "plus_plain_often",
     "the cell (+, +1) alone held out: + seen with every other k": "held_out_cell",
     "every k > 0 on + held out": "held_out_half",
 }
+
+
+PLUS_PLAIN = ("plus_plain", "plus_plain_often")
 
 
 def mean_over_unseen_k(row):
@@ -725,6 +737,17 @@ def failure(rows):
     if len(failing) * 2 <= len(rows):
         return ""
     return failing[0]
+
+
+def test_plus_shown_plain_alone_fails_however_often_it_is_shown():
+    text = " ".join(section("docs/results.md", "Training data").split())
+    rows = {name: [x for x in results("diets") if x["diet"] == name] for name in PLUS_PLAIN}
+    rare, often = ({row["plus_share"] for row in some} for some in rows.values())
+    assert f"rare there ({100 * max(rare):.0f} % of the examples)" in text
+    assert f"as often as in `strict` ({100 * max(often):.0f} %)" in text
+    assert "gives .00 in each of three seeds" in text
+    assert [row["off_by_one_8"] for row in rows["plus_plain_often"]] == [0.0] * 3
+    assert "(on none if `+` is as frequent" in " ".join((ROOT / "README.md").read_text().split())
 
 
 @pytest.mark.parametrize("diet", list(table("docs/results.md", "Training data", "diet |"))[1:])
@@ -809,7 +832,7 @@ KEPT = {
     "nothing": "none",
     "previous-token heads": "no_previous_token",
     "ordinary induction heads": "no_copy_induction",
-    "as many heads of the same layers, at random": "random_heads",
+    "seven heads of the same layers, at random": "random_heads",
     "block 0, left as it was drawn": "frozen_0",
     "block 1, left as it was drawn": "frozen_1",
 }
@@ -983,13 +1006,56 @@ def short(share):
     return f"{share:.2f}".removeprefix("0")
 
 
+def unseen_phrases():
+    """What the prose says of unseen shifts, with the figures of the file."""
+
+    def mean(kind, k, task="addition"):
+        return short(statistics.fmean(row["accuracy"][str(k)] for row in of_kind(kind, task)))
+
+    def ends(rows, *ks):
+        shares = [row["accuracy"][str(k)] for row in rows for k in ks]
+        return f"{short(min(shares))} to {short(max(shares))}"
+
+    def between(kind, task="addition"):
+        return [
+            row["accuracy"][str(k)]
+            for row in of_kind(kind, task)
+            for k in UNSEEN_KS
+            if where_it_lies(k, row["shifts"]) == "between"
+        ]
+
+    good = [between(kind) for kind in ("all_but_+1", "all_but_-1", "all_but_+2", "odd")]
+    means = sorted(short(statistics.fmean(shares)) for shares in good[:3])
+    means += [mean("odd", -2), mean("odd", 2)]
+    even = of_kind("even", "addition")
+    bad = min(even, key=lambda row: row["accuracy"]["1"])
+    others = [row for row in even if row is not bad]
+    worst = min(of_kind("all_but_-3", "addition"), key=lambda row: row["accuracy"]["-3"])
+    ahead = [mean("negative", k) for k in (1, 2, 3, 4)]
+    off_by_one = [row["accuracy"]["1"] for row in of_kind("negative", "addition")]
+    return [
+        f"{min(means)} to {max(means)} in four of seven diets, "
+        f"and {short(min(min(shares) for shares in good))} or more in each of their runs",
+        f"four runs of five have {ends(others, -3, -1, 1, 3)}, "
+        f"and the fifth {ends([bad], -3, -1, 1, 3)}",
+        f"±3 and ±4 alone give {short(statistics.fmean(between('large')))}",
+        f"+4 is right on {mean('all_but_+4', 4)} where +3 is shown",
+        f"+1 to +4 on {', '.join(ahead[:3])} and {ahead[3]} where −1 is",
+        f"odd ones is right on {short(statistics.fmean(between('odd', 'first')))}",
+        f"±3 and ±4 on {short(statistics.fmean(between('large', 'first')))}.",
+        f"give +1 on `+` in {words(off_by_one)} of prompts",
+        f"seed {worst['seed']} of all but −3 has {ends([worst], *UNSEEN_KS)} at every k",
+    ]
+
+
 def test_shifts_that_nobody_showed():
     section = "Shifts that nobody showed"
     by_k = table("docs/results.md", section, "shown on other functions | runs")
     by_place = table("docs/results.md", section, "shown on other functions | `+`: k")
-    n_runs = len(results("unseen_shifts")) // 2
-    text = (ROOT / "docs/results.md").read_text()
-    assert f"first {n_runs} of 60 runs" in " ".join(text.split())
+    assert len(results("unseen_shifts")) == 2 * 12 * 5
+    text = " ".join((ROOT / "docs/results.md").read_text().split())
+    for phrase in unseen_phrases():
+        assert phrase in text, phrase
     for name, kind in UNSEEN.items():
         some = of_kind(kind, "addition")
         means = [statistics.fmean(row["accuracy"][str(k)] for row in some) for k in UNSEEN_KS]

@@ -316,6 +316,10 @@ REFUSED = {
         lambda w: averaging.r2(w.logits[:1], w.logits),
         r"the forecast must be of shape \[40, 5\], not \[1, 5\]",
     ),
+    "r2_interval": (
+        lambda w: averaging.r2_interval(w.logits[0, :1], w.logits[0]),
+        r"the forecast must be of shape \[5\], not \[1\]",
+    ),
     "an array": (lambda w: averaging.r2(np.ones(4), w.logits), "must be a Tensor"),
     "logits": (lambda w: evaluation.accuracy([[1.0]], w.labels), "logits must be a Tensor"),
     "answers": (lambda w: evaluation.accuracy(w.logits, [1, 2]), "answers must be a Tensor"),

@@ -432,6 +432,7 @@ CASES = {
         "Asker": lambda w: w.asker().ask(w.examples, w.query),
         "with_differences": lambda w: averaging.with_differences(w.examples, tasks.ZERO, w.offs),
         "r2": lambda w: averaging.r2(w.logits, w.wide[1]),
+        "r2_interval": lambda w: averaging.r2_interval(w.logits[0], w.wide[1, 0]),
         "forecasts": lambda w: averaging.forecasts(w.offs, w.offs.double(), w.offs.abs()),
         "account": lambda w: averaging.account(w.asker(), w.examples, w.query, w.query),
         "steered": lambda w: averaging.steered(w.asker(), w.examples, w.query),

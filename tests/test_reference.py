@@ -7,6 +7,7 @@ import stat
 
 import pytest
 import torch
+from torch import Generator
 
 import patch
 import tasks
@@ -14,6 +15,7 @@ import train
 from commands import reference
 from minifunc.circuit import Criteria, discover
 from minifunc.model import Transformer
+from minifunc.patching import Logits
 from minifunc.support.runs import REFERENCE, load_run, weights_hash
 from tests.handwired import headline_model
 
@@ -54,7 +56,7 @@ def test_a_new_run_takes_the_place_of_the_old_one_and_leaves_nothing_beside(fold
     before = contents(folder)
     assert renew(folder, "--seed", "7") == 0
     after = contents(folder)
-    assert after.keys() == before.keys() | {"learning.json"} == set(reference.FILES)
+    assert after.keys() == before.keys() | {"learning.json", "circuit.json"} == set(reference.FILES)
     assert load_run(folder)[1]["train"]["seed"] == 7 and load_run(folder)[0].cfg.d_mlp == 8
     assert list(tmp_path.iterdir()) == [folder]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o755
@@ -110,10 +112,10 @@ def test_a_kill_between_the_two_renames_is_made_good(folder, tmp_path, monkeypat
 
 
 def test_files_of_another_kind_are_not_lost(folder, capsys):
-    (folder / "circuit.json").write_text("{}")
+    (folder / "check.json").write_text("{}")
     before = contents(folder)
     capsys.readouterr()
-    assert renew(folder) == 2 and "circuit.json" in capsys.readouterr().err
+    assert renew(folder) == 2 and "check.json" in capsys.readouterr().err
     assert contents(folder) == before
 
 
@@ -196,3 +198,24 @@ def test_the_last_look_at_the_reference_run_is_what_its_weights_do(monkeypatch):
         name: seen[name] for name in ("fi", "off_by_one")
     }
     torch.testing.assert_close(torch.tensor(last["r"]), torch.tensor(seen["r"]), atol=2e-3, rtol=0)
+
+
+def test_the_circuit_of_the_reference_run_is_that_of_make_patch():
+    model, study = load_run(REFERENCE)[0], patch.Study.func
+    circuit = json.loads((REFERENCE / "circuit.json").read_text())
+    assert circuit["weights"] == weights_hash(model.state_dict())
+    asked = {name: circuit[name] for name in ("task", "k", "shots", "seed", "freeze_mlps")}
+    assert asked | {"prompts": circuit["n_prompts"], "max_memory": None} == vars(study())
+    assert circuit["criteria"] == vars(Criteria())
+
+
+@pytest.mark.slow
+def test_the_effects_in_the_circuit_of_the_reference_run_are_those_of_its_weights(monkeypatch):
+    monkeypatch.undo()
+    model, study = load_run(REFERENCE)[0], patch.Study()
+    pairs = study.pairs(study.prompts, Generator().manual_seed(study.seed))
+    seen = study.patchers(model, pairs)["answers"].sweep(Logits())
+    kept = json.loads((REFERENCE / "circuit.json").read_text())["effects"]["logits"]
+    for name in ("heads", "mlps"):
+        wanted = torch.tensor(kept[name])
+        torch.testing.assert_close(getattr(seen, name).float(), wanted, atol=2e-3, rtol=0)

@@ -23,12 +23,13 @@ from experiments import (
     universality,
     unseen_shifts,
 )
-from minifunc.ablation import Ablator, CircuitScores
+from minifunc.ablation import Ablator, CircuitScores, all_heads
 from minifunc.analysis import scores
 from minifunc.circuit import Criteria
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support import checks
 from minifunc.support.names import parse
+from minifunc.support.runs import weights_hash
 
 TINY = ModelConfig(n_layers=2, n_heads=2, d_model=16, d_head=8, d_mlp=16, n_ctx=128)
 TINY = replace(TINY, d_vocab=len(tasks.VOCABULARY), act_fn="relu")
@@ -871,6 +872,28 @@ def test_rows_of_averaging_are_one_for_each_mixture_and_one_for_the_rest():
     assert "mixtures" in found  # left as it was
     [row] = seeds.averaging_rows(run, {"diverged": True})
     assert row["offsets"] is None and row["diverged"]
+
+
+def test_the_null_of_a_seed_is_each_head_of_its_model_as_it_was_drawn(monkeypatch):
+    run, asked = runs.default_run("default", 7, 5), []
+
+    def row(swapped, low, other, passes):
+        ends = {"answers": {"ci": [low, 1.0]}, "operands": {"ci": [other, 1.0]}}
+        return {"swapped": swapped, "passes": passes} | ends
+
+    def study(*given):
+        asked.append(given)
+        rows = [row("function_induction", 0.9, 0.9, True), row("one_fi_head", 0.5, 0.04, True)]
+        rows += [row("one_fi_head", -0.3, 0.2, False), row("random_same_layers", 0.8, 0.8, True)]
+        return {"shift_swap": {"rows": rows}}
+
+    monkeypatch.setattr(seeds.shift_swap, "study", study)
+    assert seeds.untrained(run, False) == {"n_heads": 2, "n_passing": 1, "highest": 0.04}
+    language, model, heads, how = asked[0]
+    drawn = Transformer(run.model, torch.Generator().manual_seed(7))
+    assert weights_hash(model.state_dict()) == weights_hash(drawn.state_dict())
+    assert language is tasks and heads == all_heads(run.model)
+    assert (how.task, how.k, how.shots) == ("addition", 1, 8)
 
 
 def test_a_circuit_is_traced_once_for_its_weights_and_apart_where_it_is_quick(

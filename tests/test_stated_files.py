@@ -937,6 +937,14 @@ def test_a_run_is_unfinished_until_its_last_step(tmp_path, done, told):
     assert found.notice == (said if told else "")
 
 
+def test_a_result_is_found_where_results_go_or_else_where_the_reference_run_is(tmp_path):
+    folders = runs.RunFolders(tmp_path / "run", tmp_path / "results", is_reference=True)
+    assert folders.found("circuit.json") == tmp_path / "run" / "circuit.json"
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "circuit.json").touch()
+    assert folders.found("circuit.json") == tmp_path / "results" / "circuit.json"
+
+
 def test_a_result_is_written_where_results_go_and_its_folder_is_made(tmp_path):
     folders = runs.RunFolders(tmp_path / "run", tmp_path / "a" / "b", False)
     assert folders.to_write("x.json") == tmp_path / "a" / "b" / "x.json"

@@ -20,7 +20,7 @@ from minifunc.ablation import all_heads
 from minifunc.analysis.activations import Examples
 from minifunc.model import Transformer
 from minifunc.support.checks import alike
-from minifunc.support.evaluation import Language
+from minifunc.support.evaluation import Language, bootstrap
 from minifunc.support.hooks import Hooks
 from minifunc.support.names import Found, parse
 from minifunc.support.settled import settled
@@ -125,12 +125,19 @@ def r2(forecast: Tensor, y: Tensor) -> float:
     return (1 - residual / variance.clamp(min=1e-12)).item()
 
 
+def r2_interval(forecast: Tensor, y: Tensor) -> list[float]:
+    """95 % of `r2` over prompts, by bootstrap; the mean of y is held."""
+    residual = (y - alike(forecast, y, "the forecast")).square()
+    low, high = bootstrap(residual[None], (y - y.mean()).square().clamp(min=1e-12))[0]
+    return [1 - high, 1 - low]
+
+
 def account(asker: Asker, examples: Examples, query: Tensor, right: Tensor | None = None) -> Found:
     """How well each forecast tells what the answers are off by.
 
-    r2: of the mean over the answer's probabilities. hits: share of prompts whose likeliest answer
-    is the forecast, rounded. answered: shares of the likeliest answers. right [n_prompts]: by how
-    much they should be off.
+    r2, r2_ci: of the mean over the answer's probabilities. hits: share of prompts whose likeliest
+    answer is the forecast, rounded. answered: shares of the likeliest answers. right [n_prompts]:
+    by how much they should be off.
     """
     chance, look = asker.ask(examples, query)
     mean, likeliest = chance @ STEPS.double(), chance.argmax(1) - REACH
@@ -139,6 +146,7 @@ def account(asker: Asker, examples: Examples, query: Tensor, right: Tensor | Non
     row: Found = {
         "n_prompts": len(query),
         "r2": {name: r2(x, mean) for name, x in told.items()},
+        "r2_ci": {name: r2_interval(x, mean) for name, x in told.items()},
         "hits": {name: _share(x.round() == likeliest) for name, x in told.items()},
         "answered": dict(zip(map(str, values.tolist()), (counts.double() / len(query)).tolist())),
     }

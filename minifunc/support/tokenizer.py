@@ -15,6 +15,7 @@ LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace("{1,3}", "")
+SPACE = chr(0x2581)  # how SentencePiece writes one
 WORDS = {"gpt-2": [GPT2], "smollm": [r"\p{N}", GPT2], "llama-bpe": [LLAMA3], "qwen2": [QWEN2]}
 
 
@@ -43,7 +44,7 @@ class Tokenizer:
         """The token of each string. Raises UserError for a string that is not one token."""
         tokens = []
         for string in strings:
-            known = self.inner.token_to_id(string.replace(" ", "▁"))
+            known = self.inner.token_to_id(string.replace(" ", SPACE))
             ids = self.inner.encode(string, add_special_tokens=False).ids
             if known is None and len(ids) != 1:
                 raise UserError(f"the model's vocabulary has no single token for {string!r:.40}")
@@ -83,7 +84,7 @@ def of_bytes(tokenizers: Any, vocabulary: dict[str, int], parts: Mapping[str, An
 
 
 def of_text(tokenizers: Any, vocabulary: dict[str, int], parts: Mapping[str, Any]) -> Any:
-    """SentencePiece (Kudo & Richardson 2018), as Llama has it: a space is "▁", and one more stands
+    """SentencePiece (Kudo & Richardson 2018), as Llama has it: a space is SPACE; one more stands
     before a text. Of two neighbours that make a token, those that make the one of the highest score
     are joined first. A character without a token becomes its UTF-8 bytes."""
     strings, merges = parts["tokens"], []
@@ -93,7 +94,7 @@ def of_text(tokenizers: Any, vocabulary: dict[str, int], parts: Mapping[str, Any
     how = {"unk_token": strings[parts.get("unknown_token_id", 0)], "fuse_unk": True}
     model = tokenizers.models.BPE(vocabulary, merges, byte_fallback=True, **how)
     inner, spaces, back = tokenizers.Tokenizer(model), tokenizers.normalizers, tokenizers.decoders
-    steps = [spaces.Prepend("▁")] if parts.get("add_space_prefix", True) else []
-    inner.normalizer = spaces.Sequence([*steps, spaces.Replace(" ", "▁")])
-    inner.decoder = back.Sequence([back.Replace("▁", " "), back.ByteFallback(), back.Fuse()])
+    steps = [spaces.Prepend(SPACE)] if parts.get("add_space_prefix", True) else []
+    inner.normalizer = spaces.Sequence([*steps, spaces.Replace(" ", SPACE)])
+    inner.decoder = back.Sequence([back.Replace(SPACE, " "), back.ByteFallback(), back.Fuse()])
     return inner
