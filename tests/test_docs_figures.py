@@ -705,6 +705,33 @@ def test_order_of_events(event):
     assert shown[event] == [str(statistics.median(steps)), f"{min(steps)} … {max(steps)}"]
 
 
+def test_what_is_said_of_the_order_of_events():
+    text = " ".join(section("docs/results.md", "Order of events").split())
+    runs = [[row for row in results("emergence") if row["seed"] == seed] for seed in range(3)]
+    last = [rows[-1] for rows in runs]
+    early = max(abs(row["F_range"]) for rows in runs for row in rows if row["step"] <= 198)
+    assert "Up to step 198 F's range is below .07 logits" in text and 0.06 < early < 0.07
+    shares = [share(row["fi_effect"] / -row["F_range"], 2) for row in last]
+    assert f"{shares[0]}, {shares[1]} and {shares[2]} of it at step {last[0]['step']}" in text
+    heads = [row["copy_induction_head"] for row in last]
+    assert f"FI head in each seed ({', '.join(heads)})" in text
+    assert all(x in row["groups"]["function_induction"] for x, row in zip(heads, last))
+    copied = [row["copy_accuracy"] for row in last]
+    assert f"right on {share(min(copied), 2)} to {share(max(copied), 2)} in the end" in text
+    for event in ("copy_induction_score", "off_by_one_8"):
+        steps = [step_from_which_above_half(rows, lambda row, x=event: row[x]) for rows in runs]
+        assert f"{min(steps)} to {max(steps)}" in text
+    late = [row["pt_score"] for row in runs[0] if row["step"] >= 363]
+    assert f"has it ({share(min(late), 2)} or more from step 363 on; {last[0]['pt_head']})" in text
+    highest = max(runs[2], key=lambda row: row["pt_score"])
+    shown = f"head {highest['pt_head']} shows it ({share(highest['pt_score'], 2)} at step"
+    assert f"{shown} {highest['step']})" in text
+    assert f"fades: {share(last[2]['pt_score'], 2)} in the end" in text
+    assert f"in the end ({share(last[1]['pt_score'], 2)})" in text
+    for row in (last[0], last[2]):
+        assert row["pt_head"] not in {head for group in row["groups"].values() for head in group}
+
+
 # ---------------------------------------------------------------- training data
 
 
