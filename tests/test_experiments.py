@@ -229,6 +229,7 @@ def test_a_card_is_shared_as_far_as_its_memory_and_the_cores_go(monkeypatch, fre
 CHANGES = {"train": replace(TRAIN, lr=1e-3), "diet": "addition", "model": replace(TINY, n_layers=1)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", CHANGES)
 def test_the_folder_of_another_run_is_refused_and_left_alone(tmp_path, part):
     carry_out(tiny(), study(tmp_path))

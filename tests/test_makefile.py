@@ -84,6 +84,7 @@ RUN = ("train", "patch", "report", "ask", "check")
 ON_A_DEVICE = ("reference", "bench", "diets", "emergence", "universality", "dependability")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ODD)
 @pytest.mark.parametrize("target", [*RUN, *ON_A_DEVICE, "figures"])
 def test_what_a_variable_holds_is_one_word(tmp_path, target, value):

@@ -274,6 +274,7 @@ def test_sums_in_base_k_are_called_so_and_only_those_that_carry_are_traced(
     )  # those to trace with, and those to count on
 
 
+@pytest.mark.slow
 def test_the_same_call_finds_the_same_circuit(run, solved, tmp_path):
     found = []
     for name in ("one.json", "two.json"):

@@ -592,6 +592,7 @@ def poisons(whole, makes):
             yield poisoned(whole, path), makes if len(path) == 1 else READ_BY.get(top, makes)
 
 
+@pytest.mark.slow
 def test_hostile_strings_are_shown_as_text_wherever_they_stand(run):
     found = found_in(run)
     tried = shown = 0

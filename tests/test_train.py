@@ -137,6 +137,7 @@ def test_seconds_are_those_of_all_parts_of_a_run(tmp_path, monkeypatch, capsys, 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["before", "after"], ids=lambda place: f"{place} the update")
 @pytest.mark.parametrize("step", [1, 4])
 def test_an_interrupted_run_goes_on_to_the_same_weights_and_metrics(
