@@ -12,8 +12,21 @@ from pathlib import Path
 
 import pytest
 
+from experiments.precursor import verdict
+
 ROOT = Path(__file__).parent.parent
-T_975 = {2: 12.706, 3: 4.303, 5: 2.776, 10: 2.262}  # Student's t, by the number of values
+# Student's t, by the number of values
+T_975 = {
+    2: 12.706,
+    3: 4.303,
+    4: 3.182,
+    5: 2.776,
+    6: 2.571,
+    7: 2.447,
+    8: 2.365,
+    10: 2.262,
+    12: 2.201,
+}
 
 
 @functools.cache
@@ -875,6 +888,47 @@ def test_parts_kept_from_forming(kept):
         ", ".join(share(row["off_by_one_8"]) for row in rows),
         ", ".join(str(len(row["fi_heads"])) for row in rows),
     ]
+
+
+AWAY = {
+    "nothing": "none",
+    "ordinary induction heads": "no_copy_induction",
+    "as many heads of each layer, at random": "random_heads",
+    "previous-token heads": "no_previous_token",
+}
+
+
+def span(values):
+    return str(min(values)) if min(values) == max(values) else f"{min(values)} to {max(values)}"
+
+
+def spread(values):
+    return words(values, 3) if len(values) > 1 else share(values[0])
+
+
+@pytest.mark.parametrize("kept", AWAY)
+def test_parts_kept_away_from_the_default(kept):
+    some = [row for row in results("precursor") if row["kind"] == AWAY[kept]]
+    assert table("docs/results.md", "Parts kept from forming", "kept away |")[kept] == [
+        str(len(some)),
+        span([len(row["silenced"]) for row in some]),
+        spread(column(some, "plain_8")),
+        spread(column(some, "off_by_one_8")),
+        share(min(column(some, "off_by_one_8"))),
+        span([len(row["fi_heads"]) for row in some]),
+        span([row["from_step"] for row in some]),
+    ]
+
+
+def test_whether_ordinary_induction_is_a_precursor():
+    rows = results("precursor")
+    text = " ".join(section("docs/results.md", "Parts kept from forming").split())
+    told, answer = verdict(rows).split(": ", 1)[1].rsplit(": ", 1)
+    difference, seeds = told.replace("-", "−").replace("0.", ".").split(" (")
+    assert f"the difference is {difference} ({seeds}" in text
+    assert f"So far: {answer}." in text and f"first {len(rows)} of 48 runs" in text
+    both = [[r["off_by_one_8"] for r in rows if r["kind"] == AWAY[x]] for x in list(AWAY)[1:3]]
+    assert all(min(shares) > 0.5 for shares in both)  # it comes up
 
 
 # ---------------------------------------------------------------- performance
