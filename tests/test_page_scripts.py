@@ -73,7 +73,7 @@ def said_by(report, script, **data):
     tree = Tree(report.read_text())
     given = {"page": tree.root, "scripts": tree.scripts, "script": script, "without": DRAWN} | data
     done = subprocess.run(
-        [NODE, str(RUNNER)], input=json.dumps(given), capture_output=True, text=True, timeout=60
+        [NODE, str(RUNNER)], input=json.dumps(given), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
@@ -601,7 +601,8 @@ document.activeElement.blur();
 const [spot, other] = view.querySelectorAll(".spot");
 const pins = [[chosen(), hint()]];
 const [pin, point, leave] = [() => spot.click(), () => other.focus(), () => other.blur()];
-for (const act of [pin, point, leave, pin]) {
+const enter = () => spot.dispatchEvent(new Event("keydown", { key: "Enter" }));
+for (const act of [enter, point, leave, pin]) {
     act();
     pins.push([chosen(), hint()]);
 }
@@ -1006,3 +1007,55 @@ def test_prompts_of_every_kind_are_typed_and_read_back_and_made_plain_as_ask_doe
     assert "cannot read “2+2=”" in twice and "cannot read “1+1 2+2=”" in joined
     assert "31 is not known" in unknown
     assert all("1+1=3, 2+2=5, 3+3=" in told for told in said["refused"])
+
+
+# ---------------------------------------------------------------- the folded attention
+
+UNFOLDED = """
+const painted = [];
+globalThis.ImageData = class { constructor(data) { Object.assign(this, { data }); } };
+const paint = { putImageData: ({ data }) => painted.push([...data.filter((_, i) => i % 4 === 3)]) };
+at("attention").constructor.prototype.getContext = () => paint;
+Page.data.attention = { "2.0": { last_to_answers: 0.25 }, "1.1": { last_to_answers: 0.5 } };
+const mean = () => at("attention-mean").textContent;
+Playground.ask("1+1=3, 2+5=8, 3+3=");
+const folded = [at("squares").textContent, mean()];
+at("attention").open = true;
+at("attention").dispatchEvent(new Event("toggle"));
+const squares = at("squares").querySelectorAll(".square").map((one) => [
+    one.textContent, one.className, one.dataset.tip]);
+const first = at("squares").querySelector(".square");
+const canvas = first.querySelector("canvas");
+canvas.clientWidth = 170; // 10 px for each of 17 tokens
+canvas.onpointermove({ offsetX: 55, offsetY: 115 });
+const told = [mean(), first.dataset.tip];
+Page.data.attention = {};
+Playground.ask("1+1=2, 3+3=");
+return [folded, squares, painted.slice(0, 6), told, mean()];
+"""
+
+
+@needs_node
+def test_unfolded_each_head_has_a_square_and_the_fi_heads_a_mean_beside_the_usual_one(drawn):
+    report, model = drawn
+    folded, squares, painted, (told, tip), unknown = said_by(report, UNFOLDED)
+    assert folded == ["", ""]  # nothing is drawn before it is unfolded
+    heads = ["2.0", "2.1", "1.0", "1.1", "0.0", "0.1"]
+    assert [name for name, *_ in squares] == heads
+    assert squares[0][1] == "square function_induction" and squares[1][1] == "square consolidation"
+    _, cache = model.run_with_cache(tasks.encode(ASKED)[None])
+    patterns = {
+        head: cache[f"blocks.{head[0]}.attn.hook_pattern"][0, int(head[2])] for head in heads
+    }
+    here = sum(patterns[head][-1, [5, 11]].sum().item() for head in ("2.0", "1.1")) / 2
+    shares = [float(share) for share in re.findall(r"([\d.]+) %", told)]
+    assert shares == pytest.approx([100 * here, 37.5], abs=0.06)
+    for head, alpha in zip(heads, painted):  # the stronger, the less seen through
+        wanted = 255 * patterns[head].sqrt().flatten()
+        assert alpha == pytest.approx(wanted.tolist(), abs=1.01)
+    share = 100 * patterns["2.0"][11, 5].item()
+    words, said = tip.split("(")
+    assert words == "Head 2.0: from “8” in “2+5=8” it looks at “3” in “1+1=3” "
+    assert float(said.split()[0]) == pytest.approx(share, abs=0.06)
+    assert squares[0][2].startswith("Head 2.0: from “=” in “3+3=” it looks most at ")
+    assert unknown == ""  # nothing is known of the prompts that were traced
