@@ -31,6 +31,7 @@ from minifunc.support.tables import rounded
 
 FILES = ("config.json", "model.pt", "metrics.jsonl", "learning.json", "circuit.json")
 PROMPT = tasks.encode("1+1=3, 2+2=5, 3+3=")  # what the README begins with
+N_TABLE = 500  # prompts behind a figure of the closing table, as in `make train`
 
 
 @torch.no_grad()
@@ -64,7 +65,8 @@ def look(model: Transformer) -> dict[str, Any]:
 
 
 def learning(run: Path, looks: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """What learning.json holds: looks by step, and those at a run's first and last weights."""
+    """What learning.json holds: looks by step, and those at a run's first and last weights; and
+    what the closing table of `make train` is made of."""
     model, config = load_run(run)  # raises UserError where the run is not sound
     untrained = Transformer(model.cfg, Generator().manual_seed(config["train"]["seed"]))
     looks = {0: look(untrained)} | looks | {config["train"]["steps"]: look(model)}
@@ -73,6 +75,7 @@ def learning(run: Path, looks: dict[int, dict[str, Any]]) -> dict[str, Any]:
         "prompt": tasks.decode(PROMPT),
         "n_prompts": patch.Study().prompts,
         "criteria": vars(Criteria()),
+        "accuracy": train.evaluate(model, N_TABLE, every_task=True),
         "looks": [{"step": step} | seen for step, seen in looks.items()],
     }
 

@@ -925,8 +925,8 @@ def test_whether_ordinary_induction_is_a_precursor():
     text = " ".join(section("docs/results.md", "Parts kept from forming").split())
     told, answer = verdict(rows).split(": ", 1)[1].rsplit(": ", 1)
     difference, seeds = told.replace("-", "−").replace("0.", ".").split(" (")
-    assert f"the difference is {difference} ({seeds}" in text
-    assert f"So far: {answer}." in text and f"first {len(rows)} of 48 runs" in text
+    assert f"the difference is {difference}, of {seeds.split()[0]} seeds" in text
+    assert f'word for that is "{answer}"' in text and f"first {len(rows)} of 48 runs" in text
     both = [[r["off_by_one_8"] for r in rows if r["kind"] == AWAY[x]] for x in list(AWAY)[1:3]]
     assert all(min(shares) > 0.5 for shares in both)  # it comes up
 

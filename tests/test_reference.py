@@ -180,6 +180,8 @@ def test_what_is_kept_of_the_reference_run_is_about_its_weights():
     learning = json.loads(path.read_text())
     assert learning["weights"] == weights_hash(model.state_dict())
     assert learning["n_prompts"] == patch.Study.func().prompts  # without what `quick` changes
+    assert learning["accuracy"].keys() >= tasks.TASKS.keys() - {"base_addition"}
+    assert reference.N_TABLE == 500
     steps = [*range(0, 501, 25), *range(625, config["train"]["steps"] + 1, 125)]
     assert [look["step"] for look in learning["looks"]] == steps
     n_tokens = len(learning["prompt"].split())
@@ -187,6 +189,15 @@ def test_what_is_kept_of_the_reference_run_is_about_its_weights():
         assert torch.tensor(look["attention"]).shape == (4, 6, n_tokens)
         assert torch.tensor(look["r"]).shape == torch.tensor(look["to_answers"]).shape == (4, 6)
     assert path.stat().st_size < 300_000
+
+
+@pytest.mark.slow
+def test_the_accuracy_kept_of_the_reference_run_is_what_its_weights_do(monkeypatch):
+    monkeypatch.undo()
+    kept = json.loads((REFERENCE / "learning.json").read_text())["accuracy"]["addition"]
+    seen = train.evaluate(load_run(REFERENCE)[0], reference.N_TABLE, every_task=False)["addition"]
+    for k, shares in seen.items():
+        assert kept[k] == pytest.approx(shares, abs=0.004)
 
 
 @pytest.mark.slow

@@ -423,7 +423,7 @@ def spoil_and_try(sound, tmp_path, capsys, seed, n):
 
 @pytest.mark.slow
 def test_spoilt_files_by_the_thousand_do_no_harm(sound, quick, tmp_path, capsys):
-    n = 1200
+    n = 700
     refused, faults = spoil_and_try(sound, tmp_path, capsys, 1, n)
     with capsys.disabled():
         done = n - refused - len(faults)
