@@ -95,7 +95,7 @@ smollm: .venv-smollm/ready  ## trace SmolLM2-135M, from a package: 11 minutes
 
 ##@ For developers
 
-test: .venv/ready  ## run the tests, in two processes: 1½ minutes
+test: .venv/ready  ## run the tests, in two processes: 1¼ minutes
 	$(PY) -m tests $(ARGS)
 
 page-tools:
