@@ -312,14 +312,14 @@ def slices_of(pairs: tasks.Pairs) -> dict[str, Tensor]:
 
 @asks("""Which heads carry the new rule? | Heads {heads} | Not {heads} alone
 The function-induction heads of patch.py send what they send on plain prompts: is all plain?
-at most 5 % | without them it is left on {} of prompts | follow the new rule by other heads
+at most 5 % | without them {} of prompts still follow it | follow the new rule by other heads
 The circuit is incomplete: don't take these heads for the whole story.""")
 def carriers(study: Study) -> Finding:
     if not study.heads:
         return NO_HEADS
     given = study.ask_swapped([study.heads])[0]
     plain = percent(share_of(given == study.pairs.base_answers), 1)
-    told = f"the new rule is left on {{}}; the plain answer returns on {plain}"
+    told = f"the new rule is still followed on {{}}; the plain answer returns on {plain}"
     return judged(given == study.pairs.contrast_answers, 0.05, told, at_least=False)
 
 

@@ -209,7 +209,7 @@ SAYS = [  # what changes: part of the findings, path in it, value; then the sect
         " 3 of 4 heads",
     ),
     ("circuit", ("effects", "logits", "heads", 1, 0), -83.2, "circuit", "1.0 most$"),
-    ("circuit", FI_SWAPPED, 0.123, "proof", r"left on 12\.3 %"),
+    ("circuit", FI_SWAPPED, 0.123, "proof", r"12\.3 % of prompts still follow"),
     ("circuit", ("averaging", "mixtures", 0, "unseen_offset_share"), 0.31, "averaging", "31 % of "),
     ("circuit", ("averaging", "mixtures", 0, "r2", "attention"), 2, "averaging", "heads average"),
     (
@@ -343,9 +343,9 @@ def test_the_control_says_in_the_open_where_it_is_weakest(run):
         rows[4 * four + 1]["contrast_acc"], rows[4 * four + 3]["contrast_acc"] = 0.95, kept
     told = sections.content(found, sections.proof, "circuit fi").split("<details>")[0]
     assert (
-        "weakest for base 8, carry: with other heads swapped, the new rule is left on 30 %" in told
+        "weakest for base 8, carry: with other heads swapped, 30 % of prompts still follow" in told
     )
-    assert "with none swapped, on 95 %." in told
+    assert "with none swapped, 95 %." in told
     fi, control = titles.swaps(found.circuit)
     n = found.circuit["accuracy_prompts"]
     assert f"Shares of {n} prompts (the control: {control['n_prompts']}) answered plainly" in told
@@ -936,7 +936,7 @@ def test_before_the_checks_are_run_the_page_says_what_it_shows_itself_of_what_ma
         "the share that follows the rule (here 90.0 %; with heads 1.0, 1.1 swapped, 2.0 %).",
         "Act when it falls below 82.6 %, or with these swapped rises above 7.0 %",  # Wilson
         "That heads 1.0, 1.1 matter holds for this model alone.",
-        "The control is weakest for base 8, carry: with other heads swapped, the new rule is left",
+        "The control is weakest for base 8, carry: with other heads swapped",
         "it answers in a way that no example showed on 37 % of ",
         "Not here: what the checks, which have not been run on this model yet, add to this. make c",
     ):

@@ -208,7 +208,7 @@ def test_titles_say_how_many_which_and_on_what():
         "The answer by the rule comes through 2 of 6 heads, 1.0 most"
     )
     assert titles.title_of(f, "proof", "") == (
-        "Swap these heads: the new rule is left on 4.0 % of prompts; swap others: on 88.0 %"
+        "Swap these heads: 4.0 % of prompts still follow the new rule; swap others: 88.0 %"
     )
     assert titles.title_of(f, "averaging", "") == (
         "The heads average: shown −1 and +1 mixed, it answers in a way that no example showed "
@@ -434,6 +434,8 @@ def test_the_claim_counts_prompts_heads_and_what_is_left():
     assert "Make them send what they send after true sums, and 4.0 % of answers still" in said
     assert "follow the rule; 90.0 % are true sums." in said
     assert "weak effect" not in said and "make patch OUT=x" in said
+    others = text_of(sections.claim(page_of(config={"diet": {"shifts": [2], "shift": 0.3}})))
+    assert f"{held} (it shifted other functions), this model" in others
     numbers = re.findall(r"<b>(.*?)</b>\s*<span>(.*?)</span></div>", inside(sections.claim(f)))
     shown = [(value, text_of(Markup(what))) for value, what in numbers]
     assert shown[0] == ("92.0 %", "of 500 prompts are answered off by +1")
@@ -492,8 +494,8 @@ def test_other_tasks_are_told_with_the_weakest_control():
     c["reuse"] += four("addition", 1, [(0.9, 0.1), (0.0, 1.0), (0.9, 0.1), (0.0, 0.0)])
     f = page_of(circuit=c)
     said = text_of(sections.reused(f))
-    assert "weakest for caesar −1: with other heads swapped, the new rule is left on 60 %" in said
-    assert "with none swapped, on 80 %" in said
+    assert "weakest for caesar −1: with other heads swapped, 60 % of prompts still follow" in said
+    assert "with none swapped, 80 %" in said
     assert "The same heads on 3 other tasks" in said  # but for what was traced
 
 

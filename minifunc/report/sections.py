@@ -65,7 +65,8 @@ def claim(f: Findings) -> Content:
     done = percent(circuit["accuracy"]["contrast_prompt"]["contrast"], 1)
     n = circuit["accuracy_prompts"]
     is_new = unseen(f, circuit["task"], circuit["k"])
-    never = f", though training held no {title(circuit)}," if is_new else ""
+    others = " (it shifted other functions)" if f.config.get("diet", {}).get("shift") else ""
+    never = f", though training held no {title(circuit)}{others}," if is_new else ""
     shown = [f"Shown {circuit['shots']} ", *glossed("[examples|shot]"), f" of {title(circuit)}"]
     shown.append(f"{never} this model goes on by that rule on {done} of {n} prompts")
     if not f.fi:
@@ -209,7 +210,7 @@ def reused(f: Findings) -> Content:
     worst = max(named, key=lambda x: named[x][1]["contrast_acc"] - named[x][3]["contrast_acc"])
     had, left = (percent(named[worst][at]["contrast_acc"]) for at in (1, 3))
     told = f"The control is weakest for {worst.replace('-', '−')}: with other heads "
-    told += f"swapped, the new rule is left on {left} of prompts; with none swapped, on {had}."
+    told += f"swapped, {left} of prompts still follow the new rule; with none swapped, {had}."
     return [h("p", told), details(f"The same heads on {len(rows)} other tasks", others)]
 
 

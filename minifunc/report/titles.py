@@ -37,7 +37,7 @@ def carriers(f: Findings) -> str:
 
 def swapped(f: Findings) -> str:
     left, kept = (percent(row["contrast_acc"], 1) for row in swaps(f.circuit))  # or ValueError
-    return f"Swap these heads: the new rule is left on {left} of prompts; swap others: on {kept}"
+    return f"Swap these heads: {left} of prompts still follow the new rule; swap others: {kept}"
 
 
 def swaps(circuit: Circuit) -> list[Circuit]:
