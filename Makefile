@@ -109,7 +109,7 @@ test-page: page-tools .venv/ready  ## the report, in a browser: needs node and C
 	MINIFUNC_NEED_BROWSER=1 $(PY) -m pytest -m 'slow or not slow' tests/test_page.py $(wildcard tests/test_*_js.py) $(ARGS)
 
 test-slow: .venv/ready  ## the others: kills, damaged files, processes (minutes)
-	$(PY) -m tests -m slow $(ARGS)
+	$(PY) -m tests -m slow --ignore=tests/test_page.py $(ARGS)
 
 .venv/ready-dev: .venv/ready
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev]'

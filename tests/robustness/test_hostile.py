@@ -503,7 +503,7 @@ def test_any_command_line_is_followed_or_refused_in_one_line(sound, quick, tmp_p
 
 @pytest.mark.slow
 def test_command_lines_by_the_thousand(sound, quick, tmp_path, capsys):
-    n = 1000
+    n = 700
     refused, faults = try_command_lines(sound, tmp_path, capsys, 1, n)
     with capsys.disabled():
         done = n - refused - len(faults)
