@@ -27,11 +27,11 @@ from minifunc.support.errors import UserError, command, first_line
 from minifunc.support.files import save_json, save_text
 from minifunc.support.flags import Parser
 from minifunc.support.runs import REFERENCE, load_run, weights_hash
+from minifunc.support.settings import TABLE_PROMPTS
 from minifunc.support.tables import rounded
 
 FILES = ("config.json", "model.pt", "metrics.jsonl", "learning.json", "circuit.json")
 PROMPT = tasks.encode("1+1=3, 2+2=5, 3+3=")  # what the README begins with
-N_TABLE = 500  # prompts behind a figure of the closing table, as in `make train`
 
 
 @torch.no_grad()
@@ -75,7 +75,7 @@ def learning(run: Path, looks: dict[int, dict[str, Any]]) -> dict[str, Any]:
         "prompt": tasks.decode(PROMPT),
         "n_prompts": patch.Study().prompts,
         "criteria": vars(Criteria()),
-        "accuracy": train.evaluate(model, N_TABLE, every_task=True),
+        "accuracy": train.evaluate(model, TABLE_PROMPTS, every_task=True),
         "looks": [{"step": step} | seen for step, seen in looks.items()],
     }
 

@@ -438,8 +438,9 @@ def test_the_findings_of_the_readme():
         assert sentence.format(words(column(rows, "off_by_one_8"))) in text
     good = [row for row in results("universality") if does_it(row)]
     counts = [sum(bool(row[key]) for row in good) for key in ("fi_heads", "pt_heads")]
-    architectures = "successful runs of several architectures, {} and {}.".format(*counts)
-    assert f"Of {len(good)} {architectures}" in text
+    fi, pt = counts
+    architectures = f"several architectures, {fi} have the first, {pt} the second"
+    assert f"Of {len(good)} successful runs of {architectures}" in text
 
 
 # ---------------------------------------------------------------- the heads average

@@ -557,9 +557,10 @@ def closing_table():
     import tasks
     import train
     from minifunc.report.accuracy import accuracy_table
+    from minifunc.support.settings import TABLE_PROMPTS
 
     kept = json.loads((ROOT / "reference/learning.json").read_text())["accuracy"]
-    printed = accuracy_table(kept, tasks, tasks.DEFAULT_DIET, train.SHOTS, 500)
+    printed = accuracy_table(kept, tasks, tasks.DEFAULT_DIET, train.SHOTS, TABLE_PROMPTS)
     lines = re.findall(r"^(\w.*?) +((?: ?\d\.\d{3}){5})(.*)$", "\n".join(printed), re.M)
     return {name: (shares.split(), beside.strip()) for name, shares, beside in lines}
 

@@ -181,7 +181,6 @@ def test_what_is_kept_of_the_reference_run_is_about_its_weights():
     assert learning["weights"] == weights_hash(model.state_dict())
     assert learning["n_prompts"] == patch.Study.func().prompts  # without what `quick` changes
     assert learning["accuracy"].keys() >= tasks.TASKS.keys() - {"base_addition"}
-    assert reference.N_TABLE == 500
     steps = [*range(0, 501, 25), *range(625, config["train"]["steps"] + 1, 125)]
     assert [look["step"] for look in learning["looks"]] == steps
     n_tokens = len(learning["prompt"].split())

@@ -17,6 +17,8 @@ from minifunc.support.errors import UserError
 from minifunc.support.files import load_json
 from minifunc.support.flags import Config, Parser, add_flags, check_flag, from_flags
 
+TABLE_PROMPTS = 500  # behind each figure of addition in the closing table
+
 ByName = Mapping[str, Any]
 
 
@@ -94,7 +96,7 @@ def run_arguments(
     add("--diet", help=f"{names} (default: {defaults['diet'].name})")
     add("--resume", action="store_true", help="go on with the run in --out")
     behind = "prompts behind each figure of the last table (default: %(default)s)"
-    add("--table-prompts", type=int, default=500, help=behind)
+    add("--table-prompts", type=int, default=TABLE_PROMPTS, help=behind)
     add_flags(parser, "training", defaults["train"])
     add_flags(parser, "model", defaults["model"])
     arguments: Namespace = parser.parse_args(argv)
