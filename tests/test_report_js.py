@@ -6,6 +6,7 @@ What needs node or a browser is skipped where there is none.
 import base64
 import dataclasses
 import html
+import itertools
 import json
 import math
 import os
@@ -63,9 +64,10 @@ def embedded(model):
     """A model as a report holds it."""
     state = {name: weight.float().contiguous() for name, weight in model.state_dict().items()}
     values = b"".join(weight.numpy().tobytes() for weight in state.values())
+    ends = itertools.accumulate(weight.numel() for weight in state.values())
     return {
         "config": vars(model.cfg),
-        "layout": [[name, weight.numel()] for name, weight in state.items()],
+        "layout": [[name, end - state[name].numel(), end] for name, end in zip(state, ends)],
         "weights": base64.b64encode(values).decode(),
     }
 

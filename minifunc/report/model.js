@@ -182,12 +182,11 @@ const MiniFunc = (() => {
   }
 
   /** The weights of a report: a base64 text of float32 values, least byte first.
-      layout: [[name, number of values], …]. */
+      layout: [[name, start, end], …]. */
   function readWeights(base64, layout) {
     const values = new Float32Array(Uint8Array.from(atob(base64), (x) => x.charCodeAt(0)).buffer);
-    let end = 0;
-    return Object.fromEntries(
-      layout.map(([name, size]) => [name, values.subarray(end, (end += size))]));
+    const read = ([name, start, end]) => [name, values.subarray(start, end)];
+    return Object.fromEntries(layout.map(read));
   }
 
   return { Transformer, readWeights, erf, add, minus, part };

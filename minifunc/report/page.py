@@ -2,6 +2,7 @@
 
 import base64
 from importlib.resources import files
+from itertools import accumulate
 from typing import Any
 
 from minifunc.ablation import all_heads
@@ -43,11 +44,12 @@ def playground(f: Findings) -> list[Markup]:
     """The scripts in which the model runs, and what they read: its shape and its weights."""
     state = f.model.state_dict()
     arrays = {name: weight.detach().float().cpu().numpy() for name, weight in state.items()}
+    ends = accumulate(array.size for array in arrays.values())
     groups, every = f.circuit.get("groups", {}), all_heads(f.model.cfg)
     data = {
         "model": f.config["model"] | vars(f.model.cfg),
         "vocabulary": f.names,
-        "layout": [[name, array.size] for name, array in arrays.items()],
+        "layout": [[name, end - arrays[name].size, end] for name, end in zip(arrays, ends)],
         "groups": {name: [x for x in every if x in heads] for name, heads in groups.items()},
         "r": f.circuit.get("effects", {}).get("logits", {}).get("heads", []),
         "attention": f.circuit.get("attention", {}),
