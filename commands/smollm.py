@@ -24,14 +24,14 @@ from minifunc.ablation import Ablator, CircuitScores, Score
 from minifunc.analysis.ablations import random_group
 from minifunc.analysis.activations import Examples
 from minifunc.analysis.averaging import Asker, account, with_differences
-from minifunc.analysis.long_sweeps import LongSweeps
+from minifunc.analysis.long_sweeps import LongSweeps, digest
 from minifunc.analysis.rows import as_effects, as_lists
 from minifunc.circuit import Criteria, attention_shares, direct_groups
 from minifunc.model import Transformer
 from minifunc.patching import HeadInput, Logits
+from minifunc.support import files
 from minifunc.support.errors import UserError, command
 from minifunc.support.evaluation import accuracy, bootstrap, last_logits, wilson
-from minifunc.support.files import check_writable, make_folder, reading, save_json
 from minifunc.support.flags import Parser, pick_device
 from minifunc.support.names import Found, Heads, parse
 from minifunc.support.pretrained import load_pretrained
@@ -160,52 +160,48 @@ class Judged:
         sources = {"base": base, "unrelated": base.roll(1, 0)}
         self.ablator = Ablator(model, contrast, sources, means={"mean": base})
         self.on_base, self.n_heads = self.ablator.on(base), model.cfg.n_heads
-        self.about = {"n_draws": 1, "shots": prompts.shots, "n_prompts": len(base)}
         answers = (prompts.answers(d) for d in ANSWERS.values())
         self.scores = CircuitScores(self.ablator, "base", *answers)
+        self.about: Found = {"n_draws": 1, "shots": prompts.shots, "n_prompts": len(base)}
+        self.about["contrast_acc_before"] = self.scores.full.contrast_acc
         self.F_contrast = self.scores.full.F_of_each  # [n_prompts]
-        self.shift = self.F_contrast - self.score(self.on_base, [], "base").F_of_each
+        self.shift = self.F_contrast - self.scored(self.on_base, [[]], "base")[0].F_of_each
 
-    def score(self, ablator: Ablator, heads: Heads, how: str) -> Score:
-        return self.scores.score(ablator.logits([heads], how)[0])
+    def scored(self, ablator: Ablator, groups: Sequence[Heads], how: str) -> list[Score]:
+        return [self.scores.score(logits) for logits in ablator.logits(groups, how)]
 
-    def row(self, label: str, heads: Heads, how: str) -> Found:
-        """One group replaced. undone: the share of F_contrast - F_base that is gone, undone_ci its
-        95 % interval over prompts; plain_kept: right answers to plain prompts, the same put in."""
-        replaced = self.score(self.ablator, heads, how)
-        back = self.F_contrast - replaced.F_of_each
-        row: Found = {"ablated": label, "heads": list(heads), "how": how, **self.about}
-        row |= {"base_acc": replaced.base_acc, "contrast_acc": replaced.contrast_acc}
-        row["ci"] = wilson(replaced.contrast_acc, len(back))
-        row["undone"] = (back.mean() / self.shift.mean()).item()
-        row["undone_ci"] = bootstrap(back[None], self.shift)[0]
-        return row | {"plain_kept": self.score(self.on_base, heads, how).base_acc}
+    def rows(self, label: str, groups: Sequence[Heads], how: str) -> list[Found]:
+        """Groups replaced, a row for each; what lies below them all is run once. undone: the share
+        of F_contrast - F_base that is gone, undone_ci its 95 % interval over prompts; plain_kept:
+        right answers to plain prompts, the same put in."""
+        rows, plain = [], self.scored(self.on_base, groups, how)
+        for heads, kept, replaced in zip(groups, plain, self.scored(self.ablator, groups, how)):
+            back = self.F_contrast - replaced.F_of_each
+            row: Found = {"ablated": label, "heads": list(heads), "how": how, **self.about}
+            row |= {"base_acc": replaced.base_acc, "contrast_acc": replaced.contrast_acc}
+            row["ci"] = wilson(replaced.contrast_acc, len(back))
+            row["undone"] = (back.mean() / self.shift.mean()).item()
+            row["undone_ci"] = bootstrap(back[None], self.shift)[0]
+            rows.append(row | {"plain_kept": kept.base_acc})
+        return rows
 
-    def random(self, heads: Heads, how: str, generator: Generator) -> Found:
+    def ours(self, heads: Heads, how: str) -> Found:
+        """The FI heads replaced; all others replaced by their base run's values: faithfulness."""
+        row = self.rows("function_induction", [heads], how)[0]
+        return row | {"faithfulness": self.scores.faithfulness([heads])[0]}
+
+    def random(self, heads: Heads, how: str) -> Found:
         """As many other heads of the same layers, drawn N_RANDOM times: means, and undone_ci from
         2.5 % to 97.5 % of the draws."""
+        generator = Generator().manual_seed(0)
         drawn = [random_group(heads, self.n_heads, generator) for _ in range(N_RANDOM)]
-        rows = [self.row("random_same_layers", group, how) for group in drawn]
+        rows = self.rows("random_same_layers", drawn, how)
         found = rows[0] | {"heads": [], "n_draws": N_RANDOM}
         for name in ("undone", "base_acc", "contrast_acc", "plain_kept"):
             found[name] = fmean(row[name] for row in rows)
         undone = torch.tensor([row["undone"] for row in rows])
         ends = undone.quantile(torch.tensor([0.025, 0.975])).tolist()
         return found | {"ci": None, "undone_ci": ends}
-
-
-def judged(model: Transformer, tokenizer: Tokenizer, amount: Amount, fi: Heads) -> Found:
-    """FI heads and random ones replaced, on prompts that discovery did not see; faithfulness of
-    the FI heads alone, all others sending what they send on the base prompt."""
-    generator, rows, faithfulness = Generator().manual_seed(0), [], []
-    for number, shots in product(range(amount.draws), amount.shots):
-        fresh = Judged(model, draw(tokenizer, amount.n_fresh, shots, seed=10 + number))
-        for how in SOURCES:
-            rows.append({"draw": number} | fresh.row("function_induction", fi, how))
-            if how in amount.random_sources:
-                rows.append({"draw": number} | fresh.random(fi, how, generator))
-        faithfulness += fresh.scores.faithfulness([fi]) if shots == SHOTS else []
-    return {"circuit": list(fi), "faithfulness": fmean(faithfulness), "ablation": rows}
 
 
 def averaging(model: Transformer, prompts: Prompts, weights: dict[str, float]) -> Found:
@@ -242,19 +238,18 @@ class Trace:
         prompts = draw(tokenizer, amount.n_found, SHOTS, seed=0)
         answers = prompts.answers(0), prompts.answers(K)
         self.contrast_tokens, self.places = prompts.shown(K), prompts.places
-        self.sweeps: dict[str, LongSweeps] = {}
+        self.folder, self.sweeps = folder / "sweeps", dict[str, LongSweeps]()
         bases = {"answers": prompts.shown(0), "operands": prompts.operands_changed()}
         for contrast, base in bases.items():
-            tokens = base, self.contrast_tokens
-            kept = folder / "sweeps" / f"{contrast}_{amount.n_found}"
-            self.sweeps[contrast] = LongSweeps(model, tokens, answers, kept)
+            kept, tokens = self.folder / f"{contrast}_{amount.n_found}", self.contrast_tokens
+            self.sweeps[contrast] = LongSweeps(model, (base, tokens), answers, kept)
         self.effects: dict[str, Found] = {contrast: {} for contrast in bases}
         self.circuit: Found = {"task": "addition", "k": K, "asked": f"off by {K:+d}"}
         self.circuit |= {"shots": SHOTS, "n_prompts": amount.n_found, "contrast": "answers"}
         self.circuit |= {"device": str(model.device), "criteria": vars(Criteria())}
-        self.circuit |= {"effects": self.effects["answers"], "missing": MISSING}
-        self.circuit |= {"operands_changed": {"effects": self.effects["operands"]}}
-        self.circuit |= {"evaluation": None, "averaging": None}
+        self.circuit |= {"missing": MISSING, "evaluation": None, "averaging": None}
+        changed = {"operands_changed": {"effects": self.effects["operands"]}}
+        self.circuit |= {"effects": self.effects["answers"]} | changed
 
     def tell(self, found: Found, lines: Iterable[str]) -> None:
         self.circuit |= rounded(found, 5)
@@ -278,7 +273,7 @@ class Trace:
         if not fi:
             self.tell({}, ["no head meets the criteria of an FI head"])
             return self.circuit
-        evaluation = judged(self.model, self.tokenizer, self.amount, fi)
+        evaluation = self.judge(fi)
         self.tell({"evaluation": evaluation}, ablation_table(evaluation["ablation"]))
         fresh = draw(self.tokenizer, self.amount.n_found, SHOTS, seed=2)
         mixed = averaging(self.model, fresh, weights)
@@ -292,8 +287,7 @@ class Trace:
         """The FI heads, strongest first, each with -r on the logits."""
         F, swept = {}, {name: sweeps.sweep(Logits()) for name, sweeps in self.sweeps.items()}
         for name, each in swept.items():
-            ends = {"base": each.F_base, "contrast": each.F_contrast}
-            F[name] = {run: values.mean().item() for run, values in ends.items()}
+            F[name] = {"base": each.F_base.mean().item(), "contrast": each.F_contrast.mean().item()}
             self.effects[name]["logits"] = as_lists(each.effects)
         self.circuit["operands_changed"]["F"] = rounded(F["operands"], 5)
         effects, intervals = swept["answers"].effects, swept["answers"].intervals()
@@ -313,6 +307,30 @@ class Trace:
         columns = ["head", "r", "95 % from", "to", "looks at answers", ""]
         self.tell(found, [says, *table(columns, lines, digits=1)])
         return fi
+
+    def judge(self, fi: Heads) -> Found:
+        """FI heads and random ones replaced, on prompts that discovery did not see. A row is kept
+        in a file of these weights, heads and prompts, and not measured again."""
+        wanted = [(Judged.ours, how) for how in SOURCES]
+        wanted += [(Judged.random, how) for how in self.amount.random_sources]
+        settings, rows = list(product(range(self.amount.draws), self.amount.shots)), []
+        bar = tqdm(total=len(settings) * len(wanted), desc="replaced", unit="row", disable=None)
+        for number, shots in settings:
+            prompts = draw(self.tokenizer, self.amount.n_fresh, shots, seed=10 + number)
+            about = digest(self.model, [prompts.shown(0), prompts.shown(K)])[:16]
+            path = self.folder / f"{'_'.join(fi)}_{about}.jsonl"
+            known = files.load_lines(path) if path.exists() else []
+            bar.update(len(known))
+            if len(known) < len(wanted):
+                fresh = Judged(self.model, prompts)
+                for measure, how in wanted[len(known) :]:
+                    known.append({"draw": number} | measure(fresh, fi, how))
+                    files.save_lines(path, known)
+                    bar.update()
+            rows += known
+        bar.close()
+        ours = [row["faithfulness"] for row in rows if row["heads"] and row["shots"] == SHOTS]
+        return {"circuit": list(fi), "faithfulness": fmean(ours), "ablation": rows}
 
     def feed(self, receiver: HeadInput) -> None:
         """What reaches an input, under both contrasts."""
@@ -369,7 +387,7 @@ def packaged() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"this needs the package {PACKAGE.replace('_', '-')}: make smollm gets it")
     path = Path(spec.submodule_search_locations[0], FILE)
-    with reading(path):
+    with files.reading(path):
         found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != SHA256:
         raise UserError(f"{path} is damaged, or another version: its SHA-256 is {found}")
@@ -382,25 +400,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--out", type=Path, default=Path("out/smollm"), help="default: %(default)s")
     add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
-    hours = "16 shots too, 200 prompts, three draws, q and k too: hours; the same command goes on"
-    add("--full", action="store_true", help=hours)
+    add("--full", action="store_true", help="more of all, for hours; the same command goes on")
     add("--quick", action="store_true", help="few prompts, to see that it runs; no summary")
     flags = parser.parse_args(argv)
     device, amount = pick_device(flags.device, float64=True), FULL if flags.full else Amount()
     if flags.quick:
         amount = replace(amount, n_found=4, n_inputs=2, n_fresh=4)
     started, path = time.perf_counter(), flags.out / "circuit.json"
-    make_folder(flags.out)
-    check_writable(path)
+    files.make_folder(flags.out)
+    files.check_writable(path)
     model, tokenizer = load_pretrained(packaged(), device=device)
     print(f"{FILE} (Apache-2.0) on {device}")
     circuit = Trace(model, tokenizer, amount, flags.out).run()
-    circuit |= {"model": FILE, "full": flags.full} | {"versions": versions()}
-    circuit |= {"weights": weights_hash(model.state_dict())}
-    circuit |= {"seconds": round(time.perf_counter() - started, 1)}
-    save_json(path, circuit)
+    circuit |= {"model": FILE, "full": flags.full, "weights": weights_hash(model.state_dict())}
+    circuit |= {"versions": versions(), "seconds": round(time.perf_counter() - started, 1)}
+    files.save_json(path, circuit)
     if not flags.quick:
-        save_json(RESULTS / "smollm.json", summary(circuit))
+        files.save_json(RESULTS / "smollm.json", summary(circuit))
     print(f"everything is in {path}, {circuit['seconds']:.0f} s")
     return 0
 

@@ -456,7 +456,10 @@ CASES = {
         "Naive": in_parts,
         "study": lambda w: function_vectors.study(w.model, w.asking, w.naive, GROUP, w.numbers),
     },
-    "minifunc.analysis.long_sweeps": {"LongSweeps": swept_in_parts},
+    "minifunc.analysis.long_sweeps": {
+        "LongSweeps": swept_in_parts,
+        "digest": lambda w: long_sweeps.digest(w.model, w.prompts),
+    },
     "minifunc.analysis.reading": {
         "explained": lambda w: reading.explained(w.logits, w.labels, w.halves),
         "inputs_apart": lambda w: reading.inputs_apart(w.patcher(), w.sources, GROUP),

@@ -1,5 +1,6 @@
 """Sweeps that are kept on disk, and the two commands that trace models of others, on a tiny one."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -194,17 +195,19 @@ def test_what_is_undone_is_all_for_every_head_and_nothing_for_none(model):
     prompts = smollm.draw(Letters(), 20, 3, seed=0)
     judged = smollm.Judged(model, prompts)
     every = [f"{layer}.{head}" for layer in range(3) for head in range(4)]
-    whole, nothing = judged.row("x", every, "base"), judged.row("x", [], "base")
+    whole, nothing = judged.rows("x", [every], "base")[0], judged.rows("x", [[]], "base")[0]
     assert whole["undone"] == pytest.approx(1, abs=1e-4)
     assert nothing["undone"] == pytest.approx(0, abs=1e-6)
-    some = judged.row("x", every[8:], "base")
+    some = judged.rows("x", [every[8:]], "base")[0]
     low, high = some["undone_ci"]
     assert low < some["undone"] < high and abs(some["undone"] - 1) > 0.01
     by_hand = judged.ablator.logits_plainly(every[8:], "mean")
     base, contrast = prompts.answers(0)[:, None], prompts.answers(1)[:, None]
     F = (by_hand.gather(1, base) - by_hand.gather(1, contrast)).double()[:, 0]
     undone = (judged.F_contrast - F).mean() / judged.shift.mean()
-    assert judged.row("x", every[8:], "mean")["undone"] == pytest.approx(undone.item(), abs=1e-5)
+    assert judged.rows("x", [every[8:]], "mean")[0]["undone"] == pytest.approx(
+        undone.item(), abs=1e-5
+    )
 
 
 def test_other_values_are_of_the_paired_the_mean_and_the_next_plain_prompt(model):
@@ -224,15 +227,70 @@ def test_random_groups_are_told_by_means_of_all_draws(model, monkeypatch):
     judged = smollm.Judged(model, smollm.draw(Letters(), 6, 3, seed=0))
     numbers, rows = ("undone", "base_acc", "contrast_acc", "plain_kept"), []
 
-    def row(label, heads, how):  # numbers that no two draws share
-        rows.append({name: (len(rows) + 1.0) ** (at + 1) for at, name in enumerate(numbers)})
-        return rows[-1] | {"heads": heads, "how": how}
+    def told(label, groups, how):  # numbers that no two draws share
+        for heads in groups:
+            row = {name: (len(rows) + 1.0) ** (at + 1) for at, name in enumerate(numbers)}
+            rows.append(row | {"heads": heads, "how": how})
+        return rows
 
-    monkeypatch.setattr(judged, "row", row)
-    found = judged.random(["2.0"], "base", torch.Generator().manual_seed(0))
+    monkeypatch.setattr(judged, "rows", told)
+    found = judged.random(["2.0"], "base")
     assert len(rows) == 4 == found["n_draws"]
     for name in numbers:
         assert found[name] == pytest.approx(sum(each[name] for each in rows) / 4), name
+
+
+def test_groups_that_are_replaced_together_are_told_as_each_alone(model):
+    judged = smollm.Judged(model, smollm.draw(Letters(), 12, 3, seed=0))
+    groups = [["2.0", "1.3"], [], ["2.0"], ["0.1", "2.2"]]
+    for how in smollm.SOURCES:
+        together = judged.rows("x", groups, how)
+        assert together == [judged.rows("x", [group], how)[0] for group in groups]
+        assert [row["heads"] for row in together] == groups
+        logits = judged.ablator.logits_plainly([], how)
+        right = (logits.argmax(-1) == smollm.draw(Letters(), 12, 3, seed=0).answers(1)).sum()
+        for row in together:
+            assert row["contrast_acc_before"] == pytest.approx(right.item() / 12)
+
+
+def test_rows_of_replaced_heads_are_measured_once(model, monkeypatch, tmp_path):
+    """A call goes on with the row at which an earlier one was stopped; other weights or heads have
+    files of their own."""
+    monkeypatch.setattr(smollm, "N_RANDOM", 2)
+    measured, rows = [], smollm.Judged.rows
+
+    def counted(self, label, groups, how):
+        if len(measured) == stops_at:
+            raise KeyboardInterrupt
+        measured.append((label, how))
+        return rows(self, label, groups, how)
+
+    monkeypatch.setattr(smollm.Judged, "rows", counted)
+    amount = smollm.Amount(4, 2, 5, 2, (2, 3), random_sources=("base", "mean"))
+    monkeypatch.setattr(smollm, "SHOTS", 3)
+    groups = len(smollm.SOURCES) + 2
+    whole, stops_at = smollm.Trace(model, Letters(), amount, tmp_path / "whole"), None
+    expected = whole.judge(["2.0", "2.1"])
+    assert len(measured) == 2 * 2 * groups == len(expected["ablation"])
+    assert [row["draw"] for row in expected["ablation"]] == [0] * 2 * groups + [1] * 2 * groups
+    assert [row["shots"] for row in expected["ablation"]][::groups] == [2, 3, 2, 3]
+    of_random = [row["n_draws"] for row in expected["ablation"][:groups]]
+    assert of_random == [1] * len(smollm.SOURCES) + [2] * 2
+
+    trace, stops_at = smollm.Trace(model, Letters(), amount, tmp_path / "parts"), 7
+    measured.clear()
+    with pytest.raises(KeyboardInterrupt):
+        trace.judge(["2.0", "2.1"])
+    stops_at = None
+    assert trace.judge(["2.0", "2.1"]) == expected and len(measured) == 2 * 2 * groups
+    trace.judge(["2.0", "2.1"])
+    assert len(measured) == 2 * 2 * groups
+    trace.judge(["2.0"])
+    assert len(measured) == 2 * 2 * 2 * groups
+    other = copy.deepcopy(model)
+    other.blocks[0].attn.W_O[0] += 1.0
+    smollm.Trace(other, Letters(), amount, tmp_path / "parts").judge(["2.0"])
+    assert len(measured) == 3 * 2 * 2 * groups
 
 
 # ---------------------------------------------------------------- the commands

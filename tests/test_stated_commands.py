@@ -630,17 +630,18 @@ def judged_without_a_model():
     one.about = {"n_draws": 1, "shots": 8, "n_prompts": 40}
     one.F_contrast, one.shift = torch.tensor([4.0, 2.0] * 20), torch.tensor([1.0, 3.0] * 20)
 
-    def score(ablator, heads, how):
+    def scored(ablator, groups, how):
         F = one.F_contrast - torch.tensor([0.5, 1.5] * 20)
         shares = (0.2, 0.6) if ablator == "contrast" else (0.9, 0.1)
-        return SimpleNamespace(F_of_each=F, base_acc=shares[0], contrast_acc=shares[1])
+        score = SimpleNamespace(F_of_each=F, base_acc=shares[0], contrast_acc=shares[1])
+        return [score] * len(groups)
 
-    one.score = score
+    one.scored = scored
     return one
 
 
 def test_what_is_left_of_heads_of_a_real_model_is_told_with_its_intervals():
-    row = judged_without_a_model().row("FI", ["1.0"], "mean")
+    row = judged_without_a_model().rows("FI", [["1.0"]], "mean")[0]
     assert (row["base_acc"], row["contrast_acc"], row["plain_kept"]) == (0.2, 0.6, 0.9)
     assert row["ci"] == wilson(0.6, 40) and row["undone"] == pytest.approx(0.5)
     assert (row["ablated"], row["heads"], row["how"], row["shots"]) == ("FI", ["1.0"], "mean", 8)
@@ -651,8 +652,10 @@ def test_what_is_left_of_heads_of_a_real_model_is_told_with_its_intervals():
 def test_random_heads_of_a_real_model_are_told_by_95_percent_of_the_draws(monkeypatch):
     one, undone = judged_without_a_model(), iter(range(20))
     keys = {"base_acc": 0.1, "contrast_acc": 0.2, "plain_kept": 0.3, "ci": [0, 1]}
-    one.row = lambda label, heads, how: {"ablated": label, "undone": float(next(undone)), **keys}
-    found = one.random(["1.0"], "base", torch.Generator().manual_seed(0))
+    one.rows = lambda label, groups, how: [
+        {"ablated": label, "undone": float(next(undone)), **keys} for _ in groups
+    ]
+    found = one.random(["1.0"], "base")
     assert found["undone_ci"] == pytest.approx([0.475, 18.525])  # 2.5 % and 97.5 % of 0 … 19
     assert found["undone"] == 9.5 and found["n_draws"] == 20
     assert found["ci"] is None and found["heads"] == []

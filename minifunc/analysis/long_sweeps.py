@@ -7,6 +7,7 @@ effect is a mean over prompts, and so is the range of F that it is measured by.
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,14 @@ class Swept:
         return dict(zip(self.senders, bootstrap(change, self.F_contrast - self.F_base)))
 
 
+def digest(model: Transformer, tokens: Iterable[Tensor]) -> str:
+    """What stands for a model, by its weights, and for what it is asked."""
+    found = hashlib.sha256(f"{model.cfg} {weights_hash(model.state_dict())}".encode())
+    for tensor in tokens:
+        found.update(tensor.cpu().long().numpy().tobytes())
+    return found.hexdigest()
+
+
 class LongSweeps:
     """Paired prompts of one model. tokens, answers: of base and of contrast, as in `PathPatcher`;
     folder: where the effects are kept, a file for each receiver."""
@@ -56,10 +65,7 @@ class LongSweeps:
     ) -> None:
         self.model, self.prompts = model, (*tokens, *answers)
         self.folder, self.max_memory = folder, max_memory
-        digest = hashlib.sha256(f"{model.cfg} {weights_hash(model.state_dict())}".encode())
-        for tensor in self.prompts:
-            digest.update(tensor.cpu().numpy().tobytes())
-        self.about = digest.hexdigest()
+        self.about = digest(model, self.prompts)
         make_folder(folder)
 
     def sweep(self, receiver: Receiver, n_prompts: int | None = None) -> Swept:

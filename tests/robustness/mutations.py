@@ -330,6 +330,13 @@ FAULTS = [
     ),
     Fault(
         "commands/smollm.py",
+        old="wanted[len(known) :]",
+        new="wanted",
+        breaks="rows of an interrupted study are measured again, and counted twice",
+        tests="real_models",
+    ),
+    Fault(
+        "commands/smollm.py",
         old="SHOTS, seed=2)",
         new="SHOTS, seed=0)",
         breaks="heads are said to average on the prompts on which they were found",
