@@ -58,7 +58,7 @@ reference: .venv/ready  ## train the run in reference/ anew
 
 ##@ Experiments: many runs (ARGS=--quick: minutes; the same command goes on)
 
-diets: .venv/ready  ## what training text it takes: 22 diets
+diets: .venv/ready  ## what training text it takes: 25 diets
 	$(PY) -m experiments.diets $(ON) $(ARGS)
 
 emergence: .venv/ready  ## what comes up first: runs step by step

@@ -89,7 +89,7 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
                 tell(step, circuit)
             bar.update()
 
-        # 1. Does the model do the task, and which heads write the answer?
+        # 1. Does the model do the task, and which heads bring the answer to the end?
         shares = solving(model, for_counting)
         circuit |= asked(tasks, model, study, for_tracing) | {"criteria": vars(criteria)}
         circuit |= {"accuracy": shares, "accuracy_prompts": len(for_counting.base)}

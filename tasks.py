@@ -6,7 +6,7 @@ The question of the whole project is three prompts side by side (`Pairs`), and w
     base              <bos> 1 + 1 = 2 ; 2 + 2 = 4 ; 3 + 3 =   6   the shown answers changed
     operands_changed  <bos> 2 + 1 = 3 ; 3 + 2 = 5 ; 3 + 3 =   6   the operands changed instead
 
-In training no function is ever shifted by +1, and addition by nothing. One number is one token. A
+In training no function is ever shifted by +1, and addition never at all. One number is one token. A
 document is <bos> and then examples of six tokens, so every answer stands at a fixed place. The
 model is scored where an `=` predicts the answer behind it:
 
@@ -23,7 +23,7 @@ from -4 to 30 or a letter. `choice` is multiple choice, the letter of the larges
     base      g(v) = v in base k  k in 6..8; the numeral is read as a number: 11 in base 8 is 13
     relabel   g(v) = perm[v]      a random permutation of all numbers, another of all letters
     reflect   g(v) = R - v        R in 14..22; letters wrap around
-    copy      a few problems with random answers, repeated: only the repetition can be learned
+    copy      a few problems with random answers, repeated (not the function of this name)
 """
 
 from collections.abc import Callable
@@ -138,7 +138,7 @@ HELD_OUT = (("shift", "+"), ("shift", CHOICE), ("base", "+"), ("base", "copy"), 
 
 @dataclass(frozen=True)
 class Diet:
-    """Weights by which documents are drawn. Raises ValueError for what makes no sense."""
+    """Weights by which documents are drawn; as they stand, `strict`. ValueError for nonsense."""
 
     name: str
     # weights of the wrappers, which need not sum to 1; step 4 makes some documents plain after all
@@ -298,8 +298,8 @@ def looks_held_out(diet: Diet, problem: Tensor, answer: Tensor) -> Tensor:
     """
     function, value = PROBLEMS.function[problem], PROBLEMS.value[problem]
     k, letters = answer - value, LETTERED[function]
-    k = torch.where(letters, (k + 13) % 26 - 13, k)  # between letters the short way around,
-    k = torch.where(letters & (k.abs() > MAX_SHIFT), 0, k)  # which counts only if it is asked
+    k = torch.where(letters, (k + 13) % 26 - 13, k)  # between letters the short way around;
+    k = torch.where(letters & (k.abs() > MAX_SHIFT), 0, k)  # further off is no shift of letters
     unshown = torch.tensor([k for k in SHIFTS if k and k not in diet.shifts], device="cpu")
     found = (k[:, :2, None] == unshown).all(1).any(1)  # of whatever functions
     for wrapper, symbol in diet.never:

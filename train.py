@@ -42,7 +42,7 @@ class TrainConfig:
     steps: int = 3500
     documents: int = 64  # a batch is [documents, 1 + 6 * examples] tokens
     examples: int = 9
-    long_every: int = 2  # so many-th batches have half the documents, twice as long (0: none)
+    long_every: int = 2  # each so-many-th batch: half the documents, twice as long (0: none)
     lr: float = 1e-2
     warmup: int = 100  # steps
     beta2: float = 0.95

@@ -268,8 +268,7 @@ def confidence(study: Study) -> Finding:
     pairs = study.draw_each([("addition", k) for k in (-2, -1, 0, 1, 2)])
     probability, given = last_logits(study.model, pairs.contrast).softmax(-1).cpu().max(-1)
     right_where_sure = (given == pairs.contrast_answers)[probability >= 0.9]
-    right = percent(share_of(right_where_sure), 1)
-    told = f"{right} of the {len(right_where_sure)} sure answers"
+    told = f"{percent(share_of(right_where_sure), 1)} of the {len(right_where_sure)} sure answers"
     return judged(right_where_sure, 0.95, f"{told}, of {len(given)} in all")
 
 

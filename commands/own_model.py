@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from minifunc.analysis.long_sweeps import LongSweeps, Swept
 from minifunc.analysis.rows import as_lists
@@ -25,6 +24,7 @@ from minifunc.support.checks import checked_node
 from minifunc.support.errors import UserError, command
 from minifunc.support.files import check_writable, load_json, make_folder, save_json
 from minifunc.support.flags import Parser, pick_device
+from minifunc.support.pairs import Pair
 from minifunc.support.pretrained import load_pretrained
 from minifunc.support.tables import fitted, rounded, table
 from minifunc.support.tokenizer import Tokenizer
@@ -40,14 +40,11 @@ def read_pairs(path: Path) -> list[dict[str, str]]:
     whole = isinstance(pairs, list) and pairs
     for number, pair in enumerate(pairs if whole else [None]):
         if not isinstance(pair, dict) or {type(pair.get(name)) for name in FIELDS} != {str}:
-            said = f"{path}: pair {number} must hold the strings {', '.join(FIELDS)}"
-            raise UserError(said)
+            raise UserError(f"{path}: pair {number} must hold the strings {', '.join(FIELDS)}")
     return list(pairs)
 
 
-def encoded(
-    pairs: Sequence[dict[str, str]], tokenizer: Tokenizer
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def encoded(pairs: Sequence[dict[str, str]], tokenizer: Tokenizer) -> tuple[Pair, Pair]:
     """Tokens [n_pairs, pos] of base and contrast prompts, and their answers [n_pairs]. Raises
     UserError, with the pair, where lengths differ or an answer is not one token."""
     rows: dict[str, list[Any]] = {name: [] for name in FIELDS}

@@ -91,8 +91,7 @@ def renew(folder: Path, flags: list[str]) -> int:
     """Trains with `flags` of train.py and puts the run into `folder` → the exit code."""
     old = folder.with_name(f"{folder.name}.old.tmp")
     settle(folder, old)  # a process may have been killed
-    foreign = sorted({path.name for path in folder.glob("*")} - {*FILES})
-    if foreign:
+    if foreign := sorted({path.name for path in folder.glob("*")} - {*FILES}):
         raise UserError(f"{folder} also holds {foreign[0]}, which would be lost")
     new, looks = Path(tempfile.mkdtemp(".tmp", f"{folder.name}.", folder.parent)), {}
 

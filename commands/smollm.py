@@ -231,14 +231,12 @@ class Trace:
     """The study of one model: its steps, in order. What is found stands in `circuit`, and is told
     as soon as it is known."""
 
-    def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, amount: Amount, folder: Path
-    ) -> None:
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, amount: Amount, out: Path) -> None:
         self.model, self.tokenizer, self.amount = model, tokenizer, amount
         prompts = draw(tokenizer, amount.n_found, SHOTS, seed=0)
         answers = prompts.answers(0), prompts.answers(K)
         self.contrast_tokens, self.places = prompts.shown(K), prompts.places
-        self.folder, self.sweeps = folder / "sweeps", dict[str, LongSweeps]()
+        self.folder, self.sweeps = out / "sweeps", dict[str, LongSweeps]()
         bases = {"answers": prompts.shown(0), "operands": prompts.operands_changed()}
         for contrast, base in bases.items():
             kept, tokens = self.folder / f"{contrast}_{amount.n_found}", self.contrast_tokens
@@ -256,18 +254,12 @@ class Trace:
         tqdm.write(fitted([*lines, ""]))
 
     def run(self) -> Found:
-        by_shots = solving(self.model, self.tokenizer, self.amount.n_found)
-        accuracy = {
-            f"{row['prompt']}_prompt": {name: row[name] for name in ANSWERS}
-            for row in by_shots
-            if row["shots"] == SHOTS
-        }
-        found = {"accuracy": accuracy, "accuracy_by_shots": by_shots}
+        rows = solving(self.model, self.tokenizer, self.amount.n_found)
+        at_8 = [row for row in rows if row["shots"] == SHOTS]
+        shares = {f"{row['prompt']}_prompt": {x: row[x] for x in ANSWERS} for row in at_8}
         columns = ["shares of answers", "shots", "plain", f"off by {K:+d}"]
-        lines = [
-            [row["prompt"] + " prompts", row["shots"], *map(row.get, ANSWERS)] for row in by_shots
-        ]
-        self.tell(found, table(columns, lines))
+        lines = [[row["prompt"] + " prompts", row["shots"], *map(row.get, ANSWERS)] for row in rows]
+        self.tell({"accuracy": shares, "accuracy_by_shots": rows}, table(columns, lines))
         weights = self.find_heads()
         fi = list(weights)
         if not fi:
@@ -297,7 +289,7 @@ class Trace:
         fi = {head: -r[head] for head in r if head in groups["function_induction"]}
         listed = [head for head in r if "." in head][:N_LISTED]
         found = {"F": F["answers"], "groups": groups, "attention": attention}
-        found["r_ci"] = {head: intervals[head] for head in {*fi, *listed}}
+        found["r_ci"] = {head: intervals[head] for head in dict.fromkeys([*fi, *listed])}
         lines = [
             [head, 100 * r[head], *(100 * end for end in intervals[head])]
             + [f"{attention[head]['last_to_answers']:.2f}", "FI" * (head in fi)]
@@ -367,8 +359,8 @@ def averaging_table(rows: Sequence[Found]) -> list[str]:
         "examples of several rules: mean log-probability of the answers off by -1, 0, +1",
         *table(["shown", "-1", "0", "+1"], lines, digits=2),
         f"mixed: {mixed['unseen_offset_share']:.0%} of answers are off by what none shows; R² of "
-        f"the forecast by these heads' attention {mixed['r2']['attention']:.2f}, by the plain mean "
-        f"{mixed['r2']['uniform']:.2f}",
+        f"the forecast by these heads' attention {mixed['r2']['attention']:.2f}, by the "
+        f"unweighted mean {mixed['r2']['uniform']:.2f}",
     ]
 
 

@@ -108,7 +108,6 @@ def compare(sweep: Sweep, device: torch.device, repeats: int) -> list[Row]:
     heads = all_heads(sweep.cfg)
     per_prompt = [effects[receiver].per_prompt[heads.index(head)] for head, receiver in paths]
     ours = torch.stack(per_prompt)  # [path, n_prompts]
-    found["largest_effect"] = ours.abs().max().item()
     rate = sweep.operations(model) / times["ours"]
     found["rate_share"] = rate / sweep.product_rate(device)
     rows = []

@@ -59,8 +59,7 @@ class Loop:
 
     def ask(self, paths: Sequence[SweepPath]) -> None:
         """Patches each path."""
-        F_patched = torch.stack([self.F_patched(*path) for path in paths])
-        self.changes = F_patched - self.F_contrast
+        self.changes = torch.stack([self.F_patched(*path) for path in paths]) - self.F_contrast
 
     def F_patched(self, head: str, receiver: Receiver) -> Tensor:
         sends, reads = definition.sender(head), definition.receiver(str(receiver), self.cfg)

@@ -115,8 +115,7 @@ def random_model(cfg: ModelConfig, device: torch.device) -> Transformer:
     with torch.device("meta"):
         model = Transformer(cfg).to_empty(device=device)
     with device:  # not `settled`, which draws on the CPU
-        draw = Transformer._draw_weights.__wrapped__
-        draw(model, torch.Generator(device).manual_seed(0))
+        Transformer._draw_weights.__wrapped__(model, torch.Generator(device).manual_seed(0))
     return model
 
 

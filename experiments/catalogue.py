@@ -1,8 +1,10 @@
 """The diets of experiments: those of tasks.py, and others that change one thing.
 
 Each is `strict` with some fields changed, handed as a value to `tasks.sample` and `train.train`.
+Names that begin with `default_` change the default in its place.
 """
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -41,9 +43,13 @@ LESS_HELD_OUT = [  # `+` shifted by every k but one; by the negative ones
     Diet("held_out_cell", shifted_addition=tuple(k for k in EVERY_SHIFT if k != 1)),
     Diet("held_out_half", shifted_addition=tuple(k for k in EVERY_SHIFT if k < 0)),
 ]
+ALONE: dict[str, Any] = dict(never=no_plus_under(*OTHERS))
+OFTEN: dict[str, Any] = dict(plain=0.3, addition=8.0)
 PLUS_PLAIN = [  # `+` is met plain alone; in 2 % of the examples, or in 12 %, as in `strict`
-    Diet("plus_plain", never=no_plus_under(*OTHERS)),
-    Diet("plus_plain_often", plain=0.3, addition=8.0, never=no_plus_under(*OTHERS)),
+    Diet("plus_plain", **ALONE),
+    Diet("plus_plain_often", **ALONE, **OFTEN),
+    replace(DEFAULT_DIET, name="default_plus_plain", **ALONE),
+    replace(DEFAULT_DIET, name="default_plus_plain_often", **ALONE, **OFTEN),
 ]
 WRAPPERS_OF_PLUS = [  # the wrappers that `+` meets, while the other functions meet all
     Diet("plus_relabel", never=no_plus_under("reflect", "copy")),
@@ -68,7 +74,6 @@ SHOWN |= {f"all_but_{k:+d}": tuple(x for x in EVERY_SHIFT if x != k) for k in (1
 SHOWN |= {"odd": (-3, -1, 1, 3), "even": (-4, -2, 2, 4), "negative": (-4, -3, -2, -1)}
 SHOWN |= {"small": (-1, 1), "large": (-4, -3, 3, 4), "plus_one": (1,)}
 SOME_SHIFTS = {
-    kind: Diet(f"shifts_{kind}", even_sums=True, base=0.0, shifts=shown)
-    for kind, shown in SHOWN.items()
+    kind: Diet(f"shifts_{kind}", even_sums=True, base=0.0, shifts=ks) for kind, ks in SHOWN.items()
 }
 DIETS = {diet.name: diet for diet in [*ALL, *SOME_SHIFTS.values()]}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.experiment import Experiment, main
 from experiments.measure import addition, how_many, result_row
-from experiments.runs import Row, Run, default_run
+from experiments.runs import Row, Run
 from experiments.summary import Rows, column, in_words
 from minifunc.model import Transformer
 from minifunc.support import tables
@@ -39,9 +39,7 @@ def table(rows: Rows) -> list[str]:
     ]
 
 
-EXPERIMENT = Experiment(
-    "dependability", __doc__, ("default",), default_run, measure, rows, table, seeds=10
-)
+EXPERIMENT = Experiment("dependability", __doc__, measure, rows, table, seeds=10)
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

@@ -122,7 +122,7 @@ def held_out_cells(rows: Rows) -> str:
 CLAIMED = (*LADDER, *WITHOUT_ONE, *LESS_HELD_OUT, *PLUS_PLAIN)  # what claims rest on
 MORE = {diet.name: 3 for diet in CLAIMED}
 EXPERIMENT = Experiment(
-    "diets", __doc__, COMPARED, make, measure, rows, table, seeds=2, steps=700, more=MORE
+    "diets", __doc__, measure, rows, table, COMPARED, make, seeds=2, steps=700, more=MORE
 )
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import train
 from experiments import measure
 from experiments.catalogue import DIETS
 from experiments.experiment import Experiment, main
-from experiments.runs import SWEEP_GIB, Row, Run, default_run, provenance
+from experiments.runs import SWEEP_GIB, Row, Run, provenance
 from experiments.summary import Rows, by
 from minifunc.ablation import all_heads
 from minifunc.analysis import scores
@@ -165,7 +165,7 @@ def table(rows: Rows) -> list[str]:
     ]
 
 
-EXPERIMENT = Experiment("emergence", __doc__, ("default",), default_run, measure_run, rows, table)
+EXPERIMENT = Experiment("emergence", __doc__, measure_run, rows, table)
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.runs import ON_A_CARD, Measure, Row, Run, Study, run_all, runs_at_once
+from experiments.runs import ON_A_CARD, Measure, Row, Run, Study, default_run, run_all, runs_at_once
 from experiments.summary import Rows
 from minifunc.support.errors import UserError, command
 from minifunc.support.files import check_writable, load_json, make_folder, reading, save_json
@@ -23,11 +23,11 @@ class Experiment:
 
     name: str
     doc: str | None
-    kinds: tuple[str, ...]
-    make: Callable[[str, int, int], Run]  # of a kind, a seed and a number of steps
     measure: Measure
     rows: Callable[[Run, Row], Rows]  # of the results, from what was measured on a run
     table: Callable[[Rows], list[str]]
+    kinds: tuple[str, ...] = ("default",)
+    make: Callable[[str, int, int], Run] = default_run  # of a kind, a seed and a number of steps
     seeds: int = 3  # of each kind, but for those in `more`
     steps: int = TrainConfig.steps
     more: dict[str, int] = field(default_factory=dict)
@@ -80,8 +80,7 @@ def main(experiment: Experiment, argv: list[str] | None = None) -> int:
         for run, found in zip(some, run_all(some, study, jobs)):
             rows += experiment.rows(run, found)
         save_json(path, rows)
-    said = [*experiment.table(rows), *mixed(rows), ""]
-    print(fitted(said), f"the rows are in {path}", sep="\n")
+    print(fitted([*experiment.table(rows), *mixed(rows), ""]), f"the rows are in {path}", sep="\n")
     print("next: the same without --quick and --only" if is_part else "next: make figures")
     return 0
 

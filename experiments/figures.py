@@ -5,7 +5,9 @@ All are of many runs, in the colours of the report of one. Needs matplotlib, an 
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from experiments.summary import Rows, by, column, mean_ci
@@ -75,23 +77,22 @@ def draw_diets(rows: Rows) -> Any:
 def draw_unseen_shifts(rows: Rows) -> Any:
     """Addition off by k: means over the k that were shown, or never."""
 
-    def shares_at(where: str) -> Any:
-        def mean_of(row: dict[str, Any]) -> list[float]:
+    def shares_at(where: str, some: Rows) -> list[float]:
+        means = []
+        for row in some:
             at = [row["accuracy"][str(k)] for k in KS if place(k, row["shifts"]) == where]
-            return [sum(at) / len(at)] if at else []
-
-        return lambda some: [mean for row in some for mean in mean_of(row)]
+            means += [fmean(at)] if at else []
+        return means
 
     known = [row for row in rows if row["task"] == "addition" and row["accuracy"]]
     series = {
-        "k was shown": ("other", shares_at("shown")),
-        "never, but between shown ones": ("pos", shares_at("between")),
-        "never, and beyond them": ("neg", shares_at("beyond")),
+        "k was shown": ("other", partial(shares_at, "shown")),
+        "never, but between shown ones": ("pos", partial(shares_at, "between")),
+        "never, and beyond them": ("neg", partial(shares_at, "beyond")),
     }
     kinds = by(known, lambda row: row["kind"].replace("_", " "))
-    return dots(
-        "A shift between shown ones is mostly answered, though nobody showed it", kinds, series
-    )
+    title = "A shift between shown ones is mostly answered, though nobody showed it"
+    return dots(title, kinds, series)
 
 
 DRAW = {"diets": draw_diets, "unseen_shifts": draw_unseen_shifts}

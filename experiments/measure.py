@@ -95,8 +95,7 @@ def answers_given(model: Transformer, pairs: tasks.Pairs) -> Row:
         "off by another k": shares["other_k"],
         "anything": shares["other"],
     }
-    solved = shares["right"] >= CRITERIA.solves
-    failure = "none" if solved else max(failures, key=failures.get)
+    failure = "none" if shares["right"] >= CRITERIA.solves else max(failures, key=failures.get)
     return {"answers": shares, "failure": failure}
 
 

@@ -180,7 +180,7 @@ def verdict(rows: Rows) -> str:
 
 
 EXPERIMENT = Experiment(
-    "precursor", __doc__, KINDS, make, measure_run, rows, table, seeds=12, steps=1700, grows=True
+    "precursor", __doc__, measure_run, rows, table, KINDS, make, seeds=12, steps=1700, grows=True
 )
 
 if __name__ == "__main__":

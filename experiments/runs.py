@@ -184,11 +184,9 @@ def run_all(runs: Sequence[Run], study: Study, jobs: int) -> list[Row]:
     cannot be made, KeyboardInterrupt after Ctrl-C. What was done until then is kept.
     """
     rows = {run: finished(run, study) for run in runs}
-    left = [run for run, row in rows.items() if row is None]
-    if left:
+    if left := [run for run, row in rows.items() if row is None]:
         rows |= side_by_side(left, study, jobs)
-    failed = sum(row is None for row in rows.values())
-    if failed:
+    if failed := sum(row is None for row in rows.values()):
         raise UserError(f"{failed} of {len(rows)} runs failed: the same command tries them again")
     return [rows[run] for run in runs]
 
@@ -241,8 +239,7 @@ def outcome(future: futures.Future[Row]) -> tuple[Row | None, str]:
 def let_ctrl_c_in(wanted: bool) -> None:
     """Whether this thread, and the processes that it starts, are reached by Ctrl-C (POSIX)."""
     if hasattr(signal, "pthread_sigmask"):
-        how = signal.SIG_UNBLOCK if wanted else signal.SIG_BLOCK
-        signal.pthread_sigmask(how, [signal.SIGINT])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK if wanted else signal.SIG_BLOCK, [signal.SIGINT])
 
 
 shared: tuple[Any, Any] | None = None  # in a worker: the counter of steps, the wish to stop

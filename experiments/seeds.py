@@ -5,10 +5,7 @@ compute. The settings were chosen on seeds 100 to 107; these are 0 to 9.
 """
 
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Generator
 
@@ -16,7 +13,7 @@ import patch
 import tasks
 from experiments.experiment import Experiment, main
 from experiments.measure import CRITERIA, FEW, GROUPS, SHOTS
-from experiments.runs import SWEEP_GIB, Measure, Row, Run, default_run, provenance
+from experiments.runs import SWEEP_GIB, Row, Run, provenance
 from experiments.summary import Rows, by, in_words
 from minifunc.ablation import all_heads
 from minifunc.analysis import shift_swap
@@ -29,17 +26,15 @@ from minifunc.support.runs import weights_hash
 UNDER = ("base_values", "other_operands")  # what the heads outside a circuit send
 
 
-def traced(
-    part: Callable[[Row], Row], model: Transformer, run: Run, folder: Path, quick: bool
-) -> Row:
-    """A part of what patch.py finds in a run; all of it is kept in the run's folder."""
+def traced(model: Transformer, folder: Path, quick: bool) -> Row:
+    """What patch.py finds in a run; it is kept in the run's folder."""
     path = folder / f"circuit{'_quick' * quick}.json"
     circuit = load_json(path) if path.exists() else {}
     if circuit.get("weights") != weights_hash(model.state_dict()):
         study = patch.Study(prompts=FEW if quick else patch.Study.prompts, max_memory=SWEEP_GIB)
         circuit = patch.trace(model, study, CRITERIA, lambda *_: None)
         save_json(path, circuit)
-    return part(circuit)
+    return circuit
 
 
 JUDGED = ("faithfulness", "faithfulness_ci", "circuit_accuracy")
@@ -77,12 +72,12 @@ def untrained(run: Run, quick: bool) -> Row:
 
 
 def circuit_and_null(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
-    found = traced(circuit_of, model, run, folder, quick)
-    return found | {"untrained": untrained(run, quick)}
+    circuit = traced(model, folder, quick)
+    return circuit_of(circuit) | {"untrained": untrained(run, quick)}
 
 
-def averaging_of(circuit: Row) -> Row:
-    return {"averaging": circuit.get("averaging")}
+def averaged(model: Transformer, run: Run, folder: Path, quick: bool) -> Row:
+    return {"averaging": traced(model, folder, quick).get("averaging")}
 
 
 def seed_rows(run: Run, measured: Row) -> Rows:
@@ -131,12 +126,8 @@ def averaging_table(rows: Rows) -> list[str]:
     ]
 
 
-def experiment(name: str, measure: Measure, rows: Any, table: Any) -> Experiment:
-    return Experiment(name, __doc__, ("default",), default_run, measure, rows, table, seeds=10)
-
-
-EXPERIMENT = experiment("seeds", circuit_and_null, seed_rows, seeds_table)
-AVERAGING = experiment("averaging", partial(traced, averaging_of), averaging_rows, averaging_table)
+EXPERIMENT = Experiment("seeds", __doc__, circuit_and_null, seed_rows, seeds_table, seeds=10)
+AVERAGING = Experiment("averaging", __doc__, averaged, averaging_rows, averaging_table, seeds=10)
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT) or main(AVERAGING))

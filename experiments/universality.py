@@ -69,7 +69,7 @@ def table(rows: Rows) -> list[str]:
 KINDS = (*CONFIGS, *LONGER)
 MORE = {"default": 5}
 EXPERIMENT = Experiment(
-    "universality", __doc__, KINDS, make, addition_and_circuit, rows, table, steps=700, more=MORE
+    "universality", __doc__, addition_and_circuit, rows, table, KINDS, make, steps=700, more=MORE
 )
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ should come up between shown ones, and not beyond them. The table says whether i
 
 import sys
 from dataclasses import replace
+from itertools import product
 
 import tasks
 from experiments.catalogue import SOME_SHIFTS
@@ -32,31 +33,27 @@ def make(kind: str, seed: int, steps: int) -> Run:
 
 def measure(model: Transformer, run: Run, folder: object, quick: bool) -> Row:
     """Accuracy by task and k."""
-    accuracy: dict[str, dict[str, float]] = {}
-    for task in ASKED:
-        accuracy[task] = {}
-        for k in KS:
-            pairs = tasks.evaluation_pairs(task, k, SHOTS, how_many(300, quick), generator())
-            accuracy[task][str(k)] = share_right(model, pairs.contrast, pairs.contrast_answers)
+    accuracy: dict[str, dict[str, float]] = {task: {} for task in ASKED}
+    for task, k in product(ASKED, KS):
+        pairs = tasks.evaluation_pairs(task, k, SHOTS, how_many(300, quick), generator())
+        accuracy[task][str(k)] = share_right(model, pairs.contrast, pairs.contrast_answers)
     return {"accuracy": accuracy}
 
 
 def rows(run: Run, measured: Row) -> Rows:
     """One row for each function that is asked; accuracy is None where the run diverged."""
-    made = {name: value for name, value in measured.items() if name != "accuracy"}
     kind = run.name.removeprefix("unseen_")
     about = {"run": run.name, "kind": kind, "shifts": list(SOME_SHIFTS[kind].shifts)}
     found = []
     for task in ASKED:
-        accuracy = measured.get("accuracy", {}).get(task)
-        told = about | {"seed": run.train.seed, "task": task, "accuracy": accuracy}
-        found.append(told | made | provenance(run))
+        accuracy = {"accuracy": measured.get("accuracy", {}).get(task)}
+        told = about | {"seed": run.train.seed, "task": task}
+        found.append(told | measured | accuracy | provenance(run))
     return found
 
 
 def place(k: int, shown: list[int]) -> str:
-    """Where a shift lies: shown, between two that are shown (0 is shown, by plain documents), or
-    beyond them.
+    """Where a shift lies: shown, between shown ones (0 is one, by plain documents), or beyond them.
 
     >>> place(1, [-1, 2]), place(2, [-1, 2]), place(3, [-1, 2])
     ('between', 'shown', 'beyond')
@@ -89,7 +86,7 @@ def table(rows: Rows) -> list[str]:
 
 KINDS = tuple(SOME_SHIFTS)
 EXPERIMENT = Experiment(
-    "unseen_shifts", __doc__, KINDS, make, measure, rows, table, seeds=5, steps=1500, grows=True
+    "unseen_shifts", __doc__, measure, rows, table, KINDS, make, seeds=5, steps=1500, grows=True
 )
 
 if __name__ == "__main__":

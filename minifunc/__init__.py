@@ -5,15 +5,5 @@ from minifunc.patching import Effects, HeadInput, KVInput, Logits, MLPInput, Pat
 from minifunc.support.runs import load_run
 
 __version__ = "0.1.0"
-__all__ = [
-    "Effects",
-    "HeadInput",
-    "KVInput",
-    "Logits",
-    "MLPInput",
-    "ModelConfig",
-    "PathPatcher",
-    "Resid",
-    "Transformer",
-    "load_run",
-]
+__all__ = ["Effects", "HeadInput", "KVInput", "Logits", "MLPInput", "ModelConfig", "PathPatcher"]
+__all__ += ["Resid", "Transformer", "load_run"]

@@ -2,16 +2,16 @@
 
 Three groups as in arXiv 2507.09875, made explicit, the two routes that feed them, and what is left:
 
-    function_induction   strong on the logits, and at the last `=` it looks at earlier answers
+    function_induction   strong on the logits, and at the last `=` it looks at earlier answers (FI)
     consolidation        strong on the logits, and at the last `=` it looks at itself or at BOS
     other_direct         strong on the logits, and neither
     shown_answer         feeds an FI head's q, k or v when the *shown* answers are changed
     expected_answer      feeds an FI head's q, k or v when the *operands* are changed instead
-    upstream             any other that counts: on a consolidation head, an MLP, a head further
-                         down, or on the logits under changed operands alone
+    upstream             any other that counts, even in the last layer: on a consolidation head, an
+                         MLP, a head further down, or on the logits under changed operands alone
     previous_token       one of these three that looks, at an answer, at the `=` before it
 
-A head is "layer.head"; a group lists heads in the order of the model. FI: function-induction.
+A head is "layer.head", listed in the order of the model; it may be in several groups.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,7 +38,7 @@ class Criteria:
     solves: float = 0.5  # share of contrast prompts answered rightly
     # The paper has 2 % for the next two, in a model of 672 heads.
     strong: float = 0.05  # |r| of a node on the logits
-    feeds: float = 0.02  # |r| of a node on a q, k or v, or on an MLP, that counts itself
+    feeds: float = 0.02  # |r| of a node on the q, k or v, or the MLP, of one that counts
     looks_at_answers: float = 0.30  # attention from the last `=`; an even look: .15, 8 shots
     looks_at_self_or_bos: float = 0.50  # the same, the sum of both
     looks_at_previous: float = 0.30  # attention from a shown answer
@@ -123,8 +123,8 @@ def feeding(effects: Iterable[Effects], criteria: Criteria) -> dict[str, float]:
 
 def route(effects: Mapping[str, Effects], fi: Heads, criteria: Criteria) -> dict[str, float]:
     """`feeding` of the q, k and v of the FI heads, each alone and all together."""
-    readers = checks.readers_in(effects, fi)
-    read_by_fi = [e for name, e in effects.items() if name.rsplit(".", 1)[0] in readers]
+    receivers = checks.readers_in(effects, fi)
+    read_by_fi = [e for name, e in effects.items() if name.rsplit(".", 1)[0] in receivers]
     return feeding(read_by_fi, criteria)
 
 
@@ -171,7 +171,7 @@ def discover(
     An MLP that counts is followed as well, through its input. Under live MLPs a head's direct path
     may pass through it too, so it then shows a part of what is already counted.
     """
-    # 1. Which nodes write the answer? What do the heads among them look at?
+    # 1. Which nodes bring the answer to the end? What do the heads among them look at?
     first = checks.same_prompts(patchers, list(ROUTES.values()))["answers"]
     attention = attention_shares(first.model, first.contrast_tokens, answers, operands)
     effects = {name: {"logits": patcher.sweep(Logits())} for name, patcher in patchers.items()}

@@ -57,7 +57,8 @@ def path_patch(
     read, receivers = dict[str, Tensor](), checks.checked_places(receivers, contrast)
 
     def freeze_and_note(activation: Tensor, name: str) -> Tensor:
-        return read.setdefault(name, frozen.get(name, activation))
+        read[name] = frozen.get(name, activation)
+        return read[name]
 
     hooks = [*frozen, *(place.hook for place in receivers)]
     model.run_with_hooks(contrast_tokens, dict.fromkeys(hooks, freeze_and_note))

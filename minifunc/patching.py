@@ -185,7 +185,7 @@ class PathPatcher(PairedRuns):
         sends = torch.zeros(len(batch.rows), len(self.senders))
         places = [(row, member) for row, members in enumerate(batch.rows) for member in members]
         sends[tuple(zip(*places))] = 1.0
-        sends = sends.to(batch.changes["hook_embed"])  # [sender, member]
+        sends = sends.to(batch.changes["hook_embed"])  # [sender, member]: who sends in which row
         delta = torch.einsum("s,ptm->sptm", sends[:, 0], batch.changes["hook_embed"])
         for layer, block in enumerate(self.model.blocks):
             yield 2 * layer, delta

@@ -371,7 +371,7 @@ def test_how_weak_and_how_whole_in_ten_seeds():
     control = words([ablated(row, "base", "random_same_layers")["contrast_acc"] for row in rows])
     for sentence in (
         f"(worst seed: {share(min(plain_acc), 2)}). As many other heads leave {control} off by one",
-        f"each of the 37 heads moves it, at the median {median} of the way.",
+        f"each of the seeds' {len(smaller)} moves it, at the median {median} of the way.",
     ):
         assert sentence in readme
 
@@ -421,11 +421,11 @@ def test_the_findings_of_the_readme():
     }
     for figures in (
         f"it is plain on {told['base', 'base_acc']} (worst seed",
-        "each of the 37 heads moves it,",
-        f"another plain prompt's values {told['unrelated', 'base_acc']} are plain. 15 of 59 other",
-        f"makes {told['base_values']} of the effect, with random lower heads "
+        f"another plain prompt's values {told['unrelated', 'base_acc']} are plain. 15 of "
+        "their layers' 59 others carry it too.",
+        f"makes {told['base_values']} of the effect, random heads for its lower ones "
         f"{told['base_values', 'lower']}.",
-        f"other sums, {told['other_operands']} and {told['other_operands', 'lower']}.",
+        f"same answers, {told['other_operands']} and {told['other_operands', 'lower']}.",
         f"the plain sum on {words([row['answered']['0'] for row in mixed])} of prompts",
         f"0 and +2 give +1 on {words([row['answered']['1'] for row in averaged((0, 2))])}.",
         f"R² {forecast['attention']}, unweighted {forecast['uniform']}.",
@@ -504,7 +504,7 @@ def test_what_is_said_of_mixtures():
         "On 199 prompts of -1 and +1 a share",
         f"mixed give +1 on {by_one}, which",
         f"{', '.join(weighted[:-1])} and {weighted[-1]} of prompts, in the order",
-        f"The plain mean is on {', '.join(even[:-1])} and {even[-1]}.",
+        f"The unweighted mean is on {', '.join(even[:-1])} and {even[-1]}.",
         f"made even among the answers, only {words([row['flat']['fi'] for row in besides()])} are",
         f"of these layers, {words([row['flat']['others'] for row in besides()])} are",
     ):
@@ -517,7 +517,9 @@ def test_what_is_said_of_mixtures():
             for offsets in MIXTURES.values()
         ]
         r2[name] = f"{share(min(means), 2)} to {share(max(means), 2)}"
-    assert f"R² {r2['attention']} on five mixtures; plain mean {r2['uniform']}; ahead" in claims
+    assert (
+        f"R² {r2['attention']} on five mixtures; unweighted mean {r2['uniform']}; ahead" in claims
+    )
     assert f"the plain sum on {plain_sums} of 200 prompts, ten seeds" in claims
 
 
@@ -1067,7 +1069,7 @@ def test_the_real_model_does_not_average_as_ours():
     assert f"plain sum is {chances[0]}. It is {chances[1]} where all are off by +1" in text
     assert f"and {chances[2]} where all are off by -1" in text
     r2 = [share(mixed["r2"][name], 2) for name in ("attention", "uniform")]
-    assert f"(R² {r2[0]}; the plain mean {r2[1]})" in text
+    assert f"(R² {r2[0]}; the unweighted mean {r2[1]})" in text
 
 
 UNSEEN = {"all of ±1 to ±4": "all", "odd": "odd", "even": "even", "negative": "negative"}

@@ -211,7 +211,7 @@ def test_the_sweeps_of_runs_that_share_a_card_take_no_quarter_of_it_each(tmp_pat
     for sweeps in (
         lambda: measure.circuit(model, True),
         lambda: emergence.effects(model, {}, 2),
-        lambda: seeds.traced(dict, model, tiny(), tmp_path, True),
+        lambda: seeds.traced(model, tmp_path, True),
     ):
         with pytest.raises(ZeroDivisionError):
             sweeps()

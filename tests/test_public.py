@@ -505,6 +505,12 @@ CASES = {
         "evaluate_circuits": circuits_judged,
     },
     "minifunc.analysis.shift_swap": {
+        "moved": lambda w: shift_swap.moved(
+            {"same": w.logits, "answers": w.logits.roll(1, -1)},
+            "answers",
+            w.labels,
+            w.labels.roll(1),
+        ),
         "study": lambda w: shift_swap.study(tasks, w.model, ["1.0"], Study(shots=2)),
     },
     "minifunc.analysis.study": {

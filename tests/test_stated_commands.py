@@ -708,7 +708,7 @@ def test_the_tables_of_a_real_model():
     _, columns, plain, _, last = smollm.averaging_table([mixture, mixed])
     assert columns.split() == ["shown", "-1", "0", "+1"]
     assert plain.split() == ["plain", "-2.00", "-1.00", "-3.00"]
-    assert "mixed: 25% of answers" in last and "attention 0.75, by the plain mean 0.50" in last
+    assert "mixed: 25% of answers" in last and "attention 0.75, by the unweighted mean 0.50" in last
 
 
 def test_the_summary_of_a_real_model_leaves_out_maps_and_heads_that_are_not_fi():

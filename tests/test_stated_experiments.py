@@ -66,6 +66,8 @@ LADDER = {
     "held_out_half": (ALL_WRAPPERS, True, PLUS_FREE | {"shift"}),
     "plus_plain": (ALL_WRAPPERS, True, {"plain"}),
     "plus_plain_often": (ALL_WRAPPERS, True, {"plain"}),
+    "default_plus_plain": (ALL_WRAPPERS, True, {"plain"}),
+    "default_plus_plain_often": (ALL_WRAPPERS, True, {"plain"}),
     "plus_relabel": (ALL_WRAPPERS, True, {"plain", "relabel"}),
     "plus_reflect": (ALL_WRAPPERS, True, {"plain", "reflect"}),
     "shifted_1": (ALL_WRAPPERS, True, PLUS_FREE),
@@ -92,7 +94,7 @@ def test_the_list_of_diets_is_that_of_the_claims():
     for name, diet in catalogue.DIETS.items():
         assert diet.name == name
         even = name in ("even", tasks.DEFAULT_DIET.name) or name.startswith("shifts_")
-        assert diet.even_sums == even
+        assert diet.even_sums == (even or name.startswith("default_"))
     assert catalogue.DIETS["addition_low"].addition < 1 < catalogue.DIETS["addition_high"].addition
     ratios = [catalogue.DIETS[f"addition_{x}"].addition for x in ("low", "high")]
     assert [ratio / catalogue.DIETS["strict"].addition for ratio in ratios] == [0.25, 4.0]
@@ -135,7 +137,7 @@ PLAN = {  # experiment: (kinds, runs, steps of most, whether a call goes on with
     unseen_shifts: (12, 60, 1500, True),
     precursor: (4, 48, 1700, True),
     universality: (16, 16 * 3 + 2, 700, False),
-    diets: (23, 23 * 2 + 15, 700, False),
+    diets: (25, 25 * 2 + 17, 700, False),
 }
 
 
@@ -909,13 +911,10 @@ def test_a_circuit_is_traced_once_for_its_weights_and_apart_where_it_is_quick(
 
     monkeypatch.setattr(seeds.patch, "trace", trace)
     usual = seeds.patch.Study().prompts
-    found = [
-        seeds.traced(lambda circuit: circuit["n"], model, None, tmp_path, quick)
-        for quick in (False, False, True, True)
-    ]
+    found = [seeds.traced(model, tmp_path, quick)["n"] for quick in (False, False, True, True)]
     assert found == [1, 1, 2, 2] and traced == [usual, measure.FEW]
     (tmp_path / "circuit.json").write_text('{"weights": "other", "n": 0}')
-    assert seeds.traced(lambda circuit: circuit["n"], model, None, tmp_path, False) == 3
+    assert seeds.traced(model, tmp_path, False)["n"] == 3
 
 
 def test_the_tables_of_seeds_and_averaging():

@@ -155,7 +155,7 @@ def test_in_short_shifts_swapped_mixed_rules_and_other_tasks():
     assert line == "given another shift's: 2 of 3 move the answer, together 81% of the way"
     [line] = terminal.averages(circuit())
     assert "25% of answers are off by what none shows" in line
-    assert line.endswith("R² 0.91, 95 % from 0.88 to 0.93 (their plain mean: 0.62)")
+    assert line.endswith("R² 0.91, 95 % from 0.88 to 0.93 (their unweighted mean: 0.62)")
     [line] = terminal.spared(circuit())
     assert line == (  # means of caesar and addition; base 8 without a carry is no shift
         "the same heads on 2 tasks: shifted and plain answers 0.70 and 0.10, without them "

@@ -106,12 +106,12 @@ def evaluate(
     of_greedy, of_drawn = scores.gaps(circuit, greedy), scores.gaps(circuit, drawn)
     worst = greedy[of_greedy.index(max(of_greedy))]
     without = scores.scores([{*circuit} - {*worst}, {*scores.heads} - {*worst}])
-    without.sort(key=lambda score: scores.share(score.F))  # so that the gap is above 0
+    less, more = sorted(without, key=lambda score: scores.share(score.F))
     found = {
         "circuit": circuit,
         **alone(scores, circuit),
         "completeness": max(of_greedy),
-        "completeness_ci": interval(scores, *without[::-1]),
+        "completeness_ci": interval(scores, more, less),
         "completeness_gaps": {
             "greedy_max": max(of_greedy),
             "greedy_mean": fmean(of_greedy),

@@ -82,15 +82,14 @@ class LongSweeps:
         n_done = sum(part.shape[1] for part in kept["change"])
         bar = tqdm(total=wanted, initial=n_done, desc=f"→ {receiver}", unit="prompt", disable=None)
         with bar:
-            while n_done < wanted:
-                some = slice(n_done, min(n_done + TOGETHER, wanted))
+            for start in range(n_done, wanted, TOGETHER):
+                some = slice(start, min(start + TOGETHER, wanted))
                 x, y, a, b = (each[some] for each in self.prompts)  # tokens, their answers
                 patcher = PathPatcher(self.model, x, y, a, b, max_memory=self.max_memory)
                 kept["change"].append(patcher.sweep(receiver).per_prompt)
                 kept["F"].append(torch.stack([patcher.F_base, patcher.F_contrast]).cpu())
                 save_tensors(path, kept)
-                bar.update(some.stop - n_done)
-                n_done = some.stop
+                bar.update(some.stop - start)
         change = torch.cat(kept["change"], dim=1)[:, :wanted]  # [n_senders, n_prompts]
         F_base, F_contrast = torch.cat(kept["F"], dim=1)[:, :wanted]
         order = Senders(self.model.cfg)

@@ -52,8 +52,7 @@ def _replace(heads: Heads, which: str, other: Mapping[str, Tensor]) -> Hooks:
         x[:, :, here] = other[name][:, -x.shape[1] :, here]
         return x
 
-    names = [name for name in other if name[-1] in which]
-    return Hooks(dict.fromkeys(names, replace))
+    return Hooks(dict.fromkeys([name for name in other if name[-1] in which], replace))
 
 
 @torch.no_grad()

@@ -46,15 +46,13 @@ def function_induction_score(model: Transformer, tokens: Tensor, answers: Tensor
     return attention_to(model, tokens, answers.new_tensor([len(tokens[0]) - 1]), answers[None])
 
 
-def copy_induction_score(
-    model: Transformer, tokens: Tensor, period: int, queries: Tensor
-) -> Tensor:
-    """tokens [n_prompts, pos] repeat after `period`; queries [n_queries]: places of the repetition.
+def copy_induction_score(model: Transformer, tokens: Tensor, period: int, places: Tensor) -> Tensor:
+    """tokens [n_prompts, pos] repeat after `period`; places [n_queries]: some of the repetition.
 
-    Raises ValueError where the token at a query does not stand `period` before it as well.
+    Raises ValueError where the token at a place does not stand `period` before it as well.
     """
-    found = attention_to(model, tokens, queries, queries[:, None] - period + 1)
-    if queries.min() < period or not torch.equal(tokens[:, queries], tokens[:, queries - period]):
+    found = attention_to(model, tokens, places, places[:, None] - period + 1)
+    if places.min() < period or not torch.equal(tokens[:, places], tokens[:, places - period]):
         said = "the tokens do not repeat themselves"
         raise ValueError(f"{said} after {period} positions at these queries")
     return found

@@ -26,7 +26,14 @@ from minifunc.support.tables import rounded
 
 N_PROMPTS = 500
 N_DRAWS = 5  # random groups of the same layers
-LEAST = 0.02  # no head of an untrained or of a copying model moves the answer so far, under both
+LEAST = 0.02  # heads of untrained models: .002 at most (`untrained` in results/seeds.json)
+
+
+def moved(logits: dict[str, Tensor], how: str, wanted: Tensor, own: Tensor) -> Tensor:
+    """How far logit(wanted) - logit(own) goes between two kinds of donors, [..., prompt]."""
+    change = (logits[how] - logits["same"]).double().cpu()  # [..., prompt, d_vocab]
+    each = torch.arange(len(own), device=own.device)
+    return change[..., each, wanted] - change[..., each, own]
 
 
 @settled
@@ -65,13 +72,8 @@ def study(language: Language, model: Transformer, fi: Heads, asked: Any) -> Foun
     runs = {how: last_logits(model, tokens) for how, tokens in sources.items()}
     given = {how: ablator.logits(groups, how, last) for how in sources}  # [group, prompt, d_vocab]
     for how, wanted in (("answers", plain + other), ("operands", plain)):
-
-        def moves(logits: dict[str, Tensor], wanted: Tensor = wanted, how: str = how) -> Tensor:
-            change = (logits[how] - logits["same"]).double().cpu()  # [..., prompt, d_vocab]
-            each = torch.arange(len(own))
-            return change[..., each, wanted] - change[..., each, own]
-
-        change, whole = moves(given), moves(runs).abs().clamp(min=1e-6)  # so that 0 of 0 is 0
+        change = moved(given, how, wanted, own)
+        whole = moved(runs, how, wanted, own).abs().clamp(min=1e-6)  # so that 0 of 0 is 0
         intervals = bootstrap(change, whole)
         for row, each, ci, logits in zip(rows, change, intervals, given[how]):
             row[how] = {"moved": (each.mean() / whole.mean()).item(), "ci": ci}

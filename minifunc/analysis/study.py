@@ -17,7 +17,7 @@ from minifunc.circuit import Discovery
 from minifunc.model import Transformer
 from minifunc.patching import PathPatcher
 from minifunc.support.evaluation import Language
-from minifunc.support.names import parse
+from minifunc.support.names import Found, Heads, parse
 from minifunc.support.runs import weights_hash
 
 N_DRAWS = 10  # random groups for each reused task
@@ -112,9 +112,7 @@ def reuse(
     return found
 
 
-def reuse_rows(
-    model: Transformer, pairs: Any, heads: Sequence[str], drawn: Sequence[Sequence[str]]
-) -> list[dict[str, Any]]:
+def reuse_rows(model: Transformer, pairs: Any, heads: Heads, drawn: Sequence[Heads]) -> list[Found]:
     """Four rows: base prompts, contrast prompts, these without `heads`, without random heads (a
     mean over the groups in `drawn`)."""
     prompts = Prompts(Ablator(model, pairs.contrast, {"base": pairs.base}), answers_of(pairs))
@@ -156,9 +154,7 @@ def writings(
     return found
 
 
-def averaged(
-    language: Language, model: Transformer, found: Discovery, study: Any
-) -> dict[str, Any]:
+def averaged(language: Language, model: Transformer, found: Discovery, study: Any) -> Found:
     """For a function on numbers: what the FI heads compute where examples disagree (averaging)."""
     if study.task not in language.ON_NUMBERS:
         return {}

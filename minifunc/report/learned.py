@@ -16,9 +16,8 @@ Look = Mapping[str, Any]  # what is known of one step
 def learned(f: Findings) -> list[Markup]:
     """The slider, places and data: the looks of commands/reference.py, or else the accuracy."""
     heads, prompt, looks = all_heads(f.model.cfg), "", list(map(accuracies, f.metrics))
-    parts = [
-        pictured("curves", 200, f"Share right, of only {f.learning.get('n_prompts', 'few')} sums")
-    ]
+    n_prompts = f.learning.get("n_prompts", "few")
+    parts = [pictured("curves", 200, f"Share right, of only {n_prompts} sums")]
     below = "Of this run the accuracy alone was kept; make reference keeps answers and heads too."
     if f.learning:
         prompt = f.learning["prompt"].replace("<bos>", "bos")

@@ -11,7 +11,7 @@ from minifunc.report.glossary import glossed
 from minifunc.report.html import Markup, details, h, inside, script_data
 from minifunc.report.sections import DETAILS, LEADS, SECTIONS, claim, content, missing
 from minifunc.report.titles import PUZZLE, puzzle, title_of
-from minifunc.support.errors import UserError, first_line, run_main
+from minifunc.support.errors import UserError, command, first_line
 from minifunc.support.files import save_text
 from minifunc.support.flags import Parser
 from minifunc.support.runs import DEFAULT_RUN, RunFolders, add_run_flag, chosen_run, traced_alone
@@ -107,15 +107,11 @@ def write(folders: RunFolders) -> None:
     print(f"{path} ({size / 1e6:.1f} MB)", "next: open it in a browser", sep="\n")
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    """The command. Returns the exit code: 0, or 2 for an input that cannot be used."""
-
-    def work() -> int:
-        parser = Parser("python -m minifunc.report", "Makes a run's report.html.")
-        add_run_flag(parser)
-        arguments = parser.parse_args(argv)
-        run = arguments.run or DEFAULT_RUN
-        write(RunFolders(run, run, False) if traced_alone(run) else chosen_run(arguments))
-        return 0
-
-    return run_main(work)
+    parser = Parser("python -m minifunc.report", "Makes a run's report.html.")
+    add_run_flag(parser)
+    arguments = parser.parse_args(argv)
+    run = arguments.run or DEFAULT_RUN
+    write(RunFolders(run, run, False) if traced_alone(run) else chosen_run(arguments))
+    return 0

@@ -1,7 +1,6 @@
 """The pictures of a report: tables that are heat maps, and SVG. Colours are in style.css alone.
 
-Everything that carries a number has it in `data-tip`, which page.js shows on hover, focus and
-touch.
+What carries a number has it in `data-tip`, which page.js shows on hover, focus and touch.
 """
 
 import math
@@ -24,8 +23,7 @@ class Scale:
         """Class and style of what has this value."""
         size = min(1.0, abs(value) / self.most) if self.most else 0.0
         size = math.sqrt(size) if self.root else size
-        sign = "neg" if value < 0 else "pos"
-        return {"class_": sign, "style": f"--v:{100 * size:.0f}%"}
+        return {"class_": "neg" if value < 0 else "pos", "style": f"--v:{100 * size:.0f}%"}
 
     def legend(self, unit: str, low: str, high: str) -> Markup:
         """The scale as a row of swatches, with the meaning of its two ends."""

@@ -154,7 +154,7 @@ def heads_table(f: Findings) -> Content:
 
 def effects(f: Findings) -> Content:
     """Heat maps of r on the logits, and on the function-induction heads together."""
-    caption: Any = glossed(
+    caption = glossed(
         "Each cell patches one part’s [direct path] to the [logits|logit] and gives [r]. Outlined: "
         "heads of the circuit. Colour: by the square root. An MLP’s r may be large though heads "
         "carry the answer: it reads what the heads below it wrote."
@@ -162,12 +162,12 @@ def effects(f: Findings) -> Content:
     scale = Scale(100, root=True).legend("r in %", "back to plain", "on to the shifted answer")
     content = [effects_on(f, {"logits": "heads → logits"}, [*caption, scale])]
     if f.fi:
-        caption = "What reaches FI heads. v: what is handed over; k: what is found; q: what is "
-        caption += "looked for. “Function induction”: a path into all of these heads at once."
+        on_fi = "What reaches FI heads. v: what is handed over; k: what is found; q: what is "
+        on_fi += "looked for. “Function induction”: a path into all of these heads at once."
         swept = f.circuit["effects"]
         together = [to for to in swept if to.startswith("function_induction.")]
         into = together or [to for to in swept if to[:-2] in f.fi]
-        content.append(effects_on(f, {to: f"→ {words(to)}" for to in into}, caption))
+        content.append(effects_on(f, {to: f"→ {words(to)}" for to in into}, on_fi))
     return content
 
 
@@ -216,7 +216,7 @@ def reused(f: Findings) -> Content:
 
 FORECASTS = {  # of what the answer is off by
     "attention": "mean of the shown, weighted by where the heads look",
-    "uniform": "plain mean of the shown",
+    "uniform": "unweighted mean of the shown",
     "most_attended": "that of the example looked at most",
     "nearest": "that of the most similar example",
     "last": "that of the last example",

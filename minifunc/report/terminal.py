@@ -219,8 +219,8 @@ def averages(c: Circuit) -> list[str]:
     return [
         f"examples off by -1 and +1, mixed: {row['unseen_offset_share']:.0%} of answers are off by "
         f"what none shows. The shown differences, weighted by the attention of these heads, "
-        f"foretell it: R² {r2['attention']:.2f}, 95 % from {low:.2f} to {high:.2f} (their plain "
-        f"mean: {r2['uniform']:.2f})"
+        f"foretell it: R² {r2['attention']:.2f}, 95 % from {low:.2f} to {high:.2f} (their "
+        f"unweighted mean: {r2['uniform']:.2f})"
     ]
 
 

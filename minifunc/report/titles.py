@@ -16,8 +16,8 @@ def unseen(f: Findings, task: str, k: int) -> bool:
     diet = f.config.get("diet", {})
     if k not in diet.get("bases" if task == "base_addition" else "shifts", (k,)):
         return True
-    told = task != "addition" or k in diet.get("shifted_addition", ())
-    return ["shift", "+"] in diet.get("never", ()) and not told
+    shown = task != "addition" or k in diet.get("shifted_addition", ())
+    return ["shift", "+"] in diet.get("never", ()) and not shown
 
 
 def puzzle(f: Findings) -> str:

@@ -216,8 +216,7 @@ def claimed(
 def check_unused(out: Path, config: Settings) -> None:
     """Raises UserError where a new run would overwrite something. A config.json of ours, alone, is
     what a run leaves behind that ended before its first checkpoint: nothing is lost with it."""
-    names = (*MADE_BY_TRAINING, "circuit.json")
-    found = [name for name in names if os.path.exists(out / name)]
+    found = [name for name in (*MADE_BY_TRAINING, "circuit.json") if os.path.exists(out / name)]
     if found == ["config.json"]:
         kept = files.load_json(out / "config.json")
         if isinstance(kept, dict) and kept.keys() == config.keys():

@@ -290,8 +290,7 @@ def answers_seen(tokens: Tensor, answers: Positions, operands: Sequence[int]) ->
 
 def readers_in(effects: Mapping[str, Any], fi: Sequence[str]) -> list[str]:
     """The heads `fi`, and all together. Raises ValueError for one of which nothing was swept."""
-    missing = [head for head in fi if effects and f"{head}.v" not in effects]
-    if missing:
+    if missing := [head for head in fi if effects and f"{head}.v" not in effects]:
         raise ValueError(f"no effects on the head {missing[0]!r}, only on {', '.join(effects)}")
     return [*fi, "function_induction"]
 
@@ -358,11 +357,7 @@ def met_under(diet: Any, wrapper: str) -> list[str]:
 
 
 def check_diet(
-    diet: Any,
-    wrappers: Sequence[str],
-    symbols: Sequence[str],
-    shifts: Sequence[int],
-    bases: Sequence[int],
+    diet: Any, wrappers: Sequence[str], symbols: Sequence[str], shifts: range, bases: range
 ) -> None:
     """Raises ValueError for a diet that holds what there is not, or that leaves nothing to draw."""
     cells = list(product(wrappers[1:], symbols))

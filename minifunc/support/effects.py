@@ -89,6 +89,5 @@ class Senders:
         single[[rows[row][0] for row in alone]] = r[alone]
         n_layers, n_heads = self.cfg.n_layers, self.cfg.n_heads
         by_layer = single[1:].unflatten(0, (n_layers, -1))  # [n_layers, n_heads (+ 1)]
-        no_mlps = r.new_zeros(n_layers)
-        mlps = by_layer[:, n_heads] if self.cfg.has_mlp else no_mlps
+        mlps = by_layer[:, n_heads] if self.cfg.has_mlp else r.new_zeros(n_layers)
         return Effects(by_layer[:, :n_heads], mlps, single[0], change_of_F, r)

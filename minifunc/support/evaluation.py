@@ -23,8 +23,7 @@ N_RESAMPLES = 2000
 
 @torch.no_grad()
 def last_logits(model: Transformer, tokens: Tensor, hooks: Hooks | None = None) -> Tensor:
-    """tokens [n_prompts, pos] int64 → logits at the last position, [n_prompts, d_vocab]. Hooks see
-    all prompts at once."""
+    """tokens [n_prompts, pos] → last logits [n_prompts, d_vocab]. Hooks see all prompts at once."""
     check_tokens(tokens, model.cfg.d_vocab)
     last = torch.tensor([tokens.shape[1] - 1], device=model.device)
     rows = tokens.split(len(tokens) if hooks else ROWS)

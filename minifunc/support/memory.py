@@ -1,8 +1,7 @@
 """How much work fits into memory at once. It sets the size of chunks, never the results.
 
 One half of the budget is for the cached runs of the prompts, the other for the rows of pass 2: one
-sender on one prompt each. On a CPU fewer rows are taken, since those that stay near its caches go
-through faster.
+sender on one prompt each. On a CPU fewer rows are taken: near its caches they go through faster.
 """
 
 import torch
@@ -75,10 +74,10 @@ class MemoryBudget:
         size = max(1, min(len(prompts), in_cache, in_a_run))
         return [slice(i, min(i + size, prompts.stop)) for i in prompts[::size]]
 
-    def row_ranges(self, n_senders: int, n_prompts: int, n_pos: int) -> list[slice]:
-        """The senders in chunks, of which each stands for n_prompts rows of n_pos positions."""
-        size = max(1, self._rows(n_pos) // n_prompts)
-        return [slice(i, i + size) for i in range(0, n_senders, size)]
+    def row_ranges(self, n_items: int, n_each: int, n_pos: int) -> list[slice]:
+        """Items in chunks, of which each stands for n_each rows of n_pos positions."""
+        size = max(1, self._rows(n_pos) // n_each)
+        return [slice(i, i + size) for i in range(0, n_items, size)]
 
     def _rows(self, n_pos: int) -> int:
         return int(self.for_rows // self.row_bytes(n_pos)) or 1

@@ -18,7 +18,9 @@ class Place:
     positions: checks.Positions = None
 
     def __post_init__(self) -> None:  # positions are read once, and kept
-        vars(self)["positions"] = checks.checked_place(self.head, self.positions, self.hook)
+        object.__setattr__(
+            self, "positions", checks.checked_place(self.head, self.positions, self.hook)
+        )
 
     def put(self, activation: Tensor, value: Tensor) -> Tensor:
         """`activation` [prompt, pos, (head,) …], but in this place what `value` holds there."""

@@ -29,7 +29,7 @@ class Receiver:
     is_stream = False
 
     def __post_init__(self) -> None:  # positions are read once, and kept
-        vars(self)["positions"] = checks.checked_place(self.head, self.positions)
+        object.__setattr__(self, "positions", checks.checked_place(self.head, self.positions))
 
     def hook(self, cfg: ModelConfig) -> str:
         """The hook point that pass 2 overwrites."""

@@ -84,8 +84,7 @@ def met_before(x: Tensor) -> Tensor:
     >>> met_before(torch.tensor([[5, 6, 5, 5]]))
     tensor([[False, False,  True,  True]])
     """
-    repeated = (x[:, :, None] == x[:, None]).tril(-1)
-    return repeated.any(2)
+    return (x[:, :, None] == x[:, None]).tril(-1).any(2)
 
 
 def nearest(points: Tensor, others: Tensor, allowed: Tensor) -> Tensor:

@@ -67,8 +67,7 @@ def fitting_model(cfg: ModelConfig, state: Any, path: Path) -> Transformer:
     Raises UserError where it does not."""
     with torch.device("meta"):
         model = Transformer(cfg)
-    fault = _fault(model.state_dict(), state)
-    if fault:
+    if fault := _fault(model.state_dict(), state):
         raise UserError(f"{path} does not fit config.json: {fault}")
     return model
 

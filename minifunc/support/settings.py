@@ -141,9 +141,7 @@ def _refuse_contradictions(arguments: Namespace, saved: ByName, diets: ByName) -
         raise UserError(f"the run in {arguments.out} has {name} {value}, not {given}: {advice}")
 
 
-def check_room(
-    arguments: Namespace, model: ModelConfig, needs: Mapping[str, int], what: str
-) -> None:
+def check_room(arguments: Namespace, model: ModelConfig, needs: ByName, what: str) -> None:
     """Raises UserError for a model of which a field is less than `what` needs."""
     if any(getattr(model, name) < least for name, least in needs.items()):
         place = f"{Path(arguments.out) / 'config.json'}: " if arguments.resume else ""

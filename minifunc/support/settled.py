@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import torch
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-AUTOCAST = ("cpu", "cuda")
 
 
 @contextmanager
@@ -39,7 +38,7 @@ def nothing_set() -> bool:
     return (
         torch.get_default_dtype() == torch.float32
         and torch.get_default_device() == torch.device("cpu")
-        and not any(torch.is_autocast_enabled(device) for device in AUTOCAST)
+        and not any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
         and not torch.is_inference_mode_enabled()
     )
 

@@ -5,7 +5,7 @@ Groups that replace the same heads in the lowest layers have the same stream the
 by what was replaced below them, also over several calls, up to a budget of memory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,9 +58,7 @@ class SharedStreams:
     """
 
     @torch.no_grad()
-    def __init__(
-        self, model: Transformer, tokens: Tensor, sent: Mapping[str, Sequence[Tensor]]
-    ) -> None:
+    def __init__(self, model: Transformer, tokens: Tensor, sent: dict[str, list[Tensor]]) -> None:
         self.model, self.cfg, self.sent = model, model.cfg, sent
         self.n_prompts, self.n_pos = of_type(Tensor, "tokens", tokens).shape
         self.rows, self.weights = prompts_in_a_pass(model), weights_of(model)
@@ -73,9 +71,7 @@ class SharedStreams:
 
     @settled
     @torch.no_grad()
-    def logits(
-        self, groups: Sequence[Sequence[Head]], how: str, positions: tuple[int, ...]
-    ) -> Tensor:
+    def logits(self, groups: Sequence[list[Head]], how: str, positions: tuple[int, ...]) -> Tensor:
         """Logits at the last position, [n_groups, n_prompts, d_vocab]."""
         weights_of(self.model, self.weights)
         replaced = [self._by_block(group) for group in groups]

@@ -58,16 +58,14 @@ def gguf_tokenizer(values: Mapping[str, Any]) -> Tokenizer:
     Tokens of kinds 2 (unknown), 3 (control) and 4 (added by the file's maker) are kept whole. Where
     a file doesn't say whether a text begins with a token of its own, llama.cpp's defaults hold."""
     parts = {name.removeprefix("tokenizer.ggml."): value for name, value in values.items()}
-    scheme, cut = parts.get("model"), parts.get("pre")
-    if scheme != "llama" and (scheme != "gpt2" or cut not in WORDS):
-        raise ValueError(
-            f"its tokenizer, {scheme} {cut}, is none of llama, gpt2 {', '.join(WORDS)}"
-        )
+    model, cut = parts.get("model"), parts.get("pre")
+    if model != "llama" and (model != "gpt2" or cut not in WORDS):
+        raise ValueError(f"its tokenizer, {model} {cut}, is none of llama, gpt2 {', '.join(WORDS)}")
     package, strings, kinds = optional_package("tokenizers"), parts["tokens"], parts["token_type"]
     vocabulary = {string: token for token, string in enumerate(strings)}
-    inner = (of_text if scheme == "llama" else of_bytes)(package, vocabulary, parts)
+    inner = (of_text if model == "llama" else of_bytes)(package, vocabulary, parts)
     inner.add_special_tokens([text for text, kind in zip(strings, kinds) if kind in (2, 3, 4)])
-    has_first = parts.get("add_bos_token", scheme == "llama" or cut == "llama-bpe")
+    has_first = parts.get("add_bos_token", model == "llama" or cut == "llama-bpe")
     return Tokenizer(inner, (parts["bos_token_id"],) if has_first else ())
 
 

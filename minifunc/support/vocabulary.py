@@ -18,8 +18,7 @@ def token_name(strings: Sequence[str], token: SupportsInt) -> str:
 
 def read_examples(text: str, known: Mapping[str, int]) -> list[int]:
     """The tokens of a text, by the strings that are `known`; examples end with `;`, `,` or their
-    line, and only the last may lack its answer. Raises ValueError, with the cause, for what cannot
-    be read.
+    line, and only the last may lack its answer. Raises ValueError, with the cause, for other text.
 
     >>> read_examples("1+1=2, 2+2=", {"1": 1, "2": 2, "+": 7, "=": 8, ";": 9})
     [1, 7, 1, 8, 2, 9, 2, 7, 2, 8]

@@ -801,7 +801,7 @@ FAULTS = [
     ),
     Fault(
         "minifunc/support/memory.py",
-        old="self._rows(n_pos) // n_prompts)",
+        old="self._rows(n_pos) // n_each)",
         new="self._rows(n_pos))",
         breaks="pass 2 takes as many rows for many prompts as for one",
         tests="stated",
@@ -871,8 +871,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/analysis/completeness.py",
-        old="*without[::-1]",
-        new="*without",
+        old="more, less",
+        new="less, more",
         breaks="the interval of a gap has the other sign",
         tests="stated_analyses",
     ),
