@@ -129,10 +129,11 @@ class PathPatcher(PairedRuns):
         pos] of other prompts. sender_positions: where they do (default: everywhere). r is measured
         against the base run in any case. Raises ValueError for what model or prompts do not have.
         """
-        if not receivers:
+        if not checks.of_type(Sequence, "receivers", receivers):
             return []
         groups = [checks.checked_group(entry, self.model, self.n_pos) for entry in receivers]
-        rows = [self.order.row(entry) for entry in (self.senders if senders is None else senders)]
+        asked = self.senders if senders is None else checks.of_type(Sequence, "senders", senders)
+        rows = [self.order.row(entry) for entry in asked]
         checks.check_F_range(self.F_range)
         sender_positions = checks.whole_numbers(sender_positions)
         n_below = self.order.n_before(max(map(self._highest, groups)))

@@ -262,6 +262,24 @@ REFUSED = {
     "None": (lambda w: w.patcher().sweep(None), NO_RECEIVER),
     "a class": (lambda w: w.patcher().sweep(HeadInput), NO_RECEIVER),
     "another class": (lambda w: w.patcher().sweep(Logits), NO_RECEIVER),
+    "a receiver that is a dict": (lambda w: w.patcher().sweep({}), NO_RECEIVER),
+    "a list in a list": (lambda w: w.patcher().sweep([[Logits()]]), NO_RECEIVER),
+    "a number of receivers": (
+        lambda w: w.patcher().sweep_each(3),
+        "receivers must be a Sequence, not 3",
+    ),
+    "a tensor of receivers": (
+        lambda w: w.patcher().sweep_each(torch.zeros(2)),
+        r"receivers must be a Sequence, not tensor\(",
+    ),
+    "a number of senders": (
+        lambda w: w.patcher().sweep(Logits(), 3),
+        "senders must be a Sequence, not 3",
+    ),
+    "a sender that is a number": (
+        lambda w: w.patcher().sweep(Logits(), [1.0]),
+        "a sender must be a Sequence, not 1.0",
+    ),
     "layer '1'": (lambda w: w.patcher().sweep(HeadInput("1", 0, "q")), NO_RECEIVER),
     "head '0'": (lambda w: HeadInput(1, "0", "q"), "head must be a whole number from 0, not '0'"),
     "no place": (lambda w: patched(w, LOGITS, "logits"), "no hook point \"'logits'\""),

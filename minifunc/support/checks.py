@@ -318,7 +318,7 @@ def check_F_range(F_range: float) -> None:
 
 def checked_group(entry: Any, model: Any, n_pos: int) -> tuple[Any, ...]:
     """A receiver, or those of a list. Raises ValueError for one there is not, or two alike."""
-    group = tuple(dict.fromkeys(entry if isinstance(entry, list | tuple) else [entry]))
+    group = tuple(entry) if isinstance(entry, list | tuple) else (entry,)
     cfg, hooks = model.cfg, model.hook_names()
     for receiver in group:
         if not _has_receiver(cfg, hooks, receiver):
@@ -326,6 +326,7 @@ def checked_group(entry: Any, model: Any, n_pos: int) -> tuple[Any, ...]:
             size += f" in groups of {cfg.n_sharing}" * (cfg.n_sharing > 1)
             raise ValueError(f"this model of {size} has no receiver {receiver!r}")
         checked_positions(receiver.positions, n_pos)
+    group = tuple(dict.fromkeys(group))
     places = sorted(map(str, group))
     if not group or len(set(places)) < len(places):
         rule = "must name each place once, with all its positions"

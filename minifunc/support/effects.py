@@ -73,7 +73,7 @@ class Senders:
 
     def row(self, entry: str | Sequence[str]) -> Row:
         """One sender by name, or several that send together. ValueError for a name there is not."""
-        members = [entry] if isinstance(entry, str) else list(entry)
+        members = [entry] if isinstance(entry, str) else list(of_type(Sequence, "a sender", entry))
         if not members:
             raise ValueError("a joint sender needs at least one member")
         for name in members:
