@@ -76,7 +76,8 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
 
     `tell(step, circuit)` is called when something is found, with all that is known by then.
     """
-    started, generator = time.perf_counter(), Generator().manual_seed(study.seed)
+    started = time.perf_counter()
+    generator = Generator().manual_seed(study.seed)
     for_tracing = study.pairs(study.prompts, generator)
     for_counting = study.pairs(max(N_COUNTED, study.prompts), generator)
     patchers = study.patchers(model, for_tracing)

@@ -221,7 +221,7 @@ def draw_rules(diet: Diet, n_documents: int, generator: Generator) -> Rules:
     shares = torch.tensor([getattr(diet, wrapper) for wrapper in WRAPPERS], dtype=torch.float32)
     wrapper = torch.multinomial(shares, n_documents, replacement=True, generator=generator)
     k = rows.integers(1, MAX_SHIFT + 1, wrapper.shape, generator)
-    k = k * (1 - 2 * rows.integers(0, 2, wrapper.shape, generator))
+    k = k * (1 - 2 * rows.integers(0, 2, wrapper.shape, generator))  # times 1 or -1
     k = rows.redrawn(k, diet.shifts, generator)
     base = rows.among(diet.bases, wrapper.shape, generator)
     allowed = torch.isin(k, torch.tensor(diet.shifted_addition, dtype=torch.int64))
@@ -324,7 +324,7 @@ def determined(wrapper: Tensor, problem: Tensor, answer: Tensor) -> Tensor:
     relabel  1 + 1 = 7 ; 4 + 4 = 3 ; 2 + 0 = 7 ;       . . *  2 was 7 before
     """
     value, letters = PROBLEMS.value[problem], LETTERED[PROBLEMS.function[problem]]
-    after_one = torch.ones_like(problem).cumsum(1) > 1
+    after_one = torch.ones_like(problem).cumsum(1) > 1  # all but the first
     after_change = after_one & ((answer == value) | ((answer != value).cumsum(1) >= 2))
     value_met = rows.met_before(value + len(NUMBERS) * letters)  # the number 3 is not the letter d
     # In the order of WRAPPERS:
@@ -383,10 +383,11 @@ def evaluation_pairs(
     digit = torch.maximum(PROBLEMS.x, PROBLEMS.y)[every] - ZERO  # the larger one
     asked = every[digit < k] if in_base_k else every
     value = PROBLEMS.value[asked]  # the answer on base prompts, and on contrast prompts:
-    wrapped, zero = in_base(value, k) if in_base_k else value + k, ZERO
+    wrapped = in_base(value, k) if in_base_k else value + k
+    zero = ZERO
     if symbol in TO_LETTERS:
         wrapped, zero = wrapped % len(LETTERS), A
-    tells = (value != wrapped) | (not in_base_k)
+    tells = (value != wrapped) | (not in_base_k)  # in base k only what carries tells the rule
     operands = torch.stack([PROBLEMS.x, PROBLEMS.y], dim=1)
     has_shown = PROBLEMS.value[every] == wrapped[:, None]  # [n_asked, n_every]: shown answer?
     near = rows.nearest(operands[asked], operands[every], has_shown)

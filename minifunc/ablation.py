@@ -141,7 +141,8 @@ class CircuitScores:
     def __init__(
         self, ablator: Ablator, how: str, base_answers: Tensor, contrast_answers: Tensor
     ) -> None:
-        self.ablator, self.how, answers = ablator, how, (base_answers, contrast_answers)
+        self.ablator, self.how = ablator, how
+        answers = (base_answers, contrast_answers)
         checks.check_answers(ablator.cfg.d_vocab, ablator.n_prompts, *answers)
         self.answers = torch.stack(answers, dim=1).to(ablator.model.device).long()  # [n_prompts, 2]
         self.heads = all_heads(ablator.cfg)
@@ -153,7 +154,8 @@ class CircuitScores:
         """The score of logits [n_prompts, d_vocab], however they came about."""
         picked = logits.gather(1, self.answers)  # [n_prompts, 2]
         F = (picked[:, 0] - picked[:, 1]).double()
-        return Score(F.mean().item(), F, *(accuracy(logits, answers) for answers in self.answers.T))
+        base_acc, contrast_acc = (accuracy(logits, answers) for answers in self.answers.T)
+        return Score(F.mean().item(), F, base_acc, contrast_acc)
 
     def scores(self, circuits: Sequence[Iterable[str]]) -> list[Score]:
         """One `Score` for each circuit."""

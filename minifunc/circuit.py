@@ -80,11 +80,11 @@ def attention_shares(
         "last_to_operands": last[..., [-back for back in operands]].sum(-1),
     }
     by_head = torch.stack(list(shares.values()), dim=-1)  # [n_layers, n_heads, n_shares]
-    return {
-        f"{layer}.{head}": {name: round(share, 4) for name, share in zip(shares, row)}
-        for layer, rows in enumerate(by_head.tolist())
-        for head, row in enumerate(rows)
-    }
+    found = {}
+    for layer, of_layer in enumerate(by_head.tolist()):
+        for head, row in enumerate(of_layer):
+            found[f"{layer}.{head}"] = {name: round(share, 4) for name, share in zip(shares, row)}
+    return found
 
 
 def direct_groups(
@@ -210,8 +210,12 @@ def discover(
 
 def strong_writers(effects: Mapping[str, Mapping[str, Effects]], criteria: Criteria) -> list[str]:
     """The nodes that count on the logits under at least one contrast."""
-    named = [pair for each in effects.values() for pair in each["logits"].named().items()]
-    return list(dict.fromkeys(node for node, r in named if abs(r) >= criteria.strong))
+    strong: list[str] = []
+    for each in effects.values():
+        for node, r in each["logits"].named().items():
+            if abs(r) >= criteria.strong and node not in strong:
+                strong.append(node)
+    return strong
 
 
 def sweep_inputs(

@@ -28,7 +28,6 @@ from torch import Tensor
 
 from minifunc.model import Transformer
 from minifunc.support import checks
-from minifunc.support.checks import of_type
 from minifunc.support.places import Place, receiver, sender
 
 __all__ = ["Place", "effect", "path_patch", "receiver", "sender"]
@@ -49,12 +48,14 @@ def path_patch(
     _, contrast = model.run_with_cache(contrast_tokens)
 
     # Pass 1: what do the receivers read when all is frozen, and the senders write what was `sent`?
-    freezes = ("attn.hook_z",) + ("hook_mlp_out",) * of_type(bool, "freeze_mlps", freeze_mlps)
+    mlps_frozen = checks.of_type(bool, "freeze_mlps", freeze_mlps)
+    freezes = ("attn.hook_z", "hook_mlp_out") if mlps_frozen else ("attn.hook_z",)
     frozen = {name: x for name, x in contrast.items() if name.endswith(freezes)}
     for place in checks.checked_places(senders, contrast):
         before = frozen.get(place.hook, contrast[place.hook])
         frozen[place.hook] = place.put(before, sent[place.hook])
-    read, receivers = dict[str, Tensor](), checks.checked_places(receivers, contrast)
+    receivers = checks.checked_places(receivers, contrast)
+    read: dict[str, Tensor] = {}
 
     def freeze_and_note(activation: Tensor, name: str) -> Tensor:
         read[name] = frozen.get(name, activation)

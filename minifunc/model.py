@@ -297,7 +297,7 @@ class Transformer(Hooked):
             if kind in ("W_O", "W_out"):
                 std /= math.sqrt(2 * cfg.n_layers)
             if kind == "w" or kind.startswith("b_"):
-                weight.data.fill_(float(kind == "w"))
+                weight.data.fill_(1.0 if kind == "w" else 0.0)
             elif not weight.is_meta:  # a meta tensor is a shape alone
                 weight.data.copy_(torch.randn(weight.shape, generator=generator) * std)
 

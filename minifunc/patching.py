@@ -140,7 +140,8 @@ class PathPatcher(PairedRuns):
         # Senders above all receivers have no path. The others go in the order in which they write.
         carried = [index for index, row in enumerate(rows) if row[0] < n_below]
         carried.sort(key=lambda index: rows[index])
-        n_pos = 1 if all(group == (Logits(),) for group in groups) else self.n_pos
+        only_logits = all(group == (Logits(),) for group in groups)
+        n_pos = 1 if only_logits else self.n_pos  # logits come from the last position alone
         totals = [torch.zeros(len(rows), self.n_prompts, dtype=torch.float64) for _ in groups]
         for runs in self.cached_runs():
             changes = self.changes(runs, n_pos, source, sender_positions)
@@ -171,7 +172,8 @@ class PathPatcher(PairedRuns):
                         read[index][receiver] = receiver.read(self.model, x)
                 if stage == self._highest(group):
                     alone = len(group) > 1 or group[0].head is None or group[0].positions
-                    complete.setdefault(index if alone else None, []).append(index)
+                    together = index if alone else None
+                    complete.setdefault(together, []).append(index)
             n_rows = len(batch.rows) * batch.runs.n_prompts
             for some in complete.values():
                 for part in self.budget.row_ranges(len(some), n_rows, batch.n_pos):
@@ -259,23 +261,26 @@ class PathPatcher(PairedRuns):
     def _with_heads(self, runs: CachedRuns, layer: int, read: Mapping[Receiver, Tensor]) -> Tensor:
         """The contrast run's stream after a block's attention, [sender, p, query, d_model], when
         heads of it read what is in `read`: these heads alone are computed again."""
-        attn, resid = self.model.blocks[layer].attn, runs.stream(2 * layer + 1)
-        shared = self.cfg.n_sharing
-        resid = resid.expand(len(next(iter(read.values()))), -1, -1, -1)
+        attn = self.model.blocks[layer].attn
+        n_senders = len(next(iter(read.values())))
+        resid = runs.stream(2 * layer + 1).expand(n_senders, -1, -1, -1)
         keys = torch.arange(self.n_pos, device=resid.device)
-        here = {r: value for r, value in read.items() if r.stage(self.cfg) == 2 * layer}
-        for head in sorted({head for receiver in here for head in receiver.heads(self.cfg)}):
-            places = dict(rot_q=head, rot_k=head // shared, v=head // shared, z=head)
-            names = {f"{attn.name}.hook_{x}": place for x, place in places.items()}
-            q, k, v, z = (runs.contrast[name][:, :, place] for name, place in names.items())
+        here = [receiver for receiver in read if receiver.stage(self.cfg) == 2 * layer]
+        heads = {head for receiver in here for head in receiver.heads(self.cfg)}
+        for head in sorted(heads):
+            kv_head = head // self.cfg.n_sharing
+            q, z = (runs.contrast[f"{attn.name}.hook_{x}"][:, :, head] for x in ("rot_q", "z"))
+            k, v = (runs.contrast[f"{attn.name}.hook_{x}"][:, :, kv_head] for x in ("rot_k", "v"))
             queries = keys[-q.shape[1] :]  # in the last block the last position alone
-            new: dict[str, Tensor] = {}
-            for r, value in here.items():  # [sender, p, pos, d_head]
-                if head in r.heads(self.cfg):
-                    if r.which in new:  # a head's own copy, and what all its group reads
-                        value = torch.where(self.mask(r.positions), value, new[r.which])
-                    new[r.which] = value
-            q, k, v = new.get("q", q)[..., -len(queries) :, :], new.get("k", k), new.get("v", v)
+            new: dict[str, Tensor] = {}  # instead of q, k or v: [sender, p, pos, d_head]
+            for receiver in here:
+                if head in receiver.heads(self.cfg):
+                    which, value = receiver.which, read[receiver]
+                    if which in new:  # a head's own copy, and what all its group reads
+                        value = torch.where(self.mask(receiver.positions), value, new[which])
+                    new[which] = value
+            q = new.get("q", q)[..., -len(queries) :, :]
+            k, v = new.get("k", k), new.get("v", v)
             pattern = attention_scores(q, k, queries, keys).softmax(-1)  # [(sender,) p, query, key]
             resid = resid + product(pattern @ v - z, attn.W_O[head])
         return resid

@@ -136,8 +136,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/definition.py",
-        old='* of_type(bool, "freeze_mlps", freeze_mlps)',
-        new="* (not freeze_mlps)",
+        old='checks.of_type(bool, "freeze_mlps", freeze_mlps)',
+        new="not freeze_mlps",
         breaks="the definition mixes up frozen and live MLPs",
         tests="definition",
     ),
@@ -267,7 +267,7 @@ FAULTS = [
     ),
     Fault(
         "minifunc/patching.py",
-        old="value = torch.where(self.mask(r.positions), value, new[r.which])",
+        old="value = torch.where(self.mask(receiver.positions), value, new[which])",
         new="pass",
         breaks="a head's own copy hides what its group reads at other positions",
         tests="patching",
@@ -815,8 +815,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/circuit.py",
-        old="for each in effects.values() for pair",
-        new="for each in list(effects.values())[:1] for pair",
+        old="for each in effects.values():",
+        new="for each in list(effects.values())[:1]:",
         breaks="nodes that count under changed operands alone are no writers",
         tests="stated",
     ),
