@@ -31,8 +31,9 @@ STRONG = Criteria().strong  # |r| from which a head alone has carried part of th
 name_of = partial(token_name, tasks.VOCABULARY)
 EVERY = tasks.PROBLEMS
 FIRST = torch.where(tasks.LETTERED[EVERY.function], tasks.A, tasks.ZERO)
+ASKED = torch.stack([EVERY.x, EVERY.op, EVERY.y], dim=1)  # [n_problems, 3]
 # plain answers by problem (x, op, y), all token ids
-PLAIN = dict(zip(map(tuple, torch.stack(EVERY[1:4], 1).tolist()), (EVERY.value + FIRST).tolist()))
+PLAIN = dict(zip(map(tuple, ASKED.tolist()), (EVERY.value + FIRST).tolist()))
 
 
 def prompt_tokens(text: str, n_ctx: int) -> Tensor:
@@ -68,7 +69,9 @@ def doubts(tokens: Tensor, share: float) -> list[str]:
     why = [f"training never asks {tasks.decode(torch.tensor(one))}" for one in strange[:1]]
     if len(asked) == 1:
         why.append("no example shows by which rule to answer")
-    return why + ["the model gives it less than half"] * (share < 0.5)
+    if share < 0.5:
+        why.append("the model gives it less than half")
+    return why
 
 
 def probabilities(model: Transformer, tokens: Tensor) -> Tensor:

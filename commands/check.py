@@ -75,14 +75,15 @@ def judged(
 ) -> Finding:
     """The share of prompts for which `right` is true, against a threshold. told: what was measured;
     {} stands for the share. at_least: the good side is above the threshold."""
-    n, share = right.numel(), share_of(right)
+    n = right.numel()
     if n < LEAST:
         return Finding(f"only {n} prompts to judge by")
-    value, (low, high) = round(share, 4), wilson(share, n)
+    share = share_of(right)
+    low, high = wilson(share, n)
     good_side = (low, high, threshold) if at_least else (-high, -low, -threshold)
-    shown, *ends = (percent(each, 1) for each in (share, low, high))
-    in_words = f"{shown} of {n} prompts (95 % interval {' to '.join(ends)})"
-    judgement = (verdict_of(*good_side), value, [low, high], threshold)
+    shown = percent(share, 1)
+    in_words = f"{shown} of {n} prompts (95 % interval {percent(low, 1)} to {percent(high, 1)})"
+    judgement = (verdict_of(*good_side), round(share, 4), [low, high], threshold)
     return Finding(told.format(in_words), short or shown, *judgement)
 
 
@@ -332,7 +333,8 @@ def others(study: Study) -> Finding:
     if not groups:
         return NO_OTHERS if study.heads else NO_HEADS
     right = study.ask_swapped(sorted(groups)) == study.pairs.contrast_answers
-    told = f"{len(groups)} group{'s' * (len(groups) > 1)} of other heads; the worst leaves {{}}"
+    counted = "1 group" if len(groups) == 1 else f"{len(groups)} groups"
+    told = f"{counted} of other heads; the worst leaves {{}}"
     return judged(min(right, key=share_of), 0.90, told)
 
 
@@ -430,7 +432,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     save_json(path, {"k": k, "shots": SHOTS, "seed": seed, "seconds": seconds, "checks": rows})
     print(show(rows), f"everything is in {path}", sep="\n")
     if failed := [row["verdict"] for row in rows].count("fail"):
-        print(f"exit code 1: {failed} check{'s' * (failed > 1)} failed, listed above")
+        counted = "1 check" if failed == 1 else f"{failed} checks"
+        print(f"exit code 1: {counted} failed, listed above")
     if (folders.results / "report.html").exists():
         print("made anew, with these answers: ", end="")
         page.write(replace(folders, notice=""))

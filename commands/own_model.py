@@ -37,8 +37,9 @@ N_LISTED = 15
 def read_pairs(path: Path) -> list[dict[str, str]]:
     """Raises UserError where the file holds no list of pairs."""
     pairs: Any = load_json(path)
-    whole = isinstance(pairs, list) and pairs
-    for number, pair in enumerate(pairs if whole else [None]):
+    if not isinstance(pairs, list) or not pairs:
+        pairs = [None]  # which is refused
+    for number, pair in enumerate(pairs):
         if not isinstance(pair, dict) or {type(pair.get(name)) for name in FIELDS} != {str}:
             raise UserError(f"{path}: pair {number} must hold the strings {', '.join(FIELDS)}")
     return list(pairs)

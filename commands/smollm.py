@@ -90,7 +90,8 @@ class Prompts:
     def shown(self, d: int, x: Tensor | None = None) -> Tensor:
         """The prompts whose examples are off by d, [n_prompts, pos]; x: other first operands.
         Raises UserError where the tokenizer does not take each digit and sign for itself."""
-        x, rows = self.x if x is None else x, []
+        x = self.x if x is None else x
+        rows = []
         for numbers in torch.stack([x, self.y, x + self.y + d], dim=2).tolist():
             text = "\n".join(f"{x}+{y}={c}" for x, y, c in numbers)
             rows.append(self.tokenizer.encode(text[:-1]))
@@ -290,11 +291,12 @@ class Trace:
         listed = [head for head in r if "." in head][:N_LISTED]
         found = {"F": F["answers"], "groups": groups, "attention": attention}
         found["r_ci"] = {head: intervals[head] for head in dict.fromkeys([*fi, *listed])}
-        lines = [
-            [head, 100 * r[head], *(100 * end for end in intervals[head])]
-            + [f"{attention[head]['last_to_answers']:.2f}", "FI" * (head in fi)]
-            for head in listed
-        ]
+        lines = []
+        for head in listed:
+            low, high = intervals[head]
+            looks = f"{attention[head]['last_to_answers']:.2f}"
+            mark = "FI" if head in fi else ""
+            lines.append([head, 100 * r[head], 100 * low, 100 * high, looks, mark])
         says = f"heads → logits: the strongest of {effects.heads.numel()} (r in %)"
         columns = ["head", "r", "95 % from", "to", "looks at answers", ""]
         self.tell(found, [says, *table(columns, lines, digits=1)])
@@ -395,7 +397,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--full", action="store_true", help="more of all, for hours; the same command goes on")
     add("--quick", action="store_true", help="few prompts, to see that it runs; no summary")
     flags = parser.parse_args(argv)
-    device, amount = pick_device(flags.device, float64=True), FULL if flags.full else Amount()
+    device = pick_device(flags.device, float64=True)
+    amount = FULL if flags.full else Amount()
     if flags.quick:
         amount = replace(amount, n_found=4, n_inputs=2, n_fresh=4)
     started, path = time.perf_counter(), flags.out / "circuit.json"

@@ -89,7 +89,9 @@ def passing(score: Tensor) -> set[str]:
 def random_heads(step: int, model: Transformer, run: Run, folder: Path) -> set[str]:
     """For each head that the run without copying lost at this step, one of its layer, at random."""
     copying = [head for head, first in lost_by_copying(run, folder).items() if first == step]
-    dice, so_far, chosen = random.Random(f"{run.train.seed} {step}"), silenced(folder), set[str]()
+    dice = random.Random(f"{run.train.seed} {step}")
+    so_far = silenced(folder)
+    chosen = set[str]()
     for layer, _ in map(parse, copying):
         heads = {f"{layer}.{head}" for head in range(run.model.n_heads)}
         chosen.add(dice.choice(sorted(heads - so_far.keys() - chosen)))
@@ -98,11 +100,12 @@ def random_heads(step: int, model: Transformer, run: Run, folder: Path) -> set[s
 
 def lost_by_copying(run: Run, folder: Path) -> Silenced:
     """What no_copy_induction silenced with the same seed: in its folder, or in the results."""
-    other, path = folder.parents[1] / run_name(COPYING), RESULTS / "precursor.json"
-    of_its_folder = other / folder.name / "silenced.json"
-    if of_its_folder.exists():
-        return silenced(of_its_folder.parent)
-    for row in load_json(path) if path.exists() else []:
+    other = folder.parents[1] / run_name(COPYING) / folder.name
+    if (other / "silenced.json").exists():
+        return silenced(other)
+    path = RESULTS / "precursor.json"
+    rows = load_json(path) if path.exists() else []
+    for row in rows:
         if (row["run"], row["seed"]) == (run_name(COPYING), run.train.seed):
             return dict(row["silenced"])
     raise UserError(f"{CONTROL} needs the run {COPYING} of seed {run.train.seed}: make it first")

@@ -145,7 +145,9 @@ def finished(run: Run, study: Study) -> Row | None:
             raise UserError(f"{other}: remove it, or give another --out")
     path = folder / f"{study.name}.json"
     kept = load_json(path) if path.exists() else {}
-    return made_on(CPU) | kept["row"] if kept.get("settings") == study.settings(run) else None
+    if kept.get("settings") != study.settings(run):
+        return None
+    return made_on(CPU) | kept["row"]
 
 
 def carry_out(run: Run, study: Study) -> Row:

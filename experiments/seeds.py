@@ -28,7 +28,7 @@ UNDER = ("base_values", "other_operands")  # what the heads outside a circuit se
 
 def traced(model: Transformer, folder: Path, quick: bool) -> Row:
     """What patch.py finds in a run; it is kept in the run's folder."""
-    path = folder / f"circuit{'_quick' * quick}.json"
+    path = folder / ("circuit_quick.json" if quick else "circuit.json")
     circuit = load_json(path) if path.exists() else {}
     if circuit.get("weights") != weights_hash(model.state_dict()):
         study = patch.Study(prompts=FEW if quick else patch.Study.prompts, max_memory=SWEEP_GIB)

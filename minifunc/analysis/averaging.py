@@ -80,15 +80,15 @@ class Asker:
                     spent = row[:, examples.answers].double()
                     looks.append(weight * spent.cpu())
                     if change:
-                        spent = spent.sum(1, keepdim=True) * change(looks[-1]).to(spent)
-                        row[:, examples.answers] = spent.to(row.dtype)
+                        moved = spent.sum(1, keepdim=True) * change(looks[-1]).to(spent)
+                        row[:, examples.answers] = moved.to(row.dtype)
             return pattern
 
         tokens = examples.tokens.to(self.model.device)
         hooks = Hooks(dict.fromkeys(map(_hook_point, self.weights), look))
         logits = self.model(tokens, [tokens.shape[1] - 1], hooks)[:, 0]
-        tokens = (self.zero + answers).where(known, self.zero)
-        chance = logits.double().softmax(-1).cpu().gather(1, tokens) * known
+        wanted = (self.zero + answers).where(known, self.zero)  # where unknown, any token
+        chance = logits.double().softmax(-1).cpu().gather(1, wanted) * known
         return _as_shares(chance), _as_shares(torch.stack(looks).sum(0))
 
 
@@ -163,13 +163,15 @@ def steered(asker: Asker, examples: Examples, query: Tensor) -> list[dict[str, f
     those of one kind, stays. On prompts that show both; empty where none does (one shot)."""
     up = examples.difference == 1
     both = up.any(1) & ~up.all(1)
+    if not both.any():
+        return []
     examples, query, up = examples.rows(both), query[both], up[both]
 
     def moved(gain: float, look: Tensor) -> Tensor:
         return gain * _as_shares(look * up) + (1 - gain) * _as_shares(look * ~up)
 
     rows = []
-    for gain in GAINS if len(query) else ():
+    for gain in GAINS:
         chance, _ = asker.ask(examples, query, partial(moved, gain))
         off_by = (chance @ STEPS.double()).mean().item()
         rows.append({"gain": gain, "off_by": off_by, "n_prompts": len(query)})

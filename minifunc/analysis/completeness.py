@@ -203,12 +203,14 @@ def evaluate_circuits(
     the prompts on which these and subsets are looked for; judged: others. faithful: the level."""
     looking = {how: search.scores(how) for how in SOURCES}
     scores = {how: judged.scores(how) for how in SOURCES}
-    union, n_heads = heads_of(chain(*groups.values())), judged.ablator.cfg.n_heads
-    every, own = all_heads(judged.ablator.cfg), Generator().manual_seed(0)
+    n_heads, every = judged.ablator.cfg.n_heads, all_heads(judged.ablator.cfg)
     fi = groups.get("function_induction", [])
-    circuits, rows = {"union of groups": union}, []
+    union = heads_of(chain(*groups.values()))
+    circuits = {"union of groups": union}
     for name, hows in ELIMINATED.items():
         circuits[name] = eliminate([looking[how] for how in hows], faithful)
+    rows = []
+    own = Generator().manual_seed(0)  # of the other lower heads alone
     for name, heads in circuits.items():
         drawn = [random_group(heads, n_heads, generator, avoid=False) for _ in range(N_CONTROLS)]
         lower = with_other_lower_heads(heads, fi, every, own)

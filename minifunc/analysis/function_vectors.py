@@ -125,7 +125,8 @@ def study(
                         plain_moves: moves with FV(0) added instead, the control
     Raises ValueError where k is 0, k or 0 is not among the prompts, or x + k is no number.
     """
-    if not k or not {0, k} <= prompts.keys() or len(set(heads)) < max(1, len(heads)):
+    twice = len(set(heads)) < len(heads)
+    if twice or not len(heads) or k == 0 or not {0, k} <= prompts.keys():
         raise ValueError("function vectors need different heads, and prompts for k and for k = 0")
     naive = Naive(model, naive_prompts, tokens, heads)
     columns = slice(naive.zero, naive.zero + naive.n_inputs)

@@ -100,10 +100,12 @@ def control_row(prompts: Prompts, label: str, draws: Sequence[Heads], how: str) 
     `ci` goes from 2.5 % to 97.5 % of the draws (of a single group: over prompts). A group that was
     drawn several times is run once and counted as often as it was drawn.
     """
-    n, groups = prompts.ablator.n_prompts, list(dict.fromkeys(map(tuple, draws)))
+    groups = list(dict.fromkeys(map(tuple, draws)))
     all_logits = prompts.ablator.logits(groups, how)
+    n = prompts.ablator.n_prompts
     shares = {heads: answered(each, prompts.answers) for heads, each in zip(groups, all_logits)}
-    base, contrast = zip(*(shares[tuple(heads)].values() for heads in draws))
+    base = [shares[tuple(heads)]["base_acc"] for heads in draws]
+    contrast = [shares[tuple(heads)]["contrast_acc"] for heads in draws]
     over_draws = np.quantile(contrast, [0.025, 0.975]).tolist()
     worst = min(groups, key=lambda heads: shares[heads]["contrast_acc"])
     row = {

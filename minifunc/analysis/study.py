@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
+from math import ceil
 from typing import Any
 
 import torch
@@ -78,7 +79,8 @@ def replacements(language: Language, model: Transformer, pairs: Any) -> Prompts:
 
 def donors(language: Language, pairs: Any) -> Tensor:
     """For each contrast prompt another with the same k and answer, if any: [n_prompts, pos]."""
-    n, generator = len(pairs.contrast), Generator().manual_seed(len(pairs.contrast))
+    n = len(pairs.contrast)
+    generator = Generator().manual_seed(n)
     pool = language.evaluation_pairs(pairs.task, pairs.k, pairs.shots, 20 * n, generator)
     chosen = torch.zeros(n, dtype=torch.int64, device="cpu")
     for answer in pairs.contrast_answers.unique():
@@ -141,10 +143,11 @@ def writings(
     naive = naive_prompts(language, N_INPUTS)
     found = function_vectors.study(model, contrast, naive, fi, numbers, study.k)
 
-    p = study.pairs(2 * n, generator)
-    patcher = PathPatcher(model, p.base, p.contrast, *answers_of(p), max_memory=study.max_memory)
-    sources = {"base": p.base, "operands_changed": p.operands_changed}
-    enough = max(n, -(-N_EXAMPLES // (len(language.SHIFTS) * study.shots)))  # prompts of each k
+    pairs = study.pairs(2 * n, generator)
+    prompts = (pairs.base, pairs.contrast, *answers_of(pairs))
+    patcher = PathPatcher(model, *prompts, max_memory=study.max_memory)
+    sources = {"base": pairs.base, "operands_changed": pairs.operands_changed}
+    enough = max(n, ceil(N_EXAMPLES / (len(language.SHIFTS) * study.shots)))  # prompts of each k
     shown, query = examples(language, study.task, study.shots, enough, generator)
     found["reading"] = {
         "inputs": reading.inputs_apart(patcher, sources, fi),

@@ -35,7 +35,8 @@ def accuracy_table(
         if not shown:
             line += "   never trained on"
         elif left_out:
-            line += f"   but never by {', '.join(f'{int(k):+d}' for k in left_out)}"
+            amounts = ", ".join(f"{int(k):+d}" for k in left_out)
+            line += f"   but never by {amounts}"
         lines.append(line)
     return lines
 

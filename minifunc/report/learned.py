@@ -1,7 +1,7 @@
 """While it learned: what learned.js shows at each step of training, and what is there from when."""
 
 from collections.abc import Mapping, Sequence
-from itertools import chain, takewhile
+from itertools import chain
 from typing import Any
 
 from minifunc.ablation import all_heads
@@ -72,8 +72,9 @@ def of_heads(heads: Sequence[str], columns: int) -> list[Markup]:
 
 def since(looks: Sequence[Look], held: Sequence[bool]) -> int | None:
     """The first step from which something held up to the end; None where it did not then."""
-    lasting = list(takewhile(lambda pair: pair[1], zip(reversed(looks), reversed(held))))
-    return int(lasting[-1][0]["step"]) if lasting else None
+    missed = [at for at, holds in enumerate(held) if not holds]
+    lasting = looks[missed[-1] + 1 :] if missed else looks
+    return int(lasting[0]["step"]) if lasting else None
 
 
 def behaving(looks: Sequence[Look], criteria: Mapping[str, float]) -> list[bool]:

@@ -36,7 +36,8 @@ class Scale:
     def cell(self, value: float, shown: str, tip: str, marked: bool = False) -> Markup:
         """A cell of a heat map; marked: outlined."""
         look = self.shade(value)
-        look["class_"] += " marked" * marked
+        if marked:
+            look["class_"] += " marked"
         return h("td", shown, data_tip=tip, tabindex="-1", **look)
 
 

@@ -247,8 +247,8 @@ def averaging(f: Findings) -> Content:
         "The last table forces the [FI heads|FI head]’ attention and shows that the answer follows."
     )
     told = f"Shown {answered[0][0]}: what foretells the answer"
-    table = numbers(["forecast", "R²", "rounded, is the answer (95 %)"], foretold, told)
-    parts = [heat, table, content(f, nearer, ""), content(f, steering, "")]
+    fits = numbers(["forecast", "R²", "rounded, is the answer (95 %)"], foretold, told)
+    parts = [heat, fits, content(f, nearer, ""), content(f, steering, "")]
     return [figure(f, parts, caption, "circuit.json (averaging)")]
 
 
@@ -285,7 +285,7 @@ def seeds(f: Findings) -> Content:
         " Dots: a head’s roles. Other direct heads move the answer too; indirect ones through MLPs "
         f"or heads; others bring FI heads what they name. In {len(f.seeds)} models: {occurring}."
     )
-    ends = [parse(head) for row in f.seeds for heads in row["groups"].values() for head in heads]
+    ends = [parse(head) for row in f.seeds for head in members(row)]
     n_layers, n_heads = (max(end) + 1 for end in zip(*ends))  # of models of one shape
     grids = h("div", [roles_map(row, n_layers, n_heads) for row in f.seeds[:3]], class_="maps")
     colours = {kind: words(kind) for kind in sum(roles[:3], [])}

@@ -17,7 +17,9 @@ Circuit = dict[str, Any]
 
 def told(step: str, circuit: Circuit, full: bool) -> list[str]:
     """Lines on one step of the study."""
-    lines = [wrapped(line) for part in PARTS[step][full] for line in part(circuit)]
+    in_short, in_full = PARTS[step]
+    parts = in_full if full else in_short
+    lines = [wrapped(line) for part in parts for line in part(circuit)]
     set_off = full or step == "conclusion"
     return ["", *lines] if lines and set_off else lines
 

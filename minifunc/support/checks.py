@@ -323,7 +323,8 @@ def checked_group(entry: Any, model: Any, n_pos: int) -> tuple[Any, ...]:
     for receiver in group:
         if not _has_receiver(cfg, hooks, receiver):
             size = f"{cfg.n_layers} layers × {cfg.n_heads} heads"
-            size += f" in groups of {cfg.n_sharing}" * (cfg.n_sharing > 1)
+            if cfg.n_sharing > 1:
+                size += f" in groups of {cfg.n_sharing}"
             raise ValueError(f"this model of {size} has no receiver {receiver!r}")
         checked_positions(receiver.positions, n_pos)
     group = tuple(dict.fromkeys(group))
@@ -351,9 +352,10 @@ def check_train_config(cfg: Any) -> None:
 
 def met_under(diet: Any, wrapper: str) -> list[str]:
     """The functions that a diet shows under a wrapper, whatever the k."""
-    if not {"shift": diet.shifts, "base": diet.bases}.get(wrapper, True):
+    ks = {"shift": diet.shifts, "base": diet.bases}
+    if not getattr(diet, wrapper) or (wrapper in ks and not ks[wrapper]):
         return []
-    met = [symbol for symbol in diet.functions if diet.weight(symbol) * getattr(diet, wrapper)]
+    met = [symbol for symbol in diet.functions if diet.weight(symbol)]
     return [symbol for symbol in met if (wrapper, symbol) not in diet.never]
 
 
@@ -370,7 +372,8 @@ def check_diet(
                 names = ", ".join(map(str, known))
                 raise ValueError(f"a diet's {field} cannot hold {name!r}, only {names}")
     for field in (*wrappers, "addition", "caesar", "choice", "mixed"):
-        weight, most = getattr(diet, field), 1 if field == "mixed" else 1e6
+        weight = getattr(diet, field)
+        most = 1 if field == "mixed" else 1e6
         if weight != 0 and not 1e-6 <= weight <= most:
             raise ValueError(f"a diet's {field} must be 0, or from 1e-6 to {most:g}")
     of_type(bool, "a diet's even_sums", diet.even_sums)
@@ -385,7 +388,8 @@ def check_request(tasks: Mapping[str, Any], task: str, k: int, counts: tuple[int
     """Raises ValueError for prompts that there are none of. counts: of prompts and of shots."""
     if task not in tasks:
         raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(tasks)}")
-    ks, kind = tasks[task].ks, "bases" if tasks[task].wrapper == "base" else "shifts"
+    ks = tasks[task].ks
+    kind = "bases" if tasks[task].wrapper == "base" else "shifts"
     if k not in ks or not isinstance(k, Integral):
         known = f"which for {task} holds {kind} from {ks[0]} to {ks[-1]}"
         raise ValueError(f"k = {k} is outside the vocabulary, {known}")

@@ -63,12 +63,13 @@ class Senders:
         self.names = ["embedding"]
         for layer in range(cfg.n_layers):
             self.names += [f"{layer}.{head}" for head in range(cfg.n_heads)]
-            self.names += [f"mlp{layer}"] * cfg.has_mlp
+            if cfg.has_mlp:
+                self.names.append(f"mlp{layer}")
 
     def n_before(self, stage: int) -> int:
         """How many of them, the first ones, write before a stage of the stream (`patching.py`)."""
         layer, after_attention = divmod(stage, 2)
-        in_block = self.cfg.n_heads + self.cfg.has_mlp
+        in_block = self.cfg.n_heads + (1 if self.cfg.has_mlp else 0)
         return 1 + layer * in_block + after_attention * self.cfg.n_heads
 
     def row(self, entry: str | Sequence[str]) -> Row:

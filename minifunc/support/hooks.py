@@ -60,16 +60,19 @@ class Hooked(nn.Module):
 
     def hook_names(self) -> list[str]:
         """Every hook point, in the order in which a forward pass meets them."""
-        grouped = self.cfg.n_sharing > 1
-        attn = ["q", "k", "v", "rot_q", "rot_k", *["k_of_heads", "v_of_heads"] * grouped]
+        attn = ["q", "k", "v", "rot_q", "rot_k"]
+        if self.cfg.n_sharing > 1:
+            attn += ["k_of_heads", "v_of_heads"]
         attn += ["attn_scores", "pattern", "z"]
         block = ["hook_resid_pre", "ln1.hook_normalized", *(f"attn.hook_{name}" for name in attn)]
         block += ["hook_attn_out", "hook_resid_mid"]
         if self.cfg.has_mlp:
             block += ["hook_mlp_in", "ln2.hook_normalized", "mlp.hook_pre"]
-            block += ["mlp.hook_pre_linear"] * self.cfg.gated_mlp
+            if self.cfg.gated_mlp:
+                block.append("mlp.hook_pre_linear")
             block += ["mlp.hook_post", "hook_mlp_out"]
-        names = ["hook_embed"] + ["hook_pos_embed"] * (self.cfg.positions == "learned")
+        learned = self.cfg.positions == "learned"
+        names = ["hook_embed", "hook_pos_embed"] if learned else ["hook_embed"]
         for layer in range(self.cfg.n_layers):
             names += [f"blocks.{layer}.{name}" for name in [*block, "hook_resid_post"]]
         return [*names, "ln_final.hook_normalized"]

@@ -38,7 +38,8 @@ class CachedRuns:
     def stream(self, stage: int) -> Tensor:
         """The contrast run's residual stream at a stage (`patching.py`), [p, pos, d_model]."""
         layer, after_attention = divmod(stage, 2)
-        name = f"blocks.{layer}.hook_resid_{'mid' if after_attention else 'pre'}"
+        place = "mid" if after_attention else "pre"
+        name = f"blocks.{layer}.hook_resid_{place}"
         end = f"blocks.{layer - 1}.hook_resid_post"
         return self.contrast[name if name in self.contrast else end]
 
@@ -58,12 +59,14 @@ class PairedRuns:
         self.model, self.cfg, device = model, model.cfg, model.device
         self.base_tokens, self.contrast_tokens = (each.to(device).clone() for each in tokens)
         self.answers = torch.stack(answers, dim=1).to(device).long()  # [n_prompts, 2]
-        (self.n_prompts, self.n_pos), self.weights = tokens[0].shape, checks.weights_of(model)
+        self.n_prompts, self.n_pos = tokens[0].shape
+        self.weights = checks.weights_of(model)
         self.last = [self.n_pos - 1]
         self.sent = ["hook_embed"]
         for layer in range(self.cfg.n_layers):
             self.sent += [f"blocks.{layer}.attn.hook_z"]
-            self.sent += [f"blocks.{layer}.hook_mlp_out"] * self.cfg.has_mlp
+            if self.cfg.has_mlp:
+                self.sent += [f"blocks.{layer}.hook_mlp_out"]
         self.budget = MemoryBudget(model, self.n_pos, max_memory)
         self.F_base = torch.zeros(self.n_prompts, dtype=torch.float64, device=device)
         self.F_contrast = self.F_base.clone()

@@ -162,7 +162,8 @@ def views(model: Transformer, source: Source) -> dict[str, Tensor]:
             view = view.unflatten(1, (-1, 2)).transpose(1, 2)  # [head, 2, pair, …]
         theirs = TENSORS[part if kind == "w" else kind[2:]][source.column]
         before = f"{TENSORS['blocks'][source.column]}.{block[1]}." if block else ""
-        found[f"{before}{theirs}.{'bias' if kind.startswith('b_') else 'weight'}"] = view
+        what = "bias" if kind.startswith("b_") else "weight"
+        found[f"{before}{theirs}.{what}"] = view
     return found
 
 

@@ -80,7 +80,7 @@ def shape_of(model: Any) -> dict[str, Any]:
 def added_parts(model: ModelConfig) -> list[str]:
     """What a model has that no model of this repository's has, by name."""
     fields = [name for name in shape_of(model) if name not in shape_of(ModelConfig())]
-    return fields + ["silu"] * (model.act_fn == "silu")
+    return [*fields, "silu"] if model.act_fn == "silu" else fields
 
 
 def run_arguments(

@@ -91,8 +91,9 @@ class SharedStreams:
 
     def _leave_block(self, one: _Pass, replaced: Replaced) -> Tensor:
         """The stream that leaves block len(replaced) - 1, [p, pos, d_model] (the last: pos = 1)."""
-        below, heads, layer = replaced[:-1], replaced[-1], len(replaced) - 1
-        block, (stream, z) = self.model.blocks[layer], self._enter_block(one, below)
+        *below, heads = replaced
+        layer = len(below)
+        stream, z = self._enter_block(one, tuple(below))
         queries = slice(-z.shape[1], None)
         if heads:
             sent = self.sent[one.how][layer]  # [n_prompts or 1, pos, head, d_head]
@@ -101,6 +102,7 @@ class SharedStreams:
             positions = torch.tensor(one.positions, dtype=torch.int64)
             put[positions[:, None], torch.tensor(heads)] = True
             z = torch.where(put[queries].to(z.device), sent[:, queries], z)
+        block = self.model.blocks[layer]
         attn_out = product(z.flatten(2), block.attn.W_O.flatten(0, 1))
         return block.add_mlp(stream[:, queries] + attn_out, Hooks())
 
@@ -116,7 +118,8 @@ class SharedStreams:
         return entered
 
     def _run_heads(self, one: _Pass, below: Replaced) -> tuple[Tensor, Tensor]:
-        layer, stream = len(below), self.embedded[one.start : one.start + self.rows]
+        layer = len(below)
+        stream = self.embedded[one.start : one.start + self.rows]
         if below:
             stream = self._leave_block(one, below)
         queries = torch.arange(self.n_pos, device=self.model.device)

@@ -731,8 +731,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/analysis/averaging.py",
-        old="spent = spent.sum(1, keepdim=True) * change(looks[-1]).to(spent)",
-        new="spent = change(looks[-1]).to(spent)",
+        old="moved = spent.sum(1, keepdim=True) * change(looks[-1]).to(spent)",
+        new="moved = change(looks[-1]).to(spent)",
         breaks="heads whose attention is moved spend all of it on shown answers",
         tests="averaging",
     ),
