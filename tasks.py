@@ -391,7 +391,7 @@ def evaluation_pairs(
     operands = torch.stack([PROBLEMS.x, PROBLEMS.y], dim=1)
     has_shown = PROBLEMS.value[every] == wrapped[:, None]  # [n_asked, n_every]: shown answer?
     near = rows.nearest(operands[asked], operands[every], has_shown)
-    neighbour = asked if symbol == CHOICE else torch.where(near < 0, near, every[near])
+    neighbour = asked if symbol == CHOICE else torch.where(near < 0, near, every[near])  # -1: none
     usable = (neighbour >= 0).nonzero()[:, 0]  # as an example, under both contrasts
     queries = tells.nonzero()[:, 0] if carry else torch.arange(len(asked))
     drawn = torch.empty(0, shots + 1, dtype=torch.int64)  # indices into `asked`

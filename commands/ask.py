@@ -69,9 +69,8 @@ def doubts(tokens: Tensor, share: float) -> list[str]:
     why = [f"training never asks {tasks.decode(torch.tensor(one))}" for one in strange[:1]]
     if len(asked) == 1:
         why.append("no example shows by which rule to answer")
-    if share < 0.5:
-        why.append("the model gives it less than half")
-    return why
+    unsure = ["the model gives it less than half"] if share < 0.5 else []
+    return why + unsure
 
 
 def probabilities(model: Transformer, tokens: Tensor) -> Tensor:

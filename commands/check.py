@@ -370,7 +370,7 @@ def checked(study: Study) -> list[dict[str, Any]]:
         told = {"answer": answers.get(found.verdict, "Too close to tell"), "short": row["short"]}
         if found.value is None:
             told = {"answer": "Not known", "short": found.measured}
-        rows.append({"name": check.__name__} | row | vars(found) | told)
+        rows.append({"name": check.__name__} | row | vars(found) | told)  # the last `short` counts
     return rows
 
 

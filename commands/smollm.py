@@ -93,7 +93,7 @@ class Prompts:
         x = self.x if x is None else x
         rows = []
         for numbers in torch.stack([x, self.y, x + self.y + d], dim=2).tolist():
-            text = "\n".join(f"{x}+{y}={c}" for x, y, c in numbers)
+            text = "\n".join(f"{a}+{b}={c}" for a, b, c in numbers)
             rows.append(self.tokenizer.encode(text[:-1]))
         if {len(row) for row in rows} != {len(self.tokenizer.first) + 6 * self.shots + 4}:
             raise UserError("the model's tokenizer does not take a sum apart into digits and signs")

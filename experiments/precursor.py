@@ -104,8 +104,8 @@ def lost_by_copying(run: Run, folder: Path) -> Silenced:
     if (other / "silenced.json").exists():
         return silenced(other)
     path = RESULTS / "precursor.json"
-    rows = load_json(path) if path.exists() else []
-    for row in rows:
+    known = load_json(path) if path.exists() else []
+    for row in known:
         if (row["run"], row["seed"]) == (run_name(COPYING), run.train.seed):
             return dict(row["silenced"])
     raise UserError(f"{CONTROL} needs the run {COPYING} of seed {run.train.seed}: make it first")

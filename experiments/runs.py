@@ -119,7 +119,7 @@ def made_on(device: torch.device) -> Row:
 def runs_at_once(device: torch.device) -> int:
     """One run for each core; on CUDA at most ON_A_CARD, and no more than fit."""
     asked = getattr(os, "sched_getaffinity", None)
-    cores = len(asked(0)) if asked else os.cpu_count() or 1
+    cores = len(asked(0)) if asked else (os.cpu_count() or 1)
     if device.type != "cuda":
         return cores
     fitting = torch.cuda.mem_get_info(device)[0] // (GIB_EACH * 2**30)

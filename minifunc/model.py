@@ -200,7 +200,7 @@ class Attention(nn.Module):
         weight = getattr(self, f"W_{which}")  # [head, d_model, d_head]
         flat = weight.permute(1, 0, 2).flatten(1)  # [d_model, head * d_head]: one matrix product
         projected = product(x, flat).unflatten(-1, weight.shape[::2])
-        return projected + getattr(self, f"b_{which}") if self.cfg.qkv_bias else projected
+        return (projected + getattr(self, f"b_{which}")) if self.cfg.qkv_bias else projected
 
     def with_position(self, x: Tensor, positions: Tensor) -> Tensor:
         """Queries or keys [..., pos, head, d_head] with their positions worked in, if rotary."""

@@ -36,8 +36,7 @@ class Scale:
     def cell(self, value: float, shown: str, tip: str, marked: bool = False) -> Markup:
         """A cell of a heat map; marked: outlined."""
         look = self.shade(value)
-        if marked:
-            look["class_"] += " marked"
+        look["class_"] += " marked" if marked else ""
         return h("td", shown, data_tip=tip, tabindex="-1", **look)
 
 

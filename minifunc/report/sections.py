@@ -321,10 +321,12 @@ def check(f: Findings) -> Content:
 
 def limits(f: Findings) -> Content:
     """What this page shows of what may go wrong, what to watch, and when to act."""
-    swapped, right = swaps(f.circuit)[0], f.circuit["accuracy"]["contrast_prompt"]["contrast"]
-    n, heads = f.circuit["accuracy_prompts"], f"heads {', '.join(f.fi)}"
-    least, most = wilson(right, n)[0], swapped["ci"][1]
-    done, left, low, high = (percent(x, 1) for x in (right, swapped["contrast_acc"], least, most))
+    swapped = swaps(f.circuit)[0]
+    right = f.circuit["accuracy"]["contrast_prompt"]["contrast"]
+    n = f.circuit["accuracy_prompts"]
+    heads = f"heads {', '.join(f.fi)}"
+    done, low = percent(right, 1), percent(wilson(right, n)[0], 1)
+    high, left = percent(swapped["ci"][1], 1), percent(swapped["contrast_acc"], 1)
     watch = f"Watch, on {n} prompts of your own, the share that follows the rule (here {done}; "
     watch += f"with {heads} swapped, {left}). Act when it falls below {low}, or with these swapped "
     watch += f"rises above {high}, the ends of the 95 % intervals here: keep such prompts away, or "

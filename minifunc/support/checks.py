@@ -323,8 +323,7 @@ def checked_group(entry: Any, model: Any, n_pos: int) -> tuple[Any, ...]:
     for receiver in group:
         if not _has_receiver(cfg, hooks, receiver):
             size = f"{cfg.n_layers} layers × {cfg.n_heads} heads"
-            if cfg.n_sharing > 1:
-                size += f" in groups of {cfg.n_sharing}"
+            size += f" in groups of {cfg.n_sharing}" if cfg.n_sharing > 1 else ""
             raise ValueError(f"this model of {size} has no receiver {receiver!r}")
         checked_positions(receiver.positions, n_pos)
     group = tuple(dict.fromkeys(group))

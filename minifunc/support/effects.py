@@ -63,8 +63,7 @@ class Senders:
         self.names = ["embedding"]
         for layer in range(cfg.n_layers):
             self.names += [f"{layer}.{head}" for head in range(cfg.n_heads)]
-            if cfg.has_mlp:
-                self.names.append(f"mlp{layer}")
+            self.names += [f"mlp{layer}"] if cfg.has_mlp else []
 
     def n_before(self, stage: int) -> int:
         """How many of them, the first ones, write before a stage of the stream (`patching.py`)."""

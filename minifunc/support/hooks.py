@@ -68,8 +68,7 @@ class Hooked(nn.Module):
         block += ["hook_attn_out", "hook_resid_mid"]
         if self.cfg.has_mlp:
             block += ["hook_mlp_in", "ln2.hook_normalized", "mlp.hook_pre"]
-            if self.cfg.gated_mlp:
-                block.append("mlp.hook_pre_linear")
+            block += ["mlp.hook_pre_linear"] if self.cfg.gated_mlp else []
             block += ["mlp.hook_post", "hook_mlp_out"]
         learned = self.cfg.positions == "learned"
         names = ["hook_embed", "hook_pos_embed"] if learned else ["hook_embed"]

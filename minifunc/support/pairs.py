@@ -65,8 +65,7 @@ class PairedRuns:
         self.sent = ["hook_embed"]
         for layer in range(self.cfg.n_layers):
             self.sent += [f"blocks.{layer}.attn.hook_z"]
-            if self.cfg.has_mlp:
-                self.sent += [f"blocks.{layer}.hook_mlp_out"]
+            self.sent += [f"blocks.{layer}.hook_mlp_out"] if self.cfg.has_mlp else []
         self.budget = MemoryBudget(model, self.n_pos, max_memory)
         self.F_base = torch.zeros(self.n_prompts, dtype=torch.float64, device=device)
         self.F_contrast = self.F_base.clone()

@@ -91,9 +91,9 @@ class SharedStreams:
 
     def _leave_block(self, one: _Pass, replaced: Replaced) -> Tensor:
         """The stream that leaves block len(replaced) - 1, [p, pos, d_model] (the last: pos = 1)."""
-        *below, heads = replaced
+        below, heads = replaced[:-1], replaced[-1]
         layer = len(below)
-        stream, z = self._enter_block(one, tuple(below))
+        stream, z = self._enter_block(one, below)
         queries = slice(-z.shape[1], None)
         if heads:
             sent = self.sent[one.how][layer]  # [n_prompts or 1, pos, head, d_head]
