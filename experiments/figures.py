@@ -40,6 +40,8 @@ DIETS = {  # those that the finding is about; the others are in the table
     "plus_reflect": "all, but + plain or reflected",
     "shifted_1": "all, but only one function shifted",
     "shifted_3": "all, but only three shifted",
+    "nothing_by_one": "the default: nothing shifted by +1",
+    "default_plus_plain": "the default, but + always plain",
 }
 
 

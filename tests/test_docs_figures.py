@@ -1,6 +1,6 @@
 """The tables of the README, docs/results.md and docs/performance.md are what results/*.json says.
 
-Nothing of the project is imported: means, intervals and steps are worked out here once more.
+Means, intervals and steps are worked out here once more; of the project, `verdict` alone is used.
 """
 
 import functools
@@ -434,7 +434,10 @@ def test_the_findings_of_the_readme():
         f"{words([row['off_by_one_8'] for row in results('dependability')], 3)} of prompts",
     ):
         assert figures in text
-    for diet, sentence in (("plus_plain", "is right on {} of"), ("strict", "at random), on {}.")):
+    for diet, sentence in (
+        ("default_plus_plain", "right on {} of"),
+        ("nothing_by_one", "random), on {}."),
+    ):
         rows = [row for row in results("diets") if row["diet"] == diet]
         assert sentence.format(words(column(rows, "off_by_one_8"))) in text
     good = [row for row in results("universality") if does_it(row)]
@@ -758,6 +761,8 @@ DIETS = {
     "… without copied documents": "no_copy",
     "+ met plain alone, the other functions under everything": "plus_plain",
     "the same, + as often as in strict": "plus_plain_often",
+    "nothing_by_one, + met plain alone": "default_plus_plain",
+    "the same, + as often as in nothing_by_one": "default_plus_plain_often",
     "the cell (+, +1) alone held out: + seen with every other k": "held_out_cell",
     "every k > 0 on + held out": "held_out_half",
 }
@@ -789,6 +794,14 @@ def test_plus_shown_plain_alone_fails_however_often_it_is_shown():
     assert f"as often as in `strict` ({100 * max(often):.0f} %)" in text
     assert "gives .00 in each of three seeds" in text
     assert [row["off_by_one_8"] for row in rows["plus_plain_often"]] == [0.0] * 3
+    rare, often, usual = (
+        [row["off_by_one_8"] for row in results("diets") if row["diet"] == name]
+        for name in ("default_plus_plain", "default_plus_plain_often", "nothing_by_one")
+    )
+    assert often == [0.0] * 3 and f"beside {words(usual)}." in text
+    assert (
+        f"{words(rare)} ({share(rare[0], 2)}, {share(rare[1], 2)} and {share(rare[2], 2)})" in text
+    )
     assert "(on none if `+` is as frequent" in " ".join((ROOT / "README.md").read_text().split())
 
 
