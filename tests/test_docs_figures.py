@@ -1082,6 +1082,11 @@ def test_what_heads_of_the_real_model_undo():
         kept = (row["contrast_acc"], row["plain_kept"])
         assert cells == [undone(row), *(share(each, 2) for each in kept)]
         assert row["n_prompts"] == 60
+    before = {share(row["contrast_acc_before"], 2) for row in rows}
+    text = plain(" ".join(section("docs/results.md", REAL).split()))
+    ours, random = (share(row["contrast_acc"], 2) for row in (in_order[0], in_order[-1]))
+    assert before == {".08"} and f"{ours} is 2 of 60 prompts, beside .08 with no head" in text
+    assert f"replaced and {random} with random heads." in text
 
 
 def test_the_heads_of_the_real_model():
@@ -1111,7 +1116,8 @@ def test_the_real_model_does_not_average_as_ours():
     assert f"plain sum is {chances[0]}. It is {chances[1]} where all are off by +1" in text
     assert f"and {chances[2]} where all are off by -1" in text
     r2 = [share(mixed["r2"][name], 2) for name in ("attention", "uniform")]
-    assert f"(R² {r2[0]}; the unweighted mean {r2[1]})" in text
+    ends = " to ".join(share(end, 2) for end in mixed["r2_ci"]["attention"])
+    assert f"(R² {r2[0]}, 95 % from {ends}; the unweighted mean {r2[1]})" in text
 
 
 UNSEEN = {"all of ±1 to ±4": "all", "odd": "odd", "even": "even", "negative": "negative"}
