@@ -169,7 +169,7 @@ class Diet:
         return own.get(symbol, 1.0) if symbol in self.functions else 0.0
 
 
-DEFAULT_DIET = Diet(  # base 9 would be off by one as well, from 9 on
+DEFAULT_DIET = Diet(  # base 9 would be off by one as well, from 9 to 17
     "nothing_by_one", even_sums=True, shifts=(-4, -3, -2, -1, 2, 3, 4), bases=(6, 7, 8)
 )
 DIETS = {"strict": Diet("strict"), DEFAULT_DIET.name: DEFAULT_DIET}

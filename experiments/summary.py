@@ -9,7 +9,8 @@ Rows = list[dict[str, Any]]
 Values = Sequence[float | None]  # one for each run; None: a run that diverged, or has no circuit
 
 # Student's t of a two-sided 95 % interval, by number of values
-T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262, 12: 2.201}
+T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365}
+T_975 |= {10: 2.262, 11: 2.228, 12: 2.201}
 
 
 def mean_ci(values: Values) -> tuple[float, float]:
