@@ -580,8 +580,10 @@ def test_mean_and_interval():
     mean, half = mean_ci([0.5])
     assert mean == 0.5 and math.isnan(half)
     assert all(map(math.isnan, mean_ci([None])))
-    eleven = [float(x) for x in range(11)]  # the t of 10 values: never too narrow
-    assert mean_ci(eleven)[1] == pytest.approx(2.262 * 11**0.5 / 11**0.5, rel=1e-6)
+    values = [float(x) for x in range(11)]  # their standard deviation is the root of 11
+    assert mean_ci(values)[1] == pytest.approx(2.228, rel=1e-6)
+    values = [float(x) for x in range(9)]  # the t of 8 values: never too narrow
+    assert mean_ci(values)[1] == pytest.approx(2.365 * 7.5**0.5 / 3, rel=1e-6)
     assert in_words([1.0, 2.0, 3.0], 1) == "2.0 ± 2.5"
     assert (in_words([0.5]), in_words([None])) == ("0.50", "–")
 
