@@ -66,7 +66,7 @@ def doubts(tokens: Tensor, share: float) -> list[str]:
     """Why the answer to a prompt [pos] is a guess, if it is. share: its probability."""
     asked = problems(tokens)
     strange = [problem for problem in asked if problem not in PLAIN]
-    why = [f"training never asks {tasks.decode(torch.tensor(one))}" for one in strange[:1]]
+    why = [f"training never asks {tasks.decode(torch.tensor(one))}" for one in strange[-1:]]
     if len(asked) == 1:
         why.append("no example shows by which rule to answer")
     unsure = ["the model gives it less than half"] if share < 0.5 else []
@@ -117,9 +117,10 @@ def answer(model: Transformer, text: str) -> str:
     lines.append("")
     for token, share in zip(best.indices, best.values.tolist()):
         lines.append(f"  {name_of(token):>4}{share:8.1%}  {'█' * round(30 * share)}")
+    if torch.equal(tokens, base):
+        return fitted([*lines, "", "Nothing shown departs from a known plain answer."])
     if given == probabilities(model, base).argmax():
-        same = "Shown the plain answers it says the same: nothing shown changes the answer."
-        return fitted([*lines, "", same])
+        return fitted([*lines, "", "Shown the plain answers it says the same."])
     return fitted([*lines, "", *by_patching(model, tokens, base, given)])
 
 

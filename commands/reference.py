@@ -127,7 +127,7 @@ def renew(folder: Path, flags: list[str]) -> int:
 @command
 def main(argv: list[str] | None = None) -> int:
     usage = "%(prog)s [--reference DIR] [flags of train.py]"
-    parser = Parser("commands.reference", __doc__, usage=usage, allow_abbrev=False)
+    parser = Parser("commands.reference", __doc__, usage=usage)
     parser.add_argument("--reference", type=Path, default=REFERENCE, help="the folder")
     arguments, flags = parser.parse_known_args(argv)
     return renew(arguments.reference, flags)

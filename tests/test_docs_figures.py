@@ -372,7 +372,7 @@ def test_how_weak_and_how_whole_in_ten_seeds():
     control = words([ablated(row, "base", "random_same_layers")["contrast_acc"] for row in rows])
     for sentence in (
         f"(worst seed: {share(min(plain_acc), 2)}). As many other heads leave {control} off by one",
-        f"each of the seeds' {len(smaller)} moves it, at the median {median} of the way.",
+        f"each of all {len(smaller)} moves it, at the median {median} of the way.",
     ):
         assert sentence in readme
 

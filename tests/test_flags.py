@@ -56,3 +56,12 @@ def test_the_first_line_of_a_docstring_is_shown_where_there_is_one(about, shown)
     """There is none under `python -OO`."""
     told = Parser("x.py", about).format_help().split("\n\n")[1]
     assert told == shown if shown else told.startswith("options:")
+
+
+def test_a_flag_is_written_out():
+    """`--shot 4` would else be taken for --shots, and write over what eight shots had found."""
+    parser = Parser("patch.py")
+    parser.add_argument("--shots", type=int)
+    assert parser.parse_args(["--shots", "4"]).shots == 4
+    with pytest.raises(UserError, match="unrecognized arguments: --shot 4"):
+        parser.parse_args(["--shot", "4"])

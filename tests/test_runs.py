@@ -654,3 +654,10 @@ def test_a_mistake_is_still_one_line_where_the_reference_is_used(clone, capsys):
         assert run_command(command, *flags) == 2
         said = capsys.readouterr().err
         assert said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_a_run_that_is_a_file_is_no_run_and_nothing_else_is_taken(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("no folder")
+    with pytest.raises(UserError, match="README.md is no folder"):
+        runs.chosen_run(argparse.Namespace(run=path, or_reference=True))

@@ -436,7 +436,7 @@ def test_F_stands_by_contrast():
         F = {"F_base": torch.tensor(base), "F_contrast": torch.tensor(contrast)}
         return SimpleNamespace(**F, sweep=lambda receiver: exact, senders=["0.0", "0.1"])
 
-    answers = patcher([1.0, 2.0], [-4.0, 0.0], effects(0.123456, 0.2, 0.3))
+    answers = patcher([1.0, 2.0], [-4.0, 0.0], effects(0.1234567, 0.2, 0.3))
     operands = patcher([5.0, 5.0], [-4.0, 0.0], effects(0.0, 0.0, 0.0))
     found = rows_of_circuit.direct({"answers": answers, "operands": operands})
     assert found["F"] == {"base": 1.5, "contrast": -2.0} and found["contrast"] == "answers"
@@ -445,7 +445,7 @@ def test_F_stands_by_contrast():
     # F goes from 1 to -4, and from 2 to 0: both heads and F are of the same prompts in each draw.
     assert found["r_ci"] == {"0.0": [1, 1], "0.1": [0, 1.75]}
     assert found["operands_changed"] == {"F": {"base": 5.0, "contrast": -2.0}}
-    assert found["effects"]["logits"]["heads"] == [[0.12346, 0.2, 0.3]]  # thousandths of a %
+    assert found["effects"]["logits"]["heads"] == [[0.123457, 0.2, 0.3]]
 
 
 # ---------------------------------------------------------------- function vectors

@@ -75,7 +75,7 @@ def test_what_is_kept_of_a_discovery_stands_under_its_contrast():
     found = circuit.Discovery({"answers": answers, "operands": operands}, looks, groups, routes)
     kept = discovered(found, {"operands_changed": {"F": {"base": 3.0}}})
     assert kept["effects"] == {
-        "logits": {"heads": [[0.12346, 0.0, -1.0]], "mlps": [0.5], "embedding": 0.25},
+        "logits": {"heads": [[0.123456, 0.0, -1.0]], "mlps": [0.5], "embedding": 0.25},
         "0.1.v": {"heads": [[0.0, 0.2, 0.0]], "mlps": [0.0], "embedding": 0.0},
     }
     assert kept["operands_changed"] == {
@@ -86,7 +86,7 @@ def test_what_is_kept_of_a_discovery_stands_under_its_contrast():
         },
     }
     assert kept["groups"] == groups and kept["attention"] == looks
-    assert kept["routes"] == {"shown_answer": {"0.0": -0.12346}, "expected_answer": {}}
+    assert kept["routes"] == {"shown_answer": {"0.0": -0.123456}, "expected_answer": {}}
 
 
 @pytest.mark.parametrize("F_range", [1e-6, -1e-6, 0.0, float("nan")])

@@ -34,7 +34,7 @@ class Prompts:
 def as_lists(effects: Effects) -> dict[str, Any]:
     """r values as they stand in circuit.json."""
     lists = {name: getattr(effects, name).tolist() for name in ("heads", "mlps", "embedding")}
-    return rounded(lists, 5)
+    return rounded(lists, 6)
 
 
 def as_effects(lists: dict[str, Any]) -> Effects:
@@ -73,7 +73,7 @@ def discovered(found: Discovery, circuit: Mapping[str, Any]) -> dict[str, Any]:
         "effects": effects["answers"],
         "operands_changed": circuit["operands_changed"] | {"effects": effects["operands"]},
         "groups": found.groups,
-        "routes": rounded(found.routes, 5),
+        "routes": rounded(found.routes, 6),
         "attention": found.attention,
     }
 

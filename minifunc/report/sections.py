@@ -280,8 +280,9 @@ def seeds(f: Findings) -> Content:
     roles = [[kind for kind, heads in row["groups"].items() if heads] for row in f.seeds]
     occurring = ", ".join(f"{words(kind)} in {n}" for kind, n in Counter(sum(roles, [])).items())
     caption = glossed(
-        "The default training from three random starts, seeds 0 to 2, not picked. Number: an [FI "
-        "head]’s [r] in %. Same colours, other places: head 2.3 of one model is not 2.3 of another."
+        "The default training from other random starts; pictured: seeds 0 to 2, not picked. "
+        "Number: an [FI head]’s [r] in %. Same colours, other places: head 2.3 of one model is not "
+        "2.3 of another."
         " Dots: a head’s roles. Other direct heads move the answer too; indirect ones through MLPs "
         f"or heads; others bring FI heads what they name. In {len(f.seeds)} models: {occurring}."
     )

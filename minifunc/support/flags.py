@@ -21,7 +21,8 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, prog: str, about: str | None = None, **more: Any) -> None:
-        super().__init__(prog, description=(about or "").partition("\n")[0], **more)
+        about = (about or "").partition("\n")[0]
+        super().__init__(prog, description=about, allow_abbrev=False, **more)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         found = super().parse_args(args, namespace)

@@ -182,6 +182,8 @@ def chosen_run(arguments: argparse.Namespace) -> RunFolders:
     """The run that the flags name; the reference run where there is none and that is allowed. A
     damaged one stays, for `load_run` to refuse. Raises UserError for a run without a checkpoint."""
     run = arguments.run or DEFAULT_RUN
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run} is no folder")
     make = f"`{make_command('train', run)}`"
     found = [name for name in MADE_BY_TRAINING if os.path.lexists(run / name)]
     may_fall_back = arguments.or_reference or arguments.run is None

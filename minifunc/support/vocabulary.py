@@ -51,5 +51,5 @@ def _listed(known: Iterable[str]) -> str:
     """What may be written, in words."""
     numbers = [int(word) for word in known if word.lstrip("-").isdecimal()]
     signs = [word for word in known if word in "+-_" or (word.isalpha() and len(word) > 1)]
-    ranges = f"letters a to z, numbers {min(numbers)} to {max(numbers)} (digits 0 to 9)"
+    ranges = f"letters a to z, numbers {min(numbers)} to {max(numbers)}"
     return f"known: {' '.join(signs)}, {ranges}"
