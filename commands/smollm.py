@@ -187,9 +187,11 @@ class Judged:
         return rows
 
     def ours(self, heads: Heads, how: str) -> Found:
-        """The FI heads replaced; all others replaced by their base run's values: faithfulness."""
+        """The FI heads replaced; under base values also their faithfulness, all others replaced."""
         row = self.rows("function_induction", [heads], how)[0]
-        return row | {"faithfulness": self.scores.faithfulness([heads])[0]}
+        if how == "base":
+            row["faithfulness"] = self.scores.faithfulness([heads])[0]
+        return row
 
     def random(self, heads: Heads, how: str) -> Found:
         """As many other heads of the same layers, drawn N_RANDOM times: means, and undone_ci from
@@ -323,7 +325,8 @@ class Trace:
                     bar.update()
             rows += known
         bar.close()
-        ours = [row["faithfulness"] for row in rows if row["heads"] and row["shots"] == SHOTS]
+        at_8 = [row for row in rows if row["shots"] == SHOTS]
+        ours = [row["faithfulness"] for row in at_8 if "faithfulness" in row]
         return {"circuit": list(fi), "faithfulness": fmean(ours), "ablation": rows}
 
     def feed(self, receiver: HeadInput) -> None:

@@ -274,6 +274,8 @@ def test_rows_of_replaced_heads_are_measured_once(model, monkeypatch, tmp_path):
     assert len(measured) == 2 * 2 * groups == len(expected["ablation"])
     assert [row["draw"] for row in expected["ablation"]] == [0] * 2 * groups + [1] * 2 * groups
     assert [row["shots"] for row in expected["ablation"]][::groups] == [2, 3, 2, 3]
+    faithful = [row["how"] for row in expected["ablation"] if "faithfulness" in row]
+    assert faithful == ["base"] * 4
     of_random = [row["n_draws"] for row in expected["ablation"][:groups]]
     assert of_random == [1] * len(smollm.SOURCES) + [2] * 2
 
