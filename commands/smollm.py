@@ -175,8 +175,9 @@ class Judged:
         """Groups replaced, a row for each; what lies below them all is run once. undone: the share
         of F_contrast - F_base that is gone, undone_ci its 95 % interval over prompts; plain_kept:
         right answers to plain prompts, the same put in."""
-        rows, plain = [], self.scored(self.on_base, groups, how)
-        for heads, kept, replaced in zip(groups, plain, self.scored(self.ablator, groups, how)):
+        rows = []
+        plain, shifted = (self.scored(x, groups, how) for x in (self.on_base, self.ablator))
+        for heads, kept, replaced in zip(groups, plain, shifted):
             back = self.F_contrast - replaced.F_of_each
             row: Found = {"ablated": label, "heads": list(heads), "how": how, **self.about}
             row |= {"base_acc": replaced.base_acc, "contrast_acc": replaced.contrast_acc}
@@ -239,18 +240,19 @@ class Trace:
         prompts = draw(tokenizer, amount.n_found, SHOTS, seed=0)
         answers = prompts.answers(0), prompts.answers(K)
         self.contrast_tokens, self.places = prompts.shown(K), prompts.places
-        self.folder, self.sweeps = out / "sweeps", dict[str, LongSweeps]()
+        self.folder = out / "sweeps"
+        self.sweeps: dict[str, LongSweeps] = {}
         bases = {"answers": prompts.shown(0), "operands": prompts.operands_changed()}
         for contrast, base in bases.items():
-            kept, tokens = self.folder / f"{contrast}_{amount.n_found}", self.contrast_tokens
-            self.sweeps[contrast] = LongSweeps(model, (base, tokens), answers, kept)
+            kept = self.folder / f"{contrast}_{amount.n_found}"
+            self.sweeps[contrast] = LongSweeps(model, (base, self.contrast_tokens), answers, kept)
         self.effects: dict[str, Found] = {contrast: {} for contrast in bases}
         self.circuit: Found = {"task": "addition", "k": K, "asked": f"off by {K:+d}"}
         self.circuit |= {"shots": SHOTS, "n_prompts": amount.n_found, "contrast": "answers"}
         self.circuit |= {"device": str(model.device), "criteria": vars(Criteria())}
         self.circuit |= {"missing": MISSING, "evaluation": None, "averaging": None}
-        changed = {"operands_changed": {"effects": self.effects["operands"]}}
-        self.circuit |= {"effects": self.effects["answers"]} | changed
+        self.circuit |= {"effects": self.effects["answers"]}
+        self.circuit |= {"operands_changed": {"effects": self.effects["operands"]}}
 
     def tell(self, found: Found, lines: Iterable[str]) -> None:
         self.circuit |= rounded(found, 5)
@@ -309,7 +311,8 @@ class Trace:
         in a file of these weights, heads and prompts, and not measured again."""
         wanted = [(Judged.ours, how) for how in SOURCES]
         wanted += [(Judged.random, how) for how in self.amount.random_sources]
-        settings, rows = list(product(range(self.amount.draws), self.amount.shots)), []
+        settings = list(product(range(self.amount.draws), self.amount.shots))
+        rows: list[Found] = []
         bar = tqdm(total=len(settings) * len(wanted), desc="replaced", unit="row", disable=None)
         for number, shots in settings:
             prompts = draw(self.tokenizer, self.amount.n_fresh, shots, seed=10 + number)

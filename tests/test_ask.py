@@ -109,6 +109,7 @@ def test_a_prompt_may_have_lines_and_begin_with_a_minus(run, capsys, flag):
         ("1+1=", 0.9, ["no example"]),
         ("9-10=", 0.1, ["never asks 9 - 10", "no example", "less than half"]),
         ("2+12=3, 1+1=", 0.9, ["never asks 2 + 12"]),
+        ("10+5=16, 20+3=", 0.9, ["never asks 20 + 3"]),  # of two the last, which is asked
         ("2+2=3, 3 3 1=", 0.9, ["never asks 3 3 1"]),
     ],
 )

@@ -13,6 +13,7 @@ from minifunc.analysis.long_sweeps import TOGETHER, LongSweeps
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import HeadInput, Logits, PathPatcher
 from minifunc.support.errors import UserError
+from minifunc.support.evaluation import last_logits
 
 CFG = ModelConfig(
     n_layers=3,
@@ -247,10 +248,17 @@ def test_groups_that_are_replaced_together_are_told_as_each_alone(model):
         together = judged.rows("x", groups, how)
         assert together == [judged.rows("x", [group], how)[0] for group in groups]
         assert [row["heads"] for row in together] == groups
-        logits = judged.ablator.logits_plainly([], how)
-        right = (logits.argmax(-1) == smollm.draw(Letters(), 12, 3, seed=0).answers(1)).sum()
-        for row in together:
-            assert row["contrast_acc_before"] == pytest.approx(right.item() / 12)
+
+
+def test_what_is_answered_with_no_head_replaced_stands_in_each_row(model, monkeypatch):
+    prompts = smollm.draw(Letters(), 12, 3, seed=0)
+    answered = last_logits(model, prompts.shown(1)).argmax(-1)
+    wanted = torch.where(torch.arange(12) < 9, answered, answered + 1)  # nine are right
+    told = {0: answered + 2, 1: wanted}
+    monkeypatch.setattr(smollm.Prompts, "answers", lambda _, d: told[d] % CFG.d_vocab)
+    rows = smollm.Judged(model, prompts).rows("x", [[], ["2.0"]], "base")
+    assert [row["contrast_acc_before"] for row in rows] == [pytest.approx(9 / 12)] * 2
+    assert rows[0]["contrast_acc"] == pytest.approx(9 / 12)
 
 
 def test_rows_of_replaced_heads_are_measured_once(model, monkeypatch, tmp_path):
