@@ -69,8 +69,7 @@ def doubts(tokens: Tensor, share: float) -> list[str]:
     why = [f"training never asks {tasks.decode(torch.tensor(one))}" for one in strange[-1:]]
     if len(asked) == 1:
         why.append("no example shows by which rule to answer")
-    unsure = ["the model gives it less than half"] if share < 0.5 else []
-    return why + unsure
+    return [*why, "the model gives it less than half"] if share < 0.5 else why
 
 
 def probabilities(model: Transformer, tokens: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ import hashlib
 import importlib.util
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from statistics import fmean
 
@@ -20,7 +20,7 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from minifunc.ablation import Ablator, CircuitScores, Score
+from minifunc.ablation import Ablator, CircuitScores
 from minifunc.analysis.ablations import random_group
 from minifunc.analysis.activations import Examples
 from minifunc.analysis.averaging import Asker, account, with_differences
@@ -66,10 +66,9 @@ class Amount:
     draws: int = 1
     shots: tuple[int, ...] = (SHOTS,)
     inputs: str = "v"  # of the strongest FI head; where there are several, of all
-    random_sources: tuple[str, ...] = ("base",)
 
 
-FULL = Amount(200, 16, 200, 3, (8, 16), "vqk", SOURCES)
+FULL = Amount(200, 16, 200, 3, (8, 16), "vqk")
 
 
 # ---------------------------------------------------------------- what it is asked
@@ -154,54 +153,55 @@ def solving(model: Transformer, tokenizer: Tokenizer, n: int) -> list[Found]:
 
 
 class Judged:
-    """Prompts on which heads are replaced: how far F goes back, what is answered."""
+    """Prompts on which heads send what source `how` says: how far F goes back, what is answered."""
 
-    def __init__(self, model: Transformer, prompts: Prompts) -> None:
-        base, contrast = (prompts.shown(d) for d in ANSWERS.values())
-        sources = {"base": base, "unrelated": base.roll(1, 0)}
-        self.ablator = Ablator(model, contrast, sources, means={"mean": base})
-        self.on_base, self.n_heads = self.ablator.on(base), model.cfg.n_heads
+    def __init__(self, model: Transformer, prompts: Prompts, how: str) -> None:
+        self.base, contrast = (prompts.shown(d) for d in ANSWERS.values())
+        self.how, self.n_heads = how, model.cfg.n_heads
+        source = {"base": self.base, "mean": self.base, "unrelated": self.base.roll(1, 0)}[how]
+        by_row, of_all = ({}, {how: source}) if how == "mean" else ({how: source}, {})
+        self.ablator = Ablator(model, contrast, by_row, means=of_all)
         answers = (prompts.answers(d) for d in ANSWERS.values())
-        self.scores = CircuitScores(self.ablator, "base", *answers)
-        self.about: Found = {"n_draws": 1, "shots": prompts.shots, "n_prompts": len(base)}
+        self.scores = CircuitScores(self.ablator, how, *answers)
+        self.about: Found = {"n_draws": 1, "shots": prompts.shots, "n_prompts": len(contrast)}
         self.about["contrast_acc_before"] = self.scores.full.contrast_acc
         self.F_contrast = self.scores.full.F_of_each  # [n_prompts]
-        self.shift = self.F_contrast - self.scored(self.on_base, [[]], "base")[0].F_of_each
+        self.plain = self.scores.score(last_logits(model, self.base))
+        self.shift = self.F_contrast - self.plain.F_of_each
 
-    def scored(self, ablator: Ablator, groups: Sequence[Heads], how: str) -> list[Score]:
-        return [self.scores.score(logits) for logits in ablator.logits(groups, how)]
-
-    def rows(self, label: str, groups: Sequence[Heads], how: str) -> list[Found]:
-        """Groups replaced, a row for each; what lies below them all is run once. undone: the share
-        of F_contrast - F_base that is gone, undone_ci its 95 % interval over prompts; plain_kept:
-        right answers to plain prompts, the same put in."""
+    def rows(self, label: str, groups: Sequence[Heads]) -> list[Found]:
+        """Groups replaced, a row for each. undone: the share of F_contrast - F_base that is gone,
+        undone_ci its 95 % interval over prompts; plain_kept: right answers to plain prompts, the
+        same put in (base values are their own; None: not measured)."""
         rows = []
-        plain, shifted = (self.scored(x, groups, how) for x in (self.on_base, self.ablator))
-        for heads, kept, replaced in zip(groups, plain, shifted):
+        for heads, logits in zip(groups, self.ablator.logits(groups, self.how)):
+            replaced = self.scores.score(logits)
             back = self.F_contrast - replaced.F_of_each
-            row: Found = {"ablated": label, "heads": list(heads), "how": how, **self.about}
+            row: Found = {"ablated": label, "heads": list(heads), "how": self.how, **self.about}
             row |= {"base_acc": replaced.base_acc, "contrast_acc": replaced.contrast_acc}
             row["ci"] = wilson(replaced.contrast_acc, len(back))
             row["undone"] = (back.mean() / self.shift.mean()).item()
             row["undone_ci"] = bootstrap(back[None], self.shift)[0]
-            rows.append(row | {"plain_kept": kept.base_acc})
+            row["plain_kept"] = self.plain.base_acc if self.how == "base" else None
+            rows.append(row)
         return rows
 
-    def ours(self, heads: Heads, how: str) -> Found:
+    def ours(self, heads: Heads) -> Found:
         """The FI heads replaced; under base values also their faithfulness, all others replaced."""
-        row = self.rows("function_induction", [heads], how)[0]
-        if how == "base":
-            row["faithfulness"] = self.scores.faithfulness([heads])[0]
-        return row
+        row = self.rows("function_induction", [heads])[0]
+        if self.how == "base":
+            return row | {"faithfulness": self.scores.faithfulness([heads])[0]}
+        kept = self.ablator.on(self.base).logits([heads], self.how)[0]
+        return row | {"plain_kept": self.scores.score(kept).base_acc}
 
-    def random(self, heads: Heads, how: str) -> Found:
+    def random(self, heads: Heads) -> Found:
         """As many other heads of the same layers, drawn N_RANDOM times: means, and undone_ci from
         2.5 % to 97.5 % of the draws."""
         generator = Generator().manual_seed(0)
         drawn = [random_group(heads, self.n_heads, generator) for _ in range(N_RANDOM)]
-        rows = self.rows("random_same_layers", drawn, how)
+        rows = self.rows("random_same_layers", drawn)
         found = rows[0] | {"heads": [], "n_draws": N_RANDOM}
-        for name in ("undone", "base_acc", "contrast_acc", "plain_kept"):
+        for name in ("undone", "base_acc", "contrast_acc"):
             found[name] = fmean(row[name] for row in rows)
         undone = torch.tensor([row["undone"] for row in rows])
         ends = undone.quantile(torch.tensor([0.025, 0.975])).tolist()
@@ -307,30 +307,33 @@ class Trace:
         return fi
 
     def judge(self, fi: Heads) -> Found:
-        """FI heads and random ones replaced, on prompts that discovery did not see. A row is kept
-        in a file of these weights, heads and prompts, and not measured again."""
-        wanted = [(Judged.ours, how) for how in SOURCES]
-        wanted += [(Judged.random, how) for how in self.amount.random_sources]
+        """FI heads and random ones replaced, on prompts that discovery did not see."""
         settings = list(product(range(self.amount.draws), self.amount.shots))
+        n_rows = 2 * len(SOURCES) * len(settings)
         rows: list[Found] = []
-        bar = tqdm(total=len(settings) * len(wanted), desc="replaced", unit="row", disable=None)
-        for number, shots in settings:
-            prompts = draw(self.tokenizer, self.amount.n_fresh, shots, seed=10 + number)
-            about = digest(self.model, [prompts.shown(0), prompts.shown(K)])[:16]
-            path = self.folder / f"{'_'.join(fi)}_{about}.jsonl"
-            known = files.load_lines(path) if path.exists() else []
-            bar.update(len(known))
-            if len(known) < len(wanted):
-                fresh = Judged(self.model, prompts)
-                for measure, how in wanted[len(known) :]:
-                    known.append({"draw": number} | measure(fresh, fi, how))
-                    files.save_lines(path, known)
+        with tqdm(total=n_rows, desc="replaced", unit="row", disable=None) as bar:
+            for number, shots in settings:
+                prompts = draw(self.tokenizer, self.amount.n_fresh, shots, seed=10 + number)
+                for row in chain(*(self.rows(fi, prompts, how) for how in SOURCES)):
+                    rows.append({"draw": number} | row)
                     bar.update()
-            rows += known
-        bar.close()
-        at_8 = [row for row in rows if row["shots"] == SHOTS]
-        ours = [row["faithfulness"] for row in at_8 if "faithfulness" in row]
+        ours = [x["faithfulness"] for x in rows if "faithfulness" in x and x["shots"] == SHOTS]
         return {"circuit": list(fi), "faithfulness": fmean(ours), "ablation": rows}
+
+    def rows(self, fi: Heads, prompts: Prompts, how: str) -> Iterator[Found]:
+        """One row for the FI heads, one for random ones. A row is kept in a file of these weights,
+        heads and prompts, and not measured again."""
+        about = digest(self.model, [prompts.shown(0), prompts.shown(K)])[:16]
+        path = self.folder / f"{'_'.join(fi)}_{about}_{how}.jsonl"
+        known = files.load_lines(path) if path.exists() else []
+        yield from known
+        wanted = [Judged.ours, Judged.random][len(known) :]
+        if wanted:
+            judged = Judged(self.model, prompts, how)
+            for measure in wanted:
+                known.append(measure(judged, fi))
+                files.save_lines(path, known)
+                yield known[-1]
 
     def feed(self, receiver: HeadInput) -> None:
         """What reaches an input, under both contrasts."""

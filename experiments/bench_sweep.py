@@ -78,8 +78,7 @@ class Sweep:
         """What is timed. The rows of each Effects are in the order of `all_heads`."""
         prompts = (pairs.base, pairs.contrast, pairs.base_answers, pairs.contrast_answers)
         patcher = PathPatcher(model, *prompts, max_memory=self.max_memory)
-        found = patcher.sweep_each(self.receivers, all_heads(self.cfg))
-        return dict(zip(self.receivers, found))
+        return dict(zip(self.receivers, patcher.sweep_each(self.receivers, all_heads(self.cfg))))
 
     def error(self, model: Transformer) -> dict[str, float]:
         """The largest error of an effect, in logits, and as a share of the largest effect: against

@@ -194,59 +194,79 @@ def test_a_tokenizer_that_joins_digits_is_refused():
 def test_what_is_undone_is_all_for_every_head_and_nothing_for_none(model):
     """Base values for all heads leave the base run: the embedding of the last `=` is the same."""
     prompts = smollm.draw(Letters(), 20, 3, seed=0)
-    judged = smollm.Judged(model, prompts)
+    judged = smollm.Judged(model, prompts, "base")
     every = [f"{layer}.{head}" for layer in range(3) for head in range(4)]
-    whole, nothing = judged.rows("x", [every], "base")[0], judged.rows("x", [[]], "base")[0]
+    whole, nothing = judged.rows("x", [every])[0], judged.rows("x", [[]])[0]
     assert whole["undone"] == pytest.approx(1, abs=1e-4)
     assert nothing["undone"] == pytest.approx(0, abs=1e-6)
-    some = judged.rows("x", [every[8:]], "base")[0]
+    some = judged.rows("x", [every[8:]])[0]
     low, high = some["undone_ci"]
     assert low < some["undone"] < high and abs(some["undone"] - 1) > 0.01
+    judged = smollm.Judged(model, prompts, "mean")
     by_hand = judged.ablator.logits_plainly(every[8:], "mean")
     base, contrast = prompts.answers(0)[:, None], prompts.answers(1)[:, None]
     F = (by_hand.gather(1, base) - by_hand.gather(1, contrast)).double()[:, 0]
     undone = (judged.F_contrast - F).mean() / judged.shift.mean()
-    assert judged.rows("x", [every[8:]], "mean")[0]["undone"] == pytest.approx(
-        undone.item(), abs=1e-5
-    )
+    found = judged.rows("x", [every[8:]])[0]["undone"]
+    assert found == pytest.approx(undone.item(), abs=1e-5)
 
 
 def test_other_values_are_of_the_paired_the_mean_and_the_next_plain_prompt(model):
     prompts, heads = smollm.draw(Letters(), 6, 3, seed=0), ["0.1", "1.2", "2.0"]
-    judged, base = smollm.Judged(model, prompts), prompts.shown(0)
+    base = prompts.shown(0)
     neighbours = torch.stack([base[(row - 1) % 6] for row in range(6)])
-    for tokens, ablator in ((prompts.shown(1), judged.ablator), (base, judged.on_base)):
-        sources = {"base": base, "unrelated": neighbours}
-        ours = Ablator(model, tokens, sources, means={"mean": base})
-        for how in smollm.SOURCES:
-            expected = ours.logits_plainly(heads, how)
-            torch.testing.assert_close(ablator.logits([heads], how)[0], expected)
+    sources = {"base": base, "unrelated": neighbours}
+    expected = Ablator(model, prompts.shown(1), sources, means={"mean": base})
+    for how in smollm.SOURCES:
+        found = smollm.Judged(model, prompts, how).ablator.logits([heads], how)[0]
+        torch.testing.assert_close(found, expected.logits_plainly(heads, how))
+
+
+@pytest.mark.parametrize("how", smollm.SOURCES)
+def test_what_plain_prompts_keep_is_measured_on_plain_prompts(model, monkeypatch, how):
+    """Base values put into base prompts are their own. Of random groups it is not measured, unless
+    it is known so."""
+    prompts, heads = smollm.draw(Letters(), 8, 3, seed=0), ["0.1", "1.2", "2.0"]
+    base = prompts.shown(0)
+    sources = {"base": base, "unrelated": base.roll(1, 0)}
+    replaced = Ablator(model, base, sources, means={"mean": base}).logits_plainly(heads, how)
+    answered = replaced.argmax(-1)
+    wanted = torch.where(torch.arange(8) < 5, answered, answered + 1)  # five are right
+    told = {0: wanted % CFG.d_vocab, 1: prompts.answers(1)}
+    monkeypatch.setattr(smollm.Prompts, "answers", lambda _, d: told[d])
+    judged = smollm.Judged(model, prompts, how)
+    assert judged.ours(heads)["plain_kept"] == pytest.approx(5 / 8)
+    if how == "base":
+        assert answered.equal(last_logits(model, base).argmax(-1))
+        assert judged.random(["2.0"])["plain_kept"] == pytest.approx(5 / 8)
+    else:
+        assert judged.random(["2.0"])["plain_kept"] is None
 
 
 def test_random_groups_are_told_by_means_of_all_draws(model, monkeypatch):
     monkeypatch.setattr(smollm, "N_RANDOM", 4)
-    judged = smollm.Judged(model, smollm.draw(Letters(), 6, 3, seed=0))
-    numbers, rows = ("undone", "base_acc", "contrast_acc", "plain_kept"), []
+    judged = smollm.Judged(model, smollm.draw(Letters(), 6, 3, seed=0), "mean")
+    numbers, rows = ("undone", "base_acc", "contrast_acc"), []
 
-    def told(label, groups, how):  # numbers that no two draws share
+    def told(label, groups):  # numbers that no two draws share
         for heads in groups:
             row = {name: (len(rows) + 1.0) ** (at + 1) for at, name in enumerate(numbers)}
-            rows.append(row | {"heads": heads, "how": how})
+            rows.append(row | {"heads": heads})
         return rows
 
     monkeypatch.setattr(judged, "rows", told)
-    found = judged.random(["2.0"], "base")
+    found = judged.random(["2.0"])
     assert len(rows) == 4 == found["n_draws"]
     for name in numbers:
         assert found[name] == pytest.approx(sum(each[name] for each in rows) / 4), name
 
 
 def test_groups_that_are_replaced_together_are_told_as_each_alone(model):
-    judged = smollm.Judged(model, smollm.draw(Letters(), 12, 3, seed=0))
     groups = [["2.0", "1.3"], [], ["2.0"], ["0.1", "2.2"]]
     for how in smollm.SOURCES:
-        together = judged.rows("x", groups, how)
-        assert together == [judged.rows("x", [group], how)[0] for group in groups]
+        judged = smollm.Judged(model, smollm.draw(Letters(), 12, 3, seed=0), how)
+        together = judged.rows("x", groups)
+        assert together == [judged.rows("x", [group])[0] for group in groups]
         assert [row["heads"] for row in together] == groups
 
 
@@ -256,7 +276,7 @@ def test_what_is_answered_with_no_head_replaced_stands_in_each_row(model, monkey
     wanted = torch.where(torch.arange(12) < 9, answered, answered + 1)  # nine are right
     told = {0: answered + 2, 1: wanted}
     monkeypatch.setattr(smollm.Prompts, "answers", lambda _, d: told[d] % CFG.d_vocab)
-    rows = smollm.Judged(model, prompts).rows("x", [[], ["2.0"]], "base")
+    rows = smollm.Judged(model, prompts, "base").rows("x", [[], ["2.0"]])
     assert [row["contrast_acc_before"] for row in rows] == [pytest.approx(9 / 12)] * 2
     assert rows[0]["contrast_acc"] == pytest.approx(9 / 12)
 
@@ -267,16 +287,16 @@ def test_rows_of_replaced_heads_are_measured_once(model, monkeypatch, tmp_path):
     monkeypatch.setattr(smollm, "N_RANDOM", 2)
     measured, rows = [], smollm.Judged.rows
 
-    def counted(self, label, groups, how):
+    def counted(self, label, groups):
         if len(measured) == stops_at:
             raise KeyboardInterrupt
-        measured.append((label, how))
-        return rows(self, label, groups, how)
+        measured.append((label, self.how))
+        return rows(self, label, groups)
 
     monkeypatch.setattr(smollm.Judged, "rows", counted)
-    amount = smollm.Amount(4, 2, 5, 2, (2, 3), random_sources=("base", "mean"))
+    amount = smollm.Amount(4, 2, 5, 2, (2, 3))
     monkeypatch.setattr(smollm, "SHOTS", 3)
-    groups = len(smollm.SOURCES) + 2
+    groups = 2 * len(smollm.SOURCES)
     whole, stops_at = smollm.Trace(model, Letters(), amount, tmp_path / "whole"), None
     expected = whole.judge(["2.0", "2.1"])
     assert len(measured) == 2 * 2 * groups == len(expected["ablation"])
@@ -285,7 +305,9 @@ def test_rows_of_replaced_heads_are_measured_once(model, monkeypatch, tmp_path):
     faithful = [row["how"] for row in expected["ablation"] if "faithfulness" in row]
     assert faithful == ["base"] * 4
     of_random = [row["n_draws"] for row in expected["ablation"][:groups]]
-    assert of_random == [1] * len(smollm.SOURCES) + [2] * 2
+    assert of_random == 3 * [1, 2]  # ours, and random ones beside them
+    assert [how for _, how in measured[:groups:2]] == ["base", "mean", "unrelated"]
+    assert [how for _, how in measured[1:groups:2]] == ["base", "mean", "unrelated"]
 
     trace, stops_at = smollm.Trace(model, Letters(), amount, tmp_path / "parts"), 7
     measured.clear()
@@ -343,7 +365,7 @@ def test_the_study_of_a_real_model_holds_what_it_must(loaded, tmp_path, monkeypa
     assert len(set(drawn)) == len(drawn)  # what prompts found is judged by others
     hows = [row["how"] for row in circuit["evaluation"]["ablation"] if row["heads"]]
     assert hows == 2 * ["base", "mean", "unrelated"]  # of each draw
-    assert len(circuit["evaluation"]["ablation"]) == 8  # and random heads, base values
+    assert len(circuit["evaluation"]["ablation"]) == 12  # and random heads beside each
     assert circuit["averaging"]["mixtures"][-1]["r2"].keys() >= {"attention", "uniform"}
     summary = json.loads((tmp_path / "smollm.json").read_text())
     assert "effects" not in summary and summary["fi_r"].keys() == set(fi)

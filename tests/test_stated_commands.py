@@ -588,7 +588,7 @@ def test_the_amounts_of_the_study_of_a_real_model():
     full = smollm.FULL
     assert (full.n_found, full.n_inputs, full.n_fresh, full.draws) == (200, 16, 200, 3)
     assert full.shots == (8, 16) and set(full.inputs) == set("vqk")
-    assert full.random_sources == smollm.SOURCES == ("base", "mean", "unrelated")
+    assert smollm.SOURCES == ("base", "mean", "unrelated")
 
 
 def test_the_fi_heads_of_a_real_model_are_listed_strongest_first(monkeypatch):
@@ -623,26 +623,24 @@ def test_the_fi_heads_of_a_real_model_are_listed_strongest_first(monkeypatch):
     assert {row[-1] for row in rows} == {"FI"} and "strongest of 4" in lines[0]
 
 
-def judged_without_a_model():
+def judged_without_a_model(how):
     """F is 4 and 2 on contrast prompts, and half of its shift less once heads are replaced."""
     one = object.__new__(smollm.Judged)
-    one.ablator, one.on_base, one.n_heads = "contrast", "base", 4
+    one.how, one.n_heads = how, 4
+    one.ablator = SimpleNamespace(logits=lambda groups, how: [how] * len(groups))
     one.about = {"n_draws": 1, "shots": 8, "n_prompts": 40}
     one.F_contrast, one.shift = torch.tensor([4.0, 2.0] * 20), torch.tensor([1.0, 3.0] * 20)
-
-    def scored(ablator, groups, how):
-        F = one.F_contrast - torch.tensor([0.5, 1.5] * 20)
-        shares = (0.2, 0.6) if ablator == "contrast" else (0.9, 0.1)
-        score = SimpleNamespace(F_of_each=F, base_acc=shares[0], contrast_acc=shares[1])
-        return [score] * len(groups)
-
-    one.scored = scored
+    F = one.F_contrast - torch.tensor([0.5, 1.5] * 20)
+    score = SimpleNamespace(F_of_each=F, base_acc=0.2, contrast_acc=0.6)
+    one.scores = SimpleNamespace(score={how: score}.__getitem__)
+    one.plain = SimpleNamespace(base_acc=0.9)
     return one
 
 
 def test_what_is_left_of_heads_of_a_real_model_is_told_with_its_intervals():
-    row = judged_without_a_model().rows("FI", [["1.0"]], "mean")[0]
-    assert (row["base_acc"], row["contrast_acc"], row["plain_kept"]) == (0.2, 0.6, 0.9)
+    row = judged_without_a_model("mean").rows("FI", [["1.0"]])[0]
+    assert (row["base_acc"], row["contrast_acc"], row["plain_kept"]) == (0.2, 0.6, None)
+    assert judged_without_a_model("base").rows("FI", [["1.0"]])[0]["plain_kept"] == 0.9
     assert row["ci"] == wilson(0.6, 40) and row["undone"] == pytest.approx(0.5)
     assert (row["ablated"], row["heads"], row["how"], row["shots"]) == ("FI", ["1.0"], "mean", 8)
     low, high = row["undone_ci"]
@@ -650,12 +648,12 @@ def test_what_is_left_of_heads_of_a_real_model_is_told_with_its_intervals():
 
 
 def test_random_heads_of_a_real_model_are_told_by_95_percent_of_the_draws(monkeypatch):
-    one, undone = judged_without_a_model(), iter(range(20))
+    one, undone = judged_without_a_model("base"), iter(range(20))
     keys = {"base_acc": 0.1, "contrast_acc": 0.2, "plain_kept": 0.3, "ci": [0, 1]}
-    one.rows = lambda label, groups, how: [
+    one.rows = lambda label, groups: [
         {"ablated": label, "undone": float(next(undone)), **keys} for _ in groups
     ]
-    found = one.random(["1.0"], "base")
+    found = one.random(["1.0"])
     assert found["undone_ci"] == pytest.approx([0.475, 18.525])  # 2.5 % and 97.5 % of 0 … 19
     assert found["undone"] == 9.5 and found["n_draws"] == 20
     assert found["ci"] is None and found["heads"] == []

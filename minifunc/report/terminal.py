@@ -20,8 +20,7 @@ def told(step: str, circuit: Circuit, full: bool) -> list[str]:
     in_short, in_full = PARTS[step]
     parts = in_full if full else in_short
     lines = [wrapped(line) for part in parts for line in part(circuit)]
-    set_off = full or step == "conclusion"
-    return ["", *lines] if lines and set_off else lines
+    return ["", *lines] if lines and (full or step == "conclusion") else lines
 
 
 def listed(names: Iterable[str]) -> str:
