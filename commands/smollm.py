@@ -1,7 +1,7 @@
 """Is it general? A real language model, asked and traced as ours is: `make smollm`.
 
 SmolLM2-135M-Instruct (Apache-2.0) is asked sums, one a line: `1+1=3`, `2+2=5`, `3+3=`. Which of its
-270 heads write the answer, and look at the shown ones (FI heads, by the criteria of patch.py)? What
+270 heads write the answer, and look at the shown ones (FI heads, as strong as in patch.py)? What
 reaches the strongest of them? On prompts that discovery did not see: how much of the shift in F do
 these heads undo under other values, beside random heads of the same layers? And do they average?
 """
@@ -65,7 +65,7 @@ class Amount:
     n_fresh: int = 60
     draws: int = 1
     shots: tuple[int, ...] = (SHOTS,)
-    inputs: str = "v"  # of the strongest FI head; where there are several, of all
+    inputs: str = "v"  # one letter: of the strongest FI head; several: of every FI head
 
 
 FULL = Amount(200, 16, 200, 3, (8, 16), "vqk")
@@ -128,7 +128,7 @@ class Prompts:
 
 def draw(tokenizer: Tokenizer, n: int, shots: int, seed: int) -> Prompts:
     """n prompts, each sum from 1 to 8 as often as any other, so that all stay digits off by -1 and
-    by +1 too. No example has the sum that is asked."""
+    by +1 too. No example has the asked sum; off by one, it may show it nevertheless."""
     generator = Generator().manual_seed(seed)
     value = torch.randint(1, 9, (n, shots + 1), generator=generator)
     other = torch.randint(1, 8, (n, shots), generator=generator)
@@ -153,13 +153,14 @@ def solving(model: Transformer, tokenizer: Tokenizer, n: int) -> list[Found]:
 
 
 class Judged:
-    """Prompts on which heads send what source `how` says: how far F goes back, what is answered."""
+    """Shifted prompts on which heads send, everywhere, what source `how` says: how far F goes back,
+    what is answered. "mean" is over the plain prompts, "unrelated" the next plain prompt's."""
 
     def __init__(self, model: Transformer, prompts: Prompts, how: str) -> None:
         self.base, contrast = (prompts.shown(d) for d in ANSWERS.values())
         self.how, self.n_heads = how, model.cfg.n_heads
-        source = {"base": self.base, "mean": self.base, "unrelated": self.base.roll(1, 0)}[how]
-        by_row, of_all = ({}, {how: source}) if how == "mean" else ({how: source}, {})
+        source = {how: self.base.roll(1, 0) if how == "unrelated" else self.base}
+        by_row, of_all = ({}, source) if how == "mean" else (source, {})
         self.ablator = Ablator(model, contrast, by_row, means=of_all)
         answers = (prompts.answers(d) for d in ANSWERS.values())
         self.scores = CircuitScores(self.ablator, how, *answers)
@@ -167,12 +168,12 @@ class Judged:
         self.about["contrast_acc_before"] = self.scores.full.contrast_acc
         self.F_contrast = self.scores.full.F_of_each  # [n_prompts]
         self.plain = self.scores.score(last_logits(model, self.base))
-        self.shift = self.F_contrast - self.plain.F_of_each
+        self.shift = self.F_contrast - self.plain.F_of_each  # [n_prompts]
 
     def rows(self, label: str, groups: Sequence[Heads]) -> list[Found]:
         """Groups replaced, a row for each. undone: the share of F_contrast - F_base that is gone,
         undone_ci its 95 % interval over prompts; plain_kept: right answers to plain prompts, the
-        same put in (base values are their own; None: not measured)."""
+        same put in. Base values are their own, and change nothing; others are left to `ours`."""
         rows = []
         for heads, logits in zip(groups, self.ablator.logits(groups, self.how)):
             replaced = self.scores.score(logits)
@@ -314,7 +315,7 @@ class Trace:
         with tqdm(total=n_rows, desc="replaced", unit="row", disable=None) as bar:
             for number, shots in settings:
                 prompts = draw(self.tokenizer, self.amount.n_fresh, shots, seed=10 + number)
-                for row in chain(*(self.rows(fi, prompts, how) for how in SOURCES)):
+                for row in chain.from_iterable(self.rows(fi, prompts, how) for how in SOURCES):
                     rows.append({"draw": number} | row)
                     bar.update()
         ours = [x["faithfulness"] for x in rows if "faithfulness" in x and x["shots"] == SHOTS]
@@ -322,12 +323,12 @@ class Trace:
 
     def rows(self, fi: Heads, prompts: Prompts, how: str) -> Iterator[Found]:
         """One row for the FI heads, one for random ones. A row is kept in a file of these weights,
-        heads and prompts, and not measured again."""
+        heads and prompts, and not measured again, whatever has become of the code."""
         about = digest(self.model, [prompts.shown(0), prompts.shown(K)])[:16]
         path = self.folder / f"{'_'.join(fi)}_{about}_{how}.jsonl"
         known = files.load_lines(path) if path.exists() else []
         yield from known
-        wanted = [Judged.ours, Judged.random][len(known) :]
+        wanted = [Judged.ours, Judged.random][len(known) :]  # in the order of the file
         if wanted:
             judged = Judged(self.model, prompts, how)
             for measure in wanted:
@@ -342,7 +343,7 @@ class Trace:
             self.effects[contrast][str(receiver)] = as_lists(effects)
             strongest = list(effects.named(strongest_first=True).items())[:6]
             fed = ", ".join(f"{name} {100 * r:+.1f}" for name, r in strongest)
-            self.tell({}, [f"heads → {receiver}, {contrast} changed (r in %): {fed}"])
+            self.tell({}, [f"senders → {receiver}, {contrast} changed (r in %): {fed}"])
 
 
 # ---------------------------------------------------------------- what is told
@@ -352,13 +353,13 @@ def ablation_table(rows: Sequence[Found]) -> list[str]:
     lines = []
     for row in rows:
         low, high = row["undone_ci"]
-        what = "FI heads" if row["heads"] else f"{row['n_draws']} random groups"
+        what = "FI heads" if row["n_draws"] == 1 else f"{row['n_draws']} random groups"
         about = [f"{what}, {row['how']} values", row["shots"], row["draw"]]
         undone = f"{row['undone']:.2f} ({low:.2f} to {high:.2f})"
         lines.append([*about, undone, row["plain_kept"], row["contrast_acc"]])
     return [
         "other values put in, prompts that discovery did not see: how much of the shift in F is "
-        "undone (95 %), right answers to plain prompts, to shifted ones",
+        "undone (95 %: of prompts, or of groups), right answers to plain prompts, to shifted ones",
         *table(["replaced", "shots", "draw", "undone", "plain", f"off by {K:+d}"], lines),
     ]
 
@@ -410,7 +411,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     amount = FULL if flags.full else Amount()
     if flags.quick:
         amount = replace(amount, n_found=4, n_inputs=2, n_fresh=4)
-    started, path = time.perf_counter(), flags.out / "circuit.json"
+    started = time.perf_counter()
+    path = flags.out / ("quick.json" if flags.quick else "circuit.json")
     files.make_folder(flags.out)
     files.check_writable(path)
     model, tokenizer = load_pretrained(packaged(), device=device)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from commands import smollm
 from experiments.precursor import verdict
 
 ROOT = Path(__file__).parent.parent
@@ -1070,7 +1071,7 @@ REAL = "A real language model"
 
 def undone(row):
     low, high = row["undone_ci"]
-    draws = ", draws" if row["n_draws"] > 1 else ""
+    draws = ", groups" if row["n_draws"] > 1 else ""
     ends = f"{share(low, 2)} to {share(high, 2)}{draws}".replace("−", "-")
     return f"{share(row['undone'], 2)} ({ends})"
 
@@ -1087,17 +1088,35 @@ def test_what_the_real_model_answers_by_shots():
 
 def test_what_heads_of_the_real_model_undo():
     rows = results("smollm")["evaluation"]["ablation"]
-    shown = list(table("docs/results.md", REAL, "put into these heads").values())[1:]
-    in_order = [*(row for row in rows if row["heads"]), *(row for row in rows if not row["heads"])]
-    for cells, row in zip(shown, in_order, strict=True):
-        kept = (row["contrast_acc"], row["plain_kept"])
-        assert cells == [undone(row), *(share(each, 2) for each in kept)]
+    shown = table_rows("docs/results.md", REAL, "put into heads")[1:]
+    said = {"base": "base-run values", "mean": "the mean over", "unrelated": "an unrelated"}
+    for (label, *cells), row in zip(shown, rows, strict=True):
+        kept = "not measured" if row["plain_kept"] is None else share(row["plain_kept"], 2)
+        assert cells == [undone(row), share(row["contrast_acc"], 2), kept]
         assert row["n_prompts"] == 60
+        assert label.startswith(said[row["how"]] if row["heads"] else "the same, ")
+        assert label.endswith("FI heads") == bool(row["heads"])
     before = {share(row["contrast_acc_before"], 2) for row in rows}
     text = plain(" ".join(section("docs/results.md", REAL).split()))
-    ours, random = (share(row["contrast_acc"], 2) for row in (in_order[0], in_order[-1]))
+    ours, random = (share(row["contrast_acc"], 2) for row in rows[:2])
     assert before == {".08"} and f"{ours} is 2 of 60 prompts, beside .08 (5) with no" in text
     assert f"head replaced and {random} with random heads: too few" in text
+    firsts = [share(row["undone"], 2) for row in rows]
+    told = "base-run values {}, mean values {}, an unrelated prompt's {}. In random heads of the "
+    told += "same layers the three undo {}, {} and {}."
+    assert told.format(*firsts[::2], *firsts[1::2]) in text
+
+
+def test_what_prompts_of_the_real_model_show():
+    prompts = smollm.draw(None, 60, 8, seed=10)  # those that discovery did not see
+    sums = prompts.x + prompts.y
+    asked = sums[:, -1:]
+    shown, plainly = ((sums[:, :-1] + 1 == asked).any(1), (sums[:, :-1] == asked + 1).any(1))
+    text = plain(" ".join(section("docs/results.md", REAL).split()))
+    assert f"may show it: in {share(shown.double().mean(), 2)} of these prompts." in text
+    assert f"In {share(plainly.double().mean(), 2)} of the plain prompts it would give" in text
+    same = (asked.roll(1, 0) == asked).double().mean()
+    assert same == 1 / 12 and "In one of twelve it asks for the same sum." in text
 
 
 def test_the_heads_of_the_real_model():

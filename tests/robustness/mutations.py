@@ -316,8 +316,8 @@ FAULTS = [
     ),
     Fault(
         "commands/smollm.py",
-        old='"unrelated": self.base.roll(1, 0)',
-        new='"unrelated": self.base.roll(1, 1)',
+        old="self.base.roll(1, 0) if",
+        new="self.base.roll(1, 1) if",
         breaks="a prompt that is pushed on by one token counts as an unrelated one",
         tests="real_models",
     ),
