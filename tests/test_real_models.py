@@ -205,8 +205,11 @@ def test_what_is_undone_is_all_for_every_head_and_nothing_for_none(model):
     judged = smollm.Judged(model, prompts, "mean")
     by_hand = judged.ablator.logits_plainly(every[8:], "mean")
     base, contrast = prompts.answers(0)[:, None], prompts.answers(1)[:, None]
-    F = (by_hand.gather(1, base) - by_hand.gather(1, contrast)).double()[:, 0]
-    undone = (judged.F_contrast - F).mean() / judged.shift.mean()
+    F = [
+        (logits.gather(1, base) - logits.gather(1, contrast)).double().mean()
+        for logits in (by_hand, *(last_logits(model, prompts.shown(d)) for d in (0, 1)))
+    ]
+    undone = (F[2] - F[0]) / (F[2] - F[1])
     found = judged.rows("x", [every[8:]])[0]["undone"]
     assert found == pytest.approx(undone.item(), abs=1e-5)
 
