@@ -1102,9 +1102,15 @@ def test_what_heads_of_the_real_model_undo():
     assert before == {".08"} and f"{ours} is 2 of 60 prompts, beside .08 (5) with no" in text
     assert f"head replaced and {random} with random heads: too few" in text
     firsts = [share(row["undone"], 2) for row in rows]
-    told = "base-run values {}, mean values {}, an unrelated prompt's {}. In random heads of the "
-    told += "same layers the three undo {}, {} and {}."
-    assert told.format(*firsts[::2], *firsts[1::2]) in text
+    lows = [share(row["undone_ci"][0], 2) for row in rows[::2]]
+    told = (
+        "base-run values {}, mean values {}, an unrelated prompt's {} (at least {}, {} and {}, by "
+    )
+    told += "the intervals below). In random heads of the same layers the three undo {}, {} and {}."
+    assert told.format(*firsts[::2], *lows, *firsts[1::2]) in text
+    fewer = round(60 * (rows[0]["plain_kept"]))
+    fewer -= round(60 * rows[4]["plain_kept"])
+    assert f"{share(rows[4]['plain_kept'], 2)} is {fewer} prompts fewer, without a control" in text
 
 
 def test_what_prompts_of_the_real_model_show():
@@ -1137,6 +1143,10 @@ def test_the_heads_of_the_real_model():
     assert f"faithfulness of {share(found['evaluation']['faithfulness'], 2)}" in text
     others = [f"{head} {percents(*found['r_ci'][head])}" for head in ("23.2", "23.0", "29.1")]
     assert f"{others[0]} %, {others[1]}, {others[2]}." in text
+    groups = found["groups"]
+    assert {"23.2", "23.0", "29.1", "18.7"} == set(groups["consolidation"])
+    assert "20.6" in groups["other_direct"]
+    assert f"20.6, {percents(*found['r_ci']['20.6'])}, of neither kind" in text
 
 
 def test_the_real_model_does_not_average_as_ours():
@@ -1146,6 +1156,7 @@ def test_the_real_model_does_not_average_as_ours():
     chances = [f"{row['log_probability']['+0']:.2f}" for row in (mixed, up, down)]
     assert f"plain sum is {chances[0]}. It is {chances[1]} where all are off by +1" in text
     assert f"and {chances[2]} where all are off by -1" in text
+    assert f"on plain prompts (R² {share(found['plain']['r2']['attention'], 2)})" in text
     r2 = [share(mixed["r2"][name], 2) for name in ("attention", "uniform")]
     ends = " to ".join(share(end, 2) for end in mixed["r2_ci"]["attention"])
     assert f"(R² {r2[0]}, 95 % from {ends}; the unweighted mean {r2[1]})" in text
