@@ -1088,7 +1088,7 @@ def test_what_the_real_model_answers_by_shots():
 
 def test_what_heads_of_the_real_model_undo():
     rows = results("smollm")["evaluation"]["ablation"]
-    shown = table_rows("docs/results.md", REAL, "put into heads")[1:]
+    shown = table_rows("docs/results.md", REAL, "put into heads |")[1:]
     said = {"base": "base-run values", "mean": "the mean over", "unrelated": "an unrelated"}
     for (label, *cells), row in zip(shown, rows, strict=True):
         kept = "not measured" if row["plain_kept"] is None else share(row["plain_kept"], 2)
@@ -1111,6 +1111,34 @@ def test_what_heads_of_the_real_model_undo():
     fewer = round(60 * (rows[0]["plain_kept"]))
     fewer -= round(60 * rows[4]["plain_kept"])
     assert f"{share(rows[4]['plain_kept'], 2)} is {fewer} prompts fewer, without a control" in text
+
+
+def test_what_heads_of_the_real_model_undo_of_more_prompts():
+    rows = []
+    for how in smollm.SOURCES:
+        (path,) = (ROOT / "results/smollm_full").glob(f"23.3_18.6_20.5_*_{how}.jsonl")
+        rows += map(json.loads, path.read_text().splitlines())
+    shown = table_rows("docs/results.md", REAL, "put into heads, 200")[1:]
+    assert [row["how"] for row in rows] == [how for how in smollm.SOURCES for _ in range(2)]
+    assert [bool(row["heads"]) for row in rows] == 3 * [True, False]
+    for (label, *cells), row in zip(shown, rows, strict=True):
+        kept = "not measured" if row["plain_kept"] is None else share(row["plain_kept"], 3)
+        assert cells == [undone(row), share(row["contrast_acc"], 3), kept]
+        assert (row["n_prompts"], row["shots"], row["contrast_acc_before"]) == (200, 8, 0.115)
+        assert not row["heads"] or row["heads"] == ["23.3", "18.6", "20.5"]
+        assert label.endswith("FI heads") == bool(row["heads"])
+
+
+def test_the_heads_of_the_real_model_by_more_prompts():
+    found = json.loads((ROOT / "results/smollm_full/heads.json").read_text())
+    told = []
+    for head, r in found["fi_r"].items():
+        low, high = (round(100 * end) for end in found["r_ci"][head])
+        told.append(f"{head} {100 * r:.0f}{'' if told else ' %'} ({low} to {high})")
+    text = plain(" ".join(section("docs/results.md", REAL).split()))
+    assert f"Three heads pass there: {told[0]}, {told[1]} and {told[2]}." in text
+    assert sorted(found["fi_r"]) == sorted(found["groups"]["function_induction"])
+    assert found["n_prompts"] == 200
 
 
 def test_what_prompts_of_the_real_model_show():
