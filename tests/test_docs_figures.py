@@ -1126,6 +1126,9 @@ def test_what_heads_of_the_real_model_undo_of_more_prompts():
         assert cells == [undone(row), share(row["contrast_acc"], 3), kept]
         assert (row["n_prompts"], row["shots"], row["contrast_acc_before"]) == (200, 8, 0.115)
         assert not row["heads"] or row["heads"] == ["23.3", "18.6", "20.5"]
+    told = "On 200 prompts the three are {}, {} and {} (end of this section)."
+    text = plain(" ".join(section("docs/results.md", REAL).split()))
+    assert told.format(*(share(row["undone"], 2) for row in rows[::2])) in text
         assert label.endswith("FI heads") == bool(row["heads"])
 
 
