@@ -1106,7 +1106,7 @@ def test_what_heads_of_the_real_model_undo():
     told = (
         "base-run values {}, mean values {}, an unrelated prompt's {} (at least {}, {} and {}, by "
     )
-    told += "the intervals below). In random heads of the same layers the three undo {}, {} and {}."
+    told += "the intervals below). In random heads of the same layers they undo {}, {} and {}."
     assert told.format(*firsts[::2], *lows, *firsts[1::2]) in text
     fewer = round(60 * (rows[0]["plain_kept"]))
     fewer -= round(60 * rows[4]["plain_kept"])
@@ -1126,10 +1126,10 @@ def test_what_heads_of_the_real_model_undo_of_more_prompts():
         assert cells == [undone(row), share(row["contrast_acc"], 3), kept]
         assert (row["n_prompts"], row["shots"], row["contrast_acc_before"]) == (200, 8, 0.115)
         assert not row["heads"] or row["heads"] == ["23.3", "18.6", "20.5"]
+        assert label.endswith("FI heads") == bool(row["heads"])
     told = "On 200 prompts the three are {}, {} and {} (end of this section)."
     text = plain(" ".join(section("docs/results.md", REAL).split()))
     assert told.format(*(share(row["undone"], 2) for row in rows[::2])) in text
-        assert label.endswith("FI heads") == bool(row["heads"])
 
 
 def test_the_heads_of_the_real_model_by_more_prompts():
