@@ -1116,8 +1116,9 @@ def test_what_heads_of_the_real_model_undo():
 def test_what_heads_of_the_real_model_undo_of_more_prompts():
     rows = []
     for how in smollm.SOURCES:
-        (path,) = (ROOT / "results/smollm_full").glob(f"23.3_18.6_20.5_*_{how}.jsonl")
-        rows += map(json.loads, path.read_text().splitlines())
+        for path in (ROOT / "results/smollm_full").glob(f"23.3_18.6_20.5_*_{how}.jsonl"):
+            read = map(json.loads, path.read_text().splitlines())
+            rows += [row for row in read if row["shots"] == 8]
     shown = table_rows("docs/results.md", REAL, "put into heads, 200")[1:]
     assert [row["how"] for row in rows] == [how for how in smollm.SOURCES for _ in range(2)]
     assert [bool(row["heads"]) for row in rows] == 3 * [True, False]
@@ -1127,9 +1128,11 @@ def test_what_heads_of_the_real_model_undo_of_more_prompts():
         assert (row["n_prompts"], row["shots"], row["contrast_acc_before"]) == (200, 8, 0.115)
         assert not row["heads"] or row["heads"] == ["23.3", "18.6", "20.5"]
         assert label.endswith("FI heads") == bool(row["heads"])
-    told = "On 200 prompts the three are {}, {} and {} (end of this section)."
+    told = "Three heads found on 200: {}, {} and {} (end of this section)."
     text = plain(" ".join(section("docs/results.md", REAL).split()))
     assert told.format(*(share(row["undone"], 2) for row in rows[::2])) in text
+    n_rows = sum(len(p.read_text().splitlines()) for p in (ROOT / "results").rglob("*.jsonl"))
+    assert f"`results/smollm_full/` has this: {n_rows} of 36 rows".replace("`", "") in text
 
 
 def test_the_heads_of_the_real_model_by_more_prompts():
