@@ -154,7 +154,7 @@ def solving(model: Transformer, tokenizer: Tokenizer, n: int) -> list[Found]:
 
 class Judged:
     """Shifted prompts on which heads send, everywhere, what source `how` says: how far F goes back,
-    what is answered. "mean" is over the plain prompts, "unrelated" the next plain prompt's."""
+    what is answered. "mean" is over the plain prompts, "unrelated" the plain prompt's before."""
 
     def __init__(self, model: Transformer, prompts: Prompts, how: str) -> None:
         self.base, contrast = (prompts.shown(d) for d in ANSWERS.values())
@@ -298,10 +298,9 @@ class Trace:
         found["r_ci"] = {head: intervals[head] for head in dict.fromkeys([*fi, *listed])}
         lines = []
         for head in listed:
-            low, high = intervals[head]
             looks = f"{attention[head]['last_to_answers']:.2f}"
-            mark = "FI" if head in fi else ""
-            lines.append([head, 100 * r[head], 100 * low, 100 * high, looks, mark])
+            in_percent = [100 * each for each in (r[head], *intervals[head])]
+            lines.append([head, *in_percent, looks, "FI" if head in fi else ""])
         says = f"heads → logits: the strongest of {effects.heads.numel()} (r in %)"
         columns = ["head", "r", "95 % from", "to", "looks at answers", ""]
         self.tell(found, [says, *table(columns, lines, digits=1)])

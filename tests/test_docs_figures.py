@@ -1128,7 +1128,7 @@ def test_what_heads_of_the_real_model_undo_of_more_prompts():
         assert (row["n_prompts"], row["shots"], row["contrast_acc_before"]) == (200, 8, 0.115)
         assert not row["heads"] or row["heads"] == ["23.3", "18.6", "20.5"]
         assert label.endswith("FI heads") == bool(row["heads"])
-    told = "Three heads found on 200: {}, {} and {} (end of this section)."
+    told = "Three heads found on 200 prompts undo {}, {} and {} (end of this section)."
     text = plain(" ".join(section("docs/results.md", REAL).split()))
     assert told.format(*(share(row["undone"], 2) for row in rows[::2])) in text
     n_rows = sum(len(p.read_text().splitlines()) for p in (ROOT / "results").rglob("*.jsonl"))

@@ -214,7 +214,7 @@ def test_what_is_undone_is_all_for_every_head_and_nothing_for_none(model):
     assert found == pytest.approx(undone.item(), abs=1e-5)
 
 
-def test_other_values_are_of_the_paired_the_mean_and_the_next_plain_prompt(model):
+def test_other_values_are_of_the_paired_the_mean_and_the_plain_prompt_before(model):
     prompts, heads = smollm.draw(Letters(), 6, 3, seed=0), ["0.1", "1.2", "2.0"]
     base = prompts.shown(0)
     neighbours = torch.stack([base[(row - 1) % 6] for row in range(6)])
