@@ -20,6 +20,7 @@ from minifunc.patching import HeadInput, Logits, PathPatcher
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
+RATE = 1e9  # what one large product is said to reach, operations a second
 KEYS = {"work", "model", "ours_s", "other", "other_s", "ratio", "max_abs_diff", "peak_gib"}
 
 
@@ -31,6 +32,7 @@ def quick(tmp_path_factory):
     shown = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(shown):
         patch.setattr(bench, "peak_memory", lambda *_: 0.0)
+        patch.setattr(Sweep, "product_rate", lambda *_: RATE)
         code = bench.main(flags)
     return code, json.loads(path.read_text()), " ".join(shown.getvalue().split())
 
@@ -57,11 +59,14 @@ def test_large_shapes_are_timed_and_held_against_float64_in_each_arithmetic(quic
     works = {"all heads → logits", "all heads → v of 1.0", "all heads → v of 2.0"}
     assert {row["work"] for row in rows} == works
     assert {row["dtype"] for row in rows} == {"float32", "bfloat16", "tf32"}
+    made = {sweep.work: sweep for sweep in bench.shapes([(3, 2, 32)]) if sweep.dtype == "float32"}
     for row in rows:
         assert row["peak_gib"] is not None and 0 < row["max_error"] and 0 < row["error_share"]
         assert row["error_share"] < (1e-3 if row["dtype"] == "float32" else 0.05)
         assert f"{row['error_share']:.0e}" in shown
-        assert 0 < row["rate_share"] < 1
+        sweep = replace(made[row["work"]], n_prompts=3, shots=2)
+        rate = sweep.operations(sweep.model(CPU)) / row["ours_s"]
+        assert row["rate_share"] == pytest.approx(rate / RATE, rel=2e-3)
     assert torch.get_float32_matmul_precision() == "highest"
 
 

@@ -5,7 +5,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,11 +123,9 @@ def test_a_process_whose_partner_is_gone_ends_with_one_line(tmp_path):
     first, second = processes
     try:
         assert second.wait(120) == 7
-        gone = time.monotonic()
         told = first.communicate(timeout=120)[1]
         assert first.returncode == 2 and "Traceback" not in told
         assert told.count("error: ") == 1 and "lost the others" in told
-        assert time.monotonic() - gone < 30
     finally:
         first.kill()
         second.kill()
