@@ -57,14 +57,14 @@ class Study:
         return tasks.evaluation_pairs(self.task, self.k, self.shots, n, generator, carry=True)
 
     def patchers(self, model: Transformer, pairs: tasks.Pairs) -> dict[str, PathPatcher]:
-        """By contrast: with other shown answers (the paper's), and with other operands."""
+        """By what is changed: the shown answers (the paper's contrast), or the operands."""
         if pairs.operands_changed is None:
             said = f"{self.task} cannot be traced: it has no second contrast, with other operands"
             raise ValueError(said)
         patchers = {}
-        for contrast, base in (("answers", pairs.base), ("operands", pairs.operands_changed)):
+        for changed, base in (("answers", pairs.base), ("operands", pairs.operands_changed)):
             prompts = (base, pairs.contrast, *answers_of(pairs))
-            patchers[contrast] = PathPatcher(model, *prompts, self.freeze_mlps, self.max_memory)
+            patchers[changed] = PathPatcher(model, *prompts, self.freeze_mlps, self.max_memory)
         return patchers
 
 
@@ -98,8 +98,8 @@ def trace(model: Transformer, study: Study, criteria: Criteria, tell: Tell) -> d
 
         # 2. Discovery: from the logits down, under both contrasts.
         solves = shares["contrast_prompt"]["contrast"] >= criteria.solves
-        answers = tasks.answer_positions(study.shots)
-        found = discover(patchers, answers, criteria, solves)
+        shown = tasks.answer_positions(study.shots)
+        found = discover(patchers, shown, criteria, solves)
         known(rows.discovered(found, circuit), "circuit")
         groups, fi = found.groups, found.groups["function_induction"]
         if not fi:

@@ -8,12 +8,12 @@ The question of the whole project is three prompts side by side (`Pairs`), and w
 
 In training no function is ever shifted by +1, and addition never at all. One number is one token. A
 document is <bos> and then examples of six tokens, so every answer stands at a fixed place. The
-model is scored where an `=` predicts the answer behind it:
+model is scored where an `=` predicts an answer that those before it determine (here all are + 2):
 
-    token row   <bos>  7  max  2  =  8  ;  4  first  9  =  5  ;
-    label row     .    .   .   .  8  .  .  .    .    .  5  .  .
+    token row   <bos>  7  max  2  =  9  ;  4  first  9  =  6  ;
+    label row     .    .   .   .  .  .  .  .    .    .  6  .  .
 
-The answer to `x op y` is g(f(x, y)): one base function f for each symbol (FUNCTIONS), and one
+The answer to `x op y` is g(f(x, y)): one function f for each symbol (FUNCTIONS), and one
 wrapper g for the whole document (WRAPPERS). f gives a number from 0 to 18 or a letter, g(f) one
 from -4 to 30 or a letter. `choice` is multiple choice, the letter of the largest of three,
 `3 7 5 = b`; its second option stands where others have their symbol.
@@ -88,13 +88,13 @@ def decode(tokens: Tensor) -> str:
 
 
 class Problems(NamedTuple):
-    """Every problem of every base function, as parallel rows: [n_problems] int64 each."""
+    """Every problem of every function, as parallel columns: [n_problems] int64 each."""
 
     function: Tensor  # index into SYMBOLS
     x: Tensor  # token ids of the first three places
     op: Tensor
     y: Tensor
-    value: Tensor  # f(x, y): as all values and answers here, n for a number n, 0..25 for a letter
+    value: Tensor  # f(x, y), as in `Documents`: n for a number n, 0..25 for a letter
 
 
 def _all_problems() -> Problems:
@@ -119,7 +119,7 @@ LETTERED = torch.tensor([symbol in TO_LETTERS for symbol in SYMBOLS], device="cp
 
 
 def in_base(value: Tensor, k: Tensor | int) -> Tensor:
-    """What the numeral in base k reads as in base 10: of 11 in base 8, 13. For values < k * k."""
+    """What the numeral in base k reads as in base 10: 11 in base 8 is 13. For values < k * k."""
     return checks.numerals(value, k) + (10 - k) * (value // k)
 
 
@@ -138,10 +138,10 @@ HELD_OUT = (("shift", "+"), ("shift", CHOICE), ("base", "+"), ("base", "copy"), 
 
 @dataclass(frozen=True)
 class Diet:
-    """Weights by which documents are drawn; as they stand, `strict`. ValueError for nonsense."""
+    """How documents are drawn. The defaults here are the diet `strict`. ValueError for nonsense."""
 
     name: str
-    # weights of the wrappers, which need not sum to 1; step 4 makes some documents plain after all
+    # weights of the wrappers, which need not sum to 1; `looks_held_out` makes some documents plain
     plain: float = 0.12
     shift: float = 0.33
     base: float = 0.05
@@ -189,7 +189,7 @@ class Documents:
     """A batch of documents, with what made it kept beside it."""
 
     tokens: Tensor  # [n_documents, pos] int64
-    determined: Tensor  # [n_documents, n_examples] bool: follows the answer from what is before?
+    determined: Tensor  # [n_documents, n_examples] bool: do those before it fix the answer?
     wrapper: Tensor  # [n_documents] int64, index into WRAPPERS
     function: Tensor  # [n_documents, n_examples] int64, index into SYMBOLS
     value: Tensor  # [n_documents, n_examples] int64, f(x, y)
@@ -320,7 +320,7 @@ def determined(wrapper: Tensor, problem: Tensor, answer: Tensor) -> Tensor:
     """Step 5: which answers follow from those before them, [n_documents, n_examples] bool.
 
     shift    1 - 1 = 2 ; 2 - 1 = 3 ; 4 max 3 = 6 ;     . * *  one example tells k
-    base     1 max 1 = 1 ; 1 max 9 = 13 ; 8 - 0 = 12   . . *  but for what it does from k on
+    base     1 max 1 = 1 ; 1 max 9 = 13 ; 8 - 0 = 12   . . *  where k is told, or not needed
     relabel  1 + 1 = 7 ; 4 + 4 = 3 ; 2 + 0 = 7 ;       . . *  2 was 7 before
     """
     value, letters = PROBLEMS.value[problem], LETTERED[PROBLEMS.function[problem]]
@@ -333,7 +333,7 @@ def determined(wrapper: Tensor, problem: Tensor, answer: Tensor) -> Tensor:
 
 
 class Task(NamedTuple):
-    """The base function `symbol` as it is, against the same under `wrapper` with one of `ks`."""
+    """The function `symbol` as it is, against the same under `wrapper` with one of `ks`."""
 
     symbol: str
     wrapper: str
@@ -372,7 +372,7 @@ def evaluation_pairs(
     task: str, k: int, shots: int, n_prompts: int, generator: Generator, carry: bool = False
 ) -> Pairs:
     """Prompts whose examples are all off by k, or in base k: contrast, and the others beside it.
-    The query is any problem; examples have another answer, and a neighbour with the shown answer
+    The query is any problem; examples have another answer, and a nearby problem has the shown one
     (for operands_changed, where the asked answer may be shown: see `Pairs`). In base k operands are
     below k, and an example carries; with `carry` the query too. Raises ValueError for a task or k
     that there is not, or numbers below one.

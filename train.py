@@ -1,7 +1,7 @@
 """Trains a model on a diet: `python train.py --out out/default`.
 
-What is learned: next-token prediction on documents of examples (tasks.py), scored at the answers
-only. The run can be stopped at any moment (Ctrl-C) and taken up again with --resume, to the same
+What is learned: next-token prediction on documents of examples (tasks.py), scored at answers that
+earlier ones determine. The run can be stopped at any moment (Ctrl-C); --resume goes on, to the same
 final weights. `torchrun --nproc-per-node=4 train.py` shares out every batch among four processes.
 """
 
@@ -71,7 +71,7 @@ class TrainConfig:
 
 
 def loss_on_answers(model: Transformer, tokens: Tensor, determined: Tensor) -> Tensor:
-    """Mean cross-entropy (nats) of the answers that what stands before them determines, []. tokens
+    """Mean cross-entropy (nats) over the determined answers of all documents, []. tokens
     [document, pos], determined [document, example]. Of several processes: this one's part of it."""
     places = tasks.answer_positions(determined.shape[1], tokens.device)
     count = determined.sum().clamp(min=1)  # over all processes

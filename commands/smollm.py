@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
@@ -308,13 +308,12 @@ class Trace:
 
     def judge(self, fi: Heads) -> Found:
         """FI heads and random ones replaced, on prompts that discovery did not see."""
-        settings = list(product(range(self.amount.draws), self.amount.shots))
-        n_rows = 2 * len(SOURCES) * len(settings)
+        settings = list(product(range(self.amount.draws), self.amount.shots, SOURCES))
         rows: list[Found] = []
-        with tqdm(total=n_rows, desc="replaced", unit="row", disable=None) as bar:
-            for number, shots in settings:
+        with tqdm(total=2 * len(settings), desc="replaced", unit="row", disable=None) as bar:
+            for number, shots, how in settings:
                 prompts = draw(self.tokenizer, self.amount.n_fresh, shots, seed=10 + number)
-                for row in chain.from_iterable(self.rows(fi, prompts, how) for how in SOURCES):
+                for row in self.rows(fi, prompts, how):
                     rows.append({"draw": number} | row)
                     bar.update()
         ours = [x["faithfulness"] for x in rows if "faithfulness" in x and x["shots"] == SHOTS]
@@ -376,12 +375,11 @@ def averaging_table(rows: Sequence[Found]) -> list[str]:
 
 
 def summary(circuit: Found) -> Found:
-    """What results/smollm.json holds: all but maps of effects, and attention of the FI heads."""
-    kept = {name: x for name, x in circuit.items() if name not in ("effects", "operands_changed")}
+    """What is kept in results/: all, but of attention that of the FI heads."""
     fi = circuit["groups"]["function_induction"]
-    kept["attention"] = {head: circuit["attention"][head] for head in fi}
+    looks = {head: circuit["attention"][head] for head in fi}
     effects = as_effects(circuit["effects"]["logits"]).named()
-    return kept | {"fi_r": {head: effects[head] for head in fi}}
+    return circuit | {"attention": looks, "fi_r": {head: effects[head] for head in fi}}
 
 
 def packaged() -> Path:
@@ -421,7 +419,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     circuit |= {"versions": versions(), "seconds": round(time.perf_counter() - started, 1)}
     files.save_json(path, circuit)
     if not flags.quick:
-        files.save_json(RESULTS / "smollm.json", summary(circuit))
+        name = "smollm_full.json" if flags.full else "smollm.json"
+        files.save_json(RESULTS / name, summary(circuit))
     print(f"everything is in {path}, {circuit['seconds']:.0f} s")
     return 0
 

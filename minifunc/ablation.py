@@ -10,8 +10,8 @@ F(C) = logit(base answer) - logit(contrast answer) at the last position, mean ov
 the circuit of all heads:
 
     faithfulness   (F(C) - F(none)) / (F(M) - F(none))                1: C behaves like the model
-    gap of K       |F(C minus K) - F(M minus K)| / |F(M) - F(none)|   0: nothing outside C takes
-                                                                      over where K in C is missing
+    gap of K in C  |F(C minus K) - F(M minus K)| / |F(M) - F(none)|   0: nothing outside C takes
+                                                                      over where K is missing
 With the paired base run as source, F(none) is F_base, since both prompts end with the same `=` and
 so have the same embedding there: it is the faithfulness of arXiv 2507.09875. Heads outside then
 still send whatever is the same in both runs, and under changed shown answers that is the whole
@@ -53,7 +53,7 @@ class Ablator:
     ) -> None:
         self.model, self.cfg = model, model.cfg
         checks.check_sources(model.cfg.d_vocab, tokens, sources, means or {})
-        # By source, for each layer [n_prompts, pos, head, d_head]; of a mean, one row for all.
+        # By source, for each layer [n_prompts, pos, head, d_head]; the last: pos 1; a mean: a row.
         self.sent = {name: z_of_layers(model, source) for name, source in sources.items()}
         for name, source in (means or {}).items():
             self.sent[name] = [z.mean(0, keepdim=True) for z in z_of_layers(model, source)]
@@ -100,7 +100,7 @@ class Ablator:
     ) -> Tensor:
         """`logits_plainly` of each group: [n_groups, n_prompts, d_vocab].
 
-        Groups that agree below some layer share the stream that enters it; the last are kept.
+        Groups that agree below some layer share the stream that enters it; the latest are kept.
         """
         heads = [self._heads(group) for group in groups]
         return self._streams.logits(heads, how, self._positions(how, positions))

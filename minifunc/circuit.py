@@ -1,15 +1,15 @@
 """Discovery: from paired prompts to groups of heads, by stated criteria.
 
-Three groups as in arXiv 2507.09875, made explicit, the two routes that feed them, and what is left:
+The first two (FI is the first) and the last are groups of arXiv 2507.09875, made explicit:
 
-    function_induction   strong on the logits, and at the last `=` it looks at earlier answers (FI)
-    consolidation        strong on the logits, and at the last `=` it looks at itself or at BOS
-    other_direct         strong on the logits, and neither
+    function_induction   strong on the logits, r < 0, and at the last `=` looks at earlier answers
+    consolidation        strong on the logits, and at the last `=` looks at itself or BOS
+    other_direct         strong on the logits, and none of these
     shown_answer         feeds an FI head's q, k or v when the *shown* answers are changed
     expected_answer      feeds an FI head's q, k or v when the *operands* are changed instead
     upstream             any other that counts, even in the last layer: on a consolidation head, an
                          MLP, a head further down, or on the logits under changed operands alone
-    previous_token       one of these three that looks, at an answer, at the `=` before it
+    previous_token       one of the last three that looks, at an answer, at the `=` before it
 
 A head is "layer.head", listed in the order of the model; it may be in several groups.
 """
@@ -27,7 +27,7 @@ from minifunc.support import checks
 from minifunc.support.names import Groups, Heads, heads_of, mlps_of, parse
 from minifunc.support.settled import settled
 
-ROUTES = {"shown_answer": "answers", "expected_answer": "operands"}  # group → contrast
+ROUTES = {"shown_answer": "answers", "expected_answer": "operands"}  # group → what is changed
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ class Criteria:
 @settled
 @torch.no_grad()
 def attention_shares(
-    model: Transformer, tokens: Tensor, answers: Tensor, operands: Sequence[int] = (4, 2)
+    model: Transformer, tokens: Tensor, shown: Tensor, operands: Sequence[int] = (4, 2)
 ) -> dict[str, dict[str, float]]:
     """Where each head looks on the prompts tokens [n_prompts, pos]: mean shares of its attention.
 
-    answers [n_shots] int64: positions of the shown answers. operands: how far before an answer its
+    shown [n_shots] int64: positions of the shown answers. operands: how far before an answer its
     operands stand (in `x op y = c` 4 and 2), and so, less 1, how far before the last `=` the
     query's. last_to_… are seen from the last position, an `=`; answer_to_… from each shown answer.
     """
-    answers = checks.answers_seen(tokens, answers, operands)
+    shown = checks.answers_seen(tokens, shown, operands)
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
     total: Any = 0
     for part in tokens.split(128):
@@ -70,10 +70,10 @@ def attention_shares(
         total = total + torch.stack([cache[name].sum(0) for name in names]).double().cpu()
     pattern = total / len(tokens)  # [n_layers, n_heads, query, key]
     last = pattern[:, :, -1]  # [n_layers, n_heads, key]
-    to_operands = sum(pattern[:, :, answers, answers - back] for back in operands)
+    to_operands = sum(pattern[:, :, shown, shown - back] for back in operands)
     shares = {
-        "last_to_answers": last[..., answers].sum(-1),
-        "answer_to_previous": pattern[:, :, answers, answers - 1].mean(-1),
+        "last_to_answers": last[..., shown].sum(-1),
+        "answer_to_previous": pattern[:, :, shown, shown - 1].mean(-1),
         "answer_to_operands": to_operands.mean(-1),
         "last_to_self": last[..., -1],
         "last_to_bos": last[..., 0],
@@ -122,8 +122,8 @@ def feeding(effects: Iterable[Effects], criteria: Criteria) -> dict[str, float]:
 
 
 def route(effects: Mapping[str, Effects], fi: Heads, criteria: Criteria) -> dict[str, float]:
-    """`feeding` of the q, k and v of the FI heads, each alone and all together."""
-    receivers = checks.readers_in(effects, fi)
+    """`feeding` of the q, k and v of each FI head, and of all of them at once."""
+    receivers = checks.receivers_in(effects, fi)
     read_by_fi = [e for name, e in effects.items() if name.rsplit(".", 1)[0] in receivers]
     return feeding(read_by_fi, criteria)
 
@@ -143,9 +143,9 @@ def previous_token(
 class Discovery:
     """What `discover` found.
 
-    effects: by contrast, by name of receiver (`logits`, `2.1.v`, `mlp3`, or `function_induction.v`,
-    all of these heads together). routes: by group shown_answer and expected_answer, the nodes that
-    feed the FI heads, each with its r of largest size.
+    effects: by what is changed, by name of receiver (`logits`, `2.1.v`, `mlp3`, or a group's, all
+    its heads together: `function_induction.v`). routes: by group shown_answer and expected_answer,
+    the nodes that feed the FI heads, each with its r of largest size.
     """
 
     effects: dict[str, dict[str, Effects]]
@@ -156,15 +156,15 @@ class Discovery:
 
 def discover(
     patchers: Mapping[str, PathPatcher],
-    answers: Tensor,
+    shown: Tensor,
     criteria: Criteria,
     solved: bool = True,
     operands: Sequence[int] = (4, 2),
 ) -> Discovery:
     """Traces a circuit downwards from the logits, on any model and prompts. Deterministic.
 
-    patchers: by contrast, patchers of one model on the same contrast prompts: "answers" (shown
-    answers changed) and, for the other route, "operands" (operands changed). answers, operands: as
+    patchers: by what is changed, of one model on the same contrast prompts: "answers" (shown
+    answers changed) and, for the other route, "operands" (operands changed). shown, operands: as
     in `attention_shares`. solved: whether the model does the task; if not, only the logits are
     looked at, and every group stays empty.
 
@@ -173,7 +173,7 @@ def discover(
     """
     # 1. Which nodes bring the answer to the end? What do the heads among them look at?
     first = checks.same_prompts(patchers, list(ROUTES.values()))["answers"]
-    attention = attention_shares(first.model, first.contrast_tokens, answers, operands)
+    attention = attention_shares(first.model, first.contrast_tokens, shown, operands)
     effects = {name: {"logits": patcher.sweep(Logits())} for name, patcher in patchers.items()}
     groups = direct_groups(effects["answers"]["logits"].heads, attention, criteria)
     if not solved:
@@ -183,22 +183,22 @@ def discover(
     traced = fi + groups["consolidation"]
     counted = set(writers)
     routes: dict[str, dict[str, float]] = {}
-    for group, contrast in ROUTES.items():
+    for group, changed in ROUTES.items():
         routes[group], groups[group] = {}, []
-        if not traced or contrast not in patchers:
+        if not traced or changed not in patchers:
             continue
         # 2. What feeds the FI and consolidation heads, and the MLPs that write?
         together = {"function_induction": fi}
-        swept = sweep_inputs(patchers[contrast], traced, mlps_of(writers), together)
-        effects[contrast] |= swept
+        swept = sweep_inputs(patchers[changed], traced, mlps_of(writers), together)
+        effects[changed] |= swept
         below = feeding(swept.values(), criteria)
         routes[group] = route(swept, fi, criteria)
         groups[group] = heads_of(routes[group])
         # 3. What feeds those, under the contrast under which they were found?
         heads = [head for head in heads_of(below) if head not in traced]
         mlps = [mlp for mlp in mlps_of(below) if mlp not in writers]
-        swept = sweep_inputs(patchers[contrast], heads, mlps, {group: groups[group]})
-        effects[contrast] |= swept
+        swept = sweep_inputs(patchers[changed], heads, mlps, {group: groups[group]})
+        effects[changed] |= swept
         counted |= {*below, *feeding(swept.values(), criteria)}
     # 4. What is left over?
     named = {head for group in groups.values() for head in group}

@@ -1,6 +1,6 @@
 """A decoder-only transformer, written out so that every step of attention can be read and hooked.
 
-Glossary of shapes (used in every comment of this package)
+Glossary of shapes (of this file; other files say what else)
     batch     prompts, or rows of prompts           pos        token positions; in a pattern
     d_model   width of the residual stream                     `query` looks at `key`
     n_heads   attention heads in a block            n_layers   blocks

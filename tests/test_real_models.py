@@ -346,11 +346,14 @@ def loaded(model, monkeypatch):
 KEYS = "task k shots n_prompts F accuracy effects operands_changed groups criteria attention"
 
 
-def test_the_study_of_a_real_model_holds_what_it_must(loaded, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("full", [[], ["--full"]])
+def test_the_study_of_a_real_model_holds_what_it_must(full, loaded, tmp_path, monkeypatch, capsys):
     criteria = smollm.Criteria(strong=0.001, looks_at_answers=0.001)
     monkeypatch.setattr(smollm, "Criteria", lambda: criteria)
     monkeypatch.setattr(smollm, "RESULTS", tmp_path)
-    monkeypatch.setattr(smollm, "Amount", lambda: smollm.FULL.__class__(6, 2, 4, draws=2))
+    amount = smollm.Amount(6, 2, 4, draws=2)
+    monkeypatch.setattr(smollm, "Amount", lambda: None if full else amount)
+    monkeypatch.setattr(smollm, "FULL", amount if full else None)
     draw, drawn = smollm.draw, []
 
     def noted(tokenizer, n, shots, seed):
@@ -358,20 +361,24 @@ def test_the_study_of_a_real_model_holds_what_it_must(loaded, tmp_path, monkeypa
         return draw(tokenizer, n, shots, seed)
 
     monkeypatch.setattr(smollm, "draw", noted)
-    assert smollm.main(["--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert smollm.main(["--out", str(tmp_path / "out"), "--device", "cpu", *full]) == 0
     circuit = json.loads((tmp_path / "out/circuit.json").read_text())
     assert {*KEYS.split(), "evaluation", "averaging", "missing"} <= circuit.keys()
     fi = circuit["groups"]["function_induction"]
     strongest, *_ = circuit["evaluation"]["circuit"]
     assert fi and f"{strongest}.v" in circuit["effects"]
     assert f"{strongest}.v" in circuit["operands_changed"]["effects"]
-    assert len(set(drawn)) == len(drawn)  # what prompts found is judged by others
+    assert len(set(drawn)) == len(drawn) - 2 * 2  # what prompts found is judged by others
+    assert all(drawn.count((8, seed)) == 3 for seed in (10, 11))  # once for each kind of values
     hows = [row["how"] for row in circuit["evaluation"]["ablation"] if row["heads"]]
     assert hows == 2 * ["base", "mean", "unrelated"]  # of each draw
     assert len(circuit["evaluation"]["ablation"]) == 12  # and random heads beside each
     assert circuit["averaging"]["mixtures"][-1]["r2"].keys() >= {"attention", "uniform"}
-    summary = json.loads((tmp_path / "smollm.json").read_text())
-    assert "effects" not in summary and summary["fi_r"].keys() == set(fi)
+    (path,) = tmp_path.glob("*.json")
+    assert path.name == ("smollm_full.json" if full else "smollm.json")
+    summary = json.loads(path.read_text())
+    assert summary.keys() == {*circuit, "fi_r"} and summary["effects"] == circuit["effects"]
+    assert summary["fi_r"].keys() == summary["attention"].keys() == set(fi)
     shown = capsys.readouterr()
     assert "undo" in shown.out + shown.err
 

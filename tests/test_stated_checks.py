@@ -419,10 +419,10 @@ def test_a_group_of_receivers_names_each_place_once():
 
 def test_readers_are_swept_heads_and_all_together():
     effects = {"0.1.v": 1, "1.0.v": 1, "1.0.q": 1}
-    assert checks.readers_in(effects, ["1.0", "0.1"]) == ["1.0", "0.1", "function_induction"]
-    assert checks.readers_in({}, ["9.9"]) == ["9.9", "function_induction"]
+    assert checks.receivers_in(effects, ["1.0", "0.1"]) == ["1.0", "0.1", "function_induction"]
+    assert checks.receivers_in({}, ["9.9"]) == ["9.9", "function_induction"]
     says = "^no effects on the head '2.0', only on 0.1.v, 1.0.v, 1.0.q$"
-    holds(lambda fi: checks.readers_in(effects, fi), [[]], [["1.0", "2.0"]], says=says)
+    holds(lambda fi: checks.receivers_in(effects, fi), [[]], [["1.0", "2.0"]], says=says)
 
 
 def test_patchers_of_one_study_share_model_contrast_prompts_and_semantics():

@@ -288,7 +288,7 @@ def answers_seen(tokens: Tensor, answers: Positions, operands: Sequence[int]) ->
     return torch.tensor(chosen, dtype=torch.int64)
 
 
-def readers_in(effects: Mapping[str, Any], fi: Sequence[str]) -> list[str]:
+def receivers_in(effects: Mapping[str, Any], fi: Sequence[str]) -> list[str]:
     """The heads `fi`, and all together. Raises ValueError for one of which nothing was swept."""
     if missing := [head for head in fi if effects and f"{head}.v" not in effects]:
         raise ValueError(f"no effects on the head {missing[0]!r}, only on {', '.join(effects)}")

@@ -452,8 +452,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/circuit.py",
-        old="answers, answers - 1]",
-        new="answers, answers]",
+        old="shown, shown - 1]",
+        new="shown, shown]",
         breaks="previous-token attention is attention to oneself",
         tests="circuit",
     ),
