@@ -24,7 +24,7 @@ def main() -> int:
         codes += [process.wait() for process in others]
         output.seek(0)
         print(output.read().decode(errors="replace"))
-    return max(codes)
+    return max(map(abs, codes))  # below 0: killed by a signal
 
 
 if __name__ == "__main__":

@@ -52,6 +52,9 @@ class Browser:
         os.close(from_us)
         os.close(to_us)
         self.session = None
+
+    def attach(self):
+        """Opens its page. Raises TimeoutError or EOFError where it does not come up."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self.session = attached["sessionId"]

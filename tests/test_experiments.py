@@ -438,7 +438,7 @@ def test_ctrl_c_reaches_all_of_a_terminal_and_is_one_line_while_processes_start(
         found = tasks_of.glob  # two workers, and what multiprocessing keeps beside them
         wait_until(lambda: sum(len(x.read_text().split()) for x in found("*/children")) >= 3)
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(120) == 130
+        assert process.wait(300) == 130
         assert process.stderr.read() == b"stopped: the same command goes on\n"
     finally:
         end(process)
@@ -471,19 +471,15 @@ def test_a_stop_of_the_parent_stops_the_workers_too(tmp_path, how):
     try:
         wait_until(lambda: all(path.exists() for path in checkpoints))
         process.send_signal(how)
-        assert process.wait(60) != 0
-        if how == signal.SIGKILL:
-            time.sleep(1)  # for the workers to see that their parent is gone
-        before = [path.stat().st_mtime_ns for path in checkpoints]
-        time.sleep(1)
-        assert before == [path.stat().st_mtime_ns for path in checkpoints]
+        process.communicate(timeout=300)  # workers hold its stderr: until none is left
+        assert process.returncode != 0
         for path in checkpoints:
             assert 0 < torch.load(path, weights_only=True)["step"] < 100_000
     finally:
         end(process)
 
 
-def wait_until(true, seconds=90):
+def wait_until(true, seconds=300):
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end

@@ -4,6 +4,7 @@ The report is that of the run in `reference/`, looked at wide and narrow, light 
 paper, from disk and without a network.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -353,12 +354,26 @@ def report(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
+    with started(tmp_path_factory) as browser:
+        yield browser
+
+
+@contextlib.contextmanager
+def started(tmp_path_factory):
+    """A browser. It may hang, or die, as it starts: three tries."""
+    for _ in range(3):
+        browser = Browser(tmp_path_factory.mktemp("browser"))
+        try:
+            browser.attach()
+            break
+        except (TimeoutError, EOFError):
+            browser.close()
+    else:
+        pytest.skip("chromium did not come up in time, three times")
     try:
-        started = Browser(tmp_path_factory.mktemp("browser"))
-    except TimeoutError:
-        pytest.skip("chromium did not come up in time, as happens on a crowded machine")
-    yield started
-    started.close()
+        yield browser
+    finally:
+        browser.close()
 
 
 def looked_at(browser, path, *view, **paper):
@@ -512,7 +527,8 @@ def test_the_page_says_how_usual_the_attention_on_the_first_prompt_is(browser, r
 FADES = """
 (async () => {
   const boxes = [...document.querySelectorAll(".scroll, nav")].filter((e) => e.checkVisibility());
-  const frame = () => new Promise((done) => setTimeout(done, 60));
+  const frame = () =>
+    new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
   return Promise.all(boxes.map(async (box) => {
     const masks = [];
     for (const end of [0, box.scrollWidth]) {

@@ -203,9 +203,8 @@ def test_the_last_look_at_the_reference_run_is_what_its_weights_do(monkeypatch):
     monkeypatch.undo()  # all prompts
     seen = reference.look(load_run(REFERENCE)[0])
     last = json.loads((REFERENCE / "learning.json").read_text())["looks"][-1]
-    assert {name: last[name] for name in ("fi", "off_by_one")} == {
-        name: seen[name] for name in ("fi", "off_by_one")
-    }
+    assert last["fi"] == seen["fi"]
+    assert last["off_by_one"] == pytest.approx(seen["off_by_one"], abs=0.01)
     torch.testing.assert_close(torch.tensor(last["r"]), torch.tensor(seen["r"]), atol=2e-3, rtol=0)
 
 

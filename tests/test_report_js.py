@@ -422,21 +422,22 @@ LOGGED = ["--window-size=500,900", "--virtual-time-budget=3000", "--enable-loggi
 
 
 def browse(page, folder):
-    """What a browser makes of a page, and what it logs. Skips where the browser doesn't come up."""
+    """What a browser makes of a page, and what it logs. It may hang as it starts: three tries."""
     dom, log = folder / "dom.html", folder / "log.txt"  # helpers of a browser may hold on to pipes
-    profile = f"--user-data-dir={folder / 'profile'}"
-    command = [CHROMIUM, *QUIET, *LOGGED, profile, "--dump-dom", page.as_uri()]
-    with (
-        open(dom, "wb") as out,
-        open(log, "wb") as err,
-        subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True) as browser,
-    ):
-        try:
-            browser.wait(timeout=40)
-        except subprocess.TimeoutExpired:
-            os.killpg(browser.pid, signal.SIGKILL)  # the session it was started in, and no more
-            pytest.skip("chromium did not come up in time, as happens on a crowded machine")
-    return dom.read_text(), log.read_text()
+    for number in range(3):
+        profile = f"--user-data-dir={folder / f'profile{number}'}"
+        command = [CHROMIUM, *QUIET, *LOGGED, profile, "--dump-dom", page.as_uri()]
+        with (
+            open(dom, "wb") as out,
+            open(log, "wb") as err,
+            subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True) as browser,
+        ):
+            try:
+                browser.wait(timeout=120)
+                return dom.read_text(), log.read_text()
+            except subprocess.TimeoutExpired:
+                os.killpg(browser.pid, signal.SIGKILL)  # its own session, and no more
+    pytest.skip("chromium did not come up in time, three times")
 
 
 def said_on(page, folder, script):

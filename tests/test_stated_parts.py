@@ -1,5 +1,6 @@
 """What is stated of runs, senders, receivers, rows, memory, text and models of others: by hand."""
 
+import gc
 import io
 import json
 import math
@@ -448,6 +449,7 @@ def test_a_row_takes_no_more_than_is_counted_for_it(what):
     counted = 8 * len(patcher.senders) * 4 * numbers
     most = 0
     for receiver in (Logits(), Resid(1)):
+        gc.collect()  # what earlier tests left is not freed meanwhile
         with Peak() as peak:
             patcher.sweep(receiver)
         most = max(most, peak.most)

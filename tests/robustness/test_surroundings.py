@@ -83,7 +83,7 @@ def all_commands(surrounding, place):
         streams = {"stdout": out, "stderr": err}
         process = start(surrounding, script, place, place / "facts.json", **streams)
         try:
-            assert process.wait(300) == 0, (place / "err").read_text()
+            assert process.wait(900) == 0, (place / "err").read_text()
         finally:
             process.kill()
     printed = [(place / name).read_bytes() for name in ("out", "err")]
