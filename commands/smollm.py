@@ -401,7 +401,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--out", type=Path, default=Path("out/smollm"), help="default: %(default)s")
     add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
-    add("--full", action="store_true", help="more of all, for hours; the same command goes on")
+    add("--full", action="store_true", help="more of all, 3 to 4 hours; the same command goes on")
     add("--quick", action="store_true", help="few prompts, to see that it runs; no summary")
     flags = parser.parse_args(argv)
     device = pick_device(flags.device, float64=True)

@@ -8,6 +8,7 @@ import json
 import math
 import re
 import statistics
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -1113,38 +1114,77 @@ def test_what_heads_of_the_real_model_undo():
     assert f"{share(rows[4]['plain_kept'], 2)} is {fewer} prompts fewer, without a control" in text
 
 
+def of_the_full_study(shots, how, ours, name="undone"):
+    """What the three draws of `--full` give: of FI heads or of random ones."""
+    rows = results("smollm_full")["evaluation"]["ablation"]
+    found = [x for x in rows if (x["shots"], x["how"], bool(x["heads"])) == (shots, how, ours)]
+    assert [row["draw"] for row in found] == [0, 1, 2] and found[0]["n_prompts"] == 200
+    return [row[name] for row in found]
+
+
+def over_draws(values):
+    mean, *ends = (share(x, 2) for x in (sum(values) / len(values), min(values), max(values)))
+    return f"{mean} ({ends[0]} to {ends[1]})".replace("-.00", ".00")
+
+
+KINDS = {"base": "base-run values, ", "mean": "the mean", "unrelated": "an unrelated "}
+
+
 def test_what_heads_of_the_real_model_undo_of_more_prompts():
-    rows = []
-    for how in smollm.SOURCES:
-        for path in (ROOT / "results/smollm_full").glob(f"23.3_18.6_20.5_*_{how}.jsonl"):
-            read = map(json.loads, path.read_text().splitlines())
-            rows += [row for row in read if row["shots"] == 8]
-    shown = table_rows("docs/results.md", REAL, "put into heads, 200")[1:]
-    assert [row["how"] for row in rows] == [how for how in smollm.SOURCES for _ in range(2)]
-    assert [bool(row["heads"]) for row in rows] == 3 * [True, False]
-    for (label, *cells), row in zip(shown, rows, strict=True):
-        kept = "not measured" if row["plain_kept"] is None else share(row["plain_kept"], 3)
-        assert cells == [undone(row), share(row["contrast_acc"], 3), kept]
-        assert (row["n_prompts"], row["shots"], row["contrast_acc_before"]) == (200, 8, 0.115)
-        assert not row["heads"] or row["heads"] == ["23.3", "18.6", "20.5"]
-        assert label.endswith("FI heads") == bool(row["heads"])
-    told = "Three heads found on 200 prompts undo {}, {} and {} (end of this section)."
+    shown = table_rows("docs/results.md", REAL, "put into heads | undone of the shift in F, 8")[1:]
+    for (label, *cells), (how, ours) in zip(shown, product(KINDS, (True, False)), strict=True):
+        assert cells == [over_draws(of_the_full_study(shots, how, ours)) for shots in (8, 16)]
+        assert label.startswith(KINDS[how] if ours else "the same, ")
+    told = "Three heads found on 200 prompts undo {}, {} and {} in three draws of 200 others, and "
+    told += "random heads {}, {} and {} (end of this section)"
+    means = [row[1].split()[0] for row in (*shown[::2], *shown[1::2])]
     text = plain(" ".join(section("docs/results.md", REAL).split()))
-    assert told.format(*(share(row["undone"], 2) for row in rows[::2])) in text
-    n_rows = sum(len(p.read_text().splitlines()) for p in (ROOT / "results").rglob("*.jsonl"))
-    assert f"`results/smollm_full/` has this: {n_rows} of 36 rows".replace("`", "") in text
+    assert told.format(*means) in text
+    settings = list(product((8, 16), KINDS))
+    ours, random = (
+        [ends for at in settings for ends in of_the_full_study(*at, group, "undone_ci")]
+        for group in (True, False)
+    )
+    assert len(ours) == len(random) == 18 and 0.22 < min(low for low, _ in ours) < 0.23
+    assert "each of their 18 intervals lies above .22." in text
+    low, high = min(low for low, _ in random), max(high for _, high in random)
+    assert f"Of random groups 95 % lie from {share(low, 2)} to {share(high, 2)}, in each" in text
+
+
+def test_what_the_real_model_answers_with_heads_replaced():
+    shown = table_rows("docs/results.md", REAL, "share of answers")[1:]
+    settings = [(how, ours) for how in KINDS for ours in (True, False)]
+    for (_, *cells), (how, ours) in zip(shown[1:], settings, strict=True):
+        off = [over_draws(of_the_full_study(n, how, ours, "contrast_acc")) for n in (8, 16)]
+        kept = [of_the_full_study(n, how, ours, "plain_kept") for n in (8, 16)]
+        if how == "base":
+            assert cells == [*off, "as they are", "as they are"]
+        elif ours:
+            assert cells == [*off, *map(over_draws, kept)]
+        else:
+            assert cells == [*off, "not measured", "not measured"] and kept == 2 * [3 * [None]]
+    names = ("contrast_acc_before", "plain_kept")
+    before = [of_the_full_study(n, "base", True, name) for name in names for n in (8, 16)]
+    assert shown[0] == ["no head replaced", *map(over_draws, before)]
+    _, _, _, mean, _, unrelated, _ = (row[3].split()[0] for row in shown)
+    text = plain(" ".join(section("docs/results.md", REAL).split()))
+    usual = shown[0][3].split()[0]
+    assert f"{usual} falls to {mean} and {unrelated} (8 shots)" in text
+    rows = results("smollm_full")["evaluation"]["ablation"]
+    alone = [row["faithfulness"] for row in rows if "faithfulness" in row and row["shots"] == 8]
+    assert f"three alone have a faithfulness of {over_draws(alone)} at 8 shots" in text
 
 
 def test_the_heads_of_the_real_model_by_more_prompts():
-    found = json.loads((ROOT / "results/smollm_full/heads.json").read_text())
+    found = results("smollm_full")
     told = []
-    for head, r in found["fi_r"].items():
+    for head in found["evaluation"]["circuit"]:
         low, high = (round(100 * end) for end in found["r_ci"][head])
-        told.append(f"{head} {100 * r:.0f}{'' if told else ' %'} ({low} to {high})")
+        r = f"{100 * found['fi_r'][head]:.0f}"
+        told.append(f"{head} {r}{'' if told else ' %'} ({low} to {high})")
     text = plain(" ".join(section("docs/results.md", REAL).split()))
-    assert f"Three heads pass there: {told[0]}, {told[1]} and {told[2]}." in text
-    assert sorted(found["fi_r"]) == sorted(found["groups"]["function_induction"])
-    assert found["n_prompts"] == 200
+    assert f"Three heads pass: {told[0]}, {told[1]} and {told[2]}." in text
+    assert found["n_prompts"] == 200 and found["shots"] == 8
 
 
 def test_what_prompts_of_the_real_model_show():
