@@ -1104,10 +1104,8 @@ def test_what_heads_of_the_real_model_undo():
     assert f"head replaced and {random} with random heads: too few" in text
     firsts = [share(row["undone"], 2) for row in rows]
     lows = [share(row["undone_ci"][0], 2) for row in rows[::2]]
-    told = (
-        "base-run values {}, mean values {}, an unrelated prompt's {} (at least {}, {} and {}, by "
-    )
-    told += "the intervals below). In random heads of the same layers they undo {}, {} and {}."
+    told = "base-run values {}, mean values {}, an unrelated prompt's {} (their 95 % intervals "
+    told += "begin at {}, {} and {}). In random heads of the same layers they undo {}, {} and {}."
     assert told.format(*firsts[::2], *lows, *firsts[1::2]) in text
     fewer = round(60 * (rows[0]["plain_kept"]))
     fewer -= round(60 * rows[4]["plain_kept"])
@@ -1153,10 +1151,12 @@ def test_what_heads_of_the_real_model_undo_of_more_prompts():
         [ends for at in settings for ends in of_the_full_study(*at, group, "undone_ci")]
         for group in (True, False)
     )
-    assert len(ours) == len(random) == 18 and 0.22 < min(low for low, _ in ours) < 0.23
-    assert "each of their 18 intervals lies above .22." in text
-    low, high = min(low for low, _ in random), max(high for _, high in random)
-    assert f"Of random groups 95 % lie from {share(low, 2)} to {share(high, 2)}, in each" in text
+    gaps = [low - high for (low, _), (_, high) in zip(ours, random, strict=True)]
+    assert "In all 18 settings" in text and len(gaps) == 18 and 0.09 <= min(gaps) < 0.1
+    assert "of the 20 random groups, by .09 or more." in text
+    others = [float(cell.split()[0]) for row in (shown[2], shown[4]) for cell in row[1:]]
+    ends = f"{share(min(others), 2)} to {share(max(others), 2)}"
+    assert f"most of the shift in F, the others {ends} of it." in text
 
 
 def test_what_the_real_model_answers_with_heads_replaced():
@@ -1178,6 +1178,28 @@ def test_what_the_real_model_answers_with_heads_replaced():
     text = plain(" ".join(section("docs/results.md", REAL).split()))
     usual = shown[0][3].split()[0]
     assert f"{usual} falls to {mean} and {unrelated} (8 shots)" in text
+    left = {
+        (shots, ours): [
+            sum(of_the_full_study(shots, how, ours, "contrast_acc"))
+            / sum(of_the_full_study(shots, how, ours, "contrast_acc_before"))
+            for how in KINDS
+        ]
+        for shots, ours in product((8, 16), (True, False))
+    }
+    falls = [f"{share(f(left[n, True]), 2)}" for n in (8, 16) for f in (min, max)]
+    told = "Off by one falls to {} to {} of what it was at 8 shots, to {} to {} at 16."
+    assert told.format(*falls) in text
+    least = share(min(left[8, False] + left[16, False]), 2)
+    assert f"With random heads it falls to {least} at least." in text
+    back = [
+        share(statistics.fmean(of_the_full_study(8, how, ours, "base_acc")), 2)
+        for ours in (True, False)
+        for how in KINDS
+    ]
+    told = (
+        "That comes on {}, {} and {} of shifted prompts (8 shots; in the order of the table), and "
+    )
+    assert (told + "with random heads on {}, {} and {}.").format(*back) in text
     rows = rows_of_the_full_study()
     alone = [row["faithfulness"] for row in rows if "faithfulness" in row and row["shots"] == 8]
     assert f"three alone have a faithfulness of {over_draws(alone)} at 8 shots" in text
@@ -1191,7 +1213,18 @@ def test_the_heads_of_the_real_model_by_more_prompts():
         r = f"{100 * found['fi_r'][head]:.0f}"
         told.append(f"{head} {r}{'' if told else ' %'} ({low} to {high})")
     text = plain(" ".join(section("docs/results.md", REAL).split()))
-    assert f"Three heads pass: {told[0]}, {told[1]} and {told[2]}." in text
+    assert f"Three heads pass: {told[0]}, {told[1]} and {told[2]}, by the prompts" in text
+    low, high = (round(100 * end) for end in found["r_ci"]["20.4"])
+    assert f"20.4 falls below the 5 % asked ({low} to {high})" in text
+    side = table("docs/results.md", REAL, "| the paper")
+    off = over_draws(of_the_full_study(8, "base", True, "contrast_acc_before"))
+    assert side["off by one at 8 shots"][1] == off.replace(")", ", three draws)")
+    F = found["F"]["base"] - found["F"]["contrast"]
+    (strongest,) = [cells[1] for name, cells in side.items() if name.startswith("FI heads (the")]
+    assert strongest == f"3, {100 * min(found['fi_r'].values()):.0f} % of {share(F, 1)}"
+    replaced = over_draws(of_the_full_study(8, "base", True, "contrast_acc"))
+    told = replaced.replace(")", f", three draws; of {off.split()[0]})")
+    assert side["FI heads with base-run values: off by one"][1] == told
     assert found["n_prompts"] == 200
 
 
