@@ -8,7 +8,7 @@ The question of the whole project is three prompts side by side (`Pairs`), and w
 
 In training no function is ever shifted by +1, and addition never at all. One number is one token. A
 document is <bos> and then examples of six tokens, so every answer stands at a fixed place. The
-model is scored where an `=` predicts an answer that those before it determine (here all are + 2):
+model is scored where an `=` predicts an answer that those before it determine (all off by +2 here):
 
     token row   <bos>  7  max  2  =  9  ;  4  first  9  =  6  ;
     label row     .    .   .   .  .  .  .  .    .    .  6  .  .
@@ -94,7 +94,7 @@ class Problems(NamedTuple):
     x: Tensor  # token ids of the first three places
     op: Tensor
     y: Tensor
-    value: Tensor  # f(x, y), as in `Documents`: n for a number n, 0..25 for a letter
+    value: Tensor  # f(x, y): n for a number n, 0..25 for a letter; answers in `Documents` likewise
 
 
 def _all_problems() -> Problems:
@@ -141,7 +141,7 @@ class Diet:
     """How documents are drawn. The defaults here are the diet `strict`. ValueError for nonsense."""
 
     name: str
-    # weights of the wrappers, which need not sum to 1; `looks_held_out` makes some documents plain
+    # weights of the wrappers, which need not sum to 1; step 4 then makes some documents plain
     plain: float = 0.12
     shift: float = 0.33
     base: float = 0.05
@@ -189,7 +189,7 @@ class Documents:
     """A batch of documents, with what made it kept beside it."""
 
     tokens: Tensor  # [n_documents, pos] int64
-    determined: Tensor  # [n_documents, n_examples] bool: do those before it fix the answer?
+    determined: Tensor  # [n_documents, n_examples] bool: do earlier examples fix the answer?
     wrapper: Tensor  # [n_documents] int64, index into WRAPPERS
     function: Tensor  # [n_documents, n_examples] int64, index into SYMBOLS
     value: Tensor  # [n_documents, n_examples] int64, f(x, y)
@@ -320,7 +320,7 @@ def determined(wrapper: Tensor, problem: Tensor, answer: Tensor) -> Tensor:
     """Step 5: which answers follow from those before them, [n_documents, n_examples] bool.
 
     shift    1 - 1 = 2 ; 2 - 1 = 3 ; 4 max 3 = 6 ;     . * *  one example tells k
-    base     1 max 1 = 1 ; 1 max 9 = 13 ; 8 - 0 = 12   . . *  where k is told, or not needed
+    base     1 max 1 = 1 ; 1 max 9 = 13 ; 8 - 0 = 12   . . *  if unchanged, or k was told before
     relabel  1 + 1 = 7 ; 4 + 4 = 3 ; 2 + 0 = 7 ;       . . *  2 was 7 before
     """
     value, letters = PROBLEMS.value[problem], LETTERED[PROBLEMS.function[problem]]

@@ -244,10 +244,10 @@ class Trace:
         self.folder = out / "sweeps"
         self.sweeps: dict[str, LongSweeps] = {}
         bases = {"answers": prompts.shown(0), "operands": prompts.operands_changed()}
-        for contrast, base in bases.items():
-            kept = self.folder / f"{contrast}_{amount.n_found}"
-            self.sweeps[contrast] = LongSweeps(model, (base, self.contrast_tokens), answers, kept)
-        self.effects: dict[str, Found] = {contrast: {} for contrast in bases}
+        for changed, base in bases.items():
+            kept = self.folder / f"{changed}_{amount.n_found}"
+            self.sweeps[changed] = LongSweeps(model, (base, self.contrast_tokens), answers, kept)
+        self.effects: dict[str, Found] = {changed: {} for changed in bases}
         self.circuit: Found = {"task": "addition", "k": K, "asked": f"off by {K:+d}"}
         self.circuit |= {"shots": SHOTS, "n_prompts": amount.n_found, "contrast": "answers"}
         self.circuit |= {"device": str(model.device), "criteria": vars(Criteria())}
@@ -336,12 +336,12 @@ class Trace:
 
     def feed(self, receiver: HeadInput) -> None:
         """What reaches an input, under both contrasts."""
-        for contrast, sweeps in self.sweeps.items():
+        for changed, sweeps in self.sweeps.items():
             effects = sweeps.sweep(receiver, self.amount.n_inputs).effects
-            self.effects[contrast][str(receiver)] = as_lists(effects)
+            self.effects[changed][str(receiver)] = as_lists(effects)
             strongest = list(effects.named(strongest_first=True).items())[:6]
             fed = ", ".join(f"{name} {100 * r:+.1f}" for name, r in strongest)
-            self.tell({}, [f"senders → {receiver}, {contrast} changed (r in %): {fed}"])
+            self.tell({}, [f"senders → {receiver}, {changed} changed (r in %): {fed}"])
 
 
 # ---------------------------------------------------------------- what is told

@@ -53,7 +53,7 @@ class Ablator:
     ) -> None:
         self.model, self.cfg = model, model.cfg
         checks.check_sources(model.cfg.d_vocab, tokens, sources, means or {})
-        # By source, for each layer [n_prompts, pos, head, d_head]; the last: pos 1; a mean: a row.
+        # By source, for each layer [n_prompts, pos, head, d_head]; in the last layer pos is 1.
         self.sent = {name: z_of_layers(model, source) for name, source in sources.items()}
         for name, source in (means or {}).items():
             self.sent[name] = [z.mean(0, keepdim=True) for z in z_of_layers(model, source)]

@@ -1,15 +1,16 @@
 """Discovery: from paired prompts to groups of heads, by stated criteria.
 
-The first two (FI is the first) and the last are groups of arXiv 2507.09875, made explicit:
+Three groups of arXiv 2507.09875, made explicit (function_induction, or FI; consolidation;
+previous_token), the two routes that feed FI heads, and what is left:
 
     function_induction   strong on the logits, r < 0, and at the last `=` looks at earlier answers
     consolidation        strong on the logits, and at the last `=` looks at itself or BOS
-    other_direct         strong on the logits, and none of these
+    other_direct         strong on the logits, and neither of the two
     shown_answer         feeds an FI head's q, k or v when the *shown* answers are changed
     expected_answer      feeds an FI head's q, k or v when the *operands* are changed instead
     upstream             any other that counts, even in the last layer: on a consolidation head, an
                          MLP, a head further down, or on the logits under changed operands alone
-    previous_token       one of the last three that looks, at an answer, at the `=` before it
+    previous_token       one of the three above that looks, at an answer, at the `=` before it
 
 A head is "layer.head", listed in the order of the model; it may be in several groups.
 """

@@ -374,7 +374,7 @@ def test_how_weak_and_how_whole_in_ten_seeds():
     control = words([ablated(row, "base", "random_same_layers")["contrast_acc"] for row in rows])
     for sentence in (
         f"(worst seed: {share(min(plain_acc), 2)}). As many other heads leave {control} off by one",
-        f"each of their {len(smaller)} moves it, at the median {median} of the way.",
+        f"each of all {len(smaller)} moves it, at the median {median} of the way.",
     ):
         assert sentence in readme
 
@@ -425,7 +425,7 @@ def test_the_findings_of_the_readme():
     for figures in (
         f"it is plain on {told['base', 'base_acc']} (worst seed",
         f"another plain prompt's values {told['unrelated', 'base_acc']} are plain. 15 of "
-        "the 59 other heads there carry it too.",
+        "their layers' 59 others carry it too.",
         f"makes {told['base_values']} of the effect; random heads for its lower ones, "
         f"{told['base_values', 'lower']}.",
         f"same answers, {told['other_operands']} and {told['other_operands', 'lower']}.",

@@ -441,8 +441,8 @@ def test_a_model_is_traced_that_gives_the_shifted_answer_often_enough(
     shares[prompt][answer] = share
     told = []
 
-    def discover(patchers, answers, criteria, solved):
-        told.append((list(patchers), answers.tolist(), solved))
+    def discover(patchers, shown, criteria, solved):
+        told.append((list(patchers), shown.tolist(), solved))
         raise StopIteration
 
     monkeypatch.setattr(patch, "N_COUNTED", 6)

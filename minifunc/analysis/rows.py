@@ -47,10 +47,10 @@ def direct(patchers: Mapping[str, PathPatcher]) -> dict[str, Any]:
     """F under each contrast, and heads → logits under the first. F_ci, r_ci: 95 % intervals over
     prompts; r_ci of every sender on the logits."""
     F, F_ci = {}, {}
-    for contrast, each in patchers.items():
+    for changed, each in patchers.items():
         ends = {"base": each.F_base, "contrast": each.F_contrast}
-        F[contrast] = rounded({name: ours.mean().item() for name, ours in ends.items()}, 5)
-        F_ci[contrast] = dict(zip(ends, bootstrap(torch.stack(list(ends.values())))))
+        F[changed] = rounded({name: ours.mean().item() for name, ours in ends.items()}, 5)
+        F_ci[changed] = dict(zip(ends, bootstrap(torch.stack(list(ends.values())))))
     patcher = patchers["answers"]
     exact = patcher.sweep(Logits())
     r_ci = bootstrap(exact.per_prompt, patcher.F_contrast - patcher.F_base)
@@ -67,8 +67,8 @@ def direct(patchers: Mapping[str, PathPatcher]) -> dict[str, Any]:
 def discovered(found: Discovery, circuit: Mapping[str, Any]) -> dict[str, Any]:
     """What `discover` found; circuit: what `direct` gave."""
     effects: dict[str, dict[str, Any]] = {}
-    for contrast, each in found.effects.items():
-        effects[contrast] = {receiver: as_lists(effect) for receiver, effect in each.items()}
+    for changed, each in found.effects.items():
+        effects[changed] = {receiver: as_lists(effect) for receiver, effect in each.items()}
     return {
         "effects": effects["answers"],
         "operands_changed": circuit["operands_changed"] | {"effects": effects["operands"]},

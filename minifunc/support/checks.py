@@ -296,7 +296,7 @@ def receivers_in(effects: Mapping[str, Any], fi: Sequence[str]) -> list[str]:
 
 
 def same_prompts(patchers: Mapping[str, Any], known: Sequence[str]) -> Mapping[str, Any]:
-    """The patchers, by contrast. Raises ValueError for a contrast that is not known, or unless all
+    """The patchers, by what is changed. Raises ValueError for a name that is not known, unless all
     are of one model, the same contrast prompts, and the same semantics."""
     first = patchers.get("answers")
     if first is None or not patchers.keys() <= set(known):
