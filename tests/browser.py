@@ -54,7 +54,7 @@ class Browser:
         self.session = None
 
     def attach(self):
-        """Opens its page. Raises TimeoutError or EOFError where it does not come up."""
+        """Opens its page. Raises OSError or EOFError where it is too slow, or gone."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self.session = attached["sessionId"]

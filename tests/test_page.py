@@ -366,7 +366,7 @@ def started(tmp_path_factory):
         try:
             browser.attach()
             break
-        except (TimeoutError, EOFError):
+        except (OSError, EOFError):  # too slow, or gone
             browser.close()
     else:
         pytest.skip("chromium did not come up in time, three times")
