@@ -17,16 +17,16 @@ from typing import Any
 
 import torch
 
-from minifunc.analysis.long_sweeps import LongSweeps, Swept
+from minifunc.analysis.long_sweeps import LongSweeps
 from minifunc.analysis.rows import as_lists
-from minifunc.patching import HeadInput, Logits, Receiver
+from minifunc.patching import HeadInput, Logits
 from minifunc.support.checks import checked_node
 from minifunc.support.errors import UserError, command
 from minifunc.support.files import check_writable, load_json, make_folder, save_json
 from minifunc.support.flags import Parser, pick_device
 from minifunc.support.pairs import Pair
 from minifunc.support.pretrained import load_pretrained
-from minifunc.support.tables import fitted, rounded, table
+from minifunc.support.tables import fitted, rounded
 from minifunc.support.tokenizer import Tokenizer
 
 FIELDS = ("base", "contrast", "base_answer", "contrast_answer")
@@ -73,16 +73,6 @@ def receiver_of(name: str, n_layers: int, n_heads: int) -> HeadInput:
     return HeadInput(int(layer), int(head), which)
 
 
-def told(receiver: Receiver, swept: Swept) -> str:
-    """The strongest senders, with the intervals of their r."""
-    intervals, rows = swept.intervals(), []
-    for name, r in list(swept.effects.named(strongest_first=True).items())[:N_LISTED]:
-        rows.append([name, 100 * r, *(100 * end for end in intervals[name])])
-    F = f"F: base {swept.F_base.mean():.2f}, contrast {swept.F_contrast.mean():.2f}"
-    lines = [f"what reaches {receiver}, r in % and its 95 % interval over prompts ({F})"]
-    return fitted([*lines, *table(["sender", "r", "from", "to"], rows, digits=1), ""])
-
-
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("python -m commands.own_model", __doc__)
@@ -109,11 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             swept = sweeps.sweep(receiver)
         except ValueError as error:  # answers that are alike, too little memory
             raise UserError(str(error)) from None
-        print(told(receiver, swept))
+        print(fitted([*swept.told(str(receiver), N_LISTED), ""]))
         effects[str(receiver)] = as_lists(swept.effects) | {"r_ci": swept.intervals()}
-    F = {"base": swept.F_base.mean().item(), "contrast": swept.F_contrast.mean().item()}
-    found = {"model": str(flags.model), "n_pairs": len(pairs), "F": rounded(F), "effects": effects}
-    save_json(flags.out / "effects.json", found)
+    found = {"model": str(flags.model), "n_pairs": len(pairs), "F": rounded(swept.F)}
+    save_json(flags.out / "effects.json", found | {"effects": effects})
     print(f"everything is in {flags.out / 'effects.json'}")
     return 0
 

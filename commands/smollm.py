@@ -66,9 +66,10 @@ class Amount:
     draws: int = 1
     shots: tuple[int, ...] = (SHOTS,)
     inputs: str = "v"  # one letter: of the strongest FI head; several: of every FI head
+    n_first: int = 16  # prompts for the first of these inputs
 
 
-FULL = Amount(200, 16, 200, 3, (8, 16), "vqk")
+FULL = Amount(200, 16, 200, 3, (8, 16), "vqk", 100)
 
 
 # ---------------------------------------------------------------- what it is asked
@@ -162,8 +163,7 @@ class Judged:
         source = {how: self.base.roll(1, 0) if how == "unrelated" else self.base}
         by_row, of_all = ({}, source) if how == "mean" else (source, {})
         self.ablator = Ablator(model, contrast, by_row, means=of_all)
-        answers = (prompts.answers(d) for d in ANSWERS.values())
-        self.scores = CircuitScores(self.ablator, how, *answers)
+        self.scores = CircuitScores(self.ablator, how, *map(prompts.answers, ANSWERS.values()))
         self.about: Found = {"n_draws": 1, "shots": prompts.shots, "n_prompts": len(contrast)}
         self.about["contrast_acc_before"] = self.scores.full.contrast_acc
         self.F_contrast = self.scores.full.F_of_each  # [n_prompts]
@@ -238,15 +238,14 @@ class Trace:
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, amount: Amount, out: Path) -> None:
         self.model, self.tokenizer, self.amount = model, tokenizer, amount
-        prompts = draw(tokenizer, amount.n_found, SHOTS, seed=0)
-        answers = prompts.answers(0), prompts.answers(K)
-        self.contrast_tokens, self.places = prompts.shown(K), prompts.places
+        self.prompts = prompts = draw(tokenizer, amount.n_found, SHOTS, seed=0)
+        contrast, answers = prompts.shown(K), (prompts.answers(0), prompts.answers(K))
         self.folder = out / "sweeps"
         self.sweeps: dict[str, LongSweeps] = {}
         bases = {"answers": prompts.shown(0), "operands": prompts.operands_changed()}
         for changed, base in bases.items():
             kept = self.folder / f"{changed}_{amount.n_found}"
-            self.sweeps[changed] = LongSweeps(model, (base, self.contrast_tokens), answers, kept)
+            self.sweeps[changed] = LongSweeps(model, (base, contrast), answers, kept)
         self.effects: dict[str, Found] = {changed: {} for changed in bases}
         self.circuit: Found = {"task": "addition", "k": K, "asked": f"off by {K:+d}"}
         self.circuit |= {"shots": SHOTS, "n_prompts": amount.n_found, "contrast": "answers"}
@@ -277,27 +276,27 @@ class Trace:
         mixed = averaging(self.model, fresh, weights)
         self.tell({"averaging": mixed}, averaging_table(mixed["mixtures"]))
         fed = fi if len(self.amount.inputs) > 1 else fi[:1]
+        n_prompts = self.amount.n_first
         for which, head in product(self.amount.inputs, fed):
-            self.feed(HeadInput(*parse(head), which))
+            self.feed(HeadInput(*parse(head), which), n_prompts)
+            n_prompts = self.amount.n_inputs
         return self.circuit
 
     def find_heads(self) -> dict[str, float]:
         """The FI heads, strongest first, each with -r on the logits."""
-        F, swept = {}, {name: sweeps.sweep(Logits()) for name, sweeps in self.sweeps.items()}
+        swept = {name: sweeps.sweep(Logits()) for name, sweeps in self.sweeps.items()}
         for name, each in swept.items():
-            F[name] = {"base": each.F_base.mean().item(), "contrast": each.F_contrast.mean().item()}
             self.effects[name]["logits"] = as_lists(each.effects)
-        self.circuit["operands_changed"]["F"] = rounded(F["operands"], 5)
+        self.circuit["operands_changed"]["F"] = rounded(swept["operands"].F, 5)
         effects, intervals = swept["answers"].effects, swept["answers"].intervals()
-        attention = attention_shares(self.model, self.contrast_tokens, self.places)
+        attention = attention_shares(self.model, self.prompts.shown(K), self.prompts.places)
         groups = direct_groups(effects.heads, attention, Criteria())
         r = effects.named(strongest_first=True)
         fi = {head: -r[head] for head in r if head in groups["function_induction"]}
-        listed = [head for head in r if "." in head][:N_LISTED]
-        found = {"F": F["answers"], "groups": groups, "attention": attention}
-        found["r_ci"] = {head: intervals[head] for head in dict.fromkeys([*fi, *listed])}
+        found = {"F": swept["answers"].F, "groups": groups, "attention": attention}
+        found["r_ci"] = intervals
         lines = []
-        for head in listed:
+        for head in [head for head in r if "." in head][:N_LISTED]:
             looks = f"{attention[head]['last_to_answers']:.2f}"
             in_percent = [100 * each for each in (r[head], *intervals[head])]
             lines.append([head, *in_percent, looks, "FI" if head in fi else ""])
@@ -334,14 +333,13 @@ class Trace:
                 files.save_lines(path, known)
                 yield known[-1]
 
-    def feed(self, receiver: HeadInput) -> None:
+    def feed(self, receiver: HeadInput, n_prompts: int) -> None:
         """What reaches an input, under both contrasts."""
         for changed, sweeps in self.sweeps.items():
-            effects = sweeps.sweep(receiver, self.amount.n_inputs).effects
-            self.effects[changed][str(receiver)] = as_lists(effects)
-            strongest = list(effects.named(strongest_first=True).items())[:6]
-            fed = ", ".join(f"{name} {100 * r:+.1f}" for name, r in strongest)
-            self.tell({}, [f"senders → {receiver}, {changed} changed (r in %): {fed}"])
+            swept = sweeps.sweep(receiver, n_prompts)
+            about = {"n_prompts": len(swept.F_base), "F": swept.F, "r_ci": swept.intervals()}
+            self.effects[changed][str(receiver)] = as_lists(swept.effects) | rounded(about, 5)
+            self.tell({}, swept.told(f"{receiver}, {changed} changed", N_LISTED))
 
 
 # ---------------------------------------------------------------- what is told
@@ -401,7 +399,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--out", type=Path, default=Path("out/smollm"), help="default: %(default)s")
     add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
-    add("--full", action="store_true", help="more of all, 3 to 4 hours; the same command goes on")
+    add("--full", action="store_true", help="more of all, about 4 hours; the same command goes on")
     add("--quick", action="store_true", help="few prompts, to see that it runs; no summary")
     flags = parser.parse_args(argv)
     device = pick_device(flags.device, float64=True)

@@ -110,10 +110,9 @@ def averaging_table(rows: Rows) -> list[str]:
     found = [row for row in rows if row["offsets"]]
     if not found:
         return ["no run has a circuit"]
-    mixtures = by(found, lambda row: str(row["offsets"]).strip("[]"))
     names = list(found[0]["r2"])
     lines = []
-    for offsets, some in mixtures.items():
+    for offsets, some in by(found, lambda row: str(row["offsets"]).strip("[]")).items():
         r2 = [in_words([row["r2"][name] for row in some]) for name in names]
         unseen = in_words([row["unseen_offset_share"] for row in some])
         lines.append([offsets, len(some), *r2, unseen])

@@ -39,9 +39,8 @@ def make(kind: str, seed: int, steps: int) -> Run:
 
 
 def rows(run: Run, measured: Row) -> Rows:
-    name = {"name": run.name.removeprefix("model_")}
-    n_parameters = sum(weight.numel() for weight in Transformer(run.model).parameters())
-    config = name | shape_of(run.model) | {"n_parameters": n_parameters}
+    config = {"name": run.name.removeprefix("model_")} | shape_of(run.model)
+    config["n_parameters"] = sum(each.numel() for each in Transformer(run.model).parameters())
     return [result_row(run, measured, {"config": config})]
 
 

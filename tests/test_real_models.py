@@ -351,7 +351,7 @@ def test_the_study_of_a_real_model_holds_what_it_must(full, loaded, tmp_path, mo
     criteria = smollm.Criteria(strong=0.001, looks_at_answers=0.001)
     monkeypatch.setattr(smollm, "Criteria", lambda: criteria)
     monkeypatch.setattr(smollm, "RESULTS", tmp_path)
-    amount = smollm.Amount(6, 2, 4, draws=2)
+    amount = smollm.Amount(6, 2, 4, draws=2, inputs="vk" if full else "v", n_first=3)
     monkeypatch.setattr(smollm, "Amount", lambda: None if full else amount)
     monkeypatch.setattr(smollm, "FULL", amount if full else None)
     draw, drawn = smollm.draw, []
@@ -367,7 +367,14 @@ def test_the_study_of_a_real_model_holds_what_it_must(full, loaded, tmp_path, mo
     fi = circuit["groups"]["function_induction"]
     strongest, *_ = circuit["evaluation"]["circuit"]
     assert fi and f"{strongest}.v" in circuit["effects"]
-    assert f"{strongest}.v" in circuit["operands_changed"]["effects"]
+    for effects in (circuit["effects"], circuit["operands_changed"]["effects"]):
+        logits, first, *others = effects
+        assert (logits, first) == ("logits", f"{strongest}.v")
+        assert {name[-1] for name in others} == (set("vk") if full else set())
+        swept = [effects[name] for name in (first, *others)]
+        assert [each["n_prompts"] for each in swept] == [3, *[2] * len(others)]
+        assert all(each["r_ci"].keys() == circuit["r_ci"].keys() for each in swept)
+        assert all(each["F"].keys() == {"base", "contrast"} for each in swept)
     assert len(set(drawn)) == len(drawn) - 2 * 2  # what prompts found is judged by others
     assert all(drawn.count((8, seed)) == 3 for seed in (10, 11))  # once for each kind of values
     hows = [row["how"] for row in circuit["evaluation"]["ablation"] if row["heads"]]

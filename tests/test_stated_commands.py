@@ -10,6 +10,7 @@ import torch
 
 import tasks
 from commands import ask, check, own_model, reference, smollm
+from minifunc.analysis.long_sweeps import Swept
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support.checks import MOST_SEED
 from minifunc.support.effects import Effects
@@ -509,6 +510,13 @@ def test_a_receiver_is_one_that_the_model_has(name, ok):
             own_model.receiver_of(name, 3, 4)
 
 
+def swept_of(effects, F_base, F_contrast, intervals):
+    """`Swept`, its intervals given."""
+    swept = Swept(list(effects.named()), effects, F_base, F_contrast)
+    object.__setattr__(swept, "intervals", lambda: intervals)
+    return swept
+
+
 def test_the_fifteen_strongest_senders_are_told_in_percent_with_their_intervals():
     heads = torch.linspace(-0.9, 0.9, 20).view(4, 5)
     effects = Effects(
@@ -516,13 +524,13 @@ def test_the_fifteen_strongest_senders_are_told_in_percent_with_their_intervals(
     )
     intervals = {name: [r - 0.1, r + 0.2] for name, r in effects.named().items()}
     F = torch.tensor([1.0, 3.0])
-    swept = SimpleNamespace(effects=effects, intervals=lambda: intervals, F_base=F, F_contrast=-F)
-    said = own_model.told("logits", swept)
-    rows = [line.split() for line in said.splitlines() if re.match(r" *(mlp|emb|\d\.)", line)]
-    assert len(rows) == 15 and rows[0] == ["mlp0", "95.0", "85.0", "115.0"]
+    says, *lines = swept_of(effects, F, -F, intervals).told("logits", own_model.N_LISTED)
+    rows = [line.split() for line in lines if re.match(r" *(mlp|emb|\d\.)", line)]
+    assert len(rows) == own_model.N_LISTED == 15 and rows[0] == ["mlp0", "95.0", "85.0", "115.0"]
     sizes = [abs(float(row[1])) for row in rows]
     assert sizes == sorted(sizes, reverse=True) and min(sizes) > 20
-    assert "F: base 2.00, contrast -2.00" in " ".join(said.split()) and "reaches logits" in said
+    assert "F: base 2.00, contrast -2.00" in says and "reaches logits" in says
+    assert "over 2 prompts" in says
 
 
 def test_the_flags_of_own_model(monkeypatch, tmp_path, capsys):
@@ -557,8 +565,7 @@ def test_F_and_r_of_own_prompts_are_kept(monkeypatch, tmp_path):
     heads = torch.arange(8.0).view(2, 4) / 10
     effects = Effects(embedding=torch.tensor(0.5), heads=heads, mlps=torch.zeros(2))
     F = torch.tensor([1.0, 2.0])
-    swept = SimpleNamespace(effects=effects, F_base=F, F_contrast=-2 * F)
-    swept.intervals = lambda: dict.fromkeys(effects.named(), [0.0, 1.0])
+    swept = swept_of(effects, F, -2 * F, dict.fromkeys(effects.named(), [0.0, 1.0]))
     asked = []
 
     def sweeps(model, tokens, answers, folder, memory):
@@ -585,6 +592,7 @@ def test_the_amounts_of_the_study_of_a_real_model():
     assert smollm.SHOWN == {"plain": (0,), "+1": (1,), "-1": (-1,), "-1 and +1, mixed": (-1, 1)}
     assert (smollm.N_RANDOM, smollm.N_LISTED) == (20, 10)
     assert smollm.Amount().shots == (8,) and smollm.Amount().inputs == "v"
+    assert (smollm.Amount().n_first, smollm.FULL.n_first) == (16, 100)
     full = smollm.FULL
     assert (full.n_found, full.n_inputs, full.n_fresh, full.draws) == (200, 16, 200, 3)
     assert full.shots == (8, 16) and set(full.inputs) == set("vqk")
@@ -595,12 +603,11 @@ def test_the_fi_heads_of_a_real_model_are_listed_strongest_first(monkeypatch):
     heads = torch.tensor([[-0.1, 0.2], [-0.5, -0.3]])
     effects = Effects(embedding=torch.tensor(0.0), heads=heads, mlps=torch.zeros(2))
     intervals = {name: [r, r] for name, r in effects.named().items()}
-    ends = {"F_base": torch.tensor([1.0, 3.0]), "F_contrast": torch.tensor([-4.0, -2.0])}
-    swept = SimpleNamespace(effects=effects, intervals=lambda: intervals, **ends)
+    swept = swept_of(effects, torch.tensor([1.0, 3.0]), torch.tensor([-4.0, -2.0]), intervals)
     study = object.__new__(smollm.Trace)
     study.sweeps = dict.fromkeys(("answers", "operands"), SimpleNamespace(sweep=lambda _: swept))
     study.effects, study.circuit = {"answers": {}, "operands": {}}, {"operands_changed": {}}
-    study.model = study.contrast_tokens = study.places = None
+    study.model, study.prompts = None, SimpleNamespace(shown=lambda d: None, places=None)
     groups = {"function_induction": ["0.0", "0.1", "1.0", "1.1"]}
     looks = {head: {"last_to_answers": 0.5} for head in groups["function_induction"]}
     monkeypatch.setattr(smollm, "attention_shares", lambda *_: looks)
@@ -612,7 +619,7 @@ def test_the_fi_heads_of_a_real_model_are_listed_strongest_first(monkeypatch):
     wanted = {"1.0": 0.5, "1.1": 0.3, "0.1": -0.2, "0.0": 0.1}  # -r, by |r|
     assert list(fi) == list(wanted) and fi == pytest.approx(wanted)
     [(found, lines)] = told
-    assert found["F"] == {"base": 2.0, "contrast": -3.0} and set(found["r_ci"]) == set(wanted)
+    assert found["F"] == {"base": 2.0, "contrast": -3.0} and found["r_ci"] == intervals
     rows = [line.split() for line in lines if line.strip().startswith(("0.", "1."))]
     assert [(row[0], float(row[1])) for row in rows] == [
         ("1.0", -50.0),

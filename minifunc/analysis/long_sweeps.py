@@ -24,6 +24,7 @@ from minifunc.support.evaluation import bootstrap
 from minifunc.support.files import load_tensors, make_folder, save_tensors
 from minifunc.support.names import Found
 from minifunc.support.runs import weights_hash
+from minifunc.support.tables import table
 
 TOGETHER = 10  # prompts whose effects are written down together
 
@@ -37,10 +38,24 @@ class Swept:
     F_base: Tensor
     F_contrast: Tensor
 
+    @property
+    def F(self) -> dict[str, float]:
+        """The means over prompts."""
+        return {"base": self.F_base.mean().item(), "contrast": self.F_contrast.mean().item()}
+
     def intervals(self) -> dict[str, list[float]]:
         """95 % intervals of r over prompts, by sender."""
         change = self.effects.per_prompt
         return dict(zip(self.senders, bootstrap(change, self.F_contrast - self.F_base)))
+
+    def told(self, to: str, n_listed: int) -> list[str]:
+        """The strongest senders, with the intervals of their r. to: names the receiver."""
+        intervals, rows = self.intervals(), []
+        for name, r in list(self.effects.named(strongest_first=True).items())[:n_listed]:
+            rows.append([name, 100 * r, *(100 * end for end in intervals[name])])
+        says = f"what reaches {to}, r in % and its 95 % interval over {len(self.F_base)} prompts"
+        F = "F: base {base:.2f}, contrast {contrast:.2f}".format(**self.F)
+        return [f"{says} ({F})", *table(["sender", "r", "from", "to"], rows, digits=1)]
 
 
 def digest(model: Transformer, tokens: Iterable[Tensor]) -> str:
