@@ -248,8 +248,7 @@ Keep a prompt to one kind of question, or train without documents that put sever
 under one rule (up to {mixed} of this run's do: it was taught to spread rules).""")
 def spreads(study: Study) -> Finding:
     spread, examples = [], []
-    others = [task for task in tasks.ON_NUMBERS if task != "addition"]
-    for task in others:
+    for task in [task for task in tasks.ON_NUMBERS if task != "addition"]:
         pairs = study.draw(task, study.k, N_EACH)
         tokens = torch.cat([study.pairs.contrast[:N_EACH, :-4], pairs.base[:, -4:]], dim=1)
         given = study.ask(tokens)

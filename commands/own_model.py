@@ -36,6 +36,8 @@ N_LISTED = 15
 
 def read_pairs(path: Path) -> list[dict[str, str]]:
     """Raises UserError where the file holds no list of pairs."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: it is to hold the pairs")
     pairs: Any = load_json(path)
     if not isinstance(pairs, list) or not pairs:
         pairs = [None]  # which is refused
@@ -49,7 +51,7 @@ def encoded(pairs: Sequence[dict[str, str]], tokenizer: Tokenizer) -> tuple[Pair
     """Tokens [n_pairs, pos] of base and contrast prompts, and their answers [n_pairs]. Raises
     UserError, with the pair, where lengths differ or an answer is not one token."""
     rows: dict[str, list[Any]] = {name: [] for name in FIELDS}
-    for pair in pairs:
+    for number, pair in enumerate(pairs):
         for name in FIELDS[:2]:
             rows[name].append(tokenizer.encode(pair[name]))
         for name in FIELDS[2:]:
@@ -57,7 +59,7 @@ def encoded(pairs: Sequence[dict[str, str]], tokenizer: Tokenizer) -> tuple[Pair
         lengths = [len(rows[name][at]) for name in FIELDS[:2] for at in (0, -1)]
         if len(set(lengths)) > 1:
             counted = f"{lengths[1]} and {lengths[3]} tokens, the first pair {lengths[0]}"
-            raise UserError(f"{pair['base']!r:.60} and {pair['contrast']!r:.60} have {counted}")
+            raise UserError(f"pair {number}, {pair['base']!r:.60} and its contrast, have {counted}")
     base, contrast, *answers = (torch.tensor(rows[name]) for name in FIELDS)
     return (base, contrast), (answers[0], answers[1])
 

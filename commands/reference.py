@@ -37,10 +37,8 @@ PROMPT = tasks.encode("1+1=3, 2+2=5, 3+3=")  # what the README begins with
 @torch.no_grad()
 def look(model: Transformer) -> dict[str, Any]:
     """The model as it is at one step; nothing is drawn from the generators of training.
-
     plain, off_by_one: accuracy. r, to_answers: [n_layers][n_heads], as `make patch` has them. On
-    PROMPT: answers, the likeliest five, and attention [n_layers][n_heads][pos] from the last =.
-    """
+    PROMPT: answers, the likeliest five, and attention [n_layers][n_heads][pos] from the last =."""
     study = patch.Study()
     pairs = study.pairs(study.prompts, Generator().manual_seed(study.seed))
     right = patch.solving(model, pairs)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -35,7 +36,7 @@ from minifunc.support.evaluation import accuracy, bootstrap, last_logits, wilson
 from minifunc.support.flags import Parser, pick_device
 from minifunc.support.names import Found, Heads, parse
 from minifunc.support.pretrained import load_pretrained
-from minifunc.support.runs import RESULTS, weights_hash
+from minifunc.support.runs import REFERENCE, RESULTS, weights_hash
 from minifunc.support.settings import versions
 from minifunc.support.tables import fitted, rounded, table
 from minifunc.support.tokenizer import Tokenizer
@@ -47,12 +48,14 @@ ANSWERS = {"base": 0, "contrast": K}  # an answer, or the prompts that show it: 
 SOURCES = ("base", "mean", "unrelated")
 N_RANDOM, N_LISTED = 20, 10  # random groups beside the FI heads; heads in the printed list
 SHOWN = {"plain": (0,), "+1": (1,), "-1": (-1,), "-1 and +1, mixed": (-1, 1)}
-MISSING = {
-    "other groups": "only heads that write the answer are looked for",
+MISSING = {  # these are null
+    "routes": "only heads that write the answer are looked for",
     "completeness, minimality": "thousands of runs of a model of 270 heads",
     "function_vectors, reuse": "the model was not trained on the tasks that they need",
     "rules, steered": "only single amounts and a mixture of two are asked of this model",
+    "plain_kept, ci": "of random heads, how much of the shift they undo is the question",
 }
+PAPER = ["Gemma-2-9B (put in: 16 shots)", 0.63, "6 of 672", -27.0, 0.0, None]  # arXiv 2507.09875
 
 
 @dataclass(frozen=True)
@@ -219,14 +222,14 @@ def averaging(model: Transformer, prompts: Prompts, weights: dict[str, float]) -
         which = torch.randint(len(offsets), plain.expected.shape, generator=generator)
         examples = with_differences(plain, prompts.zero, torch.tensor(offsets)[which])
         chances = last_logits(model, examples.tokens).log_softmax(-1).cpu()
-        row: Found = {"shown": shown, "offsets": list(offsets), "log_probability": {}}
-        for d in (-1, 0, 1):
-            chance = chances.gather(1, prompts.answers(d)[:, None])
-            row["log_probability"][f"{d:+d}"] = chance.mean().item()
+        told = {d: chances.gather(1, prompts.answers(d)[:, None]) for d in (-1, 0, 1)}
+        means = {f"{d:+d}": chance.mean().item() for d, chance in told.items()}
+        row: Found = {"shown": shown, "offsets": list(offsets), "log_probability": means}
+        row["F_ci"] = bootstrap((told[0] - told[K]).T)[0]
         row |= account(asker, examples, query)
         unseen = [share for k, share in row["answered"].items() if int(k) not in offsets]
         rows.append(row | {"unseen_offset_share": sum(unseen)})
-    return {"mixtures": rows}
+    return {"mixtures": rows, "rules": None, "steered": None}
 
 
 # ---------------------------------------------------------------- the study
@@ -251,6 +254,7 @@ class Trace:
         self.circuit |= {"shots": SHOTS, "n_prompts": amount.n_found, "contrast": "answers"}
         self.circuit |= {"device": str(model.device), "criteria": vars(Criteria())}
         self.circuit |= {"missing": MISSING, "evaluation": None, "averaging": None}
+        self.circuit |= {"routes": None, "function_vectors": None, "reuse": None}
         self.circuit |= {"effects": self.effects["answers"]}
         self.circuit |= {"operands_changed": {"effects": self.effects["operands"]}}
 
@@ -268,7 +272,8 @@ class Trace:
         weights = self.find_heads()
         fi = list(weights)
         if not fi:
-            self.tell({}, ["no head meets the criteria of an FI head"])
+            why = "no head meets the criteria of an FI head"
+            self.tell({"missing": MISSING | {"evaluation, averaging": why}}, [why])
             return self.circuit
         evaluation = self.judge(fi)
         self.tell({"evaluation": evaluation}, ablation_table(evaluation["ablation"]))
@@ -294,7 +299,7 @@ class Trace:
         r = effects.named(strongest_first=True)
         fi = {head: -r[head] for head in r if head in groups["function_induction"]}
         found = {"F": swept["answers"].F, "groups": groups, "attention": attention}
-        found["r_ci"] = intervals
+        found |= {"r_ci": intervals, "fi_r": {head: r[head] for head in fi}}
         lines = []
         for head in [head for head in r if "." in head][:N_LISTED]:
             looks = f"{attention[head]['last_to_answers']:.2f}"
@@ -316,7 +321,8 @@ class Trace:
                     rows.append({"draw": number} | row)
                     bar.update()
         ours = [x["faithfulness"] for x in rows if "faithfulness" in x and x["shots"] == SHOTS]
-        return {"circuit": list(fi), "faithfulness": fmean(ours), "ablation": rows}
+        found = {"circuit": list(fi), "faithfulness": fmean(ours), "ablation": rows}
+        return found | {"completeness": None, "minimality": None}
 
     def rows(self, fi: Heads, prompts: Prompts, how: str) -> Iterator[Found]:
         """One row for the FI heads, one for random ones. A row is kept in a file of these weights,
@@ -361,23 +367,44 @@ def ablation_table(rows: Sequence[Found]) -> list[str]:
 
 
 def averaging_table(rows: Sequence[Found]) -> list[str]:
-    lines = [[row["shown"], *row["log_probability"].values()] for row in rows]
+    lines = []
+    for row in rows:
+        down, plain, up = row["log_probability"].values()
+        lines.append([row["shown"], down, plain, up, plain - up, *row["F_ci"]])
     mixed = rows[-1]
     return [
-        "examples of several rules: mean log-probability of the answers off by -1, 0, +1",
-        *table(["shown", "-1", "0", "+1"], lines, digits=2),
+        "examples of several rules: mean log-probability of the answers off by -1, 0, +1; F",
+        *table(["shown", "-1", "0", "+1", "F", "95 % from", "to"], lines, digits=2),
         f"mixed: {mixed['unseen_offset_share']:.0%} of answers are off by what none shows; R² of "
         f"the forecast by these heads' attention {mixed['r2']['attention']:.2f}, by the "
         f"unweighted mean {mixed['r2']['uniform']:.2f}",
     ]
 
 
-def summary(circuit: Found) -> Found:
-    """What is kept in results/: all, but of attention that of the FI heads."""
-    fi = circuit["groups"]["function_induction"]
-    looks = {head: circuit["attention"][head] for head in fi}
-    effects = as_effects(circuit["effects"]["logits"]).named()
-    return circuit | {"attention": looks, "fi_r": {head: effects[head] for head in fi}}
+def beside_others(name: str, circuit: Found) -> list[Any]:
+    """A row of the table of `side_by_side`."""
+    effects, fi = as_effects(circuit["effects"]["logits"]), circuit["groups"]["function_induction"]
+    r, heads = effects.named(), f"{len(fi)} of {effects.heads.numel()}"
+    left: Found = {"function_induction": [], "random_same_layers": []}
+    for row in circuit["evaluation"]["ablation"]:
+        if row["how"] == "base" and row.get("shots", SHOTS) == SHOTS and row["ablated"] in left:
+            left[row["ablated"]].append(row["contrast_acc"])
+    off_by_one = circuit["accuracy"]["contrast_prompt"]["contrast"]
+    return [name, off_by_one, heads, 100 * min(r[head] for head in fi), *map(fmean, left.values())]
+
+
+def side_by_side(circuit: Found) -> list[str]:
+    """The paper's model, this one, the repository's own; and a sentence on this one."""
+    ours = beside_others("ours (reference/)", files.load_json(REFERENCE / "circuit.json"))
+    this = beside_others("SmolLM2-135M", circuit)
+    rows = [row for row in circuit["evaluation"]["ablation"] if row["how"] == "base"]
+    undone, by_chance = (fmean(x["undone"] for x in some) for some in (rows[::2], rows[1::2]))
+    columns = ["8 shots", "off by one", "FI heads", "top r, %", "base values put in", "random"]
+    return [
+        *table(columns, [PAPER, this, ours]),
+        f"The behaviour: off by one is answered on {this[1]:.0%} of prompts. The circuit: FI heads "
+        f"undo {undone:.0%} of the shift in F, random heads of these layers {by_chance:.0%}.",
+    ]
 
 
 def packaged() -> Path:
@@ -411,14 +438,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     files.make_folder(flags.out)
     files.check_writable(path)
     model, tokenizer = load_pretrained(packaged(), device=device)
-    print(f"{FILE} (Apache-2.0) on {device}")
+    print(f"{FILE} (Apache-2.0) on {device}", *["this takes about 4 hours on 2 cores"] * flags.full)
     circuit = Trace(model, tokenizer, amount, flags.out).run()
     circuit |= {"model": FILE, "full": flags.full, "weights": weights_hash(model.state_dict())}
     circuit |= {"versions": versions(), "seconds": round(time.perf_counter() - started, 1)}
+    if circuit["evaluation"]:
+        print(fitted([*side_by_side(circuit), ""]))
     files.save_json(path, circuit)
     if not flags.quick:
         name = "smollm_full.json" if flags.full else "smollm.json"
-        files.save_json(RESULTS / name, summary(circuit))
+        files.save_json(RESULTS / name, circuit)
     print(f"everything is in {path}, {circuit['seconds']:.0f} s")
     return 0
 

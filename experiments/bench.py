@@ -51,6 +51,8 @@ def shaped(n_layers: int, n_heads: int, width: int) -> ModelConfig:
 
 
 LARGE, TINY = shaped(6, 8, 512), replace(shaped(2, 2, 16), d_mlp=32)
+GROUPED = {"n_kv_heads": 3, "d_mlp": 1536, "d_vocab": 49152, "act_fn": "silu"}
+SMOLLM2 = replace(shaped(30, 9, 576), **GROUPED, gated_mlp=True, tied_embeddings=True)
 BUDGETS = (0.125, 0.25, 0.5, 1.0)  # GiB
 SHAPES = ((12, 12, 768), (24, 16, 2048))  # layers, heads, d_model: of a GPU
 
@@ -60,7 +62,8 @@ def comparisons() -> list[Sweep]:
     logits, inputs = Sweep(DEFAULT), Sweep(DEFAULT, every_input(DEFAULT), work=INPUTS)
     large = Sweep(LARGE, name="6x8x512", n_timed=3)
     of_large = {"receivers": every_input(LARGE), "work": INPUTS, "n_prompts": 5, "n_timed": 6}
-    return [logits, inputs, large, replace(large, **of_large)]
+    real = Sweep(SMOLLM2, name="SmolLM2's shape", n_prompts=10, n_timed=2)
+    return [logits, inputs, large, replace(large, **of_large), real]
 
 
 def shapes(sizes: Sequence[tuple[int, int, int]]) -> list[Sweep]:
@@ -108,8 +111,7 @@ def compare(sweep: Sweep, device: torch.device, repeats: int) -> list[Row]:
     heads = all_heads(sweep.cfg)
     per_prompt = [effects[receiver].per_prompt[heads.index(head)] for head, receiver in paths]
     ours = torch.stack(per_prompt)  # [path, n_prompts]
-    rate = sweep.operations(model) / times["ours"]
-    found["rate_share"] = rate / sweep.product_rate(device)
+    found["rate_share"] = sweep.operations(model) / times["ours"] / sweep.product_rate(device)
     rows = []
     for other, side in sides.items():
         seconds_a_path = times[other, "paths"] / len(paths)
@@ -127,8 +129,7 @@ def timed_rows(device: torch.device, repeats: int, quick: bool) -> list[Row]:
     model, cfg = DEFAULT, train.TrainConfig()
     if quick:
         live = Sweep(TINY, every_input(TINY), 3, shots=2, work=INPUTS, name="tiny", n_timed=2)
-        few = [replace(sweep, n_prompts=3, shots=2) for sweep in shapes([(3, 2, 32)])]
-        sweeps = [live, *few]
+        sweeps = [live, *(replace(x, n_prompts=3, shots=2) for x in shapes([(3, 2, 32)]))]
         model, cfg = TINY, train.TrainConfig(documents=2, examples=3)
     rows = []
     for sweep in tqdm(sweeps, desc="bench", disable=None):

@@ -16,6 +16,7 @@ from minifunc import definition
 from minifunc.model import ModelConfig, Transformer
 from minifunc.patching import Receiver
 from minifunc.support.hooks import Hook
+from minifunc.support.settings import added_parts
 
 try:
     import transformer_lens as lens
@@ -29,7 +30,7 @@ Run = Callable[[Tensor, Mapping[str, Hook]], Tensor]  # tokens, hooks by name â†
 def sides(model: Transformer, pairs: tasks.Pairs) -> dict[str, "Loop"]:
     """The loops that can be run here."""
     found = {}
-    if lens is not None:
+    if lens is not None and not added_parts(model.cfg):
         found["two-pass loop on TransformerLens 2.18"] = Loop(model, pairs, lens_runner(model))
     return found | {OWN: Loop(model, pairs, model.run_with_hooks)}
 

@@ -73,8 +73,7 @@ def addition(model: Transformer, n_prompts: int) -> Row:
 def answers_given(model: Transformer, pairs: tasks.Pairs) -> Row:
     """What a model answers on contrast prompts, as shares that add up to one; failure: the most
     frequent kind of wrong answer, in words, or "none" where at least half are right."""
-    logits = last_logits(model, pairs.contrast).cpu()
-    given = finite(logits).argmax(-1)  # [n_prompts]
+    given = finite(last_logits(model, pairs.contrast)).argmax(-1).cpu()  # [n_prompts]
     answers = pairs.contrast[:, tasks.answer_positions(pairs.shots)]  # [n_prompts, n_shots]
     shown = (answers == given[:, None]).any(1)
     right, plain = given == pairs.contrast_answers, given == pairs.base_answers
@@ -127,10 +126,8 @@ def cell_documents(wrapper: str, symbol: str, n: int) -> tasks.Documents:
 
 def circuit(model: Transformer, quick: bool) -> Row:
     """The circuit of off-by-one addition, by the criteria of patch.py on fewer prompts.
-
     faithfulness, circuit_accuracy: of all groups together; the others send what they send on base
-    prompts. Where the model does not do the task, groups are empty, and these and top_fi_r None.
-    """
+    prompts. Where the model does not do the task, groups are empty, and these and top_fi_r None."""
     prompts = generator()
     row = answers_given(model, off_by_one(how_many(500, quick), prompts)) | {"groups": {}}
     pairs = off_by_one(how_many(50, quick), prompts)

@@ -55,8 +55,7 @@ def silence(choose: Choose, step: int, model: Transformer, run: Run, folder: Pat
     run that is taken up from an older checkpoint goes the same way, by silenced.json."""
     since = silenced(folder)
     if step % EVERY == 0:
-        new = choose(step, model, run, folder) - since.keys()
-        since |= dict.fromkeys(sorted(new), step)
+        since |= dict.fromkeys(sorted(choose(step, model, run, folder) - since.keys()), step)
         save_json(folder / "silenced.json", since)
     for name, first in since.items():
         if first <= step:
@@ -104,8 +103,7 @@ def lost_by_copying(run: Run, folder: Path) -> Silenced:
     if (other / "silenced.json").exists():
         return silenced(other)
     path = RESULTS / "precursor.json"
-    known = load_json(path) if path.exists() else []
-    for row in known:
+    for row in load_json(path) if path.exists() else []:
         if (row["run"], row["seed"]) == (run_name(COPYING), run.train.seed):
             return dict(row["silenced"])
     raise UserError(f"{CONTROL} needs the run {COPYING} of seed {run.train.seed}: make it first")

@@ -181,10 +181,8 @@ def carry_out(run: Run, study: Study) -> Row:
 
 def run_all(runs: Sequence[Run], study: Study, jobs: int) -> list[Row]:
     """One row for each run, in their order, `jobs` of them at a time, each in its own process.
-
     A run that fails is told in one line, and the others go on. Raises UserError where one failed or
-    cannot be made, KeyboardInterrupt after Ctrl-C. What was done until then is kept.
-    """
+    cannot be made, KeyboardInterrupt after Ctrl-C. What was done until then is kept."""
     rows = {run: finished(run, study) for run in runs}
     if left := [run for run, row in rows.items() if row is None]:
         rows |= side_by_side(left, study, jobs)

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import random
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -212,6 +213,9 @@ class Words:
     def encode(self, text, add_special_tokens=True):
         ids = [99] if text == " the" else [*map(ord, text)]
         return SimpleNamespace(ids=ids)
+
+    def decode(self, ids, skip_special_tokens):
+        return " the" if ids == [99] else "".join(map(chr, ids))
 
     def token_to_id(self, string):
         return {"Ġthe": 99, "a": 97, "▁a": 98}.get(string)
@@ -561,11 +565,32 @@ def test_what_a_file_says_of_the_beginning_of_a_text():
     assert whole == [1, 3, x, 2, x, 0, PIECES.index("▁▁"), PIECES.index("x")]
 
 
-def test_bytes_that_a_vocabulary_lacks_are_one_unknown_token():
+def test_a_text_of_which_a_part_has_no_token_is_refused():
     pytest.importorskip("tokenizers")
     few = ["<unk>", "<s>", "▁", "a"]
     more = {"tokens": few, "scores": [0.0] * 4, "token_type": [2, 3, 1, 1]}
-    assert of_pieces(**more).encode("a日本a") == [1, 2, 3, 0, 3]
+    of_text = of_pieces(**more)
+    assert of_text.inner.encode("a日本a").ids == [2, 3, 0, 3]  # one unknown token
+    assert of_text.encode("a a<unk>") == [1, 2, 3, 2, 3, 0]  # which may be asked for
+    of_bytes = Tokenizer(tokenizer_of("0123456789+="))
+    assert of_bytes.inner.encode("1+b=").ids == of_bytes.encode("1+=")  # which drops it
+    for tokenizer, text in ((of_text, "a日本a"), (of_text, "7"), (of_bytes, "1+b=")):
+        with pytest.raises(UserError, match=re.escape(f"has no tokens for a part of {text!r}")):
+            tokenizer.encode(text)
+    with pytest.raises(UserError, match="no single token for '7'"):
+        of_text.single_tokens(["a", "7"])
+
+
+def test_weights_that_the_machine_cannot_hold_are_refused(tmp_path, monkeypatch):
+    path = write_gguf(tmp_path / "a.gguf", theirs("Llama, FULL"))
+    n_bytes = 4 * sum(weight.numel() for weight in load_pretrained(path)[0].parameters())
+    pages = {"enough": n_bytes // pretrained.mmap.PAGESIZE + 1}
+    monkeypatch.setattr(pretrained.os, "sysconf", lambda _: pages["enough"])
+    load_pretrained(path)
+    monkeypatch.setattr(pretrained.os, "sysconf", lambda _: pages["enough"] - 1)
+    with pytest.raises(UserError, match="more than this machine has: try bfloat16"):
+        load_pretrained(path)
+    load_pretrained(path, torch.bfloat16)
 
 
 @pytest.mark.parametrize("lacking", ["tokens", "scores", "token_type", "bos_token_id"])

@@ -384,10 +384,20 @@ def test_the_study_of_a_real_model_holds_what_it_must(full, loaded, tmp_path, mo
     (path,) = tmp_path.glob("*.json")
     assert path.name == ("smollm_full.json" if full else "smollm.json")
     summary = json.loads(path.read_text())
-    assert summary.keys() == {*circuit, "fi_r"} and summary["effects"] == circuit["effects"]
-    assert summary["fi_r"].keys() == summary["attention"].keys() == set(fi)
+    assert summary == circuit and circuit["fi_r"].keys() == set(fi)
+    assert nulls(circuit) == {part for parts in circuit["missing"] for part in parts.split(", ")}
     shown = capsys.readouterr()
-    assert "undo" in shown.out + shown.err
+    assert "Gemma-2-9B" in shown.out and "undo" in shown.out
+    assert ("4 hours" in shown.out) == bool(full)
+
+
+def nulls(found):
+    """The keys of what is null, anywhere inside."""
+    if isinstance(found, list):
+        return set().union(*map(nulls, found))
+    if not isinstance(found, dict):
+        return set()
+    return {key for key, x in found.items() if x is None}.union(*map(nulls, found.values()))
 
 
 def test_where_no_head_meets_the_criteria_the_study_says_so(loaded, tmp_path, monkeypatch, capsys):
@@ -397,6 +407,8 @@ def test_where_no_head_meets_the_criteria_the_study_says_so(loaded, tmp_path, mo
     circuit = json.loads((tmp_path / "quick.json").read_text())
     assert not (tmp_path / "circuit.json").exists()  # which may be of a longer run
     assert circuit["evaluation"] is None and circuit["averaging"] is None
+    reasons = {part for parts in circuit["missing"] for part in parts.split(", ")}
+    assert nulls(circuit) <= reasons and {"evaluation", "averaging"} <= reasons
     shown = capsys.readouterr()
     assert "no head meets the criteria" in shown.out + shown.err
 
@@ -446,6 +458,7 @@ FAULTS = [
     ([], (), "pair 0 must hold the strings base, contrast"),
     ({"base": "1"}, (), "pair 0 must hold the strings"),
     ([PAIRS[0], {**PAIRS[1], "base": 3}], (), "pair 1 must hold the strings"),
+    ([{**PAIRS[0], "contrast": "1+1=\n2+2="}], (), "pair 0, '1+1=2\\n2+2=' and its contrast"),
     ([{**PAIRS[0], "contrast": "1+1=\n2+2="}], (), "have 11 and 10 tokens"),
     ([PAIRS[0], {**PAIRS[1], "base": "1+2=", "contrast": "1+2="}], (), "the first pair 11"),
     ([{**PAIRS[0], "base_answer": "12"}], (), "no single token for '12'"),
@@ -460,6 +473,11 @@ def test_bad_pairs_are_one_line(loaded, tmp_path, capsys, pairs, more, word):
     shown = capsys.readouterr()
     assert word in shown.err and shown.err.count("\n") == 1 and not shown.out
     assert not (tmp_path / "out/effects.json").exists()
+
+
+def test_pairs_that_are_not_there_are_told_of_as_pairs(tmp_path, capsys):
+    assert own_model.main(["--model", "x", "--prompts", str(tmp_path / "no.json")]) == 2
+    assert "no.json is missing: it is to hold the pairs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("n", [0, -1, 2.5, True])

@@ -707,21 +707,49 @@ def test_the_tables_of_a_real_model():
     assert ours.split()[-5:] == ["(0.40", "to", "0.60)", "0.700", "0.200"]
     assert re.split(r"\s{2,}", random.strip())[0] == "20 random groups, base values"
     chances = {"-1": -2.0, "+0": -1.0, "+1": -3.0}
-    mixture = {"shown": "plain", "log_probability": chances}
+    mixture = {"shown": "plain", "log_probability": chances, "F_ci": [1.5, 2.5]}
     mixed = mixture | {"shown": "mixed", "unseen_offset_share": 0.25}
     mixed |= {"r2": {"attention": 0.75, "uniform": 0.5}}
     _, columns, plain, _, last = smollm.averaging_table([mixture, mixed])
-    assert columns.split() == ["shown", "-1", "0", "+1"]
-    assert plain.split() == ["plain", "-2.00", "-1.00", "-3.00"]
+    assert columns.split() == ["shown", "-1", "0", "+1", "F", "95", "%", "from", "to"]
+    assert plain.split() == ["plain", "-2.00", "-1.00", "-3.00", "2.00", "1.50", "2.50"]
     assert "mixed: 25% of answers" in last and "attention 0.75, by the unweighted mean 0.50" in last
 
 
-def test_the_summary_of_a_real_model_leaves_out_what_heads_that_are_not_fi_look_at():
-    effects = {"embedding": 0.0, "heads": [[-0.1, -0.2]], "mlps": [0.0]}
-    circuit = {"effects": {"logits": effects}, "operands_changed": 1, "task": "addition"}
-    circuit |= {"groups": {"function_induction": ["0.1"]}, "attention": {"0.0": 1, "0.1": 2}}
-    wanted = circuit | {"attention": {"0.1": 2}, "fi_r": {"0.1": -0.2}}
-    assert smollm.summary(circuit) == wanted
+def test_a_real_model_stands_beside_the_papers_and_ours():
+    effects = {"embedding": 0.0, "heads": [[-0.1, 0.3], [-0.2, -0.9]], "mlps": [0.0, 0.0]}
+    about = {"how": "base", "shots": 8, "undone": 0.75, "contrast_acc": 0.04}
+    rows = []
+    for draw in range(2):
+        for x in ({}, {"how": "mean", "undone": 0.5, "contrast_acc": 0.9}):
+            ours = {"ablated": "function_induction", "contrast_acc": 0.04 + 0.02 * draw}
+            rows += [about | ours | x]
+            rows += [about | {"ablated": "random_same_layers", "undone": 0.0, "contrast_acc": 0.5}]
+            rows[-1] |= x
+    rows.append(about | {"shots": 16, "ablated": "function_induction", "contrast_acc": 0.8})
+    rows.append(about | {"shots": 16, "ablated": "random_same_layers", "undone": 0.3})
+    circuit = {"effects": {"logits": effects}, "evaluation": {"ablation": rows}}
+    circuit |= {"groups": {"function_induction": ["0.0", "1.0"]}}
+    circuit |= {"accuracy": {"contrast_prompt": {"contrast": 0.1}}}
+    _, paper, this, ours, *sentence = smollm.side_by_side(circuit)
+    cells = {line.split("   ")[0].strip(): line.split() for line in (paper, this, ours)}
+    assert [name.split()[0] for name in cells] == ["Gemma-2-9B", "SmolLM2-135M", "ours"]
+    assert this.split()[1:] == ["0.100", "2", "of", "4", "-20.000", "0.050", "0.500"]
+    assert paper.split()[-6:] == ["6", "of", "672", "-27.000", "0.000", "–"]
+    reference = json.loads((smollm.REFERENCE / "circuit.json").read_text())
+    share = reference["accuracy"]["contrast_prompt"]["contrast"]
+    n_fi = len(reference["groups"]["function_induction"])
+    assert [*ours.split()[2:4], *ours.split()[4:6]] == [f"{share:.3f}", str(n_fi), "of", "24"]
+    assert "on 10% of prompts" in sentence[0]
+    assert "undo 75% of the shift in F, random heads of these layers 10%" in sentence[0]
+
+
+def test_where_F_may_not_fall_the_reader_is_warned():
+    effects = Effects(embedding=torch.tensor(0.0), heads=torch.zeros(1, 1), mlps=torch.zeros(1))
+    intervals, F = dict.fromkeys(effects.named(), [0.0, 0.0]), torch.tensor([1.0, 3.0, 2.0, 2.0])
+    for fall, warned in (([1.0] * 4, False), ([-1.0] * 4, True), ([2.0, -2.0, 0.5, 0.5], True)):
+        swept = swept_of(effects, F, F - torch.tensor(fall), intervals)
+        assert swept.told("logits", 3)[-1].startswith("warning: F may not fall") == warned
 
 
 # ---------------------------------------------------------------- the reference run

@@ -48,10 +48,8 @@ def group_ablations(
     prompts: tuple[Prompts, Prompts, Prompts], groups: Groups, draws: tuple[int, Generator]
 ) -> list[Found]:
     """Rows of `evaluation.ablation`: the groups of HOWS, controls beside them.
-
     prompts: contrast prompts, their base prompts, and fewer contrast prompts, for many random
-    groups. draws: how many random groups of each kind, and what draws them.
-    """
+    groups. draws: how many random groups of each kind, and what draws them."""
     contrast, base, fewer = prompts
     n, generator = draws
     rows = []

@@ -41,9 +41,7 @@ def activations(
     last: bool = False,
 ) -> dict[str, Tensor]:
     """{name: activation at this hook point} for tokens [n_prompts, pos], a few prompts at a time.
-
-    cut: takes what is kept from an activation [batch, …]. last: the last position is enough.
-    """
+    cut: takes what is kept from an activation [batch, …]. last: the last position is enough."""
     check_tokens(tokens, model.cfg.d_vocab)
     positions = [tokens.shape[1] - 1] if of_type(bool, "last", last) else None
     kept: dict[str, list[Tensor]] = {name: [] for name in names}

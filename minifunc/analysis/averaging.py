@@ -50,10 +50,8 @@ Change = Callable[[Tensor], Tensor]  # attention on shown answers → other shar
 @dataclass(frozen=True)
 class Asker:
     """A model that is asked sums: who looks, and how answers are read.
-
     weights: of the heads that look, by name. zero, numbers: the token of 0, and the numbers that
-    have tokens, one after the other.
-    """
+    have tokens, one after the other."""
 
     model: Transformer
     weights: Mapping[str, float]
@@ -66,9 +64,7 @@ class Asker:
     ) -> tuple[Tensor, Tensor]:
         """How the answer is off, as probabilities of STEPS, [n_prompts, n_steps]; and where the
         heads look, as shares of the shown answers, [n_prompts, shot]; both float64.
-
-        query [n_prompts]: the asked f(x, y). change: other shares for all these heads.
-        """
+        query [n_prompts]: the asked f(x, y). change: other shares for all these heads."""
         answers = query[:, None] + STEPS
         known = (answers >= self.numbers[0]) & (answers <= self.numbers[-1])
         looks = []

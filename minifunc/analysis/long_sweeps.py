@@ -55,7 +55,12 @@ class Swept:
             rows.append([name, 100 * r, *(100 * end for end in intervals[name])])
         says = f"what reaches {to}, r in % and its 95 % interval over {len(self.F_base)} prompts"
         F = "F: base {base:.2f}, contrast {contrast:.2f}".format(**self.F)
-        return [f"{says} ({F})", *table(["sender", "r", "from", "to"], rows, digits=1)]
+        lines = [f"{says} ({F})", *table(["sender", "r", "from", "to"], rows, digits=1)]
+        if bootstrap((self.F_base - self.F_contrast)[None])[0][0] <= 0:
+            lines.append(
+                "warning: F may not fall at all here (95 % of its fall), so r tells nothing"
+            )
+        return lines
 
 
 def digest(model: Transformer, tokens: Iterable[Tensor]) -> str:

@@ -96,10 +96,8 @@ def ablation_row(prompts: Prompts, label: str, heads: Heads, how: str) -> Found:
 
 def control_row(prompts: Prompts, label: str, draws: Sequence[Heads], how: str) -> Found:
     """Many drawn groups as one row: mean shares, and sd, `ci` and the worst of the contrast share.
-
     `ci` goes from 2.5 % to 97.5 % of the draws (of a single group: over prompts). A group that was
-    drawn several times is run once and counted as often as it was drawn.
-    """
+    drawn several times is run once and counted as often as it was drawn."""
     groups = list(dict.fromkeys(map(tuple, draws)))
     all_logits = prompts.ablator.logits(groups, how)
     n = prompts.ablator.n_prompts

@@ -19,10 +19,8 @@ from minifunc.model import Transformer
 
 def attention_to(model: Transformer, tokens: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
     """Attention from a query to all its keys, the mean over queries: [n_layers, n_heads] float64.
-
     tokens [n_prompts, pos] int64; queries [n_queries], keys [n_queries, n_keys] int64: positions.
-    Raises ValueError for a key behind its query, or a place outside the prompts.
-    """
+    Raises ValueError for a key behind its query, or a place outside the prompts."""
     if keys.ndim != 2 or len(keys) != len(queries):
         raise ValueError(f"keys must be [{len(queries)}, n_keys], not {list(keys.shape)}")
     if keys.min() < 0 or (keys > queries[:, None]).any() or queries.max() >= len(tokens[0]):
@@ -48,9 +46,7 @@ def function_induction_score(model: Transformer, tokens: Tensor, answers: Tensor
 
 def copy_induction_score(model: Transformer, tokens: Tensor, period: int, places: Tensor) -> Tensor:
     """tokens [n_prompts, pos] repeat after `period`; places [n_queries]: some of the repetition.
-
-    Raises ValueError where the token at a place does not stand `period` before it as well.
-    """
+    Raises ValueError where the token at a place does not stand `period` before it as well."""
     found = attention_to(model, tokens, places, places[:, None] - period + 1)
     if places.min() < period or not torch.equal(tokens[:, places], tokens[:, places - period]):
         said = "the tokens do not repeat themselves"

@@ -74,8 +74,7 @@ def study(language: Language, model: Transformer, fi: Heads, asked: Any) -> Foun
     for how, wanted in (("answers", plain + other), ("operands", plain)):
         change = moved(given, how, wanted, own)
         whole = moved(runs, how, wanted, own).abs().clamp(min=1e-6)  # so that 0 of 0 is 0
-        intervals = bootstrap(change, whole)
-        for row, each, ci, logits in zip(rows, change, intervals, given[how]):
+        for row, each, ci, logits in zip(rows, change, bootstrap(change, whole), given[how]):
             row[how] = {"moved": (each.mean() / whole.mean()).item(), "ci": ci}
             row[how] |= answered(logits, (plain, own)) | {"other_acc": accuracy(logits, wanted)}
     for row in rows:

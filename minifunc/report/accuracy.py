@@ -13,9 +13,7 @@ def accuracy_table(
     table: Table, language: Language, diet: Any, shots: Sequence[int], n_prompts: int
 ) -> list[str]:
     """Lines of accuracy by task and number of shots; what the diet never shows is marked.
-
-    table: from task to k to shots; n_prompts: behind each figure of addition.
-    """
+    table: from task to k to shots; n_prompts: behind each figure of addition."""
     about = "(other tasks: about as many for all their k together)"
     lines = [
         f"accuracy on {n_prompts} prompts {about};",

@@ -22,13 +22,11 @@ def h(tag: str, *children: Any, **attributes: Any) -> Markup:
 
     Children: Markup as it is, other values escaped, lists flattened, None and False left out.
     Attributes: None and False leave one out, True gives a bare one. A last underscore goes, others
-    become dashes.
-    """
+    become dashes."""
     written = "".join(attribute(name, value) for name, value in attributes.items())
     if tag in SHAPES:
         return Markup(f"<{tag}{written}/>")
-    rest = "" if tag in EMPTY else f"{inside(children)}</{tag}>"
-    return Markup(f"<{tag}{written}>{rest}")
+    return Markup(f"<{tag}{written}>" + ("" if tag in EMPTY else f"{inside(children)}</{tag}>"))
 
 
 def attribute(name: str, value: Any) -> str:

@@ -55,9 +55,8 @@ def at_a_step(look: Look, last: Look, heads: Sequence[str]) -> Look:
 
 def pictured(name: str, height: int, said: str) -> Markup:
     """A place for a picture that learned.js draws, under what is said of it."""
-    box = f"0 0 440 {height}"
-    place = h("svg", id=f"learned-{name}", viewBox=box, role="img", aria_label=said)
-    return h("div", h("p", said, class_="label"), place)
+    look = {"viewBox": f"0 0 440 {height}", "role": "img", "aria_label": said}
+    return h("div", h("p", said, class_="label"), h("svg", id=f"learned-{name}", **look))
 
 
 def of_heads(heads: Sequence[str], columns: int) -> list[Markup]:

@@ -54,9 +54,7 @@ class Effects:
 
 class Senders:
     """Who can send in a model of this shape.
-
-    names: embedding, the heads of layer 0, its MLP, the heads of layer 1 …, as they write.
-    """
+    names: embedding, the heads of layer 0, its MLP, the heads of layer 1 …, as they write."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         self.cfg = cfg

@@ -36,10 +36,8 @@ def _open_streams() -> None:
 
 def run_main(work: Callable[Given, int], *arguments: Given.args, **named: Given.kwargs) -> int:
     """Runs a script's work and returns its exit code.
-
     A UserError, what the system refuses, and memory that runs out become one line on stderr and
-    exit code 2; Ctrl-C a word, or what the KeyboardInterrupt says, and 130.
-    """
+    exit code 2; Ctrl-C a word, or what the KeyboardInterrupt says, and 130."""
     _open_streams()
     try:
         code = work(*arguments, **named)

@@ -153,8 +153,7 @@ def check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
             raise ValueError("it declares more than it holds")
-        pickles = [name for name in archive.namelist() if name.lower().endswith("data.pkl")]
-        for name in pickles:
+        for name in [name for name in archive.namelist() if name.lower().endswith("data.pkl")]:
             operations = pickletools.genops(archive.read(name))
             if sum(code.name.startswith("TUPLE") for code, *_ in operations) > MOST_TUPLES:
                 raise ValueError("it holds too many tuples")

@@ -16,9 +16,7 @@ MOST_PROMPTS = 100_000  # of a study
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line each (UserError).
-
-    about: a docstring, of which the first line is shown; under `python -OO` there are none.
-    """
+    about: a docstring, of which the first line is shown; under `python -OO` there are none."""
 
     def __init__(self, prog: str, about: str | None = None, **more: Any) -> None:
         about = (about or "").partition("\n")[0]

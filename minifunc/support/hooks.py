@@ -17,10 +17,8 @@ Hook = Callable[[Tensor, str], Tensor]
 
 class Hooks:
     """What one call sees or changes. `hooks(activation, name)` returns what to go on with.
-
     functions: by hook point. Each gets a copy, and a copy of what it returns (of that shape and
-    dtype) goes on, so no edit, then or later, changes more. keep: hook points to note in `kept`.
-    """
+    dtype) goes on, so no edit, then or later, changes more. keep: hook points to note in `kept`."""
 
     def __init__(
         self, functions: Mapping[str, Hook] | None = None, keep: Iterable[str] = ()

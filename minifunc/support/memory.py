@@ -17,10 +17,8 @@ STACKED = ("cuda",)
 
 class MemoryBudget:
     """Cuts prompts and senders into ranges that fit.
-
     gib: what may be used beside the weights (default: 2, on CUDA a quarter of what is free). Raises
-    ValueError where not a single row would fit.
-    """
+    ValueError where not a single row would fit."""
 
     def __init__(self, model: Transformer, n_pos: int, gib: float | None = None) -> None:
         self.model, self.n_pos = model, n_pos

@@ -22,10 +22,8 @@ Pair = tuple[Tensor, Tensor]  # of base and of contrast prompts
 @dataclass(frozen=True)
 class CachedRuns:
     """Both runs on some of the prompts, as far as a sweep needs them; p = prompts in here.
-
     contrast, base: activations by hook point, [p, pos, …]. In the last block those that follow
-    attention, and q, are there at the last position alone: nothing else reaches the answer.
-    """
+    attention, and q, are there at the last position alone: nothing else reaches the answer."""
 
     prompts: slice
     contrast: Mapping[str, Tensor]

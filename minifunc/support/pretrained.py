@@ -6,6 +6,8 @@ refused by name. Needs the packages gguf, safetensors and tokenizers.
 """
 
 import math
+import mmap
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -75,11 +77,13 @@ def load_pretrained(
     path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> tuple[Transformer, Tokenizer]:
     """The model of a folder or a GGUF file, in evaluation mode, and its tokenizer.
-
     Takes memory for the weights and one tensor more. Raises UserError, with the name of what is at
-    fault, for missing or damaged files, and for a model that ours would not compute.
-    """
+    fault, for missing or damaged files, and for a model that ours would not compute."""
     source, model = opened(path)
+    needed = sum(weight.numel() for weight in model.parameters()) * dtype.itemsize / 2**30
+    pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf  # of the machine
+    if torch.device(device).type == "cpu" and needed > pages * mmap.PAGESIZE / 2**30:
+        raise UserError(f"{path} takes {needed:.3g} GiB, more than this machine has: try bfloat16")
     model = model.to(dtype).to_empty(device=device).requires_grad_(False).eval()
     for name, view in views(model, source).items():
         view.copy_(source.read(name).reshape(view.shape))

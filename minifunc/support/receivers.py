@@ -16,10 +16,8 @@ TURNED = {"q": "rot_q", "k": "rot_k", "v": "v"}  # hook points behind the rotary
 
 class Receiver:
     """Where a sender's change can be read: a value that knows what it reads, and at which stage.
-
     head: of which head it is an input (None: of none), and which: its "q", "k" or "v". is_stream:
-    whether it is the residual stream itself, not what a head or an MLP reads of it.
-    """
+    whether it is the residual stream itself, not what a head or an MLP reads of it."""
 
     layer: int
     head: int | None

@@ -43,10 +43,8 @@ def load_run(
     folder: str | Path, device: torch.device | str = "cpu", vocabulary: list[str] | None = None
 ) -> tuple[Transformer, dict[str, Any]]:
     """The trained model of a run's folder, on `device` and in evaluation mode, and its config.
-
-    Raises UserError, naming the file and the fault, for a folder that holds no sound run, or one
-    of another `vocabulary`.
-    """
+    Raises UserError, naming the file and the fault, for a folder that holds no sound run, or one of
+    another `vocabulary`."""
     config_path, weights_path = Path(folder) / "config.json", Path(folder) / "model.pt"
     config, state = load_json(config_path), load_tensors(weights_path)
     if not isinstance(config, dict) or not isinstance(config.get("vocabulary"), list):

@@ -52,10 +52,8 @@ def z_of_layers(model: Transformer, tokens: Tensor) -> list[Tensor]:
 
 class SharedStreams:
     """A model on prompts tokens [n_prompts, pos], with the streams of earlier calls.
-
     sent: by source, for each layer the z to put in, [n_prompts or 1, pos, head, d_head]; of the
-    last layer the last position is enough.
-    """
+    last layer the last position is enough."""
 
     @torch.no_grad()
     def __init__(self, model: Transformer, tokens: Tensor, sent: dict[str, list[Tensor]]) -> None:

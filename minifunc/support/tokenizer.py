@@ -35,7 +35,13 @@ class Tokenizer:
     first: tuple[int, ...] = ()
 
     def encode(self, text: str) -> list[int]:
-        return [*self.first, *self.inner.encode(text).ids]
+        """Raises UserError for a text of which the vocabulary has no tokens."""
+        found, unknown = self.inner.encode(text), getattr(self.inner.model, "unk_token", None) or ""
+        covered = {at for ends in found.offsets for at in range(*ends)}
+        lost = [sign for at, sign in enumerate(text) if at not in covered and not sign.isspace()]
+        if lost or found.tokens.count(unknown) > text.count(unknown):
+            raise UserError(f"the model's vocabulary has no tokens for a part of {text!r:.40}")
+        return [*self.first, *found.ids]
 
     def string(self, token: int) -> str:
         return str(self.inner.decode([token], skip_special_tokens=False))
@@ -46,7 +52,7 @@ class Tokenizer:
         for string in strings:
             known = self.inner.token_to_id(string.replace(" ", SPACE))
             ids = self.inner.encode(string, add_special_tokens=False).ids
-            if known is None and len(ids) != 1:
+            if known is None and (len(ids) != 1 or self.string(ids[0]) != string):
                 raise UserError(f"the model's vocabulary has no single token for {string!r:.40}")
             tokens.append(ids[0] if known is None else known)
         return tokens
@@ -54,7 +60,6 @@ class Tokenizer:
 
 def gguf_tokenizer(values: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that a GGUF file holds. Raises ValueError for one that is neither of the two.
-
     Tokens of kinds 2 (unknown), 3 (control) and 4 (added by the file's maker) are kept whole. Where
     a file doesn't say whether a text begins with a token of its own, llama.cpp's defaults hold."""
     parts = {name.removeprefix("tokenizer.ggml."): value for name, value in values.items()}
