@@ -1070,61 +1070,85 @@ def test_the_machine_is_named():
 REAL = "A real language model"
 
 
-def undone(row):
-    low, high = row["undone_ci"]
-    draws = ", groups" if row["n_draws"] > 1 else ""
-    ends = f"{share(low, 2)} to {share(high, 2)}{draws}".replace("−", "-")
-    return f"{share(row['undone'], 2)} ({ends})"
+def real_text():
+    return plain(" ".join(section("docs/results.md", REAL).split()))
+
+
+def full_study():
+    return results("smollm_full")
+
+
+def in_percent(r, ci):
+    """`-55 (-71 to -46)`"""
+    return f"{100 * r:.0f} ({' to '.join(f'{100 * end:.0f}' for end in ci)})"
+
+
+def test_the_amounts_of_the_full_study():
+    found, text = full_study(), real_text()
+    assert found["full"] and found["n_prompts"] == 200 and found["shots"] == 8
+    assert "8 shots, 200 prompts, if not said otherwise" in text
+    share_right = share(found["accuracy"]["contrast_prompt"]["contrast"] + 1e-9, 2)
+    assert f"it answers off by one on {share_right} of 200 prompts" in text
+    F = found["F"]
+    assert f"falls from {F['base']:.2f} to {F['contrast']:.2f} logits" in text
+    assert found["evaluation"]["circuit"] == ["23.3", "18.6", "20.5"]
+    assert "One head, 23.3, carries most of this fall; two others, 18.6 and 20.5" in text
 
 
 def test_what_the_real_model_answers_by_shots():
     shown = table("docs/results.md", REAL, "shots |")
-    by = {(row["shots"], row["prompt"]): row for row in results("smollm")["accuracy_by_shots"]}
+    by = {(row["shots"], row["prompt"]): row for row in full_study()["accuracy_by_shots"]}
     for shots in (1, 2, 4, 8, 16):
         base, contrast = by[shots, "base"], by[shots, "contrast"]
         cells = (base["base"], contrast["contrast"], contrast["base"])
-        assert shown[str(shots)] == [share(cell, 2) for cell in cells]
-        assert base["n_prompts"] == 100
+        assert shown[str(shots)] == [share(cell + 1e-9, 2) for cell in cells]
+        assert base["n_prompts"] == 200
 
 
-def test_what_heads_of_the_real_model_undo():
-    rows = results("smollm")["evaluation"]["ablation"]
-    shown = table_rows("docs/results.md", REAL, "put into heads |")[1:]
-    said = {"base": "base-run values", "mean": "the mean over", "unrelated": "an unrelated"}
-    for (label, *cells), row in zip(shown, rows, strict=True):
-        kept = "not measured" if row["plain_kept"] is None else share(row["plain_kept"], 2)
-        assert cells == [undone(row), share(row["contrast_acc"], 2), kept]
-        assert row["n_prompts"] == 60
-        assert label.startswith(said[row["how"]] if row["heads"] else "the same, ")
-        assert label.endswith("FI heads") == bool(row["heads"])
-    before = {share(row["contrast_acc_before"], 2) for row in rows}
-    text = plain(" ".join(section("docs/results.md", REAL).split()))
-    ours, random = (share(row["contrast_acc"], 2) for row in rows[:2])
-    assert before == {".08"} and f"{ours} is 2 of 60 prompts, beside .08 (5) with no" in text
-    assert f"head replaced and {random} with random heads: too few" in text
-    firsts = [share(row["undone"], 2) for row in rows]
-    lows = [share(row["undone_ci"][0], 2) for row in rows[::2]]
-    told = "base-run values {}, mean values {}, an unrelated prompt's {} (their 95 % intervals "
-    told += "begin at {}, {} and {}). In random heads of the same layers they undo {}, {} and {}."
-    assert told.format(*firsts[::2], *lows, *firsts[1::2]) in text
-    fewer = round(60 * (rows[0]["plain_kept"]))
-    fewer -= round(60 * rows[4]["plain_kept"])
-    assert f"{share(rows[4]['plain_kept'], 2)} is {fewer} prompts fewer, without a control" in text
+def test_the_direction_of_the_shift_counts():
+    chances = {x["shown"]: x["log_probability"] for x in full_study()["averaging"]["mixtures"]}
+    gained = {
+        shown: {k: chances[shown][k] - chances["plain"][k] for k in ("+1", "-1")}
+        for shown in ("+1", "-1")
+    }
+    told = "the answer off by +1 gains {} in mean log-probability over plain prompts, and the one "
+    told += "off by -1 loses {}. Shown sums off by -1, it is the answer off by -1 that gains ({}), "
+    told += "and +1 that loses ({})."
+    changes = [gained["+1"]["+1"], -gained["+1"]["-1"], gained["-1"]["-1"], -gained["-1"]["+1"]]
+    assert min(changes) > 0 and told.format(*(share(x, 2) for x in changes)) in real_text()
 
 
-@functools.cache
-def rows_of_the_full_study():
-    paths = sorted((ROOT / "results/smollm_full").glob("23.3_18.6_20.5_*.jsonl"))
-    rows = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
-    assert len(rows) == 36 and {row["n_prompts"] for row in rows} == {200}
-    return rows
+def test_what_prompts_of_the_real_model_show():
+    prompts = smollm.draw(None, 200, 8, seed=10)  # the first draw that discovery didn't see
+    sums = prompts.x + prompts.y
+    shown = (sums[:, :-1] + 1 == sums[:, -1:]).any(1).double().mean().item()
+    assert f"may show it: in {share(shown + 1e-9, 2)} of prompts." in real_text()
+
+
+def test_the_strongest_heads_of_the_real_model():
+    found, shown = full_study(), table("docs/results.md", REAL, "head | r on")
+    heads, effects = list(shown)[1:], found["effects"]["logits"]["heads"]
+    r = {f"{n}.{i}": x for n, row in enumerate(effects) for i, x in enumerate(row)}
+    assert heads == sorted(r, key=lambda head: -abs(r[head]))[:7] and len(r) == 270
+    kinds = {"function_induction": "FI", "consolidation": "consolidation"}
+    for head in heads:
+        low, high = (f"{100 * end:.0f}" for end in found["r_ci"][head])
+        looks = share(found["attention"][head]["last_to_answers"], 2)
+        group = [kinds[name] for name, members in found["groups"].items() if head in members]
+        told = [f"{100 * r[head]:.0f}", f"{low} to {high}", looks]
+        assert shown[head] == [*told, *(group or ["none: below 5 %"])]
+    assert -0.05 < r["20.4"] and found["criteria"]["strong"] == 0.05
+    assert found["criteria"]["looks_at_answers"] == 0.3
+    stronger = [head for head in ("18.6", "20.5") if abs(r[head]) < abs(r["23.0"])]
+    assert len(stronger) == 2 and "23.0 is stronger than two of the FI heads" in real_text()
 
 
 def of_the_full_study(shots, how, ours, name="undone"):
     """What the three draws of `--full` give: of FI heads or of random ones."""
-    rows = rows_of_the_full_study()
+    rows = full_study()["evaluation"]["ablation"]
+    assert len(rows) == 36 and {row["n_prompts"] for row in rows} == {200}
     found = [x for x in rows if (x["shots"], x["how"], bool(x["heads"])) == (shots, how, ours)]
-    assert len(found) == 3
+    assert [row["draw"] for row in found] == [0, 1, 2]
     return [row[name] for row in found]
 
 
@@ -1136,145 +1160,141 @@ def over_draws(values):
 KINDS = {"base": "base-run values, ", "mean": "the mean", "unrelated": "an unrelated "}
 
 
-def test_what_heads_of_the_real_model_undo_of_more_prompts():
-    shown = table_rows("docs/results.md", REAL, "put into heads | undone of the shift in F, 8")[1:]
+def test_what_heads_of_the_real_model_undo():
+    shown = table_rows("docs/results.md", REAL, "put into heads | undone of the fall of F, 8")[1:]
     for (label, *cells), (how, ours) in zip(shown, product(KINDS, (True, False)), strict=True):
         assert cells == [over_draws(of_the_full_study(shots, how, ours)) for shots in (8, 16)]
         assert label.startswith(KINDS[how] if ours else "the same, ")
-    told = "Three heads found on 200 prompts undo {}, {} and {} in three draws of 200 others, and "
-    told += "random heads {}, {} and {} (end of this section)"
-    means = [row[1].split()[0] for row in (*shown[::2], *shown[1::2])]
-    text = plain(" ".join(section("docs/results.md", REAL).split()))
-    assert told.format(*means) in text
+    text = real_text()
+    ours, random = (row[1].split()[0] for row in shown[:2])
+    assert (
+        f"{ours} of the fall is undone. With random heads of the same layers it is {random}."
+        in text
+    )
     settings = list(product((8, 16), KINDS))
     ours, random = (
         [ends for at in settings for ends in of_the_full_study(*at, group, "undone_ci")]
         for group in (True, False)
     )
     gaps = [low - high for (low, _), (_, high) in zip(ours, random, strict=True)]
-    assert "In all 18 settings" in text and len(gaps) == 18 and 0.09 <= min(gaps) < 0.1
-    assert "of the 20 random groups, by .09 or more." in text
+    assert "There are 18 cases" in text and len(gaps) == 18 and 0.09 <= min(gaps) < 0.1
+    assert "lies at least .09 above the 97.5 % point of the random groups" in text
     others = [float(cell.split()[0]) for row in (shown[2], shown[4]) for cell in row[1:]]
     ends = f"{share(min(others), 2)} to {share(max(others), 2)}"
-    assert f"most of the shift in F, the others {ends} of it." in text
+    assert f"most of the fall of F, the others {ends} of it." in text
 
 
 def test_what_the_real_model_answers_with_heads_replaced():
-    shown = table_rows("docs/results.md", REAL, "share of answers")[1:]
+    shown = table_rows("docs/results.md", REAL, "share of answers, 8 shots")[1:]
     settings = [(how, ours) for how in KINDS for ours in (True, False)]
-    for (_, *cells), (how, ours) in zip(shown[1:], settings, strict=True):
-        off = [over_draws(of_the_full_study(n, how, ours, "contrast_acc")) for n in (8, 16)]
-        kept = [of_the_full_study(n, how, ours, "plain_kept") for n in (8, 16)]
-        if how == "base":
-            assert cells == [*off, "as they are", "as they are"]
-        elif ours:
-            assert cells == [*off, *map(over_draws, kept)]
-        else:
-            assert cells == [*off, "not measured", "not measured"] and kept == 2 * [3 * [None]]
+    for (label, *cells), (how, ours) in zip(shown[1:], settings, strict=True):
+        names = ("contrast_acc", "base_acc", "plain_kept")
+        off, plainly, kept = (of_the_full_study(8, how, ours, name) for name in names)
+        told = "as it is" if how == "base" else "not measured"
+        if how != "base" and ours:
+            told = over_draws(kept)
+        assert cells == [over_draws(off), over_draws(plainly), told]
+        assert label.startswith(KINDS[how] if ours else "the same, ")
+        assert (None in kept) == (told == "not measured")
     names = ("contrast_acc_before", "plain_kept")
-    before = [of_the_full_study(n, "base", True, name) for name in names for n in (8, 16)]
-    assert shown[0] == ["no head replaced", *map(over_draws, before)]
-    _, _, _, mean, _, unrelated, _ = (row[3].split()[0] for row in shown)
-    text = plain(" ".join(section("docs/results.md", REAL).split()))
-    usual = shown[0][3].split()[0]
-    assert f"{usual} falls to {mean} and {unrelated} (8 shots)" in text
-    left = {
-        (shots, ours): [
-            sum(of_the_full_study(shots, how, ours, "contrast_acc"))
-            / sum(of_the_full_study(shots, how, ours, "contrast_acc_before"))
-            for how in KINDS
-        ]
-        for shots, ours in product((8, 16), (True, False))
-    }
-    falls = [f"{share(f(left[n, True]), 2)}" for n in (8, 16) for f in (min, max)]
-    told = "Off by one falls to {} to {} of what it was at 8 shots, to {} to {} at 16."
-    assert told.format(*falls) in text
-    least = share(min(left[8, False] + left[16, False]), 2)
-    assert f"With random heads it falls to {least} at least." in text
-    back = [
-        share(statistics.fmean(of_the_full_study(8, how, ours, "base_acc")), 2)
-        for ours in (True, False)
-        for how in KINDS
-    ]
+    before, usual = (over_draws(of_the_full_study(8, "base", True, name)) for name in names)
+    assert shown[0] == ["no head replaced", before, "not kept", usual]
+
+
+def senders(found, receiver):
+    """r of the senders on a receiver, and its intervals, the strongest first."""
+    effects = found["effects"][receiver]
+    r = {"embedding": effects["embedding"]}
+    for layer, (heads, mlp) in enumerate(zip(effects["heads"], effects["mlps"], strict=True)):
+        r |= {f"{layer}.{i}": x for i, x in enumerate(heads)} | {f"mlp{layer}": mlp}
+    strongest = sorted(r, key=lambda name: -abs(r[name]))
+    return {name: in_percent(r[name], effects["r_ci"][name]) for name in strongest}
+
+
+def test_what_reaches_the_strongest_head_of_the_real_model():
+    found, text = full_study(), real_text()
+    shown = table_rows("docs/results.md", REAL, "input | contrast")[1:]
+    told = {"shown answers changed": found, "operands changed": found["operands_changed"]}
+    for (where, of), (receiver, contrast, n_prompts, cell) in zip(told.items(), shown, strict=True):
+        assert (receiver, contrast) == ("v of 23.3", where)
+        assert int(n_prompts) == of["effects"]["23.3.v"]["n_prompts"] == 100
+        three = list(senders(of, "23.3.v").items())[:3]
+        assert cell == ", ".join(f"{name} {r}" for name, r in three)
+    expected = senders(found["operands_changed"], "23.3.v")
+    first, second, third = (expected[head] for head in ("0.5", "0.3", "1.3"))
+    assert f"if at all: 0.5 {first.replace(' (', ' % (')}, 0.3 {second}, 1.3 {third}." in text
+    with_interval = [name for name, r in expected.items() if r.endswith(("to 0)", "to -0)"))]
+    assert not with_interval
+    n_below = 1 + 23 * 10  # the embedding, heads and MLPs of 23 layers
+    assert f"These three were picked out of {n_below} senders" in text
+
+
+def test_sixteen_prompts_of_the_real_model_are_too_few():
+    found, text = full_study(), real_text()
+    receivers = {f"{head}.{which}" for head in ("23.3", "18.6", "20.5") for which in "qkv"}
+    effects = found["operands_changed"]["effects"]
+    assert effects.keys() == receivers | {"logits"}
+    for receiver in receivers - {"23.3.v"}:
+        assert effects[receiver]["n_prompts"] == found["effects"][receiver]["n_prompts"] == 16
+        F = effects[receiver]["F"]
+        assert f"F falls by {share(F['base'] - F['contrast'], 2)} on them" in text
+
+
+def test_whether_the_real_model_averages():
+    found = {row["shown"]: row for row in full_study()["averaging"]["mixtures"]}
     told = (
-        "That comes on {}, {} and {} of shifted prompts (8 shots; in the order of the table), and "
+        "Where each example is off by -1 or +1, at random, F is {} (95 % from {}). It is {} ({}) "
     )
-    assert (told + "with random heads on {}, {} and {}.").format(*back) in text
-    rows = rows_of_the_full_study()
-    alone = [row["faithfulness"] for row in rows if "faithfulness" in row and row["shots"] == 8]
-    assert f"three alone have a faithfulness of {over_draws(alone)} at 8 shots" in text
-
-
-def test_the_heads_of_the_real_model_by_more_prompts():
-    found = json.loads((ROOT / "results/smollm_full/heads.json").read_text())
-    told = []
-    for head in sorted(found["fi_r"], key=found["fi_r"].get):
-        low, high = (round(100 * end) for end in found["r_ci"][head])
-        r = f"{100 * found['fi_r'][head]:.0f}"
-        told.append(f"{head} {r}{'' if told else ' %'} ({low} to {high})")
-    text = plain(" ".join(section("docs/results.md", REAL).split()))
-    assert f"Three heads pass: {told[0]}, {told[1]} and {told[2]}, by the prompts" in text
-    low, high = (round(100 * end) for end in found["r_ci"]["20.4"])
-    assert f"20.4 falls below the 5 % asked ({low} to {high})" in text
-    side = table("docs/results.md", REAL, "| the paper")
-    off = over_draws(of_the_full_study(8, "base", True, "contrast_acc_before"))
-    assert side["off by one at 8 shots"][1] == off.replace(")", ", three draws)")
-    F = found["F"]["base"] - found["F"]["contrast"]
-    (strongest,) = [cells[1] for name, cells in side.items() if name.startswith("FI heads (the")]
-    assert strongest == f"3, {100 * min(found['fi_r'].values()):.0f} % of {share(F, 1)}"
-    replaced = over_draws(of_the_full_study(8, "base", True, "contrast_acc"))
-    told = replaced.replace(")", f", three draws; of {off.split()[0]})")
-    assert side["FI heads with base-run values: off by one"][1] == told
-    assert found["n_prompts"] == 200
-
-
-def test_what_prompts_of_the_real_model_show():
-    prompts = smollm.draw(None, 60, 8, seed=10)  # those that discovery did not see
-    sums = prompts.x + prompts.y
-    asked = sums[:, -1:]
-    shown, plainly = ((sums[:, :-1] + 1 == asked).any(1), (sums[:, :-1] == asked + 1).any(1))
-    text = plain(" ".join(section("docs/results.md", REAL).split()))
-    assert f"may show it: in {share(shown.double().mean(), 2)} of these prompts." in text
-    plain_prompts = f"and in {share(plainly.double().mean(), 2)} of the plain prompts the shifted"
-    assert plain_prompts in text
-    same = (asked.roll(1, 0) == asked).double().mean()
-    assert same == 1 / 12 and "In one of twelve it asks for the same sum." in text
-
-
-def test_the_heads_of_the_real_model():
-    found, text = results("smollm"), plain(" ".join(section("docs/results.md", REAL).split()))
-    heads = sorted(found["fi_r"], key=found["fi_r"].get)
-    told = []
-    for head in heads:
-        low, high = (round(100 * end) for end in found["r_ci"][head])
-        r = f"{100 * found['fi_r'][head]:.0f}"
-        told.append(f"{head} {r} %" * (head == heads[0]) or f"{head} {r}")
-        told[-1] += f" ({low} to {high})"
-    assert ", ".join(told) in text
-    looks = [share(found["attention"][head]["last_to_answers"], 2) for head in heads]
-    assert f"{', '.join(looks[:-1])} and {looks[-1]} of their attention" in text
-    F = found["F"]
-    assert f"falls from {F['base']:.2f} to {F['contrast']:.2f}" in text
-    assert f"faithfulness of {share(found['evaluation']['faithfulness'], 2)}" in text
-    others = [f"{head} {percents(*found['r_ci'][head])}" for head in ("23.2", "23.0", "29.1")]
-    assert f"{others[0]} %, {others[1]}, {others[2]}." in text
-    groups = found["groups"]
-    assert {"23.2", "23.0", "29.1", "18.7"} == set(groups["consolidation"])
-    assert "20.6" in groups["other_direct"]
-    assert f"20.6, {percents(*found['r_ci']['20.6'])}, of neither kind" in text
-
-
-def test_the_real_model_does_not_average_as_ours():
-    found = {row["shown"]: row for row in results("smollm")["averaging"]["mixtures"]}
-    text = plain(" ".join(section("docs/results.md", REAL).split()))
-    mixed, up, down = (found[shown] for shown in ("-1 and +1, mixed", "+1", "-1"))
-    chances = [f"{row['log_probability']['+0']:.2f}" for row in (mixed, up, down)]
-    assert f"plain sum is {chances[0]}. It is {chances[1]} where all are off by +1" in text
-    assert f"and {chances[2]} where all are off by -1" in text
+    told += "where all are off by +1, and {} ({}) where all are off by -1."
+    cells = []
+    for shown in ("-1 and +1, mixed", "+1", "-1"):
+        row = found[shown]
+        F = row["log_probability"]["+0"] - row["log_probability"]["+1"]
+        cells += [f"{F:.2f}", " to ".join(f"{end:.2f}" for end in row["F_ci"])]
+    text, mixed = real_text(), found["-1 and +1, mixed"]
+    assert told.format(*cells) in text
+    F = [float(cells[at]) for at in (0, 2, 4)]
+    assert abs(F[0] - (F[1] + F[2]) / 2) < 0.1 and "as averaging would have it" in text
     assert f"on plain prompts (R² {share(found['plain']['r2']['attention'], 2)})" in text
     r2 = [share(mixed["r2"][name], 2) for name in ("attention", "uniform")]
     ends = " to ".join(share(end, 2) for end in mixed["r2_ci"]["attention"])
     assert f"(R² {r2[0]}, 95 % from {ends}; the unweighted mean {r2[1]})" in text
+
+
+def test_the_smaller_amount():
+    found, text = results("smollm"), real_text()
+    told = []
+    for head in sorted(found["fi_r"], key=found["fi_r"].get):
+        r = in_percent(found["fi_r"][head], found["r_ci"][head])
+        told.append(f"{head} {r if told else r.replace(' (', ' % (')}")
+    assert f"Four heads pass there: {', '.join(told)}." in text
+    rows = found["evaluation"]["ablation"]
+    assert {row["n_prompts"] for row in rows} == {60} and found["n_prompts"] == 100
+    undone = [share(row["undone"], 2) for row in rows]
+    ends = [" to ".join(share(end, 2) for end in row["undone_ci"]) for row in rows[::2]]
+    told = "undo {} of the fall of F ({}), mean values {} ({}), an unrelated prompt's {} ({}), and "
+    cells = [cell for pair in zip(undone[::2], ends, strict=True) for cell in pair]
+    assert (told + "random heads {}, {} and {}.").format(*cells, *undone[1::2]) in text
+
+
+def test_the_column_of_the_real_model_beside_others():
+    found, side = full_study(), table("docs/results.md", REAL, "| the paper")
+    own = {name: cells[1] for name, cells in side.items()}
+    before, left, by_chance = (
+        over_draws(of_the_full_study(8, "base", ours, name))
+        for ours, name in ((1, "contrast_acc_before"), (1, "contrast_acc"), (0, "contrast_acc"))
+    )
+    fall = found["F"]["base"] - found["F"]["contrast"]
+    assert own == {
+        "": "SmolLM2-135M",
+        "off by one at 8 shots": before.replace(")", ", three draws)"),
+        "heads": str(len(found["attention"])),
+        "FI heads (the paper: from 2 %; else 5 %)": str(len(found["fi_r"])),
+        "r of the strongest, %": f"{100 * min(found['fi_r'].values()):.0f}",
+        "the fall of F, logits": share(fall, 1),
+        "off by one, base-run values in FI heads": left,
+        "the same, random heads of these layers": by_chance,
+    }
 
 
 UNSEEN = {"all of ±1 to ±4": "all", "odd": "odd", "even": "even", "negative": "negative"}

@@ -533,10 +533,15 @@ def test_the_column_of_this_run_beside_real_models():
     r = min(found["effects"]["logits"]["heads"][2])
     assert shown["off by one at 8 shots"] == share(own)
     assert shown["heads"] == str(len(found["attention"]))
-    (fi,) = (cell for name, cell in shown.items() if name.startswith("FI heads (the paper"))
-    assert fi == f"{len(FI)}, {percent(r)} % of {F['base'] - F['contrast']:.0f}"
-    left = share(ablated("function_induction", "base")["contrast_acc"])
-    assert shown["FI heads with base-run values: off by one"] == f"{left} (of {share(own)})"
+    assert shown["FI heads (the paper: from 2 %; else 5 %)"] == str(len(FI))
+    assert shown["r of the strongest, %"] == percent(r)
+    assert shown["the fall of F, logits"] == f"{F['base'] - F['contrast']:.0f}"
+    left, by_chance = (
+        share(ablated(who, "base")["contrast_acc"])
+        for who in ("function_induction", "random_same_layers")
+    )
+    assert shown["off by one, base-run values in FI heads"] == left
+    assert shown["the same, random heads of these layers"] == by_chance
 
 
 # ---------------------------------------------------------------- what no file holds

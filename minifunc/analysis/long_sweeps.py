@@ -98,7 +98,7 @@ class LongSweeps:
         if path.exists():
             kept = load_tensors(path)
         if kept.get("about") != about:
-            raise UserError(f"{path} is of other weights, prompts or positions: remove it")
+            raise UserError(f"{path} is of other weights, prompts or positions: use another folder")
         n_done = sum(part.shape[1] for part in kept["change"])
         bar = tqdm(total=wanted, initial=n_done, desc=f"→ {receiver}", unit="prompt", disable=None)
         with bar:
