@@ -55,7 +55,7 @@ MISSING = {  # these are null
     "rules, steered": "only single amounts and a mixture of two are asked of this model",
     "plain_kept, ci": "of random heads, how much of the shift they undo is the question",
 }
-PAPER = ["Gemma-2-9B (put in: 16 shots)", 0.63, "6 of 672", -27.0, 0.0, None]  # arXiv 2507.09875
+PAPER = ["Gemma-2-9B (paper)", 0.63, "6 of 672", "-27", "0.000 (16)", "0.870 (16)"]
 
 
 @dataclass(frozen=True)
@@ -390,7 +390,8 @@ def beside_others(name: str, circuit: Found) -> list[Any]:
         if row["how"] == "base" and row.get("shots", SHOTS) == SHOTS and row["ablated"] in left:
             left[row["ablated"]].append(row["contrast_acc"])
     off_by_one = circuit["accuracy"]["contrast_prompt"]["contrast"]
-    return [name, off_by_one, heads, 100 * min(r[head] for head in fi), *map(fmean, left.values())]
+    strongest = f"{100 * min(r[head] for head in fi):.0f}"
+    return [name, off_by_one, heads, strongest, *map(fmean, left.values())]
 
 
 def side_by_side(circuit: Found) -> list[str]:
@@ -399,8 +400,9 @@ def side_by_side(circuit: Found) -> list[str]:
     this = beside_others("SmolLM2-135M", circuit)
     rows = [row for row in circuit["evaluation"]["ablation"] if row["how"] == "base"]
     undone, by_chance = (fmean(x["undone"] for x in some) for some in (rows[::2], rows[1::2]))
-    columns = ["8 shots", "off by one", "FI heads", "top r, %", "base values put in", "random"]
+    columns = ["8 shots (16)", "off by one", "FI heads", "r, %", "replaced", "random ones"]
     return [
+        "side by side; replaced: off by one, base values in FI heads (paper: arXiv 2507.09875)",
         *table(columns, [PAPER, this, ours]),
         f"The behaviour: off by one is answered on {this[1]:.0%} of prompts. The circuit: FI heads "
         f"undo {undone:.0%} of the shift in F, random heads of these layers {by_chance:.0%}.",

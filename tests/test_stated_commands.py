@@ -731,11 +731,13 @@ def test_a_real_model_stands_beside_the_papers_and_ours():
     circuit = {"effects": {"logits": effects}, "evaluation": {"ablation": rows}}
     circuit |= {"groups": {"function_induction": ["0.0", "1.0"]}}
     circuit |= {"accuracy": {"contrast_prompt": {"contrast": 0.1}}}
-    _, paper, this, ours, *sentence = smollm.side_by_side(circuit)
-    cells = {line.split("   ")[0].strip(): line.split() for line in (paper, this, ours)}
-    assert [name.split()[0] for name in cells] == ["Gemma-2-9B", "SmolLM2-135M", "ours"]
-    assert this.split()[1:] == ["0.100", "2", "of", "4", "-20.000", "0.050", "0.500"]
-    assert paper.split()[-6:] == ["6", "of", "672", "-27.000", "0.000", "–"]
+    says, columns, paper, this, ours, *sentence = smollm.side_by_side(circuit)
+    names = [line.split("  ")[1].strip() for line in (paper, this, ours)]
+    assert names == ["Gemma-2-9B (paper)", "SmolLM2-135M", "ours (reference/)"]
+    assert this.split()[1:] == ["0.100", "2", "of", "4", "-20", "0.050", "0.500"]
+    wanted = ["0.630", "6", "of", "672", "-27", "0.000", "(16)", "0.870", "(16)"]
+    assert paper.split()[-9:] == wanted and "2507.09875" in says
+    assert max(map(len, (columns, paper, this, ours))) <= 80
     reference = json.loads((smollm.REFERENCE / "circuit.json").read_text())
     share = reference["accuracy"]["contrast_prompt"]["contrast"]
     n_fi = len(reference["groups"]["function_induction"])

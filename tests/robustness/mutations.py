@@ -295,8 +295,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/support/tokenizer.py",
-        old="if known is None and len(ids) != 1:",
-        new="if known is None and not ids:",
+        old="(len(ids) != 1 or self.string(ids[0]) != string)",
+        new="not ids",
         breaks="an answer of several tokens counts as its first",
         tests="pretrained",
     ),
@@ -312,6 +312,20 @@ FAULTS = [
         old='f"{self.about} {receiver.positions}"',
         new="self.about",
         breaks="effects kept of other positions are taken for these",
+        tests="real_models",
+    ),
+    Fault(
+        "minifunc/analysis/long_sweeps.py",
+        old="[None])[0][0] <= 0:",
+        new="[None])[0][1] <= 0:",
+        breaks="nobody is warned where F may not fall, and r is a share of nothing",
+        tests="stated_commands",
+    ),
+    Fault(
+        "commands/smollm.py",
+        old="n_prompts = self.amount.n_inputs",
+        new="n_prompts = self.amount.n_first",
+        breaks="every input is swept on as many prompts as the first: many hours",
         tests="real_models",
     ),
     Fault(
