@@ -1223,8 +1223,6 @@ def test_what_reaches_the_strongest_head_of_the_real_model():
     expected = senders(found["operands_changed"], "23.3.v")
     first, second, third = (expected[head] for head in ("0.5", "0.3", "1.3"))
     assert f"if at all: 0.5 {first.replace(' (', ' % (')}, 0.3 {second}, 1.3 {third}." in text
-    with_interval = [name for name, r in expected.items() if r.endswith(("to 0)", "to -0)"))]
-    assert not with_interval
     n_below = 1 + 23 * 10  # the embedding, heads and MLPs of 23 layers
     assert f"These three were picked out of {n_below} senders" in text
 
