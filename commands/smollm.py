@@ -296,17 +296,17 @@ class Trace:
         effects, intervals = swept["answers"].effects, swept["answers"].intervals()
         attention = attention_shares(self.model, self.prompts.shown(K), self.prompts.places)
         groups = direct_groups(effects.heads, attention, Criteria())
-        r = effects.named(strongest_first=True)
+        r, other = effects.named(strongest_first=True), swept["operands"].effects.named()
         fi = {head: -r[head] for head in r if head in groups["function_induction"]}
         found = {"F": swept["answers"].F, "groups": groups, "attention": attention}
         found |= {"r_ci": intervals, "fi_r": {head: r[head] for head in fi}}
         lines = []
         for head in [head for head in r if "." in head][:N_LISTED]:
             looks = f"{attention[head]['last_to_answers']:.2f}"
-            in_percent = [100 * each for each in (r[head], *intervals[head])]
+            in_percent = [100 * each for each in (r[head], *intervals[head], other[head])]
             lines.append([head, *in_percent, looks, "FI" if head in fi else ""])
         says = f"heads → logits: the strongest of {effects.heads.numel()} (r in %)"
-        columns = ["head", "r", "95 % from", "to", "looks at answers", ""]
+        columns = ["head", "r", "95 % from", "to", "operands changed", "looks at answers", ""]
         self.tell(found, [says, *table(columns, lines, digits=1)])
         return fi
 
@@ -384,14 +384,13 @@ def averaging_table(rows: Sequence[Found]) -> list[str]:
 def beside_others(name: str, circuit: Found) -> list[Any]:
     """A row of the table of `side_by_side`."""
     effects, fi = as_effects(circuit["effects"]["logits"]), circuit["groups"]["function_induction"]
-    r, heads = effects.named(), f"{len(fi)} of {effects.heads.numel()}"
+    heads, r = f"{len(fi)} of {effects.heads.numel()}", min(effects.named()[head] for head in fi)
     left: Found = {"function_induction": [], "random_same_layers": []}
     for row in circuit["evaluation"]["ablation"]:
         if row["how"] == "base" and row.get("shots", SHOTS) == SHOTS and row["ablated"] in left:
             left[row["ablated"]].append(row["contrast_acc"])
     off_by_one = circuit["accuracy"]["contrast_prompt"]["contrast"]
-    strongest = f"{100 * min(r[head] for head in fi):.0f}"
-    return [name, off_by_one, heads, strongest, *map(fmean, left.values())]
+    return [name, off_by_one, heads, f"{100 * r:.0f}", *map(fmean, left.values())]
 
 
 def side_by_side(circuit: Found) -> list[str]:

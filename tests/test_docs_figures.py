@@ -1029,6 +1029,19 @@ def test_the_patcher_against_a_loop(work):
     assert max(lens["max_abs_diff"], own["max_abs_diff"]) < 2e-6
 
 
+def test_a_real_models_shape_against_a_loop():
+    (row,) = bench_rows(model="SmolLM2's shape")
+    shown = table("docs/performance.md", "The patcher against a loop", "work, model |")
+    cells = shown["all heads → logits, SmolLM2's shape"]
+    assert cells == [f"{figure(row['ours_s'])} s", "–", f"{row['ratio']:.0f}×"]
+    assert row["other"] == OWN and row["pairs"] == 270 and row["max_abs_diff"] < 1e-4
+    text = plain(" ".join(section("docs/performance.md", "The patcher against a loop").split()))
+    assert (
+        f"{row['pairs_timed']} of its 270 heads are timed, on {row['model']['prompts']} prompts"
+        in text
+    )
+
+
 def test_the_least_and_the_most_against_a_loop():
     found = []
     for name, model in WORK.values():
@@ -1036,13 +1049,21 @@ def test_the_least_and_the_most_against_a_loop():
             bench_rows(work=name, model=model, other=loop)[0]["ratio"] for loop in (LENS, OWN)
         ]
     text = (ROOT / "docs/performance.md").read_text()
-    assert f"{min(found):.1f} to {max(found):.0f} times as fast in the four cases" in text
+    (real,) = bench_rows(model="SmolLM2's shape")
+    told = (
+        f"{min(found):.1f} to {max(found):.0f} times as fast in the first four cases below, on a "
+    )
+    told += f"CPU, and with a real model's shape {real['ratio']:.0f} times."
+    assert told in " ".join(text.split())
 
 
 def test_memory():
     rows = results("bench")["memory"]
-    assert all(row["peak_gib"] <= row["budget_gib"] for row in rows) and len(rows) == 12
     text = section("docs/performance.md", "Memory")
+    used = [row["peak_gib"] / row["budget_gib"] for row in rows]
+    within, most = sum(share <= 1 for share in used), f"{100 * max(used) - 100:.0f}"
+    told = f"stayed within it in {within} of {len(used)} cases, and was {most} % above at most."
+    assert told in " ".join(text.split())
     for start in range(0, len(rows), 4):
         some = rows[start : start + 4]
         budgets = ", ".join(figure(row["budget_gib"], 3) for row in some)
@@ -1088,11 +1109,28 @@ def test_the_amounts_of_the_full_study():
     assert found["full"] and found["n_prompts"] == 200 and found["shots"] == 8
     assert "8 shots, 200 prompts, if not said otherwise" in text
     share_right = share(found["accuracy"]["contrast_prompt"]["contrast"] + 1e-9, 2)
-    assert f"it answers off by one on {share_right} of 200 prompts" in text
+    before = share(statistics.fmean(of_the_full_study(8, "base", True, "contrast_acc_before")), 2)
+    told = (
+        f"it answers off by one on {share_right} of the 200 prompts that chose the heads, and on "
+    )
+    assert f"{told}{before} of 600 others." in text
     F = found["F"]
     assert f"falls from {F['base']:.2f} to {F['contrast']:.2f} logits" in text
     assert found["evaluation"]["circuit"] == ["23.3", "18.6", "20.5"]
-    assert "One head, 23.3, carries most of this fall; two others, 18.6 and 20.5" in text
+    r = {where: of["effects"]["logits"]["heads"][23][3] for where, of in both_contrasts().items()}
+    assert f"Head 23.3 has the largest r, {100 * r['answers']:.0f} %; 18.6 and 20.5 have" in text
+    assert f"23.3 hardly differs (r {100 * r['operands']:.0f} %)" in text
+    assert r["answers"] == min(of_heads(found).values())
+
+
+def both_contrasts():
+    return {"answers": full_study(), "operands": full_study()["operands_changed"]}
+
+
+def of_heads(of):
+    """r on the logits by head."""
+    rows = of["effects"]["logits"]["heads"]
+    return {f"{n}.{i}": x for n, row in enumerate(rows) for i, x in enumerate(row)}
 
 
 def test_what_the_real_model_answers_by_shots():
@@ -1105,24 +1143,53 @@ def test_what_the_real_model_answers_by_shots():
         assert base["n_prompts"] == 200
 
 
-def test_the_direction_of_the_shift_counts():
+def test_what_gains_and_what_loses_where_the_real_model_is_shown_a_shift():
     chances = {x["shown"]: x["log_probability"] for x in full_study()["averaging"]["mixtures"]}
-    gained = {
-        shown: {k: chances[shown][k] - chances["plain"][k] for k in ("+1", "-1")}
+    up, down = (
+        {k: chances[shown][k] - chances["plain"][k] for k in ("+1", "+0", "-1")}
         for shown in ("+1", "-1")
-    }
-    told = "the answer off by +1 gains {} in mean log-probability over plain prompts, and the one "
-    told += "off by -1 loses {}. Shown sums off by -1, it is the answer off by -1 that gains ({}), "
-    told += "and +1 that loses ({})."
-    changes = [gained["+1"]["+1"], -gained["+1"]["-1"], gained["-1"]["-1"], -gained["-1"]["+1"]]
-    assert min(changes) > 0 and told.format(*(share(x, 2) for x in changes)) in real_text()
+    )
+    gains, opposite, plainly = (
+        (up["+1"], down["-1"]),
+        (up["-1"], down["+1"]),
+        (up["+0"], down["+0"]),
+    )
+    assert min(gains) > 0 > max(*opposite, *plainly)
+    told = (
+        "gains in mean log-probability (+1: {}, -1: {}), the opposite one loses ({}, {}), and so "
+    )
+    told += "does the plain one ({}, {})."
+    changes = [share(abs(x), 2) for x in (*gains, *opposite, *plainly)]
+    assert told.format(*changes) in real_text()
 
 
 def test_what_prompts_of_the_real_model_show():
-    prompts = smollm.draw(None, 200, 8, seed=10)  # the first draw that discovery didn't see
+    prompts = smollm.draw(None, 200, 8, seed=0)  # those that chose the heads
     sums = prompts.x + prompts.y
-    shown = (sums[:, :-1] + 1 == sums[:, -1:]).any(1).double().mean().item()
-    assert f"may show it: in {share(shown + 1e-9, 2)} of prompts." in real_text()
+    asked, shown = sums[:, -1:], sums[:, :-1]
+    plainly = (shown + 1 == asked).any(1).double().mean().item()
+    assert f"and the plain one is shown, in {share(plainly + 1e-9, 2)} of prompts." in real_text()
+    assert not (shown == asked).any() and not (shown + 1 == asked + 1).any()
+
+
+def test_the_second_contrast_of_the_real_model():
+    shown, text = table_rows("docs/results.md", REAL, "head | r, answers")[1:], real_text()
+    reference = json.loads((ROOT / "reference/circuit.json").read_text())
+    ours = {"answers": reference, "operands": reference["operands_changed"]}
+    for number, (name, *cells) in enumerate(shown):
+        both = both_contrasts() if number < 5 else ours
+        r = [of_heads(of)[name.split()[-1]] for of in both.values()]
+        assert cells == [f"{100 * x:.0f}" for x in r]
+    fi = {name.split()[-1] for name, *_ in shown[5:]}
+    theirs = of_heads(reference)
+    assert fi == set(sorted(reference["groups"]["function_induction"], key=theirs.get)[:3])
+    F = {where: of["F"] for where, of in both_contrasts().items()}
+    fall = F["answers"]["base"] - F["answers"]["contrast"]
+    without = F["answers"]["base"] - F["operands"]["base"]
+    told = f"F is then {F['operands']['base']:.2f}: of the fall of {share(fall, 2)}, "
+    assert f"{told}{share(without, 2)} comes without any wrong sum." in text
+    strongest = sorted(of_heads(full_study()["operands_changed"]).items(), key=lambda x: -abs(x[1]))
+    assert [name for name, _ in strongest[:3]] == ["23.0", "29.1", "18.6"]
 
 
 def test_the_strongest_heads_of_the_real_model():
@@ -1141,6 +1208,9 @@ def test_the_strongest_heads_of_the_real_model():
     assert found["criteria"]["looks_at_answers"] == 0.3
     stronger = [head for head in ("18.6", "20.5") if abs(r[head]) < abs(r["23.0"])]
     assert len(stronger) == 2 and "23.0 is stronger than two of the FI heads" in real_text()
+    mlps = found["effects"]["logits"]["mlps"]
+    told = f"MLPs 22 and 21 have {100 * mlps[22]:.0f} and {100 * mlps[21]:.0f} %"
+    assert told in real_text()
 
 
 def of_the_full_study(shots, how, ours, name="undone"):
@@ -1198,6 +1268,10 @@ def test_what_the_real_model_answers_with_heads_replaced():
         assert (None in kept) == (told == "not measured")
     names = ("contrast_acc_before", "plain_kept")
     before, usual = (over_draws(of_the_full_study(8, "base", True, name)) for name in names)
+    rows = full_study()["evaluation"]["ablation"]
+    alone = [row["faithfulness"] for row in rows if "faithfulness" in row and row["shots"] == 8]
+    told = over_draws(alone).replace(" (", " of the fall (")
+    assert f"{told} stays: the three are not the whole of it." in real_text()
     assert shown[0] == ["no head replaced", before, "not kept", usual]
 
 
@@ -1220,11 +1294,15 @@ def test_what_reaches_the_strongest_head_of_the_real_model():
         assert int(n_prompts) == of["effects"]["23.3.v"]["n_prompts"] == 100
         three = list(senders(of, "23.3.v").items())[:3]
         assert cell == ", ".join(f"{name} {r}" for name, r in three)
-    expected = senders(found["operands_changed"], "23.3.v")
-    first, second, third = (expected[head] for head in ("0.5", "0.3", "1.3"))
-    assert f"if at all: 0.5 {first.replace(' (', ' % (')}, 0.3 {second}, 1.3 {third}." in text
+    heads = senders(found["operands_changed"], "23.3.v")
+    three = [(name, r) for name, r in heads.items() if "." in name][:3]
+    (first, r), second, third = three
+    told = f"{first} {r.replace(' (', ' % (')}, {' '.join(second)}, {' '.join(third)}."
+    assert told.replace("-0)", "0)") in text
+    F = found["operands_changed"]["effects"]["23.3.v"]["F"]
+    assert f"of a fall of {share(F['base'] - F['contrast'], 2)} logits" in text
     n_below = 1 + 23 * 10  # the embedding, heads and MLPs of 23 layers
-    assert f"These three were picked out of {n_below} senders" in text
+    assert f"These were picked out of {n_below} senders" in text
 
 
 def test_sixteen_prompts_of_the_real_model_are_too_few():
@@ -1235,7 +1313,9 @@ def test_sixteen_prompts_of_the_real_model_are_too_few():
     for receiver in receivers - {"23.3.v"}:
         assert effects[receiver]["n_prompts"] == found["effects"][receiver]["n_prompts"] == 16
         F = effects[receiver]["F"]
-        assert f"F falls by {share(F['base'] - F['contrast'], 2)} on them" in text
+        assert f"With operands changed F falls by {share(F['base'] - F['contrast'], 2)}" in text
+    embedding = senders(found, "18.6.v")["embedding"].replace(" (", " %, ").removesuffix(")")
+    assert f"(embedding → v of 18.6: {embedding})" in text
 
 
 def test_whether_the_real_model_averages():
@@ -1243,7 +1323,7 @@ def test_whether_the_real_model_averages():
     told = (
         "Where each example is off by -1 or +1, at random, F is {} (95 % from {}). It is {} ({}) "
     )
-    told += "where all are off by +1, and {} ({}) where all are off by -1."
+    told += "where all are off by +1, and {} ({}) where all are off by -1: it lies between"
     cells = []
     for shown in ("-1 and +1, mixed", "+1", "-1"):
         row = found[shown]
@@ -1251,8 +1331,11 @@ def test_whether_the_real_model_averages():
         cells += [f"{F:.2f}", " to ".join(f"{end:.2f}" for end in row["F_ci"])]
     text, mixed = real_text(), found["-1 and +1, mixed"]
     assert told.format(*cells) in text
-    F = [float(cells[at]) for at in (0, 2, 4)]
-    assert abs(F[0] - (F[1] + F[2]) / 2) < 0.1 and "as averaging would have it" in text
+    assert float(cells[2]) < float(cells[0]) < float(cells[4])
+    usual = found["plain"]["log_probability"]
+    ends = " to ".join(f"{end:.2f}" for end in found["plain"]["F_ci"])
+    assert f"the F of plain prompts, {usual['+0'] - usual['+1']:.2f} ({ends})." in text
+    assert mixed["F_ci"][1] < found["plain"]["F_ci"][0]
     assert f"on plain prompts (R² {share(found['plain']['r2']['attention'], 2)})" in text
     r2 = [share(mixed["r2"][name], 2) for name in ("attention", "uniform")]
     ends = " to ".join(share(end, 2) for end in mixed["r2_ci"]["attention"])
@@ -1283,6 +1366,11 @@ def test_the_column_of_the_real_model_beside_others():
         for ours, name in ((1, "contrast_acc_before"), (1, "contrast_acc"), (0, "contrast_acc"))
     )
     fall = found["F"]["base"] - found["F"]["contrast"]
+    reference = json.loads((ROOT / "reference/circuit.json").read_text())["F"]
+    assert round((reference["base"] - reference["contrast"]) / fall) == 13
+    assert "a thirteenth of ours" in real_text()
+    printed = share(found["accuracy"]["contrast_prompt"]["contrast"] + 1e-9, 2)
+    assert f"(The command prints {printed}, of the prompts that chose the heads.)" in real_text()
     assert own == {
         "": "SmolLM2-135M",
         "off by one at 8 shots": before.replace(")", ", three draws)"),
