@@ -291,7 +291,7 @@ class Trace:
         """The FI heads, strongest first, each with -r on the logits."""
         swept = {name: sweeps.sweep(Logits()) for name, sweeps in self.sweeps.items()}
         for name, each in swept.items():
-            self.effects[name]["logits"] = as_lists(each.effects)
+            self.effects[name]["logits"] = as_lists(each.effects) | {"r_ci": each.intervals()}
         self.circuit["operands_changed"]["F"] = rounded(swept["operands"].F, 5)
         effects, intervals = swept["answers"].effects, swept["answers"].intervals()
         attention = attention_shares(self.model, self.prompts.shown(K), self.prompts.places)

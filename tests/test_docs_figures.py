@@ -1178,8 +1178,15 @@ def test_the_second_contrast_of_the_real_model():
     ours = {"answers": reference, "operands": reference["operands_changed"]}
     for number, (name, *cells) in enumerate(shown):
         both = both_contrasts() if number < 5 else ours
-        r = [of_heads(of)[name.split()[-1]] for of in both.values()]
-        assert cells == [f"{100 * x:.0f}" for x in r]
+        head = name.split()[-1]
+        wanted = [f"{100 * of_heads(of)[head]:.0f}" for of in both.values()]
+        if number < 5:
+            logits = [of["effects"]["logits"] for of in both.values()]
+            wanted = [
+                in_percent(of_heads(of)[head], found["r_ci"][head])
+                for of, found in zip(both.values(), logits, strict=True)
+            ]
+        assert cells == wanted
     fi = {name.split()[-1] for name, *_ in shown[5:]}
     theirs = of_heads(reference)
     assert fi == set(sorted(reference["groups"]["function_induction"], key=theirs.get)[:3])

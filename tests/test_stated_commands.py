@@ -612,7 +612,7 @@ def test_the_fi_heads_of_a_real_model_are_listed_strongest_first(monkeypatch):
     looks = {head: {"last_to_answers": 0.5} for head in groups["function_induction"]}
     monkeypatch.setattr(smollm, "attention_shares", lambda *_: looks)
     monkeypatch.setattr(smollm, "direct_groups", lambda *_: groups)
-    monkeypatch.setattr(smollm, "as_lists", lambda effects: effects)
+    monkeypatch.setattr(smollm, "as_lists", lambda effects: {"of": effects})
     told = []
     study.tell = lambda found, lines: told.append((found, list(lines)))
     fi = study.find_heads()
@@ -620,6 +620,8 @@ def test_the_fi_heads_of_a_real_model_are_listed_strongest_first(monkeypatch):
     assert list(fi) == list(wanted) and fi == pytest.approx(wanted)
     [(found, lines)] = told
     assert found["F"] == {"base": 2.0, "contrast": -3.0} and found["r_ci"] == intervals
+    for kept in study.effects.values():  # under both contrasts
+        assert kept["logits"] == {"of": effects, "r_ci": intervals}
     rows = [line.split() for line in lines if line.strip().startswith(("0.", "1."))]
     assert [(row[0], float(row[1])) for row in rows] == [
         ("1.0", -50.0),
