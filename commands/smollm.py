@@ -70,6 +70,7 @@ class Amount:
     shots: tuple[int, ...] = (SHOTS,)
     inputs: str = "v"  # one letter: of the strongest FI head; several: of every FI head
     n_first: int = 16  # prompts for the first of these inputs
+    max_memory: float | None = None  # of a sweep, in GiB; None: as PathPatcher has it
 
 
 FULL = Amount(200, 16, 200, 3, (8, 16), "vqk", 100)
@@ -244,11 +245,11 @@ class Trace:
         self.prompts = prompts = draw(tokenizer, amount.n_found, SHOTS, seed=0)
         contrast, answers = prompts.shown(K), (prompts.answers(0), prompts.answers(K))
         self.folder = out / "sweeps"
-        self.sweeps: dict[str, LongSweeps] = {}
+        self.sweeps, gib = dict[str, LongSweeps](), amount.max_memory
         bases = {"answers": prompts.shown(0), "operands": prompts.operands_changed()}
         for changed, base in bases.items():
             kept = self.folder / f"{changed}_{amount.n_found}"
-            self.sweeps[changed] = LongSweeps(model, (base, contrast), answers, kept)
+            self.sweeps[changed] = LongSweeps(model, (base, contrast), answers, kept, gib)
         self.effects: dict[str, Found] = {changed: {} for changed in bases}
         self.circuit: Found = {"task": "addition", "k": K, "asked": f"off by {K:+d}"}
         self.circuit |= {"shots": SHOTS, "n_prompts": amount.n_found, "contrast": "answers"}
@@ -428,10 +429,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--out", type=Path, default=Path("out/smollm"), help="default: %(default)s")
     add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
     add("--full", action="store_true", help="more of all, about 4 hours; the same command goes on")
+    add("--max-memory", type=float, metavar="GIB", help="of a sweep, beside weights (default: 2)")
     add("--quick", action="store_true", help="few prompts, to see that it runs; no summary")
     flags = parser.parse_args(argv)
     device = pick_device(flags.device, float64=True)
-    amount = FULL if flags.full else Amount()
+    amount = replace(FULL if flags.full else Amount(), max_memory=flags.max_memory)
     if flags.quick:
         amount = replace(amount, n_found=4, n_inputs=2, n_fresh=4)
     started = time.perf_counter()
@@ -447,8 +449,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(fitted([*side_by_side(circuit), ""]))
     files.save_json(path, circuit)
     if not flags.quick:
-        name = "smollm_full.json" if flags.full else "smollm.json"
-        files.save_json(RESULTS / name, circuit)
+        files.save_json(RESULTS / f"smollm{'_full' * flags.full}.json", circuit)
     print(f"everything is in {path}, {circuit['seconds']:.0f} s")
     return 0
 

@@ -413,6 +413,13 @@ def test_where_no_head_meets_the_criteria_the_study_says_so(loaded, tmp_path, mo
     assert "no head meets the criteria" in shown.out + shown.err
 
 
+def test_too_little_memory_for_the_study_is_one_line(loaded, tmp_path, capsys):
+    paths = ["--quick", "--out", str(tmp_path), "--device", "cpu"]
+    assert smollm.main([*paths, "--max-memory", "1e-6"]) == 2
+    shown = capsys.readouterr()
+    assert "too small for one row" in shown.err and shown.err.count("\n") == 1
+
+
 def test_another_file_in_the_package_is_refused(tmp_path, monkeypatch):
     (tmp_path / smollm.PACKAGE).mkdir()
     (tmp_path / smollm.PACKAGE / "__init__.py").touch()
@@ -462,6 +469,7 @@ FAULTS = [
     ([{**PAIRS[0], "contrast": "1+1=\n2+2="}], (), "have 11 and 10 tokens"),
     ([PAIRS[0], {**PAIRS[1], "base": "1+2=", "contrast": "1+2="}], (), "the first pair 11"),
     ([{**PAIRS[0], "base_answer": "12"}], (), "no single token for '12'"),
+    (PAIRS, ("--max-memory", "1e-6"), "too small for one row"),
     (PAIRS, ("--to", "2.9.v"), "--to 2.9.v: the model has 3 layers of 4 heads"),
     (PAIRS, ("--to", "2.1.z"), "no node '2.1.z'"),
 ]

@@ -89,8 +89,8 @@ class LongSweeps:
         make_folder(folder)
 
     def sweep(self, receiver: Receiver, n_prompts: int | None = None) -> Swept:
-        """The effects on a receiver, from the first n_prompts (None: from all). Raises UserError
-        where the folder keeps effects of other weights, prompts or positions."""
+        """The effects on a receiver, from the first n_prompts (None: all). Raises UserError for
+        kept effects of other weights or prompts, answers that are alike, and too little memory."""
         path, n_all = self.folder / f"{receiver}.pt", len(self.prompts[0])
         wanted = n_all if n_prompts is None else min(counted("n_prompts", n_prompts), n_all)
         about = f"{self.about} {receiver.positions}".removesuffix(" None")
@@ -105,8 +105,11 @@ class LongSweeps:
             for start in range(n_done, wanted, TOGETHER):
                 some = slice(start, min(start + TOGETHER, wanted))
                 x, y, a, b = (each[some] for each in self.prompts)  # tokens, their answers
-                patcher = PathPatcher(self.model, x, y, a, b, max_memory=self.max_memory)
-                kept["change"].append(patcher.sweep(receiver).per_prompt)
+                try:
+                    patcher = PathPatcher(self.model, x, y, a, b, max_memory=self.max_memory)
+                    kept["change"].append(patcher.sweep(receiver).per_prompt)
+                except ValueError as error:  # answers that are alike, too little memory
+                    raise UserError(str(error)) from None
                 kept["F"].append(torch.stack([patcher.F_base, patcher.F_contrast]).cpu())
                 save_tensors(path, kept)
                 bar.update(some.stop - start)
