@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--to", default="", metavar="L.H.v,…", help="sweep inputs of heads as well: q, k or v")
     add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
     add("--dtype", choices=DTYPES, default="float32", help="of the weights")
-    add("--max-memory", type=float, metavar="GIB", help="of a sweep, beside weights (default: 2)")
+    add("--max-memory", type=float, metavar="GIB", help="that a sweep may use beside the weights")
     flags = parser.parse_args(argv)
     device, pairs = pick_device(flags.device, float64=True), read_pairs(flags.prompts)
     make_folder(flags.out)

@@ -55,6 +55,7 @@ MISSING = {  # these are null
     "rules, steered": "only single amounts and a mixture of two are asked of this model",
     "plain_kept, ci": "of random heads, how much of the shift they undo is the question",
 }
+PUT_IN = ("function_induction", "random_same_layers")
 PAPER = ["Gemma-2-9B (paper)", 0.63, "6 of 672", "-27", "0.000 (16)", "0.870 (16)"]
 
 
@@ -200,8 +201,7 @@ class Judged:
         return row | {"plain_kept": self.scores.score(kept).base_acc}
 
     def random(self, heads: Heads) -> Found:
-        """As many other heads of the same layers, drawn N_RANDOM times: means, and undone_ci from
-        2.5 % to 97.5 % of the draws."""
+        """N_RANDOM draws of as many heads of these layers: means; undone_ci: 95 % of the draws."""
         generator = Generator().manual_seed(0)
         drawn = [random_group(heads, self.n_heads, generator) for _ in range(N_RANDOM)]
         rows = self.rows("random_same_layers", drawn)
@@ -237,8 +237,7 @@ def averaging(model: Transformer, prompts: Prompts, weights: dict[str, float]) -
 
 
 class Trace:
-    """The study of one model: its steps, in order. What is found stands in `circuit`, and is told
-    as soon as it is known."""
+    """The study of one model: what is found is told as soon as it is known, and in `circuit`."""
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, amount: Amount, out: Path) -> None:
         self.model, self.tokenizer, self.amount = model, tokenizer, amount
@@ -382,30 +381,34 @@ def averaging_table(rows: Sequence[Found]) -> list[str]:
     ]
 
 
+def judged(circuit: Found, who: str, value: str, usual: float = 0.0) -> float:
+    """The mean of a value over a group's rows with base values, at SHOTS; usual: without it."""
+    rows = circuit["evaluation"]["ablation"]
+    rows = [row for row in rows if (row["ablated"], row["how"]) == (who, "base")]
+    return fmean(row.get(value, usual) for row in rows if row.get("shots", SHOTS) == SHOTS)
+
+
 def beside_others(name: str, circuit: Found) -> list[Any]:
     """A row of the table of `side_by_side`."""
     effects, fi = as_effects(circuit["effects"]["logits"]), circuit["groups"]["function_induction"]
     heads, r = f"{len(fi)} of {effects.heads.numel()}", min(effects.named()[head] for head in fi)
-    left: Found = {"function_induction": [], "random_same_layers": []}
-    for row in circuit["evaluation"]["ablation"]:
-        if row["how"] == "base" and row.get("shots", SHOTS) == SHOTS and row["ablated"] in left:
-            left[row["ablated"]].append(row["contrast_acc"])
-    off_by_one = circuit["accuracy"]["contrast_prompt"]["contrast"]
-    return [name, off_by_one, heads, f"{100 * r:.0f}", *map(fmean, left.values())]
+    usual = circuit["accuracy"]["contrast_prompt"]["contrast"]
+    before = judged(circuit, PUT_IN[0], "contrast_acc_before", usual)
+    left = [judged(circuit, who, "contrast_acc") for who in PUT_IN]
+    return [name, before, heads, f"{100 * r:.0f}", *left]
 
 
 def side_by_side(circuit: Found) -> list[str]:
     """The paper's model, this one, the repository's own; and a sentence on this one."""
     ours = beside_others("ours (reference/)", files.load_json(REFERENCE / "circuit.json"))
     this = beside_others("SmolLM2-135M", circuit)
-    rows = [row for row in circuit["evaluation"]["ablation"] if row["how"] == "base"]
-    undone, by_chance = (fmean(x["undone"] for x in some) for some in (rows[::2], rows[1::2]))
+    undone = [judged(circuit, who, "undone") for who in PUT_IN]
     columns = ["8 shots (16)", "off by one", "FI heads", "r, %", "replaced", "random ones"]
     return [
         "side by side; replaced: off by one, base values in FI heads (paper: arXiv 2507.09875)",
         *table(columns, [PAPER, this, ours]),
-        f"The behaviour: off by one is answered on {this[1]:.0%} of prompts. The circuit: FI heads "
-        f"undo {undone:.0%} of the shift in F, random heads of these layers {by_chance:.0%}.",
+        f"The behaviour: off by one is answered on {this[1]:.1%} of prompts. The circuit: FI heads "
+        f"undo {undone[0]:.0%} of the shift in F, random heads of these layers {undone[1]:.0%}.",
     ]
 
 
@@ -429,7 +432,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--out", type=Path, default=Path("out/smollm"), help="default: %(default)s")
     add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
     add("--full", action="store_true", help="more of all, about 4 hours; the same command goes on")
-    add("--max-memory", type=float, metavar="GIB", help="of a sweep, beside weights (default: 2)")
+    add("--max-memory", type=float, metavar="GIB", help="that a sweep may use beside the weights")
     add("--quick", action="store_true", help="few prompts, to see that it runs; no summary")
     flags = parser.parse_args(argv)
     device = pick_device(flags.device, float64=True)
@@ -445,11 +448,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     circuit = Trace(model, tokenizer, amount, flags.out).run()
     circuit |= {"model": FILE, "full": flags.full, "weights": weights_hash(model.state_dict())}
     circuit |= {"versions": versions(), "seconds": round(time.perf_counter() - started, 1)}
-    if circuit["evaluation"]:
-        print(fitted([*side_by_side(circuit), ""]))
     files.save_json(path, circuit)
     if not flags.quick:
         files.save_json(RESULTS / f"smollm{'_full' * flags.full}.json", circuit)
+    if circuit["evaluation"]:
+        print(fitted([*side_by_side(circuit), ""]))
     print(f"everything is in {path}, {circuit['seconds']:.0f} s")
     return 0
 

@@ -582,16 +582,29 @@ def test_a_text_of_which_a_part_has_no_token_is_refused():
         of_text.single_tokens(["a", "7"])
 
 
+def test_a_text_that_a_tokenizer_composes_is_not_refused():
+    tokenizers = pytest.importorskip("tokenizers")
+    inner = tokenizer_of(["Ã", "©", "c"])
+    inner.normalizer = tokenizers.normalizers.NFC()
+    assert Tokenizer(inner).encode("ce\u0301") == Tokenizer(inner).encode("c\u00e9")
+    with pytest.raises(UserError, match="has no tokens for a part"):
+        Tokenizer(inner).encode("x\u0301")
+
+
 def test_weights_that_the_machine_cannot_hold_are_refused(tmp_path, monkeypatch):
     path = write_gguf(tmp_path / "a.gguf", theirs("Llama, FULL"))
     n_bytes = 4 * sum(weight.numel() for weight in load_pretrained(path)[0].parameters())
-    pages = {"enough": n_bytes // pretrained.mmap.PAGESIZE + 1}
-    monkeypatch.setattr(pretrained.os, "sysconf", lambda _: pages["enough"])
-    load_pretrained(path)
-    monkeypatch.setattr(pretrained.os, "sysconf", lambda _: pages["enough"] - 1)
-    with pytest.raises(UserError, match="more than this machine has: try bfloat16"):
+    machine = {"SC_PAGE_SIZE": 4}
+    monkeypatch.setattr(pretrained.os, "sysconf", machine.__getitem__)
+    for pages in (n_bytes // 4, -1):  # as many as are needed; the system does not tell
+        machine["SC_PHYS_PAGES"] = pages
+        load_pretrained(path)
+    machine["SC_PHYS_PAGES"] = n_bytes // 4 - 1
+    with pytest.raises(UserError, match="takes .* GiB; this machine has"):
         load_pretrained(path)
     load_pretrained(path, torch.bfloat16)
+    monkeypatch.delattr(pretrained.os, "sysconf")  # Windows
+    load_pretrained(path)
 
 
 @pytest.mark.parametrize("lacking", ["tokens", "scores", "token_type", "bos_token_id"])

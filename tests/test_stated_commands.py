@@ -720,23 +720,24 @@ def test_the_tables_of_a_real_model():
 
 def test_a_real_model_stands_beside_the_papers_and_ours():
     effects = {"embedding": 0.0, "heads": [[-0.1, 0.3], [-0.2, -0.9]], "mlps": [0.0, 0.0]}
-    about = {"how": "base", "shots": 8, "undone": 0.75, "contrast_acc": 0.04}
+    about = {"how": "base", "shots": 8, "undone": 0.75, "contrast_acc": 0.04, "n_draws": 1}
+    about["contrast_acc_before"] = 0.13
     rows = []
     for draw in range(2):
         for x in ({}, {"how": "mean", "undone": 0.5, "contrast_acc": 0.9}):
             ours = {"ablated": "function_induction", "contrast_acc": 0.04 + 0.02 * draw}
             rows += [about | ours | x]
-            rows += [about | {"ablated": "random_same_layers", "undone": 0.0, "contrast_acc": 0.5}]
-            rows[-1] |= x
+            random = {"ablated": "random_same_layers", "undone": 0.1, "contrast_acc": 0.5}
+            rows += [about | random | {"n_draws": 20} | x]
     rows.append(about | {"shots": 16, "ablated": "function_induction", "contrast_acc": 0.8})
-    rows.append(about | {"shots": 16, "ablated": "random_same_layers", "undone": 0.3})
+    rows.append(about | {"shots": 16, "ablated": "random_same_layers", "n_draws": 20})
     circuit = {"effects": {"logits": effects}, "evaluation": {"ablation": rows}}
     circuit |= {"groups": {"function_induction": ["0.0", "1.0"]}}
     circuit |= {"accuracy": {"contrast_prompt": {"contrast": 0.1}}}
     says, columns, paper, this, ours, *sentence = smollm.side_by_side(circuit)
     names = [line.split("  ")[1].strip() for line in (paper, this, ours)]
     assert names == ["Gemma-2-9B (paper)", "SmolLM2-135M", "ours (reference/)"]
-    assert this.split()[1:] == ["0.100", "2", "of", "4", "-20", "0.050", "0.500"]
+    assert this.split()[1:] == ["0.130", "2", "of", "4", "-20", "0.050", "0.500"]
     wanted = ["0.630", "6", "of", "672", "-27", "0.000", "(16)", "0.870", "(16)"]
     assert paper.split()[-9:] == wanted and "2507.09875" in says
     assert max(map(len, (columns, paper, this, ours))) <= 80
@@ -744,16 +745,17 @@ def test_a_real_model_stands_beside_the_papers_and_ours():
     share = reference["accuracy"]["contrast_prompt"]["contrast"]
     n_fi = len(reference["groups"]["function_induction"])
     assert [*ours.split()[2:4], *ours.split()[4:6]] == [f"{share:.3f}", str(n_fi), "of", "24"]
-    assert "on 10% of prompts" in sentence[0]
+    assert "on 13.0% of prompts" in sentence[0]
     assert "undo 75% of the shift in F, random heads of these layers 10%" in sentence[0]
 
 
 def test_where_F_may_not_fall_the_reader_is_warned():
     effects = Effects(embedding=torch.tensor(0.0), heads=torch.zeros(1, 1), mlps=torch.zeros(1))
     intervals, F = dict.fromkeys(effects.named(), [0.0, 0.0]), torch.tensor([1.0, 3.0, 2.0, 2.0])
-    for fall, warned in (([1.0] * 4, False), ([-1.0] * 4, True), ([2.0, -2.0, 0.5, 0.5], True)):
+    falls = [([1.0] * 4, False), ([-1.0] * 4, True), ([2.0, -2.0, 0.5, 0.5], True)]
+    for fall, warned in (*falls, ([float("nan")] * 4, True)):
         swept = swept_of(effects, F, F - torch.tensor(fall), intervals)
-        assert swept.told("logits", 3)[-1].startswith("warning: F may not fall") == warned
+        assert swept.told("logits", 3)[-1].startswith("warning: F rises here") == warned
 
 
 # ---------------------------------------------------------------- the reference run

@@ -965,6 +965,7 @@ def test_what_changes_nothing_is_taken():
 def test_a_tokenizer_puts_its_first_tokens_before_a_text():
     inner = SimpleNamespace(
         model=None,
+        normalizer=None,
         encode=lambda text: SimpleNamespace(ids=[len(text)], tokens=[text], offsets=[(0, 3)]),
         decode=lambda ids, skip_special_tokens: f"{ids}{skip_special_tokens}",
     )

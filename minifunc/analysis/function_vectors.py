@@ -29,8 +29,7 @@ Parts = dict[str, Tensor]  # logits [n_rows, d_vocab] by what was changed: a hea
 
 
 def hook_points(model: Transformer, heads: Iterable[str], *kinds: str) -> list[str]:
-    """The hook points of these kinds in the layers of `heads`, from below up. Raises ValueError
-    for a head there is not."""
+    """Hook points of these kinds in the layers of `heads`. Raises ValueError for no head."""
     layers = sorted({parse(head)[0] for head in checked_heads(heads, all_heads(model.cfg))})
     return [f"blocks.{layer}.{kind}" for layer in layers for kind in kinds]
 

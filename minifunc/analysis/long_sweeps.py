@@ -56,10 +56,8 @@ class Swept:
         says = f"what reaches {to}, r in % and its 95 % interval over {len(self.F_base)} prompts"
         F = "F: base {base:.2f}, contrast {contrast:.2f}".format(**self.F)
         lines = [f"{says} ({F})", *table(["sender", "r", "from", "to"], rows, digits=1)]
-        if bootstrap((self.F_base - self.F_contrast)[None])[0][0] <= 0:
-            lines.append(
-                "warning: F may not fall at all here (95 % of its fall), so r tells nothing"
-            )
+        if not bootstrap((self.F_base - self.F_contrast)[None])[0][0] > 0:  # also where it is NaN
+            lines.append("warning: F rises here, or may not fall (95 %), so r tells nothing")
         return lines
 
 

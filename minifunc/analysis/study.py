@@ -115,8 +115,7 @@ def reuse(
 
 
 def reuse_rows(model: Transformer, pairs: Any, heads: Heads, drawn: Sequence[Heads]) -> list[Found]:
-    """Four rows: base prompts, contrast prompts, these without `heads`, without random heads (a
-    mean over the groups in `drawn`)."""
+    """Base prompts, contrast prompts, these without `heads`, without the groups `drawn` (means)."""
     prompts = Prompts(Ablator(model, pairs.contrast, {"base": pairs.base}), answers_of(pairs))
     on_base = replace(prompts, ablator=prompts.ablator.on(pairs.base))
     rows = [

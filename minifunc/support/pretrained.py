@@ -6,7 +6,6 @@ refused by name. Needs the packages gguf, safetensors and tokenizers.
 """
 
 import math
-import mmap
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -81,9 +80,9 @@ def load_pretrained(
     fault, for missing or damaged files, and for a model that ours would not compute."""
     source, model = opened(path)
     needed = sum(weight.numel() for weight in model.parameters()) * dtype.itemsize / 2**30
-    pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf  # of the machine
-    if torch.device(device).type == "cpu" and needed > pages * mmap.PAGESIZE / 2**30:
-        raise UserError(f"{path} takes {needed:.3g} GiB, more than this machine has: try bfloat16")
+    has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    if torch.device(device).type == "cpu" and 0 < has / 2**30 < needed:
+        raise UserError(f"{path} takes {needed:.3g} GiB; this machine has {has / 2**30:.3g}")
     model = model.to(dtype).to_empty(device=device).requires_grad_(False).eval()
     for name, view in views(model, source).items():
         view.copy_(source.read(name).reshape(view.shape))

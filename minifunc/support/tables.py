@@ -24,8 +24,7 @@ codecs.register_error(SPELLER, spelled)
 
 
 def wrapped(line: str, indent: int = 4) -> str:
-    """A line that fits the terminal (80 columns where there is none): broken at spaces, its
-    continuations indented further."""
+    """A line broken at spaces to fit the terminal (or 80 columns), continuations indented."""
     later = " " * (indent + len(line) - len(line.lstrip()))
     lines = textwrap.TextWrapper(shutil.get_terminal_size().columns, subsequent_indent=later)
     lines.break_on_hyphens = lines.break_long_words = False

@@ -5,6 +5,7 @@ import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import normalize
 
 from minifunc.support.errors import UserError
 
@@ -36,12 +37,14 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Raises UserError for a text of which the vocabulary has no tokens."""
-        found, unknown = self.inner.encode(text), getattr(self.inner.model, "unk_token", None) or ""
+        whole = text if self.inner.normalizer is None else normalize("NFC", text)  # one may compose
+        found = self.inner.encode(whole)
+        unknown = getattr(self.inner.model, "unk_token", None) or ""
         covered = {at for ends in found.offsets for at in range(*ends)}
-        lost = [sign for at, sign in enumerate(text) if at not in covered and not sign.isspace()]
-        if lost or found.tokens.count(unknown) > text.count(unknown):
+        lost = [sign for at, sign in enumerate(whole) if at not in covered and not sign.isspace()]
+        if lost or found.tokens.count(unknown) > whole.count(unknown):
             raise UserError(f"the model's vocabulary has no tokens for a part of {text!r:.40}")
-        return [*self.first, *found.ids]
+        return [*self.first, *self.inner.encode(text).ids]
 
     def string(self, token: int) -> str:
         return str(self.inner.decode([token], skip_special_tokens=False))

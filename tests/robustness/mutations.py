@@ -316,8 +316,8 @@ FAULTS = [
     ),
     Fault(
         "minifunc/analysis/long_sweeps.py",
-        old="[None])[0][0] <= 0:",
-        new="[None])[0][1] <= 0:",
+        old="[None])[0][0] > 0:",
+        new="[None])[0][1] > 0:",
         breaks="nobody is warned where F may not fall, and r is a share of nothing",
         tests="stated_commands",
     ),
