@@ -407,8 +407,8 @@ def side_by_side(circuit: Found) -> list[str]:
     return [
         "side by side; replaced: off by one, base values in FI heads (paper: arXiv 2507.09875)",
         *table(columns, [PAPER, this, ours]),
-        f"The behaviour: off by one is answered on {this[1]:.1%} of prompts. The circuit: FI heads "
-        f"undo {undone[0]:.0%} of the shift in F, random heads of these layers {undone[1]:.0%}.",
+        f"The behaviour: off by one is answered on {this[1]:.1%} of prompts. The circuit (answers "
+        f"changed): FI heads undo {undone[0]:.0%} of the shift in F, random heads {undone[1]:.0%}.",
     ]
 
 

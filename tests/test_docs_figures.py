@@ -1388,7 +1388,7 @@ def test_the_column_of_the_real_model_beside_others():
         float(of.split()[0]) for of in (over_draws(of_the_full_study(8, "base", x)) for x in (1, 0))
     ]
     assert f"undo {undone[0]:.0%} of the shift in F" in sentence
-    assert f"layers {undone[1]:.0%}." in sentence
+    assert f"random heads {undone[1]:.0%}." in sentence
     assert own == {
         "": "SmolLM2-135M",
         "off by one at 8 shots": before.replace(")", ", three draws)"),

@@ -746,7 +746,7 @@ def test_a_real_model_stands_beside_the_papers_and_ours():
     n_fi = len(reference["groups"]["function_induction"])
     assert [*ours.split()[2:4], *ours.split()[4:6]] == [f"{share:.3f}", str(n_fi), "of", "24"]
     assert "on 13.0% of prompts" in sentence[0]
-    assert "undo 75% of the shift in F, random heads of these layers 10%" in sentence[0]
+    assert "undo 75% of the shift in F, random heads 10%" in sentence[0]
 
 
 def test_where_F_may_not_fall_the_reader_is_warned():
