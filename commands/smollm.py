@@ -237,7 +237,7 @@ def averaging(model: Transformer, prompts: Prompts, weights: dict[str, float]) -
 
 
 class Trace:
-    """The study of one model: what is found is told as soon as it is known, and in `circuit`."""
+    """The study of one model. What is found stands in `circuit`, and is told once it is known."""
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, amount: Amount, out: Path) -> None:
         self.model, self.tokenizer, self.amount = model, tokenizer, amount
@@ -444,7 +444,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     files.make_folder(flags.out)
     files.check_writable(path)
     model, tokenizer = load_pretrained(packaged(), device=device)
-    print(f"{FILE} (Apache-2.0) on {device}", *["this takes about 4 hours on 2 cores"] * flags.full)
+    print(f"{FILE} (Apache-2.0) on {device}", *["all takes about 4 hours on 2 cores"] * flags.full)
     circuit = Trace(model, tokenizer, amount, flags.out).run()
     circuit |= {"model": FILE, "full": flags.full, "weights": weights_hash(model.state_dict())}
     circuit |= {"versions": versions(), "seconds": round(time.perf_counter() - started, 1)}

@@ -29,7 +29,7 @@ Parts = dict[str, Tensor]  # logits [n_rows, d_vocab] by what was changed: a hea
 
 
 def hook_points(model: Transformer, heads: Iterable[str], *kinds: str) -> list[str]:
-    """Hook points of these kinds in the layers of `heads`. Raises ValueError for no head."""
+    """Hook points of these kinds in the layers of `heads`. Raises ValueError for unknown heads."""
     layers = sorted({parse(head)[0] for head in checked_heads(heads, all_heads(model.cfg))})
     return [f"blocks.{layer}.{kind}" for layer in layers for kind in kinds]
 
