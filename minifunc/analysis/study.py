@@ -115,7 +115,7 @@ def reuse(
 
 
 def reuse_rows(model: Transformer, pairs: Any, heads: Heads, drawn: Sequence[Heads]) -> list[Found]:
-    """Rows: base and contrast prompts, the latter without `heads`, without `drawn` (their means)."""
+    """Rows: base and contrast prompts, the latter without `heads`, without `drawn` (means)."""
     prompts = Prompts(Ablator(model, pairs.contrast, {"base": pairs.base}), answers_of(pairs))
     on_base = replace(prompts, ablator=prompts.ablator.on(pairs.base))
     rows = [
